@@ -117,14 +117,15 @@ def answer_of(
     *,
     selected_on: int = SELECTED,
     bounded_by: MergeSampleScore | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Coefficients:
     """The answer of a search with ``images`` images, chosen on ``selected_on`` other images.
 
     The bound of a kept metric is not charged, as when the tables were measured. It is that of ``bounded_by``, by
-    default of the objective itself.
+    default of the objective itself. ``options`` are the optimizer's.
     """
     constraint = constraint_outside_studies(bounded_by or objective)
-    checks = list(compared(objective, optimizer, seed, images, constraint))
+    checks = list(compared(objective, optimizer, seed, images, constraint, options))
     best = sorted(checks, key=lambda found: found[0])[:TOP]
 
     def selected(found: tuple[float, Coefficients]) -> float:
@@ -135,15 +136,19 @@ def answer_of(
 
 
 def compared(
-    objective: MergeSampleScore, optimizer: str, seed: int, images: int, constraint: Constraint | None = None
+    objective: MergeSampleScore,
+    optimizer: str,
+    seed: int,
+    images: int,
+    constraint: Constraint | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[float, Coefficients]]:
     """The losses of a search that compare, and their coefficients."""
     per_evaluation, spent = objective.images_per_evaluation, 0
     origin, groups = default_origin(objective.steps), objective.layer_groups
     space = AffineSpace(objective.steps, origin if groups is None else np.tile(origin, (len(groups), 1)))
-    asking = build_optimizer(
-        OptimizerSpec(name=optimizer), space, budget=images // per_evaluation, workers=1, seed=seed
-    )
+    spec = OptimizerSpec(name=optimizer, options=dict(options or {}))
+    asking = build_optimizer(spec, space, budget=images // per_evaluation, workers=1, seed=seed)
     if hasattr(asking, "plan_budget"):
         asking.plan_budget(evaluations=None, images=images, images_per_evaluation=per_evaluation)
     while True:

@@ -1,6 +1,6 @@
 """Few rows in place of many checkpoints: plain ones and interval means, with the same bytes on the disk.
 
-    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables | --averages]
+    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables | --averages | --figure]
 
 The trainings are those of ``rows.py``: digits (a consistency model in one step), DDPM in six steps, and photographs.
 ``32 checkpoints`` are evenly spaced among all, with the last one; ``32 means`` are 31 uniform means of all checkpoints
@@ -8,6 +8,7 @@ and the last one. Searches by ``LCSCGradient`` see half A of the real images thr
 Results that are already in ``results/means.csv`` are not measured again, and those that decide come first. ``--tables``
 only prints what is known. ``--averages`` writes to ``results/means_averages.csv`` how far EMAs of few rows are from the
 EMA of all checkpoints, relative to the distance of the last checkpoint from it, for the first training of digits.
+``--figure`` draws FID B against megabytes, of what is known by now, into ``docs/images/few_rows.png``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 from common import machine, markdown, measure_missing, parse, read_csv, write_csv
 from fidelity import REPORTED, answer_of, objective_of
@@ -29,7 +32,10 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics.bundled_images import Bundled
 from lcsc_opt.trajectory import Trajectory, pack
+from lcsc_opt.views.figures.theme import figure_layout, style
+from lcsc_opt.views.figures.writing import write_figures
 
+DOCS = Path(__file__).parents[1] / "docs"
 ALL = "all"
 NAMED = ("model", "training", "rows", "coefficients", "seed", "images")
 METRICS = ("fid A", "fid B", "precision A", "recall A")
@@ -67,9 +73,13 @@ def main() -> None:
         only={"default": "", "help": "only searches whose MODEL, TRAINING: ROWS, COEFFICIENTS contains this"},
         tables={"action": "store_true", "help": "measure nothing"},
         averages={"action": "store_true", "help": "search nothing"},
+        figure={"action": "store_true", "help": "draw what is known"},
     )
     if arguments.averages:
         write_averages()
+        return
+    if arguments.figure:
+        print(*write_figures({DOCS / "images" / "few_rows.png": figure(known_results())}), sep="\n")
         return
     keys = []
     for model, training, rows, coefficients, seed, images in ordered(arguments.seeds, arguments.trainings):
@@ -145,15 +155,61 @@ def _vector(weights: Mapping[str, Tensor]) -> Tensor:
 
 def print_pairs() -> None:
     """For each model and number of rows: means against checkpoints of the same training and seed, and against all."""
-    known: dict[Key, dict[str, float]] = {}
-    for model, training, rows, coefficients, seed, images, *values in read_csv("means"):
-        key = (model, int(training), rows, coefficients, int(seed), int(images))
-        known[key] = dict(zip(COLUMNS, map(float, values), strict=True))
+    known = known_results()
     header = ["model", "coefficients", "rows", "pairs", "FID B lower", "precision higher", "FID B / all", "precision"]
     groups = dict.fromkeys((key[0], key[3], key[2]) for key in known if key[2] != ALL)
     table = [[*header, "precision of all"], *(_pairs(known, *group) for group in groups)]
     print(GOAL)
     print(*markdown(table), sep="\n")
+
+
+def known_results() -> dict[Key, dict[str, float]]:
+    """What ``results/means.csv`` has: a search → its metrics, and the megabytes of its rows."""
+    known: dict[Key, dict[str, float]] = {}
+    for model, training, rows, coefficients, seed, images, *values in read_csv("means"):
+        key = (model, int(training), rows, coefficients, int(seed), int(images))
+        known[key] = dict(zip(COLUMNS, map(float, values), strict=True))
+    return known
+
+
+def figure(known: Mapping[Key, Mapping[str, float]], model: str = "digits") -> go.Figure:
+    """FID B against rows and megabytes: a line for means and one for checkpoints, with layers and with one row."""
+    drawn = go.Figure(layout=figure_layout("light", name="few rows", height=420))
+    for coefficients, colour in (("layers", style("LCSCGradient").colour), ("one row", style("LCSC").colour)):
+        for kind, dash in (("means", "solid"), ("checkpoints", "dot")):
+            points = _points(known, model, coefficients, kind)
+            if len(points) < 2:
+                continue
+            megabytes, means, deviations = zip(*points, strict=True)
+            drawn.add_scatter(
+                x=megabytes,
+                y=means,
+                error_y={"array": deviations, "thickness": 1},
+                name=f"{coefficients}, {kind}",
+                line={"color": colour, "dash": dash, "width": 2.5},
+                marker={"size": 8},
+            )
+    sizes = {values["megabytes"]: key[2].partition(" ")[0] for key, values in known.items() if key[0] == model}
+    ticks = [f"{rows}<br>{megabytes:.3g} MB" for megabytes, rows in sizes.items()]
+    drawn.update_xaxes(title_text="rows kept", type="log", tickvals=list(sizes), ticktext=ticks)
+    drawn.update_yaxes(title_text="FID on images that no search saw", rangemode="tozero")
+    return drawn
+
+
+def _points(
+    known: Mapping[Key, Mapping[str, float]], model: str, coefficients: str, kind: str
+) -> list[tuple[float, float, float]]:
+    """Megabytes, and the mean and the deviation of FID B over trainings; of each training, the mean over its seeds."""
+    by_size: dict[float, dict[int, list[float]]] = {}
+    for (name, training, rows, space, _, _), values in known.items():
+        if (name, space) == (model, coefficients) and (rows == ALL or rows.endswith(kind)):
+            by_training = by_size.setdefault(values["megabytes"], {})
+            by_training.setdefault(training, []).append(values["fid B"])
+    points = []
+    for megabytes, by_training in sorted(by_size.items()):
+        of_trainings = [statistics.fmean(values) for values in by_training.values()]
+        points.append((megabytes, statistics.fmean(of_trainings), statistics.pstdev(of_trainings)))
+    return points
 
 
 def _pairs(known: Mapping[Key, Mapping[str, float]], model: str, coefficients: str, rows: str) -> list[str]:

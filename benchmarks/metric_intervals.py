@@ -1,6 +1,6 @@
 """The intervals of held-out reports: how often they hold, and what they cost; and FID of infinitely many images.
 
-    python benchmarks/metric_intervals.py [--repetitions 200] [--quick]
+    python benchmarks/metric_intervals.py [--repetitions 200] [--part coverage|infinity|cost] [--quick]
 
 Features are normal in a random basis, with standard deviations that fall as ``i^-0.75``; samples are shifted, and a
 tenth wider than real ones. The real features stay the same, and samples are drawn again in every repetition. An
@@ -14,6 +14,7 @@ of Chong & Forsyth 2020 through 15 random subsets. The cost is the CPU time of o
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import machine, markdown, parse, write_json
+from common import RESULTS, machine, markdown, parse, write_json
 
 from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
 from lcsc_opt.metrics import FrechetReference, Reference
@@ -54,14 +55,22 @@ COSTLY_DIMENSION, COSTLY_IMAGES = 2048, 10_240
 
 
 def main() -> None:
-    """Measure, print and write ``results/metric_intervals.json``."""
-    arguments = parse(__doc__, small={"repetitions": 10}, repetitions=200)
+    """Measure the parts, print them, and put them into ``results/metric_intervals.json``."""
+    part = {"choices": ["coverage", "infinity", "cost"], "help": "only this; the others stay as they are in the file"}
+    arguments = parse(__doc__, small={"repetitions": 10}, repetitions=200, part=part)
     print(machine())
-    held = coverage(arguments.repetitions)
-    infinity = extrapolated(arguments.repetitions)
-    results: dict[str, Any] = {"repetitions": arguments.repetitions, "held": held, "fid_infinity": infinity}
-    if not arguments.quick:
+    path = RESULTS / "metric_intervals.json"
+    results: dict[str, Any] = {}
+    if path.exists() and arguments.part is not None:
+        results = json.loads(path.read_text())
+        del results["machine"]
+    if arguments.part in (None, "coverage"):
+        results["coverage"] = {"repetitions": arguments.repetitions, "metrics": coverage(arguments.repetitions)}
+    if arguments.part in (None, "infinity"):
+        results["infinity"] = {"repetitions": arguments.repetitions, "images": extrapolated(arguments.repetitions)}
+    if arguments.part == "cost" or (arguments.part is None and not arguments.quick):
         results["cost"] = cost()
+    if not arguments.quick:
         write_json("metric_intervals", results)
 
 

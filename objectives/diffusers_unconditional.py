@@ -73,6 +73,8 @@ class GuidanceSettings(FrozenModel):
             raise ValueError("expected either null_label (classifier-free guidance) or weak (autoguidance)")
         if self.weak is not None and not {"low", "high"}.isdisjoint(self.model_fields_set):
             raise ValueError("low and high are those of classifier-free guidance; leave them out with weak")
+        if self.low >= self.high:
+            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
         return self
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -64,6 +64,14 @@ class Settings(TrainedSettings):
     guidance_low: Share = 0.0
     guidance_high: Share = 1.0
     weak: int | str | None = None
+
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> Settings:
+        if self.guidance_low >= self.guidance_high:
+            raise ValueError("expected guidance_low < guidance_high")
+        if self.weak is not None and not {"guidance_low", "guidance_high"}.isdisjoint(self.model_fields_set):
+            raise ValueError("the interval is that of classifier-free guidance; leave it out with weak")
+        return self
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:

@@ -120,6 +120,8 @@ class GuideSettings(FrozenModel):
             raise ValueError("expected either checkpoint or weak")
         if self.weak is not None and not {"key", "network", "arguments"}.isdisjoint(self.model_fields_set):
             raise ValueError("weak is a model of the checkpoints themselves; leave key, network and arguments out")
+        if self.high is not None and self.low >= self.high:
+            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
         return self
 
 

@@ -57,11 +57,11 @@ TUNED = ((1.5, 9.0), (2.5, 4.0), (4.0, 6.0))
 def write_tuned_study(storage: RDBStorage, name: str) -> StoredStudy:
     """A finished study that tunes guidance and churn, with a trial on fewer images and one that failed at the end."""
     study = write_study(storage, name, [], ended=False)
-    ranges = {"guidance": {"low": 1.0, "high": 6.0}, "churn": {"low": 0.0, "high": 1.0}}
+    ranges = {"guidance": {"low": 1.0, "high": 6.0}, "churn": {"low": 0.001, "high": 1.0, "scale": "log"}}
     study.set_attribute("specification", {"tune": ranges})
     for number, (guidance, loss) in enumerate((*TUNED, (5.0, 1.0), (6.0, None))):
         images = 5 if loss == 1.0 else None
-        tuned = {"guidance": guidance, "churn": 0.1 * number}
+        tuned = {"guidance": guidance, "churn": 0.1 * (number + 1)}
         key = study.add_candidate(Candidate(coefficients(number), images=images, tuned=tuned))
         if loss is None:
             study.fail(key, [{"reason": "broken", "seconds": 1.0}], tell_index=number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import re
 from pathlib import Path
@@ -29,6 +30,33 @@ def test_these_names_and_no_others_are_given() -> None:
         assert name == "__version__" or getattr(lcsc_opt, name).__doc__
     with pytest.raises(AttributeError, match=r"it has .*Objective, "):
         _ = lcsc_opt.nothing
+
+
+def kept_names() -> dict[str, set[str]]:
+    """Module → names of the page's table of names that are kept."""
+    table = PAGE.read_text().partition("## Which names are kept")[2].partition("\nSo do the keys")[0]
+    kept: dict[str, set[str]] = {}
+    for line in table.splitlines():
+        if not line.startswith("| `"):
+            continue
+        _, modules, names, _ = line.split("|")
+        lists = [re.findall(r"`(\w+)`", part) for part in names.split(";")]
+        kept |= {module: set(listed) for module, listed in zip(re.findall(r"`([\w.]+)`", modules), lists, strict=True)}
+    return kept
+
+
+def test_the_page_and_the_modules_have_the_same_names() -> None:
+    kept = kept_names()
+    assert len(kept) == 12
+    assert kept["lcsc_opt"] == NAMES
+    for module_name, names in kept.items():
+        module = importlib.import_module(module_name)
+        assert {name for name in names if not hasattr(module, name)} == set(), module_name
+    whole = ("lcsc_opt.objective", "lcsc_opt.coefficients", "lcsc_opt.metrics", "lcsc_opt.testing")
+    for module_name in whole:
+        assert kept[module_name] == set(importlib.import_module(module_name).__all__), module_name
+    errors = vars(importlib.import_module("lcsc_opt.base.errors"))
+    assert kept["lcsc_opt.base.errors"] == {name for name, value in errors.items() if isinstance(value, type)}
 
 
 def test_the_changelog_and_the_citation_are_of_this_version() -> None:

@@ -19,6 +19,7 @@ from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.cli import app
 from lcsc_opt.cli import run as lcsc
 from tests.objectives.image_objectives import PIXELS
+from tests.processes import script_process
 from tests.unet_examples import unet
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,21 @@ def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFi
                     content = parse_yaml(written.read_text(encoding="utf-8"))
                     written.write_text(yaml.safe_dump(shortened(content)))
     assert ran >= 3
+
+
+def test_readme_begins_with_ten_lines_that_run_twice_as_a_script(workplace: Path) -> None:
+    """The second run finds the first one's searches, and nothing that changed."""
+    code = next(block.text for block in blocks("README.md") if block.kind == "python")
+    assert sum(bool(line.strip()) for line in code.splitlines()) == 10
+    (workplace / "first.py").write_text(code)
+    first = script_process(workplace / "first.py")
+    assert first.status == 0, first.err
+    sentence = re.match(r"LCSCGradient is ahead: held-out score \S+, (\d+) % below EMA\*", first.out)
+    assert sentence is not None
+    assert int(sentence[1]) >= 5
+    again = script_process(workplace / "first.py")
+    assert again.out == first.out
+    assert again.err == ""
 
 
 @pytest.mark.parametrize("page", PAGES)

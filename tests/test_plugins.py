@@ -20,6 +20,7 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.store import our_studies
+from lcsc_opt.testing import check_checkpoint, check_optimizer
 from tests.commands import Typed
 
 PACKAGE = Path(__file__).parent / "plugin_package"
@@ -179,7 +180,7 @@ def distribution(folder: Path, name: str, version: str, parts: dict[str, str], c
 
 
 @pytest.fixture
-def pt_place(place: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packages(place: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same with the working package, and a folder for others."""
     monkeypatch.syspath_prepend(str(installed))
     others = tmp_path / "others"
@@ -188,7 +189,14 @@ def pt_place(place: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.M
     return others
 
 
-def test_ours_win(pt_place: Path, typed: Typed) -> None:
+def test_the_checks_for_authors_pass(packages: Path) -> None:
+    check_optimizer("Perturb", {"mutation": 0.1})
+    with np.load("runs/model1.npz") as file:
+        weights = {name: torch.from_numpy(file[name]) for name in file.files}
+    check_checkpoint(Path("runs/model1.npz"), weights, step=1)
+
+
+def test_ours_win(packages: Path, typed: Typed) -> None:
     parts = {
         "metrics": "fid = nowhere:fid",
         "extractors": "pixels = nowhere:pixels",
@@ -196,7 +204,7 @@ def test_ours_win(pt_place: Path, typed: Typed) -> None:
         "spaces": "affine = nowhere:Affine",
         "formats": "pt = nowhere:read",
     }
-    distribution(pt_place, "hiding", "1.0", parts)
+    distribution(packages, "hiding", "1.0", parts)
     torch.save({"weight": torch.ones(3, 3, 1, 1)}, "runs/model5.pt")
     torch.save({"weight": torch.zeros(3, 3, 1, 1)}, "runs/model6.pt")
     changes = ["objective.settings.checkpoints=runs/*.pt", "objective.settings.loss=fid@pixels", "space=affine"]
@@ -214,8 +222,8 @@ def test_ours_win(pt_place: Path, typed: Typed) -> None:
         ("formats", "npz"),
     ],
 )
-def test_a_name_that_two_packages_claim(pt_place: Path, typed: Typed, group: str, name: str) -> None:
-    distribution(pt_place, "rival", "0.1", {group: f"{name} = nowhere:part"})
+def test_a_name_that_two_packages_claim(packages: Path, typed: Typed, group: str, name: str) -> None:
+    distribution(packages, "rival", "0.1", {group: f"{name} = nowhere:part"})
     said = typed.refused("run", "study.yaml")
     assert "rival 0.1 and example-parts 1.2.3 both have" in said
     assert not Path("studies.db").exists()
@@ -251,10 +259,10 @@ class Elsewhere:
     ],
 )
 def test_a_broken_part_is_one_line_that_names_its_package(
-    pt_place: Path, typed: Typed, group: str, part: str, changes: str, said: str
+    packages: Path, typed: Typed, group: str, part: str, changes: str, said: str
 ) -> None:
     module = f"wrong_{group}_{part}"
-    distribution(pt_place, module, "0.3", {group: f"wrong = {module}:{part}"}, WRONG)
+    distribution(packages, module, "0.3", {group: f"wrong = {module}:{part}"}, WRONG)
     for step in (1, 2):
         shutil.copy(f"runs/model{step}.npz", f"runs/model{step}.wrong")
     message = typed("run", "study.yaml", changes, status=2).err
@@ -265,9 +273,9 @@ def test_a_broken_part_is_one_line_that_names_its_package(
 
 
 @pytest.mark.parametrize(("part", "said"), [("two", "numbers of the shape [2]"), ("broken", "RuntimeError: out of")])
-def test_a_metric_that_cannot_measure_ends_the_search(pt_place: Path, typed: Typed, part: str, said: str) -> None:
+def test_a_metric_that_cannot_measure_ends_the_search(packages: Path, typed: Typed, part: str, said: str) -> None:
     module = f"unable_{part}"
-    distribution(pt_place, module, "0.3", {"metrics": f"wrong = {module}:{part}"}, WRONG)
+    distribution(packages, module, "0.3", {"metrics": f"wrong = {module}:{part}"}, WRONG)
     message = typed("run", "study.yaml", "objective.settings.loss=wrong@patches", status=1).err
     assert f"the metric wrong of {module} 0.3: " in message
     assert said in message

@@ -19,7 +19,15 @@ from __future__ import annotations
 
 
 class LcscError(Exception):
-    """Base of all errors; raised itself by what writes figures and reports."""
+    """Base of all errors; raised itself by what writes figures and reports.
+
+    >>> import lcsc_opt
+    >>> try:
+    ...     lcsc_opt.average([])
+    ... except lcsc_opt.LcscError as error:
+    ...     print(error)
+    checkpoints: expected paths or state dicts; the list is empty, or holds something else.
+    """
 
     exit_status = 2
 

@@ -44,6 +44,22 @@ class LiveFunctions:
     unchecked: tuple[str, ...] = ()
 
 
+class GivenNetwork:
+    """What makes the network of a study where the caller gave a network: this one, whose weights are loaded anew.
+
+    Args:
+        network: a ``torch.nn.Module``. The structure that its text shows counts as its code, and its class does.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self.structure = (repr(network), type(network))
+
+    def __call__(self) -> Any:
+        """The same network each time."""
+        return self._network
+
+
 def importable_name(function: Callable[..., Any]) -> str | None:
     """``module:function`` for what any process can import under this name; ``None`` for anything else."""
     module_name = getattr(function, "__module__", None)
@@ -98,6 +114,10 @@ class LiveCode:
         elif isinstance(value, types.MethodType):
             self._visit(root, name, value.__func__)
             self._visit(root, f"{name}.self", value.__self__)
+        elif isinstance(value, GivenNetwork):
+            described, kind = value.structure
+            self.digests[name] = _sha256(described)
+            self._visit(root, f"{name}.{kind.__name__}", kind)
         elif isinstance(value, (types.FunctionType, type)):
             self._visited.add(id(value))
             self._visit_code(root, name, value)
@@ -221,6 +241,8 @@ def _digest_of_data(value: Any) -> str | None:
     if isinstance(value, (tuple, list, frozenset, set)):
         entries = sorted(value, key=repr) if isinstance(value, (frozenset, set)) else value
         return _digest_of_entries(type(value).__name__, entries)
+    if isinstance(value, slice):
+        return _digest_of_entries("slice", (value.start, value.stop, value.step))
     if isinstance(value, Mapping):
         return _digest_of_entries("mapping", [entry for pair in value.items() for entry in pair])
     if hasattr(value, "detach") and hasattr(value, "numel"):  # a tensor

@@ -101,6 +101,10 @@ class SampledModel:
 class Candidate:
     """What an objective is asked to evaluate.
 
+    >>> import numpy as np, lcsc_opt
+    >>> lcsc_opt.Candidate(np.array([0.5, 0.5]), images=1000).noise
+    Noise(group='search', seed=0)
+
     Attributes:
         coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
@@ -150,6 +154,10 @@ class Cost:
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What an objective answers.
+
+    >>> import lcsc_opt
+    >>> lcsc_opt.Evaluation(loss=0.25, metrics={"accuracy": 0.75}).loss
+    0.25
 
     Attributes:
         loss: what the optimizer minimizes; lower is better.

@@ -136,17 +136,22 @@ class TuneSpec(FrozenModel):
     Attributes:
         low: its smallest value.
         high: its largest value.
-        start: where a search starts; by default the value of the objective's settings, if that is in the range.
+        start: where a search starts; by default the value of the objective's settings, if that is in the range, else
+            the middle.
+        scale: ``log`` for noise levels and other numbers whose ratios matter.
     """
 
     low: Finite
     high: Finite
     start: Finite | None = None
+    scale: Literal["linear", "log"] = "linear"
 
     @pydantic.model_validator(mode="after")
     def _is_a_range(self) -> TuneSpec:
         if self.low >= self.high:
             raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"scale log: expected low above 0, got {self.low:g}")
         if self.start is not None and not self.low <= self.start <= self.high:
             raise ValueError(f"start {self.start:g} is not between low {self.low:g} and high {self.high:g}")
         return self

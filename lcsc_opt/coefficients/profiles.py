@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +42,18 @@ class RowSteps(tuple[int, ...]):
 
     counts: tuple[int, ...]
     """How many checkpoints each row is the mean of, ``[K]``."""
+    first_steps: tuple[int, ...] | None
+    """The first step of each row, ``[K]``; ``None`` where it is not known, as in studies of earlier versions."""
 
-    def __new__(cls, steps: Iterable[int], counts: Iterable[int]) -> RowSteps:
+    def __new__(cls, steps: Iterable[int], counts: Iterable[int], first_steps: Iterable[int] | None = None) -> RowSteps:
         """Rows of these steps and counts."""
         made = super().__new__(cls, steps)
         made.counts = tuple(counts)
+        made.first_steps = None if first_steps is None else tuple(first_steps)
         return made
 
-    def __getnewargs__(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return tuple(self), self.counts
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self.counts, self.first_steps
 
 
 def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
@@ -57,6 +61,27 @@ def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
     if isinstance(steps, RowSteps):
         return steps.counts
     return (1,) * len(steps)
+
+
+def starts_of(steps: Sequence[int]) -> npt.NDArray[np.float64]:
+    """The training step after which each row begins, ``[K]``: a checkpoint stands for the steps since the one before.
+
+    A mean begins one checkpoint before its first one. What is before the first checkpoint is not known: it gets as many
+    steps as the next one.
+    """
+    ends = np.array(steps, dtype=np.float64)
+    starts = np.concatenate([[2 * ends[0] - ends[1]], ends[:-1]])
+    if not isinstance(steps, RowSteps) or steps.first_steps is None:
+        return starts
+    counts = np.array(steps.counts, dtype=np.float64)
+    first_steps = np.array(steps.first_steps, dtype=np.float64)
+    is_mean = counts > 1
+    between = np.divide(ends - first_steps, counts - 1, out=np.zeros_like(ends), where=is_mean)
+    if counts[0] == 1 and is_mean.any():
+        starts[0] = ends[0] - between[is_mean][0]
+    mean_starts = np.where(is_mean, first_steps - between, starts)
+    # where the training saved its checkpoints unevenly, rows do not overlap
+    return np.concatenate([mean_starts[:1], np.maximum(mean_starts, starts)[1:]])
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:

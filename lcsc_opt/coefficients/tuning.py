@@ -7,6 +7,7 @@ which all ranges have the same length, :data:`RANGE`. So one step size serves fo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,6 +33,7 @@ class TunedNumber:
         high: its largest value.
         start: where a search starts.
         differentiable: whether a gradient has its derivative.
+        logarithmic: whether equal steps are equal ratios, as suits noise levels; ``low`` is above 0 then.
     """
 
     name: str
@@ -39,15 +41,28 @@ class TunedNumber:
     high: float
     start: float
     differentiable: bool = True
+    logarithmic: bool = False
 
     def to_unit(self, value: float) -> float:
         """Its place in a point: 0 for the smallest value, :data:`RANGE` for the largest."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low) * RANGE
         return (value - self.low) / (self.high - self.low) * RANGE
 
     def to_value(self, unit: float) -> float:
         """The inverse of :meth:`to_unit`; beyond a bound, the bound."""
-        value = self.low + unit / RANGE * (self.high - self.low)
+        share = unit / RANGE
+        if self.logarithmic:
+            value = self.low * math.exp(share * math.log(self.high / self.low))
+        else:
+            value = self.low + share * (self.high - self.low)
         return min(max(value, self.low), self.high)
+
+    def slope(self, unit: float) -> float:
+        """The derivative of :meth:`to_value`."""
+        if self.logarithmic:
+            return self.to_value(unit) * math.log(self.high / self.low) / RANGE
+        return (self.high - self.low) / RANGE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,10 +131,11 @@ class TunedSpace:
         coefficients = normalize(self.coefficients_of(point))
         return np.concatenate([coefficients.ravel(), _reflected(self.units_of(point))])
 
-    def point_gradient(self, gradient: _Array) -> _Array:
-        """``[K + m]``: the gradient in a point, from an evaluation's, whose numbers are in their own units."""
-        ranges = np.array([number.high - number.low for number in self.numbers])
-        return np.concatenate([gradient[: -len(self.numbers)], self.units_of(gradient) * ranges / RANGE])
+    def point_gradient(self, point: _Array, gradient: _Array) -> _Array:
+        """``[K + m]``: the gradient at a point, from an evaluation's, whose numbers are in their own units."""
+        units = self.units_of(point).tolist()
+        slopes = [number.slope(unit) for number, unit in zip(self.numbers, units, strict=True)]
+        return np.concatenate([gradient[: -len(self.numbers)], self.units_of(gradient) * slopes])
 
     @property
     def _free_size(self) -> int:

@@ -567,7 +567,9 @@ def _steps(attributes: Mapping[str, Any]) -> tuple[int, ...]:
     widths = attributes.get("widths")
     if widths is not None:
         return AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True))
-    return steps if counts is None else RowSteps(steps, counts)
+    if counts is not None:
+        return RowSteps(steps, counts, attributes.get("first_steps"))
+    return steps
 
 
 def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:

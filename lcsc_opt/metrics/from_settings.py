@@ -120,8 +120,8 @@ class MetricSuiteBuilder:
         self._settings = settings
         self._rewards = settings.rewards
         self._loss = parse_loss(settings.loss, unguarded=settings.unguarded)
-        reported_names = [*settings.metrics, *(settings.held_out_metrics or ())]
-        metrics = [*self._loss, *MetricName.parse_all(reported_names)]
+        reported = MetricName.parse_all(settings.held_out_metrics or ())
+        metrics = [*self._loss, *MetricName.parse_searched(settings.metrics), *reported]
         if settings.keep is not None:
             metrics.append(parse_kept(settings.keep, self._loss))
         self._metrics = tuple(metrics)

@@ -17,7 +17,7 @@ from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
 
 DIVISIONS = (1, 2, 5)  # into how many parts the images are divided for the points of the line
-FEWEST_IMAGES = 2 * GROUPS  # a covariance of each group; the line is straight from 5 images for each feature
+FEWEST_IMAGES = 2 * GROUPS  # a covariance of each group; the line is straight from 10 images for each feature
 _ALL_GROUPS = frozenset(range(GROUPS))
 
 

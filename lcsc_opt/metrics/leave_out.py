@@ -143,11 +143,11 @@ class GroupedSamples:
             inside_real = (y @ y.T / dimension + 1) ** 3
             inside_real.fill_diagonal_(0)
             across = (x @ y.T / dimension + 1) ** 3
-            left = len(x) - members.sum(dim=0).double()  # [G]
-            pairs = left * (left - 1)
+            remaining = len(x) - members.sum(dim=0).double()  # [G]
+            pairs = remaining * (remaining - 1)
             real_pairs = len(y) * (len(y) - 1)
             within = _without_each(members.T @ inside @ members) / pairs + inside_real.sum().double() / real_pairs
-            between = _sums_without_each(members.T @ across.sum(dim=1)) / (left * len(y))
+            between = _sums_without_each(members.T @ across.sum(dim=1)) / (remaining * len(y))
             values.append(within - 2 * between)
         return torch.stack(values).mean(dim=0).cpu().numpy()
 
@@ -157,9 +157,9 @@ class GroupedSamples:
         everything = torch.ones(len(real), 1).to(real)
         inside = _without_each(kernel_sums(unit, unit, self._members, self._members))
         across = _sums_without_each(kernel_sums(unit, real, self._members, everything)[:, 0])
-        left = len(unit) - self._members.sum(dim=0).double()
+        remaining = len(unit) - self._members.sum(dim=0).double()
         inside_reference = mean_kernel_of_reference(self._reference, self._samples.device)
-        distances = inside / left**2 + inside_reference - 2 * across / (left * len(real))
+        distances = inside / remaining**2 + inside_reference - 2 * across / (remaining * len(real))
         return (KERNEL_SCALE * distances).cpu().numpy()
 
 

@@ -116,6 +116,15 @@ class MetricName:
         """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
         return tuple(dict.fromkeys(cls.parse(name) for name in names))
 
+    @classmethod
+    def parse_searched(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
+        """The same of metrics that every evaluation has. Raises MetricError for one that only reports have."""
+        metrics = cls.parse_all(names)
+        for metric in metrics:
+            if metric.formula in OF_REPORTS:
+                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
+        return metrics
+
     @property
     def guide(self) -> MetricName:
         """What has a gradient in place of this metric: ``hinge`` is zero exactly for samples that are precise."""

@@ -83,7 +83,8 @@ class ReportMetrics:
     def evaluation_metrics(self) -> tuple[MetricName, ...]:
         """The metrics of held-out reports that are not the loss.
 
-        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
+        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them; so they are if one
+        is a reward: a sum may fall while a distance in it rises.
         """
         metrics = list(self._held_out_metrics)
         if self.cross_check_metric is not None:
@@ -95,7 +96,9 @@ class ReportMetrics:
             metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
                 metrics += [MetricName(formula, name) for formula in REPORTED_WITH_HELD_OUT]
-        if self._loss.keep is None:
+        if REWARD in self._loss.extractors:
+            metrics = [*self._loss.weights, *metrics]
+        elif self._loss.keep is None:
             metrics = [metric for metric in metrics if metric not in self._loss.weights]
         return tuple(dict.fromkeys(metrics))
 

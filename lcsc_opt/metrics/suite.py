@@ -21,7 +21,6 @@ from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
-    OF_REPORTS,
     REWARD,
     Kept,
     MetricName,
@@ -87,11 +86,8 @@ class MetricSuite:
         if HELD_OUT_REWARD in available:
             held_out_texts.append(HELD_OUT_REWARD)
         # in the order of reports: terms of the loss, further metrics, then what bounds it; each is computed once
-        search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
+        search_metrics = (*self.loss.weights, *MetricName.parse_searched(metric_texts), *self.loss.metrics)
         self._metrics = tuple(dict.fromkeys(search_metrics))
-        for metric in self._metrics:
-            if metric.formula in OF_REPORTS:
-                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
 
         self.references: dict[str, Reference] = {}

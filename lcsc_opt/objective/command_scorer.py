@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from lcsc_opt.objective.command_process import run_command
 from lcsc_opt.objective.scorer import Draw, metrics_of
 
 _OF_DRAW = ("group", "seed", "size")
-_PLACEHOLDERS = ("model", "out", *_OF_DRAW)
+_PLACEHOLDERS = ("model", "out", "python", *_OF_DRAW)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _WEIGHT_SUFFIXES = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".npz", *TORCH_SUFFIXES)
 _LARGEST_DIGESTED = 2**24  # bytes; larger files are not compared when a study continues
@@ -36,7 +37,8 @@ class CommandScorer:
 
     In the command, ``{model}`` is a folder like ``folder`` with the merged weights; or a ``.safetensors`` file if
     there is no folder. ``{out}`` is a path at which nothing exists yet; for ``{out}/name.json`` the folder exists.
-    ``{group}``, ``{seed}`` and ``{size}`` are those of the :class:`Draw`. No shell is involved.
+    ``{group}``, ``{seed}`` and ``{size}`` are those of the :class:`Draw`. ``{python}`` is the Python that runs this
+    search, with its packages. No shell is involved.
 
     Args:
         command: split into words as by a shell.
@@ -67,7 +69,8 @@ class CommandScorer:
         used |= _placeholders("read", read or "", _OF_DRAW)
         self.takes_draw = not used.isdisjoint(_OF_DRAW)
         self.takes_group = "group" in used
-        if shutil.which(self._words[0]) is None:
+        program = self._words[0].replace("{python}", sys.executable)
+        if shutil.which(program) is None:
             raise ObjectiveError(
                 f"command: {self._words[0]} does not exist, or cannot be run; check the name and its path"
             )
@@ -93,7 +96,7 @@ class CommandScorer:
             out.parent.mkdir()
             if any("{out}/" in word for word in self._words):
                 out.mkdir()
-            values = {"model": str(model), "out": str(out), **_values_of(draw)}
+            values = {"model": str(model), "out": str(out), "python": sys.executable, **_values_of(draw)}
             output = run_command([_filled(word, values) for word in self._words])
             if self._read is None:
                 return metrics_of(last_number(output), "score"), {}

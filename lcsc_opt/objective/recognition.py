@@ -19,7 +19,7 @@ from lcsc_opt.checkpoints.reading import read_init_arguments
 SCORE = "score.py"
 """The objective for models that do not make images."""
 
-_LOSS_OF_ADAPTER = "python -m lcsc_opt.objective.text_loss"
+_LOSS_OF_ADAPTER = "{python} -m lcsc_opt.objective.text_loss"
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
 _DIFFUSERS_NETWORK = re.compile(r"UNet\w+|\w+Transformer\w*")
 

@@ -130,7 +130,7 @@ def outcomes(name: str, value: Any) -> Floats:
     Raises:
         ObjectiveError: ``value`` is neither.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and not value.is_complex():  # complex numbers are refused below
         value = value.detach().cpu().double().numpy()
     try:
         array = np.asarray(value)

@@ -80,7 +80,8 @@ class SmallSettings(ScoreSettings):
             MetricError: a metric is unknown, needs another network, or cannot be kept.
         """
         loss = parse_loss(self.loss, unguarded=self.unguarded)
-        metrics = [*loss, *MetricName.parse_all([*self.metrics, *(self.held_out_metrics or ())])]
+        reported = MetricName.parse_all(self.held_out_metrics or ())
+        metrics = [*loss, *MetricName.parse_searched(self.metrics), *reported]
         if self.keep is not None:
             metrics.append(parse_kept(self.keep, loss))
         for metric in metrics:
@@ -243,7 +244,8 @@ class SmallModel:
         scheduler = build_scheduler(None, recipe.scheduler())
         module = network
         labels = None
-        if guidance.weak is not None and trajectory is not None:
+        if guidance.weak is not None:
+            assert trajectory is not None
             weak = with_weak_weights(self.network(), guidance.weak, trajectory)
             module = Autoguidance(network, weak, guidance=guidance.scale)
         if self.classes is not None:

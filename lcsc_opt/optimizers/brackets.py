@@ -29,14 +29,12 @@ class Probe:
         check: the uid of the check.
         point: ``[K + m]``, what is evaluated.
         index: which of the m numbers is moved.
-        center: the number of the check, in units of a point.
-        distance: by how much it is moved; negative if it is lowered.
+        distance: by how much it is moved, in units of a point; negative if it is lowered.
     """
 
     check: str
     point: _Point
     index: int
-    center: float
     distance: float
 
 
@@ -114,12 +112,12 @@ class Brackets:
         self._to_ask.clear()
         for index, bracket in self._brackets.items():
             distance = bracket.next_distance()
-            if distance == 0:  # at a bound: its other side is next
+            while distance == 0:  # beyond a bound nothing is better
                 bracket.tell(distance, math.inf)
                 distance = bracket.next_distance()
             probed = point.copy()
             self._space.units_of(probed)[index] = bracket.center + distance
-            self._to_ask.append(Probe(check, probed, index, bracket.center, distance))
+            self._to_ask.append(Probe(check, probed, index, distance))
 
     def next(self) -> Probe | None:
         """The next probe of the last check; ``None`` when all were asked."""

@@ -231,7 +231,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     @property
     def _check_price(self) -> int:
         """What a plain evaluation takes from the budget."""
-        return self._check_images or 1 if self._budget_in_images else 1
+        if self._budget_in_images:
+            return self._check_images or 1
+        return 1
 
     def _gradient_request(self) -> Request:
         """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
@@ -331,7 +333,8 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         images: images of the first steps.
         growth: images of later steps, as a share of those that all steps so far sampled; never more than a check has.
         step_size: the length of the first step in coefficients, shared equally by all cosine directions.
-        checks: share of all images that is spent on checks of the average.
+        checks: share of all images that is spent on checks of the average. Each tuned number without a derivative is
+            given as many evaluations again.
     """
 
     def __init__(
@@ -450,7 +453,7 @@ class _TunedPath:
 
     def step(self, point: _Free, gradient: _Free, *, delay: int) -> None:
         """One step against the gradient of an evaluation at a point, both ``[K + m]``."""
-        point_gradient = self.space.point_gradient(gradient)
+        point_gradient = self.space.point_gradient(point, gradient)
         coefficients = self.space.coefficients_of(point)
         self._coefficients.step(coefficients, self.space.coefficients_of(point_gradient), delay=delay)
         slopes = np.where(self._is_differentiable, self.space.units_of(point_gradient), 0.0)

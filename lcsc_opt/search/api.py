@@ -170,6 +170,13 @@ def run(
 ) -> list[Study]:
     """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
+    >>> import lcsc_opt
+    >>> norm = {"file": "function.py", "settings": {"callable": "numpy.linalg:norm", "steps": [100, 200, 300]}}
+    >>> study_file = {"name": "norm", "objective": norm, "optimizers": ["LCSC"], "budget": {"evaluations": 5}}
+    >>> [study] = lcsc_opt.run(study_file)
+    >>> study.name, study.state, len(study.trials)
+    ('norm/LCSC/0', 'finished', 5)
+
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
         optimizers: only these; one that the file does not list has its defaults.
@@ -291,6 +298,14 @@ def _by_objective(to_run: Sequence[Plan]) -> list[Plan]:
 def load_study(name: str, storage: str | None = None) -> Study:
     """Open one study.
 
+    >>> import lcsc_opt
+    >>> norm = {"file": "function.py", "settings": {"callable": "numpy.linalg:norm", "steps": [100, 200, 300]}}
+    >>> budget = {"evaluations": 5}
+    >>> _ = lcsc_opt.run({"name": "norm", "objective": norm, "optimizers": ["LCSC"], "budget": budget})
+    >>> study = lcsc_opt.load_study("norm/LCSC/0")
+    >>> study.steps, study.coefficients.shape
+    ((100, 200, 300), (3,))
+
     Args:
         name: ``experiment/optimizer/seed``.
         storage: the database's URL, as for :func:`run`.
@@ -316,6 +331,13 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
     """The results of an experiment's studies, a row each, for people and for ``pandas.DataFrame``.
+
+    >>> import lcsc_opt
+    >>> norm = {"file": "function.py", "settings": {"callable": "numpy.linalg:norm", "steps": [100, 200, 300]}}
+    >>> budget = {"evaluations": 5}
+    >>> _ = lcsc_opt.run({"name": "norm", "objective": norm, "optimizers": ["CMA", "LCSC"], "budget": budget})
+    >>> [(row["optimizer"], row["evaluations"]) for row in lcsc_opt.compare("norm")]
+    [('CMA', 5), ('LCSC', 5)]
 
     Args:
         experiment: the name in the study file; for a sweep, the name of the whole sweep or of one of its points.

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.base.live_code import LIVE, LiveCode, LiveFunctions, importable_name
+from lcsc_opt.base.live_code import LIVE, GivenNetwork, LiveCode, LiveFunctions, importable_name
 from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
@@ -47,7 +47,8 @@ _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|sec|min|h)")
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 
-Checkpoints = str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor]] | Sequence[Mapping[str, Tensor]]
+StateDictOfStep = Mapping[int, Mapping[str, Tensor]]
+Checkpoints = str | Path | Trajectory | Sequence[str | Path] | StateDictOfStep | Sequence[Mapping[str, Tensor]]
 Function = Callable[..., Any]
 
 
@@ -60,7 +61,7 @@ def search(
     sample: Function | str | None = None,
     reference: str | Path | Mapping[str, Any] | None = None,
     name: str | None = None,
-    optimizers: str | Sequence[str | Mapping[str, Any]] | None = None,
+    optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None = None,
     space: str | Mapping[str, Any] | None = None,
     rows: Rule | None = "auto",
     budget: int | str | datetime.timedelta = DEFAULT_BUDGET,
@@ -71,6 +72,13 @@ def search(
     **settings: Any,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
+
+    >>> import torch, lcsc_opt
+    >>> checkpoints = {step: {"weight": torch.tensor([[0.0, step]])} for step in (1, 2, 3)}
+    >>> net = torch.nn.Linear(2, 1, bias=False)
+    >>> result = lcsc_opt.search(checkpoints, build=net, score=lambda net: (net.weight[0, 1] - 5) ** 2, budget=30)
+    >>> bool(result.merge()["weight"][0, 1] > 4)  # no average of the checkpoints is above 3
+    True
 
     The same call again continues what is unfinished, also after Ctrl-C, and returns what is finished: a study is found
     again by its ``name``. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
@@ -107,6 +115,8 @@ def search(
             stored then.
         Exception: whatever ``build`` and ``score`` raise when they are first called.
     """
+    if isinstance(checkpoints, Trajectory):
+        checkpoints = checkpoints.path
     with messages_by_default(), each_notice_once():
         call = _Call.of(checkpoints, build, score, held_out, sample, reference, jobs, settings)
         temporary = None
@@ -129,12 +139,14 @@ def search(
                 optimizers = ["EMAGrid", call.optimizer]
         elif isinstance(optimizers, str):
             optimizers = [optimizers]
+        elif isinstance(optimizers, Mapping):
+            optimizers = [{optimizer: options} for optimizer, options in optimizers.items()]
         call.place_checkpoints(experiment, stored)
 
         content = call.content(experiment, optimizers, seed, jobs)
         loader = ObjectiveLoader()
         if space is not None:
-            content["space"] = {space: None} if isinstance(space, str) else dict(space)
+            content["space"] = _space(space)
         if stored and rows == "auto":
             rows = next(iter(stored.values()))["specification"]["space"].get("rows")
         elif rows == "auto":
@@ -342,8 +354,16 @@ def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what gives a copy, since its weights will change."""
     if not isinstance(build, nn.Module):
         return build
-    network = copy.deepcopy(build)
-    return lambda: network
+    return GivenNetwork(copy.deepcopy(build))
+
+
+def _space(space: str | Mapping[str, Any]) -> dict[str, Any]:
+    """As a mapping, to which rows can be added."""
+    if isinstance(space, str):
+        return {space: None}
+    if not isinstance(space, Mapping):
+        raise StudySpecError(f"space: expected a name or a mapping, got {excerpt(space)}")
+    return dict(space)
 
 
 def _patterns(checkpoints: Any) -> list[str]:

@@ -14,7 +14,15 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, RayWorkers, SpaceSpec, StudySpec, parse_studies
+from lcsc_opt.base.study_file import (
+    BudgetSpec,
+    OptimizerSpec,
+    RayWorkers,
+    SpaceSpec,
+    StudySpec,
+    TuneSpec,
+    parse_studies,
+)
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
@@ -26,7 +34,7 @@ from lcsc_opt.coefficients.spaces import (
     load_space,
     space_of_plugin,
 )
-from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
+from lcsc_opt.coefficients.tuning import RANGE, TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
@@ -39,8 +47,10 @@ from lcsc_opt.optimizers.registry import (
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
+    racing_of,
     refuses_concurrent_asks,
 )
+from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
@@ -219,6 +229,7 @@ class Plan:
         attributes: dict[str, Any] = {}
         if isinstance(objective.steps, RowSteps):
             attributes["counts"] = list(objective.steps.counts)
+            attributes["first_steps"] = objective.steps.first_steps
         if isinstance(objective.steps, AverageSteps):
             attributes["widths"] = list(objective.steps.widths)
         return attributes | {
@@ -302,6 +313,7 @@ class Plan:
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
         self._check_tuned(objective)
+        self._check_racing(objective)
         if spec.space.plugin is not None:
             self.space(objective)
         directions = spec.space.directions
@@ -312,6 +324,22 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
+
+    def _check_racing(self, objective: Objective) -> None:
+        """Refuse races on so few images that the first rung would have hardly any.
+
+        Raises:
+            StudySpecError: the message names the number of images that are needed.
+        """
+        racing = racing_of(self.optimizer)
+        if racing is None:
+            return
+        if objective.images_per_evaluation < racing.fewest_images:
+            raise StudySpecError(
+                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.share} of "
+                f"the images, so an evaluation needs at least {racing.fewest_images}, got "
+                f"{objective.images_per_evaluation}"
+            )
 
     def _check_tuned(self, objective: Objective) -> None:
         """Refuse numbers that the sampler does not have, or this optimizer cannot search.
@@ -372,14 +400,7 @@ class Plan:
             return coefficients
         numbers = []
         for name, wanted in self.spec.tune.items():
-            tunable = objective.tunable[name]
-            start = wanted.start
-            if start is None:
-                start = tunable.value
-                if not wanted.low <= start <= wanted.high:
-                    start = (wanted.low + wanted.high) / 2
-            number = TunedNumber(name, wanted.low, wanted.high, start, differentiable=tunable.differentiable)
-            numbers.append(number)
+            numbers.append(_tuned_number(name, wanted, objective.tunable[name]))
         return TunedSpace(coefficients, tuple(numbers))
 
     def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
@@ -474,6 +495,11 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
+            if racing_of(optimizer) is not None and spec.budget.unit != "images":
+                raise StudySpecError(
+                    f"optimizers.{optimizer.name}.racing: saves images, and budget.evaluations does not count them; "
+                    "give budget.images"
+                )
         space = spec.space.plugin
         if space is not None:
             load_space(space, spec.space.options)
@@ -500,3 +526,24 @@ def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
         else:
             chosen.append(parse_settings(OptimizerSpec, {"name": name}, source="--optimizer"))
     return chosen
+
+
+def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
+    """A number of a study file that the sampler has.
+
+    It starts at the value of the objective's settings, or in the middle of a range that does not contain it.
+    """
+    number = TunedNumber(
+        name,
+        wanted.low,
+        wanted.high,
+        wanted.low,
+        differentiable=tunable.differentiable,
+        logarithmic=wanted.scale == "log",
+    )
+    start = wanted.start
+    if start is None:
+        start = number.to_value(RANGE / 2)
+        if wanted.low <= tunable.value <= wanted.high:
+            start = tunable.value
+    return dataclasses.replace(number, start=start)

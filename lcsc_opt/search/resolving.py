@@ -310,7 +310,8 @@ def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple
     changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
         return ()
-    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search",)
+    advice = "another name" if plan.live.functions else "lcsc run FILE name=..."
+    return (f"{plan.name}: finished before this changed: {changed}. {advice} starts a new search",)
 
 
 def accepted_changes(

@@ -13,10 +13,12 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH
+from lcsc_opt.base.settings import excerpt
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.sampling import ClassLabels, FunctionSampler
 
+_NO_NUMBERS = (str, bytes, complex, type(None))
 _IMAGES = 2  # that the sampler is tried with
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -107,6 +109,8 @@ def _one_number(function: Callable[..., Any], argument: str) -> Callable[..., An
         returned = function(*arguments, **keywords)
         values = returned.values() if isinstance(returned, Mapping) else [returned]
         for value in values:
+            if isinstance(value, _NO_NUMBERS):
+                raise ObjectiveError(f"{argument}: must return a number; got {excerpt(value)}")
             if _is_several(value):
                 raise ObjectiveError(
                     f"{argument}: returned {_form(value)}; let it return one number, such as the mean()"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def by_step(checkpoints: Any) -> StateDicts | None:
         if not all(isinstance(step, int) and isinstance(state, Mapping) for step, state in checkpoints.items()):
             raise TrajectoryError("checkpoints: expected {step: state_dict, …}, with whole numbers as steps.")
         return dict(sorted(checkpoints.items()))
+    if not isinstance(checkpoints, Iterable):
+        raise TrajectoryError(f"checkpoints: expected paths or state dicts, got {type(checkpoints).__name__}.")
     listed = list(checkpoints)
     if listed and all(isinstance(state, Mapping) for state in listed):
         return dict(enumerate(listed, start=1))
@@ -87,6 +89,7 @@ def check_state_dicts(states: StateDicts) -> None:
         raise TrajectoryError(f"checkpoints: got {len(states)} state dict, and a combination needs at least 2.")
     memories: dict[tuple[int, ...], int] = {}
     for step, weights in states.items():
+        _check_tensors(step, weights)
         memory = tuple(tensor.data_ptr() for tensor in weights.values())
         if memory in memories:
             raise TrajectoryError(
@@ -94,6 +97,13 @@ def check_state_dicts(states: StateDicts) -> None:
                 "the same weights: keep copies, as copy.deepcopy(net.state_dict())."
             )
         memories[memory] = step
+
+
+def _check_tensors(step: int, weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TrajectoryError(f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.")
 
 
 def _layout(writer: MatrixWriter, step: int, weights: Mapping[str, Tensor]) -> Layout:

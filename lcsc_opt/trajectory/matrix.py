@@ -260,8 +260,8 @@ class MatrixWriter:
         manifest = self._current()
         self.check_kind(means=interval is not None)
         if manifest is None:
-            whole = self._agreed_layout(layout)
-            manifest = Manifest(row_bytes=whole.row_bytes, stored=self._stored, tensors=whole.tensors)  # type: ignore[arg-type]
+            row_layout = self._agreed_layout(layout)
+            manifest = Manifest(row_bytes=row_layout.row_bytes, stored=self._stored, tensors=row_layout.tensors)  # type: ignore[arg-type]
         if not is_new and isinstance(layout, ShardedLayout):
             with self.processes.together(f"compare {row}"):
                 self._check_same_parts(manifest, row, layout, tensors)
@@ -352,8 +352,8 @@ class MatrixWriter:
         """The layout of a whole row, which is the same in all processes."""
         if not isinstance(layout, ShardedLayout):
             return layout
-        self.processes.agree("names, shapes and dtypes of the first checkpoint", layout.whole)
-        return layout.whole
+        self.processes.agree("names, shapes and dtypes of the first checkpoint", layout.row_layout)
+        return layout.row_layout
 
     def _write_row(
         self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
@@ -438,11 +438,11 @@ class MatrixWriter:
         """Refuse other weights for a row that is saved; each process looks at its part."""
         [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
         rows = manifest.map_rows(self.path)
-        whole_specs = {spec.name: spec for spec in manifest.tensors}
+        row_specs = {spec.name: spec for spec in manifest.tensors}
         for spec, content in layout.row_parts(tensors):
             if spec is None:
                 continue
-            saved_content = rows.content(saved.slot, whole_specs[spec.name])
+            saved_content = rows.content(saved.slot, row_specs[spec.name])
             if not layout.is_written(spec, content, saved_content):
                 raise _other_weights(row)
 
@@ -581,7 +581,10 @@ def _lock(path: Path) -> Callable[[], None]:
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
     release = try_advisory_lock(path / LOCK)
     if release is None:
-        raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
+        raise TrajectoryError(
+            f"Another writer has {path} open: close it, or write from one process only (rank 0); from all processes if "
+            "the weights are sharded, with sharded=True."
+        )
     for entry in list(path.iterdir()):
         if is_pending(entry.name):
             remove(entry)

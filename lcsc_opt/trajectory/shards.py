@@ -37,7 +37,7 @@ class Part:
     runs: tuple[_Runs, ...]
 
     @classmethod
-    def whole(cls, shape: Sequence[int]) -> Part:
+    def all_of(cls, shape: Sequence[int]) -> Part:
         """All of a tensor."""
         return cls(tuple(shape), tuple((range(size),) for size in shape))
 
@@ -71,11 +71,11 @@ class ShardedLayout(Layout):
     """The layout of the local tensors of a process, with what they are parts of.
 
     Attributes:
-        whole: the layout of a row.
+        row_layout: the layout of a row.
         parts: name → the part of that tensor.
     """
 
-    whole: Layout
+    row_layout: Layout
     parts: Mapping[str, Part]
 
     def write(self, descriptor: int, offset: int, spec: TensorSpec, content: Tensor) -> int:
@@ -94,7 +94,7 @@ class ShardedLayout(Layout):
 
     def write_padding(self, descriptor: int, offset: int) -> None:
         """Write the zeros between the tensors of a row, and behind the last one; as :meth:`write`."""
-        for spec, start, stop in self.whole.spans():
+        for spec, start, stop in self.row_layout.spans():
             if spec is None:
                 _write_at(descriptor, memoryview(bytes(stop - start)), offset + start)
 
@@ -116,14 +116,16 @@ class ShardedLayout(Layout):
 
     @functools.cached_property
     def _offsets(self) -> dict[str, int]:
-        return {spec.name: spec.offset for spec in self.whole.tensors}
+        return {spec.name: spec.offset for spec in self.row_layout.tensors}
 
 
-def sharded(whole: Layout, tensors: Mapping[str, Tensor], *, is_first: bool) -> tuple[ShardedLayout, dict[str, Tensor]]:
-    """What this process writes of a checkpoint whose row has the layout ``whole``.
+def sharded(
+    row_layout: Layout, tensors: Mapping[str, Tensor], *, is_first: bool
+) -> tuple[ShardedLayout, dict[str, Tensor]]:
+    """What this process writes of a checkpoint whose row has the layout ``row_layout``.
 
     Args:
-        whole: the layout of a row.
+        row_layout: the layout of a row.
         tensors: name → DTensor, or a plain tensor, which the first process writes.
         is_first: whether this process is the first one.
 
@@ -136,13 +138,13 @@ def sharded(whole: Layout, tensors: Mapping[str, Tensor], *, is_first: bool) -> 
     parts: dict[str, Part] = {}
     local_tensors: dict[str, Tensor] = {}
     described: list[tuple[str, tuple[int, ...], str]] = []
-    for spec in whole.tensors:
+    for spec in row_layout.tensors:
         part, local = _local(spec.name, tensors[spec.name], is_first)
         parts[spec.name] = part
         local_tensors[spec.name] = local
         described.append((spec.name, tuple(local.shape), spec.dtype))
     arranged = Layout.arranged(described)
-    return ShardedLayout(arranged.tensors, arranged.row_bytes, whole, parts), local_tensors
+    return ShardedLayout(arranged.tensors, arranged.row_bytes, row_layout, parts), local_tensors
 
 
 def check_not_sharded(tensors: Mapping[str, Tensor]) -> None:
@@ -168,7 +170,7 @@ def _local(name: str, tensor: Tensor, is_first: bool) -> tuple[Part, Tensor]:
     """The part of a tensor that this process writes, and its values."""
     if not _is_distributed(tensor):
         if is_first:
-            return Part.whole(tensor.shape), tensor
+            return Part.all_of(tensor.shape), tensor
         return _no_part(tensor)
     distributed: Any = tensor.detach()
     if not hasattr(distributed, "placements"):

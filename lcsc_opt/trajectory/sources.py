@@ -57,6 +57,10 @@ def find_sources(
             notice(f"{path.name} left out: an average before the first step")
             continue
         sources[row] = path
+    if not sources:
+        raise TrajectoryError(
+            "All averages are of step 0: an average with a width needs the step up to which it was made: give --steps."
+        )
     return sources
 
 

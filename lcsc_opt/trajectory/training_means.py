@@ -209,13 +209,16 @@ class MeansOfTraining:
             raise TrajectoryError(f"{path}: checkpoints were added already: load the state before the first step.")
         if not isinstance(state, Mapping) or not state.keys() >= {"training", "windows", "mean"}:
             raise TrajectoryError(f"{path}: the state has no mean: load what the writer's state_dict() gave.")
-        rank, count = state.get("process", (0, 1))
-        if [rank, count] != self._process:
+        process = state.get("process", [0, 1])
+        if not isinstance(process, (list, tuple)) or list(process) != self._process:
             raise TrajectoryError(
-                f"{path}: the state is that of process {rank} of {count}, not {self._process[0]} of "
-                f"{self._process[1]}: load its own state in each, and resume with as many processes."
+                f"{path}: the state is that of another process (rank and number {process}, not {self._process}): load "
+                "its own state in each, and resume with as many processes."
             )
         windows = Windows.of_state(state["windows"])
+        mean = state["mean"]
+        if not isinstance(mean, Mapping) or (windows.count > 0 and not mean):
+            raise TrajectoryError(f"{path}: the state lacks its mean of {windows.count} checkpoints: save all of it.")
         if windows.means != self.windows.means:
             raise TrajectoryError(f"{path}: the training began with means={windows.means}: resume it with the same.")
         self._saver.check_kind(means=True)

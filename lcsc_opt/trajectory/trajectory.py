@@ -73,7 +73,9 @@ class Trajectory:
         self.rows = tuple(manifest.rows)
         self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
         if manifest.intervals is not None:
-            self.steps = RowSteps(self.steps, [interval.checkpoints for interval in manifest.intervals])
+            counts = [interval.checkpoints for interval in manifest.intervals]
+            first_steps = [interval.first_step for interval in manifest.intervals]
+            self.steps = RowSteps(self.steps, counts, first_steps)
         self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)

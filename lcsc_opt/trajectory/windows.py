@@ -44,9 +44,10 @@ class Windows:
             TrajectoryError: it is not such a state.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(state, Mapping) or state.keys() != names:
+        is_state = isinstance(state, Mapping) and state.keys() == names
+        if not is_state or not all(isinstance(number, int) for number in state.values()):  # type: ignore[attr-defined]
             raise TrajectoryError("The state is not that of a writer of means: load what its state_dict() gave.")
-        return cls(**{name: int(state[name]) for name in names})
+        return cls(**state)  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, for :meth:`of_state`."""

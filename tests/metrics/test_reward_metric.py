@@ -95,6 +95,11 @@ def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one(
     assert score(scores, images(1).repeat(50, 1, 1, 1), held_out=True)[1]["spread"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_parts_of_a_loss_with_a_reward_are_compared_one_by_one() -> None:
+    assert made(loss={"reward": -1, "fid": 0.1}).signs.items() >= {("fid", 1), ("reward", -1), ("held_out_reward", -1)}
+    assert "fid" not in made(loss={"fid": 1, "kid": 1}).signs
+
+
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Functions of a user, and pixels in place of Inception."""

@@ -76,7 +76,7 @@ def test_images(capsys: pytest.CaptureFixture[str]) -> None:
     runs(capsys, study)
 
 
-@pytest.mark.skip(reason="not yet seen to pass: too slow, or a warning of peft")
+@pytest.mark.slow
 def test_a_lora(capsys: pytest.CaptureFixture[str]) -> None:
     tiny_pipelines.stable_diffusion(Path("vocabulary")).save_pretrained("base")
     for step in (100, 200):
@@ -131,7 +131,7 @@ def test_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     runs(capsys, study)
 
 
-@pytest.mark.skip(reason="not yet seen to pass: too slow, or a warning of peft")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks a newer transformers
 def test_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     from peft import LoraConfig, get_peft_model
@@ -149,6 +149,8 @@ def test_adapters(capsys: pytest.CaptureFixture[str]) -> None:
     write_text()
     study = init("out")
     assert study["optimizers"] == ["EMAGrid", "LCSCQuadratic"]
+    assert study["held_out"] == {"images": 64, "top": 5}
+    assert study["objective"]["settings"]["command"].startswith("{python} -m ")
     assert lcsc(["run", "study.yaml", "--dry-run"]) == 0
     # one evaluation, since each is a process that imports transformers
     assert lcsc(["run", "study.yaml", "--optimizer", "LCSCQuadratic", "--budget", "1", "~held_out"]) == 0

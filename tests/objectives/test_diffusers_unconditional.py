@@ -103,6 +103,7 @@ GUIDED = {"scale": 2.0, "null_label": 3}
         ({"scale": 2.0}, "expected either null_label .* or weak"),
         ({**GUIDED, "weak": STEPS[0]}, "expected either null_label .* or weak"),
         ({"scale": 2.0, "weak": STEPS[0], "low": 0.3}, "low and high are those of classifier-free"),
+        ({**GUIDED, "low": 0.7, "high": 0.3}, "expected low < high, got low 0.7 and high 0.3"),
         (GUIDED, "guidance: the model has no classes"),
     ],
 )

@@ -99,11 +99,13 @@ def test_a_number_without_a_derivative_is_found_between_checks() -> None:
     assert np.abs(last.coefficients - TARGET).max() < 0.1
 
 
-def test_each_probe_moves_only_its_number_of_the_check_before_it() -> None:
-    asked = search(60)
+@pytest.mark.parametrize("best", [0.0, 0.15, 1.0])
+def test_each_probe_moves_only_its_number_of_the_check_before_it(best: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BEST, "churn", best)
+    asked = search(150)
     plain = [index for index, (_, gradient) in enumerate(asked) if not gradient]
     pairs = [(first, second) for first, second in itertools.pairwise(plain) if second == first + 1]
-    assert len(pairs) > 4
+    assert len(pairs) > 12
     for first, second in pairs[:-1]:
         check = asked[first][0]
         probe = asked[second][0]

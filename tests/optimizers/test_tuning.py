@@ -101,7 +101,7 @@ def test_the_gradient_in_a_free_vector_is_the_finite_difference() -> None:
 
     gradient = loss(free).gradient
     assert gradient is not None
-    product = tuned.to_free_gradient(free, tuned.point_gradient(gradient))
+    product = tuned.to_free_gradient(free, tuned.point_gradient(tuned.to_coefficients(free), gradient))
     direction = rng.standard_normal(tuned.shape)
     step = 1e-6
     difference = (loss(free + step * direction).loss - loss(free - step * direction).loss) / (2 * step)
@@ -176,3 +176,36 @@ def test_plain_arrays_and_spaces_have_coefficients_as_their_point() -> None:
     )
     assert point_of(optimizer.parametrization, average) is average
     assert candidate_of(optimizer.ask()).tuned == {}
+
+
+LEVEL = TunedNumber("sigma_min", 0.001, 10.0, 0.1, logarithmic=True)
+
+
+def test_equal_steps_of_a_logarithmic_number_are_equal_ratios() -> None:
+    values = [LEVEL.to_value(share * RANGE) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert values == pytest.approx([0.001, 0.01, 0.1, 1.0, 10.0])
+    assert [LEVEL.to_unit(value) for value in values] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert LEVEL.to_value(-1.0) == LEVEL.low
+    assert LEVEL.to_value(1.0) == LEVEL.high
+
+
+@pytest.mark.parametrize("number", [GUIDANCE, LEVEL])
+def test_the_slope_of_a_number_is_the_finite_difference(number: TunedNumber) -> None:
+    difference = (number.to_value(0.1 + 1e-7) - number.to_value(0.1 - 1e-7)) / 2e-7
+    assert number.slope(0.1) == pytest.approx(difference, rel=1e-6)
+
+
+def test_a_logarithmic_number_is_found_by_its_derivative() -> None:
+    """LCSCGradient on (log10(sigma_min) + 2)² begins at 0.1."""
+    optimizer = build_optimizer(OptimizerSpec(name="LCSCGradient"), space(None, LEVEL), budget=120, workers=1, seed=0)
+    for _ in range(120):
+        parameter = optimizer.ask()
+        candidate = candidate_of(parameter)
+        error = np.log10(candidate.tuned["sigma_min"]) + 2
+        slope = 2 * error / (candidate.tuned["sigma_min"] * np.log(10))
+        gradient = np.append(2 * (candidate.coefficients - TARGET), slope)
+        loss = float(np.square(candidate.coefficients - TARGET).sum() + error**2)
+        attach_evaluation(parameter, Evaluation(loss, gradient=gradient))
+        optimizer.tell(parameter, loss)
+    answer = candidate_of(optimizer.recommend())
+    assert np.log10(answer.tuned["sigma_min"]) == pytest.approx(-2, abs=0.1)

@@ -123,6 +123,23 @@ def test_what_cannot_be_compared_is_said_when_a_study_continues(search: Any, cap
     assert "changed" not in said, "a list that the score itself fills is no change"
 
 
+def test_a_network_that_is_given_counts_by_its_structure(search: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    net = Net()
+
+    def between(rows: slice) -> Any:
+        return lambda net: ((net.weight - TARGET)[:, rows] ** 2).sum()
+
+    result = search(states(), build=net, score=between(slice(0, 3)))
+    net.load_state_dict(result.merge())
+    capfd.readouterr()
+    search(states(), build=net, score=between(slice(0, 3)), budget=5)
+    assert "cannot be compared" not in capfd.readouterr().err
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:build changed"):
+        search(states(), build=nn.Sequential(net), score=between(slice(0, 3)), budget=6)
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.rows changed"):
+        search(states(), build=net, score=between(slice(0, 2)), budget=6)
+
+
 def test_functions_of_a_module_make_a_study_file_that_continues(
     workplace: Path, search: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +171,9 @@ def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typ
     [
         ("good", "must return a number.*got 'good'"),
         ("0.5", "must return a number.*got '0.5'"),
-        (1j, "number"),
+        (1j, "must return a number; got 1j"),
+        (torch.tensor(1j), "must return a number.*got tensor"),
+        ({"accuracy": "high"}, "score: must return a number; got 'high'"),
         (torch.ones(2), r"returned a tensor of the shape \[2\]"),
         ([1.0, 2.0], "returned a list"),
         (float("nan"), "not finite"),
@@ -187,6 +206,8 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ([states(1)[1]] * 3, {}, "one memory"),
         ("runs/*.pt", {}, "No checkpoint"),
         ([], {}, "the list is empty"),
+        (None, {}, "expected paths or state dicts, got NoneType"),
+        ({1: {"weight": 3}, 2: {"weight": 4}}, {}, "step 1: weight is a int, not a tensor"),
         ({"last": states(1)[1]}, {}, "whole numbers as steps"),
         (states(), {"jobs": 2}, r"jobs=2: other processes cannot import build"),
         (states(), {"budget": "soon"}, "budget: expected a number"),
@@ -195,6 +216,10 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"sample": distance}, "either score, or sample"),
         (states(), {"optimisers": ["CMA"]}, "unknown key"),
         (states(), {"optimizers": ["CMAA"]}, "no such optimizer"),
+        (states(), {"space": "afine"}, "did you mean 'affine'"),
+        (states(), {"space": ["affine"]}, "space: expected a name or a mapping"),
+        (states(), {"held_out": lambda net: "good"}, "held_out: must return a number; got 'good'"),
+        (states(), {"held_out": lambda net: torch.ones(2)}, r"held_out: returned a tensor of the shape \[2\]"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, changed: Any, said: str) -> None:
@@ -202,6 +227,25 @@ def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, 
         search(checkpoints, **{"score": lambda net: distance(net), **changed})
     assert "\n" not in str(refused.value)
     assert not Path("studies.db").exists()
+
+
+def test_an_error_of_the_held_out_function_is_theirs(search: Any) -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        search(states(), score=distance, held_out=lambda net: 1 / 0)
+    assert raised.traceback[-1].name == "<lambda>"
+    assert not Path("studies.db").exists()
+
+
+def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    assert lcsc(["trajectory", "pack", "*.pt", "-o", "run.trajectory"]) == 0
+    opened = lcsc_opt.Trajectory.open("run.trajectory")
+    for checkpoints in ("run.trajectory", opened):
+        result = search(checkpoints, score=without_graph, optimizers={"CMA": {"step_size": 0.1}, "EMAGrid": {}})
+        assert [study.steps for study in result.studies] == [(1, 2, 3, 4)] * 2
+    with pytest.raises(lcsc_opt.LcscError, match=r"step_size was 0\.1, is now 0\.2"):
+        search(opened, score=without_graph, optimizers={"CMA": {"step_size": 0.2}}, budget=6)
 
 
 def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) -> None:

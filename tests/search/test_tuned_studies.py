@@ -155,6 +155,8 @@ def test_a_study_without_tuned_numbers_stores_nothing_about_them(study: dict[str
         ({"tune": {"guidance": {"low": 6, "high": 1}}}, r"tune\.guidance: expected low < high, got low 6 and high 1"),
         ({"tune": {"guidance": {"low": -1, "high": 6}}}, r"tune\.guidance: expected a range within 0 to inf"),
         ({"tune": {"guidance": {"low": 1, "high": 6, "start": 7}}}, r"start 7 is not between"),
+        ({"tune": {"guidance": {"low": 0, "high": 6, "scale": "log"}}}, r"scale log: expected low above 0, got 0"),
+        ({"tune": {"guidance": {"low": 1, "high": 6, "scale": "cubic"}}}, r"tune\.guidance\.scale"),
         ({"tune": {"guidance": [1, 6]}}, r"tune\.guidance: expected a mapping"),
         ({"optimizers": ["LCSCQuadratic"]}, r"tune: LCSCQuadratic searches coefficients only"),
     ],
@@ -181,7 +183,11 @@ def test_a_fork_begins_with_the_numbers_that_were_found(study: dict[str, Any], t
     answer = lcsc_opt.load_study("guided/LCSC/0", "sqlite:///studies.db").tuned["guidance"]
     typed("fork", "guided/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "3")
     forked = stored("forked/CMA/0")
-    assert forked.attributes["specification"]["tune"]["guidance"] == {**TUNE["guidance"], "start": answer}
+    assert forked.attributes["specification"]["tune"]["guidance"] == {
+        **TUNE["guidance"],
+        "start": answer,
+        "scale": "linear",
+    }
     assert len(forked.trials()) == 33
     assert len({tuned_of(trial)["guidance"] for trial in forked.trials()[30:]}) == 3
 

@@ -105,6 +105,10 @@ def test_fsdp_and_tensor_parallelism_under_torchrun(tmp_path):
     assert ended.returncode == 0, ended.stderr
     append_all(tmp_path / "expected")
     assert_same_trajectory(tmp_path / "appended.trajectory", tmp_path / "expected")
+    for path in (tmp_path / "appended.trajectory", tmp_path / "expected"):
+        with TrajectoryWriter(path, keep_last=4) as writer:
+            writer.append(STEPS + 1, full_weights(STEPS + 1))  # one process may go on
+    assert_same_trajectory(tmp_path / "appended.trajectory", tmp_path / "expected")
     for name in ("fsdp", "tensor"):
         gathered = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         with TrajectoryWriter(tmp_path / name) as writer:
@@ -127,7 +131,7 @@ MISUSE = [
     "Tensor 'weight' at step 2 holds NaN",
     "do different things",
     "does not fit the first one: it lacks",
-    "is that of process",
+    "that of another process",
     "the state has no mean",
 ]
 

@@ -221,6 +221,13 @@ BAD_STATES = {
     "of another training": (lambda path: state_of(path), "the means of another training"),
     "with other means": (lambda path: state_of(path, means=8), "began with means=8"),
     "no state": (lambda _: {"step": 3}, "the state has no mean"),
+    "without its mean": (lambda path: {**state_of(path), "mean": {}}, "lacks its mean of 1 checkpoints"),
+    "with something else": (lambda path: {**state_of(path), "mean": 3.0}, "lacks its mean of 1 checkpoints"),
+    "of another process": (lambda path: {**state_of(path), "process": [1, 2]}, "that of another process"),
+    "with texts": (
+        lambda path: {**state_of(path), "windows": dict.fromkeys(Windows(4).state(), "x")},
+        "not that of a writer of means",
+    ),
     "broken": (lambda path: {**state_of(path), "windows": {"means": 4}}, "not that of a writer of means"),
 }
 

@@ -102,6 +102,19 @@ def test_averages_before_the_first_step_are_left_out(edm2: Path, tmp_path: Path)
     assert pack(edm2, tmp_path / "t").rows == ROWS
 
 
+def test_widths_without_a_step_are_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lcsc"])
+    for name in "ab":
+        torch.save({"w": torch.ones(2)}, tmp_path / f"{name}.pt")
+    assert packed(tmp_path / "t", f"{tmp_path}/?.pt", "--widths", "0.05,0.1") == 2
+    assert "has no step in its name or contents" in capsys.readouterr().err
+    assert packed(tmp_path / "t", f"{tmp_path}/?.pt", "--widths", "0.05,0.1", "--steps", "0,0") == 2
+    assert "All averages are of step 0" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
 def test_one_width_alone_has_its_width(edm2: Path, tmp_path: Path) -> None:
     trajectory = open_or_pack(str(edm2 / "*-0.100.pkl"), cache=tmp_path)
     assert trajectory.rows == ROWS[1::2]

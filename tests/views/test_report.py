@@ -103,5 +103,5 @@ def test_a_report_says_how_to_sample_an_answer_and_draws_its_numbers(storage: RD
     write_study(storage, "digits/CMA/0", [9.0])
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(page.texts)
-    assert shown.count("Sample its answer with guidance 2.5, churn 0.1.") == 1
+    assert shown.count("Sample its answer with guidance 2.5, churn 0.2.") == 1
     assert shown.count("Numbers of the sampler") == 1

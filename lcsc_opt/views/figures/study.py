@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.coefficients.rows import AverageSteps, rows_of
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
 from lcsc_opt.database.reader import LATEST, HistoryReader
@@ -124,14 +124,14 @@ def coefficients_figure(
 
 
 def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
-    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it.
+    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it; for a mean, over its interval.
 
     Averages of several widths stand side by side, under their names.
     """
     steps = study.steps
     place: dict[str, Any] = {"x": _names_of_averages(steps)}
     if not isinstance(steps, AverageSteps):
-        intervals = np.diff(steps, prepend=2 * steps[0] - steps[1])
+        intervals = _intervals(steps)
         place = {"x": steps, "width": intervals, "offset": -intervals}
     return go.Bar(
         **place,
@@ -187,9 +187,11 @@ def _heat_map(
     """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer."""
     absolute = np.abs(coefficients)
     largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
-    edges: list[int] | list[str] = [2 * steps[0] - steps[1], *steps]  # of cells, where those of bars are
+    edges: list[float] | list[str]
     if isinstance(steps, AverageSteps):
         edges = _names_of_averages(steps)
+    else:
+        edges = [starts_of(steps)[0], *steps]  # of cells, where those of bars are
     return go.Heatmap(
         x=edges,
         y=names,
@@ -247,8 +249,8 @@ def _is_irregular(steps: Sequence[int]) -> bool:
     """
     if isinstance(steps, AverageSteps):
         return False
-    intervals = np.diff(steps)
-    return len(intervals) > 0 and bool(intervals.max() > _IRREGULAR * intervals.min())
+    intervals = _intervals(steps)
+    return bool(intervals.max() > _IRREGULAR * intervals.min())
 
 
 def _bar_heights(coefficients: Floats, steps: Sequence[int]) -> Floats:
@@ -259,9 +261,14 @@ def _bar_heights(coefficients: Floats, steps: Sequence[int]) -> Floats:
     """
     if not _is_irregular(steps):
         return coefficients
-    intervals = np.diff(np.array(steps, dtype=np.float64))
-    heights: Floats = coefficients / np.concatenate([intervals[:1], intervals])
+    heights: Floats = coefficients / _intervals(steps)
     return heights
+
+
+def _intervals(steps: Sequence[int]) -> Floats:
+    """How many training steps each row stands for, ``[K]``."""
+    intervals: Floats = np.array(steps, dtype=np.float64) - starts_of(steps)
+    return intervals
 
 
 def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
@@ -305,7 +312,12 @@ def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -
             title = f"{name}: {answer[2][name]:.4g} in trial {answer[0]}"
         panels.append(Panel(traces, y=Axis(study.metric, logarithmic=is_logarithmic), title=inert(title), height=200))
     figure = draw(panels, x=Axis(), theme=theme, name=f"tuned/{study.study}", showlegend=False)
-    return figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
+    figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
+    ranges = study.settings.get("tune", {})
+    for row, name in enumerate(shown[-1][2], start=1):
+        if ranges.get(name, {}).get("scale") == "log":
+            figure.update_xaxes(type="log", row=row)
+    return figure
 
 
 def _tuned_scatter(trials: Sequence[tuple[int, float, dict[str, float]]], name: str, *, has_scale: bool) -> go.Scatter:

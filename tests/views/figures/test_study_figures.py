@@ -74,6 +74,29 @@ def test_averages_of_several_widths_stand_side_by_side(storage: RDBStorage) -> N
     assert list(bars.y) == coefficients(1).tolist()
 
 
+@pytest.mark.parametrize(
+    ("first_steps", "counts", "starts"),
+    [
+        ((10, 30, 70), (2, 4, 1), (0, 20, 60)),  # every tenth step, from the beginning
+        ((90, 170, 240), (1, 2, 3), (80, 160, 230)),  # selected rows, with gaps between them
+        (None, None, (60, 120, 180)),
+    ],
+)
+def test_bars_of_means_are_as_wide_as_their_intervals(storage, first_steps, counts, starts) -> None:
+    stored = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    ends = [120, 180, 260]
+    if first_steps is not None:
+        ends = [first + 10 * (count - 1) for first, count in zip(first_steps, counts, strict=True)]
+        stored.set_attribute("counts", counts)
+        stored.set_attribute("first_steps", first_steps)
+    stored.set_attribute("steps", ends)
+    reader, (study,) = read(storage)
+    (bars,) = coefficients_figure(reader, [study]).data
+    np.testing.assert_allclose(np.array(bars.x) + bars.offset, starts)
+    np.testing.assert_allclose(np.array(bars.x) + bars.offset + bars.width, ends)
+    np.testing.assert_allclose(np.array(bars.y) * bars.width, coefficients(1))  # areas
+
+
 def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) -> None:
     names = ["conv_in", "conv_out", "down.9.norm", "down.10.norm", "mid_block.to_out", "time_embedding", "up_blocks.0"]
     found = np.stack([coefficients(number) for number in range(len(names))])
@@ -182,12 +205,16 @@ def test_each_tuned_number_is_a_panel_with_the_trials_that_compare(storage: RDBS
     assert [tuple(pair) for pair in zip(trials.x, trials.y, strict=True)] == list(TUNED)
     assert list(trials.marker.color) == [0, 1, 2]
     assert (list(answer.x), list(answer.y), answer.marker.symbol) == ([2.5], [4.0], "star")
-    assert list(of_churn.x) == pytest.approx([0.0, 0.1, 0.2])
-    assert list(churn_of_answer.x) == pytest.approx([0.1])
-    assert [note.text for note in figure.layout.annotations] == ["guidance: 2.5 in trial 1", "churn: 0.1 in trial 1"]
+    assert list(of_churn.x) == pytest.approx([0.1, 0.2, 0.3])
+    assert list(churn_of_answer.x) == pytest.approx([0.2])
+    assert [note.text for note in figure.layout.annotations] == ["guidance: 2.5 in trial 1", "churn: 0.2 in trial 1"]
     assert figure.layout.xaxis.matches is None
     assert figure.layout.xaxis2.matches is None
-    assert figure.layout.yaxis.type == "log"
+    assert [axis.type for axis in (figure.layout.yaxis, figure.layout.xaxis, figure.layout.xaxis2)] == [
+        "log",
+        "linear",
+        "log",
+    ]
 
 
 def test_a_study_without_tuned_numbers_has_none_to_draw(storage: RDBStorage) -> None:

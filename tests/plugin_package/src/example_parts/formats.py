@@ -11,5 +11,5 @@ from torch import Tensor
 
 def read_npz(path: Path) -> dict[str, Tensor]:
     """Name → tensor of a file of ``numpy.savez``; nothing in it is executed."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         return {name: torch.from_numpy(file[name]) for name in file.files}
