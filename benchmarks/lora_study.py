@@ -38,7 +38,7 @@ NEEDS_ROWS = ("LCSCGradient",)
 
 
 def main() -> None:
-    """Train what is missing, search, measure, and write ``results/lora_study.json``."""
+    """Train what is missing, search, measure, and write ``results/lora_study.json`` or ``lora_study_fid.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the LoRA's trainings")
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--search-images", type=int, default=300, help="of an evaluation")
     parser.add_argument("--budget", type=int, default=9_000, help="images of a search")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler")
+    parser.add_argument("--reward-weight", type=float, default=10.0, help="in the loss; 0 is FID alone")
     parser.add_argument("--optimizers", nargs="+", default=["EMAGrid", "LCSCGradient", "LCSC"])
     parser.add_argument("--train", nargs="*", default=[], metavar="NAME=NUMBER", help="as lora_steps=480 every=15")
     arguments = parser.parse_args()
@@ -60,7 +61,10 @@ def main() -> None:
             rows.setdefault(name, {})[seed] = values
     print(table(rows))
     settings = {name: value for name, value in vars(arguments).items() if name != "folder"}
-    print(write_json("lora_study", {"settings": settings, "rows": rows}))
+    result = "lora_study"
+    if arguments.reward_weight == 0:
+        result = "lora_study_fid"
+    print(write_json(result, {"settings": settings, "rows": rows}))
 
 
 def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -96,6 +100,10 @@ def study_file(folder: Path, seed: int, optimizer: str, arguments: argparse.Name
     settings["checkpoints"] = str(folder / f"lora-{seed}")
     settings["sampler"] = {"name": "lcm", "steps": arguments.steps}
     settings["images"] = arguments.search_images
+    settings["loss"]["reward"] = -arguments.reward_weight
+    if arguments.reward_weight == 0:
+        del settings["loss"]["reward"]
+        content["name"] += "-fid"
     return content
 
 
