@@ -17,6 +17,7 @@ from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.reading import read_init_arguments
 
 SCORE = "score.py"
+IMAGES = 2000  # of an evaluation, in the study files that are written here
 """The objective for models that do not make images."""
 
 _LOSS_OF_ADAPTER = "{python} -m lcsc_opt.objective.text_loss"
@@ -171,8 +172,8 @@ def _text_to_image(component: str, *, pipeline: Path | None, prompts: Path | Non
     source = Setting("pipeline", "the folder of the pipeline that the LoRA is for, or its name at the hub")
     if pipeline is not None:
         source = Setting("pipeline", "where the rest of the pipeline is", str(pipeline))
-    listed = Setting("prompts", "a text file, one prompt a line")
-    if prompts is not None:
+    listed = Setting("prompts", "a text file, one prompt a line, at most as many as images")
+    if prompts is not None and _lines(prompts) <= IMAGES:
         listed = Setting("prompts", "one prompt a line", str(prompts))
     return Proposal(
         "latent_diffusion.py",
@@ -183,6 +184,15 @@ def _text_to_image(component: str, *, pipeline: Path | None, prompts: Path | Non
             Setting("sampler", "the pipeline's own scheduler; {name: lcm, steps: 4} uses another", {"steps": 20}),
         ),
     )
+
+
+def _lines(path: Path) -> int:
+    """How many lines of a text file are not empty."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError:
+        return 0  # the check of the settings says why it cannot be read
 
 
 def _unconditional(network: Path) -> Proposal:

@@ -26,7 +26,7 @@ from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.network_scorer import takes_draw
-from lcsc_opt.objective.recognition import SCORE, Near, Proposal, Setting, propose
+from lcsc_opt.objective.recognition import IMAGES, SCORE, Near, Proposal, Setting, propose
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
@@ -256,7 +256,7 @@ def _settings_of_images(reference: Path | str | None) -> list[Setting]:
     if named is None or not named.endswith(".npz"):  # precision compares with single real images
         meaning = "must not get worse than that of the best average; not with a file of statistics"
         settings.append(Setting("keep", meaning, "precision"))
-    settings.append(Setting("images", "the number of images of an evaluation; 10000 in the paper", 2000))
+    settings.append(Setting("images", "the number of images of an evaluation; 10000 in the paper", IMAGES))
     return settings
 
 

@@ -122,8 +122,7 @@ def racing_of(spec: OptimizerSpec) -> RacingOptions | None:
     source = f"optimizers.{spec.name}.racing"
     if spec.name in OURS and spec.name not in _CAN_RACE:
         raise StudySpecError(
-            f"{source}: {spec.name} decides itself which candidates get how many images; {', '.join(_CAN_RACE)} and "
-            "Nevergrad's optimizers can race"
+            f"{source}: {spec.name} cannot race; {', '.join(_CAN_RACE)} and Nevergrad's optimizers can"
         )
     options = spec.options[_RACING]
     return parse_settings(RacingOptions, {} if options is None else options, source=source)

@@ -154,6 +154,16 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     assert text.count("FILL IN") == 3
 
 
+@pytest.mark.parametrize(("count", "taken"), [(2000, True), (2001, False)])
+def test_a_file_of_more_prompts_than_images_is_not_taken(count: int, taken: bool) -> None:
+    loras(*(f"unet.mid.attn.to_q.lora_{part}.weight" for part in ("A", "B")))
+    Path("captions.txt").write_text("\n".join(f"a cat {number}" for number in range(count)))
+    assert lcsc(["init", "loras"]) == 0
+    text = Path("study.yaml").read_text()
+    assert ("prompts: captions.txt" in text) == taken
+    assert ("at most as many as images" in text) == (not taken)
+
+
 @pytest.mark.parametrize(
     "name", ["photos #1", "2024", "a: b", "1e-4", "null", "it's", "[x", "ünï", "a\nb", "2024-01-01"]
 )

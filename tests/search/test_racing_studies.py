@@ -140,7 +140,7 @@ def test_a_raised_budget_continues_and_a_fork_races_too(
     [
         ({"budget": {"evaluations": 50}}, "racing: saves images, and budget.evaluations does not count them"),
         ({"objective": {"file": "prompts.py", "settings": {"images": 17}}}, "needs at least 18, got 17"),
-        ({"optimizers": [{"LCSCQuadratic": {"racing": {}}}]}, "LCSCQuadratic decides itself"),
+        ({"optimizers": [{"LCSCQuadratic": {"racing": {}}}]}, "LCSCQuadratic cannot race"),
         ({"optimizers": [{"LCSC": {"racing": {"eta": 0}}}]}, "eta: expected at least 2, got 0"),
         ({"optimizers": [{"LCSC": {"racing": True}}]}, "expected a mapping of keys to values, got True"),
     ],
