@@ -329,22 +329,30 @@ def draw(results: Mapping[Key, Mapping[str, float]]) -> None:
                 trace.showlegend = (row, column) == (1, 1)
                 figure.add_trace(trace, row, column)
     figure.update_xaxes(title_text="guidance", row=2)
-    figure.update_yaxes(title_text="FID to unseen images", type="log", row=1, col=1)
-    figure.update_yaxes(type="log", row=1)
+    figure.update_yaxes(type="log", tickvals=[2, 5, 10, 20, 50, 100], row=1)
+    figure.update_yaxes(title_text="FID to unseen images", row=1, col=1)
     figure.update_yaxes(title_text="precision", row=2, col=1)
-    figure.update_layout(template="plotly_white", width=1000, height=620, legend={"orientation": "h", "y": -0.12})
+    figure.update_layout(
+        template="plotly_white",
+        width=1000,
+        height=620,
+        margin={"t": 50},
+        legend={"orientation": "h", "y": -0.15},
+    )
     write_figures({PICTURE: figure})
 
 
 def traces(results: Mapping[Key, Mapping[str, float]], recipe: str, metric: str) -> Iterator[go.Scatter]:
-    """Means over trainings at each guidance as lines, and each search together with guidance as a mark."""
+    """Means over trainings at each guidance as lines, and each search at or with the best guidance as a mark."""
     for way, label, color in ((EMA, "EMA*", "#888888"), (FIXED, "coefficients at this guidance", "#1f77b4")):
         points = [point(results, recipe, way, guidance, metric) for guidance in GUIDANCES]
         drawn = [each for each in points if each is not None]
-        places = [place for place, _ in drawn]
-        means = [mean for _, mean in drawn]
-        yield go.Scatter(x=places, y=means, name=label, mode="lines+markers", line={"color": color})
-    for way, label, color in ((BOTH, "both", "#d62728"), (BOTH + KEEP, "both, keep", "#9467bd")):
+        if drawn:
+            places = [place for place, _ in drawn]
+            means = [mean for _, mean in drawn]
+            yield go.Scatter(x=places, y=means, name=label, mode="lines+markers", line={"color": color})
+    at_best = "coefficients at EMA*'s guidance, keep"
+    for way, label, color in ((FIXED + KEEP, at_best, "#0072B2"), (BOTH + KEEP, "both, keep", "#d62728")):
         marks = [values for key, values in results.items() if (key[0], key[2]) == (recipe, way)]
         scales = [values["scale"] for values in marks]
         heights = [values[metric] for values in marks]

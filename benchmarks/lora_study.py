@@ -2,10 +2,11 @@
 
     python benchmarks/lora_study.py --folder runs/lora --seeds 0 1
 
-``--folder`` holds what ``studies/lora/digits_lora.py`` trains (a LoRA for each seed); what is missing is trained first.
-The optimizers of ``studies/lora/lora.yaml`` search on each LoRA's checkpoints. FID is to half B of the digits, which
-neither the pipeline nor a search saw, on other noise and other prompts than the search's; the reward is the
-log-probability of the prompt's digit by a classifier of half B. The same command continues where it stopped.
+``--folder`` holds what ``studies/lora/digits_lora.py`` trains (a LoRA for each seed); what is missing is trained
+first. Searches are those of ``studies/lora/lora.yaml``; without a gradient, of one row of coefficients. FID is to
+half B of the digits, which neither the pipeline nor a search saw, on other noise and other prompts than the search's.
+The reward is the log-probability of the prompt's digit by a classifier of half B; the searched one is by one of half
+A. The same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.sampling.base import prompts_of
 
 STUDY = Path(__file__).parents[1] / "studies" / "lora"
-COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "accuracy": "reward"}
+COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "searched reward": "reward"}
+SHOWN = 20  # images on the sheet
+Model = tuple[Any, Coefficients]
+"""An objective, and coefficients of its checkpoints."""
+NEEDS_ROWS = ("LCSCGradient",)
+"""Optimizers that search a row of coefficients for each module; without a gradient, one row is better."""
 
 
 def main() -> None:
-    """Train what is missing, search, measure, and write ``results/lora_study.json``."""
+    """Train what is missing, search, measure, and write ``results/lora_study.json`` or ``lora_study_fid.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the LoRA's trainings")
@@ -40,6 +46,7 @@ def main() -> None:
     parser.add_argument("--search-images", type=int, default=300, help="of an evaluation")
     parser.add_argument("--budget", type=int, default=9_000, help="images of a search")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler")
+    parser.add_argument("--reward-weight", type=float, default=10.0, help="in the loss; 0 is FID alone")
     parser.add_argument("--optimizers", nargs="+", default=["EMAGrid", "LCSCGradient", "LCSC"])
     parser.add_argument("--train", nargs="*", default=[], metavar="NAME=NUMBER", help="as lora_steps=480 every=15")
     arguments = parser.parse_args()
@@ -54,31 +61,38 @@ def main() -> None:
             rows.setdefault(name, {})[seed] = values
     print(table(rows))
     settings = {name: value for name, value in vars(arguments).items() if name != "folder"}
-    print(write_json("lora_study", {"settings": settings, "rows": rows}))
+    result = "lora_study"
+    if arguments.reward_weight == 0:
+        result = "lora_study_fid"
+    print(write_json(result, {"settings": settings, "rows": rows}))
 
 
 def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Model → its figures on held-out noise and prompts, of one LoRA."""
-    content = study_file(folder, seed, arguments)
-    studies = {study.name.split("/")[1]: study for study in lcsc_opt.run(content)}
-    objective: Any = next(iter(studies.values())).objective
-    last = np.eye(len(objective.steps))[-1]
-    models: dict[str, Coefficients] = {"the last LoRA": last}
+    studies: dict[str, Any] = {}
+    for optimizer in arguments.optimizers:
+        (studies[optimizer],) = lcsc_opt.run(study_file(folder, seed, optimizer, arguments))
+    first = next(iter(studies.values()))
+    last = np.eye(len(first.steps))[-1]
+    models: dict[str, Model] = {"the last LoRA": (first.objective, last)}
     for optimizer, study in studies.items():
         name = "EMA*" if optimizer == "EMAGrid" else optimizer
-        models[name] = study.coefficients
-    values = {name: figures(objective, coefficients, arguments.images) for name, coefficients in models.items()}
+        models[name] = (study.objective, study.coefficients)
+    values = {name: figures(*model, arguments.images) for name, model in models.items()}
     if seed == arguments.seeds[0]:
-        write_sheet(objective, models, folder / f"pairs-{arguments.steps}.png")
+        write_sheet(models, folder / f"pairs-{arguments.steps}.png")
     return values
 
 
-def study_file(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The study file, for this LoRA and these numbers."""
+def study_file(folder: Path, seed: int, optimizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The study file, for this LoRA, this optimizer and these numbers."""
     text = (STUDY / "lora.yaml").read_text(encoding="utf-8").replace("runs/lora", str(folder))
     content: dict[str, Any] = parse_yaml(text)
     content["name"] = f"lora-{seed}-{arguments.steps}"
-    content["optimizers"] = arguments.optimizers
+    content["optimizers"] = [optimizer]
+    if optimizer not in NEEDS_ROWS:
+        content["name"] += "-one_row"
+        content["space"] = "affine"
     content["budget"] = {"images": arguments.budget}
     content["storage"] = f"sqlite:///{folder / 'studies.db'}"
     content["held_out"] = {"images": arguments.images, "top": 3}
@@ -86,6 +100,10 @@ def study_file(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[s
     settings["checkpoints"] = str(folder / f"lora-{seed}")
     settings["sampler"] = {"name": "lcm", "steps": arguments.steps}
     settings["images"] = arguments.search_images
+    settings["loss"]["reward"] = -arguments.reward_weight
+    if arguments.reward_weight == 0:
+        del settings["loss"]["reward"]
+        content["name"] += "-fid"
     return content
 
 
@@ -95,16 +113,19 @@ def figures(objective: Any, coefficients: Coefficients, images: int) -> dict[str
     return {name: metrics[metric] for name, metric in COLUMNS.items()}
 
 
-def write_sheet(objective: Any, models: Mapping[str, Coefficients], path: Path) -> None:
+def write_sheet(models: Mapping[str, Model], path: Path) -> None:
     """Two images of each prompt by each model, from the same noise."""
-    images = [thumbnails(objective.images(coefficients, HELD_OUT, 20).numpy()) for coefficients in models.values()]
-    prompts = prompts_of(objective.sampler, HELD_OUT, 0, 20) or []
-    path.write_bytes(labelled_sheet(np.stack(images, axis=1), rows=prompts, columns=[[name] for name in models]))
+    columns = []
+    prompts: list[str] = []
+    for objective, coefficients in models.values():
+        columns.append(thumbnails(objective.images(coefficients, HELD_OUT, SHOWN).numpy()))
+        prompts = prompts_of(objective.sampler, HELD_OUT, 0, SHOWN) or []
+    path.write_bytes(labelled_sheet(np.stack(columns, axis=1), rows=prompts, columns=[[name] for name in models]))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """Markdown: means and standard deviations over the trainings, and FID relative to the last LoRA's."""
-    lines = [f"{machine()}", "", "| | FID | ÷ the last LoRA's | reward | accuracy |", "|---|---|---|---|---|"]
+    lines = [f"{machine()}", "", "| | FID | ÷ the last LoRA's | reward | searched reward |", "|---|---|---|---|---|"]
     last = rows["the last LoRA"]
     for name, of_seed in rows.items():
         ratios = [values["FID"] / last[seed]["FID"] for seed, values in of_seed.items()]

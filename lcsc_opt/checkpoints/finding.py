@@ -207,8 +207,8 @@ def _final_file(paths: Sequence[Path]) -> Path | None:
     if len(paths) < 3 or any(path.suffix != ".safetensors" for path in paths):
         return None
     shortest = min(paths, key=lambda path: len(path.name))
-    longer_names = [path for path in paths if path != shortest]
-    if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in longer_names):
+    numbered = [path for path in paths if path != shortest]
+    if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in numbered):
         return shortest
     return None
 

@@ -222,7 +222,7 @@ def compare_averages(
     check_openable(checkpoints, key=key, steps=steps)
     if pipeline is None:
         pipeline = pipeline_near(checkpoints, of_texts=listed_prompts is not None)
-    sampling_settings = {
+    options = {
         "pipeline": str(pipeline),
         "sampler": sampler,
         "sampling_steps": sampling_steps,
@@ -231,7 +231,7 @@ def compare_averages(
         "device": device,
         "dtype": dtype,
     }
-    sampling = parse_settings(FolderSampling, sampling_settings, source="average")
+    sampling = parse_settings(FolderSampling, options, source="average")
     sampling.check(with_prompts=listed_prompts is not None)
     trajectory = open_trajectory(checkpoints, key=key, steps=steps)
     columns = _columns(trajectory, also, most_checkpoints)

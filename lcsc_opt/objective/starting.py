@@ -328,8 +328,9 @@ def pipeline_near(checkpoints: Any, *, of_texts: bool) -> Path:
         checkpoints = checkpoints[0]
     if isinstance(checkpoints, (str, Path)):
         folder = Path(checkpoints).expanduser()
-        for own_pipeline in _pipelines([folder, folder.parent]):
-            return own_pipeline
+        around = _pipelines([folder, folder.parent])
+        if around:
+            return around[0]
         network = _first_network(folder)
         if network is not None and not of_texts:
             return network

@@ -210,20 +210,12 @@ def _converted_by(pipeline_name: str, weights: Mapping[str, Tensor], alphas: Lor
     try:
         with quiet_libraries():
             converted: dict[str, Tensor] = pipeline_class.lora_state_dict(scaled)
-        translated = lora_modules(converted)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, TrajectoryError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrajectoryError(
             f"{pipeline_name} of diffusers does not know the names of this LoRA, such as {modules[0].down!r}: {reason} "
             "Without --as lora it keeps its own names."
         ) from error
-    rows = sum(len(weights[module.up]) for module in modules)
-    translated_rows = sum(len(converted[module.up]) for module in translated)
-    if translated_rows != rows:
-        raise TrajectoryError(
-            f"{pipeline_name} of diffusers leaves out some modules of this LoRA, so it is not written under its names. "
-            "Without --as lora it keeps its own."
-        )
     return {name: tensor.clone() for name, tensor in converted.items()}  # fused projections share a factor
 
 

@@ -5,7 +5,7 @@
 The pipeline is a StableDiffusionPipeline of diffusers: an AutoencoderKL, a UNet2DConditionModel, a CLIPTextModel and a
 CLIPTokenizer, trained on half of scikit-learn's digits with captions such as "a handwritten seven". Its LCM-LoRA (Luo
 et al. 2023) is distilled as diffusers' ``train_lcm_distill_lora_sd.py`` does it, with a checkpoint every few steps, in
-the files of diffusers. The other half of the digits trains the classifier of the reward, and is held out in FID.
+the files of diffusers. The other half of the digits trains the reward of reports, and is held out in FID.
 """
 
 from __future__ import annotations
@@ -300,25 +300,28 @@ def _small(images: Tensor) -> Tensor:
 
 
 def likelihood(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``[N]``: the log-probability of the digit in the prompt, by a classifier of half B; at least −10."""
+    """``[N]``: the log-probability of the digit in the prompt, by a classifier of half A; at least −10. Searched."""
+    return _likelihood(0, images, prompts)
+
+
+def unseen_likelihood(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The same by a classifier of half B, which neither the pipeline nor a search has seen. Reported."""
+    return _likelihood(1, images, prompts)
+
+
+def _likelihood(number: int, images: Tensor, prompts: Sequence[str]) -> Tensor:
     digits = torch.tensor([DIGITS.index(prompt.split()[-1]) for prompt in prompts])
-    scores: Tensor = classifier()(_small(images)).log_softmax(dim=1)
+    scores: Tensor = classifier(number)(_small(images)).log_softmax(dim=1)
     return scores.gather(1, digits[:, None])[:, 0].clamp(min=-10)
 
 
-def accuracy(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``[N]``: 1 for each image that the classifier of half B takes for the digit in the prompt."""
-    digits = torch.tensor([DIGITS.index(prompt.split()[-1]) for prompt in prompts])
-    return (classifier()(_small(images)).argmax(dim=1) == digits).float()
-
-
 @functools.cache
-def classifier() -> nn.Module:
-    """A classifier of half B, which neither the pipeline nor the LoRA has seen; trained in seconds."""
-    enlarged, digits = half(1)
+def classifier(number: int) -> nn.Module:
+    """A classifier of half A (0) or B (1), trained in seconds."""
+    enlarged, digits = half(number)
     images = _small(enlarged)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(1)
+        torch.manual_seed(number)
         network = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.SiLU(),
@@ -329,7 +332,10 @@ def classifier() -> nn.Module:
         )
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         descend(
-            lambda _: F.cross_entropy(network(images), digits), optimizer, steps=200, description="reward's classifier"
+            lambda _: F.cross_entropy(network(images), digits),
+            optimizer,
+            steps=200,
+            description=f"classifier of half {'AB'[number]}",
         )
     return network.requires_grad_(requires_grad=False)
 
