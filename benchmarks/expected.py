@@ -11,6 +11,7 @@ bf16, and its autoencoder decodes in TF32.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -95,7 +96,7 @@ def _edm2_counted(build: Callable[..., nn.Module], channels: int, *, latents: bo
     with torch.device("meta"):
         model = build(64, shape[1], 1000, model_channels=channels).eval()
         inputs = (torch.empty(shape), torch.empty(1), torch.empty(1, 1000))
-    return _counted(model, *inputs)
+    return parameters_and_flops(model, *inputs)
 
 
 def _decoder_flops() -> float:
@@ -134,15 +135,72 @@ def expected(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a trial does.
+
+    Attributes:
+        checkpoints: K, kept in float32 and read from memory.
+        weights: of one checkpoint.
+        flops: of one call of the network for one image.
+        calls: of the network, for each image.
+        images: of a trial, below the number of features.
+        images_with_graph: the images of a backward pass at once, which divide ``images``.
+        reference_images: the rank of the reference's covariance, below the number of features.
+    """
+
+    checkpoints: int
+    weights: int
+    flops: float
+    calls: int
+    images: int
+    images_with_graph: int
+    reference_images: int
+
+
+def parts(work: Work, of: Mapping[str, float], *, gradient: bool = False) -> dict[str, float]:
+    """Part of a trial → its seconds, on a processor that does one after the other.
+
+    A gradient of the coefficients samples again with a graph, all but the last batch, and again all calls but the last
+    of a batch, whose activations are not kept; backward costs two calls. Inception's weights need no gradient, so its
+    backward costs one. The derivatives in the weights are projected on the checkpoints, which are read once more.
+
+    Args:
+        work: what a trial does.
+        of: ``bandwidth`` of the memory in GB/s, TFLOP/s of convolutions (``fp32``) and of products in float64
+            (``fp64``).
+        gradient: whether the trial has the gradient of its loss.
+    """
+    passes_of_sampler = 1.0
+    passes_of_inception = 1.0
+    reads = work.checkpoints
+    if gradient:
+        sampled_once = work.images_with_graph / work.images
+        passes_of_sampler = 4 - sampled_once + (work.calls - 1) / work.calls
+        passes_of_inception = 3.0
+        reads = 2 * work.checkpoints + 1
+    merged_bytes = 4 * work.weights * (reads + 3)  # the merged weights are written, read, and copied into the model
+    sampling = passes_of_sampler * work.images * work.calls * work.flops
+    inception = passes_of_inception * work.images * INCEPTION_FLOPS
+    inner = FEATURES if gradient else work.reference_images
+    product = 2 * work.images * FEATURES * inner  # of N < D features and the covariance, or its factor: frechet.py
+    return {
+        "merge": merged_bytes / (1e9 * of["bandwidth"]),
+        "sample": sampling / (1e12 * of["fp32"]),
+        "features": inception / (1e12 * of["fp32"]),
+        "metric": product / (1e12 * of["fp64"]),
+    }
+
+
 def counted(*, quick: bool) -> tuple[int, float]:
     """Parameters, and FLOPs of one call for one image."""
     with torch.device("meta"):
         model = network(quick=quick)
         images, times = torch.empty(1, *IMAGE_SHAPE), torch.empty(1)
-    return _counted(model, images, times)
+    return parameters_and_flops(model, images, times)
 
 
-def _counted(model: nn.Module, *inputs: torch.Tensor) -> tuple[int, float]:
+def parameters_and_flops(model: nn.Module, *inputs: torch.Tensor) -> tuple[int, float]:
     """Parameters, and FLOPs of one call."""
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
