@@ -211,7 +211,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
-    if objective is None:
+    if objective is None:  # it is not loaded yet
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
@@ -224,7 +224,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         return dataclasses.replace(study, updated_attributes=updated, notices=tuple(notices))
 
     plan.check_report(evidence.why_no_report)
-    initial: dict[str, Any] = {}
+    initial: dict[str, Any] = {}  # stays empty until the objective is loaded
     if study.penalty.bound == "measured":
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
