@@ -44,6 +44,7 @@ ROWS = 8  # without prompts
 FEWEST_COMPARED = 500  # images for a distance to real images, unless the caller asks for a number
 PROMPTS_AT_ONCE = 8
 IMAGES_AT_ONCE = 100
+DEFAULT_METRIC = "fid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def compare_averages(
     guidance: float | None = None,
     reward: str | Callable[..., Any] | None = None,
     reference: str | Mapping[str, Any] | None = None,
-    metric: str = "fid",
+    metric: str = DEFAULT_METRIC,
     weights: Mapping[str, str] | None = None,
     also: Sequence[str] = (),
     most_checkpoints: int = MOST_CHECKPOINTS,
@@ -333,6 +334,12 @@ class _Scores:
         metric: str,
         weights: Mapping[str, str],
     ) -> None:
+        if reward is not None and not isinstance(reward, str) and not callable(reward):
+            raise StudySpecError(f"reward: expected a name or a function, got {type(reward).__name__}")
+        if reference is None and metric != DEFAULT_METRIC:
+            raise StudySpecError(f"metric: {metric} is measured against real images; give reference")
+        if weights and reference is None and not isinstance(reward, str):
+            raise StudySpecError("weights: are of a feature network; give reference or the name of a reward")
         self._function = None if isinstance(reward, str) else reward
         self._builder: MetricSuiteBuilder | None = None
         self.decides = (reward is None) != (reference is None)

@@ -544,7 +544,9 @@ def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
     )
     start = wanted.start
     if start is None:
-        start = number.to_value(RANGE / 2)
+        start = (wanted.low + wanted.high) / 2
+        if number.logarithmic:
+            start = number.to_value(RANGE / 2)
         if wanted.low <= tunable.value <= wanted.high:
             start = tunable.value
     return dataclasses.replace(number, start=start)
