@@ -71,7 +71,9 @@ class Settings(ImageObjectiveSettings):
     def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the prompts can be read."""
         super().check(context)
-        check_prompts(read_prompts(context.path(self.prompts)), self.images)
+        prompts = read_prompts(context.path(self.prompts))
+        if context.checkpoints is None:  # a study that continues keeps the prompts that it began with
+            check_prompts(prompts, self.images)
         if self.held_out_prompts is not None:
             read_prompts(context.path(self.held_out_prompts))
 
@@ -80,7 +82,6 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     prompts = read_prompts(context.path(checked.prompts))
-    check_prompts(prompts, checked.images)
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))

@@ -30,5 +30,5 @@ class Typed:
         """The one line that a wrong input is answered with."""
         said = self(*command, status=2).err
         (line,) = [line for line in said.splitlines() if line.startswith("lcsc: ")]
-        assert "Traceback" not in said
+        assert "Traceback" not in said, said
         return str(line)

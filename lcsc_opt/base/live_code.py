@@ -13,6 +13,7 @@ import functools
 import hashlib
 import inspect
 import platform
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -48,12 +49,15 @@ class GivenNetwork:
     """What makes the network of a study where the caller gave a network: this one, whose weights are loaded anew.
 
     Args:
-        network: a ``torch.nn.Module``. The structure that its text shows counts as its code, and its class does.
+        network: a ``torch.nn.Module``. The structure that its text shows counts as its code, and the classes of all its
+            modules do.
     """
 
     def __init__(self, network: Any) -> None:
         self._network = network
-        self.structure = (repr(network), type(network))
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(network))  # an address is another one in each process
+        kinds = dict.fromkeys(type(part) for part in network.modules())
+        self.structure = (text, tuple(kinds))
 
     def __call__(self) -> Any:
         """The same network each time."""
@@ -115,9 +119,10 @@ class LiveCode:
             self._visit(root, name, value.__func__)
             self._visit(root, f"{name}.self", value.__self__)
         elif isinstance(value, GivenNetwork):
-            described, kind = value.structure
+            described, kinds = value.structure
             self.digests[name] = _sha256(described)
-            self._visit(root, f"{name}.{kind.__name__}", kind)
+            for kind in kinds:
+                self._visit(root, f"{name}.{kind.__name__}", kind)
         elif isinstance(value, (types.FunctionType, type)):
             self._visited.add(id(value))
             self._visit_code(root, name, value)

@@ -108,7 +108,7 @@ def space_of_plugin(
     factory = load_space(plugin, options)
     with plugin.blamed(StudySpecError, "cannot be made"):
         space: CoefficientSpace = factory(steps, origin.copy(), **options)
-        start = space.to_coefficients(np.zeros(space.shape))
+        start = np.asarray(space.to_coefficients(np.zeros(space.shape)), dtype=np.float64)
         tuple(space.steps)
         space.to_free(start)
     if start.shape != origin.shape or not np.allclose(start, origin, rtol=0, atol=1e-9):

@@ -59,10 +59,10 @@ class TunedNumber:
         return min(max(value, self.low), self.high)
 
     def slope(self, unit: float) -> float:
-        """The derivative of :meth:`to_value`."""
+        """The derivative of :meth:`to_value`, in shares of the range."""
         if self.logarithmic:
-            return self.to_value(unit) * math.log(self.high / self.low) / RANGE
-        return (self.high - self.low) / RANGE
+            return self.to_value(unit) * math.log(self.high / self.low)
+        return self.high - self.low
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ class TunedSpace:
         """``[K + m]``: the gradient at a point, from an evaluation's, whose numbers are in their own units."""
         units = self.units_of(point).tolist()
         slopes = [number.slope(unit) for number, unit in zip(self.numbers, units, strict=True)]
-        return np.concatenate([gradient[: -len(self.numbers)], self.units_of(gradient) * slopes])
+        return np.concatenate([gradient[: -len(self.numbers)], self.units_of(gradient) * slopes / RANGE])
 
     @property
     def _free_size(self) -> int:

@@ -119,8 +119,8 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
         ``None`` for anything else, such as a recipe.
 
     Raises:
-        StudySpecError: the rate, the width or the number is none, or there is no such file, or a .json file cannot be
-            read or holds something else.
+        StudySpecError: what follows the colon is no rate, width or number, or there is no such file, or a .json file
+            cannot be read or holds something else.
     """
     name = source.partition(":")[0]
     if name in _PROFILES or name in _WINDOWS:
@@ -160,7 +160,7 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
 
 
 def _of_profile(source: str) -> CoefficientsOf:
-    """The averages of ``ema:RATE`` or ``power:WIDTH``."""
+    """``ema:RATE`` or ``power:WIDTH``; where rows are means, a notice says how far off it is."""
 
     def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
         coefficients = coefficients_of_kind(source, trajectory.steps)

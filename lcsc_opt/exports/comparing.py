@@ -44,6 +44,7 @@ ROWS = 8  # without prompts
 FEWEST_COMPARED = 500  # images for a distance to real images, unless the caller asks for a number
 PROMPTS_AT_ONCE = 8
 IMAGES_AT_ONCE = 100
+DEFAULT_METRIC = "fid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def compare_averages(
     guidance: float | None = None,
     reward: str | Callable[..., Any] | None = None,
     reference: str | Mapping[str, Any] | None = None,
-    metric: str = "fid",
+    metric: str = DEFAULT_METRIC,
     weights: Mapping[str, str] | None = None,
     also: Sequence[str] = (),
     most_checkpoints: int = MOST_CHECKPOINTS,
@@ -189,7 +190,8 @@ def compare_averages(
             default the checkpoints' own folder, or the only one next to it.
         prompts: a text file with one prompt a line, or the prompts; image i is of prompt i mod n.
         images: of each column; by default one a prompt, 8 without prompts, 500 with a reference.
-        sampler: the scheduler, as ``lcm``; by default the pipeline's own, and DPM-Solver++ in place of DDPM.
+        sampler: the scheduler, as ``lcm``; by default the pipeline's own, and without prompts DPM-Solver++ in place of
+            DDPM.
         sampling_steps: how many steps it makes.
         guidance: the scale of classifier-free guidance with prompts; by default the pipeline's, and 1 with ``lcm``.
         reward: scores images: ``clip_score``, ``pickscore`` or ``hpsv2``, with their folder in ``weights``; or a
@@ -237,7 +239,7 @@ def compare_averages(
     columns = _columns(trajectory, also, most_checkpoints)
     alphas = _alphas(trajectory, lora_alpha)
     sampler_of_folder = sampler_of(sampling, prompts=listed_prompts, lora_alphas=alphas)
-    sampler_of_folder.load(trajectory.checkpoint(-1))  # a misfit fails now
+    sampler_of_folder.load(trajectory.checkpoint(-1))  # so that a misfit fails before the reference is read
     comparison = _Comparison(
         trajectory=trajectory,
         sampler=sampler_of_folder,
@@ -332,6 +334,12 @@ class _Scores:
         metric: str,
         weights: Mapping[str, str],
     ) -> None:
+        if reward is not None and not isinstance(reward, str) and not callable(reward):
+            raise StudySpecError(f"reward: expected a name or a function, got {type(reward).__name__}")
+        if reference is None and metric != DEFAULT_METRIC:
+            raise StudySpecError(f"metric: {metric} is measured against real images; give reference")
+        if weights and reference is None and not isinstance(reward, str):
+            raise StudySpecError("weights: are of a feature network; give reference or the name of a reward")
         self._function = None if isinstance(reward, str) else reward
         self._builder: MetricSuiteBuilder | None = None
         self.decides = (reward is None) != (reference is None)
@@ -418,8 +426,9 @@ class _Comparison:
             images = self._batch(noise, start)
             stop = start + len(images)
             if not bool(torch.isfinite(images).all()):
-                notice(f"{kind}: gives images that are not finite, so it is not measured")
-                metrics = None
+                if metrics is not None:
+                    notice(f"{kind}: gives images that are not finite, so it is not measured")
+                    metrics = None
                 images = images.nan_to_num()
             if start < len(self.labels):
                 pixels.append(thumbnails(images[: len(self.labels) - start].cpu().float().numpy()))

@@ -148,7 +148,7 @@ def write_average(
 
     Raises:
         ObjectiveError: a model folder for a LoRA, or weights that do not fit the configuration.
-        TrajectoryError: the form is that of a LoRA, and the checkpoints are none.
+        TrajectoryError: the form is that of a LoRA, and the checkpoints are not LoRAs.
         StudyStoreError: the disk refuses.
     """
     _check_adapter(trajectory, to)

@@ -182,8 +182,8 @@ class FeatureMetrics:
         """
         if formula not in FORMULAS:
             return None
-        images = self._logits if formula == "is" else self._rows
-        if sum(len(part) for part in images) < GROUPS * FEWEST_IN_A_GROUP:
+        parts = self._logits if formula == "is" else self._rows  # [] if they were not kept
+        if sum(map(len, parts)) < GROUPS * FEWEST_IN_A_GROUP:
             return None
         match formula:
             case "fid":
@@ -193,7 +193,7 @@ class FeatureMetrics:
             case "fid_infinity":
                 return self._grouped_fid().extrapolated_without_each_group()
             case "is":
-                scores = scores_of_splits(self._all_logits())
+                scores = scores_of_splits(self._all_logits())  # it is their mean, so the splits serve as the groups
                 means: Array = (scores.sum() - scores) / (len(scores) - 1)
                 return means
             case _:

@@ -410,7 +410,7 @@ def _as_loss(returned: Any, name: str) -> float:
     """What a user's function returned, as a number.
 
     Raises:
-        ObjectiveError: it is none.
+        ObjectiveError: it is not one.
     """
     value = returned
     if hasattr(value, "detach"):  # a tensor

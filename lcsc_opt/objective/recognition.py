@@ -17,8 +17,8 @@ from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.reading import read_init_arguments
 
 SCORE = "score.py"
-IMAGES = 2000  # of an evaluation, in the study files that are written here
 """The objective for models that do not make images."""
+IMAGES = 2000  # of an evaluation, in the study files that are written here
 
 _LOSS_OF_ADAPTER = "{python} -m lcsc_opt.objective.text_loss"
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)

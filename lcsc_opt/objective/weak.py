@@ -19,7 +19,7 @@ def with_weak_weights(network: nn.Module, name: int | str, trajectory: Mergeable
         trajectory: the checkpoints.
 
     Raises:
-        ObjectiveError: there is no such checkpoint, the rate is none, or the checkpoints do not fit the network.
+        ObjectiveError: there is no such checkpoint, that is no rate, or the checkpoints do not fit the network.
     """
     model = named_model(name, trajectory.steps)
     if model is None:

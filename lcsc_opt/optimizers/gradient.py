@@ -236,12 +236,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return 1
 
     def _gradient_request(self) -> Request:
-        """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
+        """The request of a step: a gradient on noise of its own.
 
-        Never more than a check has.
+        Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
+        need less noise and less of FID's bias. They are never more than a check has.
         """
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
-        images = None
+        images = None  # the objective samples none
         if self._samples_images:
             most = self._check_images or np.inf
             first = int(min(self._options["images"], most))

@@ -184,9 +184,13 @@ class Racing(Optimizer):  # type: ignore[misc]
         if self._best is None or racer.losses[-1] < self._best.losses[-1]:
             self._best = racer
         self.optimizer.tell(racer.parameter, racer.losses[-1])
-        for waiting in self._dropped_out:
-            self._drop_out(waiting)
-        self._dropped_out.clear()
+        waiting_racers = self._dropped_out
+        self._dropped_out = []
+        for waiting in waiting_racers:
+            if waiting.losses[-1] < self._best_loss(len(waiting.losses) - 1):
+                self._promoted.append(waiting)  # what beats the best so far is evaluated on all images
+            else:
+                self._drop_out(waiting)
 
     def _drop_out(self, racer: _Racer) -> None:
         """Tell what the loss on all images would be, by the difference to the best so far on the same images."""

@@ -202,6 +202,11 @@ class DiffusersSampler(NetworkSampler):
         if labels is not None:
             self._guidance = labels.guidance
         self._interval_of_settings = guidance_interval
+        if guidance_interval != ALWAYS and not self._has_shares_of_timesteps:
+            raise ObjectiveError(
+                f"guidance_interval: {type(scheduler).__name__} has no timesteps to give it in; leave it out, or "
+                "choose another sampler"
+            )
         self._calls = calls
         step_parameters = inspect.signature(scheduler.step).parameters
         for option in self._step_options:
@@ -217,9 +222,15 @@ class DiffusersSampler(NetworkSampler):
         if self._guidance is not None:
             low, high = self._interval_of_settings
             numbers["guidance"] = Tunable(self._guidance[0], low=0.0, differentiable=True)
-            numbers["guidance_low"] = Tunable(low, low=0.0, high=1.0)
-            numbers["guidance_high"] = Tunable(high, low=0.0, high=1.0)
+            if self._has_shares_of_timesteps:
+                numbers["guidance_low"] = Tunable(low, low=0.0, high=1.0)
+                numbers["guidance_high"] = Tunable(high, low=0.0, high=1.0)
         return {**numbers, **self._config_numbers, **self._step_numbers}
+
+    @property
+    def _has_shares_of_timesteps(self) -> bool:
+        """Whether a timestep is a share of the training's; EDM's schedulers give the network ln(sigma) / 4."""
+        return not type(self._scheduler_of_settings).__name__.startswith("EDM")
 
     @property
     def _config_numbers(self) -> dict[str, Tunable]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcsc_opt.base.progress import notice
 
-HOST_BYTES = 4 * 1024**3  # of embeddings; those of Stable Diffusion 3 take 5 MB a prompt in half precision
+HOST_BYTES = 4 * 10**9  # of embeddings; those of Stable Diffusion 3 take 5 MB a prompt in half precision
 
 _Encode = Callable[..., tuple[Tensor | None, ...]]
 _Embeddings = tuple[Tensor | None, ...]
@@ -92,10 +92,10 @@ class EncodedPrompts:
     def _keep(self, key: tuple[Any, ...], embeddings: _Embeddings) -> None:
         """Keep them while there is room.
 
-        None gives way to another: prompts come in turn, so the one that went would soon be needed.
+        No kept prompt gives way to another: prompts come in turn, so the one that went would soon be needed.
         """
         first = next(iter(self._embeddings.values()), ())
-        shared = {id(tensor) for tensor in first}
+        shared = {id(tensor) for tensor in first}  # see _shared: these take no further memory
         further_bytes = sum(tensor.nbytes for tensor in embeddings if tensor is not None and id(tensor) not in shared)
         if self.used_bytes + further_bytes <= self._most_bytes:
             self._embeddings[key] = embeddings
@@ -103,7 +103,7 @@ class EncodedPrompts:
         elif not self._is_full:
             self._is_full = True
             notice(
-                f"prompts: the embeddings of {len(self._embeddings):,} of them fill {self._most_bytes / 1024**3:.3g} "
+                f"prompts: the embeddings of {len(self._embeddings):,} of them fill {self._most_bytes / 1e9:.3g} "
                 "GB; the others are encoded again with each batch"
             )
 

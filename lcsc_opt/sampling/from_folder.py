@@ -30,7 +30,7 @@ class FolderSampling(NetworkSettings):
 
     Attributes:
         pipeline: a folder that ``save_pretrained`` wrote; of text-to-image pipelines also a name at the hub.
-        sampler: the scheduler; by default the pipeline's own, and DPM-Solver++ in place of DDPM.
+        sampler: the scheduler; by default the pipeline's own, and without prompts DPM-Solver++ in place of DDPM.
         sampling_steps: how many steps it makes.
         guidance: the scale of classifier-free guidance with prompts; by default the pipeline's, and 1 with ``lcm``.
         seed: of all noise.

@@ -321,7 +321,7 @@ class LatentDiffusionSampler:
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images, and a hash of all weights that are not merged."""
-        scheduler = self._scheduler_of_settings
+        scheduler = self._scheduler_of_settings  # tuned numbers are the candidate's, so not described
         lora = None
         if self.alphas is not None:
             lora = {"alphas": self.alphas.model_dump()}

@@ -240,7 +240,7 @@ def run_plans(
 
     Raises:
         LcscError: the first plan that is refused; or the only study failed.
-        SearchFailedError: some of several studies failed; the message names them.
+        SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
     """
     to_run = _by_objective(to_run)
     objectives = ObjectiveLoader() if objectives is None else objectives
@@ -249,7 +249,7 @@ def run_plans(
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         check_new_studies(resolved, studies, objectives, accept_changes=accept_changes)
     executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     try:
         for study in resolved:
             name = study.plan.name
@@ -258,15 +258,15 @@ def run_plans(
             except LcscError as error:
                 if len(to_run) == 1:
                     raise
-                failed.append(name)
                 outcome = str(error).removeprefix(f"{name}: ")
+                failed[name] = outcome
             on_end(f"{name}: {outcome}")
     finally:
         on_end(f"database: {masked(url)}")
     if failed:
+        first, reason = next(iter(failed.items()))
         raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not finish: {', '.join(failed)}; the lines above say why, and "
-            "how to continue"
+            f"{len(failed)} of {len(to_run)} studies did not finish: {', '.join(failed)}. {first}: {reason}"
         )
 
 

@@ -46,12 +46,11 @@ from lcsc_opt.search.resolving import (
     Penalty,
     Resolved,
     StoredStudies,
-    differences,
     is_complete,
     is_searched,
     resolve,
 )
-from lcsc_opt.search.resources import ObjectiveLoader, current_environment, open_workers, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
 
@@ -88,7 +87,6 @@ class Execution:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
-        environment = current_environment(plan, self.objective)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
             bound = self._bound(evaluator, budget)
@@ -104,7 +102,7 @@ class Execution:
                 in_flight=before["parallelism"]["in_flight"],
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
-                environment_change="; ".join(differences(before["fingerprint"]["environment"], environment)),
+                changed="; ".join(change["changed"] for change in before.get("changes", ())),
             )
             with self._reporting(search) as on_tell:
                 search.run(on_tell)

@@ -531,19 +531,22 @@ def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
 def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
     """A number of a study file that the sampler has.
 
-    It starts at the value of the objective's settings, or in the middle of a range that does not contain it.
+    It starts where the study file says, by default at the value of the objective's settings, or in the middle of a
+    range that does not contain that.
     """
     number = TunedNumber(
         name,
         wanted.low,
         wanted.high,
-        wanted.low,
+        start=wanted.low,  # until it is known
         differentiable=tunable.differentiable,
         logarithmic=wanted.scale == "log",
     )
     start = wanted.start
     if start is None:
-        start = number.to_value(RANGE / 2)
+        start = (wanted.low + wanted.high) / 2
+        if number.logarithmic:
+            start = number.to_value(RANGE / 2)
         if wanted.low <= tunable.value <= wanted.high:
             start = tunable.value
     return dataclasses.replace(number, start=start)

@@ -121,7 +121,7 @@ def metric_rows(
     negative_losses = {seed: -loss for seed, loss in losses.items()}
     measured = list(answer.groups[0].metrics)
     # the standard error of the loss is that of the metric which it equals, up to the sign
-    score = next((name for name in measured if answer.values(name) in (losses, negative_losses)), "loss")
+    equal_to_loss = next((name for name in measured if answer.values(name) in (losses, negative_losses)), "loss")
     rows = []
     for metric in dict.fromkeys(("loss", *signs, *measured)):
         values = answer.values(metric)
@@ -132,7 +132,7 @@ def metric_rows(
         error_of = metric
         if metric == "loss":
             sign = 1
-            error_of = score
+            error_of = equal_to_loss
         elif sign is None and values == negative_losses:
             sign = -1
         column = _Column.of(answer, metric, error_of=error_of)

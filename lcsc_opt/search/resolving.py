@@ -211,7 +211,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
-    if objective is None:
+    if objective is None:  # it is not loaded yet
         plan.check_gradient(evidence.why_no_gradient)
     else:
         plan.check(objective)
@@ -224,7 +224,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         return dataclasses.replace(study, updated_attributes=updated, notices=tuple(notices))
 
     plan.check_report(evidence.why_no_report)
-    initial: dict[str, Any] = {}
+    initial: dict[str, Any] = {}  # stays empty until the objective is loaded
     if study.penalty.bound == "measured":
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
@@ -281,7 +281,9 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     """
     if stored is None:
         return plan
-    before = stored.get("specification") or {}
+    before = dict(stored.get("specification") or {})
+    if "tune" in before:  # it may be stored without a scale, when there was only this one
+        before["tune"] = {name: {"scale": "linear", **stored_range} for name, stored_range in before["tune"].items()}
     if plan.spec.workers == "auto" and before.get("workers"):
         plan = plan.changed(workers=before["workers"])
     now = plan.specification

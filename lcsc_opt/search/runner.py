@@ -73,7 +73,7 @@ class Search:
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
-        environment_change: what changed in the environment, for the message when replay fails.
+        changed: what changed since the study began, for the message when replay fails.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Search:
         in_flight: int = 1,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
-        environment_change: str = "",
+        changed: str = "",
     ) -> None:
         self.name = study.name
         self.budget = budget
@@ -101,7 +101,7 @@ class Search:
         self._most_in_flight = in_flight
         self._tells = tells
         self._policy = FailureSpec() if failures is None else failures
-        self._environment_change = environment_change
+        self._changed = changed
 
         trials = study.trials_without_arrays()
         study.begin_summary(trials)
@@ -246,10 +246,11 @@ class Search:
         same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise", TUNED))
         if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
-        difference = self._environment_change or "the same versions, BLAS and cores as before"
+        changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
             f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
-            f"ones, so the search cannot be continued exactly. Environment: {difference}"
+            "ones, so the search cannot be continued exactly; lcsc fork starts a new one from its trials. "
+            f"Changed since it began: {changed}"
         )
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:

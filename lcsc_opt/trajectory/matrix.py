@@ -436,13 +436,13 @@ class MatrixWriter:
         self, manifest: Manifest, row: Row, layout: ShardedLayout, tensors: Mapping[str, Tensor]
     ) -> None:
         """Refuse other weights for a row that is saved; each process looks at its part."""
-        [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
+        [saved] = [checkpoint for checkpoint in manifest.checkpoints if checkpoint.row == row]
         rows = manifest.map_rows(self.path)
-        row_specs = {spec.name: spec for spec in manifest.tensors}
+        whole_specs = {spec.name: spec for spec in manifest.tensors}  # those of ``layout`` are of this process's parts
         for spec, content in layout.row_parts(tensors):
-            if spec is None:
+            if spec is None:  # padding
                 continue
-            saved_content = rows.content(saved.slot, row_specs[spec.name])
+            saved_content = rows.content(saved.slot, whole_specs[spec.name])
             if not layout.is_written(spec, content, saved_content):
                 raise _other_weights(row)
 

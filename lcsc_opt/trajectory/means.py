@@ -107,7 +107,7 @@ class RunningMean:
 
 
 def split_rows(steps: Sequence[int], means: int) -> list[tuple[int, ...]]:
-    """The steps of each row: ``means`` intervals with as many checkpoints each as possible, and the last checkpoint.
+    """The steps of each row: ``means`` intervals of equally many checkpoints, or one more, and the last checkpoint.
 
     Raises:
         TrajectoryError: there are fewer checkpoints than rows.

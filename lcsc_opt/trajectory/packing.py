@@ -78,7 +78,7 @@ def pack(
     if means is not None:
         if any(row.width for row in sources):
             raise TrajectoryError("--means: these checkpoints are averages already: leave --means out.")
-        split_rows([row.step for row in sources], means)
+        split_rows([row.step for row in sources], means)  # refuses too many means before anything is read
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         fingerprint = sources_fingerprint(sources, key, dtype, means)
         return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, means=means, packed=packed)

@@ -97,7 +97,7 @@ class MeansOfTraining:
         self.windows.add(step)
 
     def _begin(self) -> None:
-        """Give the training its name.
+        """Give the training its name, the same in all processes, by which the rows and a state are told to be of it.
 
         Raises:
             TrajectoryError: there are rows, and no state says that they are of this training.
@@ -185,8 +185,8 @@ class MeansOfTraining:
         """Continue from a state; gives how many later rows were dropped.
 
         Raises:
-            TrajectoryError: the state is none, of another training, with other ``means``, of another process, or rows
-                were merged since.
+            TrajectoryError: this is no such state, or that of another training, of other ``means`` or of another
+                process, or rows were merged since.
         """
         processes = self._saver.processes
         with processes.together("load the state"):

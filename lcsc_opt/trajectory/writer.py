@@ -231,11 +231,11 @@ class TrajectoryWriter:
         return self._means_or_raise().state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume the training from its state: later rows are dropped, all at once, and a notice says so.
+        """Resume the training from its state: rows of later steps are dropped, all at once, and a notice says so.
 
         Raises:
-            TrajectoryError: the writer was made without ``means`` or has begun; the state is none, of another training,
-                or older than rows that were merged.
+            TrajectoryError: the writer was made without ``means`` or has begun; this is no such state, or that of
+                another training, or one from before rows were merged.
         """
         self.flush()
         means = self._means_or_raise()

@@ -184,6 +184,14 @@ def test_a_model_without_prompts_is_sampled_and_compared_with_real_images(place:
         lcsc_opt.compare_averages("training", sampling_steps=2)
     with pytest.raises(StudySpecError, match="nothing chooses"):
         compared.export(place / "x.safetensors")
+    wrong: dict[str, dict[str, Any]] = {
+        "metric: kid is measured": {"metric": "kid"},
+        "weights: are of a feature": {"weights": {"inception": "x"}},
+        "reward: expected a name or a function, got int": {"reward": 5},
+    }
+    for message, options in wrong.items():
+        with pytest.raises(StudySpecError, match=message):
+            lcsc_opt.compare_averages("training", sampler="ddim", **options)
 
 
 def test_a_checkpoint_whose_images_are_not_finite_is_not_measured(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
     Autoguidance,
@@ -104,6 +105,28 @@ def test_guidance_acts_in_its_interval_only() -> None:
     of_settings = diffusers(network, "ddim", guided=True, guidance_interval=(0.2, 0.6))
     torch.testing.assert_close(between, images(of_settings), rtol=0, atol=0)
     assert of_settings.describe() != sampler.describe()
+
+
+def test_schedulers_of_edm_have_no_interval_in_shares_of_timesteps() -> None:
+    def guided(**options: Any) -> DiffusersSampler:
+        labels = ClassLabels(2, "balanced", noise=ImageNoise(0), guidance=(1.5, 2))
+        network: Any = RawOutput(EdmDenoiser(Smooth().double()), sigma_data=0.5)
+        scheduler = build_scheduler(None, EDM)
+        return DiffusersSampler(
+            network,
+            scheduler,
+            steps=4,
+            image_shape=SHAPE,
+            noise=ImageNoise(0),
+            labels=labels,
+            settings=CPU,
+            **options,
+        )
+
+    assert "guidance" in guided().tunable
+    assert not {"guidance_low", "guidance_high"} & guided().tunable.keys()
+    with pytest.raises(ObjectiveError, match=r"guidance_interval: EDM\w+ has no timesteps"):
+        guided(guidance_interval=(0.2, 0.6))
 
 
 def test_the_interval_of_edm_is_between_noise_levels() -> None:

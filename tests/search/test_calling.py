@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lcsc_opt
+from lcsc_opt.base.live_code import GivenNetwork, LiveCode
 from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
 
@@ -138,6 +139,39 @@ def test_a_network_that_is_given_counts_by_its_structure(search: Any, capfd: pyt
         search(states(), build=nn.Sequential(net), score=between(slice(0, 3)), budget=6)
     with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.rows changed"):
         search(states(), build=net, score=between(slice(0, 2)), budget=6)
+
+
+def plain_block() -> nn.Module:
+    class Block(Net):
+        def forward(self) -> Any:
+            return self.weight
+
+    return Block()
+
+
+def doubling_block() -> nn.Module:
+    class Block(Net):
+        def forward(self) -> Any:
+            return 2 * self.weight
+
+    return Block()
+
+
+def block_with_an_address() -> nn.Module:
+    class Block(Net):
+        def extra_repr(self) -> str:
+            return repr(object())
+
+    return Block()
+
+
+def test_a_network_that_is_given_counts_by_the_code_of_its_blocks() -> None:
+    def digests(block: nn.Module) -> dict[str, str]:
+        return LiveCode("build", GivenNetwork(nn.Sequential(block))).digests
+
+    assert digests(plain_block()) == digests(plain_block())
+    assert digests(plain_block()) != digests(doubling_block())
+    assert digests(block_with_an_address()) == digests(block_with_an_address()), "an address is no code"
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(

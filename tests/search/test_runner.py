@@ -242,7 +242,7 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
     study = open_study(url)
     run(study, objective, evaluations=10)
     with pytest.raises(StudyStoreError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
-        run(study, objective, evaluations=12, asked=optimizer(seed=1), environment_change="torch 1 → 2")
+        run(study, objective, evaluations=12, asked=optimizer(seed=1), changed="torch 1 → 2")
     assert len(study.trials()) == 10
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 
 import lcsc_opt
+from lcsc_opt.base.errors import SearchFailedError
 from tests.commands import Typed
 
 STORED = Path(__file__).parents[1] / "stored_by_0_2_0"
@@ -69,10 +71,22 @@ def test_losses_with_an_unknown_penalty_are_marked(folder: Path, typed: Typed) -
 
 @pytest.mark.parametrize(("file", "budget"), [("functions.yaml", 20), ("images.yaml", 16)])
 def test_continue_as_0_2_0_continued_them(folder: Path, file: str, budget: int) -> None:
-    studies = lcsc_opt.run(file, budget=budget, accept_changes=True)
-    for study in studies:
-        assert losses(study.name) == pytest.approx(CONTINUED[study.name], rel=1e-4)
-        assert study.held_out is not None
+    experiment = yaml.safe_load(Path(file).read_text())["name"]
+    continued = [name for name in CONTINUED if name.startswith(f"{experiment}/")]
+    refusal = ""
+    try:
+        lcsc_opt.run(file, budget=budget, accept_changes=True)
+    except SearchFailedError as failure:
+        refusal = str(failure)
+    if refusal:  # least squares have other last bits with other kernels of BLAS, and then the search must say so
+        assert refusal.startswith("1 of 5 studies did not finish: stored/LCSCQuadratic/0. stored/LCSCQuadratic/0: ")
+        assert "asks other coefficients" in refusal
+        assert "Changed since it began: " in refusal
+        assert "environment.blas was" in refusal
+        continued.remove("stored/LCSCQuadratic/0")
+    for name in continued:
+        assert losses(name) == pytest.approx(CONTINUED[name], rel=1e-4)
+        assert lcsc_opt.load_study(name, URL).held_out is not None
 
 
 def test_with_keep_are_read_and_not_continued(folder: Path, typed: Typed) -> None:

@@ -178,6 +178,17 @@ def test_other_ranges_do_not_continue_a_study(study: dict[str, Any]) -> None:
     assert len(stored("guided/LCSC/0").trials()) == 5
 
 
+def test_ranges_that_were_stored_without_a_scale_continue(study: dict[str, Any]) -> None:
+    study["optimizers"] = ["LCSC"]
+    lcsc_opt.run({**study, "budget": {"evaluations": 5}})
+    before = stored("guided/LCSC/0")
+    specification = before.attributes["specification"]
+    del specification["tune"]["guidance"]["scale"]
+    before.set_attribute("specification", specification)
+    lcsc_opt.run({**study, "budget": {"evaluations": 6}})
+    assert len(stored("guided/LCSC/0").trials()) == 6
+
+
 def test_a_fork_begins_with_the_numbers_that_were_found(study: dict[str, Any], typed: Typed) -> None:
     lcsc_opt.run({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 30}})
     answer = lcsc_opt.load_study("guided/LCSC/0", "sqlite:///studies.db").tuned["guidance"]

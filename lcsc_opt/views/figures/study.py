@@ -90,6 +90,7 @@ def coefficients_figure(
     ema_coefficients = None if ema is None else reader.answer(ema)
     panels: list[Panel] = []
     drawn_studies = []
+    has_ema_line = False
     for study in studies:
         rows = reader.answer(study)
         if rows is None:
@@ -97,7 +98,8 @@ def coefficients_figure(
         drawn_studies.append(study)
         bars = [_bars(study, rows.reshape(-1, len(study.steps)).mean(axis=0))]
         if ema is not None and ema_coefficients is not None and ema.study != study.study:
-            bars.append(_ema_line(ema, ema_coefficients, in_legend=len(drawn_studies) == 1))
+            bars.append(_ema_line(ema, ema_coefficients, in_legend=not has_ema_line))
+            has_ema_line = True
         has_rows = rows.ndim > 1
         panels.append(
             Panel(
