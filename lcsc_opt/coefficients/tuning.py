@@ -59,7 +59,7 @@ class TunedNumber:
         return min(max(value, self.low), self.high)
 
     def slope(self, unit: float) -> float:
-        """The derivative of :meth:`to_value`, in shares of the range."""
+        """How the value changes with its share of the range: :data:`RANGE` times the derivative of :meth:`to_value`."""
         if self.logarithmic:
             return self.to_value(unit) * math.log(self.high / self.low)
         return self.high - self.low
