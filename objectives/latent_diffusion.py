@@ -71,17 +71,22 @@ class Settings(ImageObjectiveSettings):
     def check(self, context: BuildContext) -> None:
         """The checks of all objectives over images; also that the prompts can be read."""
         super().check(context)
+        self.prompts_of_file(context)
+        if self.held_out_prompts is not None:
+            read_prompts(context.path(self.held_out_prompts))
+
+    def prompts_of_file(self, context: BuildContext) -> tuple[str, ...]:
+        """The prompts; of a new study, each of them must be sampled."""
         prompts = read_prompts(context.path(self.prompts))
         if context.checkpoints is None:  # a study that continues keeps the prompts that it began with
             check_prompts(prompts, self.images)
-        if self.held_out_prompts is not None:
-            read_prompts(context.path(self.held_out_prompts))
+        return prompts
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    prompts = read_prompts(context.path(checked.prompts))
+    prompts = checked.prompts_of_file(context)
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))
