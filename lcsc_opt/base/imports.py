@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -103,13 +104,16 @@ def import_extra(name: str) -> Any:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """While this is open, diffusers and transformers show no progress bars and no warnings."""
+    """While this is open, diffusers and transformers show no progress bars, and log no warnings and no errors.
+
+    What they cannot do they also raise, and then one line of ours says it.
+    """
     names = ("diffusers.utils.logging", "transformers.utils.logging")
     libraries: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
     settings = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     try:
         for library in libraries:
-            library.set_verbosity_error()
+            library.set_verbosity(logging.CRITICAL)
             library.disable_progress_bar()
         yield
     finally:
