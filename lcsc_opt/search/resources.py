@@ -103,7 +103,8 @@ class ObjectiveLoader:
         trajectory = objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-        fingerprint = {**objective.fingerprint(), "environment": current_environment(plan, objective)}
+        environment_now = current_environment(plan, objective)
+        fingerprint = {**objective.fingerprint(), "environment": environment_now}
         keeps = objective.images_for_bound > 0
         return Evidence(fingerprint, objective.why_no_gradient, keeps=keeps, objective=objective)
 
