@@ -168,6 +168,8 @@ def average(
         raise StudySpecError(f"{out}: the contact sheet is a PNG; end its name in .png")
     if choose is not None and export is None:
         raise StudySpecError("--choose: names what --export writes; give --export PATH, too")
+    if export is None and (form is not None or overwrite):
+        raise StudySpecError("--as and --overwrite: say how --export writes; give --export PATH, too")
     if export is not None:
         Destination.of(export, form=form, overwrite=overwrite)
         if choose is None and (reward is None) == (reference is None):

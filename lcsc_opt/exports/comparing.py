@@ -218,6 +218,8 @@ def compare_averages(
     for kind in also:
         check_kind(kind)
     listed_prompts = _prompts(prompts)
+    if guidance is not None and listed_prompts is None:
+        raise StudySpecError("guidance: leads images to prompts; give prompts, too")
     count = _image_count(images, listed_prompts, with_reference=reference is not None)
     make_importable(None)  # for a reward and the like in the working directory
     scores = _Scores(reward, reference, metric, weights or {})

@@ -188,10 +188,18 @@ def test_a_model_without_prompts_is_sampled_and_compared_with_real_images(place:
         "metric: kid is measured": {"metric": "kid"},
         "weights: are of a feature": {"weights": {"inception": "x"}},
         "reward: expected a name or a function, got int": {"reward": 5},
+        "guidance: leads images to prompts": {"guidance": 3.0},
     }
     for message, options in wrong.items():
         with pytest.raises(StudySpecError, match=message):
             lcsc_opt.compare_averages("training", sampler="ddim", **options)
+
+
+def test_how_to_export_is_refused_without_an_export(place: Path, typed: Typed) -> None:
+    for options in (("--as", "diffusers"), ("--overwrite",)):
+        line = typed.refused("average", "training", "--sampler", "ddim", *options)
+        assert "give --export PATH, too" in line
+    assert not (place / "averages.png").exists()
 
 
 def test_a_checkpoint_whose_images_are_not_finite_is_not_measured(
