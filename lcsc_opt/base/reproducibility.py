@@ -10,8 +10,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np  # noqa: F401 - loads the BLAS that is described
@@ -33,17 +32,13 @@ _PACKAGES = (
 )
 
 
-def environment(further_packages: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """JSON-able: Python, the packages that matter, the BLAS libraries, the number of cores.
-
-    Args:
-        further_packages: package → version, of those that add parts to a study.
-    """
+def environment() -> dict[str, Any]:
+    """JSON-able: Python, the packages that matter, the BLAS libraries, the number of cores."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in _PACKAGES} | dict(further_packages),
+        "packages": {name: _version(name) for name in _PACKAGES},
         "blas": _blas_libraries(),
     }
 

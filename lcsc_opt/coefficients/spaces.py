@@ -91,6 +91,29 @@ def load_space(plugin: Plugin, options: Mapping[str, Any]) -> Callable[..., Coef
     return factory
 
 
+def check_space(
+    plugin: Plugin, steps: tuple[int, ...], options: Mapping[str, Any], *, layer_groups: int | None
+) -> None:
+    """Refuse a space of another package that cannot be made over these checkpoints, before a study of it is stored.
+
+    It is tried with an origin that no space has by itself: coefficients that grow in proportion to their position.
+
+    Args:
+        plugin: the part of the package.
+        steps: ``[K]``.
+        options: of the study file.
+        layer_groups: S, the number of rows; ``None`` for one row for all layers.
+
+    Raises:
+        StudySpecError: as of :func:`space_of_plugin`.
+    """
+    origin = np.arange(1.0, len(steps) + 1)
+    origin /= origin.sum()
+    if layer_groups is not None:
+        origin = np.tile(origin, (layer_groups, 1))
+    space_of_plugin(plugin, steps, origin, options)
+
+
 def space_of_plugin(
     plugin: Plugin, steps: tuple[int, ...], origin: Coefficients, options: Mapping[str, Any]
 ) -> CoefficientSpace:
@@ -105,7 +128,7 @@ def space_of_plugin(
     Raises:
         StudySpecError: it cannot be made with these options, or does not begin at its origin.
     """
-    factory = load_space(plugin, options)
+    factory = plugin.load(StudySpecError)
     with plugin.blamed(StudySpecError, "cannot be made"):
         space: CoefficientSpace = factory(steps, origin.copy(), **options)
         start = np.asarray(space.to_coefficients(np.zeros(space.shape)), dtype=np.float64)

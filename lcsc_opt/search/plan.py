@@ -31,6 +31,7 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
     PrincipalSpace,
+    check_space,
     load_space,
     space_of_plugin,
 )
@@ -315,7 +316,13 @@ class Plan:
         self._check_tuned(objective)
         self._check_racing(objective)
         if spec.space.plugin is not None:
-            self.space(objective)
+            groups = objective.layer_groups
+            check_space(
+                spec.space.plugin,
+                objective.steps,
+                spec.space.options,
+                layer_groups=None if groups is None else len(groups),
+            )
         directions = spec.space.directions
         if directions is None:
             return

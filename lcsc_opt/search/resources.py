@@ -61,16 +61,23 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         plan: whose objective it is.
         studies: name → attributes of all stored studies.
     """
+    environment_now = _environment(plan.packages)
     checkpoints = _known_checkpoints(plan, studies)
     try:
         checked = check_objective(
             plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
         )
     except LcscError as error:
-        return Evidence({"environment": environment(plan.packages), "code": {}}, refusal=error)
+        return Evidence({"environment": environment_now, "code": {}}, refusal=error)
     digests = {name: file.sha256 for name, file in checked.code.items()}
-    fingerprint = {"environment": environment(plan.packages), "code": digests}
-    return Evidence(fingerprint, checked.why_no_gradient, checked.why_no_report, keeps=plan.names_kept_metric)
+    fingerprint = {"environment": environment_now, "code": digests}
+    return Evidence(
+        fingerprint,
+        checked.why_no_gradient,
+        checked.why_no_report,
+        keeps=plan.names_kept_metric,
+        environments=worker_environments,
+    )
 
 
 class ObjectiveLoader:
@@ -106,14 +113,26 @@ class ObjectiveLoader:
         environment_now = current_environment(plan, objective)
         fingerprint = {**objective.fingerprint(), "environment": environment_now}
         keeps = objective.images_for_bound > 0
-        return Evidence(fingerprint, objective.why_no_gradient, keeps=keeps, objective=objective)
+        return Evidence(
+            fingerprint,
+            objective.why_no_gradient,
+            keeps=keeps,
+            objective=objective,
+            environments=worker_environments,
+        )
 
 
 def current_environment(plan: Plan, objective: Objective) -> dict[str, Any]:
     """The environment, with the installed packages whose parts the plan names or that read its checkpoints' files."""
     sources = getattr(objective.trajectory, "sources", ())
     readers = versions(plugin_of_suffix(Path(source)) for source in sources)
-    return environment({**plan.packages, **readers})
+    return _environment({**plan.packages, **readers})
+
+
+def _environment(further_packages: Mapping[str, str]) -> dict[str, Any]:
+    """The environment, where ``further_packages``, package → version, add parts to a study."""
+    installed = environment()
+    return {**installed, "packages": {**installed["packages"], **further_packages}}
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
@@ -154,10 +173,10 @@ def _known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCh
 
 
 def check_machine(plans: Sequence[Plan]) -> None:
-    """Refuse plans that this machine cannot run: for want of devices, trackers or the Ray cluster.
+    """Refuse plans that this machine cannot run: for want of trackers or the Ray cluster.
 
     Raises:
-        LcscError: a device or a package is missing, or the cluster has too few.
+        LcscError: a package is missing, or the cluster has no room.
     """
     clusters = {plan.objective_key: plan for plan in plans}
     for plan in clusters.values():
@@ -167,7 +186,6 @@ def check_machine(plans: Sequence[Plan]) -> None:
             check_cluster(plan.ray, plan.spec.objective)
     for plan in plans:
         check_reporting(plan.spec.log, plan.spec.notify)
-        worker_environments(plan)
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
@@ -199,7 +217,6 @@ def open_workers(
     plan = resolved.plan
     # Workers load the checkpoints of this study, which is not stored yet if it is new.
     load = loader_of(plan, {**studies, plan.name: resolved.attributes})
-    environments = worker_environments(plan)
     expected = {name: resolved.fingerprint[name] for name in ("objective", "code")}
     if plan.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
@@ -210,6 +227,6 @@ def open_workers(
     elif plan.workers == 1 and not plan.devices:
         yield None
     else:
-        pool = WorkerPool(load, plan.workers, expected=expected, environments=environments)
+        pool = WorkerPool(load, plan.workers, expected=expected, environments=resolved.environments)
         with contextlib.closing(pool):
             yield pool
