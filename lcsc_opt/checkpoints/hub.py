@@ -1,11 +1,15 @@
 """Checkpoints that are revisions of a repository at the Hugging Face hub: ``hf://owner/name@step-*``.
 
-Each is a path in the cache, under the commit that the revision is at. Reading it downloads its weights, once.
+Each is a path in our cache, under the commit that the revision is at. Reading it downloads its weights, once. Where the
+hub cannot be reached, as on the nodes of many clusters, the revisions are those of the client's own cache, which
+``hf download`` fills.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
+import os
 import re
 import shutil
 import urllib.parse
@@ -19,8 +23,8 @@ from lcsc_opt.base.progress import notice
 
 _PATTERN = re.compile(r"hf:/+([^/@]+/[^/@]+)@(.+)")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SAFETENSORS_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
-_PICKLED_FILES = ["*.bin", "*.bin.index.json"]
+_SAFETENSORS_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]  # also in subfolders
+_PICKLED_FILES = ["*.bin", "*.bin.index.json", "adapter_config.json"]
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -31,7 +35,7 @@ def revisions(pattern: Path) -> list[Path] | None:
         ``None`` if the pattern is of this machine.
 
     Raises:
-        TrajectoryError: another form, no such repository or revision, or no network.
+        TrajectoryError: another form, no such repository or revision, or no network and none in the client's cache.
     """
     if not str(pattern).startswith("hf:/"):  # a path makes one slash of two
         return None
@@ -39,12 +43,7 @@ def revisions(pattern: Path) -> list[Path] | None:
     if match is None:
         raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob.")
     repository, glob = match.groups()
-    client = import_extra("huggingface_hub")
-    try:
-        refs = client.HfApi().list_repo_refs(repository)
-    except Exception as error:  # the client raises what its transport does
-        raise _unreachable(TrajectoryError, f"hf://{repository}", error) from error
-    commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+    commits = _commits(repository)
     matching = [revision for revision in commits if fnmatch.fnmatchcase(revision, glob)]
     if not matching:
         some = ", ".join(sorted(commits)[:4])
@@ -63,7 +62,7 @@ def fetched(path: Path) -> Path:
     A download that was interrupted is continued. Of several processes that need one revision, one downloads it.
 
     Raises:
-        TrajectoryError: it holds no weights, or there is no network.
+        TrajectoryError: it holds no weights, or there is no network and none of them in the client's cache.
     """
     repository = repository_of(path)
     if repository is None or path.exists():
@@ -108,19 +107,87 @@ def _download(repository: str, path: Path) -> None:
     try:
         for patterns in (_SAFETENSORS_FILES, _PICKLED_FILES):
             client.snapshot_download(repository, revision=commit, allow_patterns=patterns, local_dir=partial)
-            if any(any(partial.glob(pattern)) for pattern in patterns):
+            if any(partial.rglob(patterns[0])):
                 break
         else:
             raise TrajectoryError(
                 f"{address} holds neither {_SAFETENSORS_FILES[0]} nor {_PICKLED_FILES[0]}: name other revisions."
             )
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes
-        partial.rename(path)
-        sync_folder(path.parent)
     except TrajectoryError:
         raise
     except Exception as error:
-        raise _unreachable(TrajectoryError, address, error) from error
+        files = _cached_weights(repository, commit)
+        if not files:
+            raise _unreachable(TrajectoryError, address, error) from error
+        _link_or_copy(files, _cached_snapshot(repository, commit), partial)
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def _commits(repository: str) -> dict[str, str]:
+    """Branch or tag → its commit, of the hub; where that cannot be reached, of the client's cache."""
+    client = import_extra("huggingface_hub")
+    try:
+        refs = client.HfApi().list_repo_refs(repository)
+    except Exception as error:  # the client raises what its transport does
+        cached = _cached_commits(repository)
+        if not cached:
+            raise _unreachable(TrajectoryError, f"hf://{repository}", error) from error
+        notice(f"hf://{repository}: the hub cannot be reached; using the revisions in {_client_cache(repository)}")
+        return cached
+    return {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+
+
+def _client_cache(repository: str) -> Path:
+    """The repository in the client's own cache: ``refs/REVISION`` holds a commit, ``snapshots/COMMIT`` the files.
+
+    The layout is that of huggingface.co/docs/huggingface_hub/guides/manage-cache.
+    """
+    constants = import_extra("huggingface_hub.constants")
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def _cached_commits(repository: str) -> dict[str, str]:
+    """Revision → commit, of those in the client's cache."""
+    folder = _client_cache(repository) / "refs"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip() for path in files}
+
+
+def _cached_weights(repository: str, commit: str) -> list[Path]:
+    """The files of weights of a commit in the client's cache; none if one that an index lists is missing."""
+    folder = _cached_snapshot(repository, commit)
+    for patterns in (_SAFETENSORS_FILES, _PICKLED_FILES):
+        files = [path for pattern in patterns for path in folder.rglob(pattern) if path.exists()]
+        has_weights = any(path.suffix != ".json" for path in files)
+        if has_weights and all(map(_has_all_parts, files)):
+            return files
+    return []
+
+
+def _cached_snapshot(repository: str, commit: str) -> Path:
+    return _client_cache(repository) / "snapshots" / commit
+
+
+def _has_all_parts(file: Path) -> bool:
+    """Whether the files that an index lists are there; other files list none."""
+    if not file.name.endswith(".index.json"):
+        return True
+    listed = json.loads(file.read_bytes())["weight_map"].values()
+    return all((file.parent / name).exists() for name in set(listed))
+
+
+def _link_or_copy(files: list[Path], source: Path, destination: Path) -> None:
+    """Put files of one folder into another, as links to the same bytes where the file system can."""
+    shutil.rmtree(destination, ignore_errors=True)
+    for file in files:
+        target = destination / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.resolve(), target)
+        except OSError:  # of another file system
+            shutil.copyfile(file, target)
 
 
 def _unreachable(kind: type[LcscError], subject: str, error: Exception) -> LcscError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import shutil
 import threading
 import types
 from collections.abc import Sequence
@@ -13,8 +16,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+import lcsc_opt
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.finding import Selection
@@ -23,6 +27,8 @@ from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 from tests.objectives.image_objectives import one_line
 
 PATTERN = Path("hf://owner/name@step*")
+HF_API = huggingface_hub.HfApi
+SNAPSHOT_DOWNLOAD = huggingface_hub.snapshot_download
 
 
 class Hub:
@@ -32,6 +38,7 @@ class Hub:
         self.commits = {"main": "c0", "step2": "c2", "step10": "ca", "step30": "cb"}
         self.fetched: list[tuple[str, str]] = []
         self.suffix = "safetensors"
+        self.subfolder = ""
 
     def list_repo_refs(self, name: str) -> Any:
         if name != "owner/name":
@@ -43,12 +50,26 @@ class Hub:
         (local_dir / ".cache").mkdir(parents=True, exist_ok=True)
         if f"*.{self.suffix}" in allow_patterns:
             self.fetched.append((name, revision))
+            local_dir = local_dir / self.subfolder
+            local_dir.mkdir(exist_ok=True)
             weights = {"a": torch.full((2,), float(int(revision[1:], 16)))}
             if self.suffix == "bin":
                 torch.save(weights, local_dir / "pytorch_model.bin")
             else:
-                save_file(weights, local_dir / "model.safetensors")
+                save_file(
+                    weights,
+                    local_dir / ("model.safetensors" if not self.subfolder else "diffusion_pytorch_model.safetensors"),
+                )
+        elif self.suffix == "bin":
+            (local_dir / "adapter_config.json").write_text("{}")  # an adapter's, and no weights
         return str(local_dir)
+
+
+@pytest.fixture
+def real_client(monkeypatch: pytest.MonkeyPatch, client: Hub) -> None:
+    """The client itself, in place of the stand-in."""
+    monkeypatch.setattr(huggingface_hub, "HfApi", HF_API)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", SNAPSHOT_DOWNLOAD)
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +81,12 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     return made
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_matching_revisions_are_packed_in_the_order_of_their_steps(client: Hub, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "subfolder"), [("safetensors", ""), ("bin", ""), ("safetensors", "unet")])
+def test_matching_revisions_are_packed_in_the_order_of_their_steps(
+    client: Hub, tmp_path: Path, suffix: str, subfolder: str
+) -> None:
     client.suffix = suffix
+    client.subfolder = subfolder
     trajectory = open_or_pack([PATTERN], cache=tmp_path)
     assert trajectory.steps == (2, 10, 30)
     assert trajectory.merge([0, 1, 0])["a"].tolist() == [10, 10]
@@ -121,3 +145,94 @@ def test_revision_that_two_processes_need_is_fetched_once(
     assert client.fetched == [("owner/name", "c2")]
     assert [entry.name for entry in path.iterdir()] == ["model.safetensors"]
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+class ClientCache:
+    """A repository in the client's own cache, in its layout: blobs, to which snapshots link, and refs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "models--owner--cached"
+
+    def add(self, revision: str, files: dict[str, bytes]) -> None:
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        ref = self.folder / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+        (self.folder / "blobs").mkdir(exist_ok=True)
+        for name, content in files.items():
+            blob = self.folder / "blobs" / hashlib.sha256(content).hexdigest()
+            blob.write_bytes(content)
+            link = self.folder / "snapshots" / commit / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+
+
+def weights(value: float, key: str = "weight") -> bytes:
+    return save({key: torch.tensor([[0.0, value]])})
+
+
+@pytest.fixture
+def client_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_client: None) -> ClientCache:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return ClientCache(tmp_path / "hf")
+
+
+def test_without_a_network_a_search_uses_the_cache_of_the_client(
+    client_cache: ClientCache, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2, 10):
+        client_cache.add(f"step-{step}", {"model.safetensors": weights(step), "README.md": b"a model"})
+    client_cache.add("main", {"README.md": b"a model"})
+
+    def searched() -> lcsc_opt.Result:
+        net = torch.nn.Linear(2, 1, bias=False)
+        return lcsc_opt.search(
+            "hf://owner/cached@step-*", build=net, score=lambda net: (net.weight[0, 1] - 5) ** 2, budget=12, name="hub"
+        )
+
+    result = searched()
+    assert result.studies[0].steps == (1, 2, 10)
+    assert result.merge()["weight"][0, 1] == pytest.approx(5, abs=0.5)
+    assert "the hub cannot be reached; using the revisions in" in capfd.readouterr().err
+    shutil.rmtree(client_cache.folder)
+    assert list(searched().compare()) == list(result.compare()), "what is stored needs neither the hub nor its cache"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"unet/diffusion_pytorch_model.safetensors": weights(3), "unet/config.json": b"{}"},
+        {
+            "model.safetensors.index.json": b'{"weight_map": {"a": "part.safetensors"}}',
+            "part.safetensors": weights(3, "a"),
+        },
+    ],
+)
+def test_folders_and_parts_in_the_cache_of_the_client_are_read(
+    client_cache: ClientCache, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    client_cache.add("step-1", files)
+    client_cache.add("step-2", files)
+    [tensor] = open_or_pack(["hf://owner/cached@step-*"], cache=tmp_path).merge([0.5, 0.5]).values()
+    assert tensor[0, 1] == 3
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": b"{}"},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": "part.safetensors", "b": "p2.safetensors"}}'}
+        | {"part.safetensors": weights(3, "a")},
+    ],
+)
+def test_what_the_cache_of_the_client_holds_in_part_is_refused(
+    client_cache: ClientCache, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    client_cache.add("step-1", files)
+    client_cache.add("step-2", files)
+    one_line(
+        TrajectoryError,
+        r"hf://owner/cached@step-1 cannot be fetched",
+        lambda: open_or_pack([Path("hf://owner/cached@step-*")], cache=tmp_path),
+    )
