@@ -39,7 +39,7 @@ def main() -> None:
         (example, way, seed, 0 if way == LAST else arguments.evaluations)
         for seed in range(arguments.seeds)
         for example in examples
-        for way in (LAST, *map(str, _specification(example, seed)["optimizers"]), LAYERS)
+        for way in (LAST, *map(str, specification(example, seed)["optimizers"]), LAYERS)
     ]
     named = ("example", "way", "seed", "budget")
     measure_missing("any_weights", keys, measured, named=named, metrics=("cross-entropy", "second", "evaluations"))
@@ -59,7 +59,7 @@ def against_ema() -> None:
 
 def measured(example: str, way: str, seed: int, budget: int) -> tuple[float, float, float]:
     """Held-out cross-entropy, accuracy or perplexity, and how many evaluations the search took."""
-    specification = _specification(example, seed)
+    specification = specification(example, seed)
     checkpoints = Path(specification["objective"]["settings"]["checkpoints"])
     if not checkpoints.exists():
         script = [sys.executable, str(EXAMPLES / f"{example}.py"), "--folder", str(checkpoints), "--seed", str(seed)]
@@ -78,7 +78,7 @@ def measured(example: str, way: str, seed: int, budget: int) -> tuple[float, flo
     return metrics["cross-entropy"], metrics[SECOND[example]], evaluations
 
 
-def _specification(example: str, seed: int) -> dict[str, Any]:
+def specification(example: str, seed: int) -> dict[str, Any]:
     """The example's study file, for the training with this seed."""
     specification: dict[str, Any] = parse_yaml((EXAMPLES / f"{example}.yaml").read_text())
     folder = KEPT / f"{example}-{seed}"

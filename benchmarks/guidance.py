@@ -1,6 +1,6 @@
 """Coefficients together with the scale of guidance, on class-conditional digits (DDPM and flow matching).
 
-    python benchmarks/guidance.py [--seeds 2] [--trainings 3] [--only WORD] [--tables]
+    python benchmarks/guidance.py [--seeds 2] [--trainings 3] [--only WORD] [--images 5000] [--tables]
 
 DDPM is sampled in six steps, flow matching in three. ``EMA*`` is the best average of EMAGrid, with its best guidance,
 and with each of the five values that the grid begins with. LCSCGradient searches a row of coefficients for each layer:
@@ -78,11 +78,12 @@ def main() -> None:
         seeds=2,
         trainings=3,
         only={"default": "", "help": "only searches whose RECIPE, TRAINING: WAY, GUIDANCE contains this"},
+        images=IMAGES,
         tables={"action": "store_true", "help": "measure nothing"},
     )
     if not arguments.tables:
         keys = []
-        for key in ordered(arguments.seeds, arguments.trainings):
+        for key in ordered(arguments.seeds, arguments.trainings, arguments.images):
             recipe, training, way, guidance, *_ = key
             if arguments.only in f"{recipe}, {training}: {way}, {guidance}":
                 keys.append(key)
@@ -96,22 +97,22 @@ def main() -> None:
         draw(results)
 
 
-def ordered(seeds: int, trainings: int) -> Iterator[Key]:
+def ordered(seeds: int, trainings: int, images: int) -> Iterator[Key]:
     """All searches; EMA* first, since its guidance and precision decide how others are searched."""
     models = [(recipe, training) for training in range(trainings) for recipe in RECIPES]
     for seed in range(seeds):
         for recipe, training in models:
             if seed == 0:
                 yield recipe, training, EMA, SEARCHED, 0, 0
-            yield recipe, training, BOTH + KEEP, SEARCHED, seed, IMAGES
-            yield recipe, training, FIXED + KEEP, BEST, seed, IMAGES
+            yield recipe, training, BOTH + KEEP, SEARCHED, seed, images
+            yield recipe, training, FIXED + KEEP, BEST, seed, images
     for recipe, training in models:
         yield from ((recipe, training, EMA, guidance, 0, 0) for guidance in GUIDANCES)
-        yield from ((recipe, training, FIXED, guidance, 0, IMAGES) for guidance in SEARCHED_AT)
+        yield from ((recipe, training, FIXED, guidance, 0, images) for guidance in SEARCHED_AT)
         for seed in range(seeds):
-            yield recipe, training, BOTH, SEARCHED, seed, IMAGES
-            yield recipe, training, FIXED, BEST, seed, IMAGES
-            yield recipe, training, FROM_NONE, SEARCHED, seed, IMAGES
+            yield recipe, training, BOTH, SEARCHED, seed, images
+            yield recipe, training, FIXED, BEST, seed, images
+            yield recipe, training, FROM_NONE, SEARCHED, seed, images
 
 
 def measured(recipe: str, training: int, way: str, guidance: str, seed: int, images: int) -> list[float]:
@@ -189,7 +190,7 @@ def search(
     if guidance == SEARCHED:
         space = TunedSpace(space, (TunedNumber("guidance", LOW, HIGH, settings["guidance"]),))
     checks, averages = searched(objective, space, seed, images, constraint)
-    if guidance in (BEST, SEARCHED):
+    if guidance in (BEST, SEARCHED) and images == IMAGES:
         write_averages((recipe, training, way, guidance, seed), averages)
     return chosen(objective, checks, constraint), objective
 
@@ -252,46 +253,50 @@ def known() -> dict[Key, dict[str, float]]:
 
 def print_curves(results: Mapping[Key, Mapping[str, float]]) -> None:
     """Means over trainings and seeds with their standard deviations."""
-    groups: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
-    for (recipe, _, way, guidance, *_), values in results.items():
-        groups.setdefault((recipe, way, guidance), []).append(values)
-    table = [["recipe", "way", "guidance", "searches", *METRICS, "scale"]]
-    for recipe, way, guidance in sorted(groups):
-        several = groups[recipe, way, guidance]
+    groups: dict[tuple[str, str, str, int], list[Mapping[str, float]]] = {}
+    for (recipe, _, way, guidance, _, images), values in results.items():
+        groups.setdefault((recipe, way, guidance, images), []).append(values)
+    table = [["recipe", "way", "guidance", "images", "searches", *METRICS, "scale"]]
+    for recipe, way, guidance, images in sorted(groups):
+        several = groups[recipe, way, guidance, images]
         metrics = [cell([values[name] for values in several]) for name in (*METRICS, "scale")]
-        table.append([recipe, way, guidance, str(len(several)), *metrics])
+        table.append([recipe, way, guidance, f"{images:,}", str(len(several)), *metrics])
     print(*markdown(table), sep="\n")
 
 
 def print_figures(results: Mapping[Key, Mapping[str, float]]) -> None:
     """FID B of searches together with guidance, divided by that of others of the same training and seed."""
-    table = [["recipe", "FID B of", "divided by", "pairs", "ratio", "precision", "of the other"]]
-    for recipe in RECIPES:
-        for end in (KEEP, ""):
-            for other in ((EMA, SEARCHED), (FIXED + end, BEST)):
-                pairs = pairs_of(results, recipe, BOTH + end, other)
-                if not pairs:
-                    continue
-                ratios = [mine["fid B"] / theirs["fid B"] for mine, theirs in pairs]
-                precisions = [cell([pair[place]["precision A"] for pair in pairs]) for place in (0, 1)]
-                named = [recipe, BOTH + end, " at ".join(other), str(len(pairs))]
-                table.append([*named, cell(ratios), *precisions])
+    table = [["recipe", "images", "FID B of", "divided by", "pairs", "ratio", "precision", "of the other"]]
+    kinds = dict.fromkeys((key[0], key[5], key[2]) for key in results if key[2] in (BOTH + KEEP, BOTH))
+    for recipe, images, way in sorted(kinds):
+        end = way.removeprefix(BOTH)
+        for other in ((EMA, SEARCHED), (FIXED + end, BEST)):
+            pairs = pairs_of(results, recipe, way, images, other)
+            if not pairs:
+                continue
+            ratios = [mine["fid B"] / theirs["fid B"] for mine, theirs in pairs]
+            precisions = [cell([pair[place]["precision A"] for pair in pairs]) for place in (0, 1)]
+            named = [recipe, f"{images:,}", way, " at ".join(other), str(len(pairs))]
+            table.append([*named, cell(ratios), *precisions])
     print("required: 0.5 of EMA*'s and 0.95 of that of coefficients at EMA*'s best guidance, at equal precision")
     print(*markdown(table), sep="\n")
 
 
 def pairs_of(
-    results: Mapping[Key, Mapping[str, float]], recipe: str, way: str, other: tuple[str, str]
+    results: Mapping[Key, Mapping[str, float]], recipe: str, way: str, images: int, other: tuple[str, str]
 ) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Each result of a way, beside that of the other way with the same training and seed; EMA* has one seed."""
+    """Each result of a way, beside that of the other way with the same training, seed and number of images.
+
+    EMA* is the same for all seeds and numbers of images.
+    """
     pairs = []
-    for (own_recipe, training, own_way, _, seed, _), values in results.items():
-        if (own_recipe, own_way) != (recipe, way):
+    for (own_recipe, training, own_way, _, seed, own_images), values in results.items():
+        if (own_recipe, own_way, own_images) != (recipe, way, images):
             continue
-        other_seed = 0 if other[0] == EMA else seed
-        for key, theirs in results.items():
-            if key[:5] == (recipe, training, *other, other_seed):
-                pairs.append((values, theirs))
+        search = (0, 0) if other[0] == EMA else (seed, images)
+        theirs = results.get((recipe, training, *other, *search))
+        if theirs is not None:
+            pairs.append((values, theirs))
     return pairs
 
 
@@ -353,7 +358,10 @@ def traces(results: Mapping[Key, Mapping[str, float]], recipe: str, metric: str)
             yield go.Scatter(x=places, y=means, name=label, mode="lines+markers", line={"color": color})
     at_best = "coefficients at EMA*'s guidance, keep"
     for way, label, color in ((FIXED + KEEP, at_best, "#0072B2"), (BOTH + KEEP, "both, keep", "#d62728")):
-        marks = [values for key, values in results.items() if (key[0], key[2]) == (recipe, way)]
+        marks = []
+        for key, values in results.items():
+            if (key[0], key[2], key[5]) == (recipe, way, IMAGES):
+                marks.append(values)
         scales = [values["scale"] for values in marks]
         heights = [values[metric] for values in marks]
         marker = {"color": color, "symbol": "star", "size": 11}
@@ -366,7 +374,7 @@ def point(
     """Guidance and the mean of a metric over trainings; ``None`` if nothing was measured there."""
     several = []
     for key, values in results.items():
-        if (key[0], key[2], key[3]) == (recipe, way, guidance):
+        if (key[0], key[2], key[3]) == (recipe, way, guidance) and key[5] in (0, IMAGES):
             several.append(values[metric])
     if not several:
         return None

@@ -1,10 +1,14 @@
 """Few rows in place of many checkpoints: plain ones and interval means, with the same bytes on the disk.
 
-    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--tables | --averages | --figure]
+    python benchmarks/means.py [--seeds 3] [--trainings 3] [--only WORD] [--classifier]
+    python benchmarks/means.py --tables | --averages | --figure
 
 The trainings are those of ``rows.py``: digits (a consistency model in one step), DDPM in six steps, and photographs.
 ``32 checkpoints`` are evenly spaced among all, with the last one; ``32 means`` are 31 uniform means of all checkpoints
 and the last one. Searches by ``LCSCGradient`` see half A of the real images through one network; no search saw half B.
+With ``keep``, the precision of EMA* of all checkpoints is the bound, whatever rows are searched. ``--classifier``
+searches the classifier of ``studies/any_weights`` by its cross-entropy in place of FID; it is trained with a checkpoint
+every 10 steps, and the results are in ``results/means_classifier.csv``.
 Results that are already in ``results/means.csv`` are not measured again, and those that decide come first. ``--tables``
 only prints what is known. ``--averages`` writes to ``results/means_averages.csv`` how far EMAs of few rows are from the
 EMA of all checkpoints, relative to the distance of the last checkpoint from it, for the first training of digits.
@@ -13,12 +17,17 @@ EMA of all checkpoints, relative to the distance of the last checkpoint from it,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import os
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import any_weights
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -27,8 +36,9 @@ from fidelity import REPORTED, answer_of, objective_of
 from rows import DDPM, DIGITS, PHOTOGRAPHS, metrics_of
 from torch import Tensor
 
+import lcsc_opt
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.base.records import HELD_OUT, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics.bundled_images import Bundled
 from lcsc_opt.trajectory import Trajectory, pack
@@ -40,8 +50,19 @@ ALL = "all"
 NAMED = ("model", "training", "rows", "coefficients", "seed", "images")
 METRICS = ("fid A", "fid B", "precision A", "recall A")
 COLUMNS = (*METRICS, "megabytes")
+KEEP = ", keep"
 FIRST = ("32 means", "32 checkpoints", ALL, "16 means", "16 checkpoints")  # of every model, before the others
 OTHERS = tuple(f"{count} {kind}" for count in (8, 64, 4) for kind in ("means", "checkpoints"))
+ORDER = (
+    ("layers", FIRST),
+    ("layers" + KEEP, FIRST),
+    ("one row", FIRST),
+    ("layers", OTHERS),
+    ("one row", OTHERS),
+    ("layers" + KEEP, OTHERS),
+)
+CLASSIFIER = "characters"
+CLASSIFIER_EVALUATIONS = 100
 MOST_FID, GOAL = 1.03, "required: FID B of 32 rows at most 1.03 of that of all, and no lower precision"
 
 
@@ -73,6 +94,7 @@ def main() -> None:
         only={"default": "", "help": "only searches whose MODEL, TRAINING: ROWS, COEFFICIENTS contains this"},
         tables={"action": "store_true", "help": "measure nothing"},
         averages={"action": "store_true", "help": "search nothing"},
+        classifier={"action": "store_true", "help": "search the classifier, and nothing else"},
         figure={"action": "store_true", "help": "draw what is known"},
     )
     if arguments.averages:
@@ -80,6 +102,9 @@ def main() -> None:
         return
     if arguments.figure:
         print(*write_figures({DOCS / "images" / "few_rows.png": figure(known_results())}), sep="\n")
+        return
+    if arguments.classifier:
+        measure_classifier(arguments.trainings)
         return
     keys = []
     for model, training, rows, coefficients, seed, images in ordered(arguments.seeds, arguments.trainings):
@@ -93,7 +118,7 @@ def main() -> None:
 
 def ordered(seeds: int, trainings: int) -> Iterator[Key]:
     """All searches, the ones that decide first: layers before one row, 32 and 16 rows before the others."""
-    for coefficients, kept in (("layers", FIRST), ("layers", OTHERS), ("one row", FIRST + OTHERS)):
+    for coefficients, kept in ORDER:
         for name, model in MODELS.items():
             for seed in range(seeds):
                 for training in range(trainings):
@@ -103,12 +128,22 @@ def ordered(seeds: int, trainings: int) -> Iterator[Key]:
 def measured(name: str, training: int, rows: str, coefficients: str, seed: int, images: int) -> list[float]:
     """The metrics of one answer, and the megabytes of the rows."""
     model = MODELS[name]
-    objective = objective_of(model.file, **model.settings, training_seed=training)
+    settings = {**model.settings, "training_seed": training}
+    if coefficients.endswith(KEEP):
+        settings["keep"] = "precision"
+    objective = objective_of(model.file, **settings)
     trajectory = kept_rows(objective.trajectory, rows)
     objective.trajectory = trajectory
-    if coefficients == "layers":
+    if coefficients.startswith("layers"):
         objective.merge_in_rows("layers")
-    answer = answer_of(objective, "LCSCGradient", seed, images, selected_on=model.selected)
+    answer = answer_of(
+        objective,
+        "LCSCGradient",
+        seed,
+        images,
+        selected_on=model.selected,
+        bounded_by=objective_of(model.file, **settings),
+    )
     sampled = objective.images(np.asarray(answer), HELD_OUT, REPORTED)
     return [*metrics_of(sampled, METRICS, model.dataset), trajectory.nbytes / 1e6]
 
@@ -129,6 +164,65 @@ def kept_rows(trajectory: Any, rows: str) -> Trajectory:
         path.parent.mkdir(exist_ok=True)
         pack(trajectory.path, path, means=count - 1)
     return Trajectory.open(path)
+
+
+def measure_classifier(trainings: int) -> None:
+    """Search the checkpoints and the rows of each training of the classifier, and print what few rows cost."""
+    any_weights.KEPT.mkdir(parents=True, exist_ok=True)
+    os.chdir(any_weights.EXAMPLES)  # where the objective's functions are looked for
+    sys.path.insert(0, str(any_weights.EXAMPLES))
+    keys: list[tuple[str, str, int]] = []
+    for training in range(trainings):
+        keys += [(ALL, "EMA*", training), (ALL, "one row", training)]
+        keys += [(rows, "layers", training) for rows in (*FIRST, *OTHERS)]
+        keys += [("32 means", "one row", training), ("16 means", "one row", training)]
+    named = ("rows", "coefficients", "seed")
+    measure_missing(
+        "means_classifier",
+        keys,
+        measured_classifier,
+        named=named,
+        metrics=("cross-entropy", "accuracy", "megabytes"),
+    )
+    losses = {(rows, way, seed): float(loss) for rows, way, seed, loss, *_ in read_csv("means_classifier")}
+    table = [["rows", "coefficients", "cross-entropy / that of all with layers: mean over trainings, range"]]
+    for rows, way in dict.fromkeys(key[:2] for key in losses):
+        ratios = []
+        for (other_rows, other_way, seed), loss in losses.items():
+            if (other_rows, other_way) == (rows, way) and (ALL, "layers", seed) in losses:
+                ratios.append(loss / losses[ALL, "layers", seed])
+        table.append([rows, way, f"{statistics.fmean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"])
+    print(*markdown(table), sep="\n")
+
+
+def measured_classifier(rows: str, coefficients: str, training: int) -> tuple[float, float, float]:
+    """Held-out cross-entropy and accuracy of an answer, and the megabytes of the rows."""
+    characters = importlib.import_module(CLASSIFIER)
+    folder = any_weights.KEPT / f"{CLASSIFIER}-dense-{training}"
+    packed = folder.with_suffix(".trajectory")
+    if not packed.exists():
+        with contextlib.redirect_stdout(None):
+            characters.train(folder, every=10, seed=training)
+        pack(folder, packed)
+    trajectory = kept_rows(Trajectory.open(packed), rows)
+    specification = any_weights.specification(CLASSIFIER, training)
+    settings = specification["objective"]["settings"]
+    settings["checkpoints"] = str(trajectory.path)
+    if rows.endswith("checkpoints"):
+        settings["checkpoints"] = [str(folder / f"step_{step:06}.pt") for step in trajectory.steps]
+    optimizer = "LCSCGradient"
+    if coefficients == "EMA*":
+        optimizer = "EMAGrid"
+    specification["budget"] = {"evaluations": CLASSIFIER_EVALUATIONS}
+    name = f"{CLASSIFIER}-{training}-{rows}-{coefficients}"
+    specification["name"] = name.replace(" ", "-").removesuffix("*")
+    specification["space"] = {}
+    if coefficients == "layers":
+        specification["space"] = {"rows": "layers"}
+    (study,) = lcsc_opt.run(specification, optimizers=[optimizer], seeds=[training])
+    held_out = Candidate(study.coefficients, images=specification["held_out"]["images"], noise=HELD_OUT)
+    metrics = study.objective.evaluate(held_out).metrics
+    return metrics["cross-entropy"], metrics["accuracy"], trajectory.nbytes / 1e6
 
 
 def write_averages() -> None:
