@@ -56,10 +56,8 @@ class Hub:
             if self.suffix == "bin":
                 torch.save(weights, local_dir / "pytorch_model.bin")
             else:
-                save_file(
-                    weights,
-                    local_dir / ("model.safetensors" if not self.subfolder else "diffusion_pytorch_model.safetensors"),
-                )
+                name = "diffusion_pytorch_model" if self.subfolder else "model"
+                save_file(weights, local_dir / f"{name}.safetensors")
         elif self.suffix == "bin":
             (local_dir / "adapter_config.json").write_text("{}")  # an adapter's, and no weights
         return str(local_dir)
