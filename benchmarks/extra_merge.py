@@ -1,11 +1,11 @@
-"""Extra-Merge on the demo's model of letters: ``ExtraMergeGrid`` against the plain averages of ``EMAGrid``.
+"""Extra-Merge on letters and digits: ``ExtraMergeGrid`` against the plain averages of ``EMAGrid``.
 
     python benchmarks/extra_merge.py [--seeds 3] [--way WORD]
 
-The checkpoints are those that come with the demo. Grids evaluate all their points on 1,000 images, LCSCQuadratic as
-many as ExtraMergeGrid. The answer is chosen on other noise, and FID is reported on 5,000 images of held-out noise, with
-its 95 % interval. A seed is another group of all noise. Results that are already in ``results/extra_merge.csv`` are
-not measured again.
+The letters are the 16 checkpoints that come with the demo, and a seed is another group of all noise. The digits are
+consistency models with 50 checkpoints, and a seed is another training. Grids evaluate all their points on 1,000 images,
+LCSCQuadratic as many as ExtraMergeGrid. The answer is chosen on other noise, and FID is reported on 5,000 images of
+held-out noise, with its 95 % interval. Results that are already in ``results/extra_merge.csv`` are not measured again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.optimizers import ExtraMergeGrid
 
 WAYS = ("EMAGrid", "ExtraMergeGrid", "LCSCQuadratic")
-CHECKPOINTS = 16
+LETTERS = "letters"
+DIGITS = "digits"
+STEPS = {LETTERS: tuple(range(1, 17)), DIGITS: tuple(range(40, 2001, 40))}
 STUDY = Path(__file__).parents[1] / "studies/demo.yaml"
 
 
@@ -32,20 +34,32 @@ def main() -> None:
     """Measure what is missing, and print the table."""
     word = {"default": "", "help": "only ways whose name contains this"}
     arguments = parse(__doc__, seeds=3, way=word)
-    keys = [(way, seed) for seed in range(arguments.seeds) for way in WAYS if arguments.way in way]
+    keys = []
+    for model in STEPS:
+        for seed in range(arguments.seeds):
+            keys += [(model, way, seed) for way in WAYS if arguments.way in way]
     measured_metrics = ("fid", "low", "high", "evaluations", "window", "extrapolation")
-    measure_missing("extra_merge", keys, measured, named=("way", "seed"), metrics=measured_metrics)
+    measure_missing("extra_merge", keys, measured, named=("model", "way", "seed"), metrics=measured_metrics)
 
 
-def measured(way: str, seed: int) -> tuple[float, ...]:
-    """Held-out FID, its interval, evaluations; of Extra-Merge the window and the extrapolation, else zero."""
-    specification: dict[str, Any] = parse_yaml(STUDY.read_text())
-    settings = {**specification["objective"]["settings"], "noise_seed": seed, "images": 1000, "held_out_metrics": []}
+def objective_of(model: str, seed: int) -> dict[str, Any]:
+    """The objective of one seed, as in a study file."""
+    common = {"images": 1000, "held_out_metrics": []}
+    if model == DIGITS:
+        settings = {"training_steps": 2000, "checkpoint_every": 10, "select": {"interval": 40}, "training_seed": seed}
+        return {"file": "digits.py", "settings": settings | common}
+    demo: dict[str, Any] = parse_yaml(STUDY.read_text())["objective"]
+    settings = {**demo["settings"], "noise_seed": seed, **common}
     settings.pop("keep", None)
-    specification["objective"]["settings"] = settings
-    points = len(ExtraMergeGrid().profiles(tuple(range(1, CHECKPOINTS + 1))))
-    specification |= {
-        "name": f"extra-merge-{seed}",
+    return {"file": demo["file"], "settings": settings}
+
+
+def measured(model: str, way: str, seed: int) -> tuple[float, ...]:
+    """Held-out FID, its interval, evaluations; of Extra-Merge the window and the extrapolation, else zero."""
+    points = len(ExtraMergeGrid().profiles(STEPS[model]))
+    specification = {
+        "name": f"extra-merge-{model}-{seed}",
+        "objective": objective_of(model, seed),
         "space": "affine",
         "optimizers": list(WAYS),
         "budget": {"evaluations": points},
