@@ -217,8 +217,9 @@ def _forget(name: str, path: Path) -> None:
     for loaded in list(sys.modules):
         if loaded == name or loaded.startswith(f"{name}."):
             del sys.modules[loaded]
-    parent, _, last_part = name.rpartition(".")
-    if hasattr(sys.modules.get(parent), last_part):
-        delattr(sys.modules[parent], last_part)
+    parent_name, _, last_part = name.rpartition(".")
+    parent = sys.modules.get(parent_name)
+    if hasattr(parent, last_part):  # where `from parent import name` finds it; a top-level module has no parent
+        delattr(parent, last_part)
     with contextlib.suppress(OSError, NotImplementedError):
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

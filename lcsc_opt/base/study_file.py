@@ -398,22 +398,28 @@ def _yaml(text: str, source: object) -> Any:
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value replaced, or removed (``~KEY``). Behind ``vary.``, the rest of the path is a key."""
+    """The content with one value replaced (``KEY=VALUE``), or removed (``~KEY``)."""
     path, equals, text = override.partition("=")
     if path.startswith("~") and not equals:
-        return removed(content, path[1:].split("."), where=override)
-    keys = path.split(".")
+        return removed(content, _keys(path[1:]), where=override)
+    keys = _keys(path)
     if not equals or not all(keys):
         raise StudySpecError(
             f"{override}: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"
         )
     value = _yaml(text, override)
-    if keys[0] == VARY and len(keys) > 1:
-        return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)
     varied = content.get(VARY) if isinstance(content, Mapping) else None
-    if isinstance(varied, Mapping) and path in varied:
+    if isinstance(varied, Mapping) and path in varied:  # then this is the only value that the sweep has
         return {**content, VARY: {**varied, path: [value]}}
     return replaced(content, keys, value, where=override)
+
+
+def _keys(path: str) -> list[str]:
+    """The keys of nested mappings on a path with dots. Behind ``vary.`` all the rest is one key: itself such a path."""
+    first, _, rest = path.partition(".")
+    if first == VARY and rest:
+        return [VARY, rest]
+    return path.split(".")
 
 
 def storage_of_folder(folder: Path, name: str | None = None) -> str | None:

@@ -306,7 +306,7 @@ class HeldOutReport:
         stored = {
             "trial": self.trial,
             **self.answer.to_json(),
-            "chosen_from": list(self.selection),
+            "chosen_from": list(self.selection),  # two lists: keys in JSON are texts
             "selection": list(self.selection.values()),
         }
         if self.baselines:

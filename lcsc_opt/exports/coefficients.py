@@ -196,8 +196,14 @@ def _are_numbers(value: Any) -> bool:
     return all(isinstance(number, (int, float)) for row in rows for number in row)
 
 
-def _in_layer_groups(path: Path, rows: list[Any], layer_groups: Mapping[str, Any]) -> CoefficientsOf:
-    """``rows`` of coefficients for the layer groups of that name."""
+def _in_layer_groups(path: Path, numbers: list[Any], layer_groups: Mapping[str, Any]) -> CoefficientsOf:
+    """Coefficients for the layer groups that a file names.
+
+    Args:
+        path: the file.
+        numbers: ``[S, K]``, a row for each group; or ``[K]``, one for all.
+        layer_groups: the ``names`` of the groups, ``[S]``; and ``rows``, the rule of the study file that made them.
+    """
     expected_names = layer_groups["names"]
 
     def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
@@ -212,6 +218,6 @@ def _in_layer_groups(path: Path, rows: list[Any], layer_groups: Mapping[str, Any
             if additional:
                 difference = f"there is no row for {additional[0]}"
             raise StudySpecError(f"{path}: the layer groups of these checkpoints differ: {difference}")
-        return grouped, check_coefficients(rows, len(grouped.steps), rows=len(names))
+        return grouped, check_coefficients(numbers, len(grouped.steps), rows=len(names))
 
     return coefficients_of

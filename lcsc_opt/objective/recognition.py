@@ -83,7 +83,10 @@ def propose(
     given: Collection[str],
     near: Near,
 ) -> Proposal:
-    """Choose an objective by the configurations near the checkpoints, else by the tensors.
+    """Choose an objective: by the files near the checkpoints and what they are, else by the tensors.
+
+    The first case that fits is taken: adapters of transformers, what the user gave, models of transformers, LoRAs of
+    diffusers, networks of diffusers, EDM's snapshots; else a module that makes images or has a score.
 
     Args:
         folder: the folder of the checkpoints, a glob, or a packed trajectory.
@@ -98,13 +101,13 @@ def propose(
     adapter = _first(places, _adapts_transformers)
     if adapter is not None:
         return _scored_by_command(adapter, near.text)
-    language_model = _first(places, _is_of_transformers)
+    transformers_model = _first(places, _is_of_transformers)
     if "score" in given or "command" in given:
-        return _scored_by_function(language_model)
-    if language_model is not None and _is_causal(language_model):
-        return _scored_on_text(language_model, near.text)
-    if language_model is not None:
-        return _scored_by_function(language_model)
+        return _scored_by_function(transformers_model)
+    if transformers_model is not None and _is_causal(transformers_model):
+        return _scored_on_text(transformers_model, near.text)
+    if transformers_model is not None:
+        return _scored_by_function(transformers_model)
     if lora_flavour(tensors) is not None:
         return _text_to_image("lora", pipeline=near.pipeline, prompts=near.text)
     network = _first((inside for place in places for inside in (place / "unet", place)), _is_of_diffusers)
@@ -114,9 +117,9 @@ def propose(
         return _unconditional(network)
     if _is_edm_snapshot(first):
         return _edm()
-    if "reference" in given or _may_make_images(tensors):
-        return _torch_module(near.image_shape)
-    return _scored_by_function(None)
+    if "reference" not in given and _seems_to_make_no_images(tensors):
+        return _scored_by_function(None)
+    return _torch_module(near.image_shape)
 
 
 def _scored_by_function(model: Path | None) -> Proposal:
@@ -273,14 +276,17 @@ def _is_edm_snapshot(file: Path) -> bool:
         return False
 
 
-def _may_make_images(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a network gets a noise level, or ends in few channels; true also if nothing can be concluded."""
+def _seems_to_make_no_images(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a network has no convolution to few channels, RGB or latents, and is told no noise level.
+
+    Nothing can be concluded from tensors without a matrix: false.
+    """
     matrices = [tensor for tensor in tensors.values() if tensor.ndim > 1]
     if not matrices:
-        return True
-    if any(tensor.ndim > 2 and len(tensor) <= 4 for tensor in matrices):
-        return True  # a convolution to RGB, or to latents
-    return any(_NOISE_LEVEL.search(name) for name in tensors)
+        return False
+    ends_in_few_channels = any(tensor.ndim > 2 and len(tensor) <= 4 for tensor in matrices)
+    is_told_noise_level = any(_NOISE_LEVEL.search(name) for name in tensors)
+    return not (ends_in_few_channels or is_told_noise_level)
 
 
 def _text_in_json(file: Path, *keys: str) -> str | None:

@@ -84,19 +84,23 @@ class _Rung:
         self._told = 0
         self._promoted = 0
 
-    def promotes(self, loss: float, best: float) -> bool:
-        """Whether the candidate of this loss goes on.
+    def promotes(self, loss: float, loss_of_best: float) -> bool:
+        """Whether the candidate of this loss goes on to more images.
 
-        It does if it is among the best of the recent ones and no more than one in eta went on; so does the first. One
-        that is better than the ``best`` candidate of all images was here always does: no optimizer is told of such a
-        loss unless it holds on all images.
+        It does if its loss is among the lowest of the recent ones and fewer than one in eta have gone on so far; so
+        does the first. With a loss below ``loss_of_best`` it always goes on: no optimizer is told of such a loss unless
+        it holds on all images.
+
+        Args:
+            loss: on the images of this rung.
+            loss_of_best: that of the best candidate on all images, on the images of this rung; −∞ before there is one.
         """
         self._recent.append(loss)
         self._told += 1
         better = sum(recent_loss < loss for recent_loss in self._recent)
         is_good = better < max(len(self._recent) / self._eta, 1)
         has_turn = self._promoted < self._told / self._eta
-        goes_on = loss < best or (is_good and has_turn)
+        goes_on = loss < loss_of_best or (is_good and has_turn)
         if goes_on:
             self._promoted += 1
         return goes_on

@@ -214,13 +214,13 @@ class HeunSampler(NetworkSampler):
             decoder=decoder,
         )
         self.schedule = schedule
-        self._schedule_of_settings = schedule
+        self._schedule_of_settings = schedule  # for numbers that are not tuned
         self._denoiser = denoiser
         self._dtype = torch.float32
         if has_float64(self._network.device):
             self._dtype = torch.float64
-        self.nfe = (2 * schedule.steps - 1) * denoiser.calls
-        self.recomputed = self.nfe - denoiser.calls  # all but the last
+        self.nfe = (2 * schedule.steps - 1) * denoiser.calls  # each step calls the denoiser twice, the last one once
+        self.recomputed = self.nfe - denoiser.calls  # in a backward pass, all but those of the last call
 
     @property
     def tunable(self) -> Mapping[str, Tunable]:

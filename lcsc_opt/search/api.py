@@ -315,7 +315,7 @@ def load_study(name: str, storage: str | None = None) -> Study:
     """
     url = storage_url(storage)
     with reading(url) as opened:
-        StoredStudy.open(opened, name)
+        StoredStudy.open(opened, name)  # raises now, and not at the first use of the study
     return Study(name, url)
 
 

@@ -133,7 +133,7 @@ def score_held_out(
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
-    models = _baseline_models(study, objective, plan, needed=bool(signs))
+    models = _baseline_models(study, objective, plan, has_metrics=bool(signs))
     steps = len(best_trials) + plan.groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
@@ -314,15 +314,18 @@ class _BaselineModel:
 
 
 def _baseline_models(
-    study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, needed: bool
+    study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool
 ) -> list[_BaselineModel]:
-    """The models that the answer is compared with: EMA* that bounded the search, else EMA* of the same experiment.
+    """The models that the answer is compared with: the first that is known.
 
-    Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if neither
-    ``plan.baselines`` nor the objective's metrics need one.
+    1. EMA* that bounded a kept metric in the search;
+    2. EMA* of the experiment, the answer of its EMA grids;
+    3. a default EMA, and with ``plan.baselines`` also the last checkpoint.
+
+    None for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are compared.
     """
     experiment, optimizer, _ = split_name(study.name)
-    if optimizer == EMA_GRID or not (plan.baselines or needed):
+    if optimizer == EMA_GRID or not (plan.baselines or has_metrics):
         return []
     bound = KeptBound.of(study.attributes)
     if bound is not None:

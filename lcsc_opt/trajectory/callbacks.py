@@ -64,24 +64,24 @@ class TrajectorySaver:
     ) -> None:
         self._path = Path(path)
         self._sharded = bool(options.get("sharded"))
-        if self._sharded and options.get("means") is not None:
+        self._saves_means = options.get("means") is not None
+        if self._sharded and self._saves_means:
             raise TrajectoryError(
                 f"{self._path}: no callback keeps the mean of a sharded training: use TrajectoryWriter, and save its "
                 "state_dict() in each process."
             )
-        self.choose(accelerator is None or bool(accelerator.is_main_process))
+        self.decide_who_saves(is_main=accelerator is None or bool(accelerator.is_main_process))
         self._options = {"every": every, **options}
         self._restarts = resume == "restart"
         self._accelerator = accelerator
-        self._means = options.get("means") is not None
         self._writer: TrajectoryWriter | None = None
-        self._last = 0
+        self._last_step = 0
         if accelerator is not None:
             accelerator.register_for_checkpointing(self)
 
-    def choose(self, is_main: bool) -> None:
-        """Save in this process if it is the main one, or if all save; the others do nothing."""
-        self.main = is_main or self._sharded
+    def decide_who_saves(self, *, is_main: bool) -> None:
+        """This process saves if it is the main one, or if all save their shards; else it does nothing."""
+        self.saves = is_main or self._sharded
 
     def begin(self, step: int, mean: Mapping[str, Any] | None = None) -> None:
         """Begin or continue training after ``step``; 0 is its start. Rows of later steps are dropped.
@@ -95,8 +95,8 @@ class TrajectorySaver:
                 continued without the mean, or with that of another training.
         """
         self.close()
-        self._last = step
-        if not self.main:
+        self._last_step = step
+        if not self.saves:
             return
         drops_later_rows = step > 0 or self._restarts
         writer = TrajectoryWriter(self._path, **self._options, resume=step if drops_later_rows else None)
@@ -120,19 +120,19 @@ class TrajectorySaver:
         Raises:
             TrajectoryError: the weights cannot be saved.
         """
-        if self._writer is None and self.main:
+        if self._writer is None and self.saves:
             self.begin(0)
-        if self._writer is not None and step != self._last:
+        if self._writer is not None and step != self._last_step:
             weights = self._unwrapped(weights)
-            if self._means:
+            if self._saves_means:
                 self._writer.step(step, weights)
             else:
                 self._writer.append(step, weights, wait=False)
-        self._last = step
+        self._last_step = step
 
     def finish(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """End the training after ``step``. Of means, the open one and the last checkpoint are written, too."""
-        if self._means and self._writer is not None and self._last > 0:
+        if self._saves_means and self._writer is not None and self._last_step > 0:
             self._writer.finish(step, self._unwrapped(weights))
         self.close()
 
@@ -146,7 +146,7 @@ class TrajectorySaver:
         """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""
         if self._writer is None:
             return
-        if self._means:
+        if self._saves_means:
             self._writer.step(0, weights)
         else:
             self._writer.append(0, weights, wait=False)
@@ -166,8 +166,8 @@ class TrajectorySaver:
     def state_dict(self) -> dict[str, Any]:
         """The state for the training's own checkpoint. Waits until all rows are on the disk."""
         self.flush()
-        state: dict[str, Any] = {"step": self._last}
-        if self._means and self._writer is not None:
+        state: dict[str, Any] = {"step": self._last_step}
+        if self._saves_means and self._writer is not None:
             state["mean"] = self._writer.state_dict()
         return state
 
@@ -197,7 +197,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         mean: Mapping[str, Any] | None = None  # of the training's checkpoint
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver.choose(bool(trainer.is_global_zero))
+            self.saver.decide_who_saves(is_main=bool(trainer.is_global_zero))
             self.saver.begin(int(trainer.global_step), self.mean)
             self.mean = None
 
@@ -251,7 +251,7 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             step = int(state.global_step)
-            self.saver.choose(bool(state.is_world_process_zero))
+            self.saver.decide_who_saves(is_main=bool(state.is_world_process_zero))
             self.saver.begin(step, self.means.load(step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002

@@ -57,12 +57,14 @@ class Progress:
     @classmethod
     def of(cls, study: StudyHistory) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""
-        finished = study.finished
-        searched = finished[~finished["inherited"]]
+        ended = study.finished
+        searched = ended[~ended["inherited"]]  # the time of inherited ones belongs to another study
         done = study.budget_spent
         total = study.budget_total
         state = study.progress_state
-        rate = _rate(searched, done / max(study.evaluations - study.summary.inherited, 1))
+        evaluations = study.evaluations - study.summary.inherited
+        charge_per_trial = done / max(evaluations, 1)
+        rate = _rate(searched, charge_per_trial)
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
@@ -74,7 +76,7 @@ class Progress:
             per_hour=None if rate is None else 3600 * rate,
             seconds_left=seconds_left,
             failed=study.summary.failed,
-            retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
+            retried=len(study.summary.retried),
         )
 
 

@@ -105,3 +105,5 @@ def test_overrides_of_a_sweep(tmp_path: Path) -> None:
     made = read_studies(path, [f"vary.{IMAGES}=[7, 8]", "vary.space=[affine, convex]"])
     assert [spec.name for spec in made] == [f"s,images={n},space={s}" for n in (7, 8) for s in ("affine", "convex")]
     assert [spec.name for spec in read_studies(path, ["vary={}"])] == ["s"]
+    made = read_studies(path, ["vary.space=[affine, convex]", f"~vary.{IMAGES}"])
+    assert [spec.name for spec in made] == ["s,space=affine", "s,space=convex"]

@@ -198,7 +198,7 @@ def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(
     if with_accelerate:
         accelerator = Mock(is_main_process=main, unwrap_model=lambda model: model)
     saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, accelerator=accelerator)
-    saver.main = main
+    saver.saves = main
     saver.load_state_dict({"step": 3})
     saver.step(4, network())
     assert saver.state_dict() == {"step": 4}

@@ -73,8 +73,12 @@ def test_failures_are_grouped_by_reason() -> None:
     reasons = {0: ("memory", "memory"), 1: ("memory",), 2: ("not finite",)}
     study = history([None, 2.0, None, 1.0], reasons=reasons)
     assert FailureReason.of(study) == [FailureReason("memory", 3, 1), FailureReason("not finite", 1, 1)]
-    assert Progress.of(study).retried == 1
     assert FailureReason.of(history([1.0])) == []
+
+
+def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> None:
+    again = history([3.0, 2.0], running=1, reasons={1: ("memory",), 2: ("memory",)}, columns={"retried": [0, 1, 0]})
+    assert Progress.of(again).retried == 1
 
 
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])

@@ -148,7 +148,7 @@ def _clip_network(transformers: Any, name: str, folder: Path, expected: str) -> 
     if not hps_files:
         return pretrained(transformers.CLIPModel, folder, name, expected)
     network: Any = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(folder))
-    network.load_state_dict(of_open_clip(read_checkpoint(hps_files[-1]).tensors))
+    network.load_state_dict(clip_from_open_clip(read_checkpoint(hps_files[-1]).tensors))
     return network
 
 
@@ -212,8 +212,8 @@ _NAMES = (
 )
 
 
-def of_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP of open_clip → the state dict of transformers' ``CLIPModel``, in float32."""
+def clip_from_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP of open_clip, as HPSv2's own file has it → the state dict of transformers' ``CLIPModel``, in float32."""
     converted: dict[str, Tensor] = {}
     for open_clip_name, tensor in weights.items():
         name = open_clip_name
@@ -224,7 +224,7 @@ def of_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for letter, third in zip("qkv", value.chunk(3), strict=True):
                 converted[name.replace(".attn.in_proj_", f".self_attn.{letter}_proj.")] = third
         elif name.endswith("_projection.weight"):
-            converted[name] = value.T
+            converted[name] = value.T  # open_clip multiplies by it from the right, [in, out]; a Linear has [out, in]
         else:
             converted[name] = value
     return converted

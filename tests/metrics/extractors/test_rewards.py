@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.rewards import Reward, find_reward, of_open_clip
+from lcsc_opt.metrics.extractors.rewards import Reward, clip_from_open_clip, find_reward
 from tests.metrics.network_files import seeded
 from tests.tiny_pipelines import tokenizer
 
@@ -99,13 +99,13 @@ def open_clip(vocabulary: int) -> tuple[Any, dict[str, Tensor]]:
     return embedded, {**state, "logit_scale": torch.tensor(2.0)}
 
 
-def test_hpsv2_is_read_from_its_own_file_of_open_clip(clip: Path, tmp_path: Path) -> None:
+def test_hpsv2_is_read_from_its_own_file_clip_from_open_clip(clip: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     settings = CLIPConfig.from_pretrained(clip)
     embedded, weights = open_clip(settings.text_config.vocab_size)
     network = CLIPModel(settings).eval()
-    network.load_state_dict(of_open_clip(weights))
+    network.load_state_dict(clip_from_open_clip(weights))
     tokens = AutoTokenizer.from_pretrained(clip)(PROMPTS, padding="max_length", max_length=LONGEST, return_tensors="pt")
     pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
