@@ -120,18 +120,18 @@ class LiveCode:
             self._visit(root, f"{name}.self", value.__self__)
         elif isinstance(value, GivenNetwork):
             described, kinds = value.structure
-            self.digests[name] = _sha256(described)
+            self._add(name, _sha256(described))
             for kind in kinds:
                 self._visit(root, f"{name}.{kind.__name__}", kind)
         elif isinstance(value, (types.FunctionType, type)):
             self._visited.add(id(value))
             self._visit_code(root, name, value)
         elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
-            self.digests[name] = _sha256(value.__qualname__)
+            self._add(name, _sha256(value.__qualname__))
         else:
             digest = _digest_of_data(value)
             if digest is not None:
-                self.digests[name] = digest
+                self._add(name, digest)
                 return
             self._visited.add(id(value))
             self.unchecked.append(f"{name.removeprefix(LIVE)} ({type(value).__name__})")
@@ -143,42 +143,77 @@ class LiveCode:
         if file is not None and is_local(file) and module.__name__ != _SCRIPT:
             self.modules[module.__name__] = file
 
+    def _add(self, name: str, digest: str) -> None:
+        """Note a digest. Where another value has this name, as a variable of another closure, it gets a number."""
+        number = 1
+        unique_name = name
+        while self.digests.get(unique_name, digest) != digest:
+            number += 1
+            unique_name = f"{name} ({number})"
+        self.digests[unique_name] = digest
+
     def _visit_code(self, root: str, name: str, value: Any) -> None:
-        """Digest a function or a class. Of an imported one, the file of its module is what counts."""
-        module_name = value.__module__
+        """Digest a function or a class. Of an imported one, the file of its module counts, and what it closes over."""
+        module_name = str(value.__module__)
         if name != root and module_name != _SCRIPT:
-            file = module_file(str(module_name))
-            if file is not None and is_local(file):
-                self.modules[str(module_name)] = file
-            self.digests[name] = _sha256(f"{module_name}:{value.__qualname__}")
+            self._visit_imported(root, name, value)
             return
         if isinstance(value, type):
             self._visit_class(root, name, value)
             return
-        self.digests[name] = _sha256(_source_of(value.__code__))
+        self._add(name, _sha256(_source_of(value.__code__)))
         for defaults in (value.__defaults__, tuple(sorted((value.__kwdefaults__ or {}).items()))):
             if defaults:
                 self._visit(root, f"{name}.defaults", defaults)
         for used, used_value in _used_values(value):
             self._visit(root, f"{root}.{used}", used_value)
 
+    def _visit_imported(self, root: str, name: str, value: Any) -> None:
+        """Digest what a module made: by its file, and for the function of a factory or a decorator by its variables.
+
+        Of installed packages, variables without a digest are theirs: they are not listed as unchecked.
+        """
+        module_name = str(value.__module__)
+        file = module_file(module_name)
+        is_users = file is not None and is_local(file)
+        if file is not None and is_users:
+            self.modules[module_name] = file
+        described = f"{module_name}:{value.__qualname__}"
+        if not isinstance(value, types.FunctionType):
+            self._add(name, _sha256(described))
+            return
+        if "<" in described:  # <lambda> or <locals>: several functions of the module may have this name
+            described += _source_of(value.__code__)
+        self._add(name, _sha256(described))
+        for variable, variable_value in inspect.getclosurevars(value).nonlocals.items():
+            has_digest = isinstance(variable_value, types.FunctionType) or _digest_of_data(variable_value) is not None
+            if is_users or has_digest:
+                self._visit(root, f"{name}.{variable}", variable_value)
+
     def _visit_class(self, root: str, name: str, value: type) -> None:
         """Digest a class: that of each of its functions and plain attributes, and of its bases."""
         if value.__module__ != _SCRIPT:
             self._visit_module(sys.modules[value.__module__])
-        self.digests[name] = _sha256(value.__qualname__)
+        self._add(name, _sha256(value.__qualname__))
         for attribute, member in vars(value).items():
-            function = getattr(member, "__func__", getattr(member, "fget", member))
-            if isinstance(function, types.FunctionType):
+            functions = _functions_of(member)
+            for function in functions:
                 self._visited.add(id(function))
-                self.digests[f"{name}.{attribute}"] = _sha256(_source_of(function.__code__))
+                self._add(f"{name}.{attribute}", _sha256(_source_of(function.__code__)))
                 for used, used_value in _used_values(function):
                     self._visit(root, f"{root}.{used}", used_value)
-            elif isinstance(member, _CONSTANTS) and not attribute.startswith("__"):
-                self.digests[f"{name}.{attribute}"] = _sha256(repr(member))
+            is_pythons = attribute.startswith(("__", "_abc_")) or hasattr(member, "__get__")
+            if not functions and (isinstance(member, type) or not is_pythons):
+                self._visit(root, f"{name}.{attribute}", member)
         for base in value.__bases__:
             if base is not object:
                 self._visit(root, f"{root}.{base.__name__}", base)
+
+
+def _functions_of(member: Any) -> list[types.FunctionType]:
+    """The functions of an attribute of a class: a method, also a static or cached one, or all parts of a property."""
+    parts = [member, *(getattr(member, part, None) for part in ("__func__", "func", "fget", "fset", "fdel"))]
+    return [part for part in parts if isinstance(part, types.FunctionType)]
 
 
 def _used_values(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -206,16 +241,16 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 
 
 def _source_of(code: types.CodeType) -> str:
-    """The source without comments and layout; where there is none, the bytecode of this version of Python."""
+    """The source without comments and layout; where it is not known, the bytecode of this version of Python."""
     try:
         lines, _ = inspect.findsource(code)
         tree = ast.parse("".join(lines))
     except (OSError, TypeError, SyntaxError, ValueError):
         return _bytecode_of(code)
     sources = [ast.unparse(node) for node in ast.walk(tree) if _is_of(node, code)]
-    if not sources:  # the file was edited since
-        return _bytecode_of(code)
-    return "\n".join(sorted(sources))  # of several lambdas in one line, nobody can say which
+    if len(set(sources)) == 1:
+        return sources[0]
+    return _bytecode_of(code)  # the file was edited since, or only this tells several lambdas of one line apart
 
 
 def _is_of(node: ast.AST, code: types.CodeType) -> bool:

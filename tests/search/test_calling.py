@@ -349,3 +349,74 @@ def test_images_are_sampled_and_compared(workplace: Path) -> None:
         )
         assert result.studies[1].name == f"{optimizer}/{optimizer}/0"
         assert result.studies[1].held_out is not None
+
+
+FACTORY = """
+def times(factor):
+    def score(x):
+        return x * factor
+    return score
+
+def twice(function):
+    def wrapper(x):
+        return 2 * function(x)
+    return wrapper
+"""
+
+
+def test_what_an_imported_factory_or_decorator_closes_over_counts(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "factory_of_scores.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(workplace))
+    import factory_of_scores  # type: ignore[import-not-found]
+
+    def code_with(part: Any) -> LiveCode:
+        return LiveCode("score", lambda x: part(x))
+
+    assert code_with(factory_of_scores.times(2)).digests == code_with(factory_of_scores.times(2)).digests
+    assert code_with(factory_of_scores.times(2)).digests != code_with(factory_of_scores.times(3)).digests
+    [unchecked] = code_with(factory_of_scores.times(object())).unchecked
+    assert unchecked == "score.part.factor (object)"
+    halves, thirds = (lambda x: x / 2), (lambda x: x / 3)
+    one = code_with(factory_of_scores.twice(halves)).digests
+    assert one != code_with(factory_of_scores.twice(thirds)).digests
+
+
+def test_two_variables_of_one_name_both_count() -> None:
+    def times(factor: float) -> Any:
+        return lambda x: x * factor
+
+    def digests(first: float, second: float) -> dict[str, str]:
+        part, other = times(first), times(second)
+        return LiveCode("score", lambda x: part(x) + other(x)).digests
+
+    assert digests(2, 3) == digests(2, 3)
+    assert digests(2, 3) != digests(5, 3)
+    assert digests(2, 3) != digests(2, 5)
+
+
+def test_all_attributes_of_a_class_count() -> None:
+    def digests(scale: list[float], inner: int = 1, set_to: str = "a") -> dict[str, str]:
+        class Part:
+            factors = scale
+
+            class Inner:
+                __module__ = "__main__"  # that of an imported module counts by its file
+                value = inner
+
+            @functools.cached_property
+            def cached(self) -> float:
+                return scale[0]
+
+            def _set(self, value: float) -> None:
+                self.kept = set_to
+
+            number = property(None, _set)
+
+        return LiveCode("score", Part).digests
+
+    assert digests([1.0]) == digests([1.0])
+    assert digests([1.0]) != digests([2.0])
+    assert digests([1.0]) != digests([1.0], inner=2)
+    assert digests([1.0]) != digests([1.0], set_to="b")
