@@ -39,6 +39,8 @@ EDM2_SIZES = {
     },
     "img64": {"s": (192, 1024), "m": (256, 2048), "l": (320, 1024), "xl": (384, 640)},
 }
+PASSES_OF_SAMPLER = 4  # of a gradient: forward, forward with a graph, and backward, which costs two
+PASSES_OF_FEATURES = 3  # the same, but backward costs one, since Inception's weights need no gradient
 EDM2_EVERY = 64  # Mi images between two raw snapshots, of two widths each
 EDM2_CALLS = 63  # of an image: 32 steps of Heun's method
 EDM2_IMAGES = 10_000
@@ -131,7 +133,10 @@ def expected(
         "FID from statistics": (CPU_SECONDS, "the CPU"),
         "FID from features": (moments / (rate * of["fp64"]) + sums / (1e9 * of["host"]) + CPU_SECONDS, "the CPU"),
         "trial": (sample + features, "arithmetic: samples and features; the rest runs meanwhile"),
-        "trial with its gradient": (4 * (sample + features), "arithmetic: forward, and again with backward"),
+        "trial with its gradient": (
+            PASSES_OF_SAMPLER * sample + PASSES_OF_FEATURES * features,
+            "arithmetic: forward, and again with backward",
+        ),
     }
 
 
@@ -176,8 +181,8 @@ def parts(work: Work, of: Mapping[str, float], *, gradient: bool = False) -> dic
     reads = work.checkpoints
     if gradient:
         sampled_once = work.images_with_graph / work.images
-        passes_of_sampler = 4 - sampled_once + (work.calls - 1) / work.calls
-        passes_of_inception = 3.0
+        passes_of_sampler = PASSES_OF_SAMPLER - sampled_once + (work.calls - 1) / work.calls
+        passes_of_inception = float(PASSES_OF_FEATURES)
         reads = 2 * work.checkpoints + 1
     merged_bytes = 4 * work.weights * (reads + 3)  # the merged weights are written, read, and copied into the model
     sampling = passes_of_sampler * work.images * work.calls * work.flops

@@ -51,7 +51,8 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         study_folder: the folder of the study file that asks.
 
     Raises:
-        StudySpecError: there is no such file; the message lists the folders that were searched, and all names.
+        StudySpecError: there is no such file; the message lists the folders that were searched, and all names. Or what
+            was given as a study is a script or a folder.
     """
     path = Path(name).expanduser()
     if path.suffix in SUFFIXES[kind]:
@@ -65,6 +66,13 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         for folder in folders:
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
+    if kind == "studies" and path.exists():
+        advice = "lcsc init FOLDER writes one"
+        if path.is_dir():
+            advice = f"lcsc init {path} writes one"
+        elif path.suffix == ".py":
+            advice = f"python {path} runs a script"
+        raise StudySpecError(f"{path}: expected a study file, which ends in {' or '.join(SUFFIXES[kind])}; {advice}")
     names = list(entries(kind, study_folder=study_folder))
     searched = ", ".join(str(folder) for folder in folders)
     raise StudySpecError(

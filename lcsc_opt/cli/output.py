@@ -29,7 +29,7 @@ class _TableColumn(NamedTuple):
     Attributes:
         name: its heading.
         cells: one for each row.
-        fewest: characters it needs: words are never cut, and short cells stay in one line.
+        fewest: characters it needs: words are never cut, and short cells stay in one line where there is room.
         most: characters with which nothing wraps.
     """
 
@@ -39,15 +39,15 @@ class _TableColumn(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, name: str, cells: Sequence[str], *, wraps: bool) -> _TableColumn:
-        """Measure a column; only headings wrap unless ``wraps``."""
+    def of(cls, name: str, cells: Sequence[str], *, most_in_one_line: float) -> _TableColumn:
+        """Measure a column, in which cells of more characters than ``most_in_one_line`` wrap."""
         fewest = max((cell_len(word) for word in name.split()), default=0)
         most = cell_len(name)
         for cell in cells:
             length = cell_len(cell)
             most = max(most, length)
-            if wraps and length > _LONGEST_IN_ONE_LINE:
-                length = max(cell_len(word) for word in cell.split())
+            if length > most_in_one_line:
+                length = max((cell_len(word) for word in cell.split()), default=0)
             fewest = max(fewest, length)
         return cls(name, cells, fewest, most)
 
@@ -74,16 +74,19 @@ def print_table(
     columns = []
     for index, name in enumerate(header):
         cells = [row[index] for row in texts]
-        columns.append(_TableColumn.of(name, cells, wraps=index > 0))
+        columns.append(_TableColumn.of(name, cells, most_in_one_line=_LONGEST_IN_ONE_LINE if index else math.inf))
 
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _WIDTH_OF_FILES, highlight=False, emoji=False, markup=False)
     dropped = []
-    for name in reversed(optional if is_terminal else ()):
+    for name in reversed([name for name in optional if is_terminal and name in header]):
         if _width(columns) <= console.width:
             break
         dropped.append(name)
         columns = [column for column in columns if column.name != name]
+    if is_terminal and _width(columns) > console.width:
+        first, *others = columns
+        columns = [first, *(_TableColumn.of(column.name, column.cells, most_in_one_line=0) for column in others)]
 
     console.width = max(console.width, _width(columns))
     table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
@@ -152,5 +155,8 @@ def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
     """Print the rows of a held-out report as a table; nothing if there is none."""
     from lcsc_opt.views.tables import report_table
 
-    if report is not None and report.rows:
-        print_table(*report_table(report.rows), title=title, optional=("better", "real images"))
+    if report is None or not report.rows:
+        return
+    header, rows = report_table(report.rows)
+    baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
+    print_table(header, rows, title=title, optional=(*baseline, "better", "real images"))

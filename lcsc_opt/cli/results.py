@@ -22,7 +22,7 @@ from lcsc_opt.cli.options import (
 )
 from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
-from lcsc_opt.views import number
+from lcsc_opt.views import number, percent
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import SummarizedStudy
@@ -115,7 +115,7 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], 
         if samples_images:
             cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
         cells += [_mean(row.metrics.get(name)) for name in metrics]
-        cells.append("–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %")
+        cells.append(percent(row.below_ema))
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         rows.append(cells)
     print_table(header, rows, title=title, optional=(*metrics, *_OPTIONAL))

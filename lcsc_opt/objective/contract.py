@@ -176,6 +176,11 @@ class Objective(abc.ABC):
         return 0
 
     @property
+    def fewest_report_images(self) -> int:
+        """The images of a held-out report with which each prompt has one; 0 if any number of images will do."""
+        return 0
+
+    @property
     def images_for_bound(self) -> int:
         """The number of images of EMA* that bound the metric which is kept; 0 if no metric is kept.
 

@@ -24,7 +24,7 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import tune
+from lcsc_opt.sampling.base import fewest_report_images, tune
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -101,6 +101,11 @@ class MergeSampleScore(StagedObjective):
     def images_per_evaluation(self) -> int:
         """The number of images of a candidate of a search."""
         return self._images
+
+    @property
+    def fewest_report_images(self) -> int:
+        """The number of the sampler's prompts."""
+        return fewest_report_images(self.sampler)
 
     @property
     def images_for_bound(self) -> int:

@@ -51,6 +51,12 @@ def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[st
     return prompts(noise, start, stop)
 
 
+def fewest_report_images(sampler: Sampler) -> int:
+    """The images of a report with which each of the sampler's prompts has one; 0 if it has none."""
+    fewest: int = getattr(sampler, "fewest_report_images", 0)
+    return fewest
+
+
 @dataclasses.dataclass(frozen=True)
 class Tunable:
     """A number of a sampler that a study may search together with the coefficients.

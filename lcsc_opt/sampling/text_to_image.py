@@ -273,6 +273,11 @@ class LatentDiffusionSampler:
             first = derive_seed(noise.seed, "prompts", noise.group) % len(prompts)
         return [prompts[(first + image) % len(prompts)] for image in range(start, stop)]
 
+    @property
+    def fewest_report_images(self) -> int:
+        """With fewer images, a report would leave out prompts: the choice's, or those of held-out noise."""
+        return max(len(self.prompts), len(self.held_out_prompts))
+
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
         height, width = self.image_size

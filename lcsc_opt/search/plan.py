@@ -292,6 +292,19 @@ class Plan:
         if reason is not None:
             raise ObjectiveError(f"{self.name}: held_out: {reason}. Fix that, or remove held_out")
 
+    def check_report_images(self, objective: Objective) -> None:
+        """Refuse a report on so few images that some prompts would never be sampled.
+
+        Raises:
+            StudySpecError: the message names the number of images that are needed.
+        """
+        held_out = self.spec.held_out
+        if held_out is not None and held_out.images < objective.fewest_report_images:
+            raise StudySpecError(
+                f"held_out.images: {objective.fewest_report_images:,} prompts for {held_out.images:,} images, so the "
+                f"last ones would never be sampled; give at least {objective.fewest_report_images}, or fewer prompts"
+            )
+
     def check(self, objective: Objective) -> None:
         """Refuse an objective that this plan cannot search, before any weights are read.
 

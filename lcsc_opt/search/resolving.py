@@ -234,6 +234,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     if study.penalty.bound == "measured":
         notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
+        plan.check_report_images(objective)
         initial = {**plan.initial_attributes(objective), "fingerprint": evidence.fingerprint}
     notices += plan.advice(objective)
     return dataclasses.replace(

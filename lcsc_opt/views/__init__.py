@@ -11,7 +11,7 @@ def number(value: float | None, deviation: float | None = None, form: str = ".4g
     """A number with its standard deviation, for people."""
     if value is None:
         return UNKNOWN
-    text = f"{value:{form}}"
+    text = signed(value, form)
     if deviation is None:
         return text
     return f"{text} ± {deviation:.2g}"
@@ -21,7 +21,12 @@ def percent(share: float | None) -> str:
     """A share with its sign, in percent: ``-0.6`` → ``-60.0 %``."""
     if share is None:
         return UNKNOWN
-    return f"{100 * share:+.1f} %"
+    return f"{signed(round(100 * share, 1), '+.1f')} %"
+
+
+def signed(value: float, form: str) -> str:
+    """A number in a format, without the sign of a negative zero."""
+    return f"{value or 0.0:{form}}"
 
 
 def metric_place(metric: str, order: Sequence[str]) -> int:

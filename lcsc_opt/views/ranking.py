@@ -16,7 +16,7 @@ from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.views import UNKNOWN, metric_place, number
+from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
@@ -105,10 +105,10 @@ class Difference:
 
     def text(self, form: str = ".4g") -> str:
         """The difference with its interval, whose ends have this format."""
-        text = f"{self.mean:+.3g}"
+        text = signed(self.mean, "+.3g")
         if self.low is None or self.high is None:
             return text
-        return f"{text} [{self.low:{form}}, {self.high:{form}}]"
+        return f"{text} [{signed(self.low, form)}, {signed(self.high, form)}]"
 
 
 def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:

@@ -207,7 +207,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         **summarized.as_row(),
         "budget": dict(summarized.budget),
         "checkpoints": len(summarized.steps),
-        "optimizer_options": specification.get("optimizer", {}).get("options", {}),
+        "optimizer_options": _optimizer_options(specification.get("optimizer", {})),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "forked_from": summarized.forked_from,
@@ -250,6 +250,16 @@ def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Ma
         "layer_groups": layer_groups,
         "tuned": dict(answer.tuned),
     }
+
+
+def _optimizer_options(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the study file; of ``racing``, also those that it leaves out."""
+    options = dict(optimizer.get("options", {}))
+    if "racing" in options:
+        from lcsc_opt.optimizers import RacingOptions  # with Nevergrad, which takes a second
+
+        options["racing"] = RacingOptions(**(options["racing"] or {})).model_dump()
+    return options
 
 
 def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:

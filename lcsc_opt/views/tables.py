@@ -10,7 +10,7 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import Interval, MetricRow
-from lcsc_opt.views import UNKNOWN, number
+from lcsc_opt.views import UNKNOWN, number, signed
 from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
 
 TextTable = tuple[tuple[str, ...], list[list[str]]]
@@ -53,7 +53,7 @@ def _with_interval(value: float | None, interval: Interval | None, deviation: fl
     if value is None or interval is None:
         return number(value, deviation, form)
     low, high = interval
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 
 
 def comparison_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:

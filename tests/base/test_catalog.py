@@ -101,3 +101,18 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
         assert context.path(nowhere) == Path(nowhere)
     assert context.path(str(workplace / "both.pt")) == workplace / "both.pt"
     assert BuildContext().path("both.pt") == Path("both.pt")
+
+
+def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first.py").write_text("")
+    (tmp_path / "1.pt").write_text("")
+    (tmp_path / "runs").mkdir()
+    for name, said in {
+        "first.py": r"first\.py: expected a study file, which ends in \.yaml or \.yml; python first\.py runs a script",
+        "runs": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init runs writes one",
+        "1.pt": r"1\.pt: expected a study file, which ends in \.yaml or \.yml; lcsc init FOLDER writes one",
+        "runs/": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init runs writes one",
+    }.items():
+        with pytest.raises(StudySpecError, match=f"^{said}$"):
+            find("studies", name)

@@ -76,3 +76,19 @@ def test_a_gradient_costs_the_calls_that_the_search_counts() -> None:
     rates = {"fp32": 1e-3, "fp64": 1.0, "bandwidth": 1.0}
     assert expected.parts(work, rates)["sample"] == pytest.approx(120)
     assert expected.parts(work, rates, gradient=True)["sample"] == pytest.approx(120 + 80 + 96 + 240)
+
+
+def test_both_predictions_of_a_gradient_count_the_same_passes() -> None:
+    """The features of all images are computed without a graph, then with one, and backward costs one more."""
+    rows = {name: seconds for name, (seconds, _) in expected.expected(20, 1000, quick=True).items()}
+    sample = rows["sample, `bf16`"]
+    features = rows["features by InceptionV3"]
+    weights, flops = expected.counted(quick=True)
+    work = expected.Work(20, weights, flops, 1, 1000, 1, 1000)
+    rates = {"fp32": 1.0, "fp64": 1.0, "bandwidth": 1.0}
+    plain = expected.parts(work, rates)
+    gradient = expected.parts(work, rates, gradient=True)
+    passes = {part: gradient[part] / plain[part] for part in ("sample", "features")}
+    assert rows["trial with its gradient"] == pytest.approx(
+        passes["sample"] * sample + passes["features"] * features, rel=1e-3
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -9,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lcsc_opt.cli.output import print_json, print_table
+from lcsc_opt.cli.output import print_json, print_report, print_table
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel, MetricRow
 
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
@@ -108,3 +110,29 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixt
 
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert printed == {"metrics": {"fid": None, "kid": 0.5}, "losses": [[1.0, None], None]}
+
+
+@pytest.mark.parametrize(
+    ("width", "dropped"), [(60, "EMA* [95 %], better"), (80, "EMA* [95 %], better"), (100, ""), (120, "")]
+)
+def test_a_report_fits_the_terminal(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], width: int, dropped: str
+) -> None:
+    """The answer and the gain stay where there is no room for the baseline's interval."""
+    numbers = {
+        "fid@cross_check": (1, 8.45, 51.29, 42.8),
+        "precision": (-1, 0.3235, 0.313, 0.0105),
+    }
+    rows = []
+    for metric, (sign, value, baseline, gain) in numbers.items():
+        row = MetricRow(metric, sign, value, against="EMA*", baseline=baseline, gain=gain)
+        row = dataclasses.replace(row, interval=(0.2961, 0.3512), baseline_interval=(48.77, 53.81))
+        rows.append(dataclasses.replace(row, gain_interval=(-0.03, 0.051)))
+    written = terminal(width)
+    print_report(HeldOutReport(62, MeasuredModel(8.633), rows=tuple(rows)))
+    assert longest(written.getvalue()) <= width
+    assert "8.45 [0.2961, 0.3512]" in written.getvalue()
+    assert ("+0.0105 [-0.03, +0.051]" in written.getvalue()) == (width >= 80)
+    assert {"8.45", "[0.2961,", "0.3512]", "+42.8"} <= set(written.getvalue().split())
+    said = capsys.readouterr().err
+    assert said.partition("; ")[0].partition(": ")[2] == dropped

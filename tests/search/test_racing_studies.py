@@ -119,6 +119,11 @@ def test_an_interrupted_race_goes_on_bit_for_bit(
     assert sequence("again/LCSC/0") == sequence("raced/LCSC/0")
 
 
+def test_show_says_how_candidates_race_by_default(study: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc_opt.run({**study, "budget": {"images": 360}, "held_out": None}, optimizers=["CMA"])
+    assert "racing: eta: 3, rungs: 3" in Typed(capsys)("show", "raced/CMA/0").out
+
+
 def test_a_raised_budget_continues_and_a_fork_races_too(
     study: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

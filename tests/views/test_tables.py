@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lcsc_opt.database.report import MetricRow
+from lcsc_opt.views import percent
+from lcsc_opt.views.ranking import Difference
 from lcsc_opt.views.tables import report_table
 
 
@@ -34,3 +36,12 @@ def test_intervals_are_shown_in_place_of_deviations() -> None:
     assert header == ("metric", "better", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
     assert texts[0][2:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
     assert texts[1][2:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
+
+
+def test_nothing_gained_has_no_minus() -> None:
+    """0.5 is the precision of both; higher is better, so the gain is -1 * 0.0."""
+    row = MetricRow("precision", -1, 0.5, against="EMA*", baseline=0.5, gain=-0.0, gain_interval=(-0.0, 0.25))
+    _, [[*_, gain]] = report_table([row])
+    assert gain == "+0 [+0, +0.25]"
+    assert Difference(-0.0, -0.0, 1.0).text() == "+0 [0, 1]"
+    assert percent(-0.0001) == "+0.0 %"
