@@ -22,6 +22,7 @@ import lcsc_opt
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.search.result import Result
 from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 from tests.objectives.image_objectives import one_line
@@ -183,7 +184,7 @@ def test_without_a_network_a_search_uses_the_cache_of_the_client(
         client_cache.add(f"step-{step}", {"model.safetensors": weights(step), "README.md": b"a model"})
     client_cache.add("main", {"README.md": b"a model"})
 
-    def searched() -> lcsc_opt.Result:
+    def searched() -> Result:
         net = torch.nn.Linear(2, 1, bias=False)
         return lcsc_opt.search(
             "hf://owner/cached@step-*", build=net, score=lambda net: (net.weight[0, 1] - 5) ** 2, budget=12, name="hub"
