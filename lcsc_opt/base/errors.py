@@ -26,7 +26,7 @@ class LcscError(Exception):
     ...     lcsc_opt.average([])
     ... except lcsc_opt.LcscError as error:
     ...     print(error)
-    checkpoints: expected paths or state dicts; the list is empty, or holds something else.
+    checkpoints: expected paths or state dicts; the list is empty.
     """
 
     exit_status = 2

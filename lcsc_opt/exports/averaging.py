@@ -12,7 +12,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.exports.coefficients import EXPECTED, coefficients_named
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
-from lcsc_opt.trajectory.in_memory import by_step, check_state_dicts, pack_state_dicts
+from lcsc_opt.trajectory.in_memory import by_step, check_state_dicts, listed, pack_state_dicts
 from lcsc_opt.trajectory.packing import check_checkpoints, open_or_pack
 
 
@@ -68,6 +68,7 @@ def open_trajectory(checkpoints: Any, *, key: str | None = None, steps: Sequence
     Raises:
         TrajectoryError: the checkpoints cannot be read, or are of different models.
     """
+    checkpoints = listed(checkpoints)
     states = by_step(checkpoints)
     if states is None:
         return open_or_pack(checkpoints, cache=cache_directory(), key=key, steps=steps)

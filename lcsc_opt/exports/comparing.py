@@ -37,6 +37,7 @@ from lcsc_opt.sampling.base import prompts_of
 from lcsc_opt.sampling.from_folder import FolderSampling, sampler_of
 from lcsc_opt.sampling.text_to_image import read_prompts
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.in_memory import listed
 
 MOST_CHECKPOINTS = 24  # that have a column, unless the caller asks for more
 MOST_ROWS = 16  # of the sheet
@@ -223,6 +224,7 @@ def compare_averages(
     count = _image_count(images, listed_prompts, with_reference=reference is not None)
     make_importable(None)  # for a reward and the like in the working directory
     scores = _Scores(reward, reference, metric, weights or {})
+    checkpoints = listed(checkpoints)
     check_openable(checkpoints, key=key, steps=steps)
     if pipeline is None:
         pipeline = pipeline_near(checkpoints, of_texts=listed_prompts is not None)

@@ -6,11 +6,14 @@ and the study keeps digests of their code.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import datetime
 import math
+import operator
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -39,12 +42,13 @@ from lcsc_opt.search.resources import ObjectiveLoader
 from lcsc_opt.search.result import Result
 from lcsc_opt.search.trial_call import try_sampler, try_score
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import StateDicts, by_step, check_state_dicts, pack_state_dicts
+from lcsc_opt.trajectory.in_memory import StateDicts, by_step, check_state_dicts, listed, pack_state_dicts
 
 DEFAULT_BUDGET = 100
 DEFAULT_FILE = "studies.db"
-_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|sec|min|h)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
+_EXPECTED_BUDGET = 'expected a whole number of evaluations, or a time such as "5 min"'
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 
 StateDictOfStep = Mapping[int, Mapping[str, Tensor]]
@@ -101,7 +105,7 @@ def search(
         space: of the coefficients, as in a study file: ``convex``, ``{"principal": 40}``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images if the loss has a gradient and there are ten real images for each of its features, else ``None``.
-        budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 h"`` or a
+        budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
             ``timedelta``, which becomes a number of evaluations once, by timing one of them before the study begins.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
             kept: a temporary database lives as long as the result.
@@ -117,45 +121,51 @@ def search(
     """
     if isinstance(checkpoints, Trajectory):
         checkpoints = checkpoints.path
-    with messages_by_default(), each_notice_once():
-        call = _Call.of(checkpoints, build, score, held_out, sample, reference, jobs, settings)
+    with messages_by_default(), each_notice_once(), contextlib.ExitStack() as stack:
+        call = _Call.of(listed(checkpoints), build, score, held_out, sample, reference, jobs, settings)
         temporary = None
         if storage is None:
             temporary = tempfile.mkdtemp(prefix="lcsc-")
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless a result keeps it
             url = f"sqlite:///{temporary}/{DEFAULT_FILE}"
         else:
             url = _url(storage)
         experiment = name or call.default_name
         stored = _stored(url, experiment)
+
+        given = _optimizers(optimizers) or _stored_optimizers(stored) or ["EMAGrid", call.optimizer]
+        content = call.content(experiment, given, seed, jobs)
+        if space is not None:
+            content["space"] = _space(space)
+        if rows is not None and rows != "auto":
+            content.setdefault("space", {})["rows"] = rows
+        total = _evaluations_or_seconds(budget)
+        if isinstance(total, int):
+            content["budget"] = {"evaluations": total}
+        call.plans(content)  # refuses what is wrong before any function is called
+
         if stored:
             call.forget_what_is_not_stored(next(iter(stored.values())))
             for used in call.live.unchecked:
                 notice(f"{experiment}: continues, and {used} cannot be compared with what it was when the study began")
         else:
             call.try_out()
-        if optimizers is None:
-            optimizers = _stored_optimizers(stored)
-            if not stored:
-                optimizers = ["EMAGrid", call.optimizer]
-        elif isinstance(optimizers, str):
-            optimizers = [optimizers]
-        elif isinstance(optimizers, Mapping):
-            optimizers = [{optimizer: options} for optimizer, options in optimizers.items()]
+            if optimizers is None:
+                content["optimizers"] = ["EMAGrid", call.optimizer]
         call.place_checkpoints(experiment, stored)
-
-        content = call.content(experiment, optimizers, seed, jobs)
         loader = ObjectiveLoader()
-        if space is not None:
-            content["space"] = _space(space)
-        if stored and rows == "auto":
-            rows = next(iter(stored.values()))["specification"]["space"].get("rows")
-        elif rows == "auto":
-            rows = call.rows_by_rule(loader, content)
-        if rows is not None:
-            content.setdefault("space", {})["rows"] = rows
-        content["budget"] = {"evaluations": _evaluations(budget, call, loader, content, stored)}
+        if rows == "auto":
+            if stored:
+                chosen_rows = next(iter(stored.values()))["specification"]["space"].get("rows")
+            else:
+                chosen_rows = call.rows_by_rule(loader, content)
+            if chosen_rows is not None:
+                content.setdefault("space", {})["rows"] = chosen_rows
+        if isinstance(total, float):
+            content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
         chosen = call.plans(content)
         run_plans(chosen, url, accept_changes=accept_changes, objectives=loader)
+        stack.pop_all()
     studies = tuple(Study(plan.name, url, call.live) for plan in chosen)
     return Result(experiment, url, studies, content, call.not_importable, temporary)
 
@@ -201,6 +211,8 @@ class _Call:
         """Check the arguments, as far as that is possible without calling anything."""
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
+        if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+            raise StudySpecError(f"jobs: expected a whole number of processes from 1, got {excerpt(jobs)}")
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
         arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
         report: dict[str, Any] | None = None
@@ -280,6 +292,7 @@ class _Call:
         else:
             checked.check(context)
             weights = checked.last_weights(context)
+            _check_finite(weights)
         if "score" in checked.model_fields_set:
             reason = try_score(checked, context, self.functions, weights)
         else:
@@ -350,6 +363,17 @@ class _Call:
         return "layers" if images is not None and images >= FEWEST_REAL_IMAGES else None
 
 
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights of the last checkpoint with which no score could be finite.
+
+    Raises:
+        TrajectoryError: the message names the first tensor.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise TrajectoryError(f"checkpoints: {name} of the last one holds NaN or infinity: leave it out.")
+
+
 def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what gives a copy, since its weights will change."""
     if not isinstance(build, nn.Module):
@@ -381,6 +405,8 @@ def _check_not_hidden(file: str) -> None:
 
 def _url(storage: str | Path) -> str:
     """The URL of a database that may be given as a file."""
+    if not isinstance(storage, (str, Path)) or not str(storage):
+        raise StudySpecError(f"storage: expected a file or the URL of a database, or None, got {excerpt(storage)}")
     text = str(storage)
     if text == DEFAULT_FILE:
         return storage_url(None, DEFAULT_STORAGE)
@@ -404,23 +430,34 @@ def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[str | Ma
     return [specification["optimizer"] for specification in specifications.values()]
 
 
-def _evaluations(
-    budget: int | str | datetime.timedelta,
+def _optimizers(
+    optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None,
+) -> list[str | Mapping[str, Any]]:
+    """As a study file lists them; empty if none were given."""
+    if optimizers is None:
+        return []
+    if isinstance(optimizers, str):
+        return [optimizers]
+    if isinstance(optimizers, Mapping):
+        return [{optimizer: options} for optimizer, options in optimizers.items()]
+    if not isinstance(optimizers, Sequence) or not optimizers:
+        raise StudySpecError(
+            f"optimizers: expected names, or mappings from names to options, got {excerpt(optimizers)}"
+        )
+    return list(optimizers)
+
+
+def _evaluations_in(
+    seconds: float,
     call: _Call,
     loader: ObjectiveLoader,
     content: Mapping[str, Any],
     stored: Mapping[str, Mapping[str, Any]],
 ) -> int:
-    """The budget of each optimizer, in evaluations.
+    """The evaluations of each optimizer that so much time is enough for, by timing one of each.
 
-    A time is divided by that of an evaluation. A study that continues keeps the number that it began with.
-
-    Raises:
-        StudySpecError: it is neither a number nor a time.
+    A study that continues keeps the number that it began with.
     """
-    if isinstance(budget, int):
-        return budget
-    seconds = _seconds(budget)
     totals = [attributes["optimizer_budget"].get("evaluations") for attributes in stored.values()]
     if any(totals):
         return int(max(total for total in totals if total))
@@ -439,10 +476,27 @@ def _evaluations(
     return evaluations
 
 
-def _seconds(budget: str | datetime.timedelta) -> float:
+def _evaluations_or_seconds(budget: Any) -> int | float:
+    """The budget: a number of evaluations if it is an ``int``, seconds if it is a ``float``.
+
+    Raises:
+        StudySpecError: it is neither a whole number nor a time above zero.
+    """
     if isinstance(budget, datetime.timedelta):
-        return budget.total_seconds()
-    match = _DURATION.fullmatch(budget) if isinstance(budget, str) else None
-    if match is None:
-        raise StudySpecError(f'budget: expected a number of evaluations, or a time such as "5 min", got {budget!r}')
-    return float(match[1]) * _SECONDS[match[2]]
+        seconds = budget.total_seconds()
+    elif isinstance(budget, str):
+        match = _DURATION.fullmatch(budget.strip().lower())
+        if match is None:
+            raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(budget)}")
+        seconds = float(match[1]) * _SECONDS[match[2][0]]
+    else:
+        evaluations = None
+        if not isinstance(budget, bool):
+            with contextlib.suppress(TypeError):
+                evaluations = operator.index(budget)  # of NumPy, too
+        if evaluations is None or evaluations < 1:
+            raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(budget)}")
+        return evaluations
+    if seconds <= 0:
+        raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(str(budget))}")
+    return seconds

@@ -312,6 +312,8 @@ class Plan:
             StudySpecError: it gives no gradient, no images or no stages, or has too few checkpoints for the space.
             ObjectiveError: principal directions of an objective that has no weights.
         """
+        if objective.trajectory is not None and not objective.trajectory.varying:
+            raise ObjectiveError(f"{self.name}: all checkpoints hold the same weights, so there is nothing to search")
         self.check_gradient(objective.why_no_gradient)
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
@@ -49,12 +50,23 @@ def pack_state_dicts(states: StateDicts, cache: Path) -> Path:
         partial = partial_path(out)
         if partial.exists():  # of a process that was killed
             shutil.rmtree(partial)
-        with contextlib.closing(MatrixWriter(partial)) as writer:
-            for step, weights in states.items():
-                writer.write(Row(step), _layout(writer, step, weights), weights)
-            writer.commit()
-        finish_packing(out)
+        try:
+            with contextlib.closing(MatrixWriter(partial)) as writer:
+                for step, weights in states.items():
+                    writer.write(Row(step), _layout(writer, step, weights), weights)
+                writer.commit()
+            finish_packing(out)
+        except TrajectoryError:
+            shutil.rmtree(partial, ignore_errors=True)  # which no later call could continue
+            raise
     return out
+
+
+def listed(checkpoints: Any) -> Any:
+    """Checkpoints that can be gone through several times: of a generator, a list."""
+    if isinstance(checkpoints, (Mapping, Sequence)) or not isinstance(checkpoints, Iterable):
+        return checkpoints
+    return list(checkpoints)
 
 
 def by_step(checkpoints: Any) -> StateDicts | None:
@@ -66,21 +78,35 @@ def by_step(checkpoints: Any) -> StateDicts | None:
     if isinstance(checkpoints, (str, Path)):
         return None
     if isinstance(checkpoints, Mapping):
-        if not all(isinstance(step, int) and isinstance(state, Mapping) for step, state in checkpoints.items()):
-            raise TrajectoryError("checkpoints: expected {step: state_dict, …}, with whole numbers as steps.")
-        return dict(sorted(checkpoints.items()))
+        if not checkpoints:
+            raise TrajectoryError("checkpoints: expected {step: state_dict, …}, got none.")
+        return dict(sorted((_step(step, state), state) for step, state in checkpoints.items()))
     if not isinstance(checkpoints, Iterable):
         raise TrajectoryError(f"checkpoints: expected paths or state dicts, got {type(checkpoints).__name__}.")
-    listed = list(checkpoints)
-    if listed and all(isinstance(state, Mapping) for state in listed):
-        return dict(enumerate(listed, start=1))
-    if listed and all(isinstance(path, (str, Path)) for path in listed):
+    all_of_them = list(checkpoints)
+    if not all_of_them:
+        raise TrajectoryError("checkpoints: expected paths or state dicts; the list is empty.")
+    if all(isinstance(state, Mapping) for state in all_of_them):
+        return dict(enumerate(all_of_them, start=1))
+    if all(isinstance(path, (str, Path)) for path in all_of_them):
         return None
-    raise TrajectoryError("checkpoints: expected paths or state dicts; the list is empty, or holds something else.")
+    kinds = sorted({type(checkpoint).__name__ for checkpoint in all_of_them})
+    advice = ""
+    if any(isinstance(checkpoint, nn.Module) for checkpoint in all_of_them):
+        advice = "; of a network, give its state_dict()"
+    raise TrajectoryError(f"checkpoints: expected paths or state dicts, got a list of {' and '.join(kinds)}{advice}.")
+
+
+def _step(step: Any, state: Any) -> int:
+    """A key of ``{step: state_dict}`` as a whole number, of NumPy too."""
+    if isinstance(state, Mapping) and not isinstance(step, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(step)
+    raise TrajectoryError("checkpoints: expected {step: state_dict, …}, with whole numbers as steps.")
 
 
 def check_state_dicts(states: StateDicts) -> None:
-    """Refuse fewer than two state dicts, and several that share their memory.
+    """Refuse fewer than two state dicts, several that share their memory, and weights that are not finite.
 
     Raises:
         TrajectoryError: one line that says what to do.
@@ -103,7 +129,16 @@ def _check_tensors(step: int, weights: Mapping[str, Any]) -> None:
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
-            raise TrajectoryError(f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.")
+            advice = ""
+            if isinstance(value, Mapping):
+                advice = f" If it is the state dict itself, give state[{name!r}]."
+            raise TrajectoryError(
+                f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.{advice}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise TrajectoryError(
+                f"checkpoints: the state dict of step {step}: {name} holds NaN or infinity: leave this checkpoint out."
+            )
 
 
 def _layout(writer: MatrixWriter, step: int, weights: Mapping[str, Tensor]) -> Layout:

@@ -15,6 +15,7 @@ from torch import nn
 import lcsc_opt
 from lcsc_opt.base.live_code import GivenNetwork, LiveCode
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.search.calling import _evaluations_or_seconds
 from tests.commands import Typed
 
 TARGET = torch.linspace(-1, 1, 4)
@@ -49,6 +50,9 @@ def distance(net: nn.Module) -> torch.Tensor:
 
 def without_graph(net: nn.Module) -> float:
     return float(distance(net).detach())
+
+
+BAD_BUDGETS = ("soon", "50", 0, -3, 2.5, True, None, "0 s", datetime.timedelta(seconds=-1))
 
 
 @pytest.fixture
@@ -244,7 +248,22 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({1: {"weight": 3}, 2: {"weight": 4}}, {}, "step 1: weight is a int, not a tensor"),
         ({"last": states(1)[1]}, {}, "whole numbers as steps"),
         (states(), {"jobs": 2}, r"jobs=2: other processes cannot import build"),
-        (states(), {"budget": "soon"}, "budget: expected a number"),
+        ({}, {}, "expected {step: state_dict, …}, got none"),
+        ({True: states(1)[1], False: states(1)[1]}, {}, "whole numbers as steps"),
+        ([Net(), Net()], {}, r"got a list of Net; of a network, give its state_dict\(\)"),
+        ({step: {"model": state, "step": step} for step, state in states().items()}, {}, r"give state\['model'\]"),
+        ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "step 2: weight holds NaN"),
+        ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "step 4: weight holds NaN or infinity"),
+        ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
+        (states(), {"jobs": "2"}, "jobs: expected a whole number of processes from 1, got '2'"),
+        (states(), {"jobs": 0}, "jobs: expected a whole number of processes from 1, got 0"),
+        (states(), {"storage": 3}, "storage: expected a file or the URL of a database, or None, got 3"),
+        (states(), {"storage": ""}, "storage: expected a file or the URL"),
+        (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
+        (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
+        (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
+        (states(), {"rows": "layer"}, "did you mean 'layers'"),
+        *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
         (states(), {"build": lambda: 3}, "build: returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
@@ -257,10 +276,64 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, changed: Any, said: str) -> None:
+    """An argument of the call is refused before any function is called or anything is packed."""
     with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
         search(checkpoints, **{"score": lambda net: distance(net), **changed})
     assert "\n" not in str(refused.value)
     assert not Path("studies.db").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"budget": "soon"}, {"rows": "layer"}, {"seed": "a"}, {"name": "a/b"}, {"optimizers": "CMAA"}]
+)
+def test_arguments_are_refused_before_the_score_is_called(search: Any, changed: dict[str, Any]) -> None:
+    """It may take minutes."""
+    called: list[nn.Module] = []
+    with pytest.raises(lcsc_opt.LcscError):
+        search(states(), score=called.append, **changed)
+    assert called == []
+    assert not Path("../cache/trajectories").exists()
+
+
+def test_state_dicts_of_two_models_leave_nothing_in_the_cache(search: Any) -> None:
+    with pytest.raises(lcsc_opt.LcscError, match="does not fit the first one"):
+        search({**states(3), 2: states(1, 5)[1]}, score=distance)
+    assert list(Path("../cache/trajectories").iterdir()) == []
+
+
+def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    files = search((f"{step}.pt" for step in (1, 2, 3)), score=distance, storage=None)
+    assert files.studies[0].steps == (1, 2, 3)
+    in_memory = search((state for state in states().values()), score=distance, storage=None)
+    assert in_memory.studies[0].steps == (1, 2, 3, 4)
+    assert set(lcsc_opt.average(f"{step}.pt" for step in (1, 2, 3))) == {"weight"}
+    numpy_steps = {np.int64(step): state for step, state in states().items()}
+    result = search(numpy_steps, score=distance, storage=None, budget=np.int64(4))
+    assert result.studies[0].steps == (1, 2, 3, 4)
+
+
+def test_a_file_with_nan_is_said_before_it_is_scored(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    torch.save({"weight": torch.full((1, 4), torch.nan)}, "9.pt")
+    with pytest.raises(lcsc_opt.LcscError, match="weight of the last one holds NaN or infinity"):
+        search("*.pt", score=distance)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"), [("2 seconds", 2), ("1 minute", 60), ("5 m", 300), ("1.5min", 90), ("2 hours", 7200)]
+)
+def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
+    assert _evaluations_or_seconds(budget) == seconds
+
+
+def test_a_search_in_memory_that_fails_leaves_no_folder(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(Path.cwd()))
+    with pytest.raises(lcsc_opt.LcscError):
+        search(states(), score=lambda net: None, storage=None)
+    assert list(Path.cwd().glob("lcsc-*")) == []
 
 
 def test_an_error_of_the_held_out_function_is_theirs(search: Any) -> None:
