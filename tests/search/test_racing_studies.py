@@ -57,7 +57,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "name": "raced",
         "objective": {"file": "prompts.py", "settings": {"images": 90}},
         "optimizers": ["EMAGrid", {"LCSC": {"racing": {"eta": 3, "rungs": 3}}}, {"CMA": {"racing": {}}}],
-        "budget": {"images": 4500},
+        "budget": {"images": 2250},
         "held_out": {"images": 90, "top": 3},
     }
 
@@ -82,8 +82,8 @@ def test_few_images_are_pruned_trials_and_the_budget_counts_images(study: dict[s
     images = Counter((trial.state, trial.user_attrs.get("images")) for trial in trials)
     assert set(images) == {(TrialState.PRUNED, 10), (TrialState.PRUNED, 30), (TrialState.COMPLETE, None)}
     spent = sum(trial.user_attrs.get("images") or 90 for trial in trials)
-    assert 4500 <= spent < 4500 + 90
-    assert len(trials) > 2 * 50, "more candidates than evaluations on all images would be"
+    assert 2250 <= spent < 2250 + 90
+    assert len(trials) > 2 * 25, "more candidates than evaluations on all images would be"
     answer = stored(f"raced/{name}/0").attributes["held_out"]["trial"]
     assert trials[answer].state == TrialState.COMPLETE
 
@@ -130,7 +130,7 @@ def test_a_raised_budget_continues_and_a_fork_races_too(
     typed = Typed(capsys)
     lcsc_opt.run(study, optimizers=["LCSC"])
     before = sequence("raced/LCSC/0")
-    lcsc_opt.run({**study, "budget": {"images": 6000}}, optimizers=["LCSC"])
+    lcsc_opt.run({**study, "budget": {"images": 3150}}, optimizers=["LCSC"])
     assert sequence("raced/LCSC/0")[: len(before)] == before
     assert len(sequence("raced/LCSC/0")) > len(before)
     typed("fork", "raced/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "900")

@@ -1,13 +1,16 @@
-"""Trainings whose weights are sharded over processes: ``torchrun --nproc_per_node=2 sharded_training.py FOLDER``."""
+"""Trainings whose weights are sharded over two processes, forks of one that has imported what they need."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import itertools
+import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import TrajectoryWriter
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
+from tests.processes import SECONDS
 from tests.trajectory.test_means import with_statistics
 
+FORK = multiprocessing.get_context("fork")
 STEPS = 23
 MEANS = 4
 CALLS = ("pwrite", "fsync", "replace")
@@ -220,8 +226,8 @@ def write_elsewhere(path: Path, mesh: DeviceMesh) -> None:
         writer.append(1, sharded_weights(1, mesh))
 
 
-def main(folder: Path) -> None:
-    """All trainings, one after the other."""
+def train_all(folder: Path) -> None:
+    """All trainings, one after the other, in a process of torchrun's."""
     distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     append_all(folder / "appended.trajectory", mesh)
@@ -231,5 +237,33 @@ def main(folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def launch(folder: Path) -> None:
+    """What ``torchrun --standalone --nproc_per_node=2`` does, with processes that are forks."""
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(settings, train_all)(folder)
+
+
+def exit_statuses(*calls: Callable[[], None]) -> list[int | None]:
+    """Of a process for each call; minus 9 of one that is killed."""
+    processes = [FORK.Process(target=call) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+    return [process.exitcode for process in processes]
+
+
+def serve(orders: Connection) -> None:
+    """Answer the exit statuses of each order's calls."""
+    importlib.import_module("torch._dynamo")  # which the first DTensor of each process would
+    with contextlib.suppress(EOFError):
+        while True:
+            orders.send(exit_statuses(*orders.recv()))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import itertools
 import json
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.shards import part_of
-from tests.processes import ROOT, SECONDS, forked
+from tests.processes import CONTEXT, forked
 from tests.trajectory import sharded_training
 from tests.trajectory.sharded_training import MEANS, STEPS, full_weights, run_process
 from tests.trajectory.trajectory_examples import make_trajectory, same_bits
@@ -62,27 +61,45 @@ def assert_same_trajectory(path: Path, expected: Path) -> None:
         assert same_bits(trajectory.checkpoint(index), Trajectory.open(expected).checkpoint(index))
 
 
-def run_two(train: Callable[..., None], path: Path, *, killed: int = 0, at: int = 0) -> list[int | None]:
+Statuses = list[int | None]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[..., Statuses]]:
+    """Calls functions, each in a process of its own; the exit statuses of these."""
+    here, there = CONTEXT.Pipe()
+    server = forked(sharded_training.serve, there)
+    server.start()
+    there.close()
+
+    def run(*calls: Callable[[], None]) -> Statuses:
+        here.send(calls)
+        statuses: Statuses = here.recv()
+        return statuses
+
+    yield run
+    here.close()
+    server.join()
+
+
+def run_two(
+    forks: Callable[..., Statuses], train: Callable[..., None], path: Path, *, killed: int = 0, at: int = 0
+) -> Statuses:
     """The exit statuses of two processes, of which one may be killed: minus 9."""
     meeting = path.with_name(f"meeting-{path.name}-{at}")
-    processes = []
-    for rank in range(2):
-        process = forked(run_process, rank, meeting, train, path, at if rank == killed else 0)
-        process.start()
-        processes.append(process)
-    for process in processes:
-        process.join(SECONDS)
-    return [process.exitcode for process in processes]
+    return forks(
+        *(functools.partial(run_process, rank, meeting, train, path, at if rank == killed else 0) for rank in range(2))
+    )
 
 
 @torch_distributed
 @pytest.mark.parametrize(("train", "sharded_train"), PAIRS)
-def test_training_that_is_killed_in_one_process_leaves_the_same_bits(tmp_path, train, sharded_train):
+def test_training_that_is_killed_in_one_process_leaves_the_same_bits(forks, tmp_path, train, sharded_train):
     train(tmp_path / "expected")
     path = tmp_path / "sharded"
     for attempt in itertools.count():
         killed = attempt % 2
-        statuses = run_two(sharded_train, path, killed=killed, at=3 + 70 * attempt)
+        statuses = run_two(forks, sharded_train, path, killed=killed, at=3 + 70 * attempt)
         if statuses == [0, 0]:
             break
         assert statuses[killed] == -9
@@ -95,14 +112,8 @@ def test_training_that_is_killed_in_one_process_leaves_the_same_bits(tmp_path, t
 
 
 @torch_distributed
-def test_fsdp_and_tensor_parallelism_under_torchrun(tmp_path):
-    script = Path(sharded_training.__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=SECONDS, env=environment, cwd=ROOT
-    )
-    assert ended.returncode == 0, ended.stderr
+def test_fsdp_and_tensor_parallelism_under_torchrun(forks, tmp_path):
+    assert forks(functools.partial(sharded_training.launch, tmp_path)) == [0]
     append_all(tmp_path / "expected")
     assert_same_trajectory(tmp_path / "appended.trajectory", tmp_path / "expected")
     for path in (tmp_path / "appended.trajectory", tmp_path / "expected"):
@@ -137,10 +148,10 @@ MISUSE = [
 
 
 @torch_distributed
-def test_what_one_process_does_wrong_is_said_in_both_and_writes_nothing(tmp_path):
+def test_what_one_process_does_wrong_is_said_in_both_and_writes_nothing(forks, tmp_path):
     packed = pack(make_trajectory(tmp_path / "exact").path, tmp_path / "int8", dtype="int8")
     path = tmp_path / "t"
-    assert run_two(sharded_training.misuse, path) == [0, 0]
+    assert run_two(forks, sharded_training.misuse, path) == [0, 0]
     for rank in range(2):
         said = path.with_suffix(f".{rank}").read_text().split("\n")
         assert len(said) == len(MISUSE)
@@ -155,9 +166,9 @@ def test_what_one_process_does_wrong_is_said_in_both_and_writes_nothing(tmp_path
 
 
 @torch_distributed
-def test_folder_that_is_not_shared_is_found_out(tmp_path):
+def test_folder_that_is_not_shared_is_found_out(forks, tmp_path):
     path = tmp_path / "t"
-    assert run_two(sharded_training.write_elsewhere, path) == [3, 3]
+    assert run_two(forks, sharded_training.write_elsewhere, path) == [3, 3]
     assert "does not show what the other processes wrote" in path.with_suffix(".error").read_text()
     assert not (path / "manifest.json").exists()
 
