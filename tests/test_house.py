@@ -42,12 +42,13 @@ print(json.dumps(found))
 """
 LIGHT = {
     ("lcsc_opt.cli", "lcsc_opt.base.catalog"): HEAVIER,
+    ("lcsc_opt.evaluation.process", "lcsc_opt.evaluation.ray"): HEAVIER,  # which are there before a worker's variables
     ("lcsc_opt.database.store", "lcsc_opt.database.history"): HEAVY,
     ("lcsc_opt.views.report", "lcsc_opt.cli.results", "lcsc_opt.views.dashboard.server", *PAGES): {"torch"},
 }
 
 
-def test_the_command_line_imports_nothing_heavy_and_the_dashboard_no_torch():
+def test_commands_and_workers_import_nothing_heavy_and_the_dashboard_no_torch():
     command = [sys.executable, "-W", "error", "-c", IMPORT_IN_TURN, json.dumps(list(LIGHT))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

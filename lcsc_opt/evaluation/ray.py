@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.accelerator import VISIBLE
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import hand_notices_to, notice
@@ -74,6 +73,9 @@ def ray_workers(
             load = dataclasses.replace(load, packed=dataclasses.replace(load.packed, node=node))
         environment: dict[str, str] = {}
         if not cluster.gpus:  # Ray hides the GPUs of others only from workers that have one
+            # not above: a worker imports this module before it sets what torch reads when it is imported
+            from lcsc_opt.base.accelerator import VISIBLE
+
             environment = dict.fromkeys(VISIBLE.values(), "")
         pool = WorkerPool(
             load,
