@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import runpy
 import shutil
 import sys
 from importlib.util import find_spec
@@ -33,13 +34,26 @@ SHORT = (
 )
 
 
+@pytest.fixture(scope="module")
+def classifiers(one_thread: None) -> list[torch.nn.Module]:
+    """Trained once for all tests, as a study trains them."""
+    classifier = runpy.run_path(str(FILES / "digits_lora.py"))["classifier"]
+    return [classifier(number) for number in range(2)]
+
+
 @pytest.fixture
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, networks_train_briefly: None) -> Path:
+def place(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    networks_train_briefly: None,
+    classifiers: list[torch.nn.Module],
+) -> Path:
     for file in FILES.iterdir():
         if file.is_file():
             shutil.copy(file, workplace)
     monkeypatch.syspath_prepend(str(workplace))
     monkeypatch.delitem(sys.modules, "digits_lora", raising=False)
+    monkeypatch.setattr(importlib.import_module("digits_lora"), "classifier", classifiers.__getitem__)
     return workplace
 
 
