@@ -5,6 +5,10 @@ Settings that no file can tell are given to ``init``; budgets are shortened on t
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from torch.nn import functional as F
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.objective import command_scorer, text_loss
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.text_loss import TextLoss, adapter_losses
 from tests import tiny_pipelines
@@ -131,9 +136,19 @@ def test_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     runs(capsys, study)
 
 
+def run_here(words: Sequence[str]) -> str:
+    """What the command for adapters prints, without a process that imports transformers and peft."""
+    *program, adapter, text, group, seed, size = words
+    assert program == [sys.executable, "-m", text_loss.__name__]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        text_loss.main([adapter, text, group, seed, size])
+    return printed.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks a newer transformers
-def test_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command is run here for what ``init`` tries, and by ``run`` as users have it, once."""
     from peft import LoraConfig, get_peft_model
 
     base = language_model(Path("base"))
@@ -147,7 +162,9 @@ def test_adapters(capsys: pytest.CaptureFixture[str]) -> None:
         tiny_pipelines.randomize(adapted, step, only="lora_")
         adapted.save_pretrained(f"out/checkpoint-{step}")
     write_text()
-    study = init("out")
+    with monkeypatch.context() as trying:
+        trying.setattr(command_scorer, "run_command", run_here)
+        study = init("out")
     assert study["optimizers"] == ["EMAGrid", "LCSCQuadratic"]
     assert study["held_out"] == {"images": 64, "top": 5}
     assert study["objective"]["settings"]["command"].startswith("{python} -m ")
