@@ -13,12 +13,13 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.hub import repository_of
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.lists import LISTS
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.views.tables import with_interval
 
 _CARD = "README.md"
 _INHERITED = (  # entries of the checkpoints' own card
@@ -202,29 +203,47 @@ def _results(task: str, recipe: Recipe) -> list[Any]:
 
 
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
-    """The metrics on the search's noise and on noise that no choice saw, there also the baseline's."""
+    """The metrics on the search's noise and on noise that no choice saw.
+
+    There also the baseline's, the gain, and the 95 % intervals of all three, as far as the report has them.
+    """
     measured = _metrics(recipe)
-    heads = ["metric", "searched", "held-out noise"]
-    baselines: dict[str, float] = {}
-    warning = ""
-    report = HeldOutReport.from_json(study.attributes.get("held_out"))
-    if recipe.held_out is not None and report is not None:  # the report may be of another trial
-        for row in report.rows:
-            if row.baseline is None:
-                continue
-            if not baselines:
-                heads.append(f"{row.against}, held-out noise")
-            baselines[row.metric] = row.baseline
-        if report.warning:
-            warning = f"\n{report.warning}\n"
+    report = None
+    if recipe.held_out is not None:  # the report may be of another trial
+        report = HeldOutReport.from_json(study.attributes.get("held_out"))
+    rows = {} if report is None else {row.metric: row for row in report.rows}
+    against = next((row.against for row in rows.values() if row.baseline is not None), None)
+    has_intervals = any(row.interval is not None for row in rows.values())
+    level = " [95 %]" if has_intervals else ""
+
+    heads = ["metric", "searched", f"held-out noise{level}"]
+    if against is not None:
+        heads += [f"{against}, held-out noise{level}", f"gain{level}"]
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
-        values = [measured["search"].get(metric), measured["held-out"].get(metric)]
-        if baselines:
-            values.append(baselines.get(metric))
-        cells = ["" if value is None else f"{value:.6g}" for value in values]
+        row = rows.get(metric, MetricRow(metric, None, 0.0))
+        cells = [
+            _cell(measured["search"].get(metric)),
+            _cell(measured["held-out"].get(metric), row.interval),
+        ]
+        if against is not None:
+            cells.append(_cell(row.baseline, row.baseline_interval))
+            cells.append("" if row.gain is None else with_interval(row.gain, row.gain_interval, form="+.3g"))
         lines.append([f"`{metric}`", *cells])
-    return f"## Results\n\n{_table(heads, lines)}{warning}"
+    remarks = ""
+    if has_intervals and report is not None:
+        images = f"{report.images:,}" if report.images else "so many"
+        remarks += f"\n[95 %]: intervals for the noise of sampling {images} images; of a gain, on the same noise.\n"
+    if report is not None and report.warning:
+        remarks += f"\n{report.warning}\n"
+    return f"## Results\n\n{_table(heads, lines)}{remarks}"
+
+
+def _cell(value: float | None, interval: Interval | None = None) -> str:
+    """A number of the table; empty if it was not measured. With its interval, it has the digits of other reports."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if interval is None else with_interval(value, interval)
 
 
 def _coefficients_table(recipe: Recipe) -> str:

@@ -34,9 +34,9 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
         header.append("real images")
     texts = []
     for row in rows:
-        cells = [row.metric, _BETTER[row.sign], _with_interval(row.value, row.interval, row.spread)]
+        cells = [row.metric, _BETTER[row.sign], with_interval(row.value, row.interval, row.spread)]
         if against is not None:
-            cells += [_with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
+            cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
@@ -44,11 +44,13 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
 
 
 def _gain(row: MetricRow) -> str:
-    gain = _with_interval(row.gain, row.gain_interval, row.gain_spread, "+.3g")
+    gain = with_interval(row.gain, row.gain_interval, row.gain_spread, "+.3g")
     return f"{gain} (worse)" if row.lost else gain
 
 
-def _with_interval(value: float | None, interval: Interval | None, deviation: float | None, form: str = ".4g") -> str:
+def with_interval(
+    value: float | None, interval: Interval | None, deviation: float | None = None, form: str = ".4g"
+) -> str:
     """A number with its 95 % interval, ``2.015 [1.93, 2.1]``; without one, with its deviation over groups of noise."""
     if value is None or interval is None:
         return number(value, deviation, form)

@@ -122,6 +122,8 @@ def test_a_model_is_at_the_hub_with_a_card_that_says_how_it_was_made(typed: Type
     assert set(files) == {"README.md", "best.safetensors"}
     assert files["best.safetensors"] == Path("best.safetensors").read_bytes()
     recipe = typed.json("show", "best.safetensors")
+    assert "groups" in recipe["held_out"]
+    assert "groups" not in typed("show", "best.safetensors").out, "numbers of each group of noise fill a screen"
     card = huggingface_hub.ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.base_model, card.data.tags) == (
         "openrail++",
@@ -155,8 +157,11 @@ def test_rows_have_columns_and_checkpoints_of_the_hub_are_the_base(
     trajectory = Trajectory.open(finished / "run.trajectory")
     trajectory.sources = (str(cache_directory() / "hub" / "owner--name" / ("0" * 40) / "step-10"),)
     objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None, images_per_evaluation=0)
-    row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5}
-    study: Any = SimpleNamespace(attributes={"held_out": {"loss": 2.5, "rows": [row], "warning": "precision is lost"}})
+    intervals = {"interval": [1.75, 2.25], "baseline_interval": [4, 5], "gain_interval": [2, 3]}
+    row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5, "gain": 2.5, **intervals}
+    study: Any = SimpleNamespace(
+        attributes={"held_out": {"loss": 2.5, "images": 2000, "rows": [row], "warning": "precision is lost"}}
+    )
     to = Destination.of(Path("best.safetensors"), overwrite=True)
     push_to_hub("me/merged", to, study, objective, recipe.model_copy(update=in_rows))
     card = huggingface_hub.ModelCard(hub.files["me/merged"]["README.md"].decode())
@@ -164,8 +169,10 @@ def test_rows_have_columns_and_checkpoints_of_the_hub_are_the_base(
     assert (card.data.license, card.data.pipeline_tag) == ("openrail++", "image-to-image")
     assert "| step | `conv` | `norm` | SHA-256 |" in card.text
     assert f"| {recipe.steps[0]} | {one[0]!r} | {other[0]!r} |" in card.text
-    assert "| metric | searched | held-out noise | EMA*, held-out noise |" in card.text
-    assert re.search(r"^\| `kid` \|  \| \S+ \| 4.5 \|$", card.text, re.MULTILINE)
+    assert "| metric | searched | held-out noise [95 %] | EMA*, held-out noise [95 %] | gain [95 %] |" in card.text
+    kid = r"^\| `kid` \|  \| \S+ \[1\.75, 2\.25\] \| 4\.5 \[4, 5\] \| \+2\.5 \[\+2, \+3\] \|$"
+    assert re.search(kid, card.text, re.MULTILINE)
+    assert "intervals for the noise of sampling 2,000 images" in card.text
     assert "precision is lost" in card.text
 
 
