@@ -118,6 +118,8 @@ def test_readme_begins_with_ten_lines_that_run_twice_as_a_script(workplace: Path
     again = script_process(workplace / "first.py")
     assert again.out == first.out
     assert again.err == ""
+    assert "`lcsc export search/LCSCGradient/0 -o best.safetensors`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert lcsc(["export", "search/LCSCGradient/0", "-o", "best.safetensors"]) == 0
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -43,7 +43,7 @@ def export(
     from lcsc_opt.coefficients.tuning import tuned_text
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.search.execution import objective_of
+    from lcsc_opt.search.execution import mergeable_objective_of
 
     destination = None
     if out.suffix != ".json":
@@ -51,7 +51,7 @@ def export(
     if push_to_hub is not None:
         publishing.check_repository(push_to_hub, destination)
     stored = find_study(study, storage)
-    objective = objective_of(stored)
+    objective = mergeable_objective_of(stored)
     if destination is None:
         recipe = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)

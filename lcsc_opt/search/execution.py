@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.live_code import LiveFunctions
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec
@@ -34,6 +35,7 @@ from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports import attach_images
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
@@ -50,7 +52,7 @@ from lcsc_opt.search.resolving import (
     is_searched,
     resolve,
 )
-from lcsc_opt.search.resources import ObjectiveLoader, open_workers, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
 from lcsc_opt.search.runner import Search, charged_for_baselines
 from lcsc_opt.tracking.trackers import Reporting
 
@@ -439,3 +441,15 @@ def objective_of(study: StoredStudy, live: LiveFunctions | None = None) -> Objec
     if live is not None:
         plan = dataclasses.replace(plan, live=live)
     return Executor(study.storage).objective(plan)
+
+
+def mergeable_objective_of(study: StoredStudy) -> Objective:
+    """As :func:`objective_of`, to merge and not to evaluate: functions that only another process has are not needed."""
+    plan = Plan.of(study)
+    known = known_checkpoints(plan, read_database(study.storage).attributes)
+    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known))
+    if alone is None:
+        return objective_of(study)
+    if plan.spec.space.rows is not None:
+        alone.merge_in_rows(plan.spec.space.rows)
+    return alone

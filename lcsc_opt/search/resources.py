@@ -62,7 +62,7 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         studies: name → attributes of all stored studies.
     """
     environment_now = _environment(plan.packages)
-    checkpoints = _known_checkpoints(plan, studies)
+    checkpoints = known_checkpoints(plan, studies)
     try:
         checked = check_objective(
             plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
@@ -137,7 +137,7 @@ def _environment(further_packages: Mapping[str, str]) -> dict[str, Any]:
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
     """What loads a plan's objective, here and in workers; picklable."""
-    checkpoints = _known_checkpoints(plan, studies)
+    checkpoints = known_checkpoints(plan, studies)
     return functools.partial(
         load_objective,
         plan.spec.objective,
@@ -148,7 +148,7 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
     )
 
 
-def _known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCheckpoints | None:
+def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCheckpoints | None:
     """The checkpoints of the first stored study of this experiment with this objective, if there is one.
 
     All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that

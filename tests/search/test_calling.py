@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
@@ -202,6 +203,38 @@ def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typ
     with pytest.raises(lcsc_opt.LcscError, match=r"cannot import build \(.*lambda.*held_out"):
         result.to_study_file()
     assert "handed to lcsc_opt.search" in typed("resume", "tried/LCSCGradient/0", "--budget", "9", status=2).err
+
+
+@pytest.mark.parametrize("rows", [None, "layers"])
+def test_what_no_process_can_import_is_exported_by_the_checkpoints_alone(
+    search: Any, typed: Typed, rows: str | None
+) -> None:
+    result = search(states(), score=lambda net: distance(net), rows=rows)
+    typed("export", "tried/LCSCGradient/0", "-o", "best.safetensors")
+    [study] = [study for study in result.studies if study.name == "tried/LCSCGradient/0"]
+    exported = load_file("best.safetensors")
+    assert exported["weight"] == pytest.approx(study.merge()["weight"], abs=1e-6)
+    assert typed.json("show", "best.safetensors")["study"] == study.name
+
+
+def test_statistics_of_batch_normalization_need_the_functions(search: Any, typed: Typed) -> None:
+    trained = {step: {"1.weight": torch.ones(4) * step, "1.bias": torch.zeros(4)} for step in range(1, 4)}
+    for step, state in trained.items():
+        state.update({"1.running_mean": torch.zeros(4), "1.running_var": torch.ones(4) * step})
+        state["1.num_batches_tracked"] = torch.tensor(step)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Identity(), nn.BatchNorm1d(4))
+
+    def score(net: nn.Module) -> torch.Tensor:
+        return net(torch.ones(2, 4)).sum()
+
+    search(trained, build=net, score=score, batch_norm="tests.search.test_calling:passes", optimizers="CMA")
+    assert "handed to lcsc_opt.search" in typed.refused("export", "tried/CMA/0", "-o", "best.safetensors")
+
+
+def passes(net: nn.Module) -> None:
+    net(torch.arange(8.0).reshape(2, 4))
 
 
 @pytest.mark.parametrize(
