@@ -14,6 +14,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.settings import excerpt
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
 TIMESTEP_SCALE = "timestep_scale"
@@ -44,7 +45,7 @@ class DiffusersFolder:
         For a trajectory of ``lcsc train``, it is the folder of its model next to it.
 
         Raises:
-            ObjectiveError: no such file, or not a model's configuration.
+            ObjectiveError: no such file, not a model's configuration, or a ``timestep_scale`` that is no number.
         """
         if path.suffix == ".trajectory":
             path = path.with_suffix(".model")
@@ -54,26 +55,31 @@ class DiffusersFolder:
             scheduler_config = folder / "scheduler" / "scheduler_config.json"
             if scheduler_config.is_file():
                 scheduler = _read_json(scheduler_config)
-                timestep_scale = float(scheduler.pop(TIMESTEP_SCALE, 1.0))
-                return cls(path, model, scheduler, timestep_scale)
+                timestep_scale = scheduler.pop(TIMESTEP_SCALE, 1.0)
+                if not isinstance(timestep_scale, (int, float)):
+                    raise ObjectiveError(
+                        f"{scheduler_config}: {TIMESTEP_SCALE}: expected a number, got {excerpt(timestep_scale)}"
+                    )
+                return cls(path, model, scheduler, float(timestep_scale))
         return cls(path, model, None)
 
     def network(self) -> nn.Module:
         """The network, with random weights.
 
         Raises:
+            MissingPackageError: diffusers cannot be imported.
             ObjectiveError: the configuration names no model of this diffusers, or one that it cannot make.
         """
         diffusers = import_extra("diffusers")
         class_name = str(self.model.get("_class_name", ""))
-        model_class = diffusers_class(class_name, diffusers.ModelMixin)
+        model_class = find_diffusers_class(class_name, diffusers.ModelMixin)
         if model_class is None:
             raise ObjectiveError(
                 f"model: {self.path}: expected a model that diffusers {diffusers.__version__} has, got {class_name!r}"
             )
         try:
             network: nn.Module = model_class.from_config(self.model)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        except Exception as error:  # models raise all kinds of errors for wrong settings
             reason = " ".join(str(error).split())
             raise ObjectiveError(f"model: {self.path}: {class_name}: {reason}") from error
         return network
@@ -94,19 +100,33 @@ class DiffusersFolder:
 
     @property
     def classes(self) -> int | None:
-        """How many classes the model has embeddings for; ``None`` when it is unconditional."""
-        classes = self.model.get("num_class_embeds") or self.model.get("num_embeds_ada_norm")
-        if not classes:
-            return None
-        return int(classes)
+        """How many classes the model has embeddings for; ``None`` when it is unconditional.
+
+        Raises:
+            ObjectiveError: it is no whole number.
+        """
+        for key in ("num_class_embeds", "num_embeds_ada_norm"):
+            classes = self.model.get(key)
+            if not classes:
+                continue
+            if not isinstance(classes, int):
+                raise ObjectiveError(f"model: {self.path}: {key}: expected a whole number, got {excerpt(classes)}")
+            return classes
+        return None
 
 
-def diffusers_class(name: str, base: type) -> Any:
-    """The class of this name in diffusers, if there is one and it is derived from ``base``; else ``None``."""
+def find_diffusers_class(name: str, base: type) -> Any:
+    """The class of this name in diffusers, if it is derived from ``base`` and made of a configuration; else ``None``.
+
+    Raises:
+        MissingPackageError: diffusers cannot be imported.
+    """
     if not name.isidentifier():
         return None
-    candidate = getattr(import_extra("diffusers"), name, None)
-    if isinstance(candidate, type) and issubclass(candidate, base):
+    diffusers = import_extra("diffusers")
+    candidate = getattr(diffusers, name, None)
+    # a bare ModelMixin, and models of several models, are made in other ways
+    if isinstance(candidate, type) and issubclass(candidate, base) and issubclass(candidate, diffusers.ConfigMixin):
         return candidate
     return None
 

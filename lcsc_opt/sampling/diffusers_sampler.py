@@ -18,7 +18,7 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
 from lcsc_opt.sampling.base import Tunable
-from lcsc_opt.sampling.diffusers_folder import diffusers_class
+from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
@@ -111,7 +111,7 @@ def build_scheduler(
             )
     try:
         return scheduler_class.from_config(pipeline_config, **changes)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # schedulers raise all kinds of errors for wrong settings
         reason = " ".join(str(error).split())
         raise ObjectiveError(f"sampler.scheduler: {class_name}: {reason}") from error
 
@@ -121,7 +121,7 @@ def _scheduler_class(class_name: str) -> Any:
     names = ", ".join(SCHEDULERS)
     if not class_name:
         raise ObjectiveError(f"sampler.name: the model comes without a scheduler; name one of {names}")
-    scheduler_class = diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
+    scheduler_class = find_diffusers_class(class_name, import_extra("diffusers").SchedulerMixin)
     if scheduler_class is None:
         raise ObjectiveError(
             f"sampler.name: the pipeline's {class_name!r} is not a scheduler of diffusers; name one of {names}"
@@ -137,7 +137,7 @@ def set_timesteps(scheduler: Any, schedule: Mapping[str, Any]) -> Tensor:
     """
     try:
         scheduler.set_timesteps(**schedule)
-    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:  # schedulers raise all kinds of errors for wrong timesteps
         reason = " ".join(str(error).split())
         raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {schedule}: {reason}") from error
     timesteps: Tensor = scheduler.timesteps

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_extra, quiet_libraries
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
@@ -77,7 +77,9 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
             _check_index(name, index)
             without = {component: None for component in UNUSED if component in index}
             pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **without)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except LcscError:
+        raise
+    except Exception as error:  # models raise all kinds of errors for wrong settings
         reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(
             f"pipeline: {name} cannot be loaded, neither as a folder of a pipeline nor from the Hugging Face hub: "

@@ -41,11 +41,53 @@ def test_no_weights_are_read(pipeline: Path, tmp_path: Path) -> None:
     assert DiffusersFolder.read(tmp_path).network() is not None
 
 
-@pytest.mark.parametrize("name", ["", "NoSuchModel", "DDPMScheduler", "utils", "__builtins__", "UNet2DModel; x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "NoSuchModel",
+        "DDPMScheduler",
+        "utils",
+        "__builtins__",
+        "UNet2DModel; x",
+        "ModelMixin",  # cannot be made of a configuration, as the next
+        "MultiAdapter",
+    ],
+)
 def test_only_models_of_diffusers_are_made(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(ObjectiveError, match=r"expected a model that diffusers .* has"):
         DiffusersFolder.read(tmp_path).network()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"norm_num_groups": 0},
+        {"attention_head_dim": 0},
+        {"act_fn": 3},
+        {"block_out_channels": []},
+        {"time_embedding_type": None},
+    ],
+)
+def test_wrong_settings_of_a_model_are_one_line(wrong: dict[str, object]) -> None:
+    config = {"_class_name": "UNet2DModel", **wrong}
+    with pytest.raises(ObjectiveError, match=r"^model: here: UNet2DModel: .+"):
+        DiffusersFolder(Path("here"), config, None).network()
+
+
+@pytest.mark.parametrize("scale", ["fast", None, [1]])
+def test_a_timestep_scale_that_is_no_number_is_refused(pipeline: Path, tmp_path: Path, scale: object) -> None:
+    (tmp_path / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"timestep_scale": scale}))
+    with pytest.raises(ObjectiveError, match="timestep_scale: expected a number"):
+        DiffusersFolder.read(tmp_path)
+
+
+def test_classes_that_are_no_number_are_refused() -> None:
+    with pytest.raises(ObjectiveError, match="num_class_embeds: expected a whole number, got 'ten'"):
+        _ = DiffusersFolder(Path("here"), {"num_class_embeds": "ten"}, None).classes
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:

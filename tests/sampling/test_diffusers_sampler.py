@@ -213,6 +213,9 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
         ("dpm-solver++", None, {"solver_ordr": 3}, "did you mean 'solver_order'"),
         (None, None, {}, "the model comes without a scheduler; name one of ddpm, "),
         (None, {"_class_name": "os.system"}, {}, "the pipeline's 'os.system' is not a scheduler"),
+        (None, {"_class_name": "SchedulerMixin"}, {}, "the pipeline's 'SchedulerMixin' is not a scheduler"),
+        (None, {"_class_name": "EDMEulerScheduler", "rho": 0}, {}, "EDMEulerScheduler: .*zero"),
+        (None, {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 0}, {}, "Scheduler: index"),
     ],
 )
 def test_what_makes_no_scheduler_is_refused(name: Any, config: Any, options: Any, message: str) -> None:

@@ -318,6 +318,16 @@ def test_a_pipeline_without_its_text_encoder_is_refused_before_its_weights_are_r
     assert load(tmp_path / "whole").text_encoder is None, "SDXL's second text encoder is enough"
 
 
+def test_wrong_settings_of_a_pipelines_network_are_one_line(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "wrong")
+    config = tmp_path / "wrong" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 0}))
+    with pytest.raises(ObjectiveError, match="cannot be loaded"):
+        load(tmp_path / "wrong")
+
+
 def test_code_in_a_pipelines_folder_never_runs(folder: Path, tmp_path: Path) -> None:
     import shutil
 
