@@ -21,6 +21,8 @@ from lcsc_opt.coefficients.rows import (
     nearest_exponential,
     nearest_power,
     power_exponent,
+    power_width,
+    rows_of,
 )
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
@@ -238,41 +240,88 @@ def extrapolated_average(
     return close_sum(latest + extrapolation * (latest - earlier))
 
 
-def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+def average_name(
+    coefficients: Coefficients,
+    steps: Sequence[int],
+    *,
+    rates: Sequence[float] | None = None,
+    sigma_rels: Sequence[float] | None = None,
+) -> str | None:
     """``EMA 0.9995``, ``average of the last 10``, ``step 500``, ``1-sqrt over the last 8`` …, of a baseline's answer.
 
-    ``None`` for coefficients that are none of these averages of the checkpoints at ``steps``.
+    ``None`` for coefficients that no baseline asks at these ``steps``.
+
+    Args:
+        coefficients: ``[K]``.
+        steps: ``[K]``.
+        rates: those that an EMA grid asked; by default those of the window. Only of rows with a width, whose
+            coefficients do not say their rate.
+        sigma_rels: likewise those that a power EMA grid asked.
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
-    nonzero = np.abs(coefficients) > _COARSE
-    count = int(np.count_nonzero(nonzero))
-    last_ones = f"all {count}" if count == len(steps) else f"the last {count}"
+    is_used = np.abs(coefficients) > _COARSE
+    rows_used = int(np.count_nonzero(is_used))
+    last_ones = f"all {rows_used}" if rows_used == len(steps) else f"the last {rows_used}"
     counts = counts_of(steps)
-    weights = nonzero * np.array(counts)
+    weights = is_used * np.array(counts)  # a mean of eight checkpoints weighs eight times as much as one of them
     if np.allclose(coefficients, weights / weights.sum(), atol=_COARSE):
-        if count == 1 and nonzero[-1]:
+        if rows_used == 1 and is_used[-1]:
             return "last checkpoint"
-        if count == 1:
-            return f"step {steps[int(nonzero.argmax())]}"
-        if nonzero[-count:].all():
+        if rows_used == 1:
+            return str(rows_of(steps)[int(is_used.argmax())])
+        if is_used[-rows_used:].all():
             return f"average of {last_ones}"
-        return f"average of {count}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), count, "1-sqrt", counts=counts), atol=_COARSE):
+        return f"average of {rows_used}"
+    if np.allclose(coefficients, is_used / rows_used, atol=_COARSE):  # a greedy soup takes means as they are
+        return f"average of {rows_used} rows"
+    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used, "1-sqrt", counts=counts), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
     if isinstance(steps, AverageSteps):
-        for sigma_rel in POWER_EMA_SIGMAS:
-            if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
-                return f"power EMA {sigma_rel:g}"
-        for rate in window_ema_rates(steps):
-            if np.allclose(coefficients, ema_coefficients(steps, rate)):
-                return f"EMA {rate:.6g}"
-        return None
-    # Liu et al. 2024, Eq. 6, for i = K: the rate of the EMA that gives the last checkpoint the same weight
-    rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
+        name = _name_among(coefficients, steps, rates or window_ema_rates(steps), sigma_rels or POWER_EMA_SIGMAS)
+    else:
+        name = _ema_name(coefficients, steps)
+    return name or _extrapolated_name(coefficients, counts, rows_used)
+
+
+def _name_among(
+    coefficients: Coefficients, steps: AverageSteps, rates: Sequence[float], sigma_rels: Sequence[float]
+) -> str | None:
+    """``power EMA 0.15`` or ``EMA 0.9995`` of rows with a width, if it is one of these."""
+    for sigma_rel in sigma_rels:
+        if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
+            return f"power EMA {sigma_rel:g}"
+    for rate in rates:
+        if np.allclose(coefficients, ema_coefficients(steps, rate)):
+            return f"EMA {rate:.6g}"
+    return None
+
+
+def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+    """``EMA 0.9995`` or ``power EMA 0.15``: the one that gives the last checkpoint the same weight, if it is that."""
+    rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))  # Liu et al. 2024, Eq. 6
     if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
         return f"EMA {rate:.6g}"
+    before_last = float(coefficients[:-1].sum())  # (n_{K-1} / n_K)^(e + 1), with more digits than 1 - a_K
+    if steps[-2] > 0 and 0 < before_last < 1:
+        exponent = math.log(before_last) / math.log(steps[-2] / steps[-1]) - 1
+        # just below zero is the rounding error of a uniform average
+        sigma_rel = power_width(max(exponent, 0.0))
+        if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
+            return f"power EMA {sigma_rel:.6g}"
     return None
+
+
+def _extrapolated_name(coefficients: Coefficients, counts: Sequence[int], rows_used: int) -> str | None:
+    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`."""
+    if rows_used == 0 or rows_used % 2:
+        return None
+    last = rows_used // 2
+    extrapolation = -float(coefficients[-rows_used:-last].sum())
+    if not np.allclose(coefficients, extrapolated_average(len(counts), last, extrapolation, counts=counts)):
+        return None
+    window = "last checkpoint" if last == 1 else f"last {last}"
+    return f"{window}, extrapolated by {extrapolation:.6g}"
 
 
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
@@ -307,24 +356,32 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     A rate averages over about 1 / (1 - rate) steps. The paper's seven rates (Table 10) reach from 1,000 to 100,000
     steps, in windows of 20,000 to 50,000. In a window below a fifth of the slowest rate's length, all slow rates would
     leave nearly the whole weight on the first checkpoint. There, the same lengths are rescaled on a logarithmic axis,
-    to reach from one interval between checkpoints to half of the window.
+    to reach from the mean interval between checkpoints to half of the window, or to one and a half intervals if that
+    is longer. A single length comes to the middle of that.
 
     Returns:
         As many rates as given, increasing; the given ones where the window is long enough.
+
+    Raises:
+        StudySpecError: a rate is out of range, there is none, or :func:`check_steps` refuses the steps.
     """
+    if len(rates) == 0 or not all(0 <= rate < 1 for rate in rates):
+        raise StudySpecError(f"rates: expected numbers from 0 and below 1, got {list(rates)}")
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
-    count = len(steps) - 1
+    intervals = len(steps) - 1
     if isinstance(steps, AverageSteps):  # averages reach back to the beginning
         window = steps[-1]
-        count = len(set(steps))
-    interval = window / count
+        intervals = len(set(steps))  # a step is there once for each width
+    mean_interval = window / intervals
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
-    longest = max(window / 2, interval * 1.5)
-    position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
-    adapted = interval * (longest / interval) ** position
+    longest = max(window / 2, mean_interval * 1.5)
+    position = np.full(len(lengths), 0.5)
+    if lengths[0] < lengths[-1]:
+        position = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])  # from 0 to 1
+    adapted = mean_interval * (longest / mean_interval) ** position
     return tuple(float(1 - 1 / max(length, 1.0 + 1e-9)) for length in adapted)
 
 
@@ -436,13 +493,15 @@ def describe_coefficients(coefficients: Coefficients, steps: Sequence[int]) -> d
     """A few numbers that say what coefficients ``[K]`` or ``[S, K]`` look like.
 
     ``sum_abs`` is Σ|a|, ``negative`` the share of it that is negative, ``effective`` the number of checkpoints that
-    matter, ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to.
+    matter, ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to. Of ``[S, K]``, ``sum_abs``
+    and ``effective`` are means over the rows; the others are those of all entries.
     """
     magnitude = np.abs(coefficients)
     largest = np.unravel_index(magnitude.argmax(), magnitude.shape)
+    relative = magnitude / magnitude[largest]  # no sum overflows
     return {
         "sum_abs": sum_abs(coefficients),
-        "negative": float(magnitude[coefficients < 0].sum() / magnitude.sum()),
+        "negative": float(relative[coefficients < 0].sum() / relative.sum()),
         "effective": effective_count(coefficients),
         "largest": float(coefficients[largest]),
         "largest_step": int(steps[int(largest[-1])]),

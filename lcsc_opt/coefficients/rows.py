@@ -105,6 +105,11 @@ def power_exponent(sigma_rel: float) -> float:
     return max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
 
 
+def power_width(exponent: float) -> float:
+    """The width of the profile t^e with this exponent e, at least zero: the inverse of :func:`power_exponent`."""
+    return min(math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3)), LARGEST_SIGMA_REL)
+
+
 class Profiles(NamedTuple):
     """N profiles of the form t^e on (start, stop], each with integral one; all fields are ``[N]``.
 

@@ -447,7 +447,7 @@ class HistoryReader:
         key = (study.study_id, created, study.chosen)
         if key not in self._averages:
             coefficients = coefficients_of(self._trial(study.study_id, study.chosen))
-            self._averages[key] = average_name(coefficients, study.steps)
+            self._averages[key] = _average_name(study, coefficients)
         return self._averages[key]
 
     def _stored_trials(self, study_id: int) -> list[FrozenTrial]:
@@ -579,8 +579,14 @@ def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> Study
         study = dataclasses.replace(study, metric=name_of_loss(metrics, study.searched))
     if study.optimizer in BASELINES and study.chosen is not None:
         coefficients = coefficients_of(trials[study.chosen])
-        study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
+        study = dataclasses.replace(study, average=_average_name(study, coefficients))
     return study
+
+
+def _average_name(study: SummarizedStudy, coefficients: Floats) -> str | None:
+    """What a baseline's answer is called."""
+    options = (study.settings.get("optimizer") or {}).get("options") or {}
+    return average_name(coefficients, study.steps, rates=options.get("rates"), sigma_rels=options.get("sigma_rels"))
 
 
 def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:

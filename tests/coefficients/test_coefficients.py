@@ -18,6 +18,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
+    POWER_EMA_SIGMAS,
     RowSteps,
     average_name,
     check_coefficients,
@@ -28,6 +29,7 @@ from lcsc_opt.coefficients.profiles import (
     describe_coefficients,
     distance_to_exact,
     ema_coefficients,
+    extrapolated_average,
     normalize,
     plain_averages,
     power_ema_coefficients,
@@ -146,6 +148,20 @@ def test_a_long_window_keeps_the_rates_of_the_paper() -> None:
     assert window_ema_rates(steps) == tuple(sorted((0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)))
 
 
+@pytest.mark.parametrize("rates", [[0.9999], [0.9999, 0.9999]])
+def test_a_single_rate_is_rescaled_to_the_middle_of_a_short_window(rates: list[float]) -> None:
+    [*adapted] = window_ema_rates(range(100, 1100, 100), rates)
+    middle = 1 / (1 - np.array(adapted))  # between one interval of 100 steps and half of the 900
+    np.testing.assert_allclose(middle, np.sqrt(100 * 450) * np.ones(len(rates)))
+    assert window_ema_rates(range(100, 1100, 100), [0.9]) == (0.9,)
+
+
+@pytest.mark.parametrize("rates", [[], [1.0], [0.9, -0.1], [math.nan]])
+def test_rates_that_average_nothing_are_refused(rates: list[float]) -> None:
+    with pytest.raises(StudySpecError, match="^rates: expected numbers from 0 and below 1"):
+        window_ema_rates(range(100, 1100, 100), rates)
+
+
 @given(all_steps)
 def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
     adapted = window_ema_rates(steps)
@@ -224,10 +240,25 @@ def test_rows_keep_their_counts_in_other_processes() -> None:
         ([0.5, 0, 0.5], "average of 2"),
         (decay_coefficients(3, 2, "1-sqrt"), "1-sqrt over the last 2"),
         (decay_coefficients(3, 3, "1-sqrt"), "1-sqrt over all 3"),
+        (power_ema_coefficients((100, 200, 300), 0.2), "power EMA 0.2"),
+        (power_ema_coefficients((100, 200, 300), 0.0625), "power EMA 0.0625"),
+        ([0, -0.5, 1.5], "last checkpoint, extrapolated by 0.5"),
     ],
 )
 def test_answers_of_other_baselines_have_names(coefficients: Any, name: str) -> None:
     assert average_name(np.array(coefficients), (100, 200, 300)) == name
+
+
+def test_names_have_the_settings_of_the_grid() -> None:
+    steps = tuple(range(100, 2100, 100))
+    for sigma_rel in POWER_EMA_SIGMAS:
+        assert average_name(power_ema_coefficients(steps, sigma_rel), steps) == f"power EMA {sigma_rel:g}"
+    extrapolated = extrapolated_average(20, 4, 0.25)
+    assert average_name(extrapolated, steps) == "last 4, extrapolated by 0.25"
+    of_rows = extrapolated_average(4, 2, 2.0, counts=ROWS.counts)
+    assert average_name(of_rows, ROWS) == "last 2, extrapolated by 2"
+    greedy_soup = np.array([0.0, 0.5, 0.5, 0.0])
+    assert average_name(greedy_soup, ROWS) == "average of 2 rows"
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [np.nan, 0.5, 0.5]])
@@ -366,3 +397,15 @@ def test_coefficients_are_described_by_a_few_numbers() -> None:
         "largest": 2.0,
         "largest_step": 30,
     }
+    assert describe_coefficients(np.array([[-0.5, 1.5], [0.5, 0.5]]), (10, 20)) == {
+        "sum_abs": 1.5,  # the mean of 2 and 1
+        "negative": pytest.approx(0.5 / 3),  # of all entries
+        "effective": pytest.approx((2**2 / 2.5 + 2) / 2),  # the mean of the rows
+        "largest": 1.5,
+        "largest_step": 20,
+    }
+
+
+def test_huge_coefficients_are_described_without_an_overflow() -> None:
+    described = describe_coefficients(np.array([-1e308, 1e308, 1e308, -1e308]), (10, 20, 30, 40))
+    assert (described["negative"], described["effective"]) == (0.5, 4.0)

@@ -11,11 +11,13 @@ from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     RowSteps,
+    average_name,
     default_origin,
     ema_coefficients,
     power_ema_coefficients,
     window_ema_rates,
 )
+from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import (
     DecayGrid,
@@ -113,6 +115,31 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
     assert optimizer.finished
     for best in (optimizer.recommend(), optimizer.ask()):  # which it asks again
         np.testing.assert_allclose(best.value, points[-1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        *(EMAGrid(), PowerEMAGrid(), PowerEMAGrid(sigma_rels=[0.013, 0.085]), UniformGrid(), DecayGrid()),
+        *(ExtraMergeGrid(), EachCheckpoint()),
+    ],
+)
+@pytest.mark.parametrize(
+    "steps",
+    [
+        STEPS,
+        tuple(range(0, 500, 100)),
+        RowSteps((50, 100, 180, 190), [5, 5, 8, 2]),
+        AverageSteps.of([Row(step, width) for step in (100, 200, 300) for width in (0.05, 0.1)]),
+    ],
+)
+def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ...]) -> None:
+    points = grid.profiles(steps)
+    options = {key: grid.config()[key] for key in ("rates", "sigma_rels") if key in grid.config()}
+    names = [average_name(point, steps, **options) for point in points]
+    assert None not in names
+    for name, point in zip(names, points, strict=True):  # one name stands for one average
+        np.testing.assert_allclose(points[names.index(name)], point, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 3])
