@@ -43,8 +43,8 @@ def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Rec
     for index, checkpoint in recipe.find_needed(checkpoints.rows).items():
         source = checkpoints.sources[checkpoint]
         if not source:
-            step = recipe.steps[index]
-            raise ObjectiveError(f"step {step} has no file: a training loop wrote it into the trajectory")
+            row = checkpoints.rows[checkpoint]
+            raise ObjectiveError(f"{row} has no file: a training loop wrote it into the trajectory")
         paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
         text = _megatron_list(paths, coefficients)

@@ -280,7 +280,7 @@ def _write_mean(partial: Path, sources: Sources, reader: _AnyReader) -> None:
                 first_layout = layout
                 mean = RunningMean(layout, dtype=torch.float64, device=CPU)
             first_layout.check(tensors, INT8)
-            _check_all_finite(layout, tensors, row.step)
+            _check_all_finite(layout, tensors, row)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
         mean.add(tensors)
@@ -295,10 +295,10 @@ def _write_mean(partial: Path, sources: Sources, reader: _AnyReader) -> None:
         raise TrajectoryError(f"Cannot write to {partial}: {error.strerror}.") from error
 
 
-def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], step: int) -> None:
+def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], row: Row) -> None:
     for spec in layout.tensors:
         if spec.merged and spec.numel:
-            check_finite(tensors[spec.name], spec, step, None)
+            check_finite(tensors[spec.name], spec, row, None)
 
 
 def _write_rows(writer: MatrixWriter, rows: Sequence[Sequence[Row]], sources: Sources, reader: _AnyReader) -> None:
@@ -346,7 +346,7 @@ def _mean(
         tensors = reader.read(row, path).tensors
         try:
             layout = writer.check(tensors)
-            _check_all_finite(layout, tensors, row.step)
+            _check_all_finite(layout, tensors, row)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
         if mean is None:

@@ -13,7 +13,7 @@ from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
-from lcsc_opt.trajectory.means import described
+from lcsc_opt.trajectory.means import Interval, described
 from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -25,13 +25,13 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
 
     Args:
         patterns: as for :func:`find_checkpoints`, or one packed trajectory.
-        key: which state dict of each file, as for :func:`read_checkpoint`.
+        key: which state dict of each file, as for :func:`read_checkpoint`; a packed trajectory has one already.
         verify: compare the bytes of a packed trajectory with the hashes in its manifest.
 
     Returns:
         A mapping that can be written as JSON:
 
-        * ``path`` (what was inspected), ``packed`` (whether it is one packed trajectory, or K checkpoints);
+        * ``path`` (what was inspected), ``packed`` (true for a packed trajectory);
         * ``series``: the names of its checkpoints without their steps; empty for those that a training loop wrote;
         * ``key``: which state dict of each file; ``""`` if a file is one state dict;
         * ``checkpoints`` (K), ``parameters`` (P, floating-point scalars of one), ``tensors`` (how many one has);
@@ -54,7 +54,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
     patterns = as_patterns(patterns)
     if len(patterns) == 1:
         path = Path(patterns[0]).expanduser()
-        if verify or is_packed(path):
+        if verify or is_packed(path):  # with verify, opening refuses a path that is not packed
             return _inspect_packed(path, verify)
     if verify:
         raise TrajectoryError("Only a packed trajectory has hashes to verify: name one alone, or leave out --verify.")
@@ -72,7 +72,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
-        "rows": _kind_of_rows(trajectory),
+        "rows": _kind_of_rows(widths, trajectory.intervals),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
@@ -82,13 +82,17 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
     }
 
 
-def _kind_of_rows(trajectory: Trajectory) -> str:
-    if trajectory.intervals is not None:
-        return described(trajectory.intervals)
-    widths = sorted({row.width for row in trajectory.rows if row.width})
-    if widths:
-        return f"averages of width {', '.join(f'{width:g}' for width in widths)}"
+def _kind_of_rows(widths: Sequence[float], intervals: Sequence[Interval] | None = None) -> str:
+    if intervals is not None:
+        return described(intervals)
+    if any(widths):
+        return f"averages of width {', '.join(f'{width:g}' for width in _occurring(widths))}"
     return "checkpoints"
+
+
+def _occurring(widths: Sequence[float]) -> list[float]:
+    """The widths of averages, each once."""
+    return sorted(set(widths) - {0.0})
 
 
 def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         "packed": False,
         "key": first.key,
         "checkpoints": len(paths),
-        "rows": "checkpoints",
+        "rows": _kind_of_rows(widths),
         "stored": EXACT,
         "bytes": layout.row_bytes * len(paths),
         "sha256": None,
@@ -135,7 +139,7 @@ def _described(
         "first_step": steps[0] if steps else None,
         "last_step": steps[-1] if steps else None,
         "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(sorted(set(steps)))}),
-        "widths": sorted(set(widths) - {0.0}),
+        "widths": _occurring(widths),
         "steps": steps,
         "warnings": warnings,
     }

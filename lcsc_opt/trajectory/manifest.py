@@ -143,10 +143,16 @@ class Manifest(pydantic.BaseModel):
         previous = -1
         for saved in with_interval:
             assert saved.interval is not None
-            first, last, count = saved.interval
-            if not previous < first <= last == saved.step or count > last - first + 1:
-                raise ValueError(f"the interval of step {saved.step} does not fit the rows around it")
-            previous = last
+            first_step, last_step, checkpoints = saved.interval
+            fits = previous < first_step <= last_step == saved.step
+            fits = fits and checkpoints <= last_step - first_step + 1
+            if checkpoints == 1:
+                fits = fits and first_step == last_step
+            if not fits:
+                raise ValueError(
+                    f"the interval of step {saved.step} does not fit its step, its checkpoints or the row before"
+                )
+            previous = last_step
 
     @property
     def rows(self) -> list[Row]:

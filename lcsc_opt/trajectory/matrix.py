@@ -277,7 +277,7 @@ class MatrixWriter:
             if isinstance(layout, ShardedLayout):
                 sha256, varying = self._write_parts(row, slot, layout, tensors, manifest)
             else:
-                sha256, varying = self._write_row(row.step, slot, tensors, manifest)
+                sha256, varying = self._write_row(row, slot, tensors, manifest)
         added = manifest.with_checkpoint(
             self._keep_last,
             varying,
@@ -291,12 +291,13 @@ class MatrixWriter:
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
     def merge_pair(self, row: int) -> None:
-        """Replace two neighbouring rows of means, from ``row``, by the mean of their checkpoints, on the disk.
+        """Replace two neighbouring rows of means, from ``row``, by one: their mean, on the disk.
 
-        The two stay until the new row is complete. All rows must have been committed.
+        Each weighs as much as it has checkpoints. The two stay until the new row is complete. All rows must have been
+        committed: else the slot that is free may be one that the manifest on the disk still names.
 
         Raises:
-            TrajectoryError: the disk refuses; then the two rows are as before.
+            TrajectoryError: the disk refuses. Then the manifest on the disk names the two rows, or already the new one.
         """
         manifest = self._current()
         assert manifest is not None
@@ -309,7 +310,7 @@ class MatrixWriter:
         rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
         tensors = MeanOfRows(manifest.layout, rows, (before.checkpoints, after.checkpoints))
         slot = manifest.free_slot()
-        write_row = functools.partial(self._write_row, later.step, slot, tensors, manifest)
+        write_row = functools.partial(self._write_row, later.row, slot, tensors, manifest)
         with self._as_trajectory_error():
             sha256, varying = self.processes.first(f"merge {earlier.interval} and {later.interval}", write_row)
         interval = Interval(before.first_step, after.last_step, before.checkpoints + after.checkpoints)
@@ -356,7 +357,7 @@ class MatrixWriter:
         return layout.row_layout
 
     def _write_row(
-        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
     ) -> tuple[str, list[str]]:
         """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
 
@@ -364,7 +365,7 @@ class MatrixWriter:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
         if manifest.stored == INT8:
-            return self._write_int8_row(step, slot, tensors, manifest)
+            return self._write_int8_row(row, slot, tensors, manifest)
         digest = hashlib.sha256()
         varying: list[str] = []
         last_row = self._last_row(manifest)
@@ -375,7 +376,7 @@ class MatrixWriter:
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
+                        check_finite(piece.view(spec.torch_dtype), spec, row, manifest.stored)
                     self._write_bytes(piece.numpy().data)
                 if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
                     _check_mergeable(spec)
@@ -398,7 +399,7 @@ class MatrixWriter:
                 if spec is None or not len(content):
                     continue
                 if spec.merged:
-                    check_finite(content.view(spec.torch_dtype), spec, row.step, manifest.stored)
+                    check_finite(content.view(spec.torch_dtype), spec, row, manifest.stored)
                 written += layout.write(self._weights, offset, spec, content)
             if self.processes.is_first:
                 layout.write_padding(self._weights, offset)
@@ -447,7 +448,7 @@ class MatrixWriter:
                 raise _other_weights(row)
 
     def _write_int8_row(
-        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
     ) -> tuple[str, list[str]]:
         """As :meth:`_write_row`. The hash is that of the rounded weights, as they are read."""
         digest = hashlib.sha256()
@@ -465,7 +466,7 @@ class MatrixWriter:
             if spec.merged:
                 deviates = False
                 for codes, scales, rounded in encoder.encode(spec, content):
-                    check_finite(rounded, spec, step, manifest.stored)
+                    check_finite(rounded, spec, row, manifest.stored)
                     digest.update(rounded.view(torch.uint8).numpy().data)
                     self._write_bytes(codes.numpy().data.cast("B"))
                     all_scales.append(scales)
@@ -526,19 +527,18 @@ def _other_weights(row: Row) -> TrajectoryError:
     )
 
 
-def check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+def check_finite(content: Tensor, spec: TensorSpec, row: Row, stored: str | None) -> None:
     """Refuse NaN and infinity in a tensor that is merged, or a part of it.
 
     Raises:
-        TrajectoryError: there is one; names the tensor and the step.
+        TrajectoryError: there is one; names the tensor and the row.
     """
     least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
     raise TrajectoryError(
-        f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out, by a glob or "
-        "a list."
+        f"Tensor {spec.name!r} at {row} holds NaN or infinity{rounded}: leave this checkpoint out, by a glob or a list."
     )
 
 

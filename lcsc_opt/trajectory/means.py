@@ -178,7 +178,7 @@ class MeanOfRows(Mapping[str, Tensor]):
 
 
 def _groups(names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of tensors of one dtype and device, not too many bytes at once."""
+    """Names of tensors of one dtype and device, not too many bytes at once; a larger tensor is alone."""
     groups: list[list[str]] = []
     free_bytes = 0
     previous = None

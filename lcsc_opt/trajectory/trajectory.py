@@ -35,7 +35,7 @@ from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
-_MOST_NAMED = 3  # steps with the same weights that one warning names
+_MOST_NAMED = 3  # rows with the same weights that one warning names
 
 
 class Trajectory:
@@ -135,12 +135,12 @@ class Trajectory:
         """The same trajectory, merged and projected on ``device``, in the fastest way possible.
 
         On a GPU: from a copy of the trajectory in its memory (``resident``) if the copy fits into a part of the free
-        memory. Elsewhere, with tensors on the CPU: from the map (``mapped``) if the machine's memory can hold the file.
-        Else the trajectory is read for each merge (``streamed``), part by part, while the part before is combined. A
-        line on stderr says which way, unless it is the map.
+        memory. On the CPU, which also serves devices that cannot merge: from the map (``mapped``) if the machine's
+        memory can hold the file. Else the trajectory is read for each merge (``streamed``), part by part, while the
+        part before is combined. A line on stderr says which way, unless it is the map.
 
-        In another process, it must be put on a device again. ``how`` asks for one of the three ways;
-        ``mapped`` on the CPU only.
+        ``how`` asks for one of the three ways; ``mapped`` on the CPU only. ``resident`` becomes ``streamed`` where the
+        device runs out of memory. Pickling forgets the device.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
@@ -297,16 +297,16 @@ class Trajectory:
 
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
-        steps_by_hash: dict[str, list[str]] = {}
-        for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
-            steps_by_hash.setdefault(sha256, []).append(f"step {step}")
+        rows_by_hash: dict[str, list[str]] = {}
+        for row, sha256 in zip(self.rows, self.checkpoint_sha256, strict=True):
+            rows_by_hash.setdefault(sha256, []).append(str(row))
         warnings: list[str] = []
-        for steps in steps_by_hash.values():
-            if len(steps) < 2:
+        for rows in rows_by_hash.values():
+            if len(rows) < 2:
                 continue
-            warning = f"identical weights: {', '.join(steps[:_MOST_NAMED])}"
-            if len(steps) > _MOST_NAMED:
-                warning += f" and {len(steps) - _MOST_NAMED} more"
+            warning = f"identical weights: {', '.join(rows[:_MOST_NAMED])}"
+            if len(rows) > _MOST_NAMED:
+                warning += f" and {len(rows) - _MOST_NAMED} more"
             warnings.append(warning)
         return warnings
 
@@ -357,7 +357,7 @@ class Trajectory:
         """Hash every row again.
 
         Raises:
-            TrajectoryError: the bytes of a step are not those that were written; names the first such step.
+            TrajectoryError: the bytes of a row are not those that were written; names the first such row.
         """
         with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
@@ -365,7 +365,7 @@ class Trajectory:
                 for _, content in self._parts(saved.slot):
                     digest.update(content.numpy().data)
                 if digest.hexdigest() != saved.sha256:
-                    raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
+                    raise TrajectoryError(f"{self.path}: the weights of {saved.row} are damaged: pack again.")
                 advance()
 
     def _float64_tiles(self) -> Iterator[tuple[int, Tensor]]:

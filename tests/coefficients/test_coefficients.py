@@ -158,7 +158,7 @@ def test_a_single_rate_is_rescaled_to_the_middle_of_a_short_window(rates: list[f
 
 @pytest.mark.parametrize("rates", [[], [1.0], [0.9, -0.1], [math.nan]])
 def test_rates_that_average_nothing_are_refused(rates: list[float]) -> None:
-    with pytest.raises(StudySpecError, match="^rates: expected numbers from 0 and below 1"):
+    with pytest.raises(StudySpecError, match=r"^rates: expected numbers from 0 and below 1"):
         window_ema_rates(range(100, 1100, 100), rates)
 
 

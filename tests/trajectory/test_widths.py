@@ -62,6 +62,7 @@ def test_a_folder_of_edm2_is_one_trajectory(edm2: Path, tmp_path: Path) -> None:
     assert described["widths"] == [0.05, 0.1]
     assert described["intervals"] == [100]
     assert described["warnings"] == inspect([edm2])["warnings"] == []
+    assert described["rows"] == inspect([edm2])["rows"] == "averages of width 0.05, 0.1"
     assert pickle.loads(pickle.dumps(trajectory)).rows == ROWS
 
 
@@ -183,6 +184,25 @@ def test_a_training_appends_each_width(tmp_path: Path) -> None:
     with TrajectoryWriter(tmp_path / "t", resume=10) as writer:
         assert writer.steps == (10, 10, 10)
     assert json.loads((tmp_path / "t" / "manifest.json").read_bytes())["format"] == 2
+
+
+def test_a_row_is_named_with_its_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for width in (0.05, 0.1):
+            writer.append(10, average(1), width=width)
+        with pytest.raises(TrajectoryError, match=r"at step 20, width 0\.05 holds NaN"):
+            writer.append(20, average(float("nan")), width=0.05)
+    trajectory = Trajectory.open(tmp_path / "t")
+    assert trajectory.identical() == ["identical weights: step 10, width 0.05, step 10, width 0.1"]
+    (tmp_path / "c.json").write_text("[0.5, 0.5]")
+    megatron = [str(tmp_path / "list.txt"), "--as", "megatron"]
+    assert lcsc(["apply", str(tmp_path / "c.json"), str(tmp_path / "t"), "-o", *megatron]) == 2
+    assert "step 10, width 0.05 has no file: a training loop wrote it" in capsys.readouterr().err
+    weights = bytearray((tmp_path / "t" / "weights.bin").read_bytes())
+    weights[0] ^= 64
+    (tmp_path / "t" / "weights.bin").write_bytes(weights)
+    with pytest.raises(TrajectoryError, match=r"the weights of step 10, width 0\.05 are damaged"):
+        Trajectory.open(tmp_path / "t").verify()
 
 
 @pytest.mark.parametrize(
