@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS, KnownCheckpoints, cache_directory
 from lcsc_opt.base.progress import notice
@@ -79,13 +79,12 @@ class PackedTrajectory:
         """The trajectory's path here: the coordinator's path, or one in the cache, where it is fetched if necessary.
 
         Raises:
-            StudySpecError: it cannot be written there.
-            TrajectoryError: the fetched files are damaged.
+            TrajectoryError: it cannot be written there, or the fetched files are damaged.
         """
         from lcsc_opt.trajectory import Trajectory
 
         cached = cache_directory() / self.in_cache
-        for path in (self.path, cached):
+        for path in (self.path, cached):  # machines that share a disk see the coordinator's path
             if Trajectory.holding(path, self.checkpoints) is not None:
                 return path
         with only_process(cached):
@@ -114,7 +113,8 @@ class PackedTrajectory:
                 (pending / MANIFEST).write_bytes(self.manifest)
                 Trajectory.open(pending, steps=self.checkpoints.steps).verify()
         except OSError as error:
-            raise StudySpecError(f"the trajectory cannot be fetched to {cached}: {error.strerror}") from error
+            reason = error.strerror or error
+            raise TrajectoryError(f"The trajectory cannot be fetched to {cached}: {reason}.") from error
 
 
 @dataclasses.dataclass(frozen=True)

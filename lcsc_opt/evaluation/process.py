@@ -76,7 +76,10 @@ class WorkerProcess:
         """Wait until it has ended; gives how it ended, and that this counts as a death."""
         exit_code = self._process.wait()
         self._connection.close()
-        return f"the worker process died (killed, or out of memory; exit code {exit_code})", True
+        cause = f"exit code {exit_code}"
+        if exit_code < 0:  # a signal ended it
+            cause = f"killed, or out of memory; {cause}"
+        return f"the worker process died ({cause})", True
 
 
 def _preparation(settings: WorkerSettings) -> dict[str, Any]:

@@ -114,13 +114,17 @@ class _Cluster:
     def check(self) -> None:
         """Refuse a cluster without room for a worker. A notice says if there is too little room for all of them.
 
+        What other programs use now counts as room: workers wait for it.
+
         Raises:
-            StudySpecError: no node has room for a worker.
+            StudySpecError: no node is alive, or none has room for a worker.
         """
         workers = self._settings.ray
         nodes = self._nodes().values()
-        room = sum(self._room(node) for node in nodes)
-        if not room:
+        if not nodes:
+            raise StudySpecError("workers.ray: no node of the cluster is alive; start one with `ray start`")
+        most_workers = sum(self._most_workers(node) for node in nodes)
+        if not most_workers:
             cpus = [_amount(node, "CPU") for node in nodes]
             gpus = [_amount(node, "GPU") for node in nodes]
             raise StudySpecError(
@@ -128,8 +132,8 @@ class _Cluster:
                 f"asked for, and the cluster has {sum(gpus):g} GPUs and {sum(cpus):g} CPUs on {len(nodes)} nodes, at "
                 f"most {max(gpus):g} and {max(cpus):g} on one: lower gpus and cpus, or add nodes"
             )
-        if room < workers:
-            notice(f"the cluster has room for {room} of {workers} workers; the others begin when nodes join it")
+        if most_workers < workers:
+            notice(f"the cluster has room for {most_workers} of {workers} workers; the others begin when nodes join it")
 
     def start(self, settings: WorkerSettings) -> _RayLink:
         """Ask Ray for a worker. Raises OSError if it refuses."""
@@ -155,7 +159,7 @@ class _Cluster:
         is_new = link.node not in self._avoided_nodes
         self._avoided_nodes.add(link.node)
         remaining = [node for name, node in self._nodes().items() if name not in self._avoided_nodes]
-        if not any(self._room(node) for node in remaining):
+        if not any(self._most_workers(node) for node in remaining):
             return error_of_node
         if is_new:
             notice(f"{error_of_node}; the search continues without it")
@@ -165,7 +169,7 @@ class _Cluster:
         """The nodes that are alive, by id, as Ray describes them."""
         return {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
 
-    def _room(self, node: Mapping[str, Any]) -> int:
+    def _most_workers(self, node: Mapping[str, Any]) -> int:
         """How many workers fit on a node that has nothing else to do."""
         needed = {"CPU": self._settings.cpus, "GPU": self.gpus}
         return min(int(_amount(node, resource) / amount + 1e-9) for resource, amount in needed.items() if amount)
@@ -261,6 +265,9 @@ class _RayLink:
             return "the worker was stopped", False
         self._kill()  # it may only be out of reach
         where = f" on node {self.machine}" if self.node else ""
+        if isinstance(self._error, self._ray.exceptions.RayTaskError):  # such as a job that cannot be unpickled
+            error = self._error.cause
+            return f"the worker{where} died ({type(error).__name__}: {' '.join(str(error).split())[:200]})", True
         if self._is_preempted():
             return f"the worker{where} went away with its node", False
         cause = "killed, or out of memory"

@@ -162,16 +162,19 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
 def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
     """Queue jobs, and end this process with the coordinator, also when that was killed and an evaluation runs here.
 
-    Otherwise the device would stay occupied. A job that cannot be unpickled ends this process, too, and so fails.
+    Otherwise the device would stay occupied. A job that cannot be unpickled ends this process, too, and so counts as
+    failed.
     """
-    try:
-        while True:
-            jobs.put(connection.recv())
-    except (EOFError, OSError):
-        os._exit(1)
-    except BaseException:  # of a class of the user's
-        traceback.print_exc()
-        os._exit(1)
+    while True:
+        try:
+            pickled_job = connection.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(1)
+        try:
+            jobs.put(pickle.loads(pickled_job))  # noqa: S301 - of our own coordinator
+        except BaseException:  # unpickling a class of the user's may raise anything
+            traceback.print_exc()
+            os._exit(1)
 
 
 def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:

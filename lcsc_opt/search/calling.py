@@ -208,12 +208,17 @@ class _Call:
         jobs: int,
         further: Mapping[str, Any],
     ) -> _Call:
-        """Check the arguments, as far as that is possible without calling anything."""
+        """Check the arguments, as far as that is possible without calling anything.
+
+        Raises:
+            StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must.
+        """
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
             raise StudySpecError(f"jobs: expected a whole number of processes from 1, got {excerpt(jobs)}")
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
+        # argument → the setting that it gives, and the function or its name
         arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
         report: dict[str, Any] | None = None
         if score is not None:
@@ -221,18 +226,26 @@ class _Call:
             arguments["score"] = ("score", score)
             if held_out is not None:
                 arguments["held_out"] = ("held_out", held_out)
-                report = {"top": 5}
+                report = {"top": 5}  # its best five are compared on selection noise, and the best is reported
             if reference is not None:
                 raise StudySpecError("reference: belongs to sample; a score measures by itself")
         else:
             file = "torch_module.py"
             arguments["sample"] = ("sampler", sample)
-            report = {} if held_out is None else {"images": held_out}
+            report = {}
+            if held_out is not None:
+                if not isinstance(held_out, int) or isinstance(held_out, bool):
+                    raise StudySpecError(
+                        f"held_out: with sample, it is how many images the report samples; got {excerpt(held_out)}"
+                    )
+                report["images"] = held_out
             if reference is not None:
                 settings["reference"] = str(reference) if isinstance(reference, Path) else reference
         functions: dict[str, Function] = {}
-        names = {}
+        not_importable = {}
         for argument, (setting, function) in arguments.items():
+            if setting in further:
+                raise StudySpecError(f"{setting}: {argument} gives it; leave {setting} out")
             if isinstance(function, str):
                 settings[setting] = function
                 continue
@@ -242,9 +255,9 @@ class _Call:
             dotted = importable_name(function)
             settings[setting] = dotted or f"{LIVE}{argument}"
             if dotted is None:
-                names[argument] = getattr(function, "__qualname__", type(function).__name__)
-        if jobs > 1 and names:
-            named = " and ".join(f"{argument} ({text})" for argument, text in names.items())
+                not_importable[argument] = getattr(function, "__qualname__", type(function).__name__)
+        if jobs > 1 and not_importable:
+            named = " and ".join(f"{argument} ({text})" for argument, text in not_importable.items())
             raise StudySpecError(f"jobs={jobs}: other processes cannot import {named}; put it into a module, or jobs=1")
         default_name = getattr(score or sample, "__name__", "search")
         call = cls(
@@ -253,7 +266,7 @@ class _Call:
             checkpoints=by_step(checkpoints) or _patterns(checkpoints),
             functions=functions,
             live=LiveFunctions(),
-            not_importable=names,
+            not_importable=not_importable,
             held_out=report,
             default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
         )

@@ -226,15 +226,18 @@ def basis(first: int, last: int) -> np.ndarray:
     return np.stack([np.ones_like(index), index, index**2], axis=1)
 
 
-def cannot_be_made() -> None:
-    raise AttributeError("of another version")
+def cannot_be_made(error: Exception) -> None:
+    raise error
 
 
 class Unreadable:
     """Raises an error where it is unpickled."""
 
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
     def __reduce__(self) -> Any:
-        return cannot_be_made, ()
+        return cannot_be_made, (self.error,)
 
 
 def fails_to_load() -> Stages:

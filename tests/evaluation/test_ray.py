@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import re
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
@@ -34,7 +38,7 @@ from tests.processes import Lcsc, lcsc_process
 
 ray = pytest.importorskip("ray")
 
-from lcsc_opt.evaluation.ray import ray_workers  # noqa: E402
+from lcsc_opt.evaluation.ray import _Cluster, _RayLink, ray_workers  # noqa: E402
 from tests.evaluation.ray_clusters import (  # noqa: E402
     OBJECTIVE,
     SPEC,
@@ -145,6 +149,51 @@ def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, clu
     assert "the cluster has room for 2 of 9 workers" in typed("run", file, "--dry-run").err
     assert not list(folder.glob("*.db*"))
     assert not ray.is_initialized()
+
+
+def test_a_cluster_whose_nodes_have_all_gone_is_one_line() -> None:
+    gone = types.SimpleNamespace(nodes=lambda: [{"NodeID": "one", "Alive": False}])
+    with pytest.raises(StudySpecError, match=r"^workers\.ray: no node of the cluster is alive"):
+        _Cluster(gone, RayWorkers(ray=2), SPEC).check()
+
+
+def test_a_job_that_a_worker_cannot_read_is_the_cause_of_its_end() -> None:
+    unread: Future[Any] = Future()
+    called = types.SimpleNamespace(future=lambda: unread)
+    actor = types.SimpleNamespace(ready=types.SimpleNamespace(remote=lambda: called))
+    kills: list[Any] = []
+    there = [{"NodeID": "1", "NodeName": "one", "NodeManagerAddress": "", "Alive": True}]
+    cluster = types.SimpleNamespace(
+        exceptions=ray.exceptions, nodes=lambda: there, kill=lambda actor, **_: kills.append(actor)
+    )
+    link = _RayLink(cluster, actor)
+    link.node = "1"
+    error = FileNotFoundError("no such file: prompts.txt")
+    unread.set_exception(ray.exceptions.RayTaskError("do", "Traceback …", error).as_instanceof_cause())
+    assert link.join() == ("the worker on node one died (FileNotFoundError: no such file: prompts.txt)", True)
+    assert kills == [actor]
+
+
+def no_space(_: Any) -> bytes:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_node_whose_cache_cannot_be_written_is_one_line(
+    own_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = PackedTrajectory.of(Trajectory.open(own_files / "run.trajectory"))
+    packed = dataclasses.replace(packed, node="ab" * 28)
+    (packed.path / MANIFEST).unlink()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(TrajectoryError, match="Cannot write to"):
+        packed.on_this_machine()
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "full"))
+    monkeypatch.setattr(ray, "get", no_space)
+    remote = types.SimpleNamespace(remote=lambda *_: None)
+    monkeypatch.setattr(ray, "remote", lambda _: types.SimpleNamespace(options=lambda **_: remote))
+    with pytest.raises(TrajectoryError, match=r"cannot be fetched to .*: No space left on device"):
+        packed.on_this_machine()
 
 
 def test_a_node_with_other_software_is_refused_by_its_name(

@@ -96,10 +96,17 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert all("worker process died" in one.reason and one.retry for one in died)
 
 
-def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not() -> None:
+@pytest.mark.parametrize(
+    "error", [AttributeError("of another version"), FileNotFoundError("prompts.txt"), EOFError("cut off")]
+)
+def test_a_job_that_a_worker_cannot_read_fails_and_the_next_one_does_not(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
     with contextlib.closing(WorkerPool(Stages, 1)) as pool:
-        failed(pool.submit("submit", Unreadable()))
+        failure = failed(pool.submit("submit", Unreadable(error)))
         evaluated(ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)))
+    assert failure.reason == "the worker process died (exit code 1)", "nothing killed it"
+    assert f"{type(error).__name__}: {error}" in capfd.readouterr().err
 
 
 class Unwritable(float):
@@ -150,7 +157,12 @@ OTHER = {"objective": {"stages": False}, "code": {}}
     [
         (fails_to_load, None, StudySpecError, "put it back"),
         (Stages, OTHER, StudyStoreError, "other files"),
-        (dies_while_loading, None, ObjectiveError, r"worker 0 was lost 3 times in a row: .* exit code 7\)"),
+        (
+            dies_while_loading,
+            None,
+            ObjectiveError,
+            r"worker 0 was lost 3 times in a row: the worker process died \(exit code 7\)",
+        ),
     ],
 )
 def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_it_is(
