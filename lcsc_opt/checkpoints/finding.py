@@ -231,7 +231,7 @@ def _glob_of(path: Path) -> str:
     repository = hub.repository_of(path)
     if repository is None:
         return series_glob(path)
-    return f"hf://{repository}@{series_glob(Path(path.name))}"
+    return f"hf://{repository}@{Path(series_glob(path)).name}"
 
 
 class Selection(FrozenModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
@@ -47,21 +48,17 @@ def checkpoint_suffixes() -> list[str]:
 def step_in_name(path: Path) -> int | None:
     """The training step that a checkpoint's name tells, or ``None``.
 
-    It is the number behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of a folder
-    ``checkpoint-N`` around it. A name such as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of
-    PostHocEMA hold their step.
+    It is the number behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of one of the two
+    folders around it: ``checkpoint-N``, ``step_N``, or a bare ``N``, so ``2024/model.pt`` is of step 2024. A name such
+    as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of PostHocEMA hold their step.
     """
-    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):  # or an EMA's rate: only the content tells
+    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):  # only the content tells it from an EMA's rate
         return None
     step = _find_step(_without_suffix(path.name))
     if step is not None:
         return int(step["digits"])
-    nearest_folders = path.absolute().parts[-2:-4:-1]  # of checkpoint-500/model.pt and checkpoint-500/unet/model.pt
-    for folder in nearest_folders:
-        numbered = _NUMBERED_FOLDER.fullmatch(folder)
-        if numbered is not None:
-            return int(numbered[1])
-    return None
+    numbered_folder = _numbered_folder(path)
+    return None if numbered_folder is None else numbered_folder.step
 
 
 def checkpoint_series(path: str | Path) -> str:
@@ -76,11 +73,12 @@ def checkpoint_series(path: str | Path) -> str:
     series = _series_of_name(name)
     if series is not None:
         return series
-    depth = _depth_of_numbered_folder(path)
-    if depth is None:
+    numbered_folder = _numbered_folder(path)
+    if numbered_folder is None:
         return name
-    folder = _without_suffix(path.parts[-1 - depth])
-    inside = path.parts[len(path.parts) - depth : -1]
+    parts = path.absolute().parts
+    folder = _without_suffix(parts[-1 - numbered_folder.depth])
+    inside = parts[len(parts) - numbered_folder.depth : -1]
     return "/".join((_series_of_name(folder) or "step", *inside, name))
 
 
@@ -110,10 +108,15 @@ def post_hoc_step(path: Path) -> int | None:
 
 def series_glob(path: Path) -> str:
     """A glob of the series of a checkpoint: its path, with ``*`` for the step and for settings such as ``epoch=3``."""
-    parts = list(path.parts)
-    place = len(parts) - 1
+    depth = 0  # of the part with the step, above the name
     if _find_step(_without_suffix(path.name)) is None:
-        place -= _depth_of_numbered_folder(path) or 0
+        numbered_folder = _numbered_folder(path)
+        if numbered_folder is not None:
+            depth = numbered_folder.depth
+    if depth >= len(path.parts):  # the working directory is in that folder
+        path = path.absolute()
+    parts = list(path.parts)
+    place = len(parts) - 1 - depth
     stem = _without_suffix(parts[place])
     suffix = parts[place].removeprefix(stem)
     step = _find_step(stem)
@@ -160,11 +163,20 @@ def _series_of_name(name: str) -> str | None:
     return re.sub(r"([-_. ])[-_. ]+", r"\1", constant).strip("-_. ") or "step"
 
 
-def _depth_of_numbered_folder(path: Path) -> int | None:
-    """How far above ``path`` a folder such as ``checkpoint-500`` is: 1, 2, or ``None`` for none."""
-    for depth in (1, 2):
-        if len(path.parts) > depth and _NUMBERED_FOLDER.fullmatch(path.parts[-1 - depth]):
-            return depth
+class _NumberedFolder(NamedTuple):
+    """A folder such as ``checkpoint-500``: how far above a path it is, 1 or 2, and its step."""
+
+    depth: int
+    step: int
+
+
+def _numbered_folder(path: Path) -> _NumberedFolder | None:
+    """The nearest such folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
+    nearest_folders = path.absolute().parts[-2:-4:-1]
+    for depth, folder in enumerate(nearest_folders, start=1):
+        numbered = _NUMBERED_FOLDER.fullmatch(folder)
+        if numbered is not None:
+            return _NumberedFolder(depth, int(numbered[1]))
     return None
 
 

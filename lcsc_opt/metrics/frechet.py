@@ -28,6 +28,7 @@ Array = npt.NDArray[np.float64]
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
 BLOCK = 256  # rows or columns of a symmetric or triangular matrix at once; the other half is not computed
+_OTHER_FEATURES = "; use one extractor for both sets"
 
 
 class Moments:
@@ -163,7 +164,7 @@ class FrechetReference:
         Raises:
             MetricError: an array is not finite, or has another shape.
         """
-        checked = _checked(mean, "mean", self.dimension)
+        checked = _checked(mean, "mean", self.dimension, advice=_OTHER_FEATURES)
         return self._distance(checked, _covariance(cov, self.dimension, "covariance"))
 
     def distance_from_features(self, features: npt.ArrayLike) -> float:
@@ -188,7 +189,7 @@ class FrechetReference:
         Raises:
             MetricError: they are of another D, or of fewer than two features.
         """
-        mean = _checked(moments.mean, "moments", self.dimension)
+        mean = _checked(moments.mean, "moments", self.dimension, advice=_OTHER_FEATURES)
         if moments.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {moments.count}")
         return self._distance(mean, moments.scatter, divisor=moments.count - 1)
@@ -215,7 +216,7 @@ class FrechetReference:
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
-        checked = _checked(features, "features", None, self.dimension)
+        checked = _checked(features, "features", None, self.dimension, advice=_OTHER_FEATURES)
         if len(checked) < 2:
             raise MetricError("a covariance needs at least 2 images, got 1")
         mean = checked.mean(axis=0)
@@ -291,23 +292,30 @@ def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]
     return is_positive
 
 
-def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:
-    """``values`` as float64; ``None`` in the shape is any length from 1.
+def _checked(values: npt.ArrayLike, name: str, *expected_shape: int | None, advice: str = "") -> Array:
+    """``values``, also a tensor, as float64; ``None`` in the shape is any length from 1.
+
+    ``advice`` ends the message if a length is another than expected.
 
     Raises:
         MetricError: they have another shape, or are not finite real numbers.
     """
-    array = np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        if values.is_floating_point():
+            values = values.double()  # numpy has no bfloat16
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of several lengths
+        raise MetricError(f"{name}: expected real numbers in one shape: {error}") from error
     if array.dtype.kind not in "fiu":
         raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
-    fits = array.ndim == len(shape) and array.size > 0
-    for length, expected_length in zip(array.shape, shape, strict=False):
+    fits = array.ndim == len(expected_shape) and array.size > 0
+    for length, expected_length in zip(array.shape, expected_shape, strict=False):
         fits = fits and expected_length in (None, length)
     if not fits:
-        expected = ", ".join("any" if length is None else str(length) for length in shape)
-        raise MetricError(
-            f"{name}: expected the shape [{expected}], got {list(array.shape)}; use one extractor for both sets"
-        )
+        expected = ", ".join("any from 1" if length is None else str(length) for length in expected_shape)
+        raise MetricError(f"{name}: expected the shape [{expected}], got {list(array.shape)}{advice}")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise MetricError(f"{name}: holds NaN or infinity; check the images and the weights")
@@ -316,6 +324,7 @@ def _checked(values: npt.ArrayLike, name: str, *shape: int | None) -> Array:
 
 def _covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric. Raises MetricError for another shape, NaN and infinity."""
-    array = _checked(cov, name, dimension, dimension)
+    advice = "; mean and covariance have to be of the same features"
+    array = _checked(cov, name, dimension, dimension, advice=advice)
     symmetric: Array = (array + array.T) / 2
     return symmetric

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import checkpoint_step, find_checkpoints
-from lcsc_opt.checkpoints.names import checkpoint_series, series_glob
+from lcsc_opt.checkpoints.names import checkpoint_series, series_glob, step_in_name
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
 
@@ -96,6 +96,18 @@ def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
 def test_series_is_the_name_without_what_changes(name, series):
     assert checkpoint_series(name) == series
     assert checkpoint_series(f"some/run7/{name}") == series
+
+
+def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint-500" / "unet"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for path in (Path("model.pt"), folder / "model.pt"):
+        assert step_in_name(path) == 500
+        assert checkpoint_series(path) == "checkpoint/unet/model"
+        assert series_glob(path) == str(tmp_path / "checkpoint-*" / "unet" / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    assert series_glob(Path("checkpoint-500/unet/model.pt")) == "checkpoint-*/unet/model.pt"
 
 
 @pytest.mark.parametrize(

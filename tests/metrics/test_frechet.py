@@ -112,7 +112,7 @@ GOOD_MEAN, GOOD_COV = np.zeros(3), np.eye(3)
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.zeros((5, 4)), r"expected the shape \[any, 3\]|expected the shape \[3\]"),
+        (np.zeros((5, 4)), r"expected the shape \[(any from 1, )?3\], got .*; use one extractor"),
         (np.zeros((1, 3)), "at least 2 images"),
         (np.full((5, 3), np.nan), "NaN or infinity"),
     ],
@@ -129,11 +129,24 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
 @pytest.mark.parametrize(
     ("mean", "cov", "message"),
     [
-        (GOOD_MEAN, np.eye(2), r"expected the shape \[3, 3\]"),
+        (
+            GOOD_MEAN,
+            np.eye(2),
+            r"expected the shape \[3, 3\], got \[2, 2\]; mean and covariance have to be of the same",
+        ),
         (["a", "b", "c"], GOOD_COV, "real numbers"),
+        ([[0, 0], [0]], GOOD_COV, "expected real numbers in one shape"),
+        ([], GOOD_COV, r"expected the shape \[(any from 1|3)\], got \[0\]"),
     ],
 )
 def test_what_is_no_mean_or_covariance_is_refused(mean, cov, message):
     for arguments in ((mean, cov, GOOD_MEAN, GOOD_COV), (GOOD_MEAN, GOOD_COV, mean, cov)):
         with pytest.raises(MetricError, match=message):
             FrechetReference(*arguments[:2]).distance(*arguments[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_features_may_be_tensors_of_any_floating_point_type_and_with_a_graph(dtype):
+    features = torch.from_numpy(correlated_features(9, 3, seed=0)).to(dtype).requires_grad_()
+    expected = FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_features(features.detach().double().numpy())
+    assert FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_features(features) == expected
