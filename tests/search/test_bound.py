@@ -302,6 +302,13 @@ def test_a_fork_of_a_grid_takes_over_no_losses_without_a_penalty(typed: Typed) -
     assert np.allclose(first_searched.user_attrs["coefficients"], grid.chosen_trial()[1])
 
 
+def test_a_fork_whose_budget_its_baselines_would_spend_is_not_stored(typed: Typed) -> None:
+    [grid] = run(specification(optimizers=["EMAGrid"]))
+    command = ["fork", grid.name, "forked", "--optimizer", "CMA", "--budget", str(FEWEST_KEPT), "--storage", URL]
+    assert "leaves nothing to the search" in typed(*command, status=2).err
+    assert "forked" not in typed("list", "--storage", URL).out
+
+
 def test_a_landscape_has_the_bound_of_its_source(typed: Typed) -> None:
     [source] = run(specification())
     typed("landscape", source.name, "--grid", "5", "--storage", URL)
