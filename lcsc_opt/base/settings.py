@@ -236,8 +236,10 @@ def _near_name(name: str, names: Sequence[str]) -> str | None:
 
 
 def excerpt(value: Any) -> str:
-    """The value as an error shows it: at most 60 characters."""
+    """The value as an error shows it: at most 60 characters, in one line."""
     text = repr(value)
+    if "\n" in text:  # of a tensor
+        text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -36,6 +36,7 @@ from lcsc_opt.database.connection import read_or_empty
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import storage_url
+from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.search.api import Study, run_plans
 from lcsc_opt.search.plan import FEWEST_REAL_IMAGES, Plan, plans
 from lcsc_opt.search.resources import ObjectiveLoader
@@ -301,6 +302,8 @@ class _Call:
         checked: Any = parse_settings(settings_class, settings, source="lcsc_opt.search")
         if isinstance(self.checkpoints, Mapping):
             check_state_dicts(self.checkpoints)
+            if isinstance(checked, ReferenceScoreSettings):
+                MetricSuiteBuilder(checked, context).check()
             weights = dict(self.checkpoints[max(self.checkpoints)])
         else:
             checked.check(context)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH
@@ -65,7 +65,13 @@ def try_score(settings: Any, context: BuildContext, functions: Functions, weight
 
 
 def try_sampler(settings: Any, functions: Functions, weights: dict[str, Tensor]) -> str | None:
-    """Sample two images with the weights of one checkpoint; arguments and errors as of :func:`try_score`."""
+    """Sample two images with the weights of one checkpoint; arguments as of :func:`try_score`.
+
+    Raises:
+        ObjectiveError: as :func:`try_score`; or ``sample`` does not return images.
+        MetricError: their values are not finite.
+        Exception: what the functions raise.
+    """
     noise = settings.noise()
     build = functions.get("build") or import_dotted(settings.model, setting="model")
     sampler = FunctionSampler(
@@ -82,12 +88,18 @@ def try_sampler(settings: Any, functions: Functions, weights: dict[str, Tensor])
     sampler.load(weights)
     reason: str | None = settings.why_no_gradient()
     if reason is not None:
-        sampler.sample(SEARCH, 0, _IMAGES)
+        _check_images(sampler.sample(SEARCH, 0, _IMAGES))
         return reason
     varying = {name for name, tensor in weights.items() if tensor.is_floating_point()}
     with torch.enable_grad(), sampler.weights.differentiable(varying):
-        has_graph = sampler.sample(SEARCH, 0, _IMAGES).requires_grad
-    return None if has_graph else "the images have no graph"
+        images = sampler.sample(SEARCH, 0, _IMAGES)
+    _check_images(images.detach())
+    return None if images.requires_grad else "the images have no graph"
+
+
+def _check_images(images: Tensor) -> None:
+    if not images.isfinite().all():
+        raise MetricError("sample: the last checkpoint samples values that are not finite")
 
 
 def _network(build: Callable[..., Any]) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -432,9 +433,39 @@ def test_the_last_of_an_average() -> None:
         lcsc_opt.average(states(), "median")
 
 
-def test_images_are_sampled_and_compared(workplace: Path) -> None:
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sample": lambda net, noise: net(noise) * torch.nan}, "sample: the last checkpoint samples values that are"),
+        ({"sample": lambda net, noise: None}, "sample returned a NoneType; expected a tensor"),
+        ({"sample": lambda net, noise: net(noise)[:1]}, r"expected floating point images \[2, C, H, W\]"),
+        ({"reference": "nowhere"}, "nowhere does not exist"),
+        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference: expected a text, .* got tensor\(\[\[\[\[0"),
+        ({"image_shape": 8}, "image_shape: expected a list, got 8"),
+        ({"held_out": 0}, "images: expected at least 2, got 0"),
+    ],
+)
+def test_images_that_cannot_be_searched_are_refused_in_one_line(
+    workplace: Path, changed: dict[str, Any], said: str
+) -> None:
+    for index in range(3):
+        Image.new("RGB", (8, 8), (index, index, index)).save(workplace / f"{index}.png")
+    arguments = {
+        "build": lambda: nn.Conv2d(3, 3, 1, bias=False),
+        "sample": lambda net, noise: net(noise),
+        "reference": ".",
+        "image_shape": (3, 8, 8),
+        "loss": "fid@pixels",
+    }
+    trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
+    with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
+        lcsc_opt.search(trained, **{**arguments, **changed})
+    assert "\n" not in str(refused.value)
+    assert not Path("studies.db").exists()
+    assert not Path("../cache/trajectories").exists()
 
+
+def test_images_are_sampled_and_compared(workplace: Path) -> None:
     generator = np.random.default_rng(0)
     (workplace / "real").mkdir()
     for index in range(40):
