@@ -77,6 +77,7 @@ def _headline(landscape: Landscape) -> str:
 
 def _points(landscape: Landscape) -> Any:
     rows = [
-        [point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial] for point in landscape.points
+        [point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial]
+        for point in landscape.named_points
     ]
     return parts.table(("", "x", "y", landscape.study.metric, "trial"), rows)

@@ -22,7 +22,7 @@ def descend(
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     after: Callable[[int], None] | None = None,
 ) -> None:
-    """Minimize a loss in this process, without checkpoints.
+    """Minimize a loss in this process; an interrupted descent begins again.
 
     Args:
         loss: index of a step → its scalar.
@@ -30,7 +30,7 @@ def descend(
         steps: how many.
         description: what the progress bar says.
         schedule: the schedule of the learning rate; stepped with the optimizer.
-        after: called with the number of steps that are done.
+        after: called after each step with how many are done, for example to save the parameters.
 
     Raises:
         TrainingError: a loss is not finite.

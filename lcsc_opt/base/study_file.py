@@ -467,12 +467,13 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
         source: begins the message of an error.
 
     Raises:
-        StudySpecError: one line that names every wrong key with its path.
+        StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
     """
     if not isinstance(content, Mapping) or VARY not in content:
         return (_parsed(content, source),)
     studies = []
     for point, end_of_name in points(content, source=source):
+        # ``vary: {}`` is one point whose name has no end
         studies.append(_parsed(point, f"{source} {end_of_name}".rstrip()))
     return tuple(studies)
 

@@ -105,34 +105,44 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
 
     Args:
         content: the content of a study file, or a part of it; it is left as it is.
-        keys: the way to the value. In a list of optimizers, a key is an optimizer's name, the next key an option.
+        keys: the path of keys to the value. In a list of names, as that of optimizers, a key is one of the names, and
+            the next key an option of it.
         value: the new one.
         where: begins the message of an error.
 
     Raises:
-        StudySpecError: a value on the way has no keys, or a list has no optimizer of that name.
+        StudySpecError: a value on the path has no keys, or a list has no entry of that name.
     """
+    return _replaced(content, (), keys, value, where)
+
+
+def _replaced(content: Any, path: tuple[str, ...], keys: Sequence[str], value: Any, where: str) -> Any:
+    """As :func:`replaced`, of the content at ``path``, with the keys that remain."""
     if not keys:
         return value
     if content is None:
         content = {}
     if isinstance(content, list):
-        return _replaced_in_list(content, keys, value, where=where)
+        return _replaced_in_list(content, path, keys, value, where)
+    key = keys[0]
     if not isinstance(content, Mapping):
-        raise StudySpecError(f"{where}: {excerpt(content)} has no key {keys[0]!r}; replace all of it")
-    return {**content, keys[0]: replaced(content.get(keys[0]), keys[1:], value, where=where)}
+        advice = f"set {'.'.join(path)} itself" if path else "expected a mapping of settings"
+        raise StudySpecError(f"{where}: {excerpt(content)} has no key {key!r}; {advice}")
+    return {**content, key: _replaced(content.get(key), (*path, key), keys[1:], value, where)}
 
 
-def _replaced_in_list(optimizers: list[Any], keys: Sequence[str], value: Any, *, where: str) -> list[Any]:
-    """A copy of a list of optimizers, each written as ``LCSC`` or ``LCSC: {…}``, with one option replaced."""
-    has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in optimizers]
+def _replaced_in_list(
+    entries: list[Any], path: tuple[str, ...], keys: Sequence[str], value: Any, where: str
+) -> list[Any]:
+    """A copy of a list of names, each written as ``LCSC`` or ``LCSC: {…}``, with one option replaced."""
+    has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in entries]
     if not any(has_name):
-        raise StudySpecError(f"{where}: {excerpt(optimizers)} has no {keys[0]!r}")
+        raise StudySpecError(f"{where}: {excerpt(entries)} has no {keys[0]!r}")
     result = []
-    for entry, is_meant in zip(optimizers, has_name, strict=True):
+    for entry, is_meant in zip(entries, has_name, strict=True):
         if is_meant:
             options = entry if isinstance(entry, Mapping) else {}
-            result.append(replaced(options, keys, value, where=where))
+            result.append(_replaced(options, path, keys, value, where))
         else:
             result.append(entry)
     return result
@@ -143,7 +153,7 @@ def removed(content: Any, keys: Sequence[str], *, where: str) -> Any:
 
     Args:
         content: the content of a study file; it is left as it is.
-        keys: the way to the key.
+        keys: the path of keys to it.
         where: begins the message of an error.
 
     Raises:

@@ -33,7 +33,7 @@ def delete(
     from lcsc_opt.database.urls import masked
     from lcsc_opt.views.artifacts import files_of  # not from maintenance, which imports torch
 
-    database = open_database(storage, name=studies[0], write=True)
+    database = open_database(storage, wanted=studies[0], write=True)
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
     running = locked(database, studies)
     if running:

@@ -55,7 +55,7 @@ def compare(
         raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
     if plot is not None:
         _check_plot(plot, axis)
-    reader = HistoryReader(open_database(storage, name=experiment))
+    reader = HistoryReader(open_database(storage, wanted=experiment))
     with reader.at_one_moment():
         points = points_of(reader, experiment)
     studies = [study for point in points.values() for study in point]
@@ -163,7 +163,7 @@ def report(
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(open_database(storage, name=experiment), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(open_database(storage, wanted=experiment), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 
@@ -235,7 +235,9 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
 
 
 def landscape(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment")],
+    study: Annotated[
+        str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment: its objective is evaluated")
+    ],
     grid: Annotated[
         int | None,
         typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side. Default: {DEFAULT_SIZE}."),
@@ -244,7 +246,7 @@ def landscape(
         str | None, typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Images per point. Default: as in the search.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Distinguishes several landscapes of one experiment.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Only tells landscapes of one experiment apart.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
     storage: Storage = None,
     output: Output = "table",
@@ -269,7 +271,7 @@ def landscape(
     if output == "json":
         print_json(data.as_row())
     else:
-        rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.points]
+        rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.named_points]
         print_table(("", "x", "y", data.study.metric), rows, title=name)
     if plot is not None:
         write_figures({plot: data.figure()})

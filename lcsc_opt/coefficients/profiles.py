@@ -313,11 +313,13 @@ def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
 
 
 def _extrapolated_name(coefficients: Coefficients, counts: Sequence[int], rows_used: int) -> str | None:
-    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`."""
+    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`; what lies before the last ones has no name."""
     if rows_used == 0 or rows_used % 2:
         return None
     last = rows_used // 2
     extrapolation = -float(coefficients[-rows_used:-last].sum())
+    if extrapolation < 0:
+        return None
     if not np.allclose(coefficients, extrapolated_average(len(counts), last, extrapolation, counts=counts)):
         return None
     window = "last checkpoint" if last == 1 else f"last {last}"

@@ -23,7 +23,10 @@ TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
 
 
 class NetworkScorer:
-    """Calls a function with the network that has the merged weights: ``function(model)`` or ``function(model, draw)``.
+    """Calls a function with the network that has the merged weights.
+
+    A function with a parameter of the name ``draw`` is called as ``function(model, draw=draw)``, others as
+    ``function(model)``.
 
     The network is in evaluation mode, on the device. The function returns a number; a mapping of metrics, the first of
     which is the score; or single outcomes in one dimension, whose mean is the score. A generator may yield outcomes
@@ -56,7 +59,7 @@ class NetworkScorer:
         self._name = name
         self._metric = getattr(function, "__name__", "score").replace("<lambda>", "score")
         self.takes_draw = takes_draw(function) or held_out is not None
-        self.takes_group = self.takes_draw
+        self.takes_group = self.takes_draw  # a draw has its seed and its group
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))
@@ -202,7 +205,7 @@ class NetworkScorer:
 
 
 def takes_draw(function: Callable[..., Any]) -> bool:
-    """Whether a score measures on the data of a :class:`Draw`."""
+    """Whether a score measures on the data of a :class:`Draw`: it has a parameter of the name ``draw``."""
     try:
         return "draw" in inspect.signature(function).parameters
     except ValueError:  # of a built-in function

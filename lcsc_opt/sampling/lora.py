@@ -65,6 +65,7 @@ class LoraAdapter:
 
         Raises:
             ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
+            TrajectoryError: its factors do not belong together.
         """
         if self._unet is None:
             named = _diffusers_names(weights, component="transformer", unet_config=None)
@@ -74,7 +75,7 @@ class LoraAdapter:
         scales: dict[str, float] = {}
         for name, (module, checkpoint_name) in named.items():
             factors[name] = weights[checkpoint_name]
-            *_, scales[name] = module.factors(weights, self._alphas)
+            _down, _up, scales[name] = module.factors(weights, self._alphas)
         if not self._places:
             self._places = self._create(factors)
             for name, (_, checkpoint_name) in named.items():

@@ -174,7 +174,7 @@ class Landscape:
         )
 
     @property
-    def points(self) -> list[Point]:
+    def named_points(self) -> list[Point]:
         """The corners, the lowest point, and the searches' answers."""
         points = list(self.corners)
         if self.lowest is not None:
@@ -188,7 +188,7 @@ class Landscape:
             "metric": self.study.metric,
             "evaluated": len(self.study.finished),
             "total": self.total,
-            "points": [dataclasses.asdict(point) for point in self.points],
+            "points": [dataclasses.asdict(point) for point in self.named_points],
             "axis": self.axis.tolist(),
             "values": [[_known(value) for value in row] for row in self.values.tolist()],
         }
@@ -232,7 +232,7 @@ class Landscape:
         low = self.axis[0]
         high = self.axis[-1]
         side = high - low
-        places = np.array([[point.x, point.y] for point in self.points])
+        places = np.array([[point.x, point.y] for point in self.named_points])
         start = np.clip(places.min(axis=0), low - side, low) - 0.03 * side
         end = np.clip(places.max(axis=0), high, high + side) + 0.03 * side
         return (start[0], end[0]), (start[1], end[1])

@@ -248,7 +248,7 @@ def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
         ("~name", "name"),  # without which there is no study
         ("objective..file=a", "expected KEY=VALUE"),
         ("seeds=[0", "seeds=[0: not valid YAML"),
-        ("name.first=1", "'digits' has no key 'first'; replace all of it"),
+        ("name.first=1", "'digits' has no key 'first'; set name itself"),
     ],
 )
 def test_overrides_are_checked_as_the_file_is(minimal: Path, override: str, message: str) -> None:

@@ -78,7 +78,11 @@ def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: st
         ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs its own name"),
         ({"objective.setings.images": [1]}, "images=1: objective.setings: unknown key (did you mean 'settings'?)"),
         ({"optimizers.CMA.step_size": [1]}, "vary.optimizers.CMA.step_size: ['LCSC'] has no 'CMA'"),
-        ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; replace all of it"),
+        (
+            {"optimizers.LCSC.step_size": [2], "optimizers.LCSC.step_size.x": [1]},
+            "vary.optimizers.LCSC.step_size.x: 2 has no key 'x'; set optimizers.LCSC.step_size itself",
+        ),
+        ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; set space itself"),
     ],
 )
 def test_what_is_wrong_is_one_line(varied: Any, said: str) -> None:

@@ -261,7 +261,7 @@ def test_names_have_the_settings_of_the_grid() -> None:
     assert average_name(greedy_soup, ROWS) == "average of 2 rows"
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [np.nan, 0.5, 0.5]])
+@pytest.mark.parametrize("values", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [0, 0.25, 0.75], [np.nan, 0.5, 0.5]])
 def test_other_coefficients_are_no_plain_average(values: list[float]) -> None:
     assert average_name(np.array(values), (100, 200, 300)) is None
 

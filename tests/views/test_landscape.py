@@ -86,8 +86,8 @@ def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
     # with three checkpoints as corners x and y are the coefficients of the second and the third one
     np.testing.assert_allclose(search.positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
     assert search.trials["number"].tolist() == [0, 2, 3]
-    assert found.points[-1].name == "LCSC/0, trial 0", "the answer was chosen on other noise"
-    assert found.points[-1].loss == 4.0
+    assert found.named_points[-1].name == "LCSC/0, trial 0", "the answer was chosen on other noise"
+    assert found.named_points[-1].loss == 4.0
 
 
 def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:

@@ -44,7 +44,7 @@ class _Settings:
     Attributes:
         name: the name of the images; the extractor and the cached file are named after it.
         image_shape: ``[C, H, W]``.
-        strides: the strides of the three convolutions.
+        strides: the strides of the three convolutions; their product divides height and width.
         classes: how many there are.
         dimension: D, the number of features.
         epochs: passes over the 80 % of the images that are trained on.
@@ -118,6 +118,7 @@ class _Classifier(nn.Module):
         generator = settings.generator("weights")
         for parameter in self.parameters():
             if parameter.ndim > 1:
+                # He's gain is that of ReLU, which is near enough for SiLU
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
             else:
                 nn.init.zeros_(parameter)
