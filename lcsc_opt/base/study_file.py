@@ -376,7 +376,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
             key that the file varies then has only this value. ``~held_out`` removes a key.
 
     Raises:
-        StudySpecError: one line that names every wrong key with its path.
+        StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import pickle
 import threading
 import time
 from collections import Counter
@@ -307,7 +306,7 @@ class _Worker:
             except (EOFError, OSError):
                 break
             if answer.number == NOTICE:
-                notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
+                notice(answer.value)
             elif answer.number != READY:
                 self._take(answer)
             elif self._begin(link, answer):
@@ -324,7 +323,7 @@ class _Worker:
         """Whether a worker that tried to load the objective stays: it then accepts jobs, or refuses them all."""
         if not answer.content:
             return True
-        self._refusal = pickle.loads(answer.content)  # noqa: S301 - of our own worker
+        self._refusal = answer.value
         if self._machines is not None:
             self._refusal = self._machines.refused(link, self._refusal)
         return self._refusal is not None
@@ -334,10 +333,7 @@ class _Worker:
         with self._lock:
             waiting = self._jobs.pop(answer.number)
             self._deaths_in_a_row = 0
-        try:
-            value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
-        except Exception as error:
-            value = ObjectiveError(f"the answer of a worker cannot be read: {error}")
+        value = answer.value
         if isinstance(value, BaseException):
             waiting.future.set_exception(value)
         else:

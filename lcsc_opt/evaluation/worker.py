@@ -89,6 +89,14 @@ class Answer:
     number: int
     content: bytes = b""
 
+    @property
+    def value(self) -> Any:
+        """What the worker answered, or its error; an ObjectiveError for what cannot be unpickled."""
+        try:
+            return pickle.loads(self.content)  # noqa: S301 - of our own worker
+        except Exception as error:  # unpickling a class of the user's may raise anything
+            return ObjectiveError(f"the answer of a worker cannot be read: {type(error).__name__}: {error}")
+
     @classmethod
     def of(cls, number: int, value: Any) -> Answer:
         """Pickle a value, or an error for the coordinator to raise."""
@@ -118,11 +126,12 @@ def main() -> None:
     connection = _take_standard_input()
     let_waiting_threads_sleep()
     try:
-        spawn.prepare(connection.recv())
-        settings = connection.recv()
-    except EOFError:  # the coordinator is gone already
+        preparation = connection.recv_bytes()
+        settings = connection.recv_bytes()
+    except (EOFError, OSError):  # the coordinator is gone already
         return
-    serve(connection, settings)
+    spawn.prepare(pickle.loads(preparation))  # noqa: S301 - of our own coordinator, as the next
+    serve(connection, pickle.loads(settings))  # noqa: S301
 
 
 def _take_standard_input() -> Connection:

@@ -244,6 +244,24 @@ def fails_to_load() -> Stages:
     raise StudySpecError("no such file: put it back")
 
 
+class OddError(StudySpecError):
+    """Can be pickled, and not unpickled."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} in {where}")
+
+
+def fails_to_load_oddly() -> Stages:
+    raise OddError("no number", "settings")
+
+
+class UnreadableLoad(Unreadable):
+    """What loads an objective, and cannot be unpickled."""
+
+    def __call__(self) -> Stages:
+        return Stages()
+
+
 def dies_while_loading() -> Stages:
     os._exit(7)
 

@@ -29,6 +29,7 @@ from tests.evaluation.staged_examples import (
     Slow,
     Stages,
     Unreadable,
+    UnreadableLoad,
     WritesItsProcess,
     assert_gradient,
     candidate,
@@ -36,6 +37,7 @@ from tests.evaluation.staged_examples import (
     evaluated,
     failed,
     fails_to_load,
+    fails_to_load_oddly,
     is_running,
     wait_for,
 )
@@ -163,6 +165,13 @@ OTHER = {"objective": {"stages": False}, "code": {}}
             ObjectiveError,
             r"worker 0 was lost 3 times in a row: the worker process died \(exit code 7\)",
         ),
+        (
+            UnreadableLoad(EOFError("cut off")),
+            None,
+            ObjectiveError,
+            r"worker 0 was lost 3 times in a row: the worker process died \(exit code 1\)",
+        ),
+        (fails_to_load_oddly, None, ObjectiveError, "the answer of a worker cannot be read: .*missing 1 required"),
     ],
 )
 def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_it_is(
@@ -170,7 +179,7 @@ def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_
 ) -> None:
     with contextlib.closing(WorkerPool(load, 1, expected=expected)) as pool, pytest.raises(error, match=message):
         ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
-    assert ("was lost 3 times" in capsys.readouterr().err) == (load is dies_while_loading)
+    assert ("was lost 3 times" in capsys.readouterr().err) == message.startswith("worker 0 was lost")
 
 
 def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ class _Classifier(nn.Module):
         self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
         self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
         self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
-        positions = (height // stride) * (width // stride)
+        positions = (height // stride) * (width // stride)  # the strides divide the sides
         self.hidden = nn.Linear(64 * positions, settings.dimension, device="meta")
         self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
         self.to_empty(device="cpu")
