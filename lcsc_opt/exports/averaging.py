@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.settings import excerpt
 from lcsc_opt.exports.coefficients import EXPECTED, coefficients_named
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
@@ -36,6 +37,8 @@ def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
         StudySpecError: another kind.
         TrajectoryError: the checkpoints cannot be read, or are of different models.
     """
+    if not isinstance(kind, str):
+        raise StudySpecError(f"kind: expected {EXPECTED}, got {excerpt(kind)}")
     coefficients_of = coefficients_named(kind)
     if coefficients_of is None:
         raise StudySpecError(f"{kind}: is a recipe; expected {EXPECTED}")

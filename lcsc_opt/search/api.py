@@ -167,6 +167,7 @@ def run(
     budget: int | None = None,
     storage: str | None = None,
     accept_changes: bool = False,
+    retry_failed: bool = False,
 ) -> list[Study]:
     """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
@@ -184,6 +185,7 @@ def run(
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        retry_failed: repeat trials that failed after the last success of a study; earlier failures do not end it again.
 
     Returns:
         A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
@@ -197,7 +199,7 @@ def run(
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with messages_by_default(), each_notice_once():
-        run_plans(chosen, url, accept_changes=accept_changes)
+        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
     return [Study(plan.name, url) for plan in chosen]
 
 
@@ -224,6 +226,7 @@ def run_plans(
     *,
     on_end: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
+    retry_failed: bool = False,
     objectives: ObjectiveLoader | None = None,
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
@@ -236,6 +239,7 @@ def run_plans(
         url: the URL of the database.
         on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        retry_failed: repeat trials that failed after the last success of a study.
         objectives: keeps an objective that is loaded already.
 
     Raises:
@@ -254,7 +258,7 @@ def run_plans(
         for study in resolved:
             name = study.plan.name
             try:
-                outcome = executor.run(study.plan)
+                outcome = executor.run(study.plan, retry_failed=retry_failed and study.stored is not None)
             except LcscError as error:
                 if len(to_run) == 1:
                     raise

@@ -74,6 +74,7 @@ def search(
     seed: int = 0,
     jobs: int = 1,
     accept_changes: bool = False,
+    retry_failed: bool = False,
     **settings: Any,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
@@ -113,6 +114,7 @@ def search(
         seed: of everything random in the search.
         jobs: how many processes evaluate. They must be able to import ``build`` and ``score``.
         accept_changes: continue although functions, versions or settings have changed.
+        retry_failed: repeat trials that failed after the last success, such as those of a score that is mended now.
         settings: further ones of the objective, as in a study file: ``maximize``, ``select``, ``device``, ``images`` …
 
     Raises:
@@ -165,7 +167,7 @@ def search(
         if isinstance(total, float):
             content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
         chosen = call.plans(content)
-        run_plans(chosen, url, accept_changes=accept_changes, objectives=loader)
+        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=loader)
         stack.pop_all()
     studies = tuple(Study(plan.name, url, call.live) for plan in chosen)
     return Result(experiment, url, studies, content, call.not_importable, temporary)

@@ -103,7 +103,7 @@ class FailurePolicy:
                 trials = f"{len(self._repeated)} trials in a row"
             raise SearchFailedError(
                 f"{self._name}: {trials} raised the same error at each attempt: {outcome.reason.rstrip('.')}. "
-                f"Fix it, then run: lcsc resume {self._name} --retry-failed; "
+                f"Fix it, then run: lcsc resume {self._name} --retry-failed (in Python: retry_failed=True); "
                 f"lcsc show {self._name} prints the whole traceback"
             )
 
@@ -121,7 +121,7 @@ class FailurePolicy:
             raise SearchFailedError(
                 f"{self._name}: {failed} of {told} trials failed (failures.stop_share is "
                 f"{self._policy.stop_share:g}); the last one: {self._last_reason}. Fix the cause, then run: "
-                f"lcsc resume {self._name} --retry-failed"
+                f"lcsc resume {self._name} --retry-failed (in Python: retry_failed=True)"
             )
 
 

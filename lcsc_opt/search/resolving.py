@@ -42,7 +42,7 @@ _NEUTRAL = frozenset(
 )
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
 _MOST_CHARACTERS = 60  # of a value in a message
-_ACCEPT = "if that cannot change a loss, continue with --accept-changes"
+_ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Python: accept_changes=True)"
 
 
 @dataclasses.dataclass(frozen=True)

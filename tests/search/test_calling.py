@@ -423,14 +423,33 @@ def test_an_interrupted_search_goes_on(search: Any) -> None:
     assert [trial["state"] for trial in result.studies[0].trials] == ["COMPLETE"] * 4
 
 
+def test_a_score_that_is_mended_is_searched_again(search: Any) -> None:
+    """Its failures after the last success are repeated; no command could repeat those of a function of this process."""
+    broken = [False]
+
+    def score(net: nn.Module) -> float:
+        if broken[0]:
+            raise OSError("the disk is away")
+        return without_graph(net)
+
+    search(states(), score=score, optimizers="CMA")
+    broken[0] = True
+    with pytest.raises(lcsc_opt.LcscError, match=r"raised the same error .* \(in Python: retry_failed=True\)"):
+        search(states(), score=score, optimizers="CMA", budget=12, accept_changes=True)
+    broken[0] = False
+    again = search(states(), score=score, optimizers="CMA", budget=12, accept_changes=True, retry_failed=True)
+    assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 12
+
+
 def test_rows(search: Any) -> None:
     result = search(states(), score=lambda net: distance(net), rows="layers")
     assert result.coefficients.shape == (1, 4)
 
 
-def test_the_last_of_an_average() -> None:
-    with pytest.raises(lcsc_opt.LcscError, match="expected uniform"):
-        lcsc_opt.average(states(), "median")
+def test_other_kinds_of_averages_are_refused() -> None:
+    for kind in ("median", None, 0.9):
+        with pytest.raises(lcsc_opt.LcscError, match="expected uniform"):
+            lcsc_opt.average(states(), kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
