@@ -22,6 +22,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 
 _PATTERN = re.compile(r"hf:/+([^/@]+/[^/@]+)@(.+)")
+_FILES = re.compile(r"hf:/+([^/@]+/[^/@]+)/(.+)")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SAFETENSORS_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]  # also in subfolders
 _PICKLED_FILES = ["*.bin", "*.bin.index.json", "adapter_config.json"]
@@ -41,7 +42,13 @@ def revisions(pattern: Path) -> list[Path] | None:
         return None
     match = _PATTERN.fullmatch(str(pattern))
     if match is None:
-        raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob.")
+        advice = ""
+        files = _FILES.fullmatch(str(pattern))
+        if files is not None:
+            advice = (
+                f"; for files of one revision: hf download {files[1]} --local-dir FOLDER, and give FOLDER/{files[2]}"
+            )
+        raise TrajectoryError(f"{pattern}: expected hf://owner/name@REVISIONS, where REVISIONS may be a glob{advice}.")
     repository, glob = match.groups()
     commits = _commits(repository)
     matching = [revision for revision in commits if fnmatch.fnmatchcase(revision, glob)]
@@ -134,7 +141,8 @@ def _commits(repository: str) -> dict[str, str]:
         cached = _cached_commits(repository)
         if not cached:
             raise _unreachable(TrajectoryError, f"hf://{repository}", error) from error
-        notice(f"hf://{repository}: the hub cannot be reached; using the revisions in {_client_cache(repository)}")
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+        notice(f"hf://{repository}: {reason}; using the {len(cached)} revisions in {_client_cache(repository)}")
         return cached
     return {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
 

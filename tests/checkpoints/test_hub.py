@@ -107,7 +107,8 @@ def test_only_what_is_selected_is_fetched(client: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("hf://owner/name", "expected hf://owner/name@REVISIONS"),
+        ("hf://owner/name", "expected hf://owner/name@REVISIONS, where REVISIONS may be a glob"),
+        ("hf://owner/name/lora-*.safetensors", r"hf download owner/name --local-dir FOLDER, and give FOLDER/lora-\*"),
         ("hf://owner/name@epoch*", "no revision epoch.*: it has main, step10, step2"),
         ("hf://owner/other@step*", r"cannot be fetched from the Hugging Face hub \(RuntimeError: 404 Client"),
     ],
@@ -193,7 +194,7 @@ def test_without_a_network_a_search_uses_the_cache_of_the_client(
     result = searched()
     assert result.studies[0].steps == (1, 2, 10)
     assert result.merge()["weight"][0, 1] == pytest.approx(5, abs=0.5)
-    assert "the hub cannot be reached; using the revisions in" in capfd.readouterr().err
+    assert "the hub cannot be reached (OfflineModeIsEnabled); using the 4 revisions in" in capfd.readouterr().err
     shutil.rmtree(client_cache.folder)
     assert list(searched().compare()) == list(result.compare()), "what is stored needs neither the hub nor its cache"
 
