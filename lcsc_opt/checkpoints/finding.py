@@ -316,8 +316,8 @@ def checkpoint_step(path: str | Path) -> int:
 
     A file that tells its own step is believed, whatever its name is: ``step`` or ``ss_steps`` in the metadata of
     safetensors; ``global_step``, ``step`` or ``iteration`` inside a torch file. Else the name tells it: the number
-    behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of a folder ``checkpoint-N`` around
-    it.
+    behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of one of the two folders around
+    it, such as ``checkpoint-N`` or ``N``.
 
     Raises:
         TrajectoryError: there is no number in any of these places.
