@@ -108,7 +108,8 @@ class Watched:
         """What plotly shows there now."""
         script = (
             "name => { const f = document.querySelector(`#${name} .js-plotly-plot`), x = f.layout.xaxis;"
-            "return {range: x.range, type: x.type, paper: f._fullLayout.paper_bgcolor}; }"
+            "const whole = f._fullLayout;"
+            "return {range: x.range, type: x.type, y_type: whole.yaxis.type, paper: whole.paper_bgcolor}; }"
         )
         found: dict[str, Any] = self.page.evaluate(script, name)
         return found
