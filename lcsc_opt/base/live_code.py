@@ -244,13 +244,20 @@ def _source_of(code: types.CodeType) -> str:
     """The source without comments and layout; where it is not known, the bytecode of this version of Python."""
     try:
         lines, _ = inspect.findsource(code)
-        tree = ast.parse("".join(lines))
+        functions = _functions_in("".join(lines))
     except (OSError, TypeError, SyntaxError, ValueError):
         return _bytecode_of(code)
-    sources = [ast.unparse(node) for node in ast.walk(tree) if _is_of(node, code)]
+    sources = [ast.unparse(node) for node in functions if _is_of(node, code)]
     if len(set(sources)) == 1:
         return sources[0]
     return _bytecode_of(code)  # the file was edited since, or only this tells several lambdas of one line apart
+
+
+@functools.lru_cache(maxsize=8)
+def _functions_in(source: str) -> list[ast.AST]:
+    """The functions and lambdas of a file, which is parsed once for all of them."""
+    kinds = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
 
 
 def _is_of(node: ast.AST, code: types.CodeType) -> bool:

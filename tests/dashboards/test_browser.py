@@ -240,7 +240,9 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switc
             if span != spans[0]:
                 page.click("#experiment")
                 page.locator(".dash-dropdown-option").get_by_text(f"times {span}", exact=True).click()
-            view.until(f"Math.abs({largest} / {0.11 * span} - 1) < 1e-6 && document.querySelector('#curves .ytick text')")
+            view.until(
+                f"Math.abs({largest} / {0.11 * span} - 1) < 1e-6 && document.querySelector('#curves .ytick text')"
+            )
             assert view.figure("curves")["y_type"] == "log"
             labels = sorted(page.evaluate(tick_labels), key=lambda label: label["top"])
             assert len(labels) > 1

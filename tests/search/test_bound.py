@@ -205,14 +205,14 @@ def test_the_bound_is_the_ema_of_the_report() -> None:
 @pytest.mark.parametrize("first", ["LCSC", "EMAGrid"])
 def test_a_report_says_that_keep_did_not_hold_only_against_the_ema_that_bounded_the_search(first: str) -> None:
     others = ["EMAGrid"] if first == "LCSC" else ["LCSC"]
-    content = specification(optimizers=[first, *others], held_out={"images": 2000, "top": 3})
+    content = specification(optimizers=[first, *others], held_out={"images": 1000, "top": 3})
     run(content)
     study = StoredStudy.open(open_storage(URL, write=True), "kept/LCSC/0")
     report = HeldOutReport.from_json(study.attributes["held_out"])
     assert report is not None
     [baseline] = report.baselines
     objective = lcsc_opt.load_objective(content)
-    measured = objective.evaluate(Candidate(bound_of(study).model.coefficients, images=2000, noise=HELD_OUT))
+    measured = objective.evaluate(Candidate(bound_of(study).model.coefficients, images=1000, noise=HELD_OUT))
     name = "precision@stored_parts:Means"
     assert baseline.measured.metrics[name] == pytest.approx(measured.metrics[name])
     row = next(row for row in report.rows if row.metric == name)
