@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ if threading.current_thread() is threading.main_thread():
 
 MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # temporary folders: no commit waits for a disk
+    os.environ.setdefault("TMPDIR", str(MEMORY))  # temporary folders and databases: no commit waits for a disk
+    tempfile.tempdir = None  # pytest has asked for it before
 
 PROCESS_BYTES = 2 * 2**30  # of a process that runs tests; it takes up to 1.7 GB
 STEPS = tuple(range(100, 2100, 100))
