@@ -66,7 +66,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "objective": {"file": "bowl.py"},
         "tune": TUNE,
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient"],
-        "budget": {"evaluations": 100},
+        "budget": {"evaluations": 50},
         "held_out": {"top": 3},
     }
 
