@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models, storage
+from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 _read, _create_engine, _create_all = (
@@ -31,6 +32,7 @@ def read_once() -> None:
     storage._VersionManager._create_alembic_script = _once  # type: ignore[assignment, method-assign]
     sa.engine.create_engine = _engine  # which Optuna calls
     dialect: Any = SQLiteDialect_pysqlite  # what was compiled for one is good for all
+    Insert.excluded = property(lambda insert: _excluded(insert.table))  # type: ignore[assignment]
     dialect.__eq__, dialect.__hash__ = (lambda one, other: type(one) is type(other)), (lambda one: hash(type(one)))
 
 
@@ -67,6 +69,12 @@ def _empty() -> bytes:
         engine.dispose()
         RDBStorage(f"sqlite:///{file}").engine.dispose()
         return file.read_bytes()
+
+
+@functools.cache
+def _excluded(table: Any) -> Any:
+    """What an insertion would have written; Optuna asks each time that it writes an attribute."""
+    return sa.alias(table, name="excluded").columns
 
 
 def _once(manager: Any) -> Any:
