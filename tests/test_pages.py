@@ -156,7 +156,7 @@ def test_the_repository_is_the_one_of_the_package() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f'pip install "lcsc-opt[all] @ git+{address}"' in readme
     path = address.removeprefix("https://").removeprefix("github.com/")
-    notebook = "docs/tutorials/digits.ipynb"
+    notebook = "docs/tutorials/letters.ipynb"
     assert f"https://colab.research.google.com/github/{path}/blob/main/{notebook}" in readme
     assert (ROOT / notebook).is_file()
     assert f'REPOSITORY = \\"{address}\\"' in (ROOT / notebook).read_text(encoding="utf-8")

@@ -212,7 +212,7 @@ def test_folders_without_permission_are_passed_over(monkeypatch: pytest.MonkeyPa
     assert parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]["reference"] == "real"
 
 
-@pytest.mark.parametrize("page", ["start.md", "tutorials/digits.ipynb"])
+@pytest.mark.parametrize("page", ["start.md", "tutorials/letters.ipynb"])
 def test_the_documentation_runs_the_file_that_init_writes(page: str) -> None:
     plain()
     assert lcsc(["init", "runs"]) == 0
