@@ -32,6 +32,7 @@ def blocks() -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
 def test_the_tutorial_runs_as_it_is_printed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}

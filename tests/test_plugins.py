@@ -137,6 +137,7 @@ def test_search_in_python(place: Path, installed: Path, monkeypatch: pytest.Monk
         image_shape=(3, 8, 8),
         images=20,
         loss="energy@patches",
+        held_out=20,
         held_out_metrics=[],
         optimizers=["LCSCGradient", "Perturb"],
         space="tail",
