@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
 from ray.cluster_utils import Cluster
@@ -43,13 +45,16 @@ NODE = {"object_store_memory": 80 * 2**20, "env_vars": ENVIRONMENT}  # bytes, th
 @contextlib.contextmanager
 def small_cluster(**head: Any) -> Iterator[Cluster]:
     """One of a single node."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     without = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, **without})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        mock.patch.dict(os.environ, RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=folder),
+    ):
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, **head, **without})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def add_node(cluster: Cluster, *, env_vars: dict[str, str] | None = None, **node: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -247,6 +248,7 @@ def launch(folder: Path) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
     )
     elastic_launch(settings, train_all)(folder)
 
