@@ -6,9 +6,10 @@
 The trainings are those of ``rows.py``: digits (a consistency model in one step), DDPM in six steps, and photographs.
 ``32 checkpoints`` are evenly spaced among all, with the last one; ``32 means`` are 31 uniform means of all checkpoints
 and the last one. Searches by ``LCSCGradient`` see half A of the real images through one network; no search saw half B.
-With ``keep``, the precision of EMA* of all checkpoints is the bound, whatever rows are searched. ``--classifier``
-searches the classifier of ``studies/any_weights`` by its cross-entropy in place of FID; it is trained with a checkpoint
-every 10 steps, and the results are in ``results/means_classifier.csv``.
+Searches of layers have the step of a new study. Those named ``step 0.1`` are of before, when it was not longer for
+fewer than 32 rows. With ``keep``, the precision of EMA* of all checkpoints is the bound, whatever rows are searched.
+``--classifier`` searches the classifier of ``studies/any_weights`` by its cross-entropy in place of FID; it is trained
+with a checkpoint every 10 steps, and the results are in ``results/means_classifier.csv``.
 Results that are already in ``results/means.csv`` are not measured again, and those that decide come first. ``--tables``
 only prints what is known. ``--averages`` writes to ``results/means_averages.csv`` how far EMAs of few rows are from the
 EMA of all checkpoints, relative to the distance of the last checkpoint from it, for the first training of digits.
@@ -39,8 +40,10 @@ from torch import Tensor
 import lcsc_opt
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate
+from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics.bundled_images import Bundled
+from lcsc_opt.optimizers.registry import defaults_for
 from lcsc_opt.trajectory import Trajectory, pack
 from lcsc_opt.views.figures.theme import figure_layout, style
 from lcsc_opt.views.figures.writing import write_figures
@@ -136,13 +139,16 @@ def measured(name: str, training: int, rows: str, coefficients: str, seed: int, 
     objective.trajectory = trajectory
     if coefficients.startswith("layers"):
         objective.merge_in_rows("layers")
+    spec = OptimizerSpec(name="LCSCGradient")
+    has_rows = objective.layer_groups is not None
     answer = answer_of(
         objective,
-        "LCSCGradient",
+        spec.name,
         seed,
         images,
         selected_on=model.selected,
         bounded_by=objective_of(model.file, **settings),
+        options=defaults_for(spec, checkpoints=len(trajectory.steps), has_rows=has_rows),
     )
     sampled = objective.images(np.asarray(answer), HELD_OUT, REPORTED)
     return [*metrics_of(sampled, METRICS, model.dataset), trajectory.nbytes / 1e6]

@@ -174,6 +174,10 @@ class OptimizerSpec(FrozenModel):
             return {"name": name, "options": {} if options is None else options}
         return entry
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> OptimizerSpec:
+        """The same optimizer; options that it does not name have these values."""
+        return self.model_copy(update={"options": {**defaults, **self.options}})
+
 
 class BudgetSpec(FrozenModel):
     """A total over the study's whole life: a number of evaluations, or of images."""

@@ -179,9 +179,8 @@ class Execution:
         if not stored["parallelism"]["spread_images"]:
             workers = min(self.plan.workers, stored["parallelism"]["in_flight"])
         space = self.plan.space(self.objective)
-        optimizer = build_optimizer(
-            self.plan.optimizer, space, budget=evaluations, workers=workers, seed=self.plan.seed
-        )
+        spec = self.plan.optimizer.with_defaults(stored.get("optimizer_defaults", {}))
+        optimizer = build_optimizer(spec, space, budget=evaluations, workers=workers, seed=self.plan.seed)
         plan_budget = getattr(optimizer, "plan_budget", None)
         if plan_budget is not None:
             plan_budget(

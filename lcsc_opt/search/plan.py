@@ -45,6 +45,7 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import (
     brackets_numbers,
     configure,
+    defaults_for,
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
@@ -236,6 +237,9 @@ class Plan:
         return attributes | {
             "budget": budget,
             "optimizer_budget": budget,
+            "optimizer_defaults": defaults_for(
+                self.optimizer, checkpoints=len(objective.steps), has_rows=groups is not None
+            ),
             "origin": self.origin,
             "parallelism": self._parallelism(objective),
             "holds_out": objective.why_nothing_held_out() is None,

@@ -1,0 +1,90 @@
+"""The longer step of ``LCSCGradient`` with few checkpoints: new studies store it, older ones continue without it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lcsc_opt
+from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.optimizers.registry import defaults_for
+
+DEFAULTS = "optimizer_defaults"
+TARGET = torch.tensor([[0.3, -0.2]])
+
+
+@pytest.mark.parametrize(
+    ("spec", "checkpoints", "has_rows", "defaults"),
+    [
+        ("LCSCGradient", 31, True, {"step_size": 0.2}),
+        ("LCSCGradient", 32, True, {}),
+        ("LCSCGradient", 31, False, {}),
+        ({"LCSCGradient": {"step_size": 0.1}}, 31, True, {}),
+        ({"LCSCGradient": {"images": 50}}, 31, True, {"step_size": 0.2}),
+        ("CMA", 31, True, {}),
+    ],
+)
+def test_what_a_new_study_adds(spec: object, checkpoints: int, has_rows: bool, defaults: dict[str, float]) -> None:
+    optimizer = OptimizerSpec.model_validate(spec)
+    assert defaults_for(optimizer, checkpoints=checkpoints, has_rows=has_rows) == defaults
+    assert optimizer.with_defaults(defaults).options == {**defaults, **optimizer.options}
+
+
+def searched(name: str, budget: int, **options: float) -> np.ndarray:
+    """``[trials, S, K]``: what a search asks of three checkpoints of two layers, each with a row."""
+    states = {step: {"a": torch.tensor([[1.0 / step, 0.1]]), "b": torch.tensor([[step * 1.0]])} for step in (1, 2, 3)}
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.zeros(1, 2))
+            self.b = torch.nn.Parameter(torch.zeros(1, 1))
+
+    def score(net: Net) -> torch.Tensor:
+        return ((net.a - TARGET) ** 2).sum() + (net.b**2).sum()
+
+    result = lcsc_opt.search(
+        states,
+        build=Net,
+        score=score,
+        name=name,
+        rows="layers",
+        budget=budget,
+        optimizers=[{"LCSCGradient": options}],
+        storage="sqlite:///few.db",
+    )
+    return np.array([trial["coefficients"] for trial in result.studies[0].trials])
+
+
+def test_a_study_has_the_step_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new = searched("new", 8)
+    short = searched("short", 8, step_size=0.1)
+    assert np.linalg.norm(new[1] - new[0]) == pytest.approx(2 * np.linalg.norm(short[1] - short[0]))
+    assert (searched("long", 8, step_size=0.2) == new).all()
+
+    study = StoredStudy.open(open_storage("sqlite:///few.db", write=True), "new/LCSCGradient/0")
+    assert study.attributes[DEFAULTS] == {"step_size": 0.2}
+    assert (searched("new", 12)[:8] == new).all()
+
+
+def test_a_study_that_stored_no_step_continues_with_the_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lcsc_opt.search.plan.defaults_for", lambda *_, **__: {})
+    before = searched("old", 6)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    with sqlite3.connect("few.db") as database:  # studies of 0.2.0 lack the attribute
+        database.execute("DELETE FROM study_user_attributes WHERE key = ?", (DEFAULTS,))
+    continued = searched("old", 12)
+    assert (continued[:6] == before).all()
+    searched("short", 6, step_size=0.1)
+    assert (continued == searched("short", 12, step_size=0.1)).all()
