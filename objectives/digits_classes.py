@@ -3,7 +3,8 @@
 A denoising diffusion model (``recipe: ddpm``) or flow matching (``recipe: flow``), told the digit that it draws, and in
 a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. ``guidance`` can be searched
 together with the coefficients: ``tune: {guidance: {low: 0.5, high: 4}}``. With ``weak: ema:0.99``, or the step of a
-checkpoint, guidance leads away from that model (autoguidance) and not from the one that is told no digit.
+checkpoint, guidance leads away from that model (autoguidance) and not from the one that is told no digit; with
+``weak: {search: ema:0.99}`` from one whose coefficients are searched, too, from there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.small_images import Guidance, SmallModel, TrainedSettings
+from lcsc_opt.objective.weak import WeakSetting
 from lcsc_opt.training.networks import small_unet
 from lcsc_opt.training.recipes.diffusion import Ddpm, Flow
 
@@ -55,7 +57,7 @@ class Settings(TrainedSettings):
         recipe: which model.
         guidance: scale of classifier-free guidance; 1 is none.
         guidance_low, guidance_high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``: autoguidance by that model.
+        weak: a checkpoint's step or ``ema:RATE``: autoguidance by that model; or a search that begins with it.
     """
 
     recipe: Literal["ddpm", "flow"] = "ddpm"
@@ -63,7 +65,7 @@ class Settings(TrainedSettings):
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     guidance_low: Share = 0.0
     guidance_high: Share = 1.0
-    weak: int | str | None = None
+    weak: WeakSetting | None = None
 
     @model_validator(mode="after")
     def _is_an_interval(self) -> Settings:

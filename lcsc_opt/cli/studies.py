@@ -272,11 +272,13 @@ def _print_recipe(shown: Recipe) -> None:
     """Print how a model was merged: the coefficients by their measures, and the largest of each layer group."""
     import numpy as np
 
+    from lcsc_opt.coefficients.layer_groups import WEAK
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
     printed_otherwise = {
         "format",
         "coefficients",
+        "weak",
         "rows",
         "steps",
         "checkpoint_sha256",
@@ -291,7 +293,11 @@ def _print_recipe(shown: Recipe) -> None:
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
     print_described(shown.title, described)
     groups = list(shown.rows or ["all"])
-    _print_groups(groups, np.atleast_2d(shown.coefficients).tolist(), shown.steps)
+    rows = np.atleast_2d(shown.coefficients).tolist()
+    if shown.weak is not None:
+        groups.append(WEAK)
+        rows.append(list(shown.weak))
+    _print_groups(groups, rows, shown.steps)
 
 
 def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:

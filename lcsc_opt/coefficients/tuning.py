@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lcsc_opt.base.records import NOTHING_TUNED, Coefficients
 from lcsc_opt.coefficients.profiles import normalize
-from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.coefficients.spaces import CoefficientSpace, in_rows_of
 
 _Array = npt.NDArray[np.float64]
 
@@ -110,6 +110,7 @@ class TunedSpace:
     def point(self, coefficients: Coefficients, tuned: Mapping[str, float] = NOTHING_TUNED) -> _Array:
         """``[K + m]``: coefficients and numbers; those that ``tuned`` lacks have their start. Equal rows may be one."""
         shape = self._coefficient_shape
+        coefficients = in_rows_of(self.coefficients, coefficients)
         units = [number.to_unit(tuned.get(number.name, number.start)) for number in self.numbers]
         return np.concatenate([np.broadcast_to(coefficients, shape).ravel(), units])
 

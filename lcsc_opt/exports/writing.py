@@ -62,12 +62,14 @@ class Destination:
         dtype: the dtype of floating-point tensors; ``None`` leaves each in its own.
         config: a folder of diffusers or transformers, or its ``config.json``; its configuration and tokenizer are
             copied into the written folder. ``None`` uses the configuration of the objective's network.
+        overwrite: whether an export that is there may be replaced.
     """
 
     path: Path
     form: Form
     dtype: str | None = None
     config: Path | None = None
+    overwrite: bool = False
 
     @classmethod
     def of(
@@ -95,7 +97,22 @@ class Destination:
         is_export = (path / FILE).exists()
         if path.is_dir() and not is_export and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
-        return cls(path, typing.cast("Form", form), dtype, config)
+        return cls(path, typing.cast("Form", form), dtype, config, overwrite)
+
+    @property
+    def weak_path(self) -> Path:
+        """Where a weak model that was searched, too, is written: ``NAME-weak``, with the same suffix."""
+        return self.path.with_name(f"{self.path.stem}-weak{self.path.suffix}")
+
+    def for_weak(self) -> Destination:
+        """The same for the weak model.
+
+        Raises:
+            StudySpecError: there is something already.
+        """
+        return Destination.of(
+            self.weak_path, form=self.form, dtype=self.dtype, config=self.config, overwrite=self.overwrite
+        )
 
     def config_text(self, default: str | None = None) -> str | None:
         """``config.json`` for the form ``diffusers``: the user's, or the ``default``; ``None`` for other forms.

@@ -120,7 +120,8 @@ class GradientPass:
             product = self._source.project(self._total.sums)
             if product.ndim > self._candidate.coefficients.ndim:
                 # a trajectory in rows, and coefficients that all rows share
-                product = product.sum(axis=0)
+                assert self._source.layer_groups is not None
+                product = self._source.layer_groups.shared_gradient(product)
             if self._candidate.tuned:
                 slopes = [self._total.tuned_sums.get(name, 0.0) for name in self._candidate.tuned]
                 product = np.concatenate([product.ravel(), slopes])

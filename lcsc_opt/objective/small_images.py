@@ -33,7 +33,7 @@ from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
-from lcsc_opt.objective.weak import with_weak_weights
+from lcsc_opt.objective.weak import WeakSetting, with_weak_weights
 from lcsc_opt.sampling import (
     Autoguidance,
     ClassLabels,
@@ -180,13 +180,14 @@ class Guidance:
     Attributes:
         scale: 1 is none.
         low, high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``, for autoguidance in place of classifier-free guidance.
+        weak: a checkpoint's step or ``ema:RATE``, for autoguidance in place of classifier-free guidance; or a search
+            that begins there.
     """
 
     scale: float = 1.0
     low: float = 0.0
     high: float = 1.0
-    weak: int | str | None = None
+    weak: WeakSetting | None = None
 
 
 NO_GUIDANCE = Guidance()
@@ -243,11 +244,13 @@ class SmallModel:
             return ConsistencySampler(function, image_shape=self.image_shape, sigmas=sigmas, noise=noise)
         scheduler = build_scheduler(None, recipe.scheduler())
         module = network
+        trained = network
         labels = None
         if guidance.weak is not None:
             assert trajectory is not None
-            weak = with_weak_weights(self.network(), guidance.weak, trajectory)
-            module = Autoguidance(network, weak, guidance=guidance.scale)
+            weak, weak_start = with_weak_weights(self.network(), guidance.weak, trajectory)
+            module = Autoguidance(network, weak, guidance=guidance.scale, weak_start=weak_start)
+            trained = module.trained
         if self.classes is not None:
             null_label = self.classes
             labels = ClassLabels.choose(
@@ -262,7 +265,7 @@ class SmallModel:
             image_shape=self.image_shape,
             noise=noise,
             labels=labels,
-            trained=network,
+            trained=trained,
             calls=getattr(module, "calls", 1),
             guidance_interval=(guidance.low, guidance.high),
         )

@@ -20,7 +20,7 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import NOTHING_TUNED, SEARCH, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import close_sum, default_origin
-from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.coefficients.spaces import CoefficientSpace, in_rows_of
 from lcsc_opt.coefficients.tuning import TunedSpace
 
 DEFAULT_STEP_SIZE = 0.02
@@ -102,7 +102,8 @@ def point_of(
     """The value of a parameter for these coefficients, and tuned numbers if it has such."""
     tuned_space = tuned_space_of(parametrization)
     if tuned_space is None:
-        return coefficients
+        space = space_of(parametrization)
+        return coefficients if space is None else in_rows_of(space, coefficients)
     return tuned_space.point(coefficients, tuned)
 
 

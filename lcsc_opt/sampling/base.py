@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from lcsc_opt.base.records import Noise
+from lcsc_opt.base.records import Coefficients, Noise
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -86,6 +86,26 @@ def tune(sampler: Sampler, values: Mapping[str, float | Tensor]) -> None:
         return
     set_numbers: Callable[[Mapping[str, float | Tensor]], None] = sampler.tune  # type: ignore[attr-defined]
     set_numbers(values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SearchedWeak:
+    """A weak model whose coefficients are searched together with those of the network.
+
+    Attributes:
+        name: of the weak model, in the module that holds it beside its ``network``.
+        start: ``[K]``, the coefficients that the search begins with.
+    """
+
+    name: str
+    start: Coefficients
+
+
+def searched_weak_of(sampler: object) -> SearchedWeak | None:
+    """The weak model that gets merged weights beside the network, ``None`` for all other samplers."""
+    trained = getattr(getattr(sampler, "weights", None), "trained", None)
+    searched = getattr(trained, "searched", None)  # of a user's module, this may be anything
+    return searched if isinstance(searched, SearchedWeak) else None
 
 
 @runtime_checkable

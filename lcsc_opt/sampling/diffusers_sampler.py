@@ -299,7 +299,7 @@ class DiffusersSampler(NetworkSampler):
             "scheduler": _public_keys(self._scheduler_of_settings.config),
             "steps": self._schedule,
             "step_options": self._step_options_of_settings,
-            "network": type(self._network.trained).__name__,
+            "network": type(self.network).__name__,
             "architecture": _public_keys(getattr(self._network.module, "config", {})),
         }
         if self._timestep_scale != 1:

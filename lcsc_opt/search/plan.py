@@ -13,6 +13,7 @@ import numpy as np
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.plugins import versions
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
     BudgetSpec,
@@ -31,6 +32,7 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
     PrincipalSpace,
+    SpaceWithWeakRow,
     check_space,
     load_space,
     space_of_plugin,
@@ -57,6 +59,7 @@ from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
 UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
+MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
 
@@ -333,6 +336,7 @@ class Plan:
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
         self._check_tuned(objective)
+        self._check_weak_row(objective)
         self._check_racing(objective)
         if spec.space.plugin is not None:
             groups = objective.layer_groups
@@ -394,6 +398,19 @@ class Plan:
                 f"tune: {self.optimizer.name} searches coefficients only; use EMAGrid, LCSC, LCSCGradient or CMA"
             )
 
+    def _check_weak_row(self, objective: Objective) -> None:
+        """Refuse an optimizer that would move a weak model as it moves the network.
+
+        Raises:
+            StudySpecError: it moves all rows alike.
+        """
+        groups = objective.layer_groups
+        if groups is not None and groups.weak_start is not None and self.optimizer.name in MOVES_ROWS_ALIKE:
+            raise StudySpecError(
+                f"weak: {self.optimizer.name} moves all rows alike, and a weak model that is searched has a row of its "
+                "own; use LCSCGradient, LCSC or CMA"
+            )
+
     def advice(self, objective: Objective | None) -> Iterator[str]:
         """What to know before a new study begins, one line each.
 
@@ -433,15 +450,25 @@ class Plan:
         is_grid = self.optimizer.name in (*BASELINES, LANDSCAPE)
         spec = SpaceSpec() if is_grid else self.spec.space
         steps = objective.steps
+        groups = objective.layer_groups
+        has_weak_row = groups is not None and groups.weak_start is not None and not is_grid
         if self.origin is not None:
             start = np.array(self.origin, dtype=np.float64)
         elif spec.origin is not None:
             start = ema_coefficients(steps, spec.origin)
         else:
             start = default_origin(steps)
-        groups = objective.layer_groups
-        if spec.rows is not None and groups is not None:
-            start = np.broadcast_to(start, (len(groups), len(steps))).copy()
+        if groups is not None and (spec.rows is not None or has_weak_row):
+            start = groups.in_rows(start)
+        space = self._space_around(start, spec, objective)
+        if groups is not None and has_weak_row:
+            space = SpaceWithWeakRow(space, groups)
+        return space
+
+    @staticmethod
+    def _space_around(start: Coefficients, spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
+        """The space of the study file whose origin is ``start``, ``[K]`` or ``[S, K]``."""
+        steps = objective.steps
         plugin = spec.plugin
         if plugin is not None:
             return space_of_plugin(plugin, steps, start, spec.options)

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.imports import import_dotted, import_extra
 from lcsc_opt.base.progress import notice
+from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.database.history import Floats, StudyHistory, is_finished
 from lcsc_opt.database.names import LOGGED
 from lcsc_opt.database.reader import HistoryReader
@@ -279,7 +280,7 @@ class Reporting:
         values: dict[str, float | Image.Image] = {}
         coefficients = self._reader.answer(study)
         if coefficients is not None:
-            values["coefficients"] = _bar_chart(study.steps, coefficients)
+            values["coefficients"] = _bar_chart(study.steps, mean_of_rows(coefficients, study.layer_groups))
         if not with_report or study.held_out is None:
             return values
         for row in study.held_out.rows:
@@ -344,17 +345,16 @@ def _curves(study: StudyHistory) -> dict[int, dict[str, float]]:
 
 
 def _bar_chart(steps: Sequence[int], coefficients: Floats) -> Image.Image:
-    """A bar for each checkpoint, drawn without a browser; the mean over rows, if there are several.
+    """A bar for each checkpoint, drawn without a browser.
 
     Args:
         steps: ``[K]``.
-        coefficients: ``[K]`` or ``[S, K]``.
+        coefficients: ``[K]``.
     """
     from lcsc_opt.views.figures.theme import BLUE, VERMILLION  # and with it plotly
 
-    values = coefficients.reshape(-1, len(steps)).mean(axis=0)
-    lowest = min(values.min(), 0.0)
-    highest = max(values.max(), 0.0)
+    lowest = min(coefficients.min(), 0.0)
+    highest = max(coefficients.max(), 0.0)
 
     def height(value: Any) -> Any:  # in pixels from the top
         return 20 + (highest - value) * (_HEIGHT - _MARGIN) / (highest - lowest)
@@ -363,7 +363,7 @@ def _bar_chart(steps: Sequence[int], coefficients: Floats) -> Image.Image:
     draw = ImageDraw.Draw(chart)
     edges = np.linspace(_MARGIN, _WIDTH - 10, len(steps) + 1)
     zero = height(0.0)
-    for y, left_edge, right_edge in zip(height(values), edges[:-1], edges[1:], strict=True):
+    for y, left_edge, right_edge in zip(height(coefficients), edges[:-1], edges[1:], strict=True):
         color = BLUE if y < zero else VERMILLION
         draw.rectangle([left_edge, min(zero, y), max(left_edge, right_edge - 1), max(zero, y)], fill=color)
     for value in (lowest, highest):

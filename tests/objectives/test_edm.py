@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import pack
@@ -102,6 +102,21 @@ def test_a_weak_model_of_the_checkpoints_guides_within_an_interval(folder: Path)
     assert torch.allclose(images[2], unguided, atol=1e-5)
     assert min((image - unguided).abs().max() for image in images[:2]) > 1e-4
     assert (images[0] - images[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm-solver++"])
+def test_a_guide_of_the_checkpoints_is_searched(folder: Path, name: str) -> None:
+    train(folder)
+    common = {"sampler": {"name": name, "steps": 4}}
+    fixed = edm(folder, **common, guide={"weak": KIMG[-1], "scale": 3.0})
+    searched = edm(folder, **common, guide={"weak": {"search": KIMG[0]}, "scale": 3.0})
+    both = np.stack([MIX, np.eye(3)[-1]])
+    assert torch.equal(searched.images(both, SEARCH, 6), fixed.images(MIX, SEARCH, 6))
+    assert not torch.equal(searched.images(MIX, SEARCH, 6), fixed.images(MIX, SEARCH, 6))
+    gradient = searched.evaluate(Candidate(both), gradient=True).gradient
+    assert gradient is not None
+    assert gradient.shape == (2, 3)
+    assert np.abs(gradient).min() > 0
 
 
 def test_a_guide_of_another_architecture_is_one_line(folder: Path) -> None:
