@@ -241,7 +241,7 @@ class Plan:
             "budget": budget,
             "optimizer_budget": budget,
             "optimizer_defaults": defaults_for(
-                self.optimizer, checkpoints=len(objective.steps), has_rows=groups is not None
+                self.optimizer, checkpoints=len(objective.steps), has_rows=self.spec.space.rows is not None
             ),
             "origin": self.origin,
             "parallelism": self._parallelism(objective),
