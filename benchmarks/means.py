@@ -40,10 +40,9 @@ from torch import Tensor
 import lcsc_opt
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate
-from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics.bundled_images import Bundled
-from lcsc_opt.optimizers.registry import defaults_for
+from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.trajectory import Trajectory, pack
 from lcsc_opt.views.figures.theme import figure_layout, style
 from lcsc_opt.views.figures.writing import write_figures
@@ -139,16 +138,17 @@ def measured(name: str, training: int, rows: str, coefficients: str, seed: int, 
     objective.trajectory = trajectory
     if coefficients.startswith("layers"):
         objective.merge_in_rows("layers")
-    spec = OptimizerSpec(name="LCSCGradient")
-    has_rows = objective.layer_groups is not None
+    options = {}
+    if coefficients.startswith("layers") and len(trajectory.steps) < MANY_CHECKPOINTS:
+        options["step_size"] = STEP_WITH_FEW_CHECKPOINTS
     answer = answer_of(
         objective,
-        spec.name,
+        "LCSCGradient",
         seed,
         images,
         selected_on=model.selected,
         bounded_by=objective_of(model.file, **settings),
-        options=defaults_for(spec, checkpoints=len(trajectory.steps), has_rows=has_rows),
+        options=options,
     )
     sampled = objective.images(np.asarray(answer), HELD_OUT, REPORTED)
     return [*metrics_of(sampled, METRICS, model.dataset), trajectory.nbytes / 1e6]

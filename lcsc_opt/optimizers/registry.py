@@ -47,11 +47,6 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 _STEP_SIZE = "step_size"
 _RACING = "racing"
 _CAN_RACE = ("LCSC",)
-
-# A new study with fewer checkpoints than this, each layer with a row of coefficients of its own, begins with these
-# options: measured by benchmarks/gradient_settings.py --few on trainings that are not reported.
-_MANY_CHECKPOINTS = 32
-_FOR_FEW_CHECKPOINTS = {"LCSCGradient": {_STEP_SIZE: 0.2}}
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
 # Options are checked by a short search. Fifty candidates are more than one generation of most
@@ -96,20 +91,6 @@ def build_optimizer(
     if racing is None:
         return optimizer
     return Racing(optimizer, racing, num_workers=workers)
-
-
-def defaults_for(spec: OptimizerSpec, *, checkpoints: int, has_rows: bool) -> dict[str, Any]:
-    """The options that a new study adds to those of its study file. It stores them: a default may change.
-
-    Args:
-        spec: the optimizer; options that it names are left out.
-        checkpoints: K.
-        has_rows: whether layer groups have coefficients of their own.
-    """
-    if checkpoints >= _MANY_CHECKPOINTS or not has_rows:
-        return {}
-    defaults = _FOR_FEW_CHECKPOINTS.get(spec.name, {})
-    return {option: value for option, value in defaults.items() if option not in spec.options}
 
 
 def configure(spec: OptimizerSpec) -> tuple[Any, float]:

@@ -33,7 +33,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.plan import Plan
+from lcsc_opt.search.resolving import Resolved
 from lcsc_opt.search.runner import stored_outcome
 
 _Evaluate = Callable[[Sequence[Candidate]], list[Evaluation]]
@@ -167,20 +167,23 @@ def _function_of(fingerprint: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps([fingerprint["objective"], fingerprint.get("code")]))
 
 
-def check_new_budget(storage: RDBStorage, plan: Plan, objective: Objective, fingerprint: Mapping[str, Any]) -> None:
-    """Refuse a new study whose budget would be spent before its search begins.
+def check_new_budget(storage: RDBStorage, resolved: Resolved) -> None:
+    """Refuse a new study that would spend its budget on its bound, before its search begins.
 
     Args:
         storage: where it will be stored.
-        plan: of the study.
-        objective: one that keeps a metric.
-        fingerprint: of the objective and its code.
+        resolved: the study, with its objective.
 
     Raises:
         StudySpecError: the budget is too small.
     """
-    must_find_ema = ema_of_grids(storage, plan.spec.name, fingerprint) is None
-    check_budget(plan.name, objective, plan.spec.budget, must_find_ema=must_find_ema)
+    if resolved.state != "new" or resolved.penalty.bound != "measured":
+        return
+    objective = resolved.objective
+    assert objective is not None  # it is loaded by now
+    spec = resolved.plan.spec
+    must_find_ema = ema_of_grids(storage, spec.name, resolved.fingerprint) is None
+    check_budget(resolved.plan.name, objective, spec.budget, must_find_ema=must_find_ema)
 
 
 def check_budget(name: str, objective: Objective, budget: BudgetSpec, *, must_find_ema: bool) -> None:

@@ -316,15 +316,10 @@ class Executor:
             StudySpecError: measuring its bound would spend its budget.
         """
         if KEPT_BOUND not in attributes:
-            self._check_new_budget(resolved)
+            check_new_budget(self.storage, resolved)
         for line in resolved.notices:
             notice(line)
         StoredStudy.open_or_create(self.storage, resolved.plan.name, {**resolved.attributes, **attributes})
-
-    def _check_new_budget(self, resolved: Resolved) -> None:
-        if resolved.state == "new" and resolved.penalty.bound == "measured":
-            assert resolved.objective is not None  # the evidence was of the loaded objective
-            check_new_budget(self.storage, resolved.plan, resolved.objective, resolved.fingerprint)
 
     @contextlib.contextmanager
     def open(self, plan: Plan, *, retry_failed: bool = False) -> Iterator[Execution]:
@@ -346,7 +341,7 @@ class Executor:
         assert objective is not None  # the evidence was of the loaded objective
         if retry_failed:  # adds losses also to a finished study, whose bound resolve() has not checked
             resolved.penalty.check_bound()
-        self._check_new_budget(resolved)
+        check_new_budget(self.storage, resolved)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():

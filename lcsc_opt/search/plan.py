@@ -44,10 +44,10 @@ from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
     brackets_numbers,
     configure,
-    defaults_for,
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
@@ -125,6 +125,14 @@ class Plan:
     def name(self) -> str:
         """The name of the Optuna study."""
         return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
+
+    def optimizer_defaults(self, checkpoints: int) -> dict[str, Any]:
+        """The options that a new study adds to those of its study file. It stores them: a default may change."""
+        optimizer = self.optimizer
+        has_few = checkpoints < MANY_CHECKPOINTS and self.spec.space.rows is not None
+        if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
+            return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
+        return {}
 
     @property
     def follows_gradients(self) -> bool:
@@ -240,9 +248,7 @@ class Plan:
         return attributes | {
             "budget": budget,
             "optimizer_budget": budget,
-            "optimizer_defaults": defaults_for(
-                self.optimizer, checkpoints=len(objective.steps), has_rows=self.spec.space.rows is not None
-            ),
+            "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),
             "origin": self.origin,
             "parallelism": self._parallelism(objective),
             "holds_out": objective.why_nothing_held_out() is None,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lcsc_opt
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.optimizers.registry import defaults_for
+from lcsc_opt.search.plan import Plan
 
 DEFAULTS = "optimizer_defaults"
 TARGET = torch.tensor([[0.3, -0.2]])
@@ -31,9 +32,12 @@ TARGET = torch.tensor([[0.3, -0.2]])
     ],
 )
 def test_what_a_new_study_adds(spec: object, checkpoints: int, has_rows: bool, defaults: dict[str, float]) -> None:
-    optimizer = OptimizerSpec.model_validate(spec)
-    assert defaults_for(optimizer, checkpoints=checkpoints, has_rows=has_rows) == defaults
-    assert optimizer.with_defaults(defaults).options == {**defaults, **optimizer.options}
+    content: dict[str, Any] = {"name": "few", "objective": {"file": "function.py"}, "budget": {"evaluations": 5}}
+    content |= {"optimizers": [spec], "space": {"rows": "layers"} if has_rows else "affine"}
+    [study_spec] = parse_studies(content, source="here")
+    plan = Plan(study_spec)
+    assert plan.optimizer_defaults(checkpoints) == defaults
+    assert plan.optimizer.with_defaults(defaults).options == {**defaults, **plan.optimizer.options}
 
 
 def searched(name: str, budget: int, **options: float) -> np.ndarray:
@@ -78,7 +82,7 @@ def test_a_study_that_stored_no_step_continues_with_the_short_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lcsc_opt.search.plan.defaults_for", lambda *_, **__: {})
+    monkeypatch.setattr(Plan, "optimizer_defaults", lambda *_: {})
     before = searched("old", 6)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
