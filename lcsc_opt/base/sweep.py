@@ -116,7 +116,13 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
     return _replaced(content, (), keys, value, where)
 
 
-def _replaced(content: Any, path: tuple[str, ...], keys: Sequence[str], value: Any, where: str) -> Any:
+def _replaced(
+    content: Any,
+    path: tuple[str, ...],
+    keys: Sequence[str],
+    value: Any,
+    where: str,
+) -> Any:
     """As :func:`replaced`, of the content at ``path``, with the keys that remain."""
     if not keys:
         return value

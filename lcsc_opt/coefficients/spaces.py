@@ -212,7 +212,13 @@ class PrincipalSpace:
     basis: _Array
 
     @classmethod
-    def of(cls, steps: tuple[int, ...], origin: Coefficients, gram: _Array, directions: int) -> PrincipalSpace:
+    def of(
+        cls,
+        steps: tuple[int, ...],
+        origin: Coefficients,
+        gram: _Array,
+        directions: int,
+    ) -> PrincipalSpace:
         """The space of the leading eigenvectors of ``gram``, ``[K, K]``, of the checkpoints less their mean.
 
         With ``[S, K, K]``, the inner products of each group, a row of coefficients has the directions of its group.

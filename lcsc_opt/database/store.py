@@ -382,7 +382,14 @@ class StoredStudy:
         self._trial_count = number + 1
         return number
 
-    def finish(self, number: int, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
+    def finish(
+        self,
+        number: int,
+        evaluation: Evaluation,
+        *,
+        tell_index: int,
+        compares: bool = True,
+    ) -> None:
         """Commit a result: metrics, cost and gradient, then the value and the state.
 
         The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.

@@ -59,7 +59,13 @@ class Summarizer:
         started, candidate = self._begun.get(number, (time.time(), {}))
         self._begun[number] = (started, {**candidate, "attempts": attempts})
 
-    def end(self, number: int, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> None:
+    def end(
+        self,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
         """A trial has ended, with the attributes of its result."""
         started, candidate = self._begun.pop(number, (time.time(), {}))
         trial = create_trial(state=TrialState.RUNNING, user_attrs={**candidate, **attributes})

@@ -140,7 +140,13 @@ class NodeObjective:
     rows: Rule | None
 
     @classmethod
-    def collect(cls, spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> NodeObjective:
+    def collect(
+        cls,
+        spec: ObjectiveSpec,
+        study: Path | None,
+        objective: Objective,
+        copies: Path,
+    ) -> NodeObjective:
         """Copy the user's own code into the empty folder ``copies``; ``study`` is the study's folder."""
         from lcsc_opt.trajectory import Trajectory
 

@@ -49,7 +49,14 @@ class Pipeline:
         sampled = self.sample(candidate, 0, self._objective.images_of(candidate))
         return self._scoring.submit(lambda: self._score(candidate, sampled))
 
-    def sample(self, candidate: Candidate, first: int, last: int, *, gradient: bool = False) -> Future[Any]:
+    def sample(
+        self,
+        candidate: Candidate,
+        first: int,
+        last: int,
+        *,
+        gradient: bool = False,
+    ) -> Future[Any]:
         """Start the images ``[first, last)`` of a candidate; the future gives their part, or a :class:`Failure`."""
         prepared = self._merging.submit(lambda: attempt(lambda: self._objective.prepare(candidate)))
         return self._sampling.submit(lambda: self._sample(candidate, prepared, first, last, gradient))
@@ -69,7 +76,14 @@ class Pipeline:
         for thread in threads:
             thread.shutdown()
 
-    def _sample(self, candidate: Candidate, merged: Future[Any], first: int, last: int, gradient: bool) -> Any:
+    def _sample(
+        self,
+        candidate: Candidate,
+        merged: Future[Any],
+        first: int,
+        last: int,
+        gradient: bool,
+    ) -> Any:
         prepared = merged.result()
         if isinstance(prepared, Failure):
             return prepared

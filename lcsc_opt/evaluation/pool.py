@@ -135,7 +135,12 @@ class WorkerPool:
         return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
 
     def submit(
-        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+        self,
+        kind: Kind,
+        *arguments: Any,
+        worker: int | None = None,
+        depth: int = 1,
+        **options: Any,
     ) -> Future[Any]:
         """Queue a job. Jobs for the same worker, or for any, keep their order.
 

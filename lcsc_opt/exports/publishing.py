@@ -61,7 +61,13 @@ def check_repository(name: str, to: Destination | None) -> None:
         raise StudySpecError("--push-to-hub: not logged in to the hub: run hf auth login, or set HF_TOKEN")
 
 
-def push_to_hub(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> str:
+def push_to_hub(
+    name: str,
+    to: Destination,
+    study: StoredStudy,
+    objective: Objective,
+    recipe: Recipe,
+) -> str:
     """Upload the export at ``to`` and its card, in one commit, to the repository ``name``; create it if necessary.
 
     A new repository is public, unless its owner's are private by default.
@@ -102,7 +108,13 @@ def _files_of(export: Path, *, folder: Path = Path()) -> dict[str, Path]:
     return {(folder / path.relative_to(export)).as_posix(): path for path in files}
 
 
-def _model_card(name: str, to: Destination, study: StoredStudy, objective: Objective, recipe: Recipe) -> Any:
+def _model_card(
+    name: str,
+    to: Destination,
+    study: StoredStudy,
+    objective: Objective,
+    recipe: Recipe,
+) -> Any:
     """The card: what was merged, with which coefficients, and what was measured, in Markdown and as ``model-index``.
 
     Licence and base model are those of the checkpoints' own card, where they have one: in their folder, in the one

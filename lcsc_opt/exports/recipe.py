@@ -163,7 +163,12 @@ class Recipe(pydantic.BaseModel):
 
     @classmethod
     def of_trial(
-        cls, study: StoredStudy, objective: Objective, *, number: int | None = None, dtype: str | None = None
+        cls,
+        study: StoredStudy,
+        objective: Objective,
+        *,
+        number: int | None = None,
+        dtype: str | None = None,
     ) -> Recipe:
         """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
 

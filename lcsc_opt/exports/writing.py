@@ -159,7 +159,13 @@ class Destination:
                     reason = f"{os.strerror(errno.ENOSPC)}: needs {needed_bytes:,} bytes, and {free_bytes:,} are free"
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
-    def _write_to(self, path: Path, weights: dict[str, Tensor], recipe: str, config: str | None) -> None:
+    def _write_to(
+        self,
+        path: Path,
+        weights: dict[str, Tensor],
+        recipe: str,
+        config: str | None,
+    ) -> None:
         texts = {"format": "pt", ENTRY: recipe}
         if self.form == "diffusers":
             path.mkdir()

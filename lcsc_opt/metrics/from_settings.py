@@ -206,7 +206,13 @@ class MetricSuiteBuilder:
         )
         return suite
 
-    def _search_reference(self, name: str, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
+    def _search_reference(
+        self,
+        name: str,
+        device: torch.device | str,
+        batch_size: int,
+        cache: Path,
+    ) -> Reference:
         """The reference of one extractor or reward, with only what the metrics of the settings need."""
         reward = self._rewards.get(name)
         if reward is not None:

@@ -55,7 +55,12 @@ class CommandScorer:
     device = torch.device("cpu")
 
     def __init__(
-        self, command: str, context: BuildContext, *, read: str | None = None, folder: Path | None = None
+        self,
+        command: str,
+        context: BuildContext,
+        *,
+        read: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._command = command
         self._read = read

@@ -254,7 +254,15 @@ class StagedObjective(Objective):
         """Merge. The result stays in this process."""
 
     @abc.abstractmethod
-    def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
+    def sample(
+        self,
+        candidate: Candidate,
+        prepared: Any,
+        first: int,
+        last: int,
+        *,
+        gradient: bool = False,
+    ) -> Any:
         """Sample the images ``[first, last)`` and reduce them to a part: something small and picklable."""
 
     @abc.abstractmethod
@@ -269,7 +277,13 @@ class StagedObjective(Objective):
         """
 
     @abc.abstractmethod
-    def vjp(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
+    def vjp(
+        self,
+        candidate: Candidate,
+        first: int,
+        last: int,
+        back: Any,
+    ) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient; its cost.
 
         It is usually called in the process that has just sampled this part with ``gradient``. If that process died, or

@@ -36,7 +36,14 @@ class GradientPass:
         last: the index after the last image.
     """
 
-    def __init__(self, stages: ImageStages, source: Mergeable, candidate: Candidate, first: int, last: int) -> None:
+    def __init__(
+        self,
+        stages: ImageStages,
+        source: Mergeable,
+        candidate: Candidate,
+        first: int,
+        last: int,
+    ) -> None:
         assert isinstance(stages.sampler, DifferentiableSampler)  # why_no_gradient has refused all others
         self._stages = stages
         self._sampler: DifferentiableSampler = stages.sampler
@@ -133,13 +140,25 @@ class GradientPass:
         backward_calls = 2 * images * self._sampler.nfe  # one costs about two forward calls
         return product, watch.cost(model_calls=forward_calls + backward_calls)
 
-    def _sample_and_add(self, start: int, stop: int, feature_gradients: FeatureGradients, watch: Stopwatch) -> None:
+    def _sample_and_add(
+        self,
+        start: int,
+        stop: int,
+        feature_gradients: FeatureGradients,
+        watch: Stopwatch,
+    ) -> None:
         stop_if_told()
         with watch.timing("sample"):
             images = self._stages.sample_with_graph(self._candidate.noise, start, stop)
         self._add(images, start, feature_gradients, watch)
 
-    def _add(self, images: Tensor, start: int, feature_gradients: FeatureGradients, watch: Stopwatch) -> None:
+    def _add(
+        self,
+        images: Tensor,
+        start: int,
+        feature_gradients: FeatureGradients,
+        watch: Stopwatch,
+    ) -> None:
         """Lead the gradient in the features of ``images``, the first of which is ``start``, back to the weights."""
         begin = start - self._first
         rows = {

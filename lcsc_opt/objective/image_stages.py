@@ -60,7 +60,13 @@ class ImageStages:
             raise MetricError("the merged model samples values that are not finite")
         return images
 
-    def add_features(self, metrics: ImageMetrics, images: Tensor, noise: Noise, first: int) -> None:
+    def add_features(
+        self,
+        metrics: ImageMetrics,
+        images: Tensor,
+        noise: Noise,
+        first: int,
+    ) -> None:
         """Add the images ``first``, ``first + 1``, … of a group of noise to ``metrics``.
 
         Raises:

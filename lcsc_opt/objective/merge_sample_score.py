@@ -193,7 +193,13 @@ class MergeSampleScore(StagedObjective):
         return weights, watch.cost()
 
     def sample(
-        self, candidate: Candidate, prepared: Merged, first: int, last: int, *, gradient: bool = False
+        self,
+        candidate: Candidate,
+        prepared: Merged,
+        first: int,
+        last: int,
+        *,
+        gradient: bool = False,
     ) -> Sampled:
         """Put the merged weights into the model, sample the images ``[first, last)``, and compute their features.
 
@@ -253,7 +259,13 @@ class MergeSampleScore(StagedObjective):
         )
         return evaluation, feature_gradients
 
-    def vjp(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
+    def vjp(
+        self,
+        candidate: Candidate,
+        first: int,
+        last: int,
+        back: FeatureGradients,
+    ) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient.
 
         If they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
@@ -265,7 +277,12 @@ class MergeSampleScore(StagedObjective):
         return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
 
     def images(
-        self, coefficients: Coefficients, noise: Noise, count: int, *, tuned: Mapping[str, float] = NOTHING_TUNED
+        self,
+        coefficients: Coefficients,
+        noise: Noise,
+        count: int,
+        *,
+        tuned: Mapping[str, float] = NOTHING_TUNED,
     ) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
@@ -339,13 +356,25 @@ class MergeSampleScore(StagedObjective):
         self._close_gradient_pass()
         self._stages.load(weights)
 
-    def _sample(self, candidate: Candidate, first: int, last: int, watch: Stopwatch) -> ImageMetrics:
+    def _sample(
+        self,
+        candidate: Candidate,
+        first: int,
+        last: int,
+        watch: Stopwatch,
+    ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``."""
         metrics = self._metrics(candidate, gradient=False)
         self._add_images(metrics, candidate.noise, first, last, watch)
         return metrics
 
-    def _first_gradient_pass(self, candidate: Candidate, first: int, last: int, watch: Stopwatch) -> ImageMetrics:
+    def _first_gradient_pass(
+        self,
+        candidate: Candidate,
+        first: int,
+        last: int,
+        watch: Stopwatch,
+    ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``, with the features that the gradient needs."""
         metrics = self._metrics(candidate, gradient=True)
         start_of_last = self._batch_sizes.start_of_last(first, last)
@@ -380,7 +409,14 @@ class MergeSampleScore(StagedObjective):
             self._gradient_pass.close()
             self._gradient_pass = None
 
-    def _add_images(self, metrics: ImageMetrics, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
+    def _add_images(
+        self,
+        metrics: ImageMetrics,
+        noise: Noise,
+        first: int,
+        last: int,
+        watch: Stopwatch,
+    ) -> None:
         """Sample the images ``[first, last)`` without a graph, and add them to ``metrics``."""
         for start, stop in self._batch_sizes.batches(first, last):
             stop_if_told()

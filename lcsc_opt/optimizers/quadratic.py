@@ -65,7 +65,14 @@ class _Quadratic:
         return float(self.slope @ offset + offset @ self.curvature @ offset / 2)
 
 
-def _fitted(prior: _Quadratic, offsets: _Vector, changes: _Vector, *, scale: float, reach: float) -> _Quadratic:
+def _fitted(
+    prior: _Quadratic,
+    offsets: _Vector,
+    changes: _Vector,
+    *,
+    scale: float,
+    reach: float,
+) -> _Quadratic:
     """The quadratic that explains the measured changes and differs least from ``prior`` (Powell 2004).
 
     It is the mean of a Gaussian process, which need not meet the losses exactly: far from the centre none is quadratic.

@@ -125,7 +125,12 @@ class Racing(Optimizer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, optimizer: Optimizer, options: RacingOptions | None = None, *, images: int = 0, num_workers: int = 1
+        self,
+        optimizer: Optimizer,
+        options: RacingOptions | None = None,
+        *,
+        images: int = 0,
+        num_workers: int = 1,
     ) -> None:
         super().__init__(optimizer.parametrization, budget=optimizer.budget, num_workers=num_workers)
         self.optimizer = optimizer

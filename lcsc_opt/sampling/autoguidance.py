@@ -33,7 +33,12 @@ class Autoguidance(nn.Module):
     calls = 2  # networks that are called for one output
 
     def __init__(
-        self, network: nn.Module, weak: nn.Module, *, guidance: float, weak_start: Coefficients | None = None
+        self,
+        network: nn.Module,
+        weak: nn.Module,
+        *,
+        guidance: float,
+        weak_start: Coefficients | None = None,
     ) -> None:
         super().__init__()
         self.network = network

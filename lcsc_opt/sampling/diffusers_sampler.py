@@ -312,7 +312,14 @@ class DiffusersSampler(NetworkSampler):
         """``[T]`` timesteps; also resets the scheduler to its first step."""
         return set_timesteps(self.scheduler, self._schedule)
 
-    def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
+    def _predict(
+        self,
+        images: Tensor,
+        timestep: Tensor,
+        labels: Tensor | None,
+        *,
+        again: bool,
+    ) -> Tensor:
         """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
         is_guided = self._is_guided(timestep)
         if timestep.is_floating_point():
@@ -330,7 +337,15 @@ class DiffusersSampler(NetworkSampler):
             return output
         return output[:, : self.image_shape[0]]
 
-    def _guided_output(self, images: Tensor, times: Tensor, labels: Tensor, null_label: int, *, again: bool) -> Tensor:
+    def _guided_output(
+        self,
+        images: Tensor,
+        times: Tensor,
+        labels: Tensor,
+        null_label: int,
+        *,
+        again: bool,
+    ) -> Tensor:
         """Classifier-free guidance: conditional and unconditional outputs from one call on twice as many images."""
         labels_and_null = torch.cat([labels, torch.full_like(labels, null_label)])
         outputs = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, again=again)

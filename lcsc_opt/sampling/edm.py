@@ -287,7 +287,14 @@ class HeunSampler(NetworkSampler):
             "network": self._denoiser.config,
         }
 
-    def _derivative(self, x: Tensor, sigma: float, labels: Tensor | None, *, again: bool) -> Tensor:
+    def _derivative(
+        self,
+        x: Tensor,
+        sigma: float,
+        labels: Tensor | None,
+        *,
+        again: bool,
+    ) -> Tensor:
         """dx/dsigma."""
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)

@@ -83,7 +83,13 @@ class PreparedNetwork:
         if self.settings.compile:
             self.module.compile()
 
-    def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        *arguments: Any,
+        again: bool = False,
+        **keywords: Any,
+    ) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
         With ``again``, a backward pass repeats this call instead of keeping its activations; that is worth it for all

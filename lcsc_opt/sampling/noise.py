@@ -34,7 +34,15 @@ class ImageNoise:
         self._cache: dict[tuple[object, ...], Tensor] = {}
         self._cache_bytes = cache_bytes
 
-    def batch(self, noise: Noise, start: int, stop: int, shape: Sequence[int], *, draw: int = 0) -> Tensor:
+    def batch(
+        self,
+        noise: Noise,
+        start: int,
+        stop: int,
+        shape: Sequence[int],
+        *,
+        draw: int = 0,
+    ) -> Tensor:
         """Noise of the images ``start`` to ``stop``: ``[stop - start, *shape]`` float32, not to be written to.
 
         ``draw`` is which of several independent draws for the same image, as multi-step sampling needs.
@@ -65,7 +73,14 @@ class ImageNoise:
         seeds = [derive_seed(self.seed, "steps", noise.group, noise.seed, image) for image in range(start, stop)]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def _streams(self, noise: Noise, start: int, stop: int, name: str, draw: int) -> Iterator[np.random.Generator]:
+    def _streams(
+        self,
+        noise: Noise,
+        start: int,
+        stop: int,
+        name: str,
+        draw: int,
+    ) -> Iterator[np.random.Generator]:
         key = derive_seed(self.seed, name, noise.group, noise.seed, draw, bits=128)
         for image in range(start, stop):  # the next image's blocks begin 2^192 later
             yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
@@ -98,7 +113,12 @@ class ClassLabels:
     """
 
     def __init__(
-        self, classes: int, labels: Labels, *, noise: ImageNoise, guidance: tuple[float, int] | None = None
+        self,
+        classes: int,
+        labels: Labels,
+        *,
+        noise: ImageNoise,
+        guidance: tuple[float, int] | None = None,
     ) -> None:
         if isinstance(labels, int) and not 0 <= labels < classes:
             raise ObjectiveError(f"labels: the model has the classes 0 to {classes - 1}, got {labels}")

@@ -354,7 +354,13 @@ class _Call:
         else:
             self.settings["checkpoints"] = self.checkpoints
 
-    def content(self, name: str, optimizers: Sequence[Any], seed: int, jobs: int) -> dict[str, Any]:
+    def content(
+        self,
+        name: str,
+        optimizers: Sequence[Any],
+        seed: int,
+        jobs: int,
+    ) -> dict[str, Any]:
         """What a study file would contain, without space and budget."""
         content: dict[str, Any] = {
             "name": name,

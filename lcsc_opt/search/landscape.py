@@ -75,7 +75,13 @@ def run_landscape(
     return plan.name, executor.run(plan)
 
 
-def _landscape_plan(searched: Plan, optimizer: OptimizerSpec, points: int, images: int | None, seed: int) -> Plan:
+def _landscape_plan(
+    searched: Plan,
+    optimizer: OptimizerSpec,
+    points: int,
+    images: int | None,
+    seed: int,
+) -> Plan:
     """The specification of a landscape: that of the search, with a grid of points as its optimizer."""
     spec = searched.spec
     settings = dict(spec.objective.settings)

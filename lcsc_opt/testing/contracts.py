@@ -108,7 +108,12 @@ def _check_images(objective: Objective, candidate: Candidate, evaluation: Evalua
 
 
 def _check_gradient(
-    objective: Objective, candidate: Candidate, evaluation: Evaluation, *, step: float, tolerance: float
+    objective: Objective,
+    candidate: Candidate,
+    evaluation: Evaluation,
+    *,
+    step: float,
+    tolerance: float,
 ) -> None:
     """Compare the gradient with central differences along two directions."""
     if objective.why_no_gradient() is not None:

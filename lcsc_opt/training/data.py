@@ -138,7 +138,14 @@ def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> t
     return latents, settings
 
 
-def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
+def train_autoencoder(
+    pixels: Tensor,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    steps: int,
+) -> nn.Module:
     """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
 
     Its latents have two channels for grey images, else four.

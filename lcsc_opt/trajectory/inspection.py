@@ -125,7 +125,11 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
 
 
 def _described(
-    tensors: Sequence[TensorSpec], steps: list[int], widths: list[float], paths: list[Path], warnings: list[str]
+    tensors: Sequence[TensorSpec],
+    steps: list[int],
+    widths: list[float],
+    paths: list[Path],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """The part of :func:`inspect`'s answer that packed and unpacked checkpoints have in common."""
     series = sorted(set(map(checkpoint_series, paths)))

@@ -202,7 +202,12 @@ class Deviations:
         self._mean = mean
 
     def multiply(
-        self, weights: Tensor, runs: Sequence[slice], segment: Segment, tiles: Iterator[Tile], merged: Tensor
+        self,
+        weights: Tensor,
+        runs: Sequence[slice],
+        segment: Segment,
+        tiles: Iterator[Tile],
+        merged: Tensor,
     ) -> None:
         """Write mean + Σ over slots of weight · scale · code into ``merged`` ``[n]`` float32, tile by tile.
 
@@ -221,7 +226,14 @@ class Deviations:
                 total = torch.baddbmm(total, scaled.t()[:, None, :], _by_block(widened))
             merged[tile.start : tile.stop] = total.view(-1)
 
-    def project(self, gradient: Tensor, runs: Iterable[slice], segment: Segment, tile: Tile, out: Tensor) -> None:
+    def project(
+        self,
+        gradient: Tensor,
+        runs: Iterable[slice],
+        segment: Segment,
+        tile: Tile,
+        out: Tensor,
+    ) -> None:
         """Add ⟨deviation, gradient⟩ of the slots in ``runs`` to ``out`` ``[slots]`` float64; gradient ``[n]``."""
         columns = _columns_of(segment, tile)
         by_block = gradient.view(-1, BLOCK, 1)

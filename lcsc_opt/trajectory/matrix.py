@@ -386,7 +386,12 @@ class MatrixWriter:
         return digest.hexdigest(), varying
 
     def _write_parts(
-        self, row: Row, slot: int, layout: ShardedLayout, tensors: Mapping[str, Tensor], manifest: Manifest
+        self,
+        row: Row,
+        slot: int,
+        layout: ShardedLayout,
+        tensors: Mapping[str, Tensor],
+        manifest: Manifest,
     ) -> tuple[str, list[str]]:
         """As :meth:`_write_row`: every process writes and syncs its part, then the first one reads and hashes the row.
 

@@ -204,7 +204,11 @@ def _fastest(device: torch.device, size: int) -> Placement:
 
 
 def _copied(
-    streamed: _StreamedColumns, rows: int, segments: Sequence[Segment], slots: Sequence[int], name: str
+    streamed: _StreamedColumns,
+    rows: int,
+    segments: Sequence[Segment],
+    slots: Sequence[int],
+    name: str,
 ) -> ColumnsInMemory:
     device = streamed.device
     columns: dict[Segment, Tensor] = {}

@@ -80,7 +80,13 @@ class ProjectedSearch:
     positions: Floats
 
     @classmethod
-    def of(cls, reader: HistoryReader, study: StudyHistory, plane: Plane, products: Floats) -> ProjectedSearch:
+    def of(
+        cls,
+        reader: HistoryReader,
+        study: StudyHistory,
+        plane: Plane,
+        products: Floats,
+    ) -> ProjectedSearch:
         """At most about 150 complete trials of a search, chosen evenly.
 
         Args:

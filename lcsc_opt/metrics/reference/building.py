@@ -102,7 +102,14 @@ class ReferenceSettings(FrozenModel):
             return IMAGES in arrays
 
     def build(
-        self, alias: str, extractor: FeatureExtractor, *, features: bool, held_out: bool, batch_size: int, cache: Path
+        self,
+        alias: str,
+        extractor: FeatureExtractor,
+        *,
+        features: bool,
+        held_out: bool,
+        batch_size: int,
+        cache: Path,
     ) -> Reference:
         """The reference in the features of ``extractor``.
 
@@ -165,7 +172,13 @@ def _path(source: str) -> Path | None:
 class _Builder:
     """Makes references in the features of one extractor."""
 
-    def __init__(self, alias: str, extractor: FeatureExtractor, batch_size: int, cache: Path) -> None:
+    def __init__(
+        self,
+        alias: str,
+        extractor: FeatureExtractor,
+        batch_size: int,
+        cache: Path,
+    ) -> None:
         self._alias = alias
         self._extractor = extractor
         self._batch_size = batch_size

@@ -59,7 +59,13 @@ class Page:
         reader: of the studies.
     """
 
-    def __init__(self, name: str, title: str, storage: RDBStorage, content: Sequence[Content]) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        storage: RDBStorage,
+        content: Sequence[Content],
+    ) -> None:
         self.app = dash.Dash(
             name, title=title, update_title="", add_log_handler=False, serve_locally=True, on_error=_show_problem
         )

@@ -81,7 +81,15 @@ class Panel:
     notes: Sequence[Mapping[str, Any]] = ()
 
 
-def draw(panels: Sequence[Panel], *, x: Axis, theme: Theme, name: str, title: str = "", **layout: Any) -> go.Figure:
+def draw(
+    panels: Sequence[Panel],
+    *,
+    x: Axis,
+    theme: Theme,
+    name: str,
+    title: str = "",
+    **layout: Any,
+) -> go.Figure:
     """The figure of at least one panel.
 
     Args:
