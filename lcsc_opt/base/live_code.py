@@ -175,8 +175,8 @@ class LiveCode:
         """
         module_name = str(value.__module__)
         file = module_file(module_name)
-        is_users = file is not None and is_local(file)
-        if file is not None and is_users:
+        is_of_user = file is not None and is_local(file)
+        if file is not None and is_of_user:
             self.modules[module_name] = file
         described = f"{module_name}:{value.__qualname__}"
         if not isinstance(value, types.FunctionType):
@@ -187,7 +187,7 @@ class LiveCode:
         self._add(name, _sha256(described))
         for variable, variable_value in inspect.getclosurevars(value).nonlocals.items():
             has_digest = isinstance(variable_value, types.FunctionType) or _digest_of_data(variable_value) is not None
-            if is_users or has_digest:
+            if is_of_user or has_digest:
                 self._visit(root, f"{name}.{variable}", variable_value)
 
     def _visit_class(self, root: str, name: str, value: type) -> None:

@@ -182,8 +182,11 @@ def _has_all_parts(file: Path) -> bool:
     """Whether the files that an index lists are there; other files list none."""
     if not file.name.endswith(".index.json"):
         return True
-    listed = json.loads(file.read_bytes())["weight_map"].values()
-    return all((file.parent / name).exists() for name in set(listed))
+    try:
+        listed = set(json.loads(file.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a download was interrupted in it
+        return False
+    return all((file.parent / str(name)).exists() for name in listed)
 
 
 def _link_or_copy(files: list[Path], source: Path, destination: Path) -> None:

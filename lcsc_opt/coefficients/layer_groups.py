@@ -167,6 +167,8 @@ def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str
     """Name of a tensor → the group whose pattern it matches, or :data:`OTHER`, with a notice."""
     group_of: dict[str, str] = {}
     for group, patterns in rule.items():
+        if group == WEAK:
+            raise StudySpecError(f"space.rows: {WEAK!r} is the row of autoguidance's weak model; choose another name")
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:

@@ -207,7 +207,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         **summarized.as_row(),
         "budget": dict(summarized.budget),
         "checkpoints": len(summarized.steps),
-        "optimizer_options": _optimizer_options(specification.get("optimizer", {})),
+        "optimizer_options": _optimizer_options(attributes),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "forked_from": summarized.forked_from,
@@ -252,9 +252,10 @@ def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Ma
     }
 
 
-def _optimizer_options(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the study file; of ``racing``, also those that it leaves out."""
-    options = dict(optimizer.get("options", {}))
+def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the study file, and those that the study began with besides; of ``racing``, all."""
+    optimizer = attributes.get("specification", {}).get("optimizer", {})
+    options = {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
     if "racing" in options:
         from lcsc_opt.optimizers import RacingOptions  # with Nevergrad, which takes a second
 

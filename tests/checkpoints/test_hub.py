@@ -224,6 +224,8 @@ def test_folders_and_parts_in_the_cache_of_the_client_are_read(
         {"config.json": b"{}"},
         {"model.safetensors.index.json": b'{"weight_map": {"a": "part.safetensors", "b": "p2.safetensors"}}'}
         | {"part.safetensors": weights(3, "a")},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": "pa', "part.safetensors": weights(3, "a")},
+        {"model.safetensors.index.json": b"[]", "part.safetensors": weights(3, "a")},
     ],
 )
 def test_what_the_cache_of_the_client_holds_in_part_is_refused(

@@ -15,6 +15,7 @@ from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.plan import Plan
+from lcsc_opt.views.study_status import overview
 
 DEFAULTS = "optimizer_defaults"
 TARGET = torch.tensor([[0.3, -0.2]])
@@ -75,6 +76,7 @@ def test_a_study_has_the_step_that_it_began_with(tmp_path: Path, monkeypatch: py
 
     study = StoredStudy.open(open_storage("sqlite:///few.db", write=True), "new/LCSCGradient/0")
     assert study.attributes[DEFAULTS] == {"step_size": 0.2}
+    assert overview(study)["optimizer_options"] == {"step_size": 0.2}, "which the study file does not say"
     assert (searched("new", 12)[:8] == new).all()
 
 
