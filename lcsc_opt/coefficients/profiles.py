@@ -280,7 +280,7 @@ def average_name(
     if isinstance(steps, AverageSteps):
         name = _name_among(coefficients, steps, rates or window_ema_rates(steps), sigma_rels or POWER_EMA_SIGMAS)
     else:
-        name = _ema_name(coefficients, steps)
+        name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, counts, rows_used)
 
 
@@ -298,17 +298,25 @@ def _name_among(
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
-    """``EMA 0.9995`` or ``power EMA 0.15``: the one that gives the last checkpoint the same weight, if it is that."""
-    rate = float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))  # Liu et al. 2024, Eq. 6
+    """``EMA 0.9995``: the one that gives the last checkpoint the same weight, if all others have that EMA's, too."""
+    weight_of_last = float(coefficients[-1])
+    last_interval = steps[-1] - steps[-2]
+    rate = max(1 - weight_of_last, 0.0) ** (1 / last_interval)  # Liu et al. 2024, Eq. 6, solved for the last weight
     if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)):
         return f"EMA {rate:.6g}"
-    before_last = float(coefficients[:-1].sum())  # (n_{K-1} / n_K)^(e + 1), with more digits than 1 - a_K
-    if steps[-2] > 0 and 0 < before_last < 1:
-        exponent = math.log(before_last) / math.log(steps[-2] / steps[-1]) - 1
-        # just below zero is the rounding error of a uniform average
-        sigma_rel = power_width(max(exponent, 0.0))
-        if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
-            return f"power EMA {sigma_rel:.6g}"
+    return None
+
+
+def _power_ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+    """``power EMA 0.15``, found as :func:`_ema_name` finds an EMA."""
+    weight_before_last = float(coefficients[:-1].sum())  # has more digits than one minus the last weight
+    if steps[-2] == 0 or not 0 < weight_before_last < 1:
+        return None
+    # the profile t^e puts (n_{K-1} / n_K)^(e + 1) of its weight before the last interval
+    exponent = math.log(weight_before_last) / math.log(steps[-2] / steps[-1]) - 1
+    sigma_rel = power_width(max(exponent, 0.0))  # of a uniform average it may be rounded to just below zero
+    if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
+        return f"power EMA {sigma_rel:.6g}"
     return None
 
 

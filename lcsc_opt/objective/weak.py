@@ -52,7 +52,6 @@ def with_weak_weights(
     Raises:
         ObjectiveError: there is no such checkpoint, that is no rate, or the checkpoints do not fit the network.
     """
-    is_searched = isinstance(setting, WeakSearch)
     name = setting.search if isinstance(setting, WeakSearch) else setting
     model = named_model(name, trajectory.steps)
     if model is None:
@@ -63,7 +62,9 @@ def with_weak_weights(
         )
     coefficients, _ = model
     load_weights(network, trajectory.merge(coefficients))
-    return network, coefficients if is_searched else None
+    if isinstance(setting, WeakSearch):
+        return network, coefficients
+    return network, None
 
 
 def merged_for(sampler: Sampler, checkpoints: Mergeable) -> Mergeable:

@@ -83,16 +83,16 @@ def by_step(checkpoints: Any) -> StateDicts | None:
         return dict(sorted((_step(step, state), state) for step, state in checkpoints.items()))
     if not isinstance(checkpoints, Iterable):
         raise TrajectoryError(f"checkpoints: expected paths or state dicts, got {type(checkpoints).__name__}.")
-    all_of_them = list(checkpoints)
-    if not all_of_them:
+    given_checkpoints = list(checkpoints)
+    if not given_checkpoints:
         raise TrajectoryError("checkpoints: expected paths or state dicts; the list is empty.")
-    if all(isinstance(state, Mapping) for state in all_of_them):
-        return dict(enumerate(all_of_them, start=1))
-    if all(isinstance(path, (str, Path)) for path in all_of_them):
+    if all(isinstance(state, Mapping) for state in given_checkpoints):
+        return dict(enumerate(given_checkpoints, start=1))
+    if all(isinstance(path, (str, Path)) for path in given_checkpoints):
         return None
-    kinds = sorted({type(checkpoint).__name__ for checkpoint in all_of_them})
+    kinds = sorted({type(checkpoint).__name__ for checkpoint in given_checkpoints})
     advice = ""
-    if any(isinstance(checkpoint, nn.Module) for checkpoint in all_of_them):
+    if any(isinstance(checkpoint, nn.Module) for checkpoint in given_checkpoints):
         advice = "; of a network, give its state_dict()"
     raise TrajectoryError(f"checkpoints: expected paths or state dicts, got a list of {' and '.join(kinds)}{advice}.")
 
