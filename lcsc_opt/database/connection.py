@@ -76,7 +76,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
     if file is not None and not write:
-        _check_each_new_file(storage.engine, file)
+        _check_before_each_connection(storage.engine, file)
     weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
     sa.event.listen(storage.engine, "handle_error", _past_optuna)
     if write and file is not None:
@@ -193,21 +193,12 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
         raise StudyStoreError(f"{file}: the folder {folder} does not exist, or cannot be written")
 
 
-def _check_each_new_file(engine: sa.Engine, file: Path) -> None:
-    """Before a reader connects, check the file, if it is not the one that was checked before."""
-    checked: tuple[int, int] | None = None
+def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
+    """Before a reader connects, check the file: another one may have its name, and even its inode, by then."""
 
     @sa.event.listens_for(engine, "do_connect")
     def _check(*_: Any) -> None:
-        nonlocal checked
-        identity = None
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            if status.st_size:
-                identity = (status.st_dev, status.st_ino)
-        if identity is None or identity != checked:
-            _check_sqlite_file(file, write=False)
-            checked = identity
+        _check_sqlite_file(file, write=False)
 
 
 def _has_studies_table(file: Path) -> bool:
