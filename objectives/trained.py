@@ -32,7 +32,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.metrics.bundled_images import FORMATS, Bundled
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.small_images import TrainedSettings
+from lcsc_opt.objective.small_images import TrainedSettings, check_length
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import TrainingRecipe
@@ -84,6 +84,7 @@ class Settings(TrainedSettings, TrainedModel):
             raise TrainingError(f"teacher: {self.recipe} needs a model that was trained before it")
         if self.teacher is None:
             return
+        check_length(self.teacher.training_steps, self.teacher.checkpoint_every)
         if not needs_teacher:
             raise TrainingError(f"teacher: {self.recipe} needs no model that was trained before it")
         needs = self.teacher.parsed().needs

@@ -43,7 +43,7 @@ def find(name: str) -> torch.device:
     accelerators = names()
     kinds = {accelerator.partition(":")[0] for accelerator in accelerators}  # at most one
     if name == "auto":
-        return torch.device(*kinds or {"cpu"})
+        return torch.device(next(iter(kinds), "cpu"))
     if name not in {"cpu", *kinds, *accelerators}:
         choices = ", ".join(["cpu", *accelerators])
         raise ObjectiveError(f"device: {name} is not available; expected auto or one of {choices}")
@@ -90,6 +90,8 @@ def has_float64(device: torch.device) -> bool:
     """Whether the device computes in float64. Apple's do not, nor do some of Intel's."""
     try:
         torch.ones((), dtype=torch.float64, device=device).add_(1)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the device, and is not cached
     except (RuntimeError, TypeError):
         return False
     return True

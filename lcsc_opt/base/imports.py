@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ def import_dotted(
         functions: those of :class:`lcsc_opt.base.paths.BuildContext`, which are not imported.
 
     Raises:
-        LcscError: of the type ``error``; the name has another form, cannot be imported, or cannot be called.
+        LcscError: of the type ``error``; the name has another form, its module raises an error, or it cannot be called.
     """
     if name.startswith(LIVE):
         if functions is None or name not in functions:
@@ -55,9 +56,21 @@ def import_dotted(
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as reason:
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
+    except LcscError:
+        raise
+    except Exception as reason:
+        raise error(f"{setting}: importing {name!r} raised {type(reason).__name__}: {reason}") from reason
     if not callable(function):
         raise error(f"{setting}: {name!r} is a {type(function).__name__}; expected a function or a class")
     return function  # type: ignore[no-any-return]
+
+
+def has_parameter(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name; of some built-in ones Python does not know."""
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:
+        return False
 
 
 EXTRAS = {

@@ -65,7 +65,8 @@ class Summary:
         best: the number of the trial with the lowest loss that compares; of equal ones the earlier.
         loss: of that trial.
         metric: what this loss is called.
-        run_seconds: for how long the search had run at ``busy_until``, without interruptions.
+        run_seconds: for how long the search had run at ``busy_until``, without interruptions; where workers were told
+            out of order, a summary that was continued may be some seconds longer than one of all trials.
         busy_until: when the last trial ended, in seconds since 1970; ``None`` without trials.
         longest_pause: seconds without an evaluation after which the search counts as interrupted.
         improvements: in the order in which the optimizer was told of them.
@@ -243,12 +244,13 @@ def improvements(losses: Floats, *, below: float = np.inf) -> npt.NDArray[np.int
 def wall_clock(trials: Trials, pause: float | None = None) -> Floats:
     """``[n]`` seconds for which the search had run when each trial ended.
 
-    A pause between evaluations counts up to :func:`longest_pause`: it is the time of the optimizer and the database.
-    A trial that was interrupted and evaluated again counts with its last evaluation only.
+    A pause between evaluations is the time of the optimizer and the database, and counts. One that is longer than
+    ``pause`` is an interruption of the search, and none of it counts. A trial that was interrupted and evaluated again
+    counts with its last evaluation only.
 
     Args:
-        trials: that have ended.
-        pause: the longest one; ``None`` for that of these trials.
+        trials: that have ended; one without a time counts as the last.
+        pause: the longest one that is no interruption; ``None`` for :func:`longest_pause` of these trials.
     """
     if not len(trials):
         return np.zeros(0)

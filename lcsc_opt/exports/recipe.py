@@ -112,6 +112,8 @@ class Recipe(pydantic.BaseModel):
         if self.format != _FORMAT:
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
         checkpoints = len(self.steps)
+        if not checkpoints:
+            raise ValueError("it combines no checkpoints")
         expected_shape: tuple[int, ...] = (checkpoints,)
         steps_text = f"{checkpoints} steps"
         if self.rows is not None:
@@ -125,6 +127,9 @@ class Recipe(pydantic.BaseModel):
             raise ValueError(f"{len(self.weak)} coefficients of the weak model for {steps_text}")
         if self.widths is not None and len(self.widths) != checkpoints:
             raise ValueError(f"{len(self.widths)} widths for {steps_text}")
+        names = [name for names_of_row in (self.rows or {}).values() for name in names_of_row]
+        if len(set(names)) < len(names):
+            raise ValueError("a tensor is in two rows")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.step_rows)):
             raise ValueError("the steps do not increase")
         return self

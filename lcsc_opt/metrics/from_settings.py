@@ -72,6 +72,12 @@ class ScoreSettings(FrozenModel):
         functions = {REWARD: self.reward, HELD_OUT_REWARD: self.held_out_reward}
         return {name: function for name, function in functions.items() if function is not None}
 
+    @property
+    def adds_default_metrics(self) -> bool:
+        """Whether held-out reports have the default metrics: none are named, or a reward is searched."""
+        searches_reward = any(metric.extractor == REWARD for metric in parse_loss(self.loss))
+        return self.held_out_metrics is None or searches_reward
+
     def why_no_gradient(self) -> str | None:
         """Why these settings allow no gradient; ``None`` if they do."""
         return why_no_gradient(parse_loss(self.loss))
@@ -132,8 +138,9 @@ class MetricSuiteBuilder:
         if settings.reference is not None:
             self._reference = _resolve_paths(settings.reference, context)
         loss_extractors = {metric.extractor for metric in self._loss}
-        self._only_reward = loss_extractors == {REWARD} and self._reference is not None
-        self._adds_defaults = settings.held_out_metrics is None or REWARD in loss_extractors
+        self._searches_reward = REWARD in loss_extractors
+        self._only_reward_with_reference = loss_extractors == {REWARD} and self._reference is not None
+        self._adds_defaults = settings.adds_default_metrics
         self._cross_check: str | None = None
         if self._adds_defaults:
             self._cross_check = self._cross_check_extractor(loss_extractors)
@@ -158,7 +165,7 @@ class MetricSuiteBuilder:
             if metric.extractor not in loss_extractors and metric.formula in DISTANCES:
                 return None
         # these networks see natural images: they suit only if the loss uses one of them, or is a reward alone
-        if not self._only_reward and loss_extractors.isdisjoint(EXTRACTORS):
+        if not self._only_reward_with_reference and loss_extractors.isdisjoint(EXTRACTORS):
             return None
         unused = [name for name in EXTRACTORS if name not in loss_extractors]
         return unused[0] if unused else None
@@ -246,12 +253,9 @@ class MetricSuiteBuilder:
             if reference.features is None:
                 if not settings.holds_images:
                     continue
-                if (reference.count or 0) > MOST_IMAGES:
-                    notice(
-                        f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has "
-                        f"{reference.count:,} images and more than {MOST_IMAGES:,} take long; to compute them all "
-                        "the same, name them in held_out_metrics"
-                    )
+                count = reference.count or 0
+                if count > MOST_IMAGES:
+                    _notice_too_many(name, count)
                     continue
             complete[name] = settings.build(
                 name, reference.extractor, features=True, held_out=True, batch_size=batch_size, cache=cache
@@ -267,16 +271,31 @@ class MetricSuiteBuilder:
             settings = self._cross_check_settings(name)
             extractor = find_extractor(name, weights=self._weights.get(name))(device)
             reference = settings.build(
-                name, extractor, features=self._only_reward, held_out=True, batch_size=batch_size, cache=cache
+                name,
+                extractor,
+                # beside a reward alone, the other metrics of reports are in these features
+                features=self._only_reward_with_reference,
+                features_of_at_most=MOST_IMAGES,
+                held_out=True,
+                batch_size=batch_size,
+                cache=cache,
             )
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]
             notice(
                 f"no cross-check: {MetricName('fid', name)}, which would confirm a gain in features that the loss "
-                f"does not use, is left out: {reason}. Name a metric in held_out_metrics of the study file, or none: []"
+                f"does not use, is left out: {reason}. {self._advice_on_cross_check()}"
             )
             return {}
+        if self._only_reward_with_reference and reference.features is None:
+            _notice_too_many(name, reference.count or 0)
         return {name: reference}
+
+    def _advice_on_cross_check(self) -> str:
+        """How a study file has another cross-check, or none, without this notice."""
+        if self._searches_reward:  # then reports have it whatever other metrics are named
+            return "Name a distance in other features in held_out_metrics of the study file, such as fid@pixels"
+        return "Name a metric in held_out_metrics of the study file, or none: []"
 
     def _cross_check_settings(self, name: str) -> ReferenceSettings:
         """The settings of this extractor's reference, if it has its own; else the first reference that is images."""
@@ -286,3 +305,10 @@ class MetricSuiteBuilder:
             if settings.holds_images:
                 return settings
         raise MetricError(f"it needs reference images; give them under reference: {{{name}: a folder, a .zip, ...}}")
+
+
+def _notice_too_many(name: str, count: int) -> None:
+    notice(
+        f"{name}: held-out reports have no {', '.join(REPORTED)}, since the reference has {count:,} images and more "
+        f"than {MOST_IMAGES:,} take long; to compute them all the same, name them in held_out_metrics"
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, naming_setting, parse_settings
@@ -57,13 +57,8 @@ def load_objective(
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
     context = BuildContext(study_folder, checkpoints, live.functions)
-    try:
-        with naming_setting(spec.settings):
-            objective = _call(module.build, dict(spec.settings), context=context)
-    except LcscError:
-        raise
-    except Exception as error:
-        raise StudySpecError(f"{path}: build raised {type(error).__name__}: {error}") from error
+    with naming_setting(spec.settings):
+        objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
     code = {**code_of_settings(path, spec.settings), **code, **live.code}
@@ -109,11 +104,11 @@ def check_objective(
     context = BuildContext(study_folder, checkpoints, live.functions)
     if hasattr(settings, "check"):
         with naming_setting(spec.settings):
-            _call(settings.check, context=context)
+            _call(path, settings.check, context=context)
     return CheckedObjective(
         code={**code_of_settings(path, spec.settings), **live.code},
-        why_no_gradient=_asked_once(settings, "why_no_gradient", context),
-        why_no_report=_asked_once(settings, "why_no_report", context),
+        why_no_gradient=_asked_once(path, settings, "why_no_gradient", context),
+        why_no_report=_asked_once(path, settings, "why_no_report", context),
     )
 
 
@@ -127,21 +122,30 @@ def make_importable(study_folder: Path | None) -> None:
             sys.path.append(resolved)
 
 
-def _call(function: Callable[..., Any], *arguments: Any, context: BuildContext) -> Any:
-    """Call a function of an objective's file, with the context if it has a parameter of that name."""
-    if "context" in inspect.signature(function).parameters:
-        return function(*arguments, context=context)
-    return function(*arguments)
+def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: BuildContext) -> Any:
+    """Call a function of the objective's file ``path``, with the context if it has a parameter of that name.
+
+    Raises:
+        LcscError: as the function raises it; a :class:`StudySpecError` in place of all other exceptions.
+    """
+    try:
+        if has_parameter(function, "context"):
+            return function(*arguments, context=context)
+        return function(*arguments)
+    except LcscError:
+        raise
+    except Exception as error:
+        raise StudySpecError(f"{path}: {function.__name__} raised {type(error).__name__}: {error}") from error
 
 
-def _asked_once(settings: object, method: str, context: BuildContext) -> Callable[[], str | None]:
+def _asked_once(path: Path, settings: object, method: str, context: BuildContext) -> Callable[[], str | None]:
     """A method of the settings that gives a reason; settings without it have none."""
 
     @functools.cache
     def answer() -> str | None:
         if not hasattr(settings, method):
             return None
-        reason: str | None = _call(getattr(settings, method), context=context)
+        reason: str | None = _call(path, getattr(settings, method), context=context)
         return reason
 
     return answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
@@ -206,10 +206,7 @@ class NetworkScorer:
 
 def takes_draw(function: Callable[..., Any]) -> bool:
     """Whether a score measures on the data of a :class:`Draw`: it has a parameter of the name ``draw``."""
-    try:
-        return "draw" in inspect.signature(function).parameters
-    except ValueError:  # of a built-in function
-        return False
+    return has_parameter(function, "draw")
 
 
 def _scores_in(returned: Any) -> Iterator[Any]:

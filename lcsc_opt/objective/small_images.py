@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.descent import descend, torch_threads
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
-from lcsc_opt.metrics.extractors.rewards import find_reward
+from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
@@ -87,7 +87,11 @@ class SmallSettings(ScoreSettings):
         for metric in metrics:
             if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
-        for reward in self.rewards.values():
+        for name, reward in self.rewards.items():
+            if reward in PUBLISHED:
+                raise MetricError(
+                    f"{name}: {reward} scores photographs, and these images are small; expected module:function"
+                )
             find_reward(reward, weights=None)
 
     def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -111,13 +115,13 @@ class SmallSettings(ScoreSettings):
         return MergeSampleScore(
             trajectory,
             sampler,
-            self._scores(dataset, device),
+            self._metric_suite(dataset, device),
             images=self.images,
             batch_size=self.batch_size,
             device=device,
         )
 
-    def _scores(self, dataset: Bundled, device: torch.device) -> MetricSuite:
+    def _metric_suite(self, dataset: Bundled, device: torch.device) -> MetricSuite:
         """The metrics, by the networks of ``dataset`` and the user's rewards."""
         _, searched_images, held_out_images = self.parts(dataset)
 
@@ -133,11 +137,13 @@ class SmallSettings(ScoreSettings):
             references[name] = Reference(find_reward(setting, weights=None)(device))
 
         def report_references() -> dict[str, Reference]:
-            references_of_reports = {}
-            if self.held_out_metrics is None or self.reward:
+            references_of_reports = {CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
+            if self.adds_default_metrics:
                 references_of_reports[INCEPTION] = loss_reference
-            references_of_reports[CROSS_CHECK] = reference(feature_network(dataset, second=True).to(device))
             return references_of_reports
+
+        # the second network comes with the images, so named metrics do not leave the cross-check out
+        reports_nothing_more = self.held_out_metrics == [] and not self.adds_default_metrics
 
         return MetricSuite(
             references,
@@ -145,7 +151,7 @@ class SmallSettings(ScoreSettings):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            report_references=report_references,
+            report_references=None if reports_nothing_more else report_references,
         )
 
 
@@ -167,10 +173,25 @@ class TrainedSettings(SmallSettings):
 
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
-            TrajectoryError: fewer than two checkpoints are selected.
+            TrainingError: the training leaves fewer than two checkpoints.
+            TrajectoryError: fewer than two of them are selected.
         """
         super().check()
+        check_length(self.training_steps, self.checkpoint_every)
         self.select.choose(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
+
+
+def check_length(training_steps: int, checkpoint_every: int) -> None:
+    """Refuse a training that leaves fewer than two checkpoints.
+
+    Raises:
+        TrainingError: it does.
+    """
+    if training_steps < 2 * checkpoint_every:
+        raise TrainingError(
+            f"checkpoint_every: one checkpoint every {checkpoint_every} steps is fewer than two of {training_steps} "
+            f"training_steps; at most {training_steps // 2} leaves two"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

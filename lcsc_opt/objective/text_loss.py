@@ -112,7 +112,7 @@ def adapter_losses(adapter: Path, text: Path, draw: Draw) -> list[float]:
         with quiet_libraries():
             network = transformers.AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
             model = peft.PeftModel.from_pretrained(network, adapter).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
         reason = " ".join(str(error).split())[:200]
         raise ObjectiveError(f"{adapter}: the adapter or its base model {base} cannot be loaded: {reason}") from error
     with torch.no_grad():

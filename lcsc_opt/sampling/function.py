@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.base import recomputed_calls
@@ -58,12 +58,11 @@ class FunctionSampler(NetworkSampler):
         recomputes = nfe > 1 and not self._network.settings.compile
         self.recomputed = nfe if recomputes else 0
         self.name = name or f"{type(model).__name__}, {function.__name__}"
-        parameters = inspect.signature(function).parameters
         self.options: dict[str, Any] = {}
-        if "nfe" in parameters:
+        if has_parameter(function, "nfe"):
             self.options["nfe"] = nfe
         self.options |= options or {}
-        self._takes_draw = "draw" in parameters
+        self._takes_draw = has_parameter(function, "draw")
         self._range_checked = False
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:

@@ -79,8 +79,8 @@ class Evidence:
         keeps: whether a metric is kept, so that losses may have a penalty.
         objective: the objective, if it is loaded.
         refusal: the error in the objective's settings or code, if there is one.
-        environments: gives the environment variables of each worker of a plan, with which each sees its own device, or
-            raises ObjectiveError if a device is missing; called only for studies that have work left to do.
+        worker_environments: gives the environment variables of each worker of a plan, with which each sees its own
+            device, or raises ObjectiveError if a device is missing; called only for studies that have work left to do.
     """
 
     fingerprint: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Evidence:
     keeps: bool = False
     objective: Objective | None = None
     refusal: LcscError | None = None
-    environments: Callable[[Plan], Sequence[Mapping[str, str]]] = lambda _: ()
+    worker_environments: Callable[[Plan], Sequence[Mapping[str, str]]] = lambda _: ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Resolved:
         initial_attributes: written once, into a new study; empty before the objective is loaded.
         updated_attributes: written by every run if they have changed.
         objective: the objective, if it is loaded.
-        environments: the environment variables of each worker on this machine; empty if none must be set.
+        worker_environments: the environment variables of each worker on this machine; empty if none must be set.
         notices: lines that a runner prints.
     """
 
@@ -165,7 +165,7 @@ class Resolved:
     initial_attributes: Attributes = dataclasses.field(default_factory=dict)
     updated_attributes: Attributes = dataclasses.field(default_factory=dict)
     objective: Objective | None = None
-    environments: Sequence[Mapping[str, str]] = ()
+    worker_environments: Sequence[Mapping[str, str]] = ()
     notices: tuple[str, ...] = ()
 
     @property
@@ -216,7 +216,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
-    study = dataclasses.replace(study, environments=evidence.environments(plan))
+    study = dataclasses.replace(study, worker_environments=evidence.worker_environments(plan))
     if objective is None:  # it is not loaded yet
         plan.check_gradient(evidence.why_no_gradient)
     else:

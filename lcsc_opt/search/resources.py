@@ -55,7 +55,8 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
 def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
     """The evidence that needs no loaded objective: the environment, and digests of the code that its settings name.
 
-    An error does not end this: a finished study can still be shown. It is in the evidence, and refuses all others.
+    An error does not end this, as a finished study can still be shown: it is the evidence's ``refusal``, which
+    ``resolve`` raises for all other studies.
 
     Args:
         plan: whose objective it is.
@@ -76,7 +77,7 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         checked.why_no_gradient,
         checked.why_no_report,
         keeps=plan.names_kept_metric,
-        environments=worker_environments,
+        worker_environments=worker_environments,
     )
 
 
@@ -118,7 +119,7 @@ class ObjectiveLoader:
             objective.why_no_gradient,
             keeps=keeps,
             objective=objective,
-            environments=worker_environments,
+            worker_environments=worker_environments,
         )
 
 
@@ -227,6 +228,6 @@ def open_workers(
     elif plan.workers == 1 and not plan.devices:
         yield None
     else:
-        pool = WorkerPool(load, plan.workers, expected=expected, environments=resolved.environments)
+        pool = WorkerPool(load, plan.workers, expected=expected, environments=resolved.worker_environments)
         with contextlib.closing(pool):
             yield pool

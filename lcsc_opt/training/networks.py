@@ -81,10 +81,11 @@ class PatchedUNet(nn.Module):
 
 @torch.no_grad()
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight of a network from ``generator``, as PyTorch's own defaults would.
+    """Draw every weight of linear, convolution and normalization layers from ``generator``.
 
-    Weights with two axes or more, and the biases of their layers, are uniform within ± 1 / sqrt(fan-in). Vectors of
-    normalization layers are one and zero.
+    Weights with two axes or more, and the biases of their layers, are uniform within ± 1 / sqrt(fan-in), as PyTorch
+    draws them. Vectors of normalization layers are one and zero. Other layers, such as attention with one matrix for
+    query, key and value, would not begin as they should.
     """
     for module in network.modules():
         weight = getattr(module, "weight", None)

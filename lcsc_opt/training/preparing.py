@@ -247,17 +247,23 @@ def _network(training: Training, shape: Sequence[int], begin: Model | None) -> n
         network.load_state_dict(begin.network.state_dict())
     else:
         network = _untrained_network(training, shape)
-        initialize(network, torch.Generator().manual_seed(derive_seed(training.seed, "weights")))
     training.recipe.prepare(network)
     return network
 
 
 def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
-    """The architecture that the request names, or a small U-Net."""
+    """The architecture that the request names, or a small U-Net, with weights drawn from the training's seed."""
+    seed = derive_seed(training.seed, "weights")
     if training.network is None:
-        return small_unet(shape, **training.recipe.network_options)
+        network = small_unet(shape, **training.recipe.network_options)
+        initialize(network, torch.Generator().manual_seed(seed))
+        return network
     folder = DiffusersFolder.read(training.network)
-    network = folder.network()
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # its layers draw their weights, each as it likes, from the global generator
+        torch.manual_seed(seed)
+        network = folder.network()
     _check_fits(folder, shape, "--network")
     return network
 

@@ -74,12 +74,12 @@ class Processes:
                 f"Another process of this training has ended or does not answer ({_first_line(error)}): resume the "
                 "training."
             ) from error
-        labels = [label for label, _ in messages]
-        for rank, label in enumerate(labels):
-            if label != labels[0]:
+        labels = [label_there for label_there, _ in messages]
+        for rank, label_there in enumerate(labels):
+            if label_there != labels[0]:
                 raise TrajectoryError(
-                    f"The processes do different things (0: {labels[0]}; {rank}: {label}): call the writer's methods "
-                    "in each process, in the same order and with the same steps."
+                    f"The processes do different things (0: {labels[0]}; {rank}: {label_there}): call the writer's "
+                    "methods in each process, in the same order and with the same steps."
                 )
         return [value for _, value in messages]
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
@@ -144,6 +145,7 @@ class Trajectory:
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
+            ObjectiveError: this machine has no such device.
         """
         merger = self._merger
         with self._unchanged():
@@ -152,7 +154,7 @@ class Trajectory:
                 self._rows.matrix,
                 merger.segments,
                 merger.slots,
-                torch.device(device),
+                accelerator.find(str(device)),
                 how,
             )
         return self._merged_by(source, self.layer_groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -26,10 +27,11 @@ from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
-from lcsc_opt.training import data
+from lcsc_opt.training import data, preparing
 from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.models import Model
 from lcsc_opt.training.recipes import RECIPES
+from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
@@ -170,6 +172,25 @@ def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
     assert lcsc(["train", "flow", *arguments]) == 0
     settings = study_settings()
     assert (settings["loss"], settings["reference"]) == ("fid", str((folder / "images").absolute()))
+
+
+def test_layers_of_a_named_network_draw_their_weights_in_their_own_way(folder: Path) -> None:
+    unet(0, time_embedding_type="fourier").save_config("network")
+    drawn = []
+    asked = Training(
+        recipe=preparing.parse_recipe("flow", []),
+        data="digits",
+        out=Path("run.trajectory"),
+        steps=4,
+        checkpoint_every=2,
+        network=Path("network"),
+    )
+    for seed in (0, 0, 1):
+        training = dataclasses.replace(asked, seed=seed)
+        drawn.append(preparing._untrained_network(training, (1, 8, 8)).state_dict()["time_proj.weight"])
+    assert float(drawn[0].std()) > 1  # random frequencies, which no training moves
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def save_images(sizes: list[tuple[int, int]]) -> None:

@@ -142,6 +142,8 @@ def test_apply_to_other_checkpoints_is_refused(finished: Path, capsys: pytest.Ca
 BROKEN = [
     ({"checkpoint_sha256": ["0" * 64]}, "1 hashes for 5 steps"),
     ({"coefficients": [1.0, 1.0, 0.0, 0.0, 0.0]}, "sum to one"),
+    ({"steps": [], "coefficients": [], "checkpoint_sha256": []}, "it combines no checkpoints"),
+    ({"rows": {"a": ["w"], "b": ["w"]}, "coefficients": [[0.2] * 5] * 2}, "a tensor is in two rows"),
 ]
 
 

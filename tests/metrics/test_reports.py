@@ -202,14 +202,28 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "reason", "advice"),
     [
-        ({"reference": {"inception": "fid.npz"}}, "reference images; give them under reference: {clip: a folder"),
-        ({"weights": {}}, "cannot be downloaded (Network is unreachable)"),
+        (
+            {"reference": {"inception": "fid.npz"}},
+            "reference images; give them under reference: {clip: a folder",
+            "Name a metric in held_out_metrics of the study file, or none: []",
+        ),
+        ({"weights": {}}, "cannot be downloaded (Network is unreachable)", "Name a metric in held_out_metrics"),
+        (
+            {"weights": {}, "loss": {"fid": 1, "reward": -1}, "reward": "torch:sum"},
+            "cannot be downloaded (Network is unreachable)",
+            "Name a distance in other features in held_out_metrics of the study file, such as fid@pixels",
+        ),
     ],
 )
 def test_what_is_missing_for_other_features_is_one_line(
-    settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: Any, reason: str
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: Any,
+    reason: str,
+    advice: str,
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
@@ -217,4 +231,4 @@ def test_what_is_missing_for_other_features_is_one_line(
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no cross-check: fid" in line
     assert reason in line
-    assert "held_out_metrics" in line
+    assert advice in line

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import MetricSuite, Reference, from_settings
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.loss import parse_loss
@@ -131,7 +131,7 @@ def test_reports_have_recall_spread_and_the_unsearched_reward_whatever_else_is_n
 
 
 def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are_given(
-    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own["unguarded"], alone = True, {"loss": "reward", "held_out_metrics": None}
     loss, metrics = score(build_scores(**alone, **own), held_out=True)
@@ -140,5 +140,10 @@ def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
     compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
     assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
+    monkeypatch.setattr(from_settings, "MOST_IMAGES", 3)
+    lean = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
+    assert "fid" in lean
+    assert "precision" not in lean
+    assert "the reference has 30 images and more than 3 take long" in capsys.readouterr().err
     with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
         parse_loss("held_out_reward")

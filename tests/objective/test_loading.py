@@ -84,8 +84,25 @@ def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) 
     checked = check_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert checked.why_no_gradient() == "sum has none"
     assert checked.why_no_report() is None
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(StudySpecError, match=r"without_context\.py: check raised ValueError: refused"):
         check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), study_folder=study)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("def broken(:", "importing 'own:broken' raised SyntaxError: invalid syntax"),
+        ("open('nowhere.txt')", "importing 'own:broken' raised FileNotFoundError: .*nowhere.txt"),
+        ("", "'own:broken' cannot be imported: module 'own' has no attribute 'broken'"),
+    ],
+)
+def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
+    study: Path, content: str, said: str
+) -> None:
+    (study / "own.py").write_text(content)
+    spec = ObjectiveSpec(file="function.py", settings={"callable": "own:broken", "steps": [1, 2]})
+    with pytest.raises(LcscError, match=rf"^objective\.settings\.callable: {said}"):
+        check_objective(spec, study_folder=study)
 
 
 @pytest.mark.parametrize(

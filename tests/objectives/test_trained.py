@@ -115,6 +115,24 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
 
 
+def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_is_wanted(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "own_reward.py").write_text("def bright(images):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = {"reward": "own_reward:bright"}
+
+    def reported(**settings: Any) -> list[str]:
+        objective = build("digits_ddpm", **settings)
+        return list(objective.evaluate(Candidate(ema_coefficients((2, 4, 6), 0.7), noise=HELD_OUT)).metrics)
+
+    assert reported(held_out_metrics=[]) == ["fid"]
+    assert reported(held_out_metrics=[], **reward) == ["fid", "reward"]
+    assert reported(held_out_metrics=["recall"]) == ["fid", "recall", "fid@cross_check"]
+    searched = reported(held_out_metrics=[], loss={"fid": 1, "reward": -1}, **reward)
+    assert {"recall", "fid@cross_check"} <= set(searched)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "searched", "kept"),
     [
@@ -223,6 +241,8 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 
 
 OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
+    ({"training_steps": 3}, TrainingError, "checkpoint_every: .* every 2 steps .* of 3 training_steps; at most 1"),
+    ({"reward": "clip_score"}, MetricError, "reward: clip_score scores photographs, and these images are small"),
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
     ({"images": 64}, StudySpecError, "objective.settings: images"),
     ({"loss": {"reward": -1, "fid": 1}}, StudySpecError, "reward is a metric here, so give reward: module:function"),
@@ -234,6 +254,11 @@ OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
     ({"recipe": "slct"}, TrainingError, "slct: trains on latents"),
     ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
+    (
+        {"recipe": "cd", "teacher": {**EDM, "checkpoint_every": 3}},
+        TrainingError,
+        "checkpoint_every: .* every 3 steps .* of 4 training_steps; at most 2",
+    ),
     ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
     ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),
 ]

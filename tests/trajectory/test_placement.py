@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, placement, tiles
 from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.placement import Placement
@@ -107,6 +107,12 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
         with pytest.raises(TrajectoryError, match="open it again"):
             use()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:97"])
+def test_a_device_that_is_not_there_is_refused(trajectory: Trajectory, device: str) -> None:
+    with pytest.raises(ObjectiveError, match=f"device: {device} is not available; expected auto or one of cpu"):
+        trajectory.on(device)
 
 
 def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajectory) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.imports import has_parameter, import_dotted
 from lcsc_opt.base.plugins import Plugin
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
@@ -52,7 +51,7 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
     factory, module = _factory(name)
 
     def make(device: torch.device | str) -> FeatureExtractor:
-        options = {"device": device} if "device" in inspect.signature(factory).parameters else {}
+        options = {"device": device} if has_parameter(factory, "device") else {}
         extractor = factory(**options)
         if not isinstance(extractor, FeatureExtractor):
             raise MetricError(f"extractor {name}: made {type(extractor).__name__}, which {_LACKS}")

@@ -278,7 +278,7 @@ def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
     try:
         with quiet_libraries():
             network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
-    except OSError as error:
+    except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
         reason = str(error).partition("\n")[0]
         raise MetricError(
             f"{folder}: cannot be read ({reason}); give the folder in weights: {{{setting}: PATH}}, {published}"
@@ -310,7 +310,7 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
 def _scaled_positions(positions: Tensor, patches: int) -> Tensor:
     """A position embedding ``[1, 1 + side², D]``, scaled bicubically to ``patches`` × ``patches`` patches.
 
-    The scale factors are shifted by 0.1, as in the authors' repository.
+    The size is 0.1 of a patch larger before it is divided, as in the authors' repository: rounding loses no patch.
     """
     class_position = positions[:, :1]
     patch_positions = positions[:, 1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, TrajectoryError
-from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
+from lcsc_opt.base.imports import has_parameter, import_dotted, import_extra, quiet_libraries
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.published import ClipExtractor, normalized, pretrained, rgb_levels
@@ -46,7 +45,7 @@ class Reward:
         self.name = name
         self.function = function
         self.prompts = prompts
-        self._needs_prompts = "prompts" in inspect.signature(function).parameters
+        self._needs_prompts = has_parameter(function, "prompts")
 
     def about(self, prompts: Sequence[str] | None) -> Reward:
         """The same reward for images of these prompts."""

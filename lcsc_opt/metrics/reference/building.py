@@ -107,6 +107,7 @@ class ReferenceSettings(FrozenModel):
         extractor: FeatureExtractor,
         *,
         features: bool,
+        features_of_at_most: int | None = None,
         held_out: bool,
         batch_size: int,
         cache: Path,
@@ -117,6 +118,7 @@ class ReferenceSettings(FrozenModel):
             alias: the extractor's name in metrics.
             extractor: the network.
             features: whether a metric needs the features, and not only their mean and covariance.
+            features_of_at_most: of more images than this, only mean and covariance; ``None`` for no limit.
             held_out: whether a metric needs the held-out images, if there are any.
             batch_size: images through the network at once.
             cache: a folder for statistics and features.
@@ -132,6 +134,8 @@ class ReferenceSettings(FrozenModel):
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                 "give train: and held_out:"
             )
+        if images is not None and features_of_at_most is not None and images.count > features_of_at_most:
+            features = False
         fraction = 0.0 if images is None else self._fraction(images)
         unseen: Reference | None = None
         if images is not None and fraction:

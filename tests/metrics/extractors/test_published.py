@@ -208,6 +208,16 @@ def test_a_folder_of_another_dinov2_is_refused(tmp_path, files):
         DinoV2Extractor(folder)
 
 
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json"])
+def test_a_folder_with_a_torn_file_is_refused(tmp_path, files, damaged):
+    folder = tmp_path / "torn"
+    shutil.copytree(files["dinov2"], folder)
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(MetricError, match=r"torn: cannot be read \(.*give the folder in weights"):
+        DinoV2Extractor(folder)
+
+
 def rewritten(archive, path, *, member, content, compression=zipfile.ZIP_STORED):
     """The archive with one member replaced."""
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w", compression) as new:
