@@ -212,10 +212,20 @@ class BudgetSpec(FrozenModel):
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise."""
+    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise.
 
-    images: Annotated[int, pydantic.Field(ge=2)] = 10_000
+    Attributes:
+        images: for each trial and each group of noise; items of a score. ``None`` is the objective's own number, or
+            10,000.
+        top: how many trials.
+    """
+
+    images: Annotated[int, pydantic.Field(ge=2)] | None = None
     top: Annotated[int, pydantic.Field(ge=1)] = 5
+
+    def images_with(self, objective_images: int | None) -> int:
+        """The number of images, for an objective whose own number is ``objective_images``."""
+        return self.images or objective_images or 10_000
 
 
 class FailureSpec(FrozenModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ _NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)"
 _NUMBERS = re.compile(  # joined by commas; not inside words, paths and versions
     rf"(?<![\w./-])(?<!\d,){_NUMBER}(?:,{_NUMBER})*(?![\w/]|\.\d)", re.IGNORECASE
 )
+_JSON_AT_LINE_START = re.compile(r"^[\[{]", re.MULTILINE)  # inner objects of indented JSON stand further right
 _WITH_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?")
 
 
@@ -64,7 +66,9 @@ def metrics_in_json(content: Any, path: str, *, name: str) -> dict[str, float]:
 
 
 def json_of_command(out: Path, output: str) -> Any:
-    """Parse the newest JSON at or below ``out``; if the command wrote none, its output, or the last line of that.
+    """Parse the newest JSON at or below ``out``; if the command wrote none, what it printed.
+
+    Lines of a log may stand before the JSON, which then begins on a line of its own.
 
     Raises:
         ObjectiveError: that is not JSON.
@@ -73,17 +77,18 @@ def json_of_command(out: Path, output: str) -> Any:
     files = [path for path in files if path.suffix == ".json" or path == out]
     if files:
         newest = max(files, key=lambda path: path.stat().st_mtime_ns)
-        texts = [newest.read_text(encoding="utf-8", errors="replace")]
+        text = newest.read_text(encoding="utf-8", errors="replace")
         source = f"{newest.name} that it wrote"
     else:
-        texts = [output, output.strip().rpartition("\n")[2]]
+        text = output
         source = "its standard output, and it wrote no file"
-    for text in texts:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-    raise ObjectiveError(f"command: no JSON in {source}{last_line(texts[0])}")
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    for first in reversed(list(_JSON_AT_LINE_START.finditer(text))):
+        with contextlib.suppress(ValueError, RecursionError):
+            content, _ = json.JSONDecoder().raw_decode(text, first.start())
+            return content
+    raise ObjectiveError(f"command: no JSON in {source}; let it print a JSON object last, or write it{last_line(text)}")
 
 
 def last_line(text: str) -> str:

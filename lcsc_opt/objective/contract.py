@@ -176,6 +176,11 @@ class Objective(abc.ABC):
         return 0
 
     @property
+    def report_images(self) -> int | None:
+        """The number of images of a held-out report where nobody says; ``None`` for what is usual for FID."""
+        return None
+
+    @property
     def fewest_report_images(self) -> int:
         """The images of a held-out report with which each prompt has one; 0 if any number of images will do."""
         return 0

@@ -51,6 +51,11 @@ class WeightScore(Objective):
         """The number of items of an evaluation of a search; 0 if the score decides it."""
         return self._size or 0
 
+    @property
+    def report_images(self) -> int | None:
+        """As many items as an evaluation of a search."""
+        return self._size
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``. This may call the score once, with few items."""
         return self.scorer.why_no_gradient(self.trajectory.varying, self._size)

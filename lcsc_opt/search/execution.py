@@ -120,7 +120,7 @@ class Execution:
         if reason is not None:
             notice(f"{self.plan.spec.name}: nothing is held out: {reason}")
             return
-        self.evaluate(HeldOutPlan(held_out.images, held_out.top))
+        self.evaluate(HeldOutPlan(held_out.images_with(self.objective.report_images), held_out.top))
 
     def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
         """Choose among the best trials on selection noise, and report the chosen one on held-out noise.

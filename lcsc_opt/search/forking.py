@@ -237,7 +237,9 @@ def starting_point(
         path = find("studies", source)
         spec = only_one(read_studies(path), source="a refinement")
         objective = load_objective(spec.objective, study_folder=path.parent)
-        images = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
+        images = DEFAULT_IMAGES
+        if spec.held_out is not None:
+            images = spec.held_out.images_with(objective.report_images)
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
     tuned = study.attributes["specification"].get("tune")

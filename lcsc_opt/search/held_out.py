@@ -93,14 +93,16 @@ class HeldOutPlan:
         """
         attributes = study.attributes
         stored_plan = attributes.get("held_out_plan")
-        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=_DEFAULT_TOP)
+        objective_images = attributes.get("report_images")
+        planned = HeldOutSpec(images=objective_images or DEFAULT_IMAGES, top=_DEFAULT_TOP)
         if stored_plan is not None:
             planned = HeldOutSpec(**stored_plan)
-        images = images or planned.images
-        if keep and stored_plan is not None and images < planned.images:
-            fewer = f"{images:,} images are fewer than the {planned.images:,} that the study file asks for"
+        planned_images = planned.images_with(objective_images)
+        images = images or planned_images
+        if keep and stored_plan is not None and images < planned_images:
+            fewer = f"{images:,} images are fewer than the {planned_images:,} that the study file asks for"
             raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-        is_first = attributes.get(HELD_OUT_REPORT) is None and images >= planned.images
+        is_first = attributes.get(HELD_OUT_REPORT) is None and images >= planned_images
         return cls(
             images=images,
             top=top or planned.top,

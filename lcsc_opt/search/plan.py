@@ -251,6 +251,7 @@ class Plan:
             "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),
             "origin": self.origin,
             "parallelism": self._parallelism(objective),
+            "report_images": objective.report_images,
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
@@ -311,10 +312,12 @@ class Plan:
         Raises:
             StudySpecError: the message names the number of images that are needed.
         """
-        held_out = self.spec.held_out
-        if held_out is not None and held_out.images < objective.fewest_report_images:
+        if self.spec.held_out is None:
+            return
+        images = self.spec.held_out.images_with(objective.report_images)
+        if images < objective.fewest_report_images:
             raise StudySpecError(
-                f"held_out.images: {objective.fewest_report_images:,} prompts for {held_out.images:,} images, so the "
+                f"held_out.images: {objective.fewest_report_images:,} prompts for {images:,} images, so the "
                 f"last ones would never be sampled; give at least {objective.fewest_report_images}, or fewer prompts"
             )
 

@@ -117,6 +117,9 @@ class Result:
     def merge(self) -> dict[str, Tensor]:
         """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.
 
+        Its names are those of the checkpoints. Where they save tied weights under one of their names, as safetensors
+        does, give ``strict=False``.
+
         Raises:
             StudyStoreError: no study has a complete trial.
         """

@@ -381,6 +381,11 @@ def _searched_headline(ranked: Sequence[Ranked], metric: str) -> str:
     if not searched:
         return "No result yet."
     loss, name = min(searched)
+    if all(row.finished == row.seeds for row in ranked):
+        return (
+            f"{name} is ahead: searched {metric} {loss:.4g}; "
+            "nothing was held out: give held_out for a report, or use lcsc evaluate STUDY"
+        )
     return (
         f"{name} is ahead so far: searched {metric} {loss:.4g}; "
         "held-out values come at the end of a search, or with lcsc evaluate STUDY"

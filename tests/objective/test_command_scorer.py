@@ -71,6 +71,8 @@ LM_EVAL = '{"results": {"arc": {"acc,none": 0.75, "acc_stderr,none": 0.01, "alia
             {"hits": 0.75, "hits_stderr": 0.25},
         ),
         ('echo loading; echo \'{"a": {"b": 2}}\'', "a.b", {"b": 2.0}),
+        ("echo '[INFO] 1'; echo '{\n  \"a\":\n    {\"b\": 2}\n}'; echo done", "a.b", {"b": 2.0}),
+        ("echo loading > $1; echo '[\n  1\n]\n{\n  \"a\": 3\n}' >> $1", "a", {"a": 3.0}),
     ],
 )
 def test_the_number_is_read_from_json(script: str, read: str, found: dict[str, float]) -> None:
@@ -137,7 +139,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
         (sh("echo loss nan"), None, "not finite: score is nan"),
         (sh('echo \'{"a": {"b": 1}}\''), "a.c", "a.c: its JSON has no 'c' in b"),
         (sh('echo \'{"a,x": 1, "a,y": 1}\''), "a", "2 'a' in a,x, a,y"),
-        (sh("echo half > $1"), "a", "no JSON in out that it wrote: half"),
+        (sh("echo half > $1"), "a", "no JSON in out that it wrote; let it print a JSON object last, or write it: half"),
     ],
 )
 def test_what_fails_is_told_in_one_line(command: str, read: str | None, message: str) -> None:

@@ -171,6 +171,12 @@ def test_options_come_before_the_study_file_and_that_before_the_defaults(study: 
     assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
     study.set_attribute("held_out_plan", {"images": 300, "top": 2})
     assert HeldOutPlan.of(study) == HeldOutPlan(300, 2, baselines=True)
+    study.set_attribute("held_out_plan", {"images": None, "top": 2})
+    assert HeldOutPlan.of(study).images == 10_000
+    study.set_attribute("report_images", 16)  # of a score with a size
+    assert HeldOutPlan.of(study).images == 16
+    study.set_attribute("held_out_plan", None)
+    assert HeldOutPlan.of(study).images == 16
     look = HeldOutPlan(10, 1, 3, 4, baselines=True, keep=False)
     assert HeldOutPlan.of(study, images=10, top=1, groups=3, first_group=4) == look
 

@@ -173,6 +173,11 @@ def test_it_names_the_average_that_is_ema() -> None:
 
 def test_it_says_when_ema_is_ahead_and_when_values_are_searched_ones() -> None:
     assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("EMA* is ahead: held-out FID 2; one seed")
-    text = line(history([5.0, 3.0], optimizer="CMA"), history([5.0, 2.0], optimizer="LCSC"))
+    ended = history([5.0, 2.0], optimizer="LCSC")
+    text = line(history([5.0, 3.0], optimizer="CMA"), ended)
+    assert text == (
+        "LCSC is ahead: searched FID 2; nothing was held out: give held_out for a report, or use lcsc evaluate STUDY"
+    )
+    text = line(history([5.0, 3.0], optimizer="CMA", ended=False), ended)
     assert text.startswith("LCSC is ahead so far: searched FID 2; held-out values come at the end")
     assert [line(), line(history([])), line(history([None]))] == ["No result yet."] * 3
