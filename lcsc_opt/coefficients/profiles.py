@@ -94,17 +94,28 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     Raises:
         StudySpecError: fewer than two, or one that is not whole, negative or out of order.
     """
-    checked = tuple(int(step) for step in steps)
-    if len(checked) < 2:
-        raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(checked)}")
+    if len(steps) < 2:
+        raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(steps)}")
     if isinstance(steps, AverageSteps):
         return steps
+    checked: list[int] = []
     previous = -1
-    for index, step in enumerate(checked):
-        if step != steps[index] or step <= previous:
-            raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {steps[index]}")
+    for index, given in enumerate(steps):
+        step = _whole_number(given)
+        if step is None or step <= previous:
+            raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {given!r}")
+        checked.append(step)
         previous = step
-    return checked
+    return tuple(checked)
+
+
+def _whole_number(given: Any) -> int | None:
+    """A number without a fraction as an ``int``; ``None`` for everything else."""
+    try:
+        number = int(given)
+    except (TypeError, ValueError, OverflowError):  # neither a number nor text of one, NaN, infinity
+        return None
+    return number if number == given else None
 
 
 def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
@@ -403,22 +414,29 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     rows = np.atleast_2d(values)
-    totals = np.full(len(rows), math.nan)
-    for index, row in enumerate(rows):
-        if np.isfinite(row).all():
-            totals[index] = math.fsum(row.tolist())
-    divisible = np.abs(totals) >= NEAR_ZERO  # False for NaN
+    totals = np.array([exact_sum(row) for row in rows])
+    divisible = np.isfinite(totals) & (np.abs(totals) >= NEAR_ZERO)
     if not divisible.all():
         total = totals[~divisible][0]
         raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum((rows / totals[:, None]).reshape(values.shape))
 
 
+def exact_sum(numbers: npt.NDArray[np.float64]) -> float:
+    """The sum of ``[n]``, rounded once; NaN or infinite if a number is, or if float64 cannot hold the sum."""
+    try:
+        return math.fsum(numbers.tolist())
+    except OverflowError:
+        return math.inf
+    except ValueError:  # infinity and minus infinity
+        return math.nan
+
+
 def close_sum(coefficients: Coefficients) -> Coefficients:
     """Push the rounding error into the largest coefficient of ``[K]``, or of each row of ``[S, K]``.
 
     The sum is then one to the last bit or two. Some optimizers ask for coefficients of thousands and more. These are
-    too coarse for that; the smallest coefficient then takes the rest.
+    too coarse for that; the coefficient nearest to zero then takes the rest.
     """
     closed = np.array(coefficients, dtype=np.float64)
     for row in np.atleast_2d(closed):
@@ -465,12 +483,12 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, rows: int | N
         if hasattr(coefficients, "detach"):  # a tensor, on any device
             coefficients = coefficients.detach().cpu()
         values = np.asarray(coefficients, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
     _check_shape(values.shape, count, rows)
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
-    off = max(abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count).tolist())
+    off = max(abs(exact_sum(row) - 1.0) for row in values.reshape(-1, count))
     if off > _SUM_TOLERANCE:
         raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."

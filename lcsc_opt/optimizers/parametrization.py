@@ -7,7 +7,6 @@ attaches a :class:`Request` to the candidate that it asks, and finds the whole e
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import NOTHING_TUNED, SEARCH, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.coefficients.profiles import close_sum, default_origin
+from lcsc_opt.coefficients.profiles import close_sum, default_origin, exact_sum
 from lcsc_opt.coefficients.spaces import CoefficientSpace, in_rows_of
 from lcsc_opt.coefficients.tuning import TunedSpace
 
@@ -123,10 +122,10 @@ def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
 
 
 def start_of(parametrization: ng.p.Parameter) -> Coefficients:
-    """The coefficients ``[K]`` or ``[S, K]``, each row with a sum of one, where a search starts.
+    """Where a search starts: coefficients ``[K]`` or ``[S, K]``, each row with a sum of one.
 
-    They are the value of the parameter. A plain array whose value is all zero, Nevergrad's default, starts at the
-    default origin.
+    It is the value of the parameter; with m tuned numbers, a flat point ``[K + m]`` of both. A plain array whose value
+    is all zero, Nevergrad's default, starts at the default origin.
 
     Raises:
         StudySpecError: the parameter is not a vector, or its value is neither zero nor sums to one.
@@ -137,7 +136,7 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
         return value
     if not value.any():
         return default_origin(steps)
-    total = math.fsum(value)
+    total = exact_sum(value)
     if not abs(total - 1) <= _SUM_TOLERANCE:
         raise StudySpecError(
             f"expected an array of coefficients whose initial values sum to one, or all zero, got a sum of {total:.6g}"

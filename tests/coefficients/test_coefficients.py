@@ -136,6 +136,11 @@ def test_a_rate_or_a_width_outside_of_its_range_is_refused(value: float) -> None
         ([-1, 5], r"^steps\[0\]: expected a whole number above -1, got -1"),
         ([1, 3, 3], r"^steps\[2\]: expected a whole number above 3, got 3"),
         ([1, 2.5], r"^steps\[1\]: expected a whole number above 1, got 2.5"),
+        ([1, math.nan], r"^steps\[1\]: expected a whole number above 1, got nan"),
+        ([1, math.inf], r"^steps\[1\]: expected a whole number above 1, got inf"),
+        ([None, None], r"^steps\[0\]: expected a whole number above -1, got None"),
+        (["1", "2"], r"^steps\[0\]: expected a whole number above -1, got '1'"),
+        (["step1", "step2"], r"^steps\[0\]: expected a whole number above -1, got 'step1'"),
     ],
 )
 def test_steps_that_make_no_sense_are_refused(steps: list[Any], message: str) -> None:
@@ -276,7 +281,7 @@ def test_closing_a_sum_moves_it_by_its_error_only(count: int, magnitude: float, 
     assert (closed != coefficients).sum() <= 2
 
 
-@pytest.mark.parametrize("values", [[1.0, -0.9995], [math.inf, -math.inf], []])
+@pytest.mark.parametrize("values", [[1.0, -0.9995], [math.inf, -math.inf], [], [1e308, 1e308, -1e308]])
 def test_what_cannot_be_scaled_to_one_is_refused(values: list[float]) -> None:
     with pytest.raises(StudySpecError, match="cannot be scaled to one"):
         normalize(values)
@@ -288,6 +293,8 @@ def test_what_cannot_be_scaled_to_one_is_refused(values: list[float]) -> None:
         ([[0.5, 0.5]], r"shape \[1, 2\]; expected \[2\]"),
         ([math.inf, -math.inf], "have to be finite"),
         ([0.5, 0.5 + 2e-9], "the sum is off by 2e-09"),
+        ([1e308, 1e308], "the sum is off by inf"),
+        ([10**400, 1], "are not numbers: int too large"),
     ],
 )
 def test_wrong_coefficients_are_refused(values: Any, message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -91,10 +92,10 @@ def test_a_search_of_a_plain_array_starts_at_the_default_origin_or_at_coefficien
     np.testing.assert_allclose(start_of(ng.p.Array(init=ORIGIN)), ORIGIN, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("value", [np.ones(20), np.linspace(-1, 1, 20)])
-def test_a_plain_array_whose_value_does_not_sum_to_one_is_refused(value: np.ndarray) -> None:
+@pytest.mark.parametrize("value", [np.ones(20), np.linspace(-1, 1, 20), [math.inf, -math.inf, 1.0], [1e308, 1e308]])
+def test_a_plain_array_whose_value_does_not_sum_to_one_is_refused(value: Any) -> None:
     with pytest.raises(StudySpecError, match=r"sum to one, or all zero.*got a sum of"):
-        start_of(ng.p.Array(init=value))
+        start_of(ng.p.Array(init=np.array(value)))
 
 
 @pytest.mark.parametrize(
