@@ -189,9 +189,9 @@ class FrechetReference:
         Raises:
             MetricError: they are of another D, or of fewer than two features.
         """
-        mean = _checked(moments.mean, "moments", self.dimension, advice=_OTHER_FEATURES)
         if moments.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {moments.count}")
+        mean = _checked(moments.mean, "moments", self.dimension, advice=_OTHER_FEATURES)
         return self._distance(mean, moments.scatter, divisor=moments.count - 1)
 
     def distance_and_gradient(self, features: npt.ArrayLike) -> tuple[float, Array]:
@@ -295,7 +295,7 @@ def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]
 def _checked(values: npt.ArrayLike, name: str, *expected_shape: int | None, advice: str = "") -> Array:
     """``values``, also a tensor, as float64; ``None`` in the shape is any length from 1.
 
-    ``advice`` ends the message if a length is another than expected.
+    ``advice`` ends the message about a wrong shape.
 
     Raises:
         MetricError: they have another shape, or are not finite real numbers.
@@ -311,6 +311,7 @@ def _checked(values: npt.ArrayLike, name: str, *expected_shape: int | None, advi
     if array.dtype.kind not in "fiu":
         raise MetricError(f"{name}: expected real numbers, got {array.dtype}")
     fits = array.ndim == len(expected_shape) and array.size > 0
+    # not strict: with more or fewer axes than expected, it does not fit already
     for length, expected_length in zip(array.shape, expected_shape, strict=False):
         fits = fits and expected_length in (None, length)
     if not fits:

@@ -30,7 +30,7 @@ from lcsc_opt.objective.recognition import IMAGES, SCORE, Near, Proposal, Settin
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.means import described
+from lcsc_opt.trajectory.means import Interval, described
 from lcsc_opt.trajectory.sources import find_sources
 
 Ask = Callable[[str, str], "str | None"]
@@ -98,13 +98,13 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
             search = search.fitted(ObjectiveSpec(file=proposal.file, settings=values), beside)
         except LcscError as error:
             problem = str(error)
-    lines = [_line(setting) for setting in settings if setting.name != "size" or search.held_out or "command" in values]
+    has_size = search.held_out > 0 or "command" in values  # what else is scored, is scored on all of its data
+    lines = [_line(setting) for setting in settings if setting.name != "size" or has_size]
     advice = None if proposal.file == SCORE else advice_on_checkpoints(len(steps))
     if advice is not None:
         notice(f"for the next training: {advice}")
     name = experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study"
-    rows = f"{len(steps)} checkpoints" if intervals is None else described(intervals)
-    summary = f"{rows}, steps {steps[0]} to {steps[-1]}, for objectives/{proposal.file}"
+    summary = f"{_rows_in_words(steps, intervals)}, for objectives/{proposal.file}"
     text = _TEXT.format(
         summary=summary,
         name=_as_yaml(name),
@@ -113,6 +113,18 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         search=search.text,
     )
     return Draft(text, summary, missing, problem)
+
+
+def _rows_in_words(steps: Sequence[int], intervals: Sequence[Interval] | None) -> str:
+    """The kind of rows, their number and their steps: ``3 checkpoints, steps 100 to 300``."""
+    rows = f"{len(steps)} checkpoints"
+    if intervals is not None:
+        rows = described(intervals)
+    elif len(steps) == 1:
+        rows = "1 checkpoint"
+    if len(steps) == 1:
+        return f"{rows}, step {steps[0]}"
+    return f"{rows}, steps {steps[0]} to {steps[-1]}"
 
 
 def _check_reference(given: Mapping[str, JsonValue], beside: Path) -> None:
@@ -374,11 +386,11 @@ def _only(paths: Sequence[Path]) -> Path | None:
 
 
 def _image_shape(folder: Path | None) -> list[int] | None:
-    """``[C, H, W]`` of the first image of a folder."""
+    """``[C, H, W]`` of the first image of a folder that can be opened, and is not too large for Pillow."""
     if folder is None or not folder.is_dir():
         return None
     for name in _image_names(folder):
-        with contextlib.suppress(OSError), Image.open(folder / name) as image:
+        with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(folder / name) as image:
             return [len(image.getbands()), image.height, image.width]
     return None
 

@@ -49,7 +49,7 @@ class RunningMean:
         self._device = device
         self._is_placed = False
 
-    @torch.inference_mode(mode=False)
+    @torch.inference_mode(mode=False)  # tensors made in inference mode could not be changed outside of it
     @torch.no_grad()
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Add the next checkpoint."""
@@ -131,7 +131,7 @@ def interval_of(steps: Sequence[int]) -> Interval:
 
 
 def described(intervals: Sequence[Interval]) -> str:
-    """In words, as in ``16 means of 125 checkpoints each, and the last checkpoint``."""
+    """In words, as in ``16 means of 125 checkpoints each, and the last checkpoint``, or ``1 mean of 2 checkpoints``."""
     means = list(intervals)
     ending = ""
     last_count = means[-1].checkpoints
@@ -139,10 +139,14 @@ def described(intervals: Sequence[Interval]) -> str:
         means.pop()
         ending = ", and the last checkpoint"
     counts = [mean.checkpoints for mean in means]
-    shown = str(min(counts))
+    shown = "1 checkpoint"
     if max(counts) > min(counts):
-        shown += f" to {max(counts)}"
-    return f"{len(means)} means of {shown} checkpoints each{ending}"
+        shown = f"{min(counts)} to {max(counts)} checkpoints"
+    elif max(counts) > 1:
+        shown = f"{max(counts)} checkpoints"
+    if len(means) == 1:
+        return f"1 mean of {shown}{ending}"
+    return f"{len(means)} means of {shown} each{ending}"
 
 
 class MeanOfRows(Mapping[str, Tensor]):

@@ -126,6 +126,11 @@ def test_features_without_a_distance_have_no_gradient_either(features, message):
         reference.distance_from_moments(Moments.of(features))
 
 
+def test_without_features_the_number_of_images_is_what_is_wrong():
+    with pytest.raises(MetricError, match="at least 2 images, got 0"):
+        FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_moments(Moments())
+
+
 @pytest.mark.parametrize(
     ("mean", "cov", "message"),
     [

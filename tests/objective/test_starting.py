@@ -60,6 +60,11 @@ def test_what_only_the_user_knows_is_marked_and_named_by_a_dry_run(capsys: pytes
     assert "reference: cifar10-train" in Path("mine.yaml").read_text()
 
 
+def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
+    plain()
+    assert "study.yaml: 1 checkpoint, step 3, for objectives/" in typed("init", "runs/model3.safetensors").err
+
+
 def test_real_images_that_do_not_exist_are_refused(typed: Typed) -> None:
     plain()
     said = typed.refused("init", "runs", "--reference", "nowhere")
@@ -194,12 +199,13 @@ def test_an_answer_that_is_no_yaml_is_written_as_text(monkeypatch: pytest.Monkey
     assert parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]["image_shape"] == "[3, 8"
 
 
-def test_folders_without_permission_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_without_permission_and_huge_images_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     plain()
     Path("locked").mkdir()
     Path("real").mkdir()
-    for i in range(2):
-        Image.new("L", (8, 8)).save(Path("real") / f"{i}.png")
+    for size in (64, 8):
+        Image.new("L", (size, size)).save(Path("real") / f"of_{size}_pixels.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     iterdir = Path.iterdir
 
     def refuse_locked(path: Path) -> Iterator[Path]:
@@ -209,7 +215,9 @@ def test_folders_without_permission_are_passed_over(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "iterdir", refuse_locked)
     assert lcsc(["init", "runs"]) == 0
-    assert parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]["reference"] == "real"
+    settings = parse_yaml(Path("study.yaml").read_text())["objective"]["settings"]
+    assert settings["reference"] == "real"
+    assert settings["image_shape"] == [1, 8, 8]
 
 
 @pytest.mark.parametrize("page", ["start.md", "tutorials/letters.ipynb"])

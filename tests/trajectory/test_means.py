@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, filling, pack
+from lcsc_opt.trajectory.means import Interval, described
 from tests.trajectory.trajectory_examples import (
     COMBINED,
     append,
@@ -110,6 +111,19 @@ def test_too_many_means_are_refused(files, tmp_path, means, message):
     with pytest.raises(TrajectoryError, match=message):
         pack(files, tmp_path / "t", means=means)
     assert not list(tmp_path.glob("t*"))
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((2, 3, 1), "2 means of 2 to 3 checkpoints each, and the last checkpoint"),
+        ((2, 1), "1 mean of 2 checkpoints, and the last checkpoint"),
+        ((1, 1, 1), "2 means of 1 checkpoint each, and the last checkpoint"),
+        ((1,), "1 mean of 1 checkpoint"),
+    ],
+)
+def test_means_are_described_in_words(counts, text):
+    assert described([Interval(10, 20, count) for count in counts]) == text
 
 
 @pytest.mark.parametrize("dtype", ["exact", "float16", "int8"])
