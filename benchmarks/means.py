@@ -274,7 +274,7 @@ def known_results() -> dict[Key, dict[str, float]]:
 
 def figure(known: Mapping[Key, Mapping[str, float]], model: str = "digits") -> go.Figure:
     """FID B against rows and megabytes: a line for means and one for checkpoints, with layers and with one row."""
-    drawn = go.Figure(layout=figure_layout("light", name="few rows", height=420))
+    drawn = go.Figure(layout=figure_layout("light", view="few rows", height=420))
     for coefficients, colour in (("layers", style("LCSCGradient").colour), ("one row", style("LCSC").colour)):
         for kind, dash in (("means", "solid"), ("checkpoints", "dot")):
             points = _points(known, model, coefficients, kind)

@@ -23,7 +23,7 @@ Field = Mapping[Cell, Sequence[Curves]]
 
 def cost_curve(cell: Cell, contenders: Sequence[Curves]) -> go.Figure:
     """One cell: held-out FID against images, means and ranges over seeds, with EMA* as a line."""
-    made = go.Figure(layout=figure_layout("light", name=f"cost/{cell.name}", height=480))
+    made = go.Figure(layout=figure_layout("light", view=f"cost/{cell.name}", height=480))
     _draw(made, contenders, "images", set())
     made.update_xaxes(title_text=AXES["images"], **_log_axis("~s")).update_yaxes(title_text=FID, **_log_axis())
     return made

@@ -27,7 +27,7 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.optimizers.parametrization import Request, attach_evaluation, attach_request, evaluation_of, failed
 
 FEWEST_IMAGES = 2  # of an evaluation: a covariance
-_LARGEST_SHARE = 1000  # all images, in those of the first rung
+_MOST_PARTS = 1000  # of all images; the first rung has one of them
 _RECENT = 3  # times eta: so many of the last candidates of a rung are compared, since a search moves on
 
 
@@ -44,22 +44,22 @@ class RacingOptions(FrozenModel):
 
     @model_validator(mode="after")
     def _first_rung_has_images(self) -> RacingOptions:
-        if self.rungs > _LARGEST_SHARE or self.share > _LARGEST_SHARE:
+        if self.rungs > _MOST_PARTS or self.parts > _MOST_PARTS:
             raise ValueError(
                 f"the first of {self.rungs} rungs has 1 / {self.eta}^{self.rungs - 1} of the images; expected at least "
-                f"1 / {_LARGEST_SHARE}"
+                f"1 / {_MOST_PARTS}"
             )
         return self
 
     @property
-    def share(self) -> int:
-        """All images, in those of the first rung."""
+    def parts(self) -> int:
+        """How many parts all images have; the first rung is evaluated on one of them."""
         return int(self.eta ** (self.rungs - 1))
 
     @property
     def fewest_images(self) -> int:
         """The smallest number of all images of which the first rung has enough."""
-        return FEWEST_IMAGES * self.share
+        return FEWEST_IMAGES * self.parts
 
     def images(self, rung: int, all_images: int) -> int:
         """The images of a rung, from 0."""
@@ -68,7 +68,7 @@ class RacingOptions(FrozenModel):
 
     def candidates(self, evaluations: int) -> int:
         """About how many candidates can race for the images of so many evaluations on all images."""
-        return math.ceil(evaluations * self.share / self.rungs)
+        return math.ceil(evaluations * self.parts / self.rungs)
 
 
 class _Rung:

@@ -375,7 +375,7 @@ class Plan:
             return
         if objective.images_per_evaluation < racing.fewest_images:
             raise StudySpecError(
-                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.share} of "
+                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.parts} of "
                 f"the images, so an evaluation needs at least {racing.fewest_images}, got "
                 f"{objective.images_per_evaluation}"
             )

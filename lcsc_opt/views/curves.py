@@ -146,9 +146,9 @@ def comparison_figure(
         y=Axis(f"best {inert(metric)} so far<br>(marks: held out)", logarithmic=log_y, tick_format="~g"),
         level=level,
     )
-    name = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
+    view = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
     x = Axis(AXES[axis], logarithmic=log_x, tick_format="~s", options=x_options)
-    return draw([panel], x=x, theme=theme, name=name, hovermode="x unified")
+    return draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
 
 
 def _range_traces(curve: _Curve) -> list[go.Scatter]:

@@ -229,7 +229,7 @@ class Landscape:
             [panel],
             x=Axis(f"x: from {first} (0) to {second} (1)", options={"range": [left, right], "constrain": "domain"}),
             theme=theme,
-            name=f"landscape/{name}",
+            view=f"landscape/{name}",
             title=f"{title}<br><sub>{_CAPTION}</sub>",
             legend={"orientation": "h", "y": -0.12},
             hovermode="closest",

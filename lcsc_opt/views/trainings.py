@@ -116,7 +116,7 @@ class TrainingHistory:
         is_positive = all(loss > 0 for loss in self.losses)
         panel = Panel([curve], y=Axis("mean loss since the checkpoint before", logarithmic=is_positive))
         x = Axis("training step", options={"range": [0, self.total]})
-        return draw([panel], x=x, theme=theme, name=self.name)
+        return draw([panel], x=x, theme=theme, view=self.name)
 
 
 def _read(folder: Path, curve: Path, changed: float) -> TrainingHistory:

@@ -86,7 +86,7 @@ def draw(
     *,
     x: Axis,
     theme: Theme,
-    name: str,
+    view: str,
     title: str = "",
     **layout: Any,
 ) -> go.Figure:
@@ -96,7 +96,7 @@ def draw(
         panels: from top to bottom.
         x: the horizontal axis, which they share; its title is below the last one.
         theme: light or dark.
-        name: while it stays the same, a refresh keeps what a reader zoomed or switched off.
+        view: while it stays the same, a refresh keeps what a reader zoomed or switched off.
         title: the title of the whole figure.
         layout: whatever else plotly knows of a layout.
     """
@@ -117,22 +117,22 @@ def draw(
     drawn.update_xaxes(title_text=x.title, row=len(panels), col=1)
     shared_y: str | None = None
     for row, panel in enumerate(panels, start=1):
-        number = "" if row == 1 else str(row)
+        suffix = "" if row == 1 else str(row)  # in plotly's names of axes: x, x2, x3
         drawn.update_yaxes(panel.y.layout(), row=row, col=1)
         for trace in panel.traces:
             drawn.add_trace(trace, row=row, col=1)
             if len(panels) > 1:
-                _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{number}"].domain[1])
+                _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{suffix}"].domain[1])
         if panel.shares_y:
             if shared_y is None:
-                shared_y = f"y{number}"
+                shared_y = f"y{suffix}"
             else:  # an axis cannot match itself
                 drawn.update_yaxes(matches=shared_y, row=row, col=1)
         for note in panel.notes:
-            drawn.add_annotation({"xref": f"x{number}", "yref": f"y{number}", **note})
+            drawn.add_annotation({"xref": f"x{suffix}", "yref": f"y{suffix}", **note})
         if panel.level is not None:
-            _add_level(drawn, panel.level, number, logarithmic=panel.y.logarithmic)
-    drawn.update_layout(figure_layout(theme, name=name, title=title, height=height))
+            _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
+    drawn.update_layout(figure_layout(theme, view=view, title=title, height=height))
     return drawn.update_layout(layout)
 
 
@@ -143,12 +143,12 @@ def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:
         trace.update(colorbar={"lenmode": "pixels", "len": length, "yanchor": "top", "y": top})
 
 
-def _add_level(drawn: go.Figure, level: Level, number: str, *, logarithmic: bool) -> None:
-    """Draw a level over the axes of this number; plotly expects the logarithm in annotations, and not in shapes."""
+def _add_level(drawn: go.Figure, level: Level, suffix: str, *, logarithmic: bool) -> None:
+    """Draw a level over the axes of a panel; plotly expects the logarithm in annotations, and not in shapes."""
     drawn.add_shape(
         type="line",
-        xref=f"x{number} domain",
-        yref=f"y{number}",
+        xref=f"x{suffix} domain",
+        yref=f"y{suffix}",
         x0=0,
         x1=1,
         y0=level.y,
@@ -157,8 +157,8 @@ def _add_level(drawn: go.Figure, level: Level, number: str, *, logarithmic: bool
     )
     drawn.add_annotation(
         text=level.name,
-        xref=f"x{number} domain",
-        yref=f"y{number}",
+        xref=f"x{suffix} domain",
+        yref=f"y{suffix}",
         x=1,
         y=math.log10(level.y) if logarithmic else level.y,
         xanchor="right",

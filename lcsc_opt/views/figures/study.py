@@ -120,7 +120,7 @@ def coefficients_figure(
         panels,
         x=Axis(_STEP_TITLE, tick_format="~s"),
         theme=theme,
-        name=f"coefficients/{drawn_studies[0].study}/{len(drawn_studies)}",
+        view=f"coefficients/{drawn_studies[0].study}/{len(drawn_studies)}",
         barmode="overlay",
         bargap=0,
         showlegend=ema_coefficients is not None,
@@ -299,7 +299,7 @@ def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme
     if len(improved) > len(shown):
         title = f"{len(shown)} of {len(improved)} improvements"
     x = Axis(_STEP_TITLE, tick_format="~s")
-    return draw([panel], x=x, theme=theme, name=f"movement/{study.study}", title=title)
+    return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
 
 
 def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
@@ -321,7 +321,7 @@ def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -
             traces.append(_tuned_answer(answer, name))
             title = f"{name}: {answer[2][name]:.4g} in trial {answer[0]}"
         panels.append(Panel(traces, y=Axis(study.metric, logarithmic=is_logarithmic), title=inert(title), height=200))
-    figure = draw(panels, x=Axis(), theme=theme, name=f"tuned/{study.study}", showlegend=False)
+    figure = draw(panels, x=Axis(), theme=theme, view=f"tuned/{study.study}", showlegend=False)
     figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
     ranges = study.settings.get("tune", {})
     for row, name in enumerate(shown[-1][2], start=1):
@@ -402,7 +402,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
         [Panel(bars, y=Axis("time per trial (s)"), height=160)],
         x=Axis(x_title),
         theme=theme,
-        name=f"times/{study.study}",
+        view=f"times/{study.study}",
         barmode="stack",
         bargap=0,
         hovermode="x unified",
@@ -441,7 +441,7 @@ def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], 
         y=Axis(options={"autorange": "reversed", **ticks}),
         height=20 + min(_DISTANCES_ROW * len(labels), _HIGHEST_DISTANCES),
     )
-    return draw([panel], x=Axis(options=ticks), theme=theme, name="distances")
+    return draw([panel], x=Axis(options=ticks), theme=theme, view="distances")
 
 
 def _comparable_answers(

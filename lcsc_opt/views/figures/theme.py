@@ -113,14 +113,14 @@ def template(theme: Theme) -> go.layout.Template:
     )
 
 
-def figure_layout(theme: Theme, *, name: str, height: int, title: str = "") -> dict[str, Any]:
+def figure_layout(theme: Theme, *, view: str, height: int, title: str = "") -> dict[str, Any]:
     """What all figures have in common.
 
-    While ``name`` stays the same, a refresh keeps what a reader zoomed or switched off.
+    While ``view`` stays the same, a refresh keeps what a reader zoomed or switched off.
     """
     return {
         "template": template(theme),
-        "uirevision": inert(name),
+        "uirevision": inert(view),
         "height": height,
         "title": {"text": title, "font": {"size": 14}},
     }
@@ -128,7 +128,7 @@ def figure_layout(theme: Theme, *, name: str, height: int, title: str = "") -> d
 
 def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> go.Figure:
     """What is shown in place of a figure that has no data yet: a sentence that says what to do."""
-    drawn = go.Figure(layout=figure_layout(theme, name="empty", height=height))
+    drawn = go.Figure(layout=figure_layout(theme, view="empty", height=height))
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
     return drawn.add_annotation(

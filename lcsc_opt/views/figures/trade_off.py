@@ -64,7 +64,7 @@ def trade_off_figure(
         [panel],
         x=Axis(f"held-out {inert(short_metric(x))}", tick_format="~g"),
         theme=theme,
-        name=f"trade-off/{studies[0].experiment}/{x}/{y}",
+        view=f"trade-off/{studies[0].experiment}/{x}/{y}",
     )
 
 
@@ -135,7 +135,7 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
         ],
     )
     x = Axis(options={"type": "category", "showgrid": True, "showline": False})
-    return draw([panel], x=x, theme=theme, name=f"parallel/{','.join(points)}")
+    return draw([panel], x=x, theme=theme, view=f"parallel/{','.join(points)}")
 
 
 def _heights_of_values(settings: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], float]:
