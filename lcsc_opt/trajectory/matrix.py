@@ -78,8 +78,9 @@ class MatrixWriter:
     def _open(self, undo: contextlib.ExitStack) -> None:
         """Read the manifest and open the file of the rows, which the first process makes and locks."""
         if self.processes.is_first:
-            self._release = _lock(self.path)
+            self._release = _make_and_lock(self.path)
             undo.callback(self._release)
+            _remove_unfinished(self.path)
         elif not (self.path / WEIGHTS).exists():
             raise TrajectoryError(
                 f"{self.path} does not exist in process {self.processes.rank}: name a folder that all processes share."
@@ -574,8 +575,8 @@ def _load_manifest(path: Path) -> Manifest | None:
     return Manifest.load(path) if (path / MANIFEST).exists() else None
 
 
-def _lock(path: Path) -> Callable[[], None]:
-    """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish.
+def _make_and_lock(path: Path) -> Callable[[], None]:
+    """Make the folder if it is new, and keep a second writer out of it.
 
     Returns:
         What lets the next writer in.
@@ -590,7 +591,11 @@ def _lock(path: Path) -> Callable[[], None]:
             f"Another writer has {path} open: close it, or write from one process only (rank 0); from all processes if "
             "the weights are sharded, with sharded=True."
         )
+    return release
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a killed writer did not finish."""
     for entry in list(path.iterdir()):
         if is_pending(entry.name):
             remove(entry)
-    return release

@@ -69,6 +69,7 @@ def test_tensor_that_varied_once_stays_varying(tmp_path):
 
 def test_writer_continues_and_keeps_metadata(tmp_path):
     append(tmp_path / "t", 1, 2, metadata={"run": "a", "note": "x"})
+    (tmp_path / "t" / "notes.txt").touch()  # of the user: only a folder without a manifest is refused for such
     append(tmp_path / "t", 3, metadata={"note": "y"})
     assert_whole(tmp_path / "t", [1, 2, 3])
     assert dict(Trajectory.open(tmp_path / "t").metadata) == {"run": "a", "note": "y"}
@@ -251,6 +252,17 @@ def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):
     append(tmp_path / "t", 2)
     assert_whole(tmp_path / "t", [1, 2])
     assert sorted(entry.name for entry in (tmp_path / "t").iterdir()) == ["manifest.json", "weights.bin"]
+
+
+def test_writer_that_cannot_remove_what_a_killed_one_left_releases_its_lock(tmp_path, monkeypatch):
+    append(tmp_path / "t", 1)
+    (tmp_path / "t" / ".manifest.json.0123.partial").touch()
+    with monkeypatch.context() as patch:
+        interrupt(patch, matrix, "remove", 1, PermissionError(13, "Permission denied"))
+        with pytest.raises(TrajectoryError, match="Permission denied") as refused:
+            append(tmp_path / "t", 2)
+    append(tmp_path / "t", 2)
+    assert refused.value.__traceback__ is not None  # which would hold the lock
 
 
 def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
