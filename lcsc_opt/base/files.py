@@ -20,6 +20,7 @@ PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
 ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+_SYNC_MODE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows syncs no files that are open for reading alone
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -57,8 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     old = path.with_name(f"{unique_name}.old{PENDING}")
     try:
         yield pending
-        for file in _files_of(pending):
-            _sync(file, os.O_RDWR)
+        sync_tree(pending)
         if path.is_dir():
             path.replace(old)  # a folder cannot be replaced at once
         pending.replace(path)
@@ -67,13 +67,6 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(pending)
         if path.exists():
             remove(old)
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder."""
-    if path.is_file():
-        return [path]
-    return [entry for entry in path.rglob("*") if entry.is_file()]
 
 
 def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscError]) -> None:
@@ -101,6 +94,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a file, or a folder with all that it holds, survive a power cut; its name needs :func:`sync_folder`."""
+    for entry in (path, *path.rglob("*")):
+        if entry.is_dir():
+            sync_folder(entry)
+        elif entry.is_file():
+            _sync(entry, _SYNC_MODE)
 
 
 def sync_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ import urllib.parse
 from pathlib import Path
 
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError, TrajectoryError
-from lcsc_opt.base.files import only_process, sync_folder
+from lcsc_opt.base.files import only_process, remove, replacing, sync_folder
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
@@ -88,7 +88,7 @@ def repository_of(path: Path) -> str | None:
 
 
 def model_folder(name: str) -> Path:
-    """A model's configuration and tokenizer, downloaded without its weights.
+    """A model's configuration and tokenizer, downloaded without its weights: of ``model`` in ``objectives/score.py``.
 
     Raises:
         ObjectiveError: no such model, or no network.
@@ -127,7 +127,10 @@ def _download(repository: str, path: Path) -> None:
         files = _cached_weights(repository, commit)
         if not files:
             raise _unreachable(TrajectoryError, address, error) from error
-        _link_or_copy(files, _cached_snapshot(repository, commit), partial)
+        with replacing(path) as copied:  # not in ``partial``, which the client would take for a download of its own
+            _link_or_copy(files, _cached_snapshot(repository, commit), copied)
+        remove(partial)
+        return
     partial.rename(path)
     sync_folder(path.parent)
 
@@ -191,7 +194,6 @@ def _has_all_parts(file: Path) -> bool:
 
 def _link_or_copy(files: list[Path], source: Path, destination: Path) -> None:
     """Put files of one folder into another, as links to the same bytes where the file system can."""
-    shutil.rmtree(destination, ignore_errors=True)
     for file in files:
         target = destination / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)

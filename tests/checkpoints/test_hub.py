@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -197,6 +198,28 @@ def test_without_a_network_a_search_uses_the_cache_of_the_client(
     assert "the hub cannot be reached (OfflineModeIsEnabled); using the 4 revisions in" in capfd.readouterr().err
     shutil.rmtree(client_cache.folder)
     assert list(searched().compare()) == list(result.compare()), "what is stored needs neither the hub nor its cache"
+
+
+def test_a_copy_of_the_cache_of_the_client_that_was_interrupted_is_made_again(
+    client_cache: ClientCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_cache.add("step-1", {"model.safetensors": weights(1)})
+    [path] = hub.revisions(Path("hf://owner/cached@step-1")) or []
+
+    def cannot_link(*_: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def copy_half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", cannot_link)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copy_half)
+        with pytest.raises(KeyboardInterrupt):
+            hub.fetched(path)
+    assert (hub.fetched(path) / "model.safetensors").read_bytes() == weights(1)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(
