@@ -175,7 +175,7 @@ def costs(make: Callable[..., trainer.Trainer], rounds: int) -> dict[str, Any]:
 
 def _ours(loop: trainer.Trainer) -> Generator[None]:
     """Our loop; stops after each turn, when the checkpoint of the turn is on the disk."""
-    loop.begin(resume=False)
+    loop.restore_or_start(resume=False)
     try:
         for _ in loop.run():
             if loop.step % TURN == 0:

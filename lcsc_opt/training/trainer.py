@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import json
 import math
-import shutil
+import re
 import signal
 import threading
 import time
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lcsc_opt.base.contact_sheet import contact_sheet
-from lcsc_opt.base.errors import TrainingError
-from lcsc_opt.base.files import remove, write_atomically
+from lcsc_opt.base.errors import LcscError, TrainingError
+from lcsc_opt.base.files import remove, sync_tree, write_atomically
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
@@ -34,11 +36,13 @@ from lcsc_opt.sampling import DiffusersSampler, ImageNoise, LatentDecoder, Netwo
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
+from lcsc_opt.trajectory.manifest import Manifest
 
 STATE_SECONDS = 60.0  # between two saved states; a crash costs about this time
 _STEPS_BETWEEN_CHECKS = 50  # of the loss on an accelerator, since fetching it waits for all kernels
 _SHEET_IMAGES = 32
 _LATEST = "latest"  # the file with the name of the last state
+_STATE_NAME = re.compile(r"step[0-9]+")
 
 Precision = Literal["fp32", "bf16"]
 
@@ -111,20 +115,36 @@ class LearningCurve:
         self.losses: list[float] = []
 
     def write(self, step: int, seconds: float) -> None:
-        """Write a line for the losses that were added since the last line."""
+        """Write a line for the losses that were added since the last line.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
         mean = math.fsum(self.losses) / len(self.losses)
         self.losses = []
-        if self._write:
-            line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
+        if not self._write:
+            return
+        line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self._path}: cannot be written ({error.strerror or error})") from error
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after a step, and an unfinished line."""
+        """Drop the lines after a step, and an unfinished line.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
         if not self._write or not self._path.exists():
             return
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise TrainingError(f"{self._path}: cannot be read ({error.strerror or error})") from error
         retained = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # an unfinished line
                 if json.loads(line)["step"] <= step:
                     retained.append(f"{line}\n")
@@ -212,17 +232,18 @@ class Trainer:
         """Train to the end; with ``resume``, from the last state.
 
         Raises:
-            TrainingError: the loss is not finite; earlier checkpoints are complete.
+            TrainingError: the loss is not finite, and earlier checkpoints are complete; the training cannot be resumed;
+                or its state cannot be written.
             TrajectoryError: a checkpoint cannot be written.
         """
         try:
-            self.begin(resume=resume)
+            self.restore_or_start(resume=resume)
             if self.accelerator.num_processes == 1:
                 with _interrupt_deferred() as is_interrupted:
-                    self._run_to_the_end(is_interrupted)
+                    self._run_and_save_state(is_interrupted)
             else:
                 # an interrupt reaches several processes in different steps, and they must save a state in the same one
-                self._run_to_the_end(lambda: False)
+                self._run_and_save_state(lambda: False)
         except KeyboardInterrupt:
             if self.accelerator.is_main_process:
                 saved_step = (self._latest or "step0").removeprefix("step")
@@ -233,11 +254,14 @@ class Trainer:
 
     @property
     def _latest(self) -> str | None:
-        """The name of the last state, ``stepN``."""
+        """The name of the last state, ``stepN``; ``None`` if there is no complete one."""
         try:
-            return (self.states / _LATEST).read_text(encoding="utf-8")
+            name = (self.states / _LATEST).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
+        if _STATE_NAME.fullmatch(name) is None or not (self.states / name).is_dir():
+            return None
+        return name
 
     def state_dict(self) -> dict[str, Any]:
         """The state that Accelerate saves with its own."""
@@ -249,31 +273,51 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self.curve.losses = list(state["losses"])
 
-    def begin(self, *, resume: bool) -> None:
+    def restore_or_start(self, *, resume: bool) -> None:
         """Load the last state, or save the first one."""
-        out = self.training.out
         state_name = self._latest if resume else None
-        if resume and state_name in (None, "step0") and self.accelerator.is_main_process:
-            if state_name is None and out.exists():
-                raise TrainingError(
-                    f"{self.states} is missing, so the training cannot be resumed; its checkpoints are complete: "
-                    "search them, or train again under another name"
-                )
-            remove(out)  # its rows are made again
+        if resume and self.accelerator.is_main_process:
+            self._prepare_rows(state_name)
         self.accelerator.wait_for_everyone()
         if state_name is None:
             self.saver.begin(0)
         else:
-            self.accelerator.load_state(str(self.states / state_name))
+            self._load_state(state_name)
         if self._keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
         if state_name is None:
             self._save_state()
-        else:
-            self.curve.rewind(self.step)
+        self.curve.rewind(self.step)
 
-    def _run_to_the_end(self, is_interrupted: Callable[[], bool]) -> None:
-        """Train up to the last step, or to the step in which an interrupt came, and save the state."""
+    def _prepare_rows(self, state_name: str | None) -> None:
+        """Refuse to resume where checkpoints would be lost, and remove those that are made again.
+
+        Raises:
+            TrainingError: the state of the checkpoints is gone, or the checkpoints that the state follows are.
+        """
+        out = self.training.out
+        last_row = _last_step(out)
+        if state_name is None and last_row > 0:
+            raise TrainingError(
+                f"{self.states} holds no complete state, so the training cannot be resumed; its checkpoints are "
+                "complete: search them, or train again under another name"
+            )
+        state_step = 0 if state_name is None else int(state_name.removeprefix("step"))
+        if state_step == 0:  # all rows are made again, also that of the start
+            if last_row >= 0:
+                remove(out)
+            return
+        expected_row = state_step // self.training.checkpoint_every * self.training.checkpoint_every
+        if last_row < expected_row and (expected_row > 0 or self._keeps_start):
+            raise TrainingError(
+                f"{out} lacks checkpoints up to step {expected_row}: restore it, or train again under another name"
+            )
+
+    def _run_and_save_state(self, is_interrupted: Callable[[], bool]) -> None:
+        """Train up to the last step, or to the step in which an interrupt came, and save the state.
+
+        The interrupt itself is raised when :func:`_interrupt_deferred` ends.
+        """
         with contextlib.ExitStack() as bar:
             advance = None
             if self.accelerator.is_main_process:
@@ -372,17 +416,53 @@ class Trainer:
         name = f"step{self.step}"
         if self.unchecked_losses:
             self._check_losses()  # so that no weights are saved that are not finite
-        if (self.states / name).is_dir() and self._latest == name:
+        if self._latest == name:
             return
-        self.accelerator.save_state(str(self.states / name))
-        self.accelerator.wait_for_everyone()
+        state = self.states / name
+        try:
+            self.accelerator.save_state(str(state))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                sync_tree(self.states)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise TrainingError(
+                f"{state}: cannot be written ({_reason(error)}); free space on the disk, then continue with --resume"
+            ) from error
         if self.accelerator.is_main_process:
             write_atomically(self.states / _LATEST, name.encode(), error=TrainingError)
             for earlier in self.states.iterdir():
                 if earlier.is_dir() and earlier.name != name:
-                    shutil.rmtree(earlier)
+                    remove(earlier)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
+
+    def _load_state(self, name: str) -> None:
+        """Continue from a state: sets the step, and begins the saver, which is a part of it.
+
+        Raises:
+            TrainingError: it is damaged, or of another model.
+        """
+        state = self.states / name
+        try:
+            self.accelerator.load_state(str(state))
+        except LcscError:
+            raise
+        except Exception as error:  # whatever torch, safetensors and pickle raise of damaged files
+            raise TrainingError(
+                f"{state}: cannot be read ({_reason(error)}); search the checkpoints, or train again under another name"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of an error, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _last_step(trajectory: Path) -> int:
+    """The last step that a trajectory names; -1 if it names none."""
+    if not (trajectory / MANIFEST).exists():
+        return -1
+    return max((checkpoint.step for checkpoint in Manifest.load(trajectory).checkpoints), default=-1)
 
 
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

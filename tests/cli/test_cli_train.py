@@ -227,7 +227,13 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
     for option, value, begun in (("--seed", "1", 0), ("--steps", "6", 8)):
         said = typed.refused(*command, "--resume", "--steps", "8", option, value)
         assert said == f"lcsc: {option[2:]}: cannot be changed when resuming (was {begun})"
-    assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
+    description = Path("run.model/training.json")
+    assert json.loads(description.read_text())["steps"] == 8
+    for damaged in ("{", "[1]"):
+        description.write_text(damaged)
+        said = typed.refused(*command, "--resume")
+        assert "training.json: cannot be read (" in said
+        assert said.endswith("); move the files of this training, or name another trajectory")
 
 
 @pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("08", "08")])

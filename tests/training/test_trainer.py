@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrainingError
@@ -21,9 +23,10 @@ from lcsc_opt.training import trainer
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.consistency import Ct
 from lcsc_opt.training.recipes.diffusion import Edm
-from lcsc_opt.training.trainer import Trainer, Training, new_accelerator
+from lcsc_opt.training.trainer import LearningCurve, Trainer, Training, new_accelerator
 from lcsc_opt.trajectory import Trajectory
 from tests.training.toy_network import IMAGES, ToyNetwork
+from tests.trajectory.trajectory_examples import interrupt
 
 pytestmark = pytest.mark.usefixtures("new_accelerator")
 STEPS, EVERY = 20, 4
@@ -159,9 +162,105 @@ def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path
     """A user removes it for its size; to train anew is to lose what is there."""
     before = run(tmp_path, EDM).sha256
     shutil.rmtree(tmp_path / "run.state")
-    with pytest.raises(TrainingError, match=r"run\.state is missing, so the training cannot be resumed"):
+    with pytest.raises(TrainingError, match=r"run\.state holds no complete state, so the training cannot be resumed"):
         run(tmp_path, EDM, steps=2 * STEPS, resume=True)
     assert Trajectory.open(tmp_path / "run.trajectory").sha256 == before
+
+
+@pytest.mark.parametrize("keeps_start", [False, True])
+def test_a_training_that_ends_while_its_first_state_is_saved_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_start: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, torch, "save", 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, EDM, keeps_start=keeps_start)
+    assert (tmp_path / "run.trajectory").exists()
+    trajectory = run(tmp_path, EDM, keeps_start=keeps_start, resume=True)
+    assert trajectory.steps == (0, 4, 8, 12, 16, 20)[not keeps_start :]
+
+
+def test_a_training_is_not_resumed_without_checkpoints_that_its_state_follows(tmp_path: Path) -> None:
+    out = tmp_path / "run.trajectory"
+    run(tmp_path, EDM, steps=4)
+    shutil.copytree(out, tmp_path / "older.trajectory")
+    run(tmp_path, EDM, steps=9, resume=True)
+    for older in (True, False):
+        shutil.rmtree(out)
+        if older:
+            shutil.copytree(tmp_path / "older.trajectory", out)
+        with pytest.raises(TrainingError, match=r"run\.trajectory lacks checkpoints up to step 8: restore it, or"):
+            run(tmp_path, EDM, resume=True)
+        assert out.exists() == older
+
+
+def test_a_tuning_is_not_resumed_without_its_start(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ending(Edm, 1, signals=1), keeps_start=True)
+    shutil.rmtree(tmp_path / "run.trajectory")
+    with pytest.raises(TrainingError, match=r"run\.trajectory lacks checkpoints up to step 0"):
+        run(tmp_path, EDM, keeps_start=True, resume=True)
+
+
+def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
+    run(tmp_path, Ct(batch_size=8), steps=4)
+    latest = tmp_path / "run.state" / "latest"
+    state = latest.parent / latest.read_text()
+    shutil.copytree(latest.parent, tmp_path / "whole")
+
+    def assert_refused(message: str) -> None:
+        with pytest.raises(TrainingError, match=message):
+            run(tmp_path, Ct(batch_size=8), steps=8, resume=True)
+        shutil.rmtree(latest.parent)
+        shutil.copytree(tmp_path / "whole", latest.parent)
+
+    for name in ("", "step", "step8"):
+        latest.write_text(name)
+        assert_refused(r"run\.state holds no complete state")
+    files = {file.name for file in state.iterdir()}
+    assert len(files) > 4
+    for name in files - {"random_states_0.pkl"}:  # of generators that no step draws from
+        for size in (0, (state / name).stat().st_size // 2):
+            os.truncate(state / name, size)
+            assert_refused(r"run\.state/step4: cannot be read \(.*\); search the checkpoints, or train again")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos"), SafetensorError("I/O error"), OSError(28, "full")])
+def test_a_disk_that_is_full_is_one_line_and_the_training_goes_on_from_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run(tmp_path, EDM, steps=4)
+    with monkeypatch.context() as patch:
+        interrupt(patch, torch, "save", 2, error)
+        with pytest.raises(TrainingError, match=r"run\.state/step8: cannot be written \(.*\); free space on the disk"):
+            run(tmp_path, EDM, steps=8, resume=True)
+    assert run(tmp_path, EDM, steps=8, resume=True).steps == (4, 8)
+
+
+def test_a_state_is_on_the_disk_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    plain_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        plain_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    run(tmp_path, EDM, steps=4)
+    states = tmp_path / "run.state"
+    before_latest = synced[: synced.index((states / "latest").stat().st_ino)]
+    assert {entry.stat().st_ino for entry in (states, *(states / "step4").rglob("*"))} <= set(before_latest)
+
+
+def test_a_learning_curve_that_cannot_be_written_is_one_line_and_damaged_lines_are_dropped(tmp_path: Path) -> None:
+    folder = LearningCurve(tmp_path)
+    folder.losses = [1.0]
+    for use in (lambda: folder.write(1, 0.5), lambda: folder.rewind(1)):
+        with pytest.raises(TrainingError, match=f"{tmp_path}: cannot be"):
+            use()
+    (tmp_path / "run.jsonl").write_bytes(b'{"step": 4, "loss": 1}\n\xff\n{"step": 8, "loss": 1}\n')
+    LearningCurve(tmp_path / "run.jsonl").rewind(8)
+    assert (tmp_path / "run.jsonl").read_text() == '{"step": 4, "loss": 1}\n{"step": 8, "loss": 1}\n'
 
 
 def test_a_finished_training_continues_to_more_steps(tmp_path: Path) -> None:
