@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import BuildContext, cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
@@ -22,7 +23,7 @@ from lcsc_opt.exports.coefficients import CoefficientsOf
 from lcsc_opt.exports.exact_merge import CheckpointFiles, Checkpoints, cast, merge_exactly
 from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
-from lcsc_opt.exports.writing import Destination
+from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.trajectory import Trajectory, open_or_pack
@@ -43,7 +44,10 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
     _check_adapter(trajectory, to)
-    config = to.config_text(network_config(objective.sampler))
+    default_config = network_config(objective.sampler)
+    if default_config is None and to.config is None:
+        to = dataclasses.replace(to, config=_model_folder(study))
+    config = to.config_text(default_config)
     changes: dict[str, Any] = {}
     if to.form == "lora":
         alphas = _searched_alphas(study)
@@ -54,6 +58,17 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     if statistics:
         changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
     return _write(trajectory, recipe.model_copy(update=changes), to, config)
+
+
+def _model_folder(study: StoredStudy) -> Path | None:
+    """The folder with a configuration that the setting ``model`` of a score names; ``None`` if it names none."""
+    model = study.attributes["specification"]["objective"]["settings"].get("model")
+    if not isinstance(model, str):
+        return None
+    directory = study.attributes["directory"]
+    context = BuildContext(None if directory is None else Path(directory))
+    folder = context.path(model)
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def rebuild(

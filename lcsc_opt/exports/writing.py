@@ -37,6 +37,7 @@ _FORM_OF_SUFFIX: dict[str, Form] = {
     ".ckpt": "pt",
     ".bin": "pt",
 }
+_DTYPES_IN_CONFIG = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files name them
 _PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
     "tokenizer*",
@@ -124,7 +125,7 @@ class Destination:
             return None
         file = self._config_file
         if file is not None:
-            return _read_config(file)
+            return _with_dtype(_read_config(file), self.dtype)
         if default is None:
             raise ObjectiveError(
                 f"{self.path}: a model folder needs a configuration of diffusers or transformers; pass --config FOLDER "
@@ -221,6 +222,16 @@ def _read_config(file: Path) -> str:
             "name a model's folder"
         )
     return text
+
+
+def _with_dtype(config: str, dtype: str | None) -> str:
+    """The configuration for weights of this dtype, which transformers loads by the dtype that it names."""
+    content = json.loads(config)
+    named = [key for key in _DTYPES_IN_CONFIG if key in content]
+    if dtype is None or not named:
+        return config
+    content.update(dict.fromkeys(named, dtype))
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, Tensor]:

@@ -30,7 +30,12 @@ from tests.unet_examples import unet
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
-ATTRIBUTES = {"steps": STEPS, "fingerprint": {"objective": {}, "environment": {}}}
+ATTRIBUTES = {
+    "steps": STEPS,
+    "fingerprint": {"objective": {}, "environment": {}},
+    "specification": {"objective": {"settings": {}}},
+    "directory": None,
+}
 
 
 def pack_random(path: Path, weights: dict[str, Tensor]) -> Trajectory:
@@ -157,14 +162,22 @@ def write_language_model(folder: Path) -> None:
     (folder / "trainer_state.json").write_text("{}")
 
 
-@pytest.mark.parametrize("config", ["original", "original/config.json"])
-def test_a_language_model_is_exported_with_its_tokenizer(study: StoredStudy, tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize("config", ["original", "original/config.json", None])
+def test_a_language_model_is_exported_with_its_tokenizer(
+    study: StoredStudy, tmp_path: Path, config: str | None
+) -> None:
     from transformers import AutoTokenizer
 
     write_language_model(tmp_path / "original")
     weights = read_checkpoint(tmp_path / "original").tensors
     objective = objective_over(pack_random(tmp_path / "run.trajectory", weights))
-    export(study, objective, Destination.of(tmp_path / "best", config=tmp_path / config))
+    given = None if config is None else tmp_path / config
+    if config is None:  # the setting of a score names it, beside the study file
+        study.set_attribute("specification", {"objective": {"settings": {"model": "original"}}})
+        study.set_attribute("directory", str(tmp_path))
+    export(study, objective, Destination.of(tmp_path / "best", dtype="bf16", config=given))
+    described = json.loads((tmp_path / "best" / "config.json").read_text())
+    assert {described.get("dtype"), described.get("torch_dtype")} - {None} == {"bfloat16"}
     loader: Any = AutoTokenizer
     tokenizer = loader.from_pretrained(tmp_path / "best", local_files_only=True)
     assert tokenizer("abc")["input_ids"] == loader.from_pretrained(tmp_path / "original")("abc")["input_ids"] == [4, 3]
