@@ -89,6 +89,9 @@ class Execution:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        incomplete = plan.why_incomplete(self.objective)
+        if incomplete is not None:
+            notice(incomplete)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
             bound = self._bound(evaluator, budget)

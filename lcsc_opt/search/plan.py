@@ -492,12 +492,38 @@ class Plan:
     def most(self, objective: Objective) -> BudgetSpec:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
-        profiles = getattr(configure(self.optimizer)[0], "profiles", None)
-        if profiles is None or self.spec.tune:  # no grid, or one that goes on around its best point
+        candidates = self._grid_size(objective)
+        if candidates is None or self.spec.tune:  # no grid, or one that goes on around its best point
             return budget
-        price = objective.images_per_evaluation if budget.unit == "images" else 1
-        candidates = len(profiles(objective.steps))
-        return budget.with_total(min(budget.total, price * candidates))
+        return budget.with_total(min(budget.total, self._price(objective) * candidates))
+
+    def why_incomplete(self, objective: Objective) -> str | None:
+        """Says that the budget ends before a grid, or before a soup is begun; ``None`` if it does not."""
+        candidates = self._grid_size(objective)
+        if self.optimizer.name == "GreedySoup":  # tries each checkpoint alone before it adds one to another
+            candidates = len(objective.steps)
+        if candidates is None:
+            return None
+        affordable = self.spec.budget.total // self._price(objective)
+        if affordable >= candidates:
+            return None
+        return (
+            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} of the {candidates} candidates "
+            f"that {self.optimizer.name} has, so its best is the best of these"
+        )
+
+    def _grid_size(self, objective: Objective) -> int | None:
+        """How many candidates a grid has; ``None`` for other optimizers."""
+        profiles = getattr(configure(self.optimizer)[0], "profiles", None)
+        if profiles is None:
+            return None
+        return len(profiles(objective.steps))
+
+    def _price(self, objective: Objective) -> int:
+        """What one evaluation costs, in the unit of the budget."""
+        if self.spec.budget.unit == "images":
+            return objective.images_per_evaluation
+        return 1
 
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
         """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""

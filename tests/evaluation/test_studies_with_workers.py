@@ -93,6 +93,28 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
     assert plan.most(Stages()).total == expected
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "budget", "expected"),
+    [
+        (
+            "EMAGrid",
+            {"evaluations": 2},
+            f"the budget of 2 evaluations ends after 2 of the {len(plain_averages(STEPS))} candidates",
+        ),
+        ("EachCheckpoint", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images ends after 2 of the"),
+        ("GreedySoup", {"evaluations": 2}, f"ends after 2 of the {len(STEPS)} candidates"),
+        ("EMAGrid", {"evaluations": 300}, None),
+        ("CMA", {"evaluations": 2}, None),
+    ],
+)
+def test_a_budget_that_ends_before_a_grid_does_is_told(
+    folder: Path, optimizer: str, budget: dict[str, int], expected: str | None
+) -> None:
+    [plan] = plans(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))), folder)
+    assert (plan.why_incomplete(Stages()) is None) == (expected is None)
+    assert (expected or "") in (plan.why_incomplete(Stages()) or "")
+
+
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:
     assert lcsc(["run", study_file(folder, pipeline=False)]) == 0
     changes = {"name": "spread", "workers": 3, "spread": "images", "pipeline": False, "held_out": {"images": 9}}
