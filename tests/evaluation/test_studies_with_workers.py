@@ -99,7 +99,7 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
         (
             "EMAGrid",
             {"evaluations": 2},
-            f"the budget of 2 evaluations ends after 2 of the {len(plain_averages(STEPS))} candidates",
+            f"ends after 2 of the {len(plain_averages(STEPS))} candidates",
         ),
         ("EachCheckpoint", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images ends after 2 of the"),
         ("GreedySoup", {"evaluations": 2}, f"ends after 2 of the {len(STEPS)} candidates"),
