@@ -490,7 +490,9 @@ class StoredStudy:
                 raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
             number = int(report.get("trial", best.number))
         trial = next((trial for trial in trials if trial.number == number), None)
-        if trial is None or trial.value is None:
+        if trial is None:
+            raise StudyStoreError(f"{self.name}: there is no trial {number}; it has {len(trials)}, from 0")
+        if trial.value is None:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         description = {**trial.user_attrs, "loss": trial.value}
         if report.get("trial") == number:

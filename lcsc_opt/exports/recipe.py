@@ -225,7 +225,10 @@ class Recipe(pydantic.BaseModel):
                 f"{path} holds no recipe that can be read: name a model that lcsc exported."
             ) from error
         if text is None:
-            raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
+            raise TrajectoryError(
+                f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON. For a study give "
+                "its whole name, experiment/optimizer/seed; lcsc list has them."
+            )
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:

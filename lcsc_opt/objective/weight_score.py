@@ -64,7 +64,10 @@ class WeightScore(Objective):
         """A score without a draw measures searches and reports on the same data."""
         if self.scorer.takes_draw:
             return None
-        return "the score has no argument draw, so its data are always those of the search"
+        return (
+            "the score has no argument draw (a command: no {group}, {seed} or {size}), so its data are always those of "
+            "the search"
+        )
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Merge, and call the score.

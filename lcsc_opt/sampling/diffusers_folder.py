@@ -75,7 +75,8 @@ class DiffusersFolder:
         model_class = find_diffusers_class(class_name, diffusers.ModelMixin)
         if model_class is None:
             raise ObjectiveError(
-                f"model: {self.path}: expected a model that diffusers {diffusers.__version__} has, got {class_name!r}"
+                f"model: {self.path}: expected a model for images that diffusers {diffusers.__version__} has, "
+                f"got {class_name!r}"
             )
         try:
             network: nn.Module = model_class.from_config(self.model)

@@ -10,13 +10,14 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import inspect
 import math
 import operator
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lcsc_opt.base.live_code import LIVE, GivenNetwork, LiveCode, LiveFunctions,
 from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.settings import excerpt, parse_settings
+from lcsc_opt.base.settings import excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
@@ -275,6 +276,7 @@ class _Call:
         )
         call.live = call._live()
         _check_not_hidden(file)
+        _check_names(further, load_file(find("objectives", file)).Settings.model_fields)
         return call
 
     def _live(self) -> LiveFunctions:
@@ -385,6 +387,15 @@ class _Call:
             return None
         images = loader.load(self.plans(content)[0], dict).real_images_per_feature
         return "layers" if images is not None and images >= FEWEST_REAL_IMAGES else None
+
+
+def _check_names(settings: Mapping[str, Any], fields: Collection[str]) -> None:
+    """Refuse what is no setting and looks like an argument of :func:`search`."""
+    own_arguments = [name for name in inspect.signature(search).parameters if name != "settings"]
+    for name in settings:
+        hint = near_miss(name, own_arguments)
+        if name not in fields and hint:
+            raise StudySpecError(f"lcsc_opt.search: {name}: unknown argument{hint}")
 
 
 def _check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -380,7 +380,10 @@ class Executor:
                 return self.outcome(plan)
         with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what its trackers lack
             pass
-        return f"finished already; {self.outcome(plan)}"
+        ended_itself = ""
+        if stored is not None and stored["search_ended"]["exhausted"]:
+            ended_itself = " (the optimizer has nothing more to ask)"
+        return f"finished already{ended_itself}; {self.outcome(plan)}"
 
     def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
         """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.

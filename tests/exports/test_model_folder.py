@@ -84,6 +84,8 @@ def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> 
     assert Recipe.of_trial(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
     with pytest.raises(StudyStoreError, match="trial 2 is not complete"):
         Recipe.of_trial(study, objective, number=2)
+    with pytest.raises(StudyStoreError, match="there is no trial 3; it has 3, from 0"):
+        Recipe.of_trial(study, objective, number=3)
 
 
 def test_other_checkpoints_than_the_study_searched_are_refused(study: StoredStudy, objective: Objective) -> None:
