@@ -39,11 +39,13 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.hub import model_folder
 from lcsc_opt.objective.command_scorer import CommandScorer
+from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.objective.text_loss import TextLoss
 from lcsc_opt.objective.weight_score import WeightScore, why_no_report
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.trajectory import Trajectory
 
 
 class Settings(CheckpointSettings):
@@ -118,15 +120,27 @@ class Settings(CheckpointSettings):
             return CommandScorer(self.command, context, read=self.read, folder=folder)
         score = self._score(context)
         measured = score.name if isinstance(score, TextLoss) else self.score
-        names = (self.model, measured, self.held_out, self.batch_norm)
+        model = self.model
+        assert model is not None  # see _one_score
+        model_files = None
+        names = [measured, self.held_out, self.batch_norm]
+        if _is_function(model, context):
+            names.insert(0, model)
+        else:  # wherever the folder is, its files count
+            model_files = digests(network_files(_folder(model, context)))
         return NetworkScorer(
-            _network(self.model or "", context),
+            _network(model, context),
             score,
             self,
             held_out=self._function("held_out", context),
             batch_norm=self._function("batch_norm", context),
             name=", ".join(name for name in names if name),
+            model_files=model_files,
         )
+
+    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
+        """The checkpoints, unless statistics of batch normalization are estimated for each merge."""
+        return self.trajectory(context) if self.batch_norm is None else None
 
     def _score(self, context: BuildContext) -> Callable[..., Any]:
         """What scores a network, where no command does."""
@@ -176,6 +190,11 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 
+def _is_function(model: str, context: BuildContext) -> bool:
+    """Whether a model is ``module:function``, and no folder with a colon in its path."""
+    return ":" in model and not context.path(model).exists()
+
+
 def _folder(model: str, context: BuildContext) -> Path:
     """A model's folder; one at the hub is downloaded, without its weights."""
     path = context.path(model)
@@ -188,7 +207,7 @@ def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:
     Raises:
         ObjectiveError: the model does not exist, or the installed transformers or diffusers lacks its class.
     """
-    if ":" in model and not context.path(model).exists():
+    if _is_function(model, context):
         return import_dotted(model, setting="model", functions=context.functions)
     folder = _folder(model, context)
     try:

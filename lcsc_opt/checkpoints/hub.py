@@ -101,7 +101,9 @@ def model_folder(name: str) -> Path:
     except MissingPackageError:
         raise
     except Exception as error:
-        raise _unreachable(ObjectiveError, f"model: {name} is no folder, and", error) from error
+        unreachable = _unreachable(ObjectiveError, f"model: {name} is no folder, and", error)
+        advice = "where a folder moved, name its new place: lcsc run FILE objective.settings.model=PLACE"
+        raise ObjectiveError(f"{unreachable}; {advice}") from error
 
 
 def _download(repository: str, path: Path) -> None:

@@ -23,6 +23,7 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.weights import difference, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
+from lcsc_opt.objective.model_files import PROCESSING_FILES
 from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora", "megatron", "mergekit"]
@@ -39,18 +40,6 @@ _FORM_OF_SUFFIX: dict[str, Form] = {
 }
 _DTYPES_IN_CONFIG = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files name them
-_PROCESSING_FILES = (  # of transformers: tokenizers, chat templates, processors of images, how to generate
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.spm",
-    "chat_template.*",
-    "*processor_config.json",
-    "generation_config.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +172,7 @@ class Destination:
     def _copy_processing_files(self, folder: Path) -> None:
         if self._config_file is None:
             return
-        for pattern in _PROCESSING_FILES:
+        for pattern in PROCESSING_FILES:
             for file in self._config_file.parent.glob(pattern):
                 if file.is_file():
                     shutil.copyfile(file, folder / file.name)

@@ -1,4 +1,4 @@
-"""The checkpoints of a study whose functions only another process has: they can be merged, and nothing is scored."""
+"""The checkpoints of a study without its model, functions and data: they can be merged, and nothing is scored."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.live_code import LIVE
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.settings import CheckpointSettings, ImageObjectiveSettings
+from lcsc_opt.objective.loading import make_importable
+from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.trajectory import Trajectory
 
 
@@ -39,7 +39,7 @@ class CheckpointsAlone(Objective):
         Raises:
             ObjectiveError: always.
         """
-        raise ObjectiveError("only the process that called lcsc_opt.search has the functions of this study")
+        raise ObjectiveError("only the checkpoints of this study were loaded, which cannot be scored")
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash."""
@@ -47,28 +47,23 @@ class CheckpointsAlone(Objective):
 
     @classmethod
     def of(cls, spec: ObjectiveSpec, context: BuildContext) -> CheckpointsAlone | None:
-        """The checkpoints, if functions of the objective were handed to :func:`lcsc_opt.search` as objects.
+        """The checkpoints, if nothing else of the objective is needed to merge them.
 
         Args:
-            spec: the objective's file and settings, one of which then begins with :data:`LIVE`.
+            spec: the objective's file and settings.
             context: has the checkpoints that the study was begun with, and no functions.
 
         Returns:
-            ``None`` if all functions can be imported; or if statistics of batch normalization belong to the merged
-            model, which only the functions can estimate.
+            ``None`` where only the whole objective can merge.
 
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        if not any(isinstance(value, str) and value.startswith(LIVE) for value in spec.settings.values()):
+        make_importable(context.directory)
+        module = load_file(find("objectives", spec.file, study_folder=context.directory))
+        settings_class = getattr(module, "Settings", None)
+        if not (isinstance(settings_class, type) and issubclass(settings_class, CheckpointSettings)):
             return None
-        settings_class = load_file(find("objectives", spec.file, study_folder=context.directory)).Settings
-        settings: CheckpointSettings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-        trajectory = settings.trajectory(context)
-        if getattr(settings, "batch_norm", None) is not None:
-            return None
-        if isinstance(settings, ImageObjectiveSettings) and any(
-            name.endswith("running_var") for name in trajectory.varying
-        ):
-            return None
-        return cls(trajectory)
+        settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
+        trajectory = settings.trajectory_alone(context)
+        return None if trajectory is None else cls(trajectory)

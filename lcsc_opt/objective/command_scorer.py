@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -23,6 +22,7 @@ from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.objective.command_output import json_of_command, last_number, metrics_in_json
 from lcsc_opt.objective.command_process import run_command
+from lcsc_opt.objective.model_files import digests
 from lcsc_opt.objective.scorer import Draw, metrics_of
 
 _OF_DRAW = ("group", "seed", "size")
@@ -120,11 +120,9 @@ class CommandScorer:
     def describe(self) -> dict[str, Any]:
         """The command, and the digests of the files that it names and of the model's folder."""
         named_files = [path for path in map(Path, self._words) if path.is_absolute() and path.is_file()]
-        digests = {}
-        for path in (*named_files, *self._copied_files):
-            if path.stat().st_size <= _LARGEST_DIGESTED:
-                digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"command": self._command, "read": self._read, "files": digests}
+        files = [*named_files, *self._copied_files]
+        small_files = [path for path in files if path.stat().st_size <= _LARGEST_DIGESTED]
+        return {"command": self._command, "read": self._read, "files": digests(small_files)}
 
     def _write_model(self, weights: dict[str, Tensor], folder: Path) -> Path:
         """Write the merged model into a new folder. Returns what ``{model}`` stands for."""

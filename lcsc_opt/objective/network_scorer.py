@@ -15,6 +15,7 @@ from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
+from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.objective.scorer import Draw, Floats, metrics_of, outcomes
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
@@ -40,6 +41,7 @@ class NetworkScorer:
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
         name: the name of network and functions in the study's fingerprint.
+        model_files: of a network that a folder's files describe: their names with their digests.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class NetworkScorer:
         held_out: Callable[..., Any] | None = None,
         batch_norm: Callable[..., Any] | None = None,
         name: str,
+        model_files: Mapping[str, str] | None = None,
     ) -> None:
         self._network = PreparedNetwork(network, settings)
         self.device = self._network.device
         self._function = function
         self._held_out = held_out
         self._name = name
+        self._model_files = model_files
         self._metric = getattr(function, "__name__", "score").replace("<lambda>", "score")
         self.takes_draw = takes_draw(function) or held_out is not None
         self.takes_group = self.takes_draw  # a draw has its seed and its group
@@ -179,8 +183,14 @@ class NetworkScorer:
         return self.batch_norm.values()
 
     def describe(self) -> dict[str, Any]:
-        """The names of the functions, and the arithmetic; their code is in :attr:`Objective.code`."""
-        return {"score": self._name, "dtype": self._network.settings.dtype}
+        """The names of the functions, the arithmetic, and the files of the model's folder.
+
+        The code of the functions is in :attr:`Objective.code`.
+        """
+        described: dict[str, Any] = {"score": self._name, "dtype": self._network.settings.dtype}
+        if self._model_files is not None:
+            described[MODEL_FILES] = dict(self._model_files)
+        return described
 
     def _call(self, draw: Draw) -> Any:
         function = self._function

@@ -77,7 +77,7 @@ _SIZE = Setting("size", "items of an evaluation", 500)
 
 def propose(
     folder: Path,
-    first: Path,
+    last: Path,
     tensors: Mapping[str, Tensor],
     *,
     given: Collection[str],
@@ -90,14 +90,14 @@ def propose(
 
     Args:
         folder: the folder of the checkpoints, a glob, or a packed trajectory.
-        first: one of the checkpoints.
-        tensors: the tensors of one of the checkpoints.
+        last: the last of the checkpoints.
+        tensors: its tensors.
         given: the settings that the user gave; with ``reference`` the model makes images, with ``score`` or
             ``command`` it does not.
         near: what lies near the checkpoints.
     """
     base = folder if folder.is_dir() else folder.parent
-    places = (first, first.parent, base, base.parent)
+    places = (last, last.parent, base, base.parent)
     adapter = _first(places, _adapts_transformers)
     if adapter is not None:
         return _scored_by_command(adapter, near.text)
@@ -115,7 +115,7 @@ def propose(
         return _text_to_image("unet", pipeline=network.parent, prompts=near.text)
     if network is not None:
         return _unconditional(network)
-    if _is_edm_snapshot(first):
+    if _is_edm_snapshot(last):
         return _edm()
     if "reference" not in given and _seems_to_make_no_images(tensors):
         return _scored_by_function(None)

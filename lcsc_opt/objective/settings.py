@@ -57,6 +57,17 @@ class CheckpointSettings(NetworkSettings):
         """
         return open_request(self._pack_request(context))
 
+    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:  # noqa: ARG002 - for subclasses
+        """As :meth:`trajectory`, if nothing else is needed to merge; then the model and the data may be gone.
+
+        Returns:
+            ``None`` if the objective may merge in a way of its own, or estimates statistics of batch normalization.
+
+        Raises:
+            TrajectoryError: there are no checkpoints that can be merged.
+        """
+        return None
+
     def last_weights(self, context: BuildContext) -> dict[str, Tensor]:
         """The weights of the last checkpoint: name → tensor. Checkpoints that are not packed stay so.
 

@@ -75,16 +75,16 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         trajectory = Trajectory.open(folder)
         steps = trajectory.steps
         intervals = trajectory.intervals
-        first = folder
+        last = folder
         tensors = trajectory.checkpoint(-1)
     else:
         sources = find_sources(find_checkpoints(folder))
         steps = tuple(row.step for row in sources)
         intervals = None
-        first = next(iter(sources.values()))
-        tensors = read_checkpoint(first).tensors
+        last = [*sources.values()][-1]  # the first ones may be deleted while the training goes on
+        tensors = read_checkpoint(last).tensors
     near = _near(folder, given)
-    proposal = propose(folder, first, tensors, given=given, near=near)
+    proposal = propose(folder, last, tensors, given=given, near=near)
     settings = [Setting("checkpoints", "a folder, a glob, or a packed trajectory", str(folder)), *proposal.settings]
     if proposal.file != SCORE:
         settings += _settings_of_images(near.reference)

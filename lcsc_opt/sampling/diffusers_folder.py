@@ -40,16 +40,13 @@ class DiffusersFolder:
 
     @classmethod
     def read(cls, path: Path) -> DiffusersFolder:
-        """Read a pipeline's folder, a model's folder (also one inside a pipeline), or a ``config.json``.
-
-        For a trajectory of ``lcsc train``, it is the folder of its model next to it.
+        """Read what :func:`find_model_config` finds at a path.
 
         Raises:
             ObjectiveError: no such file, not a model's configuration, or a ``timestep_scale`` that is no number.
         """
-        if path.suffix == ".trajectory":
-            path = path.with_suffix(".model")
-        config = _model_config(path)
+        path = _beside_trajectory(path)
+        config = find_model_config(path)
         model = _read_json(config)
         for folder in (config.parent, config.parent.parent):
             scheduler_config = folder / "scheduler" / "scheduler_config.json"
@@ -132,8 +129,15 @@ def find_diffusers_class(name: str, base: type) -> Any:
     return None
 
 
-def _model_config(path: Path) -> Path:
-    """The ``config.json`` of a model's or a pipeline's folder; ``path`` itself if it is a file."""
+def find_model_config(path: Path) -> Path:
+    """The ``config.json`` of a pipeline's folder, or of a model's (also one inside a pipeline); or a path to it itself.
+
+    For a trajectory of ``lcsc train``, it is in the folder of its model next to it.
+
+    Raises:
+        ObjectiveError: there is none.
+    """
+    path = _beside_trajectory(path)
     if path.is_file():
         return path
     for folder in (*(path / component for component in COMPONENTS), path):
@@ -143,6 +147,11 @@ def _model_config(path: Path) -> Path:
         f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
         "diffusers' save_pretrained wrote, of a model or of a pipeline"
     )
+
+
+def _beside_trajectory(path: Path) -> Path:
+    """For a trajectory of ``lcsc train``, the folder of its model next to it; other paths as they are."""
+    return path.with_suffix(".model") if path.suffix == ".trajectory" else path
 
 
 def _read_json(path: Path) -> Config:

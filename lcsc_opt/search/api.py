@@ -32,7 +32,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.execution import Executor, check_new_studies, objective_of
+from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, check_machine, evidence_before_loading, read_database
@@ -137,16 +137,23 @@ class Study:
             ObjectiveError: the objective has no weights to merge.
             StudyStoreError: no trial is complete yet.
         """
-        trajectory = self.objective.trajectory
+        objective = self._mergeable
+        trajectory = objective.trajectory
         if trajectory is None:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         if coefficients is None:
             coefficients = self.coefficients
-        groups = self.objective.layer_groups
+        groups = objective.layer_groups
         names = () if groups is None else groups.names
         checked = check_coefficients(coefficients, len(self.steps), rows=len(names) or None)
-        merged = trajectory.merge(network_rows(checked, names)) | dict(self.objective.statistics(checked))
+        merged = trajectory.merge(network_rows(checked, names)) | dict(objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
+
+    @property
+    def _mergeable(self) -> Objective:
+        with reading(self.storage) as storage:
+            alone = checkpoints_alone_of(StoredStudy.open(storage, self.name))
+        return self.objective if alone is None else alone
 
     @property
     def _answer(self) -> SampledModel:

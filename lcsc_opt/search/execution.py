@@ -454,12 +454,16 @@ def objective_of(study: StoredStudy, live: LiveFunctions | None = None) -> Objec
 
 
 def mergeable_objective_of(study: StoredStudy) -> Objective:
-    """As :func:`objective_of`, to merge and not to evaluate: functions that only another process has are not needed."""
+    """As :func:`objective_of`, to merge and not to evaluate: the model, functions and data may not be needed."""
+    alone = checkpoints_alone_of(study)
+    return objective_of(study) if alone is None else alone
+
+
+def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
+    """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
     plan = Plan.of(study)
     known = known_checkpoints(plan, read_database(study.storage).attributes)
     alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known))
-    if alone is None:
-        return objective_of(study)
-    if plan.spec.space.rows is not None:
+    if alone is not None and plan.spec.space.rows is not None:
         alone.merge_in_rows(plan.spec.space.rows)
     return alone

@@ -20,6 +20,7 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 
 Attributes = Mapping[str, Any]
@@ -294,14 +295,28 @@ def _continued(plan: Plan, stored: Attributes | None) -> Plan:
     if plan.spec.workers == "auto" and before.get("workers"):
         plan = plan.changed(workers=before["workers"])
     now = plan.specification
-    settings = now["objective"]["settings"]
-    if stored.get("checkpoints") and CHECKPOINTS in settings:
-        # Files may move: whether checkpoints are the same is decided by their hash.
-        settings[CHECKPOINTS] = before["objective"]["settings"].get(CHECKPOINTS)
+    _keep_places(now, stored)
     changed = "; ".join(differences(before, now, "specification"))
     if changed:
         raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
     return plan
+
+
+def _keep_places(specification: dict[str, Any], stored: Attributes) -> None:
+    """Put the stored places of files into a specification. They may move: whether they changed, their digests tell."""
+    described = stored["fingerprint"]["objective"]
+    movable = []
+    if stored.get("checkpoints"):
+        movable.append(CHECKPOINTS)
+    if MODEL_FILES in described:
+        movable += ["model", "text"]
+    elif {"command", "files"} <= described.keys():
+        movable.append("model")
+    settings = specification["objective"]["settings"]
+    stored_settings = stored["specification"]["objective"]["settings"]
+    for name in movable:
+        if name in settings:
+            settings[name] = stored_settings.get(name)
 
 
 def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:
@@ -382,9 +397,11 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
             if optimizer == plan.optimizer.name:
                 same_optimizer.append(name)
 
-    specification = _without_neutral(plan.specification)
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
         sibling = studies.attributes[name]
+        specification = plan.specification
+        _keep_places(specification, sibling)
+        specification = _without_neutral(specification)
         stored_specification = _without_neutral(sibling["specification"])
         compared = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
         lines: list[str] = []
@@ -421,7 +438,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         lines += _code_changes(before["code"], now["code"])
     if "objective" in now:
         current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
-        lines += differences(before["objective"], current, "objective")
+        lines += differences(_with_model_files(before["objective"], current), current, "objective")
     return "; ".join(lines)
 
 
@@ -439,12 +456,25 @@ def _objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
     What only one of them describes is left out, such as an extractor that only one of them reports.
     """
-    stored = _without_neutral(before["objective"])
     current = _without_neutral(now["objective"])
+    stored = _without_neutral(_with_model_files(before["objective"], current))
     return _changes(
         {"objective": _common(stored, current)},
         {"objective": _common(current, stored)},
     )
+
+
+def _with_model_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stored description of an objective, with the digests of the model's files that it lacks.
+
+    An older version stored none, and named the model's folder before the score.
+    """
+    if MODEL_FILES not in now or MODEL_FILES in before:
+        return before
+    score = before.get("score")
+    if str(score).endswith(f", {now.get('score')}"):
+        score = now["score"]
+    return {**before, "score": score, MODEL_FILES: now[MODEL_FILES]}
 
 
 def _without_neutral(value: Any) -> Any:

@@ -131,6 +131,7 @@ def test_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     write_text()
     study = init("out")
     settings = study["objective"]["settings"]
+    assert settings["model"] == "out/checkpoint-300", "trainers delete the first ones"
     assert (settings["text"], settings["size"]) == ("corpus.txt", 64)
     assert study["optimizers"] == ["EMAGrid", "LCSCGradient"]
     runs(capsys, study)

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.loading import check_objective as check_objective_settings
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.testing import check_objective
+from tests.commands import Typed
 from tests.objectives.image_objectives import one_line
 
 OWN = "tests.objectives.test_score"
@@ -294,6 +298,49 @@ def language_model(folder: Path) -> list[nn.Module]:
 
 
 TOKENS = torch.arange(8)[None]
+NAME = "gpt/LCSC/0"
+MOVED = "objective.settings.model=last"
+
+
+def test_a_study_knows_its_models_files_wherever_they_are(workplace: Path, typed: Typed) -> None:
+    language_model(Path("out/of/gpt"))
+    settings = {"checkpoints": "out/of/gpt/*", "model": "out/of/gpt/checkpoint-3", "score": f"{OWN}:perplexity"}
+    study = {"name": "gpt", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["LCSC"]}
+    Path("gpt.yaml").write_text(json.dumps({**study, "budget": {"evaluations": 3}}))
+    typed("run", "gpt.yaml")
+
+    config = Path("out/of/gpt/checkpoint-3/config.json")
+    original = config.read_text()
+    config.write_text(original.replace("1e-05", "1e-02"))
+    said = typed("resume", NAME, "--budget", "4", status=2).err
+    assert "changed since it began: objective.model_files.config.json was" in said
+    config.write_text(original)
+    tokenizer = Path("out/of/gpt/checkpoint-3/tokenizer.json")
+    tokenizer.write_text("{}")
+    assert "model_files.tokenizer.json was null" in typed("resume", NAME, "--budget", "4", status=2).err
+    tokenizer.unlink()
+
+    Path("out/of/gpt/checkpoint-3").rename("last")
+    said = typed("resume", NAME, "--budget", "4", status=2).err
+    assert "model: out/of/gpt/checkpoint-3 is no folder" in said
+    assert f"{MOVED[:-4]}PLACE" in said
+    typed("export", NAME, "-o", "best.safetensors")
+    typed("export", NAME, "-o", "best", "--config", "last")
+    assert lcsc_opt.load_study(NAME).merge().keys() >= {"transformer.wte.weight"}
+    typed("run", "gpt.yaml", MOVED)
+    typed("resume", NAME, "--budget", "4")
+    typed("run", "gpt.yaml", MOVED, "seeds=[1]")
+
+    stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), NAME)
+    fingerprint = stored.attributes["fingerprint"]
+    del fingerprint["objective"]["model_files"]  # as 0.2.0 stored it
+    fingerprint["objective"]["score"] = f"last, {OWN}:perplexity"
+    stored.set_attribute("fingerprint", fingerprint)
+    assert "with changes" not in typed("resume", NAME, "--budget", "5").err
+    typed("run", "gpt.yaml", MOVED, "seeds=[2]")
+    Path("last").rename("elsewhere")
+    moved_again = MOVED.replace("last", "elsewhere")
+    assert 'settings.model was "last"' in typed("run", "gpt.yaml", moved_again, status=2).err
 
 
 def perplexity(model: Any) -> Tensor:
