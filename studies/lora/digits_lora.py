@@ -316,7 +316,7 @@ def _likelihood(number: int, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 @functools.cache
-def classifier(number: int) -> nn.Module:
+def classifier(number: int, steps: int = 200) -> nn.Module:
     """A classifier of half A (0) or B (1), trained in seconds."""
     enlarged, digits = half(number)
     images = _small(enlarged)
@@ -334,7 +334,7 @@ def classifier(number: int) -> nn.Module:
         descend(
             lambda _: F.cross_entropy(network(images), digits),
             optimizer,
-            steps=200,
+            steps=steps,
             description=f"classifier of half {'AB'[number]}",
         )
     return network.requires_grad_(requires_grad=False)

@@ -78,6 +78,7 @@ def trials() -> Trials:
     }
 
 
+@pytest.mark.slow
 def test_a_search_interrupted_again_and_again_ends_as_the_undisturbed_one(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

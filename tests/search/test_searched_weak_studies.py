@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,13 +51,8 @@ def build(settings):
 """
 
 
-@pytest.fixture
-def study(workplace: Path) -> dict[str, Any]:
-    """The content of a study file, in whose folder the process is."""
-    with TrajectoryWriter("run.trajectory") as writer:
-        for seed, step in enumerate(STEPS):
-            writer.append(step, Smooth(seed=seed).state_dict())
-    Path("guided.py").write_text(OBJECTIVE)
+def content() -> dict[str, Any]:
+    """The content of a study file."""
     return {
         "name": "weak",
         "objective": {"file": "guided.py", "settings": {"path": "run.trajectory", "weak": {"search": 20}}},
@@ -64,6 +60,38 @@ def study(workplace: Path) -> dict[str, Any]:
         "budget": {"evaluations": 12},
         "held_out": {"images": 30, "top": 2},
     }
+
+
+def write_files() -> None:
+    with TrajectoryWriter("run.trajectory") as writer:
+        for seed, step in enumerate(STEPS):
+            writer.append(step, Smooth(seed=seed).state_dict())
+    Path("guided.py").write_text(OBJECTIVE)
+
+
+@pytest.fixture
+def study(workplace: Path) -> dict[str, Any]:
+    """The content of a study file, in whose folder the process is."""
+    write_files()
+    return content()
+
+
+@pytest.fixture(scope="module")
+def finished_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the study file has been run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LCSC_CACHE", str(folder / "cache"))
+        write_files()
+        lcsc_opt.run(content())
+    return folder
+
+
+@pytest.fixture
+def finished(workplace: Path, finished_studies: Path) -> None:
+    """A copy of that folder, in which the process is."""
+    shutil.copytree(finished_studies, workplace, dirs_exist_ok=True)
 
 
 def stored(name: str) -> StoredStudy:
@@ -106,8 +134,8 @@ def test_averages_move_the_network_and_the_guidance_beside_the_weak_model_at_its
     assert objective(average) == objective(np.stack([average, START]))
 
 
-def test_the_network_and_its_weak_model_are_two_files(study: Any, typed: Typed) -> None:
-    lcsc_opt.run(study)
+@pytest.mark.usefixtures("finished")
+def test_the_network_and_its_weak_model_are_two_files(typed: Typed) -> None:
     found = lcsc_opt.load_study("weak/LCSCGradient/0")
     said = typed("export", found.name, "-o", "best.safetensors").err
     assert "best-weak.safetensors: the weak model" in said
@@ -134,15 +162,15 @@ def test_the_network_and_its_weak_model_are_two_files(study: Any, typed: Typed) 
     assert Path("other-weak.safetensors").read_bytes() == weak_bytes
 
 
-def test_a_grids_answer_is_exported_with_the_weak_model_at_its_start(study: Any, typed: Typed) -> None:
-    lcsc_opt.run(study)
+@pytest.mark.usefixtures("finished")
+def test_a_grids_answer_is_exported_with_the_weak_model_at_its_start(typed: Typed) -> None:
     typed("export", "weak/EMAGrid/0", "-o", "ema.safetensors")
     at_start = Trajectory.open("run.trajectory").checkpoint(1)
     assert torch.equal(load_file("ema-weak.safetensors")["first.weight"], at_start["first.weight"])
 
 
-def test_the_card_says_both_and_both_are_uploaded(study: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    lcsc_opt.run(study)
+@pytest.mark.usefixtures("finished")
+def test_the_card_says_both_and_both_are_uploaded(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     found = stored("weak/LCSCGradient/0")
     typed("export", found.name, "-o", "best.safetensors")
     uploaded = {}
@@ -197,9 +225,9 @@ def test_a_fork_of_averages_has_the_weak_model_at_its_start(study: Any, typed: T
     np.testing.assert_allclose(first_own[-1], START, rtol=0, atol=1e-12)
 
 
-def test_what_needs_one_model_says_so_in_one_line(study: Any, typed: Typed) -> None:
-    Path("weak.yaml").write_text(yaml.safe_dump(study))
-    typed("run", "weak.yaml")
+@pytest.mark.usefixtures("finished")
+def test_what_needs_one_model_says_so_in_one_line(typed: Typed) -> None:
+    study = content()
     name = "weak/LCSCGradient/0"
     Path("answer.json").write_text(typed("show", name, "--format", "json").out)
     refusal = typed.refused("apply", "answer.json", "run.trajectory", "-o", "one.safetensors")

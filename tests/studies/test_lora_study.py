@@ -36,9 +36,9 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def classifiers(one_thread: None) -> list[torch.nn.Module]:
-    """Trained once for all tests, as a study trains them."""
+    """Trained once for all tests, for a third of what a study trains them."""
     classifier = runpy.run_path(str(FILES / "digits_lora.py"))["classifier"]
-    return [classifier(number) for number in range(2)]
+    return [classifier(number, steps=70) for number in range(2)]
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def place(
     return workplace
 
 
+@pytest.mark.slow
 def test_the_study_goes_from_training_to_a_lora_that_its_pipeline_loads(place: Path, typed: Typed) -> None:
     digits_lora: Any = importlib.import_module("digits_lora")
     digits_lora.train(Path("runs/lora"), autoencoder_steps=2, steps=2, lora_steps=6, every=2)
