@@ -13,6 +13,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
 
 _STATISTICS = ("running_mean", "running_var")  # of batch norm: averages already
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of one
 _GROUP_BYTES = 2**28  # added at once: one launch on a GPU, and so much memory where a copy is widened
 
 
@@ -38,11 +39,13 @@ class RunningMean:
     Attributes:
         count: how many checkpoints it is the mean of; 0 before the first one.
         tensors: name → mean, or the last value of what is not averaged.
+        copied_before: name → the last value but one of what is not averaged.
     """
 
     def __init__(self, layout: Layout, *, dtype: torch.dtype, device: torch.device | None = None) -> None:
         self.count = 0
         self.tensors: dict[str, Tensor] = {}
+        self.copied_before: dict[str, Tensor] = {}
         self._averaged = tuple(spec for spec in layout.tensors if spec.merged and not _is_statistic(spec.name))
         self._copied = tuple(spec for spec in layout.tensors if not spec.merged or _is_statistic(spec.name))
         self._dtype = dtype
@@ -57,7 +60,9 @@ class RunningMean:
             self._place(tensors)
         self.count += 1
         for spec in self._copied:
-            self.tensors[spec.name].copy_(tensors[spec.name].detach())
+            copied = self.tensors[spec.name]
+            self.copied_before[spec.name].copy_(copied)
+            copied.copy_(tensors[spec.name].detach())
         names = [spec.name for spec in self._averaged]
         if self.count == 1:
             for name in names:
@@ -71,29 +76,43 @@ class RunningMean:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def without(self, last: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of all but the checkpoint that was added last, of two or more: name → tensor.
-
-        What is not averaged is still that of the last one.
-        """
-        tensors = dict(self.tensors)
+        """The mean of all but the checkpoint that was added last, of two or more: name → tensor."""
+        tensors = self.tensors | self.copied_before
         for spec in self._averaged:
             mean = self.tensors[spec.name].double()
             tensors[spec.name] = mean + (mean - last[spec.name].to(mean)) / (self.count - 1)
         return tensors
 
+    def bit_sums(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The sum of the bits of each averaged tensor of a checkpoint, as whole numbers.
+
+        They are the same on every device, and of other weights all of them hardly ever are.
+        """
+        sums: list[Tensor] = []
+        for spec in self._averaged:
+            tensor = tensors[spec.name].detach().resolve_neg()
+            sum_dtype = torch.int32  # overflow wraps around; twice as fast as int64
+            if tensor.dtype == torch.float64:
+                sum_dtype = torch.int64
+            sums.append(tensor.view(_INTEGERS[tensor.itemsize]).sum(dtype=sum_dtype))
+        return sums
+
     def clear(self) -> None:
         """Begin the next mean, in the same memory."""
         self.count = 0
 
-    def load(self, tensors: Mapping[str, Tensor], count: int) -> None:
+    def load(self, tensors: Mapping[str, Tensor], copied_before: Mapping[str, Tensor], count: int) -> None:
         """Continue a mean that was saved."""
         self.count = count
         self.tensors = dict(tensors)
+        self.copied_before = dict(copied_before)
 
     def _place(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the memory of the sums, with what was loaded in it."""
         loaded = self.tensors
+        loaded_before = self.copied_before
         self.tensors = {}
+        self.copied_before = {}
         averaged = {spec.name for spec in self._averaged}
         for name in (*averaged, *(spec.name for spec in self._copied)):
             tensor = tensors[name]
@@ -103,6 +122,9 @@ class RunningMean:
             self.tensors[name] = torch.empty(tensor.shape, dtype=dtype, device=self._device or tensor.device)
             if name in loaded:
                 self.tensors[name].copy_(loaded[name])
+        for spec in self._copied:
+            before = torch.empty_like(self.tensors[spec.name])
+            self.copied_before[spec.name] = before.copy_(loaded_before.get(spec.name, self.tensors[spec.name]))
         self._is_placed = True
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.layout import Layout
@@ -45,6 +46,8 @@ class MeansOfTraining:
             self._device = torch.device(device)
         self._mean: RunningMean | None = None
         self._loaded: dict[str, Tensor] = {}  # a mean of the training's state, until the first checkpoint comes
+        self._loaded_before: dict[str, Tensor] = {}
+        self._last_bits: list[Tensor] = []  # of the last checkpoint that was added
         self._training = ""
         self._needed_from: list[int] = []  # the first steps of the open means of the last two states
         self._state_additions = -1  # of the last state
@@ -94,6 +97,7 @@ class MeansOfTraining:
         if self.windows.is_full:
             self._mean.clear()
         self._mean.add(tensors)
+        self._last_bits = self._mean.bit_sums(tensors)
         self.windows.add(step)
 
     def _begin(self) -> None:
@@ -121,9 +125,10 @@ class MeansOfTraining:
                 differs = difference(self._loaded, layout.shapes)
                 if differs is not None:
                     raise TrajectoryError(f"The mean of the training's state does not fit the model: it {differs}.")
-                mean.load(self._loaded, self.windows.count)
+                mean.load(self._loaded, self._loaded_before, self.windows.count)
             self._mean = mean
             self._loaded = {}
+            self._loaded_before = {}
         return self._mean
 
     def write(self, layout: Layout, tensors: Mapping[str, Tensor], interval: Interval) -> None:
@@ -143,13 +148,18 @@ class MeansOfTraining:
     def finish(self, step: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         """Write the open mean without the checkpoint of ``step``, and this checkpoint as a row of its own.
 
-        The last state is on the disk if the training went on after it, so pairs before it are merged.
+        Weights that are not those that were added at ``step`` cannot be taken out of the mean: they are saved as those
+        of the next step. The last state is on the disk if the training went on after it, so pairs before it are merged.
         """
         mean = self._open(layout)
         self._merge(None, state=-1)
         first, last, count = self.windows.interval
         averaged: Mapping[str, Tensor] = mean.tensors
-        if step == last:
+        if step == last and not self._was_added_last(mean, tensors):
+            step += 1
+            if self._saver.processes.is_first:
+                notice(f"{self._saver.path}: step {last} was added with other weights: these are saved as step {step}")
+        elif step == last:
             last = self.windows.before_last
             count -= 1
             if count:
@@ -161,6 +171,13 @@ class MeansOfTraining:
         self._saver.commit()
         self._is_finished = True
 
+    def _was_added_last(self, mean: RunningMean, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether these are the weights that were added last, in all processes."""
+        is_same = True
+        if self._last_bits:  # else the training's state is of an older version
+            is_same = list(map(int, mean.bit_sums(tensors))) == list(map(int, self._last_bits))
+        return all(self._saver.processes.gathered("compare the last weights", is_same))
+
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` takes: numbers, texts, and tensors on the CPU."""
         self._begin()
@@ -168,12 +185,16 @@ class MeansOfTraining:
         if is_another:
             self._needed_from = [*self._needed_from[-1:], self.windows.first]
             self._state_additions = self.windows.additions
-        mean = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        copied_before = self._loaded_before
+        if self._mean is not None:
+            copied_before = self._mean.copied_before
         return {
             "training": self._training,
             "windows": self.windows.state(),
             "process": self._process,
-            "mean": mean,
+            "mean": _on_cpu(self.tensors),
+            "copied_before": _on_cpu(copied_before),
+            "last_bits": [bits.cpu() for bits in self._last_bits],
         }
 
     @property
@@ -196,6 +217,8 @@ class MeansOfTraining:
         dropped = self._saver.truncate(last_step)
         self.windows = windows
         self._loaded = dict(state["mean"])
+        self._loaded_before = dict(state.get("copied_before", {}))
+        self._last_bits = list(state.get("last_bits", []))
         self._training = training
         self._saver.add_metadata(_TRAINING, training)
         self._needed_from = [windows.first]
@@ -251,3 +274,8 @@ class MeansOfTraining:
                 return
             self._saver.merge_pair(row)
             merged += 1
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, which later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

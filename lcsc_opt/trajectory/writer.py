@@ -208,7 +208,8 @@ class TrajectoryWriter:
 
         Args:
             step: the last one.
-            weights: those after this step; they need not have been added to the mean.
+            weights: those after this step; they need not have been added to the mean. If this step was added with
+                others, these are saved as those of the step after it, and a notice says so.
 
         Raises:
             TrajectoryError: as :meth:`step`; or a later step was added.

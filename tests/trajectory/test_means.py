@@ -38,11 +38,9 @@ def expected_mean(steps):
     return row
 
 
-def assert_is_mean(trajectory, index, steps, *, copied_from=None):
+def assert_is_mean(trajectory, index, steps):
     row = trajectory.checkpoint(index)
     expected = expected_mean(steps)
-    if copied_from is not None:
-        expected = {**with_statistics(copied_from), **{name: expected[name] for name in COMBINED}}
     assert row.keys() == expected.keys()
     for name, tensor in row.items():
         assert tensor.dtype == expected[name].dtype

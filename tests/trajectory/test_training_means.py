@@ -57,8 +57,7 @@ def test_rows_are_the_means_of_all_checkpoints_and_the_last_one(tmp_path, steps)
     assert len(means) >= 2 or steps < 4
     for row, (first, end, count) in enumerate(means):
         assert count == end - first + 1
-        is_open = row == len(means) - 1 and count < max(full, default=1)
-        assert_is_mean(trajectory, row, range(first, end + 1), copied_from=steps if is_open else None)
+        assert_is_mean(trajectory, row, range(first, end + 1))
     assert same_bits(trajectory.checkpoint(-1), with_statistics(steps))
 
 
@@ -71,6 +70,30 @@ def test_every_nth_checkpoint_is_added_and_the_last_one_need_not_be(tmp_path):
     assert trajectory.intervals == ((10, 20, 2), (30, 30, 1), (37, 37, 1))
     assert_is_mean(trajectory, 0, (10, 20))
     assert same_bits(trajectory.checkpoint(1), with_statistics(30))
+
+
+@pytest.mark.parametrize("steps", [7, 8])
+def test_other_weights_than_those_that_were_added_last_are_the_next_step(tmp_path, capsys, steps):
+    ema = {**weights(steps), "w": torch.zeros(4)}
+    for name, last in (("t", ema), ("resumed", ema), ("same", weights(steps))):
+        with TrajectoryWriter(tmp_path / name, means=4) as writer:
+            for step in range(1, steps + 1):
+                writer.step(step, weights(step))
+            state = writer.state_dict()
+            if name != "resumed":
+                writer.finish(steps, last)
+        if name == "resumed":
+            with TrajectoryWriter(tmp_path / name, means=4) as writer:
+                writer.load_state_dict(state)
+                writer.finish(steps, last)
+    others = Trajectory.open(tmp_path / "t")
+    assert_are_means(others, len(others) - 1)
+    assert others.steps[-2:] == (steps, steps + 1)
+    assert same_bits(others.checkpoint(-1), ema)
+    assert Trajectory.open(tmp_path / "resumed").sha256 == others.sha256
+    assert Trajectory.open(tmp_path / "same").intervals[-1] == (steps, steps, 1)
+    notices = capsys.readouterr().err
+    assert notices.count(f"step {steps} was added with other weights: these are saved as step {steps + 1}") == 2
 
 
 def test_half_precision_is_added_in_float32(tmp_path):
@@ -154,10 +177,14 @@ def test_training_that_crashed_at_any_call_leaves_the_same_bits(tmp_path, monkey
 def assert_rows_are_whole(path):
     trajectory = Trajectory.open(path)
     trajectory.verify()
-    assert trajectory.intervals is not None
-    for row, (first, last, _) in enumerate(trajectory.intervals):
+    assert_are_means(trajectory, len(trajectory))
+
+
+def assert_are_means(trajectory, rows):
+    for row, (first, last, _) in enumerate(trajectory.intervals[:rows]):
         mean = torch.stack([weights(step)["w"] for step in range(first, last + 1)]).mean(dim=0)
         torch.testing.assert_close(trajectory.checkpoint(row)["w"], mean)
+        assert trajectory.checkpoint(row)["batches"] == last
 
 
 def train_until_killed(path: Path, saved: Path, at: int) -> None:
