@@ -27,14 +27,13 @@ from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.int8 import Int8Layout
 from lcsc_opt.trajectory.layout import INT8, Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter, check_finite
 from lcsc_opt.trajectory.means import Interval, RunningMean, interval_of, split_rows
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _IN_THE_MEAN = 16  # checkpoints at most, each of which is read once more
-_PLAN = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was made
 
 
 def pack_sources(
@@ -83,7 +82,7 @@ def pack_sources(
         alphas = _lora_alphas(first, list(sources.values())[-1])
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
-    metadata |= {_PLAN: fingerprint, "key": reader.key}
+    metadata |= {PACKED: fingerprint, "key": reader.key}
     if isinstance(reader, _Reader) and reader.key == RUNNING_MEAN:
         if means is not None:
             raise TrajectoryError(f"--means: {RUNNING_MEAN} is a mean already; leave --means out, or pass --key model.")
@@ -145,7 +144,7 @@ def partial_path(out: Path) -> Path:
 
 def _was_made_from(partial: Path, fingerprint: str) -> bool:
     try:
-        return Manifest.load(partial).metadata.get(_PLAN) == fingerprint
+        return Manifest.load(partial).metadata.get(PACKED) == fingerprint
     except TrajectoryError:  # without a row, or broken
         return False
 

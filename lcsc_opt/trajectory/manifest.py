@@ -24,6 +24,8 @@ from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRow
 from lcsc_opt.trajectory.means import Interval
 
 LOCK = "writer.lock"  # held by the process that writes
+PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
+TRAINING = "training"  # the metadata entry that tells trainings of means apart
 _MOST_SCALARS = 2**48  # of one tensor
 
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]

@@ -15,11 +15,11 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.layout import Layout
+from lcsc_opt.trajectory.manifest import TRAINING
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.means import Interval, RunningMean
 from lcsc_opt.trajectory.windows import Windows, pair_to_merge
 
-_TRAINING = "training"  # the metadata entry that tells trainings apart
 _MOST_MERGES = 2  # after a row: one more than keeps their number, and never many at once
 
 
@@ -115,7 +115,7 @@ class MeansOfTraining:
             )
         [name, *_] = self._saver.processes.gathered("name of the training", secrets.token_hex(8))
         self._training = name
-        self._saver.add_metadata(_TRAINING, self._training)
+        self._saver.add_metadata(TRAINING, self._training)
 
     def _open(self, layout: Layout) -> RunningMean:
         """The open mean, with what was loaded."""
@@ -220,7 +220,7 @@ class MeansOfTraining:
         self._loaded_before = dict(state.get("copied_before", {}))
         self._last_bits = list(state.get("last_bits", []))
         self._training = training
-        self._saver.add_metadata(_TRAINING, training)
+        self._saver.add_metadata(TRAINING, training)
         self._needed_from = [windows.first]
         self._state_additions = windows.additions
         return dropped
@@ -246,7 +246,7 @@ class MeansOfTraining:
             raise TrajectoryError(f"{path}: the training began with means={windows.means}: resume it with the same.")
         self._saver.check_kind(means=True)
         training = str(state["training"])
-        if self._saver.steps and self._saver.metadata.get(_TRAINING) != training:
+        if self._saver.steps and self._saver.metadata.get(TRAINING) != training:
             raise TrajectoryError(
                 f"{path} holds the means of another training than the state: name its trajectory, or begin again with "
                 "resume=0."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
-from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.manifest import PACKED, TRAINING, Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -313,6 +314,11 @@ class Trajectory:
         return warnings
 
     @property
+    def may_lose_rows(self) -> bool:
+        """Whether these are the means of a training, which merges them if it is continued, and no packed copy."""
+        return self.intervals is not None and TRAINING in self.metadata and PACKED not in self.metadata
+
+    @property
     def touched(self) -> bool:
         """Whether the weights file is newer than the manifest, which no writer leaves so.
 
@@ -394,8 +400,16 @@ class Trajectory:
         manifest = Manifest.load(self.path)
         same_layout = manifest.layout == self._manifest.layout
         if not (same_layout and set(self._manifest.checkpoints) <= set(manifest.checkpoints)):
-            raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
+            advice = "open it again"
+            if self.may_lose_rows:
+                advice = f"its training merged or dropped rows: search a copy ({copying(self.path)})"
+            raise TrajectoryError(f"{self.path} was changed since it was opened: {advice}.")
         self._stamp = stamp
+
+
+def copying(path: Path) -> str:
+    """The command that copies a trajectory."""
+    return f"lcsc trajectory pack {shlex.quote(str(path))} -o COPY"
 
 
 def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
