@@ -258,7 +258,7 @@ def average_name(
     rates: Sequence[float] | None = None,
     sigma_rels: Sequence[float] | None = None,
 ) -> str | None:
-    """``EMA 0.9995``, ``average of the last 10``, ``step 500``, ``1-sqrt over the last 8`` …, of a baseline's answer.
+    """``EMA 0.9995``, ``average of the last 10``, ``1-sqrt over the last 8``, a row …, of a baseline's answer.
 
     ``None`` for coefficients that no baseline asks at these ``steps``.
 
@@ -277,10 +277,10 @@ def average_name(
     counts = counts_of(steps)
     weights = is_used * np.array(counts)  # a mean of eight checkpoints weighs eight times as much as one of them
     if np.allclose(coefficients, weights / weights.sum(), atol=_COARSE):
-        if rows_used == 1 and is_used[-1]:
+        if rows_used == 1 and is_used[-1] and counts[-1] == 1:
             return "last checkpoint"
         if rows_used == 1:
-            return str(rows_of(steps)[int(is_used.argmax())])
+            return row_name(steps, int(is_used.argmax()))
         if is_used[-rows_used:].all():
             return f"average of {last_ones}"
         return f"average of {rows_used}"
@@ -293,6 +293,15 @@ def average_name(
     else:
         name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, counts, rows_used)
+
+
+def row_name(steps: Sequence[int], row: int) -> str:
+    """``step 500``, ``step 500, width 0.1``, or of a mean, ``mean of steps 410 to 500``."""
+    if counts_of(steps)[row] == 1:
+        return str(rows_of(steps)[row])
+    if isinstance(steps, RowSteps) and steps.first_steps is not None:
+        return f"mean of steps {steps.first_steps[row]} to {steps[row]}"
+    return f"mean of steps to {steps[row]}"
 
 
 def _name_among(

@@ -22,6 +22,7 @@ from lcsc_opt.coefficients.profiles import (
     distance_to_exact,
     ema_coefficients,
     power_ema_coefficients,
+    row_name,
     window_ema_rates,
 )
 from lcsc_opt.trajectory import Trajectory
@@ -69,7 +70,7 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
     """The coefficients ``[K]`` of ``uniform``, ``last:N``, ``step:N``, ``ema:RATE`` or ``power:WIDTH``.
 
     Raises:
-        StudySpecError: it is none of these, or there is no such step.
+        StudySpecError: it is none of these, or there is no such step, or not so many.
     """
     name, _, text = kind.partition(":")
     if name in _PROFILES:
@@ -85,6 +86,8 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
         return decay_coefficients(len(steps), len(steps), counts=counts)
     if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
         raise StudySpecError(f"{kind}: expected {EXPECTED}")
+    if name == "last" and int(text) > len(steps):
+        raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
     if name == "last":
         return decay_coefficients(len(steps), int(text), counts=counts)
     if int(text) not in steps:
@@ -106,6 +109,8 @@ def check_kind(kind: str) -> None:
     name, _, text = kind.partition(":")
     if name == "step" and text.isdecimal():
         return  # only the checkpoints tell whether there is such a step
+    if name == "last" and text.isdecimal() and int(text) > 0:
+        return  # nor whether there are so many
     coefficients_of_kind(kind, (1, 2))  # of any two steps
 
 
@@ -129,7 +134,7 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
     if name in _PROFILES:
         return _of_profile(source)
     if name in _WINDOWS:
-        return lambda trajectory: (trajectory, coefficients_of_kind(source, trajectory.steps))
+        return _of_window(source)
     path = Path(source)
     if not path.exists():
         raise StudySpecError(
@@ -174,6 +179,22 @@ def _of_profile(source: str) -> CoefficientsOf:
             distance = distance_to_exact(trajectory.intervals, lambda steps: coefficients_of_kind(source, steps))
             rows = described(trajectory.intervals)
             notice(f"{source} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
+        return trajectory, coefficients
+
+    return coefficients_of
+
+
+def _of_window(source: str) -> CoefficientsOf:
+    """``uniform``, ``last:N`` or ``step:N``; where rows are means, a notice says what they are of."""
+
+    def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
+        coefficients = coefficients_of_kind(source, trajectory.steps)
+        used = np.flatnonzero(coefficients)
+        counts = [counts_of(trajectory.steps)[row] for row in used]
+        if max(counts) > 1 and len(used) == 1:
+            notice(f"{source}: {row_name(trajectory.steps, int(used[0]))}, {counts[0]} checkpoints")
+        elif max(counts) > 1:
+            notice(f"{source}: {len(used)} rows, the means of {sum(counts)} checkpoints")
         return trajectory, coefficients
 
     return coefficients_of

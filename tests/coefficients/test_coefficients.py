@@ -33,6 +33,7 @@ from lcsc_opt.coefficients.profiles import (
     normalize,
     plain_averages,
     power_ema_coefficients,
+    row_name,
     window_ema_rates,
 )
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
@@ -208,6 +209,9 @@ def test_averages_of_means_weigh_all_checkpoints_equally() -> None:
     averages = plain_averages(ROWS, [0.9])
     names = [average_name(coefficients, ROWS) for coefficients in averages]
     assert names == ["EMA 0.9", "last checkpoint", "average of the last 3", "average of all 4"]
+    known = RowSteps(ROWS, ROWS.counts, [first for first, _, _ in MEANS])
+    assert average_name(np.eye(4)[1], ROWS) == "mean of steps to 100"
+    assert [row_name(known, row) for row in (1, 3)] == ["mean of steps 60 to 100", "step 190"]
     np.testing.assert_allclose(spread(averages[-1]), 1 / 19)
     np.testing.assert_allclose(spread(averages[-2]), [0.0] * 5 + [1 / 14] * 14)
 

@@ -57,6 +57,7 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
         ("ema", "ema: expected a number, as in ema:0.9999 or power:0.1"),
         ("last:0", "last:0: expected uniform, last:N"),
         ("step:25", "step:25: there is no checkpoint of this step; there are 10, 20, 30, 40, 50"),
+        ("last:6", "last:6: there are 5 checkpoints"),
         ("ema:2", "ema:2: rate: expected at least 0 and below 1, got 2.0"),
         ("emma", "emma: no such file; expected uniform, last:N, step:N, ema:RATE (as ema:0.9999) or power:WIDTH"),
         ("missing.json", "missing.json: no such file; expected uniform"),
@@ -79,7 +80,7 @@ def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: 
     assert not Path("average.safetensors").exists()
 
 
-def test_an_ema_of_means_says_how_far_it_is_from_the_exact_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_average_of_means_says_what_it_is_of(capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["trajectory", "pack", "runs", "-o", "means.trajectory", "--means", "2"]) == 0
     assert lcsc(["apply", "ema:0.999", "means.trajectory", "-o", "average.safetensors"]) == 0
     said = capsys.readouterr().err
@@ -87,3 +88,10 @@ def test_an_ema_of_means_says_how_far_it_is_from_the_exact_one(capsys: pytest.Ca
     first, second, last = ema_coefficients((20, 40, 50), 0.999)
     expected = pack("runs", "all.trajectory").merge([first / 2, first / 2, second / 2, second / 2, last])
     torch.testing.assert_close(load_file("average.safetensors")["conv.weight"], expected["conv.weight"])
+    for source, line in (
+        ("uniform", "uniform: 3 rows, the means of 5 checkpoints"),
+        ("last:2", "last:2: 2 rows, the means of 3 checkpoints"),
+        ("step:40", "step:40: mean of steps 30 to 40, 2 checkpoints"),
+    ):
+        assert lcsc(["apply", source, "means.trajectory", "-o", "average.safetensors", "--overwrite"]) == 0
+        assert line in capsys.readouterr().err
