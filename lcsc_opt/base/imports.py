@@ -42,7 +42,7 @@ def import_dotted(
         if functions is None or name not in functions:
             raise error(
                 f"{setting}: its function was handed to lcsc_opt.search, and no other process can import it; call "
-                "lcsc_opt.search again with the same name, or give it from a module"
+                "lcsc_opt.search again with the same name, or give it from a module, with accept_changes=True"
             )
         return functions[name]
     module_name, _, attribute = name.partition(":")

@@ -49,6 +49,7 @@ from lcsc_opt.search.resolving import (
     Resolved,
     StoredStudies,
     is_complete,
+    is_finished,
     is_searched,
     resolve,
 )
@@ -302,15 +303,15 @@ class Executor:
         """
         return self._objectives.evidence(plan, lambda: our_studies(self.storage))
 
-    def resolve(self, plan: Plan) -> Resolved:
-        """The study as the database has it now, compared with the loaded objective.
+    def resolve(self, plan: Plan, *, measures: bool = True) -> Resolved:
+        """The study as the database has it now, compared with the loaded objective; arguments as for :func:`resolve`.
 
         Raises:
             LcscError: as :meth:`open`.
         """
         evidence = self.loaded_evidence(plan)
         studies = read_database(self.storage)  # only now, since loading may have taken hours
-        return resolve(plan, studies, evidence, accept_changes=self._accept_changes)
+        return resolve(plan, studies, evidence, accept_changes=self._accept_changes, measures=measures)
 
     def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
         """Store a new study, with further attributes.
@@ -325,13 +326,14 @@ class Executor:
         StoredStudy.open_or_create(self.storage, resolved.plan.name, {**resolved.attributes, **attributes})
 
     @contextlib.contextmanager
-    def open(self, plan: Plan, *, retry_failed: bool = False) -> Iterator[Execution]:
+    def open(self, plan: Plan, *, retry_failed: bool = False, measures: bool = True) -> Iterator[Execution]:
         """Create or open a study, and hold its lock while this is open.
 
         Args:
             plan: of the study.
             retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
                 the search.
+            measures: whether losses will be added; a finished study is also opened to store where its files are now.
 
         Raises:
             StudyStoreError: another process runs the study, it was created with other code, checkpoints or settings,
@@ -339,7 +341,7 @@ class Executor:
             LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
                 What a node lacks shows when its worker starts.
         """
-        resolved = self.resolve(plan)
+        resolved = self.resolve(plan, measures=measures)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
         if retry_failed:  # adds losses also to a finished study, whose bound resolve() has not checked
@@ -354,7 +356,7 @@ class Executor:
                         study.set_attribute(name, value)
                 for line in resolved.notices:
                     notice(line)
-                if retry_failed:
+                if retry_failed or resolved.starts_over:
                     retried = retry_failures(study)
                     line = f"retrying {retried} trials that failed after the last success"
                     if retried:
@@ -372,18 +374,18 @@ class Executor:
             LcscError: as :meth:`open`.
         """
         stored = our_studies(self.storage).get(plan.name)
-        has_work = stored is None or not is_complete(plan, stored)
-        if has_work or retry_failed:
-            with self.open(plan, retry_failed=retry_failed) as execution, execution.reporting():
-                execution.search()
-                execution.report()
-                return self.outcome(plan)
-        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):  # what its trackers lack
-            pass
-        ended_itself = ""
-        if stored is not None and stored["search_ended"]["exhausted"]:
-            ended_itself = " (the optimizer has nothing more to ask)"
-        return f"finished already{ended_itself}; {self.outcome(plan)}"
+        measures = True
+        if stored is not None and not retry_failed:
+            if is_complete(plan, stored):
+                study = StoredStudy.open(self.storage, plan.name)
+                with Reporting(study, plan.spec.log, None):  # what its trackers lack
+                    pass
+                return f"finished already; {self.outcome(plan)}"
+            measures = self._accept_changes or not is_finished(plan, stored)
+        with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
+            execution.search()
+            execution.report()
+            return self.outcome(plan)
 
     def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
         """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.

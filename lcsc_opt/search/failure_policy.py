@@ -38,7 +38,7 @@ class FailurePolicy:
         self._policy = policy
         self._many_expected = policy.stop_share > FailureSpec().stop_share
         self._printed: set[str] = set()  # reasons
-        self._most_in_a_row = _MOST_IN_A_ROW if has_results else 1
+        self._has_results = has_results
         self._repeated: list[str] = []  # the error that all attempts raised, of each trial since the last success
         self._last_reason = ""
         self.count = 0
@@ -85,7 +85,7 @@ class FailurePolicy:
         """
         if not isinstance(outcome, Failure):
             self._repeated = []
-            self._most_in_a_row = _MOST_IN_A_ROW
+            self._has_results = True
             return
         reasons = {attempt["reason"] for attempt in attempts}
         all_raised = all("traceback" in attempt for attempt in attempts)
@@ -94,7 +94,7 @@ class FailurePolicy:
             self._repeated.append(outcome.reason)
         else:
             self._repeated = []
-        most = self._most_in_a_row
+        most = _MOST_IN_A_ROW if self._has_results else 1
         if outcome.retry and len(attempts) == 1:  # it might have succeeded at another attempt
             most = _MOST_IN_A_ROW
         if len(self._repeated) >= most and not self._many_expected and not older_run:
@@ -103,7 +103,7 @@ class FailurePolicy:
                 trials = f"{len(self._repeated)} trials in a row"
             raise SearchFailedError(
                 f"{self._name}: {trials} raised the same error at each attempt: {outcome.reason.rstrip('.')}. "
-                f"Fix it, then run: lcsc resume {self._name} --retry-failed (in Python: retry_failed=True); "
+                f"Fix it, then run: {self._command}; "
                 f"lcsc show {self._name} prints the whole traceback"
             )
 
@@ -121,8 +121,16 @@ class FailurePolicy:
             raise SearchFailedError(
                 f"{self._name}: {failed} of {told} trials failed (failures.stop_share is "
                 f"{self._policy.stop_share:g}); the last one: {self._last_reason}. Fix the cause, then run: "
-                f"lcsc resume {self._name} --retry-failed (in Python: retry_failed=True)"
+                f"{self._command}"
             )
+
+    @property
+    def _command(self) -> str:
+        """What continues the study once the cause is removed."""
+        command = f"lcsc resume {self._name} --retry-failed (in Python: retry_failed=True)"
+        if not self._has_results:  # so settings may still be others
+            command += ", or, after a correction of the objective's settings in the study file: lcsc run FILE"
+        return command
 
 
 def _innermost_frame(traceback: str) -> list[str]:

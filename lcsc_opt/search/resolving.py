@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
+from lcsc_opt.base.live_code import LIVE
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, is_search, split_name
@@ -156,6 +157,7 @@ class Resolved:
         objective: the objective, if it is loaded.
         worker_environments: the environment variables of each worker on this machine; empty if none must be set.
         notices: lines that a runner prints.
+        starts_over: whether the objective has other settings than those with which all trials have failed.
     """
 
     plan: Plan
@@ -168,6 +170,7 @@ class Resolved:
     objective: Objective | None = None
     worker_environments: Sequence[Mapping[str, str]] = ()
     notices: tuple[str, ...] = ()
+    starts_over: bool = False
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -176,7 +179,14 @@ class Resolved:
         return {**stored, **self.updated_attributes}
 
 
-def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_changes: bool = False) -> Resolved:
+def resolve(
+    plan: Plan,
+    studies: StoredStudies,
+    evidence: Evidence,
+    *,
+    accept_changes: bool = False,
+    measures: bool = True,
+) -> Resolved:
     """Decide whether a study is new, continues or is finished, what changed, and what will be written.
 
     Args:
@@ -184,6 +194,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         studies: the contents of the database.
         evidence: what is known about the code, with the objective if it is loaded.
         accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
+        measures: whether losses will be added. If not, other code and versions are no matter, and are not stored.
 
     Raises:
         StudyStoreError: the stored study was made with something else, or the losses of a new one would not compare
@@ -192,6 +203,9 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
     """
     stored = studies.attributes.get(plan.name)
     plan = _continued(plan, stored)
+    starts_over = False
+    if stored is not None:
+        starts_over = _starts_over(plan, stored, studies.trials)
     objective = evidence.objective
     study = Resolved(
         plan=plan,
@@ -200,6 +214,7 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         penalty=Penalty.of(plan, stored, keeps=evidence.keeps),
         fingerprint=evidence.fingerprint,
         objective=objective,
+        starts_over=starts_over,
     )
     if stored is not None and study.state == "finished" and objective is None:
         # a finished study needs no objective; its code may even be gone
@@ -214,6 +229,8 @@ def resolve(plan: Plan, studies: StoredStudies, evidence: Evidence, *, accept_ch
         if study.state == "unfinished":
             study.penalty.check_bound()
         current = _completed(evidence, stored)
+        if not measures:
+            current = {"objective": current["objective"]}
         changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
 
     plan.check_devices()
@@ -282,28 +299,41 @@ def is_complete(plan: Plan, stored: Attributes) -> bool:
 
 
 def _continued(plan: Plan, stored: Attributes | None) -> Plan:
-    """The plan as a stored study continues it: if the study file leaves the workers open, it keeps their number.
+    """The plan as a stored study continues it: if the study file leaves the workers open, it keeps their number."""
+    if stored is None:
+        return plan
+    stored_workers = (stored.get("specification") or {}).get("workers")
+    if plan.spec.workers == "auto" and stored_workers:
+        return plan.changed(workers=stored_workers)
+    return plan
+
+
+def _starts_over(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]) -> bool:
+    """Whether a stored study gets other settings of its objective, as it may while no trial has succeeded.
 
     Raises:
         StudyStoreError: the study was made from another specification.
     """
-    if stored is None:
-        return plan
     before = dict(stored.get("specification") or {})
     if "tune" in before:  # it may be stored without a scale, when there was only this one
         before["tune"] = {name: {"scale": "linear", **stored_range} for name, stored_range in before["tune"].items()}
-    if plan.spec.workers == "auto" and before.get("workers"):
-        plan = plan.changed(workers=before["workers"])
     now = plan.specification
-    _keep_places(now, stored)
+    _keep_names(now, stored)
     changed = "; ".join(differences(before, now, "specification"))
-    if changed:
-        raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
-    return plan
+    if not changed:
+        return False
+    now["objective"]["settings"] = before["objective"]["settings"]
+    has_same_search = not any(differences(before, now))
+    if has_same_search and not trials(plan.name).succeeded:
+        return True
+    raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
 
 
-def _keep_places(specification: dict[str, Any], stored: Attributes) -> None:
-    """Put the stored places of files into a specification. They may move: whether they changed, their digests tell."""
+def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
+    """Put the stored names of files and functions into a specification, where others may be the same.
+
+    Files may move, and functions that were handed over may be imported now: what they are, their digests tell.
+    """
     described = stored["fingerprint"]["objective"]
     movable = []
     if stored.get("checkpoints"):
@@ -314,6 +344,7 @@ def _keep_places(specification: dict[str, Any], stored: Attributes) -> None:
         movable.append("model")
     settings = specification["objective"]["settings"]
     stored_settings = stored["specification"]["objective"]["settings"]
+    movable += [name for name, value in stored_settings.items() if str(value).startswith(LIVE)]
     for name in movable:
         if name in settings:
             settings[name] = stored_settings.get(name)
@@ -400,7 +431,7 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
         sibling = studies.attributes[name]
         specification = plan.specification
-        _keep_places(specification, sibling)
+        _keep_names(specification, sibling)
         specification = _without_neutral(specification)
         stored_specification = _without_neutral(sibling["specification"])
         compared = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)

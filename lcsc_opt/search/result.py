@@ -145,7 +145,8 @@ class Result:
         if self._not_importable:
             named = " and ".join(f"{argument} ({text})" for argument, text in self._not_importable.items())
             raise StudySpecError(
-                f"{self.name}: a study file cannot import {named}: put it into a module, and give it from there"
+                f"{self.name}: a study file cannot import {named}: put it into a module, and give it from "
+                "there, with accept_changes=True"
             )
         content = dict(self._content)
         if self._temporary is None:

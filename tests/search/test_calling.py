@@ -192,6 +192,12 @@ def test_functions_of_a_module_make_a_study_file_that_continues(
     result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
     text = result.to_study_file("study.yaml")
     assert "score: called_from_module:score" in text
+    search("*.pt", build=lambda: Net(), score=lambda net: distance(net), name="moved")
+    moved = functools.partial(search, "*.pt", build=module.build, score=module.score, name="moved", budget=5)
+    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score.* gone.*accept_changes=True"):
+        moved(optimizers="LCSCGradient")
+    moved(accept_changes=True).to_study_file("moved.yaml")
+    assert lcsc(["run", "moved.yaml", "--budget", "6"]) == 0
     assert "finished already" in typed("run", "study.yaml").err
     assert lcsc(["run", "study.yaml", "--budget", "6"]) == 0
     assert len(result.studies[1].trials) == 6

@@ -143,7 +143,8 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typ
     assert "lcsc run FILE objective.settings.checkpoints=PLACE" in said
     assert "others: does not hold the 3" in typed(*RUN, "objective.settings.checkpoints=others", status=2).err
     assert lcsc(export) == 2
-    assert lcsc([*RUN, "objective.settings.checkpoints=elsewhere"]) == 0
+    Path("grown_model.py").write_text(f"{OBJECTIVE_HERE}# edited\n")
+    assert "finished before this changed" in typed(*RUN, "objective.settings.checkpoints=elsewhere").err
     assert stored().attributes["specification"]["objective"]["settings"]["checkpoints"] == "elsewhere"
     assert lcsc(export) == 0
     assert len(load_study(NAME).trials) == 3

@@ -85,12 +85,30 @@ def test_changed_code_is_accepted_by_request_or_before_the_first_success(evidenc
     check(resolve(plan(), studies(StoredTrials(4, succeeded=False), e_LCSC_0=stored), evidence))
 
 
+FAILED = StoredTrials(4, succeeded=False)
+
+
+def test_settings_may_change_before_the_first_success_and_names_that_digests_compare() -> None:
+    stored = begun(m="1")
+    corrected = {"file": "function.py", "settings": {"callable": "m:g", "steps": [1, 2, 3]}}
+    with pytest.raises(StudyStoreError, match=r'the stored study differs: .*callable was "m:f", is now "m:g"'):
+        resolve(plan(objective=corrected), studies(e_LCSC_0=stored), by_code(m="1"))
+    assert resolve(plan(objective=corrected), studies(FAILED, e_LCSC_0=stored), by_code(m="1")).starts_over
+    assert not resolve(plan(), studies(FAILED, e_LCSC_0=stored), by_code(m="2")).starts_over
+    with pytest.raises(StudyStoreError, match=r"specification\.space\.kind was"):
+        resolve(plan(objective=corrected, space="convex"), studies(FAILED, e_LCSC_0=stored), by_code(m="1"))
+    stored["specification"]["objective"]["settings"]["callable"] = "<python>:callable"
+    assert resolve(plan(), studies(e_LCSC_0=stored), by_code(m="1")).state == "unfinished"
+
+
 def test_a_finished_study_needs_no_code_and_says_that_it_changed() -> None:
     finished = {**begun(m="1"), "search_ended": {"evaluations": 4, "exhausted": False}}
     gone = Evidence({"environment": ENVIRONMENT, "code": {}}, refusal=ObjectiveError("the file is gone"))
     assert resolve(plan(), studies(e_LCSC_0=finished), gone).state == "finished"
     changed = resolve(plan(), studies(e_LCSC_0=finished), by_code(m="2"))
     assert "finished before this changed: m changed" in changed.notices[0]
+    moved = resolve(plan(), studies(e_LCSC_0=finished), by_objective(m="2"), measures=False)
+    assert "fingerprint" not in moved.updated_attributes
     with pytest.raises(ObjectiveError, match="the file is gone"):
         resolve(plan(budget={"evaluations": 5}), studies(e_LCSC_0=finished), gone)
 
@@ -172,6 +190,17 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     said = typed("run", "scored.yaml", *options).err
     assert ("packing" in said) == (options == []), "a dry run packs nothing, and does not say so"
     assert "held-out 0.5 after 3 evaluations" in typed("run", "scored.yaml").err
+
+
+def test_a_typo_in_the_settings_is_corrected_in_the_study_file(scored: Path, typed: Typed) -> None:
+    command = "objective.settings.command=sh -c 'cat $1.json' {model} loss"
+    (scored / "loss.json").write_text('{"loss": 0.5}')
+    run = ("run", "scored.yaml", "~held_out", command)
+    said = typed(*run, "objective.settings.read=los", status=1).err
+    assert "lcsc run FILE; lcsc show" in said
+    said = typed(*run, "objective.settings.read=loss").err
+    assert 'continues with changes: objective.read was "los", is now "loss"' in said
+    assert "best 0.5 after 3 evaluations" in said
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
