@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,9 @@ class TrajectorySaver:
         self.saves = is_main or self._sharded
 
     def begin(self, step: int, mean: Mapping[str, Any] | None = None) -> None:
-        """Begin or continue training after ``step``; 0 is its start. Rows of later steps are dropped.
+        """Begin or continue training after ``step``; 0 is its start.
+
+        Rows of later steps are dropped; at the start only with ``resume="restart"``, else they are refused.
 
         Args:
             step: the last one of the training.
@@ -248,18 +251,38 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
 
         saver = TrajectorySaver(path, every=every, **options)
         means = _MeansBeside(Path(path))
+        kept_step: int | None = None  # whose mean is kept
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             step = int(state.global_step)
             self.saver.decide_who_saves(is_main=bool(state.is_world_process_zero))
             self.saver.begin(step, self.means.load(step))
+            self.kept_step = None
+            if self.saver.saves:
+                self.means.drop_after(step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
             saved = _chosen(model, weights)
-            step = int(state.global_step)
-            self.saver.step(step, saved)
+            self.saver.step(int(state.global_step), saved)
             if control.should_save:
+                self._keep(state)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if control.should_save:
+                self._keep(state)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            self.saver.flush()  # the Trainer decides after this whether it saves the best checkpoint
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            self._keep(state)  # the checkpoint is the best one, or another callback asked for it
+
+        def _keep(self, state: Any) -> None:
+            """Bring the trajectory up to the step, and keep its open mean."""
+            step = int(state.global_step)
+            if step != self.kept_step:
                 self.means.save(step, self.saver.state_dict())
+                self.kept_step = step
 
         def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
             saved = _chosen(model, weights)
@@ -280,7 +303,7 @@ class _MeansBeside:
     """The open means of the last two states of a training, in files beside the trajectory.
 
     The Trainer of transformers keeps no tensors of its callbacks. Each file is complete before the Trainer's own
-    checkpoint of that step begins.
+    checkpoint of that step begins; that of the best checkpoint follows it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -294,22 +317,52 @@ class _MeansBeside:
         """
         if "mean" not in state:
             return
-        try:
+        with self._writing():
             self._folder.mkdir(exist_ok=True)
             with replacing(self._file(step)) as pending:
                 torch.save(state["mean"], pending)
-            for file in sorted(self._folder.glob("step-*.pt"))[:-_STATES]:
+            for file in self._files()[:-_STATES]:
                 file.unlink()
-        except OSError as error:
-            raise TrajectoryError(f"Cannot write to {self._folder}: {error.strerror}.") from error
+
+    def drop_after(self, step: int) -> None:
+        """Remove the means of later steps, which are of an earlier training or were dropped.
+
+        Raises:
+            TrajectoryError: the disk refuses.
+        """
+        with self._writing():
+            for file in self._files():
+                if file > self._file(step):
+                    file.unlink()
 
     def load(self, step: int) -> Mapping[str, Any] | None:
-        """The mean of the state of a step; ``None`` if there is no file."""
+        """The mean of the state of a step; ``None`` if there is no file.
+
+        Raises:
+            TrajectoryError: the file is damaged.
+        """
         file = self._file(step)
         if not file.exists():
             return None
-        state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise TrajectoryError(
+                f'{file}: is damaged; resume from the checkpoint before it, or start again with resume="restart"'
+            ) from error
         return state
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            reason = " ".join(str(error).split())
+            raise TrajectoryError(f"{self._folder}: cannot be written ({reason})") from error
+
+    def _files(self) -> list[Path]:
+        """In order of their steps."""
+        return sorted(self._folder.glob("step-*.pt"))
 
     def _file(self, step: int) -> Path:
         return self._folder / f"step-{step:018d}.pt"

@@ -103,7 +103,7 @@ class Scored(nn.Module):
         return {"loss": (self.network(inputs) - labels).square().mean()}
 
 
-def transformers(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
+def transformers(folder: Path, dies_at: int | None, goes_on: bool, *, strategy: str = "steps", **options: Any) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Dying(TrainerCallback):
@@ -114,7 +114,10 @@ def transformers(folder: Path, dies_at: int | None, goes_on: bool, **options: An
     arguments = TrainingArguments(
         str(folder / "kept"),
         max_steps=STEPS,
+        save_strategy=strategy,
         save_steps=SAVED_AT,
+        eval_strategy="epoch" if strategy == "best" else "no",
+        metric_for_best_model="loss",
         learning_rate=1e-2,
         per_device_train_batch_size=4,
         use_cpu=True,
@@ -122,13 +125,23 @@ def transformers(folder: Path, dies_at: int | None, goes_on: bool, **options: An
         disable_tqdm=True,
     )
     saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network, **options)
-    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * STEPS)
-    trainer = Trainer(model=Scored(), args=arguments, train_dataset=data, callbacks=[saving, Dying()])
+    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * SAVED_AT)
+    trainer = Trainer(
+        model=Scored(), args=arguments, train_dataset=data, eval_dataset=data, callbacks=[saving, Dying()]
+    )
     checkpoint = str(folder / "kept" / f"checkpoint-{SAVED_AT}")
     try:
         trainer.train(resume_from_checkpoint=checkpoint if goes_on else None)
     finally:
         saving.saver.close()  # as the end of the process does
+
+
+def transformers_by_epochs(*arguments: Any, **options: Any) -> None:
+    transformers(*arguments, strategy="epoch", **options)
+
+
+def transformers_by_losses(*arguments: Any, **options: Any) -> None:
+    transformers(*arguments, strategy="best", **options)
 
 
 Train = Callable[..., None]
@@ -161,7 +174,7 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("train", [lightning, accelerate, transformers])
+@pytest.mark.parametrize("train", [lightning, accelerate, transformers, transformers_by_epochs, transformers_by_losses])
 def test_means_of_a_training_that_dies_and_goes_on_are_those_of_one_that_did_not(tmp_path: Path, train: Train) -> None:
     train(tmp_path / "uninterrupted", None, False, means=2)
     died = tmp_path / "died"
@@ -182,8 +195,11 @@ def test_means_of_a_training_that_goes_on_without_its_open_mean_are_refused(tmp_
     with pytest.raises(DiedError):
         transformers(tmp_path, DIES_AT, False, means=2)
     sha256 = Trajectory.open(tmp_path / "run.trajectory").sha256
-    for file in (tmp_path / "run.trajectory.means").iterdir():
-        file.unlink()
+    [file] = (tmp_path / "run.trajectory.means").iterdir()
+    file.write_bytes(b"damaged")
+    with pytest.raises(TrajectoryError, match=rf"{file.name}: is damaged; resume from the checkpoint before it"):
+        transformers(tmp_path, None, True, means=2)
+    file.unlink()
     with pytest.raises(TrajectoryError, match="holds means already: load the training's state"):
         transformers(tmp_path, None, True, means=2)
     assert Trajectory.open(tmp_path / "run.trajectory").sha256 == sha256
@@ -235,6 +251,28 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         "transformers": eight,
         "run": (100, 200),
     }
+
+
+def test_open_means_are_those_of_the_last_two_states(tmp_path: Path) -> None:
+    callback = transformers_callback(tmp_path / "t", every=1, means=2, resume="restart")
+    state = Mock(global_step=900, is_world_process_zero=True)
+    control = Mock(should_save=True)
+    for steps in [(900, 950, 1000), (0, 100)]:
+        state.global_step = steps[0]
+        callback.on_train_begin(None, state, control)
+        for step in steps[1:]:
+            state.global_step = step
+            callback.on_step_end(None, state, control, network())
+        kept = [file.name for file in sorted((tmp_path / "t.means").iterdir())]
+        assert kept == [f"step-{step:018d}.pt" for step in steps[1:]]
+    callback.saver.close()
+
+
+def test_a_full_disk_refuses_an_open_mean_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = transformers_callback(tmp_path / "t", every=1, means=2)
+    monkeypatch.setattr(torch, "save", Mock(side_effect=RuntimeError("PytorchStreamWriter failed writing file")))
+    with pytest.raises(TrajectoryError, match=r"t\.means: cannot be written \(PytorchStreamWriter failed writing"):
+        callback.means.save(1, {"mean": {}})
 
 
 def test_means_of_a_sharded_training_are_refused_by_callbacks(tmp_path: Path) -> None:
