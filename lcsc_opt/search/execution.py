@@ -380,7 +380,10 @@ class Executor:
                 study = StoredStudy.open(self.storage, plan.name)
                 with Reporting(study, plan.spec.log, None):  # what its trackers lack
                     pass
-                return f"finished already; {self.outcome(plan)}"
+                ended_itself = ""
+                if stored["search_ended"]["exhausted"]:
+                    ended_itself = " (the optimizer has nothing more to ask)"
+                return f"finished already{ended_itself}; {self.outcome(plan)}"
             measures = self._accept_changes or not is_finished(plan, stored)
         with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
             execution.search()
