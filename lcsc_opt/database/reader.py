@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from optuna.storages import RDBStorage, get_storage
@@ -49,6 +50,7 @@ MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once 
 MOST_READ_AT_ONCE = 1000  # trials of a study that is drawn with all of them
 LATEST = 200  # trials of a longer study that are drawn
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
+T = TypeVar("T")
 UNSEEN = (HOLDER, NODES, LOGGED, SUMMARY)  # attributes whose changes make no new revision
 
 
@@ -101,6 +103,8 @@ class _CachedSummary:
         forgotten: the numbers of those that were forgotten.
         latest: the rows of the last trials that have ended, by number, where they were read.
         failed: the trials that had failed attempts, and how many there were in the summary when they were read.
+
+    Where more trials are forgotten, ``latest`` and ``failed`` are read again.
     """
 
     study_id: int
@@ -110,7 +114,7 @@ class _CachedSummary:
     rows: bytes = b""
     ended: dict[int, FrozenTrial] = dataclasses.field(default_factory=dict)
     count: int = 0
-    forgotten: Collection[int] = ()
+    forgotten: Collection[int] = frozenset()
     latest: dict[int, Any] = dataclasses.field(default_factory=dict)
     failed: tuple[tuple[int, int], list[FrozenTrial]] = ((0, 0), [])
 
@@ -211,12 +215,26 @@ class HistoryReader:
             for name in chosen:
                 if name not in studies:
                     continue
-                study = self._summary(name, studies[name], is_running=name in running)
-                if study is None:
-                    summarized.append(self._read(name, studies[name], is_running=name in running))
-                else:
-                    summarized.append(_with_holder(study, studies[name], is_running=name in running))
+                read = functools.partial(self._summarized, name, studies[name], is_running=name in running)
+                study = self._unless_deleted(name, read)
+                if study is not None:
+                    summarized.append(study)
             return tuple(summarized)
+
+    def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy:
+        study = self._summary(name, attributes, is_running=is_running)
+        if study is None:
+            return self._read(name, attributes, is_running=is_running)
+        return _with_holder(study, attributes, is_running=is_running)
+
+    def _unless_deleted(self, name: str, read: Callable[[], T]) -> T | None:
+        """What ``read`` gives of a study; ``None`` if it was deleted since the names were read."""
+        try:
+            return read()
+        except (KeyError, StudyStoreError):
+            if name in our_studies(self.storage):
+                raise
+            return None
 
     def read_studies(self, names: Iterable[str]) -> tuple[StudyHistory, ...]:
         """The studies of these names as they are now, in this order; those that were deleted are left out.
@@ -231,9 +249,15 @@ class HistoryReader:
             self._notice_another_file()
             studies = self._our_studies()
             running = in_database(self.storage, lambda: locked(self.storage, names))
-            return tuple(
-                self._read(name, studies[name], is_running=name in running) for name in names if name in studies
-            )
+            histories: list[StudyHistory] = []
+            for name in names:
+                if name not in studies:
+                    continue
+                read = functools.partial(self._read, name, studies[name], is_running=name in running)
+                study = self._unless_deleted(name, read)
+                if study is not None:
+                    histories.append(study)
+            return tuple(histories)
 
     def read_study(self, name: str) -> StudyHistory:
         """One study as it is now.
@@ -269,7 +293,8 @@ class HistoryReader:
                 return study
             if study.summary.trials > MOST_READ_AT_ONCE:
                 with self._lock:
-                    return self._with_latest_trials(study, self._summaries[name])
+                    cached = self._summaries[name]
+                    return self._unless_deleted(name, lambda: self._with_latest_trials(study, cached))
         return next(iter(self.read_studies([name])), None)
 
     def failures(self, study: SummarizedStudy) -> Failures:
@@ -423,6 +448,9 @@ class HistoryReader:
                 newer_trials.append(trial or self._trial(cached.study_id, number))
         cached.ended = {trial.number: trial for trial in newer_trials if trial.state.is_finished()}
         cached.count = count
+        if forgotten != cached.forgotten:
+            cached.latest = {}
+            cached.failed = ((0, 0), [])
         cached.forgotten = forgotten
         return newer_trials
 
@@ -491,15 +519,15 @@ class HistoryReader:
         stored_trials = self._stored_trials(study.study_id)
         ended_trials = cached.trials[is_finished(cached.trials)]  # which never change
         ended_numbers = set(ended_trials["number"].tolist())
-        new_trials = [trial for trial in stored_trials if trial.number not in ended_numbers]
-        trials = np.concatenate([ended_trials, trial_rows(new_trials)])
+        refreshed_trials = [trial for trial in stored_trials if trial.number not in ended_numbers]
+        trials = np.concatenate([ended_trials, trial_rows(refreshed_trials)])
         trials = trials[np.argsort(trials["number"], kind="stable")]
         is_changed = trials.tobytes() != cached.trials.tobytes()
         cached.trials = trials
 
         shown_trials = trials[~np.isin(trials["number"], list(_forgotten(attributes)))]
         shown_trials.setflags(write=False)
-        reasons, tracebacks = _failures_of(new_trials)
+        reasons, tracebacks = _failures_of(refreshed_trials)
         shown_numbers = set(shown_trials["number"].tolist())
         all_reasons = {**study.reasons, **reasons}
         study = dataclasses.replace(
