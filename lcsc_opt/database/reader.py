@@ -293,8 +293,8 @@ class HistoryReader:
                 return study
             if study.summary.trials > MOST_READ_AT_ONCE:
                 with self._lock:
-                    cached = self._summaries[name]
-                    return self._unless_deleted(name, lambda: self._with_latest_trials(study, cached))
+                    read = functools.partial(self._with_latest_trials, study, self._summaries[name])
+                    return self._unless_deleted(name, read)
         return next(iter(self.read_studies([name])), None)
 
     def failures(self, study: SummarizedStudy) -> Failures:
