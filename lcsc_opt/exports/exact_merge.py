@@ -168,8 +168,7 @@ def _check_digests(
         if sha256 != expected:
             raise TrajectoryError(
                 f"{_name_of(checkpoints, recipe, index, place)}: not the checkpoint that was combined: its weights "
-                f"have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. Name the same file, or pass the "
-                "right --key."
+                f"have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. {_advice(checkpoints, recipe)}"
             )
     trajectory_sha256 = checkpoints.layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
     if trajectory_sha256 != recipe.trajectory_sha256:
@@ -177,6 +176,18 @@ def _check_digests(
             "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "
             "use the files as they were saved."
         )
+
+
+def _advice(checkpoints: Checkpoints, recipe: Recipe) -> str:
+    """What to name in place of checkpoints that are not the recipe's."""
+    if isinstance(checkpoints, CheckpointFiles) and recipe.means:
+        return "The recipe combines means: name their trajectory."
+    if isinstance(checkpoints, CheckpointFiles) and recipe.stored is not None:
+        return (
+            f"The recipe combines weights rounded to {recipe.stored}: name their trajectory, or pack the same "
+            f"checkpoints as it (lcsc trajectory pack --stored {recipe.stored})."
+        )
+    return "Name the same file, or pass the right --key."
 
 
 def _name_of(checkpoints: Checkpoints, recipe: Recipe, index: int, place: int) -> str:

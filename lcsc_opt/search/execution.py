@@ -44,6 +44,7 @@ from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import (
+    Attributes,
     Evidence,
     Penalty,
     Resolved,
@@ -383,7 +384,7 @@ class Executor:
                 ended_itself = ""
                 if stored["search_ended"]["exhausted"]:
                     ended_itself = " (the optimizer has nothing more to ask)"
-                return f"finished already{ended_itself}; {self.outcome(plan)}"
+                return f"finished already{ended_itself}; {self.outcome(plan)}{_larger_report(plan, stored)}"
             measures = self._accept_changes or not is_finished(plan, stored)
         with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
             execution.search()
@@ -418,6 +419,18 @@ class Executor:
         if study.summary.failed:
             line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
         return line
+
+
+def _larger_report(plan: Plan, stored: Attributes) -> str:
+    """What makes the report that the study file asks for by now, if the study's has fewer images."""
+    report = HeldOutReport.from_json(stored.get("held_out"))
+    held_out = plan.spec.held_out
+    if report is None or not report.images or held_out is None or held_out.images is None:
+        return ""
+    if held_out.images <= report.images:
+        return ""
+    command = f"lcsc evaluate {plan.name} --images {held_out.images} --keep"
+    return f"; the report is of {report.images} images: {command}"
 
 
 def check_new_studies(

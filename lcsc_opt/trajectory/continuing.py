@@ -78,10 +78,12 @@ def _unchanged(request: PackRequest, checkpoints: KnownCheckpoints, sources: Sou
 
 def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
     place = _named(request)
-    notice(
-        f"{place}: has changed; continuing with the {len(checkpoints.steps)} packed checkpoints; to search on the new "
-        f"ones: lcsc fork STUDY NAME --checkpoints {place}"
-    )
+    continuing = f"continuing with the {len(checkpoints.steps)} packed checkpoints"
+    if any(_exists(pattern) for pattern in request.patterns):
+        advice = f"to search on the new ones: lcsc fork STUDY NAME --checkpoints {place}"
+        notice(f"{place}: has changed; {continuing}; {advice}")
+    else:
+        notice(f"{place}: is gone; {continuing}")
 
 
 def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> TrajectoryError:

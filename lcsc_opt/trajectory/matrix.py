@@ -512,7 +512,10 @@ class MatrixWriter:
             message = f"Cannot write to {self.path}: {reason}"
             if self._committed is not None and self._committed.checkpoints:
                 last_step = self._committed.checkpoints[-1].step
-                message += f"; up to step {last_step} all is saved, append later ones again"
+                advice = "append later ones again"
+                if self._committed.intervals is not None:
+                    advice = "resume from the training's state"
+                message += f"; up to step {last_step} all is saved, {advice}"
             raise TrajectoryError(f"{message}.") from error
 
 
@@ -543,9 +546,7 @@ def check_finite(content: Tensor, spec: TensorSpec, row: Row, stored: str | None
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
-    raise TrajectoryError(
-        f"Tensor {spec.name!r} at {row} holds NaN or infinity{rounded}: leave this checkpoint out, by a glob or a list."
-    )
+    raise TrajectoryError(f"Tensor {spec.name!r} at {row} holds NaN or infinity{rounded}: leave this checkpoint out.")
 
 
 def _differs(spec: TensorSpec, content: Tensor, last_row: Callable[[TensorSpec], Tensor] | None) -> bool:

@@ -204,7 +204,8 @@ def _open_packed(request: PackRequest, path: Path) -> Trajectory:
         options.append("steps")
     if options:
         raise TrajectoryError(
-            f"{path} is packed: leave out {', '.join(options)}, or name the checkpoints it was made from."
+            f"{path} is packed: leave out {', '.join(options)}, or pack a selection of it (lcsc trajectory pack "
+            "--select)."
         )
     packed_key = trajectory.metadata.get("key", "")
     if request.key not in (None, packed_key):
@@ -213,5 +214,8 @@ def _open_packed(request: PackRequest, path: Path) -> Trajectory:
         )
     stored = trajectory.stored or EXACT
     if request.dtype not in (None, stored):
-        raise TrajectoryError(f"{path} stores {stored}, not {request.dtype}: leave {request.dtype} out, or pack again.")
+        raise TrajectoryError(
+            f"{path} stores {stored}, not {request.dtype}: leave stored out, or pack a copy (lcsc trajectory pack "
+            f"--stored {request.dtype})."
+        )
     return trajectory

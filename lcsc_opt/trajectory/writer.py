@@ -229,17 +229,24 @@ class TrajectoryWriter:
             TrajectoryError: the writer was made without ``means``; or as :meth:`flush`.
         """
         self.flush()
-        return self._means_or_raise().state_dict()
+        state = self._means_or_raise().state_dict()
+        state["every"] = self._every
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume the training from its state: rows of later steps are dropped, all at once, and a notice says so.
 
         Raises:
             TrajectoryError: the writer was made without ``means`` or has begun; this is no such state, or that of
-                another training, or one from before rows were merged.
+                another training or another ``every``, or one from before rows were merged.
         """
         self.flush()
         means = self._means_or_raise()
+        every = self._every
+        if isinstance(state, Mapping):
+            every = state.get("every", every)
+        if every != self._every:
+            raise TrajectoryError(f"{self.path}: the training began with every={every}: resume it with the same.")
         dropped = means.load_state_dict(state)
         if dropped and self._processes.is_first:
             step = means.windows.last

@@ -95,3 +95,19 @@ def test_an_average_of_means_says_what_it_is_of(capsys: pytest.CaptureFixture[st
     ):
         assert lcsc(["apply", source, "means.trajectory", "-o", "average.safetensors", "--overwrite"]) == 0
         assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--stored", "int8"], "rounded to int8: name their trajectory, or pack the same checkpoints as it"),
+        (["--means", "2"], "combines means: name their trajectory"),
+    ],
+)
+def test_files_of_rounded_checkpoints_or_means_are_not_the_recipes(
+    options: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcsc(["trajectory", "pack", "runs", "-o", "packed", *options]) == 0
+    assert lcsc(["apply", "uniform", "packed", "-o", "mean.safetensors"]) == 0
+    assert lcsc(["apply", "mean.safetensors", "runs", "-o", "again.safetensors"]) == 2
+    assert advice in capsys.readouterr().err.splitlines()[-1]

@@ -110,6 +110,7 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     for command in COMMANDS:
         said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
         assert ["continuing with the 3 packed checkpoints" in line for line in said] == [True], command
+        assert ["is gone" in line for line in said] == [accident == remove], command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
 
@@ -124,6 +125,12 @@ def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
     shutil.copytree("runs", "others")
     assert lcsc([*RUN, "vary.objective.settings.checkpoints=[others]"]) == 0
     assert load_study("grown,checkpoints=others/LCSC/0").steps == (*STEPS, 40)
+
+
+def test_a_finished_study_whose_report_is_to_have_more_images_says_how(begun: None, typed: Typed) -> None:
+    command = f"lcsc evaluate {NAME} --images 30 --keep"
+    assert f"the report is of 20 images: {command}" in typed(*RUN, "held_out.images=30").err
+    assert command not in typed(*RUN).err
 
 
 def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:

@@ -248,6 +248,7 @@ BAD_STATES = {
     "of another training": (lambda path: state_of(path), "the means of another training"),
     "with other means": (lambda path: state_of(path, means=8), "began with means=8"),
     "no state": (lambda _: {"step": 3}, "the state has no mean"),
+    "with another every": (lambda path: {**state_of(path), "every": 10}, "began with every=10"),
     "without its mean": (lambda path: {**state_of(path), "mean": {}}, "lacks its mean of 1 checkpoints"),
     "with something else": (lambda path: {**state_of(path), "mean": 3.0}, "lacks its mean of 1 checkpoints"),
     "of another process": (lambda path: {**state_of(path), "process": [1, 2]}, "that of another process"),
@@ -334,6 +335,17 @@ def test_weights_that_are_not_finite_end_the_writing(tmp_path):
             writer.flush()
         with pytest.raises(TrajectoryError, match="resume from the training's state"):
             writer.step(9, weights(9))
+
+
+def test_full_disk_says_that_the_training_is_resumed_from_its_state(tmp_path, monkeypatch):
+    with TrajectoryWriter(tmp_path / "t", means=2) as writer:
+        writer.step(1, weights(1))
+        writer.step(2, weights(2))
+        writer.flush()
+        interrupt(monkeypatch, os, "write", 1, OSError(28, "No space left on device"))
+        writer.step(3, weights(3))
+        with pytest.raises(TrajectoryError, match="up to step 1 all is saved, resume from the training's state"):
+            writer.flush()
 
 
 def test_step_that_comes_twice_or_late_is_refused(tmp_path):
