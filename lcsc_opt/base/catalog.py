@@ -16,7 +16,7 @@ from typing import Literal
 from lcsc_opt.base.code import forget_changed_modules
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.imports import allow_mismatched_torchvision
-from lcsc_opt.base.paths import SHIPPED
+from lcsc_opt.base.paths import SHIPPED, expanded_path
 from lcsc_opt.base.settings import near_miss
 
 Kind = Literal["objectives", "studies", "dashboards"]
@@ -54,7 +54,7 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         StudySpecError: there is no such file; the message lists the folders that were searched, and all names. Or what
             was given as a study is a script or a folder.
     """
-    path = Path(name).expanduser()
+    path = expanded_path(name, error=StudySpecError)
     if path.suffix in SUFFIXES[kind]:
         candidates = [path]
     else:

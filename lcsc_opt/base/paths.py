@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lcsc_opt.base.errors import LcscError, StudySpecError
+
 _PACKAGE = Path(__file__).parents[1]
 _IN_THE_WHEEL = _PACKAGE / "_shipped"
 SHIPPED = _IN_THE_WHEEL if _IN_THE_WHEEL.is_dir() else _PACKAGE.parent
@@ -21,11 +23,31 @@ WEIGHTS = "weights.bin"
 MEAN = "mean.bin"  # next to it, where rows are deviations from their mean
 
 
+def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
+    """The path with the home folder for ``~``; it need not exist.
+
+    Raises:
+        error: ``~name`` is no user's, or the system refuses the name, as one that is too long.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()
+    except RuntimeError as unknown_home:
+        raise error(f"{path}: there is no such home folder; write the whole path") from unknown_home
+    except OSError as refused:
+        raise error(f"{path}: cannot be read ({refused.strerror}); check the path") from refused
+    return expanded
+
+
 def cache_directory() -> Path:
-    """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
+    """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder.
+
+    Raises:
+        StudySpecError: ``LCSC_CACHE`` is no path.
+    """
     own_folder = os.environ.get("LCSC_CACHE")
     if own_folder:
-        return Path(own_folder).expanduser()
+        return expanded_path(own_folder, error=StudySpecError)
     user_cache = os.environ.get("XDG_CACHE_HOME")
     if user_cache:
         return Path(user_cache) / "lcsc_opt"
@@ -68,8 +90,11 @@ class BuildContext:
 
         A relative one is looked for next to the study file, then in the working directory. It need not exist; opening
         it gives the error.
+
+        Raises:
+            StudySpecError: it is no path.
         """
-        expanded = Path(path).expanduser()
+        expanded = expanded_path(path, error=StudySpecError)
         directory = self.directory
         if directory is None or expanded.is_absolute():
             return expanded

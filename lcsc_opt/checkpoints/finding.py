@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.paths import MANIFEST, WEIGHTS
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints import hub
@@ -72,7 +72,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_seri
         patterns = [patterns]
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = expanded_path(pattern, error=TrajectoryError)
         is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
         if not is_state:  # a shell's glob may name them
             checkpoints.update(dict.fromkeys(_expand(path, key, several_series)))

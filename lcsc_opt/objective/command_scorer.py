@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
@@ -164,11 +164,9 @@ def _located(word: str, context: BuildContext) -> str:
     """A word of the command; the absolute path if it names a file."""
     try:
         path = context.path(word)
-        if path.is_file():
-            return str(path.absolute())
-    except OSError:  # too long for a file name
-        pass
-    return word
+    except StudySpecError:  # it is no path, such as one too long for a file name
+        return word
+    return str(path.absolute()) if path.is_file() else word
 
 
 def _model_files(folder: Path) -> tuple[str, list[Path]]:

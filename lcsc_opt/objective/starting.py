@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted
-from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.paths import BuildContext, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ObjectiveSpec, experiment_name
@@ -339,7 +339,7 @@ def pipeline_near(checkpoints: Any, *, of_texts: bool) -> Path:
     if isinstance(checkpoints, (list, tuple)) and len(checkpoints) > 0:
         checkpoints = checkpoints[0]
     if isinstance(checkpoints, (str, Path)):
-        folder = Path(checkpoints).expanduser()
+        folder = expanded_path(checkpoints, error=ObjectiveError)
         around = _pipelines([folder, folder.parent])
         if around:
             return around[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
@@ -188,7 +188,7 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
     """The objective's specification with all of these checkpoints; a selection of checkpoints is dropped."""
     if CHECKPOINTS not in spec.settings:
         raise StudySpecError(f"--checkpoints: {spec.file} has no setting {CHECKPOINTS}")
-    paths: list[Any] = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]
+    paths: list[Any] = [str(expanded_path(pattern, error=StudySpecError).absolute()) for pattern in patterns]
     settings = {name: value for name, value in spec.settings.items() if name != "select"}
     settings[CHECKPOINTS] = paths[0] if len(paths) == 1 else paths
     return spec.model_copy(update={"settings": settings})

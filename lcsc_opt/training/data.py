@@ -15,6 +15,7 @@ from lcsc_opt.base.descent import descend
 from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
@@ -61,7 +62,7 @@ def _image_set(name: str, cache: Path) -> tuple[ImageSet, str]:
     if name == "cifar10":
         reference = "cifar10-train"
         return ImageSet.of_dataset(reference, root=cache / "datasets"), reference
-    path = Path(name).expanduser()
+    path = expanded_path(name, error=TrainingError)
     if not path.exists():
         raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
     return ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
 from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.filling import pack_sources
@@ -49,7 +49,7 @@ class PackRequest:
         """The packed trajectory that the patterns name, or ``None``."""
         if len(self.patterns) != 1:
             return None
-        path = Path(self.patterns[0]).expanduser()
+        path = expanded_path(self.patterns[0], error=TrajectoryError)
         return path if is_packed(path) else None
 
     def sources(self) -> dict[Row, Path]:

@@ -10,7 +10,7 @@ import glob
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.cached import PackRequest, find_in_cache
 from lcsc_opt.trajectory.manifest import Manifest
@@ -107,7 +107,7 @@ def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
 
 def _exists(pattern: str | Path) -> bool:
     """Whether something is at a path; a glob counts as a place that exists."""
-    return glob.has_magic(str(pattern)) or Path(pattern).expanduser().exists()
+    return glob.has_magic(str(pattern)) or expanded_path(pattern, error=TrajectoryError).exists()
 
 
 def _named(request: PackRequest) -> str:

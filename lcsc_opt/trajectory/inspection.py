@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
@@ -53,7 +54,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
     """
     patterns = as_patterns(patterns)
     if len(patterns) == 1:
-        path = Path(patterns[0]).expanduser()
+        path = expanded_path(patterns[0], error=TrajectoryError)
         if verify or is_packed(path):  # with verify, opening refuses a path that is not packed
             return _inspect_packed(path, verify)
     if verify:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
@@ -96,7 +96,7 @@ def _packed_checkpoints(
     named = as_patterns(patterns)
     if len(named) != 1:
         return None
-    path = Path(named[0]).expanduser()
+    path = expanded_path(named[0], error=TrajectoryError)
     if not is_packed(path):
         return None
     if path.resolve() == out.resolve():

@@ -119,6 +119,8 @@ def test_nothing_says_what_was_looked_for(tmp_path):
         (str(tmp_path / "q*.pt"), r"No checkpoint in .*q\*\.pt"),
         (tmp_path / "nothing.pt", r"nothing\.pt does not exist"),
         ([], "an empty list"),
+        ("~nobody-at-all/x.pt", "^~nobody-at-all/x.pt: there is no such home folder; write the whole path$"),
+        ("x" * 256, r"xx: cannot be read \(File name too long\); check the path$"),
     ):
         with pytest.raises(TrajectoryError, match=message):
             find_checkpoints(patterns)

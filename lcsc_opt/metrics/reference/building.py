@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
@@ -163,7 +164,7 @@ class ReferenceSettings(FrozenModel):
 
 def _path(source: str) -> Path | None:
     """The folder or file of a source, checked; ``None`` for a data set."""
-    path = Path(source).expanduser()
+    path = expanded_path(source, error=MetricError)
     if not path.exists():
         if source.lower() in DATASETS:
             return None
@@ -201,7 +202,7 @@ class _Builder:
         """The reference of images, or of the file that ``source`` names."""
         if images is not None:
             return self.of_images(images, features=features)
-        path = Path(source).expanduser()
+        path = expanded_path(source, error=MetricError)
         statistics, rows, pixels = read_reference_file(path, self._alias, images=features)
         if rows is not None:
             return self._of_rows(rows)
