@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -169,25 +170,32 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
     file = f"{name}-network-{digest}.safetensors"
     path = (cache or cache_directory()) / file
     network = _Classifier(settings)
-    existing = [folder_file for folder_file in (path, BUNDLED_WEIGHTS / file) if folder_file.exists()]
-    if existing:
-        network.load_state_dict(load_file(existing[0]))
-    else:
+    if not (_load(network, path) or _load(network, BUNDLED_WEIGHTS / file)):
         with torch_threads(1):  # small layers gain nothing from more
             _train(network, settings)
         write_atomically(path, save(network.state_dict(), {"settings": text}), error=MetricError)
     return network.eval().requires_grad_(requires_grad=False)
 
 
+def _load(network: _Classifier, file: Path) -> bool:
+    """Whether the network has its weights from the file now; not if the file is missing or damaged."""
+    try:
+        network.load_state_dict(load_file(file))
+    except (OSError, SafetensorError):
+        return False
+    return True
+
+
 def _train(network: _Classifier, settings: _Settings) -> None:
+    """Train on 80 % of the images; of the characters, on 80 % of those that models train on."""
     images, classes = bundled_images(settings.name)
-    if settings.name == "characters":  # those that models train on, so that no network has seen the other two thirds
+    if settings.name == "characters":  # models train on every third one, so no network has seen the others
         images = images[::3]
         classes = classes[::3]
     order = torch.randperm(len(images), generator=settings.generator("split"))
-    trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
-    images = images[trained]
-    classes = classes[trained]
+    training_indices = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
+    images = images[training_indices]
+    classes = classes[training_indices]
     steps = settings.epochs * math.ceil(len(images) / BATCH)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     batches = _batches(len(images), settings)

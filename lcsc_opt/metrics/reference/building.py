@@ -22,7 +22,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
-from lcsc_opt.metrics.reference.files import IMAGES, SUFFIXES, Rows, read_reference_file
+from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
@@ -93,14 +93,15 @@ class ReferenceSettings(FrozenModel):
 
     @property
     def holds_images(self) -> bool:
-        """Whether these are images, which any extractor can use, and not numbers from one extractor."""
+        """Whether these are images, which any extractor can use, and not numbers from one extractor.
+
+        Raises:
+            MetricError: the file cannot be read.
+        """
         path = _path(self.train)
         if path is None or path.is_dir() or path.suffix.lower() == ".zip":
             return True
-        if path.suffix.lower() != ".npz":
-            return False
-        with np.load(path, allow_pickle=False) as arrays:
-            return IMAGES in arrays
+        return path.suffix.lower() == ".npz" and has_images(path)
 
     def build(
         self,
@@ -140,9 +141,10 @@ class ReferenceSettings(FrozenModel):
         fraction = 0.0 if images is None else self._fraction(images)
         unseen: Reference | None = None
         if images is not None and fraction:
-            seen = builder.of_images(images.part(fraction, held_out=False), features=features)
+            train_images, held_out_images = _divided(images, fraction)
+            seen = builder.of_images(train_images, features=features)
             if held_out:
-                unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
+                unseen = builder.of_images(held_out_images, features=True)
         else:
             seen = builder.of(self.train, images, features=features)
             if held_out and self.held_out is not None:
@@ -172,6 +174,19 @@ def _path(source: str) -> Path | None:
     if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
         raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
     return path
+
+
+def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+    """The images that the loss sees, and those that are held out from it; at least two of each."""
+    train = images.part(fraction, held_out=False)
+    held_out = images.part(fraction, held_out=True)
+    if min(train.count, held_out.count) < 2:
+        advice = "larger" if held_out.count < 2 else "smaller"
+        raise MetricError(
+            f"reference: held_out_fraction {fraction:g} leaves {train.count} of {images.count} images for the loss and "
+            f"{held_out.count} for reports, and each needs at least 2; choose a {advice} fraction"
+        )
+    return train, held_out
 
 
 class _Builder:
@@ -243,11 +258,10 @@ class _Builder:
         identity = _digest(images.content, self._extractor.name)
         statistics_file = self._cache / f"{identity[:32]}.npz"
         features_file = self._cache / f"{identity[:32]}.npy"
-        if not statistics_file.exists() or (features and not features_file.exists()):
+        rows = _mapped(features_file) if features else None
+        if not statistics_file.exists() or (features and rows is None):
             self._compute(images, statistics_file, features_file if features else None)
-        rows: Rows | None = None
-        if features:  # mapped: the workers of one machine share the memory
-            rows = np.load(features_file, mmap_mode="c", allow_pickle=False)
+            rows = _mapped(features_file) if features else None
         statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
         assert statistics is not None  # written by _compute
         return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows)
@@ -286,6 +300,15 @@ class _Builder:
                 done += len(rows)
                 advance(len(rows))
                 yield rows
+
+
+def _mapped(features_file: Path) -> Rows | None:
+    """Cached features, mapped so that the workers of one machine share the memory; ``None`` if missing or damaged."""
+    try:
+        rows: Rows = np.load(features_file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows
 
 
 def _moments(batches: Iterable[Rows]) -> Moments:

@@ -69,6 +69,16 @@ def read_reference_file(
             return _statistics(archive), None, None
 
 
+def has_images(path: Path) -> bool:
+    """Whether an ``.npz`` holds images as an array.
+
+    Raises:
+        MetricError: it cannot be read; the message names the file.
+    """
+    with _named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return IMAGES in archive
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Errors while this is open become one line that names the file."""

@@ -38,8 +38,13 @@ def test_a_few_epochs_already_classify(name: Bundled, right: float, cache: Path)
     assert extract(extractor, pixels[:1000]).std(axis=0).min() > 1e-3
 
 
-def test_a_second_call_reads_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_reads_the_cache_unless_it_is_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = network("digits", cache)
+    [file] = cache.glob("digits-network-*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    assert network("digits", cache).name == digits.name
+    assert file.read_bytes() == whole
     monkeypatch.setattr(bundled, "_train", lambda *_: pytest.fail("trained again"))
     assert network("digits", cache).name == digits.name  # with the hash of the weights
 

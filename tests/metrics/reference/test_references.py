@@ -140,6 +140,9 @@ def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with network_files.refused(tmp_path / name, message):
         build(tmp_path / name)
+    if name == "a.npz":
+        with network_files.refused(tmp_path / name, message):
+            _ = ReferenceSettings.parse(str(tmp_path / name)).holds_images
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
@@ -160,6 +163,12 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
     assert extractor.seen == 60
     assert build(folder, extractor=extractor, need=True, cache=cache).features.shape == (30, D)
     assert extractor.seen == 60
+    [features_file] = (cache / "references").glob("*.npy")
+    whole = features_file.read_bytes()
+    for damaged in (whole[:-1], b""):
+        features_file.write_bytes(damaged)
+        assert build(folder, extractor=extractor, need=True, cache=cache).features.shape == (30, D)
+        assert features_file.read_bytes() == whole
     assert with_features.identity == first.identity
     assert build(folder, extractor=Pixels("pixels-2"), cache=cache).identity != first.identity
 

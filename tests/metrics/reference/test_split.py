@@ -79,6 +79,10 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
         ReferenceSettings.parse({"train": str(tmp_path), "held_out": "a", "held_out_fraction": 0.2})
     with pytest.raises(MetricError, match="missing"):
         ReferenceSettings.parse({"train": str(tmp_path), "held_out": str(tmp_path / "missing")}).check()
+    images = write(tmp_path / "images", 20)
+    for fraction, message in ((1e-6, "20 of 20 .* and 0 .* a larger fraction"), (0.999, "0 of 20 .* a smaller")):
+        with pytest.raises(MetricError, match=message):
+            build({"train": str(images), "held_out_fraction": fraction}, tmp_path)
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
     with pytest.raises(MetricError, match=r"not a folder, \.zip or data set"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
