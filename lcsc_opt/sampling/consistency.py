@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, network_output
 from lcsc_opt.sampling.noise import ImageNoise
@@ -73,6 +74,9 @@ class ConsistencySampler(NetworkSampler):
         function: the consistency function; its ``network`` gets the merged weights.
         sigmas: noise levels above ``function.sigma_min``, decreasing, one for each step; NFE is their number.
         image_shape, noise, settings: as of :class:`NetworkSampler`.
+
+    Raises:
+        ObjectiveError: there is no noise level, or one is below ``function.sigma_min``.
     """
 
     def __init__(
@@ -87,8 +91,13 @@ class ConsistencySampler(NetworkSampler):
         super().__init__(function, settings, trained=function.network, image_shape=image_shape, noise=noise)
         self.function = function
         self.sigmas = tuple(float(sigma) for sigma in sigmas)
+        if not self.sigmas:
+            raise ObjectiveError("sigmas: expected at least one noise level, got an empty list")
+        for sigma in self.sigmas:
+            if not sigma >= function.sigma_min:
+                raise ObjectiveError(f"sigmas: expected at least sigma_min ({function.sigma_min:g}), got {sigma:g}")
         self.nfe = len(self.sigmas)
-        self.recomputed = self.nfe - 1  # all but the last
+        self.recomputed = self.nfe - 1  # a backward pass repeats all calls but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -109,10 +118,13 @@ class ConsistencySampler(NetworkSampler):
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
-        return {
+        described = {
             **super().describe(),
             "sampler": "consistency",
             "sigmas": list(self.sigmas),
             "sigma_data": self.function.sigma_data,
             "sigma_min": self.function.sigma_min,
         }
+        if self.function.noise_scale != SONG_NOISE:  # stored studies have no such entry
+            described["noise_scale"] = self.function.noise_scale
+        return described

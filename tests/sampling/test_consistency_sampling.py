@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, noise_levels
+from lcsc_opt.sampling.consistency import EDM_NOISE
 
 SHAPE = (1, 4, 4)
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -105,8 +107,15 @@ def test_every_setting_that_changes_images_changes_the_fingerprint() -> None:
         sampler(80.0, noise_seed=1),
         sampler(80.0, sigma_data=0.6),
         sampler(80.0, sigma_min=0.01),
+        sampler(80.0, noise_scale=EDM_NOISE),
     ]
     for other in others:
         assert not torch.equal(other.sample(SEARCH, 0, 4), base.sample(SEARCH, 0, 4))
         assert other.describe() != base.describe()
     assert sampler(80).describe() == base.describe()
+
+
+@pytest.mark.parametrize("sigmas", [[], [80.0, 0.001], [float("nan")]])
+def test_levels_below_the_identity_are_refused(sigmas: list[float]) -> None:
+    with pytest.raises(ObjectiveError, match=r"sigmas: expected .* got (an empty list|0\.001|nan)$"):
+        ConsistencySampler(ConsistencyFunction(ToyNetwork()), image_shape=SHAPE, sigmas=sigmas, noise=ImageNoise(0))
