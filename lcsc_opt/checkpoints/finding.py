@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -276,16 +277,16 @@ class Selection(FrozenModel):
         Raises:
             TrajectoryError: fewer than two remain; the message names the available steps.
         """
-        first = steps[0]
-        last = steps[-1]
+        lowest_step: float = -math.inf
+        highest_step: float = math.inf
         if self.first_step is not None:
-            first = self.first_step
+            lowest_step = self.first_step
         if self.last_step is not None:
-            last = self.last_step
-        final = max((step for step in steps if step <= last), default=steps[0])
+            highest_step = self.last_step
+        final = max((step for step in steps if step <= highest_step), default=0)  # n_K
         if self.window is not None:
-            first = max(first, final - self.window)
-        chosen = [position for position, step in enumerate(steps) if first <= step <= last]
+            lowest_step = max(lowest_step, final - self.window)
+        chosen = [position for position, step in enumerate(steps) if lowest_step <= step <= highest_step]
         if self.interval is not None:
             ages = [final - steps[position] for position in chosen]
             chosen = _nearest_to_grid(chosen, ages, self.interval)
@@ -293,9 +294,12 @@ class Selection(FrozenModel):
             chosen = chosen[-self.last :]
         if len(chosen) < 2:
             rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "this"
+            shown_steps = [str(step) for step in steps]
+            if len(steps) > 4:
+                shown_steps[3:-1] = ["…"]
             raise TrajectoryError(
-                f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: there "
-                f"are steps {', '.join(map(str, steps[:3]))} … {steps[-1]}."
+                f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2; their "
+                f"steps: {', '.join(shown_steps) or 'none'}."
             )
         return chosen
 

@@ -68,14 +68,14 @@ class _Waiting:
     Attributes:
         job: the call of the evaluator.
         worker: the number of the worker that has to do it; ``None`` is any.
-        depth: the job is handed to a worker only if it then has at most this many jobs.
+        most_jobs: a worker gets the job only if it then has at most this many jobs.
         future: the future of the job's answer.
         started: when it was handed out, by ``time.perf_counter``.
     """
 
     job: Job
     worker: int | None
-    depth: int
+    most_jobs: int
     future: Future[Any] = dataclasses.field(default_factory=Future)
     started: float = 0.0
 
@@ -139,7 +139,7 @@ class WorkerPool:
         kind: Kind,
         *arguments: Any,
         worker: int | None = None,
-        depth: int = 1,
+        most_jobs: int = 1,
         **options: Any,
     ) -> Future[Any]:
         """Queue a job. Jobs for the same worker, or for any, keep their order.
@@ -148,14 +148,14 @@ class WorkerPool:
             kind: the method of the worker's evaluator.
             arguments: its positional arguments.
             worker: the number of the worker that has to do it; ``None`` is the next free one.
-            depth: a worker counts as free while it has fewer jobs than this.
+            most_jobs: a worker gets the job only if it then has at most this many jobs.
             options: keyword arguments of the method.
 
         Returns:
             A future of the job's answer, or of a :class:`Failure` if the worker died. It raises ObjectiveError if
             no worker stays alive, and is cancelled when the pool is closed.
         """
-        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, most_jobs)
         with self._lock:
             self._queue[waiting.job.number] = waiting
         self._hand_out()
@@ -199,7 +199,7 @@ class WorkerPool:
             if not usable:
                 waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
                 return True
-            free = [worker for worker in usable if worker.ready and worker.load < waiting.depth]
+            free = [worker for worker in usable if worker.ready and worker.load < waiting.most_jobs]
             if not free:
                 return False
             least_busy = min(free, key=lambda worker: worker.load)
@@ -372,16 +372,16 @@ class ProcessEvaluator:
 
     Args:
         pool: the workers; the caller closes them.
-        depth: how many candidates one worker has at once: two if the stages of its evaluations overlap.
+        most_jobs: how many candidates one worker has at once: two if the stages of its evaluations overlap.
     """
 
-    def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
+    def __init__(self, pool: WorkerPool, *, most_jobs: int = 1) -> None:
         self._pool = pool
-        self._depth = depth
+        self._most_jobs = most_jobs
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Queue a candidate for the next worker that is free."""
-        return self._pool.submit("submit", candidate, gradient=gradient, depth=self._depth)
+        return self._pool.submit("submit", candidate, gradient=gradient, most_jobs=self._most_jobs)
 
     def close(self) -> None:
         """The caller closes the workers."""

@@ -43,7 +43,7 @@ class SpreadEvaluator:
         ends = [images * worker // workers for worker in range(workers + 1)]
         ranges = list(itertools.pairwise(ends))
         sampled = [
-            self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
+            self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, most_jobs=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)
         ]
         return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient)
@@ -72,7 +72,7 @@ class SpreadEvaluator:
             # to the worker that sampled the part, which usually still has what the gradient needs
             for worker, (first, last) in enumerate(ranges):
                 back = gradients_of_samples[worker]
-                futures.append(self._pool.submit("vjp", candidate, first, last, back, worker=worker, depth=AT_ONCE))
+                futures.append(self._pool.submit("vjp", candidate, first, last, back, worker=worker, most_jobs=AT_ONCE))
             products = _results(futures)
             if isinstance(products, Failure):
                 return products

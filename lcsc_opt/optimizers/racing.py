@@ -84,8 +84,8 @@ class _Rung:
         self._told = 0
         self._promoted = 0
 
-    def promotes(self, loss: float, loss_of_best: float) -> bool:
-        """Whether the candidate of this loss goes on to more images.
+    def tell(self, loss: float, loss_of_best: float) -> bool:
+        """Record the loss of a candidate; give whether the candidate goes on to more images.
 
         It does if its loss is among the lowest of the recent ones and fewer than one in eta have gone on so far; so
         does the first. With a loss below ``loss_of_best`` it always goes on: no optimizer is told of such a loss unless
@@ -97,8 +97,8 @@ class _Rung:
         """
         self._recent.append(loss)
         self._told += 1
-        better = sum(recent_loss < loss for recent_loss in self._recent)
-        is_good = better < max(len(self._recent) / self._eta, 1)
+        better_count = sum(recent_loss < loss for recent_loss in self._recent)
+        is_good = better_count < max(len(self._recent) / self._eta, 1)  # of fewer than eta, the lowest
         has_turn = self._promoted < self._told / self._eta
         goes_on = loss < loss_of_best or (is_good and has_turn)
         if goes_on:
@@ -177,7 +177,7 @@ class Racing(Optimizer):  # type: ignore[misc]
         racer.losses.append(loss)
         if rung == len(self._rungs):
             self._finish(racer)
-        elif self._rungs[rung].promotes(loss, self._best_loss(rung)):
+        elif self._rungs[rung].tell(loss, self._best_loss(rung)):
             self._promoted.append(racer)
         else:
             self._drop_out(racer)

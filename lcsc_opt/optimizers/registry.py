@@ -96,6 +96,8 @@ def build_optimizer(
 def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """The optimizer with its options, to be called with a parametrization, and its step size.
 
+    The step size is an option of Nevergrad's optimizers; others have the default. Racing is only checked here.
+
     Raises:
         StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """

@@ -48,7 +48,7 @@ class FolderSampling(NetworkSettings):
         Raises:
             ObjectiveError: prompts without a text encoder, or a text encoder without prompts.
         """
-        encodes = has_text_encoder(Path(self.pipeline))
+        encodes = has_text_encoder(Path(self.pipeline))  # None: at the hub, unknown until loaded
         if with_prompts and encodes is False:
             raise ObjectiveError(
                 f"prompts: {self.pipeline} has no text encoder; leave the prompts out, and give a number of images"

@@ -205,8 +205,8 @@ class Execution:
         if parallelism["spread_images"]:
             return SpreadEvaluator(self.objective, self.pool)
         # If stages overlap, each worker has two candidates; else fewer than two for each worker are in flight.
-        depth = 2 if in_flight >= 2 * len(self.pool) else 1
-        return ProcessEvaluator(self.pool, depth=depth)
+        most_jobs = 2 if in_flight >= 2 * len(self.pool) else 1
+        return ProcessEvaluator(self.pool, most_jobs=most_jobs)
 
     @contextlib.contextmanager
     def _one_by_one(self) -> Iterator[Callable[[Candidate], Outcome]]:

@@ -203,12 +203,12 @@ def _line_traces(curve: _Curve) -> list[go.Scatter]:
 
 def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
     """Best so far of one optimizer; each study has a complete trial, and all are finished, or there is only one."""
-    steps = [best_so_far(study, axis) for study in studies]
-    start = max(step.positions[0] for step in steps)
-    ends = [step.end for step in steps]
-    positions = np.unique(np.concatenate([*(step.positions for step in steps), ends]))
+    step_functions = [best_so_far(study, axis) for study in studies]
+    start = max(function.positions[0] for function in step_functions)
+    ends = [function.end for function in step_functions]
+    positions = np.unique(np.concatenate([*(function.positions for function in step_functions), ends]))
     positions = thinned(positions[positions >= start])
-    values = np.stack([step.at(positions) for step in steps])
+    values = np.stack([function.at(positions) for function in step_functions])
     held_out = []
     for study, end in zip(studies, ends, strict=True):
         if study.held_out_loss is not None:

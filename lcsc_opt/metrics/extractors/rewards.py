@@ -114,7 +114,7 @@ class _ClipReward:
         self._scale = _SCALES.get(name) or float(network.logit_scale.exp())
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """``[N]`` scores, with a graph if the images ``[N, 1 or 3, H, W]`` have one."""
+        """``[N]`` scaled cosine similarities, with a graph if the images ``[N, 1 or 3, H, W]`` have one."""
         config = self._network.config
         tokens = self._tokenizer(
             prompts,
