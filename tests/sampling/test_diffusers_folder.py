@@ -56,7 +56,7 @@ def test_no_weights_are_read(pipeline: Path, tmp_path: Path) -> None:
 )
 def test_only_models_of_diffusers_are_made(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(ObjectiveError, match=r"expected a model that diffusers .* has"):
+    with pytest.raises(ObjectiveError, match=r"expected a model for images that diffusers .* has"):
         DiffusersFolder.read(tmp_path).network()
 
 
