@@ -375,21 +375,22 @@ class Executor:
             LcscError: as :meth:`open`.
         """
         stored = our_studies(self.storage).get(plan.name)
-        measures = True
-        if stored is not None and not retry_failed:
-            if is_complete(plan, stored):
-                study = StoredStudy.open(self.storage, plan.name)
-                with Reporting(study, plan.spec.log, None):  # what its trackers lack
-                    pass
-                ended_itself = ""
-                if stored["search_ended"]["exhausted"]:
-                    ended_itself = " (the optimizer has nothing more to ask)"
-                return f"finished already{ended_itself}; {self.outcome(plan)}{_larger_report(plan, stored)}"
-            measures = self._accept_changes or not is_finished(plan, stored)
-        with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
-            execution.search()
-            execution.report()
-            return self.outcome(plan)
+        if stored is None or retry_failed or not is_complete(plan, stored):
+            measures = stored is None or retry_failed or self._accept_changes or not is_finished(plan, stored)
+            with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
+                execution.search()
+                execution.report()
+                return self.outcome(plan)
+        return f"finished already; {self._finished(plan, stored)}"
+
+    def _finished(self, plan: Plan, stored: Attributes) -> str:
+        """The result of a finished study, whose trackers get what they lack."""
+        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):
+            pass
+        line = self.outcome(plan) + _larger_report(plan, stored)
+        if stored["search_ended"]["exhausted"]:
+            line += "; the optimizer has nothing more to ask"
+        return line
 
     def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
         """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.

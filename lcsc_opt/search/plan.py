@@ -56,7 +56,6 @@ from lcsc_opt.optimizers.registry import (
 )
 from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.trajectory import copying
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
 UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
@@ -428,13 +427,7 @@ class Plan:
         """
         yield from self._advice_on_rows(objective)
         if objective is not None and isinstance(objective.trajectory, Trajectory):
-            yield from objective.trajectory.identical()
-            if objective.trajectory.may_lose_rows:
-                path = objective.trajectory.path
-                yield (
-                    f"{path}: if its training is continued, it merges rows, and this study cannot go on: search a copy "
-                    f"then ({copying(path)})"
-                )
+            yield from objective.trajectory.advice()
 
     def _advice_on_rows(self, objective: Objective | None) -> Iterator[str]:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""

@@ -202,10 +202,9 @@ def resolve(
         LcscError: the objective does not allow the plan, or is refused itself.
     """
     stored = studies.attributes.get(plan.name)
-    plan = _continued(plan, stored)
     starts_over = False
     if stored is not None:
-        starts_over = _starts_over(plan, stored, studies.trials)
+        plan, starts_over = _continued(plan, stored, studies.trials)
     objective = evidence.objective
     study = Resolved(
         plan=plan,
@@ -298,18 +297,11 @@ def is_complete(plan: Plan, stored: Attributes) -> bool:
     return is_finished(plan, stored) and stored["specification"] == plan.specification
 
 
-def _continued(plan: Plan, stored: Attributes | None) -> Plan:
-    """The plan as a stored study continues it: if the study file leaves the workers open, it keeps their number."""
-    if stored is None:
-        return plan
-    stored_workers = (stored.get("specification") or {}).get("workers")
-    if plan.spec.workers == "auto" and stored_workers:
-        return plan.changed(workers=stored_workers)
-    return plan
+def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]) -> tuple[Plan, bool]:
+    """The plan as a stored study continues it, and whether its objective gets other settings.
 
-
-def _starts_over(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]) -> bool:
-    """Whether a stored study gets other settings of its objective, as it may while no trial has succeeded.
+    If the study file leaves the workers open, the study keeps their number. While no trial has succeeded, the settings
+    of the objective may be corrected.
 
     Raises:
         StudyStoreError: the study was made from another specification.
@@ -317,15 +309,17 @@ def _starts_over(plan: Plan, stored: Attributes, trials: Callable[[str], StoredT
     before = dict(stored.get("specification") or {})
     if "tune" in before:  # it may be stored without a scale, when there was only this one
         before["tune"] = {name: {"scale": "linear", **stored_range} for name, stored_range in before["tune"].items()}
+    if plan.spec.workers == "auto" and before.get("workers"):
+        plan = plan.changed(workers=before["workers"])
     now = plan.specification
     _keep_names(now, stored)
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
-        return False
+        return plan, False
     now["objective"]["settings"] = before["objective"]["settings"]
     has_same_search = not any(differences(before, now))
     if has_same_search and not trials(plan.name).succeeded:
-        return True
+        return plan, True
     raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
 
 

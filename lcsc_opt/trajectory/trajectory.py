@@ -313,6 +313,16 @@ class Trajectory:
             warnings.append(warning)
         return warnings
 
+    def advice(self) -> list[str]:
+        """What to know before a search begins, one line each."""
+        lines = self.identical()
+        if self.may_lose_rows:
+            lines.append(
+                f"{self.path}: if its training is continued, it merges rows, and this study cannot go on: search a "
+                f"copy then ({copying(self.path)})"
+            )
+        return lines
+
     @property
     def may_lose_rows(self) -> bool:
         """Whether these are the means of a training, which merges them if it is continued, and no packed copy."""
