@@ -81,8 +81,9 @@ def build(storage: RDBStorage) -> dash.Dash:
         columns: Any,
     ) -> tuple[Any, ...]:
         if not experiment:
-            blank = empty_figure(NOTHING, theme)
-            return "", NOTHING, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
+            nothing = "Choose an experiment." if reader.experiments() else NOTHING
+            blank = empty_figure(nothing, theme)
+            return "", nothing, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
         controls = (axis, scale, target, across, up, shown.optimizers)

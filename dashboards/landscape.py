@@ -33,6 +33,8 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not name:
             study = page.chosen_study({}) or "experiment/optimizer/seed"
             nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
+            if Landscape.names(reader):
+                nothing = "Choose a landscape. Another one is computed by lcsc landscape experiment/optimizer/seed"
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
         landscape = Landscape.read(reader, name)
         studies = [landscape.study, *(search.study for search in landscape.searches)]

@@ -231,7 +231,7 @@ def _failures(study: StudyHistory) -> Any:
     if not failures:
         return ""
     shown = failures[:MOST_REASONS]
-    rows = [[failure.reason, failure.attempts, failure.lost] for failure in shown]
+    rows = [[html.Span(failure.reason, className="reason"), failure.attempts, failure.lost] for failure in shown]
     content: list[Any] = [parts.table(("reason", "attempts", "trials lost"), rows)]
     if len(failures) > MOST_REASONS:
         content.append(html.P(f"and {len(failures) - MOST_REASONS} more reasons", className="note"))

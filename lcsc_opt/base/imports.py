@@ -58,7 +58,7 @@ def import_dotted(
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     except LcscError:
         raise
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:  # a script may parse arguments when it is imported
         raise error(f"{setting}: importing {name!r} raised {type(reason).__name__}: {reason}") from reason
     if not callable(function):
         raise error(f"{setting}: {name!r} is a {type(function).__name__}; expected a function or a class")

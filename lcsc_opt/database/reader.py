@@ -211,21 +211,31 @@ class HistoryReader:
             studies = self._our_studies()
             chosen = list(studies if names is None else names)
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
-            summarized: list[SummarizedStudy] = []
-            for name in chosen:
-                if name not in studies:
-                    continue
-                read = functools.partial(self._summarized, name, studies[name], is_running=name in running)
-                study = self._unless_deleted(name, read)
-                if study is not None:
-                    summarized.append(study)
-            return tuple(summarized)
+            return self._each(chosen, studies, running, self._summarized)
 
     def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy:
         study = self._summary(name, attributes, is_running=is_running)
         if study is None:
             return self._read(name, attributes, is_running=is_running)
         return _with_holder(study, attributes, is_running=is_running)
+
+    def _each(
+        self,
+        names: Iterable[str],
+        studies: Mapping[str, Mapping[str, Any]],
+        running: Collection[str],
+        read: Callable[..., T],
+    ) -> tuple[T, ...]:
+        """What ``read`` gives of each study, by its name, its attributes and ``is_running``; not of deleted ones."""
+        results: list[T] = []
+        for name in names:
+            if name not in studies:
+                continue
+            read_study = functools.partial(read, name, studies[name], is_running=name in running)
+            result = self._unless_deleted(name, read_study)
+            if result is not None:
+                results.append(result)
+        return tuple(results)
 
     def _unless_deleted(self, name: str, read: Callable[[], T]) -> T | None:
         """What ``read`` gives of a study; ``None`` if it was deleted since the names were read."""
@@ -249,15 +259,7 @@ class HistoryReader:
             self._notice_another_file()
             studies = self._our_studies()
             running = in_database(self.storage, lambda: locked(self.storage, names))
-            histories: list[StudyHistory] = []
-            for name in names:
-                if name not in studies:
-                    continue
-                read = functools.partial(self._read, name, studies[name], is_running=name in running)
-                study = self._unless_deleted(name, read)
-                if study is not None:
-                    histories.append(study)
-            return tuple(histories)
+            return self._each(names, studies, running, self._read)
 
     def read_study(self, name: str) -> StudyHistory:
         """One study as it is now.

@@ -143,15 +143,14 @@ class SmallSettings(ScoreSettings):
             return references_of_reports
 
         # the second network comes with the images, so named metrics do not leave the cross-check out
-        reports_nothing_more = self.held_out_metrics == [] and not self.adds_default_metrics
-
+        has_cross_check = self.adds_default_metrics or bool(self.held_out_metrics)
         return MetricSuite(
             references,
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            report_references=None if reports_nothing_more else report_references,
+            report_references=report_references if has_cross_check else None,
         )
 
 

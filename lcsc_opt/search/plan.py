@@ -508,8 +508,8 @@ class Plan:
         if affordable >= candidates:
             return None
         return (
-            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} of the {candidates} candidates "
-            f"that {self.optimizer.name} has, so its best is the best of these"
+            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} candidates, and "
+            f"{self.optimizer.name} begins with {candidates}: its best is the best of a part of them"
         )
 
     def _grid_size(self, objective: Objective) -> int | None:

@@ -320,7 +320,10 @@ def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTri
     has_same_search = not any(differences(before, now))
     if has_same_search and not trials(plan.name).succeeded:
         return plan, True
-    raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one another name")
+    advice = "another name"
+    if plan.optimizer.name == LANDSCAPE:  # which is named by its seed
+        advice = "another --seed"
+    raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one {advice}")
 
 
 def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:

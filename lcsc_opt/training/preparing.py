@@ -263,10 +263,9 @@ def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
         initialize(network, torch.Generator().manual_seed(seed))
         return network
     folder = DiffusersFolder.read(training.network)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # its layers draw their weights, each as it likes, from the global generator
-        torch.manual_seed(seed)
+    # each layer draws its weights in its own way, from the global generator of the CPU
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         network = folder.network()
     _check_fits(folder, shape, "--network")
     return network

@@ -20,6 +20,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import PARTS, longest_pause, wall_clock
 from lcsc_opt.views import number
 
+EVALUATION = "evaluation"  # the part that stands for all of a trial whose objective names none
 RECENT = 50  # trials that the rate is computed from
 
 
@@ -266,7 +267,8 @@ def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
     """Mean seconds of a trial, by part.
 
-    Parts are means over the trials with a loss, since only these record them. ``other`` (optimizer, database, progress
+    Parts are means over the trials with a loss, since only these record them. Without parts, there is the mean
+    ``evaluation`` of all trials. ``other`` (optimizer, database, progress
     bar) is a mean over all trials: with one worker, the time of the search less that of evaluations; with several, the
     time between a trial's ask and its result in which it was not evaluated.
     """
@@ -277,6 +279,8 @@ def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
     for part, seconds in zip(PARTS, summary.part_seconds, strict=True):
         if seconds:
             mean_seconds[part.removesuffix("_seconds")] = seconds / summary.with_loss
+    if not mean_seconds:
+        mean_seconds[EVALUATION] = summary.seconds / summary.evaluations
     if study.workers == 1:
         outside = max(summary.run_seconds - summary.seconds, 0.0)
     else:

@@ -99,10 +99,10 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
         (
             "EMAGrid",
             {"evaluations": 2},
-            f"ends after 2 of the {len(plain_averages(STEPS))} candidates",
+            f"after 2 candidates, and EMAGrid begins with {len(plain_averages(STEPS))}:",
         ),
-        ("EachCheckpoint", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images ends after 2 of the"),
-        ("GreedySoup", {"evaluations": 2}, f"ends after 2 of the {len(STEPS)} candidates"),
+        ("EachCheckpoint", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images ends after 2 candidates"),
+        ("GreedySoup", {"evaluations": 2}, f"and GreedySoup begins with {len(STEPS)}:"),
         ("EMAGrid", {"evaluations": 300}, None),
         ("CMA", {"evaluations": 2}, None),
     ],

@@ -92,6 +92,7 @@ def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) 
     ("content", "said"),
     [
         ("def broken(:", "importing 'own:broken' raised SyntaxError: invalid syntax"),
+        ("raise SystemExit(2)", "importing 'own:broken' raised SystemExit: 2"),
         ("open('nowhere.txt')", "importing 'own:broken' raised FileNotFoundError: .*nowhere.txt"),
         ("", "'own:broken' cannot be imported: module 'own' has no attribute 'broken'"),
     ],

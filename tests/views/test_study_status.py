@@ -165,6 +165,8 @@ def test_seconds_per_trial_are_means_without_interruptions(workers: int) -> None
     pauses = 2 if workers == 1 else 4  # none before the interruption, none after the last trial
     assert found == {"merge": pytest.approx(0.25), "other": pytest.approx(0.5 * pauses / 4)}
     assert seconds_per_trial(history([None])) == {}
+    without_parts = seconds_per_trial(history([4.0, 2.0], seconds=1.0, gap=0.5, workers=workers))
+    assert without_parts["evaluation"] == pytest.approx(1.0)
 
 
 def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() -> None:

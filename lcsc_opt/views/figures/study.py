@@ -19,7 +19,7 @@ from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, VERMILLION, Theme, empty_figure, inert, style
-from lcsc_opt.views.study_status import seconds_outside
+from lcsc_opt.views.study_status import EVALUATION, seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 _STEP_TITLE = "training step of the checkpoint"
@@ -364,7 +364,8 @@ def _tuned_answer(answer: tuple[int, float, dict[str, float]], name: str) -> go.
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
-    ``other`` is the optimizer, the database, waiting, and parts without a name. Of a long study the last trials.
+    ``other`` is the optimizer, the database, waiting, and what the objective's parts leave of an evaluation; without
+    parts, an evaluation is one. Of a long study the last trials.
     """
     has_ended = np.isin(study.trials["number"], study.finished["number"])
     trials = study.trials[has_ended]  # in the order of numbers; study.finished is in that of tells
@@ -373,8 +374,11 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
-    unnamed = np.maximum(trials["seconds"] - np.sum(list(seconds.values()), axis=0), 0.0)
-    seconds[_OTHER] = unnamed + seconds_outside(study, trials)
+    named = np.sum(list(seconds.values()), axis=0)
+    if not named.any():
+        seconds[EVALUATION] = trials["seconds"]
+        named = trials["seconds"]
+    seconds[_OTHER] = np.maximum(trials["seconds"] - named, 0.0) + seconds_outside(study, trials)
     group_size = math.ceil(len(trials) / _MOST_BARS)
     starts = np.arange(0, len(trials), group_size)
     sizes = np.diff(np.append(starts, len(trials)))

@@ -156,6 +156,9 @@ def test_time_per_trial_is_stacked_by_part() -> None:
     after = "after the last one nothing starts"
     assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.75, 0.75, 0.25]}, after
     assert made.layout.barmode == "stack"
+    made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
+    shown = {trace.name.partition(":")[0]: list(trace.y) for trace in made.data}
+    assert shown == {"evaluation": [1.0] * 3, "other": [0.5, 0.5, 0.0]}, "no part has a name"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:
