@@ -314,7 +314,7 @@ def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
         bounds = {keep: None}
     elif isinstance(keep, Mapping):
         bounds = keep
-    extractor_suffix = _extractor_suffix(settings.get("loss") or "fid")
+    extractor_suffix = _extractor_suffix(settings.get("loss") or "fdr")
     kept: dict[str, float | None] = {}
     for metric, bound in bounds.items():
         name = str(metric) if "@" in str(metric) else f"{metric}{extractor_suffix}"
@@ -328,6 +328,8 @@ def _extractor_suffix(loss: Any) -> str:
     weights: Mapping[Any, Any] = {}
     if isinstance(loss, str):
         weights = {loss: 1.0}
+    elif isinstance(loss, Mapping) and isinstance(loss.get("fdr"), Sequence):
+        weights = {f"fid@{extractor}": 1.0 for extractor in loss["fdr"]}
     elif isinstance(loss, Mapping):
         weights = loss
     for metric, weight in weights.items():

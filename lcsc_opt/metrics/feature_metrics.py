@@ -132,7 +132,7 @@ class FeatureMetrics:
                 return self._frechet_distance(self.reference)
             case "fid_held_out":
                 return self._frechet_distance(self.reference.unseen)
-            case "reward" | "held_out_reward":
+            case "reward" | "held_out_reward" | "outside":
                 return float(self._merged_moments().mean[0])
             case "spread":  # from the mean image, root mean square over pixels
                 moments = self._merged_moments()

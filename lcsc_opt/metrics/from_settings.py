@@ -12,15 +12,23 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import find_extractor
+from lcsc_opt.metrics.extractors.pixels import PixelComponents, Thumbnails
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
-from lcsc_opt.metrics.loss import parse_kept, parse_loss, why_no_gradient
+from lcsc_opt.metrics.extractors.second import SecondFeatures
+from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss, why_no_gradient
 from lcsc_opt.metrics.names import (
+    CROSS_CHECK,
     DISTANCES,
     EXTRACTORS,
+    FDR,
     HELD_OUT_REWARD,
     OF_HELD_OUT,
+    PIXELS,
     REWARD,
+    THUMBNAILS,
+    TRAINED,
     MetricName,
     need_real_features,
 )
@@ -36,10 +44,13 @@ class ScoreSettings(FrozenModel):
     """The settings of the loss and the metrics that all objectives over images have.
 
     Attributes:
-        loss: a metric, or the metrics of a weighted sum with their weights.
+        loss: a metric, the metrics of a weighted sum with their weights, or ``fdr``: the mean of FID in the features
+            of a network and in pixels, each relative to that of an average of the checkpoints. ``fdr@clip`` uses
+            another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
         metrics: metrics that are reported with the loss in every evaluation.
         held_out_metrics: metrics that are reported on held-out noise. The default is precision, recall, ``sliced`` and
-            ``near`` if the reference is images, and FID in features that the loss does not see, if these are available.
+            ``near`` if the reference is images. FID in features that the loss does not see is added to every list
+            that is not empty, and the share of values outside [−1, 1] to all.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
             ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
@@ -49,7 +60,7 @@ class ScoreSettings(FrozenModel):
         unguarded: whether the loss may be a reward without a distance between distributions.
     """
 
-    loss: str | dict[str, float] = "fid"
+    loss: str | dict[str, float | list[str]] = "fdr"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
     keep: str | dict[str, float] | None = None
@@ -77,6 +88,11 @@ class ScoreSettings(FrozenModel):
         """Whether held-out reports have the default metrics: none are named, or a reward is searched."""
         searches_reward = any(metric.extractor == REWARD for metric in parse_loss(self.loss))
         return self.held_out_metrics is None or searches_reward
+
+    @property
+    def adds_cross_check(self) -> bool:
+        """Whether held-out reports have FID in features that the loss does not see: always, unless none are wanted."""
+        return self.adds_default_metrics or bool(self.held_out_metrics)
 
     def why_no_gradient(self) -> str | None:
         """Why these settings allow no gradient; ``None`` if they do."""
@@ -111,8 +127,9 @@ class MetricSuiteBuilder:
     """The metrics, references and weights that settings name, checked without reading images or networks.
 
     By default, held-out reports have precision, recall and the like if the reference has images, and a cross-check: FID
-    in features that the loss does not use, CLIP's if it uses Inception's. The search needs neither, and the user asked
-    for neither, so a notice in place of an error says what is unavailable.
+    in features that the loss does not use. These are CLIP's if the loss uses Inception's, the second network of bundled
+    images, and bundled or random ones (:class:`~lcsc_opt.metrics.extractors.second.SecondFeatures`) where neither can
+    be had. The search needs none of this, so a notice in place of an error says what is unavailable.
 
     Args:
         settings: of the study file.
@@ -125,30 +142,34 @@ class MetricSuiteBuilder:
     def __init__(self, settings: ReferenceScoreSettings, context: BuildContext) -> None:
         self._settings = settings
         self._rewards = settings.rewards
-        self._loss = parse_loss(settings.loss, unguarded=settings.unguarded)
-        reported = MetricName.parse_all(settings.held_out_metrics or ())
-        metrics = [*self._loss, *MetricName.parse_searched(settings.metrics), *reported]
+        self._reference: str | dict[str, JsonValue] | None = None
+        if settings.reference is not None:
+            self._reference = _resolve_paths(settings.reference, context)
+        self._loss_setting = self._loss_of_reference(settings.loss)
+        self._loss = parse_loss(self._loss_setting, unguarded=settings.unguarded)
+        reported = MetricName.parse_all(in_features_of(self._loss, settings.held_out_metrics or ()))
+        searched = MetricName.parse_searched(in_features_of(self._loss, settings.metrics))
+        metrics = [*self._loss, *searched, *reported]
         if settings.keep is not None:
             metrics.append(parse_kept(settings.keep, self._loss))
         self._metrics = tuple(metrics)
         extractors = [metric.extractor for metric in metrics] + list(self._rewards)
         self._extractors = list(dict.fromkeys(extractors))
 
-        self._reference: str | dict[str, JsonValue] | None = None
-        if settings.reference is not None:
-            self._reference = _resolve_paths(settings.reference, context)
         loss_extractors = {metric.extractor for metric in self._loss}
         self._searches_reward = REWARD in loss_extractors
         self._only_reward_with_reference = loss_extractors == {REWARD} and self._reference is not None
         self._adds_defaults = settings.adds_default_metrics
         self._cross_check: str | None = None
-        if self._adds_defaults:
+        if settings.adds_cross_check:
             self._cross_check = self._cross_check_extractor(loss_extractors)
 
         compared_extractors = list(self._extractors)
         if self._cross_check is not None and self._cross_check not in compared_extractors:
             compared_extractors.append(self._cross_check)
         self._references = ReferenceSettings.by_extractor(self._reference, compared_extractors)
+        if self._references and PIXELS in self._extractors and PIXELS not in self._references:
+            self._references[PIXELS] = self._image_settings(PIXELS)
         for metric in self._metrics:
             if metric.needs_reference and metric.extractor not in self._references:
                 raise MetricError(
@@ -160,15 +181,37 @@ class MetricSuiteBuilder:
         self._weights = {extractor: context.path(path) for extractor, path in settings.weights.items()}
 
     def _cross_check_extractor(self, loss_extractors: Set[str]) -> str | None:
-        """The extractor of the default cross-check; ``None`` if the settings name one, or no network suits."""
+        """The extractor of the default cross-check; ``None`` if the settings name one, or there are no real images."""
         for metric in self._metrics:
             if metric.extractor not in loss_extractors and metric.formula in DISTANCES:
                 return None
-        # these networks see natural images: they suit only if the loss uses one of them, or is a reward alone
-        if not self._only_reward_with_reference and loss_extractors.isdisjoint(EXTRACTORS):
+        if self._reference is None:
             return None
-        unused = [name for name in EXTRACTORS if name not in loss_extractors]
-        return unused[0] if unused else None
+        for name in TRAINED:
+            if name in loss_extractors and f"{name}2" not in loss_extractors:
+                return f"{name}2"
+        # these networks see natural images: they suit only if the loss uses one of them, or is a reward alone
+        if self._only_reward_with_reference or not loss_extractors.isdisjoint(EXTRACTORS):
+            for name in EXTRACTORS:
+                if name not in loss_extractors:
+                    return name
+        return CROSS_CHECK
+
+    def _loss_of_reference(self, loss: LossSetting) -> LossSetting:
+        """The loss, without the pixels of a plain ``fdr`` where the reference has no images to compare them with."""
+        if not isinstance(loss, str) or loss.partition("@")[0] != FDR or self._reference is None:
+            return loss
+        network, *pixels = parse_loss(loss)
+        if not pixels:
+            return loss
+        settings = ReferenceSettings.by_extractor(self._reference, [PIXELS, network.extractor, *EXTRACTORS])
+        if any(one.holds_images for one in settings.values()):
+            return loss
+        notice(
+            "loss: the reference has statistics and no images, so fdr sees no pixels, only features; give the images "
+            "and a search cannot gain by what clipping hides"
+        )
+        return {FDR: [network.extractor]}
 
     def check(self) -> None:
         """Raise MetricError if a reference, a file of weights or a factory is missing; nothing is read."""
@@ -197,19 +240,19 @@ class MetricSuiteBuilder:
 
         def report_references() -> dict[str, Reference]:
             loss_references = {name: references[name] for name in suite.extractors}
-            return {
-                **self._loss_references_with_features(loss_references, batch_size, cache),
-                **self._cross_check_reference(device, batch_size, cache),
-            }
+            built: dict[str, Reference] = {}
+            if self._adds_defaults:
+                built |= self._loss_references_with_features(loss_references, batch_size, cache)
+            return built | self._cross_check_reference(device, batch_size, cache)
 
         suite = MetricSuite(
             references,
-            loss=self._settings.loss,
+            loss=self._loss_setting,
             metrics=self._settings.metrics,
             held_out_metrics=self._settings.held_out_metrics or (),
             keep=self._settings.keep,
             device=device,
-            report_references=report_references if self._adds_defaults else None,
+            report_references=report_references if self._settings.adds_cross_check else None,
         )
         return suite
 
@@ -229,6 +272,8 @@ class MetricSuiteBuilder:
         if not any(metric.needs_reference for metric in metrics):
             return Reference(extractor)
         formulas = {metric.formula for metric in metrics}
+        if name == PIXELS:
+            extractor = self._pixel_components(batch_size, cache)
         return self._references[name].build(
             name,
             extractor,
@@ -237,6 +282,13 @@ class MetricSuiteBuilder:
             batch_size=batch_size,
             cache=cache,
         )
+
+    def _pixel_components(self, batch_size: int, cache: Path) -> PixelComponents:
+        """The principal components of the real images that the loss sees."""
+        thumbnails = self._references[PIXELS].build(
+            THUMBNAILS, Thumbnails(), features=False, held_out=False, batch_size=batch_size, cache=cache
+        )
+        return PixelComponents(thumbnails.frechet.mean, thumbnails.frechet.cov)
 
     def _loss_references_with_features(
         self, references: Mapping[str, Reference], batch_size: int, cache: Path
@@ -268,28 +320,40 @@ class MetricSuiteBuilder:
         if name is None:
             return {}
         try:
-            settings = self._cross_check_settings(name)
-            extractor = find_extractor(name, weights=self._weights.get(name))(device)
-            reference = settings.build(
-                name,
-                extractor,
-                # beside a reward alone, the other metrics of reports are in these features
-                features=self._only_reward_with_reference,
-                features_of_at_most=MOST_IMAGES,
-                held_out=True,
-                batch_size=batch_size,
-                cache=cache,
-            )
+            reference = self._built_cross_check(name, device, batch_size, cache)
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]
-            notice(
-                f"no cross-check: {MetricName('fid', name)}, which would confirm a gain in features that the loss "
-                f"does not use, is left out: {reason}. {self._advice_on_cross_check()}"
-            )
-            return {}
+            missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
+            if not any(settings.holds_images for settings in self._references.values()):
+                notice(f"no cross-check: {missing}, is left out: {reason}. {self._advice_on_cross_check()}")
+                return {}
+            name = CROSS_CHECK
+            notice(f"cross-check: {missing}, cannot be had: {reason}. {MetricName('fid', name)} stands in")
+            reference = self._built_cross_check(name, device, batch_size, cache)
         if self._only_reward_with_reference and reference.features is None:
             _notice_too_many(name, reference.count or 0)
         return {name: reference}
+
+    def _built_cross_check(self, name: str, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
+        """The reference of one cross-check. Raises MetricError and what reading files and networks raises."""
+        settings = self._image_settings(name)
+        extractor: FeatureExtractor
+        if name == CROSS_CHECK:
+            extractor = SecondFeatures(device)
+        elif name == PIXELS:
+            extractor = self._pixel_components(batch_size, cache)
+        else:
+            extractor = find_extractor(name, weights=self._weights.get(name))(device)
+        return settings.build(
+            name,
+            extractor,
+            # beside a reward alone, the other metrics of reports are in these features
+            features=self._only_reward_with_reference,
+            features_of_at_most=MOST_IMAGES,
+            held_out=True,
+            batch_size=batch_size,
+            cache=cache,
+        )
 
     def _advice_on_cross_check(self) -> str:
         """How a study file has another cross-check, or none, without this notice."""
@@ -297,9 +361,9 @@ class MetricSuiteBuilder:
             return "Name a distance in other features in held_out_metrics of the study file, such as fid@pixels"
         return "Name a metric in held_out_metrics of the study file, or none: []"
 
-    def _cross_check_settings(self, name: str) -> ReferenceSettings:
+    def _image_settings(self, name: str) -> ReferenceSettings:
         """The settings of this extractor's reference, if it has its own; else the first reference that is images."""
-        if isinstance(self._reference, Mapping) and name in self._reference:
+        if name in self._references and self._references[name].holds_images:
             return self._references[name]
         for settings in self._references.values():
             if settings.holds_images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import PENALTY, Constraint
-from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features, seen_images
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.loss import Loss, why_no_gradient
-from lcsc_opt.metrics.names import FDR, Formula, MetricName
+from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 ImageState = dict[str, FeatureState]
@@ -52,7 +51,6 @@ class ImageMetrics:
         references: extractor's name in the metrics → its reference.
         total: how many images the whole evaluation has.
         constraint: the bound of the kept metric; ``None`` bounds nothing.
-        real_fids: extractor's name → FID of real images to real images, for ``fdr``; empty leaves it out.
         gradient: keep the features that the gradient of the loss needs.
         intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
@@ -66,7 +64,6 @@ class ImageMetrics:
         *,
         total: int,
         constraint: Constraint | None = None,
-        real_fids: Mapping[str, float] | None = None,
         gradient: bool = False,
         intervals: bool = False,
         device: torch.device | str = "cpu",
@@ -76,7 +73,6 @@ class ImageMetrics:
         self._total = total
         self._intervals = intervals
         self._constraint = constraint
-        self._real_fids = real_fids or {}
         self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
@@ -92,18 +88,19 @@ class ImageMetrics:
             )
 
     def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
-        """Add the features of images ``[B, C, H, W]`` in [−1, 1], and of their ``prompts`` if they have some.
+        """Add the features of images ``[B, C, H, W]``, not clipped, and of their ``prompts`` if they have some.
 
         Raises MetricError if features are not finite.
         """
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, feature_metrics in self._features.items():
                 extractor: Any = extractor_for(feature_metrics.reference, prompts)
+                seen = seen_images(extractor, images)
                 logits = None
                 if "is" in self._formulas[name]:
-                    features, logits = _features_and_logits(extractor, images)
+                    features, logits = _features_and_logits(extractor, seen)
                 else:
-                    features = extractor(images)
+                    features = extractor(seen)
                 if self._formulas[name] == {"is"}:  # of logits alone
                     feature_metrics.update(None, logits)
                 else:
@@ -123,11 +120,7 @@ class ImageMetrics:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
         values = {metric: self._value(metric) for metric in self.metrics}
         loss = self._loss.value(values, self._constraint)
-        named_values = {str(metric): value for metric, value in values.items()}
-        if self._real_fids:
-            ratios = [self._features[name].compute("fid") / real_fid for name, real_fid in self._real_fids.items()]
-            named_values[FDR] = statistics.fmean(ratios)
-        return loss, named_values
+        return loss, {str(metric): value for metric, value in values.items()}
 
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)
@@ -151,23 +144,7 @@ class ImageMetrics:
                 of_others = {metric: float(values[group]) for metric, values in columns.items()}
                 losses.append(self._loss.value(of_others, self._constraint))
             named["loss"] = np.array(losses)
-        fid_ratio = self._fid_ratio_without_each_group()
-        if fid_ratio is not None:
-            named[FDR] = fid_ratio
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
-
-    def _fid_ratio_without_each_group(self) -> Array | None:
-        """``fdr`` without one of the groups each; ``None`` if it is not reported, or not known for all extractors."""
-        ratios = []
-        for name, real_fid in self._real_fids.items():
-            fids = self._features[name].without_each_group("fid")
-            if fids is None:
-                return None
-            ratios.append(fids / real_fid)
-        if not ratios:
-            return None
-        mean: Array = np.mean(ratios, axis=0)
-        return mean
 
     def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.

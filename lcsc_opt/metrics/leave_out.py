@@ -53,7 +53,7 @@ class GroupedSamples:
     def without_each_group(self, formula: Formula) -> Array:
         """``[G]``: the metric of the samples that are not in a group, for each group."""
         match formula:
-            case "reward" | "held_out_reward":
+            case "reward" | "held_out_reward" | "outside":
                 return self._means(self._samples[:, 0])
             case "spread":
                 return np.array([_spread(self._samples[self._others(group)]) for group in range(GROUPS)])

@@ -1,25 +1,38 @@
-"""The loss of a search: a weighted sum of metrics, and a metric that must not get worse while the sum falls."""
+"""The loss of a search: a weighted sum of metrics, and a metric that must not get worse while the sum falls.
+
+The default, ``fdr``, looks at images twice: it is the mean, over representations, of FID divided by the FID of one
+fixed average of the checkpoints. One representation is the network of the metric, which sees images clipped as they
+are saved; the other the pixels as the model gives them. A model that learned only what one of them overlooks gains
+little.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import Constraint
 from lcsc_opt.metrics.names import (
     DIFFERENTIABLE,
     DISTANCES,
+    FDR,
     HELD_OUT_REWARD,
     INCEPTION,
     KEPT,
     OF_HELD_OUT,
+    OF_LOSS_FEATURES,
     OF_REPORTS,
+    PIXELS,
     REWARD,
     Kept,
     MetricName,
 )
+
+LossSetting = str | Mapping[str, float | Sequence[str]]
+"""A metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +43,45 @@ class Loss:
         weights: metric → its weight in the sum, from which metrics are subtracted where higher is better.
         keep: the metric that must not get worse than its bound.
         bound: the bound of the settings; ``None`` for EMA*'s value.
+        relative: whether each metric is still to be divided by its value for one fixed average of the checkpoints
+            (:meth:`relative_to`); until then the loss is that of ``fdr`` only up to these units.
     """
 
     weights: Mapping[MetricName, float]
     keep: MetricName | None = None
     bound: float | None = None
+    relative: bool = False
 
     @classmethod
-    def parse(cls, loss: str | Mapping[str, float], keep: Kept | None = None) -> Loss:
+    def parse(cls, loss: LossSetting, keep: Kept | None = None) -> Loss:
         """The loss of settings.
 
         Args:
-            loss: a metric, or metric → weight.
+            loss: a metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``.
             keep: a metric, or metric → bound.
 
         Raises:
             MetricError: a metric is unknown, or cannot be in a loss or be kept.
         """
         weights = parse_loss(loss)
+        relative = _representations(loss) is not None
         if keep is None:
-            return cls(weights)
+            return cls(weights, relative=relative)
         bound = None
         if isinstance(keep, Mapping):
             bound = next(iter(keep.values()))
-        return cls(weights, parse_kept(keep, weights), bound)
+        return cls(weights, parse_kept(keep, weights), bound, relative)
+
+    def relative_to(self, values: Mapping[str, float]) -> Loss:
+        """The loss with each metric divided by its value in ``values``; a value of zero divides nothing."""
+        weights = {metric: weight / (values[str(metric)] or 1.0) for metric, weight in self.weights.items()}
+        return dataclasses.replace(self, weights=weights, relative=False)
+
+    def describe(self) -> dict[str, Any]:
+        """The weights, for the fingerprint of a study; of a relative loss its extractors."""
+        if self.relative:
+            return {FDR: [metric.extractor for metric in self.weights]}
+        return {str(metric): weight for metric, weight in self.weights.items()}
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
@@ -76,8 +104,31 @@ class Loss:
         return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
 
 
-def parse_loss(loss: str | Mapping[str, float], *, unguarded: bool = True) -> dict[MetricName, float]:
-    """One metric with the weight 1, or the metrics of a weighted sum.
+def _representations(loss: LossSetting) -> tuple[str, ...] | None:
+    """The extractors of ``fdr``; ``None`` for another loss.
+
+    ``fdr`` alone uses Inception and pixels, ``fdr@clip`` CLIP and pixels.
+
+    Raises:
+        MetricError: it names none, one twice, or stands beside other metrics.
+    """
+    if isinstance(loss, str):
+        formula, _, extractor = loss.partition("@")
+        if formula != FDR:
+            return None
+        return tuple(dict.fromkeys([extractor or INCEPTION, PIXELS]))
+    if FDR not in loss:
+        return None
+    extractors = loss[FDR]
+    if len(loss) > 1 or isinstance(extractors, (str, int, float)) or not extractors:
+        raise MetricError(f"loss: {dict(loss)!r}: expected {{fdr: [extractors]}} and nothing else, as [clip, pixels]")
+    if len(set(extractors)) < len(extractors):
+        raise MetricError(f"loss: {{fdr: {list(extractors)}}} names an extractor twice")
+    return tuple(extractors)
+
+
+def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName, float]:
+    """One metric with the weight 1, the metrics of a weighted sum, or the FIDs of ``fdr``.
 
     Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
     reward alone collapses diversity; ``unguarded`` allows it without a distance between distributions.
@@ -86,6 +137,10 @@ def parse_loss(loss: str | Mapping[str, float], *, unguarded: bool = True) -> di
         MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
             reward without a guard.
     """
+    representations = _representations(loss)
+    if representations is not None:
+        share = 1 / len(representations)
+        return {MetricName.parse(f"fid@{extractor}"): share for extractor in representations}
     if isinstance(loss, str):
         loss = {loss: 1.0}
     weights: dict[MetricName, float] = {}
@@ -100,7 +155,7 @@ def parse_loss(loss: str | Mapping[str, float], *, unguarded: bool = True) -> di
         weights[metric] = abs(_checked_weight(metric, weight))
     weights = {metric: weight for metric, weight in weights.items() if weight}  # a sweep may begin at zero
     if not weights:
-        raise MetricError("loss: names no metric; the default is fid")
+        raise MetricError("loss: names no metric; the default is fdr")
     formulas = {metric.formula for metric in weights}
     if REWARD in formulas and not unguarded and formulas.isdisjoint(DISTANCES):
         raise MetricError(
@@ -149,6 +204,14 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
         if extractor == REWARD:
             extractor = INCEPTION
     return MetricName.parse(f"{formula}@{extractor}")
+
+
+def in_features_of(loss: Mapping[MetricName, float], metrics: Iterable[str]) -> list[str]:
+    """The names of ``metrics``, where those of single images without ``@extractor`` get the features of the loss."""
+    extractor = next(iter(loss)).extractor
+    if extractor == REWARD:
+        extractor = INCEPTION
+    return [f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name for name in metrics]
 
 
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:

@@ -35,6 +35,7 @@ FORMULAS: tuple[Formula, ...] = (
     "reward",
     "held_out_reward",
     "spread",
+    "outside",
 )
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
     {
@@ -49,13 +50,22 @@ HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
         "spread",
     }
 )
-OWN_FEATURES: Mapping[Formula, str] = {"reward": "reward", "held_out_reward": "held_out_reward", "spread": "pixels"}
+PIXELS = "pixels"
+THUMBNAILS = "thumbnails"
+OWN_FEATURES: Mapping[Formula, str] = {
+    "reward": "reward",
+    "held_out_reward": "held_out_reward",
+    "spread": THUMBNAILS,
+    "outside": "outside",
+}
 # Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "fid_infinity", "is", *OWN_FEATURES}
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss
 OF_REPORTS: frozenset[Formula] = frozenset({"fid_infinity"})  # costs several FIDs, and has more noise than one
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
 
+OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
+"""Without ``@extractor``, these are in the features of the loss."""
 KEPT = ("precision", "near", "hinge")  # of single images
 Kept = str | Mapping[str, float]
 """A metric that is kept; or a metric → its bound."""
@@ -67,14 +77,17 @@ TRAINED = ("digits", "photographs", "characters")  # classifiers of such images;
 # Short names of factories, for study files and tables: unpublished networks, which need no download.
 MADE = {
     "random": "lcsc_opt.metrics.extractors.published:RandomInception",
-    "pixels": "lcsc_opt.metrics.extractors.rewards:Thumbnails",
+    PIXELS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",  # whose principal components a reference turns them into
+    THUMBNAILS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",
+    "outside": "lcsc_opt.metrics.extractors.pixels:Outside",
 }
 for _name in TRAINED:
     MADE[_name] = "lcsc_opt.metrics.extractors.bundled:feature_network"
     MADE[f"{_name}2"] = "lcsc_opt.metrics.extractors.bundled:feature_network"
 
-CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
-FDR = "fdr"  # of all feature spaces together, so it has no extractor
+CROSS_CHECK = "cross_check"  # our own extractor for the cross-check; no study file can name it
+FDR = "fdr"  # a loss: FID in several representations together, each relative to that of one average of the checkpoints
+OUTSIDE = "outside"
 DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
 REWARD: Final = "reward"
 HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a function that scores single images

@@ -1,10 +1,10 @@
 """The metrics of held-out reports: what a search may lose while its loss falls.
 
 Precision and recall tell fidelity and diversity apart, ``near`` measures single images, ``sliced`` is a distance other
-than FID, and FID in features that the loss does not use shows whether a gain is real. ``fdr`` is FID in all feature
-spaces as one number. If real images are held out, there are also FID to these, the share of samples that are nearer to
-an image of the reference than to any held-out one, and authenticity. Most need the features of the real images, which a
-file of statistics does not have.
+than FID, and FID in features that the loss does not use shows whether a gain is real. ``outside`` is the share of
+values that saving an image clips. If real images are held out, there are also FID to these, the share of samples that
+are nearer to an image of the reference than to any held-out one, and authenticity. Most need the features of the real
+images, which a file of statistics does not have.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import torch
 
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
-from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.loss import Loss
-from lcsc_opt.metrics.names import DISTANCES, FDR, REWARD, Formula, MetricName
+from lcsc_opt.metrics.names import DISTANCES, OUTSIDE, PIXELS, REWARD, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
 REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
-FEWEST_SPLIT = 4  # images: a covariance of each half
 
 BuildReferences = Callable[[], Mapping[str, Reference]]
 
@@ -83,8 +81,8 @@ class ReportMetrics:
     def evaluation_metrics(self) -> tuple[MetricName, ...]:
         """The metrics of held-out reports that are not the loss.
 
-        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them; so they are if one
-        is a reward: a sum may fall while a distance in it rises.
+        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them; so they are if it
+        is a sum or has a reward: a sum may fall while a distance in it rises.
         """
         metrics = list(self._held_out_metrics)
         if self.cross_check_metric is not None:
@@ -96,42 +94,23 @@ class ReportMetrics:
             metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
                 metrics += [MetricName(formula, name) for formula in REPORTED_WITH_HELD_OUT]
-        if REWARD in self._loss.extractors:
+        if REWARD in self._loss.extractors or len(self._loss.weights) > 1:
             metrics = [*self._loss.weights, *metrics]
         elif self._loss.keep is None:
             metrics = [metric for metric in metrics if metric not in self._loss.weights]
+        metrics.append(MetricName(OUTSIDE, OUTSIDE))
         return tuple(dict.fromkeys(metrics))
 
     def _compared_extractors(self) -> Sequence[str]:
         """The extractors whose features reports compare with those of real images."""
         if self._loss.extractors == (REWARD,):  # which compares with no images
             return list(self._report_references)[:1]
-        return self._loss.extractors
-
-    @functools.cached_property
-    def real_fids(self) -> dict[str, float]:
-        """Extractor → FID of real images to real images, for all extractors that ``fdr`` in held-out reports uses.
-
-        FDr is that of FD-loss (arXiv 2604.28190): FID over that of real images, mean over feature spaces.
-        """
-        if not any(name in self._loss.extractors for name in self._report_references):
-            return {}
-        real_fids = {}
-        for metric in (*self._loss.weights, *self.evaluation_metrics):
-            if not metric.needs_reference or metric.extractor in real_fids:
-                continue
-            real_fid = _real_fid(self._references[metric.extractor])
-            if real_fid:
-                real_fids[metric.extractor] = real_fid
-        return real_fids
+        return [name for name in self._loss.extractors if name != PIXELS] or self._loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:
-        """Evaluation metric → 1, or −1 if higher is better; and ``fdr``, which is of all extractors together."""
-        signs = {str(metric): metric.sign for metric in self.evaluation_metrics}
-        if self.real_fids:
-            signs[FDR] = 1
-        return signs
+        """Evaluation metric → 1, or −1 if higher is better."""
+        return {str(metric): metric.sign for metric in self.evaluation_metrics}
 
     def real_halves(self) -> dict[str, float]:
         """Metric → its value for held-out real images in place of samples: about that of a perfect model.
@@ -158,21 +137,4 @@ class ReportMetrics:
             # The held-out images stand for samples, so their FID to themselves becomes that to the reference.
             formula = "fid" if metric.formula == "fid_held_out" else metric.formula
             values[str(metric)] = feature_metrics[name].compute(formula)
-        if self.real_fids and all(self._references[name].held_out is not None for name in self.real_fids):
-            values[FDR] = 1.0  # by its definition
         return values
-
-
-def _real_fid(reference: Reference) -> float | None:
-    """FID of real images to real images: of the held-out ones to the reference, else of its halves to each other.
-
-    ``None`` if there are neither.
-    """
-    if reference.held_out is not None:
-        held_out = reference.held_out.frechet
-        return reference.frechet.distance(held_out.mean, held_out.cov)
-    if reference.features is None or len(reference.features) < FEWEST_SPLIT:
-        return None
-    first = Moments.of(reference.features[0::2])
-    second = Moments.of(reference.features[1::2])
-    return FrechetReference(first.mean, first.covariance).distance(second.mean, second.covariance)

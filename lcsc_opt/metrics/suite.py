@@ -6,6 +6,7 @@ have. :class:`~lcsc_opt.metrics.image_metrics.ImageMetrics` computes both for th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,21 +16,21 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
-from lcsc_opt.metrics.extractors.rewards import Thumbnails
+from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
-from lcsc_opt.metrics.loss import Loss
+from lcsc_opt.metrics.loss import Loss, LossSetting, in_features_of
 from lcsc_opt.metrics.names import (
     HELD_OUT_REWARD,
     OF_HELD_OUT,
+    OUTSIDE,
     REWARD,
+    THUMBNAILS,
     Kept,
     MetricName,
     need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.report_metrics import BuildReferences, ReportMetrics
-
-_PIXELS = "pixels"  # an extractor that every loss with a reward has: it measures the spread of images
 
 
 class MetricSuite:
@@ -40,8 +41,8 @@ class MetricSuite:
 
     Args:
         references: extractor's name in the metrics → its reference. ``reward`` and ``held_out_reward`` are reported if
-            they are among them; with a reward in the loss, ``spread`` is, too.
-        loss: a metric, or the weights of a sum of metrics.
+            they are among them; with a reward in the loss, ``spread`` is, too. ``outside`` always is.
+        loss: a metric, the weights of a sum of metrics, or ``fdr``.
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports.
         keep: a metric that may not get worse than at EMA*, or metric → bound: ``precision``, ``near``, ``hinge``.
@@ -65,7 +66,7 @@ class MetricSuite:
         self,
         references: Mapping[str, Reference],
         *,
-        loss: str | Mapping[str, float] = "fid",
+        loss: LossSetting = "fid",
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
         keep: Kept | None = None,
@@ -73,14 +74,15 @@ class MetricSuite:
         report_references: BuildReferences | None = None,
     ) -> None:
         self.loss = Loss.parse(loss, keep)
+        self._described_loss = self.loss.describe()
         self._device = device
 
-        metric_texts = list(metrics)
-        held_out_texts = list(held_out_metrics)
+        metric_texts = in_features_of(self.loss.weights, metrics)
+        held_out_texts = in_features_of(self.loss.weights, held_out_metrics)
         available = dict(references)
         if MetricName(REWARD, REWARD) in self.loss.weights:  # a reward collapses diversity: report how images vary
             held_out_texts.append("spread")
-            available.setdefault(_PIXELS, Reference(Thumbnails()))
+            available.setdefault(THUMBNAILS, Reference(Thumbnails()))
         if REWARD in available:
             metric_texts.append(REWARD)
         if HELD_OUT_REWARD in available:
@@ -97,6 +99,7 @@ class MetricSuite:
             self.references[metric.extractor] = available[metric.extractor]
         for metric in self._held_out_metrics:  # after all extractors are known to be there: this computes features
             _check(metric, self.references[metric.extractor])
+        self.references[OUTSIDE] = Reference(Outside())
         self.reports = ReportMetrics(
             self.loss,
             self._held_out_metrics,
@@ -130,8 +133,14 @@ class MetricSuite:
         """The extractor of the loss's first metric; it orders image pairs. A reward alone leaves that to pixels."""
         name = self.loss.extractors[0]
         if name == REWARD:
-            name = _PIXELS
+            name = THUMBNAILS
         return self.references[name].extractor
+
+    def relative_to(self, values: Mapping[str, float]) -> MetricSuite:
+        """The same metrics with a loss whose units are ``values``: metric of :attr:`loss` → what it is divided by."""
+        suite = copy.copy(self)
+        suite.loss = self.loss.relative_to(values)
+        return suite
 
     @property
     def dimension(self) -> int:
@@ -151,17 +160,14 @@ class MetricSuite:
         Without a ``constraint``, nothing is bounded.
         """
         metrics = self._metrics
-        real_fids: Mapping[str, float] = {}
         if held_out:
             metrics = tuple(dict.fromkeys((*self._held_out_metrics, *self.reports.evaluation_metrics)))
-            real_fids = self.reports.real_fids
         return ImageMetrics(
             self.loss,
             metrics,
             self.references,
             total=total,
             constraint=constraint,
-            real_fids=real_fids,
             gradient=gradient,
             intervals=held_out,
             device=self._device,
@@ -173,7 +179,7 @@ class MetricSuite:
         """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
 
         Args:
-            images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
+            images: ``[B, C, H, W]`` as the sampler gives them; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`ImageMetrics.gradients`.
             prompts: the prompts of the images, if they have some.
 
@@ -222,7 +228,7 @@ class MetricSuite:
         for name in sorted({metric.extractor for metric in self._held_out_metrics}):
             reference = self.references[name]
             extractors[name] = {"name": reference.extractor.name, "reference": reference.identity}
-        description: dict[str, Any] = {"loss": {str(metric): weight for metric, weight in self.weights.items()}}
+        description: dict[str, Any] = {"loss": self._described_loss}
         if self.keep is not None:
             description["keep"] = str(self.keep)
         if self.bound is not None:

@@ -46,7 +46,7 @@ class ImageStages:
     # not inference mode: networks may keep tensors, and a later graph could not use those
     @torch.no_grad()
     def sample(self, noise: Noise, first: int, last: int) -> Tensor:
-        """The images ``[first, last)`` of a group of noise: ``[last - first, C, H, W]`` in [-1, 1].
+        """The images ``[first, last)`` of a group of noise: ``[last - first, C, H, W]``, not clipped.
 
         Raises:
             MetricError: an image is not finite.

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, NOTHING_TUNED, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
@@ -33,6 +34,7 @@ from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+UNITS_AT = 0.10  # sigma_rel of the average whose FIDs are the units of fdr: near EMA* of most trainings
 FEWEST_KEPT = 5_000  # images for EMA*'s precision: a standard error of at most 0.007
 
 Merged = tuple[dict[str, Tensor], Cost]
@@ -53,7 +55,11 @@ class MergeSampleScore(StagedObjective):
     """Loss and metrics of the images that the merged model samples, and the gradient of the loss.
 
     Stages compute with :class:`ImageStages`, gradients with a :class:`GradientPass`. What is kept between calls is the
-    trajectory on the device, the batch sizes, and the graph of the last :meth:`sample` with ``gradient``.
+    trajectory on the device, the batch sizes, the units of ``fdr``, and the graph of the last :meth:`sample` with
+    ``gradient``.
+
+    The loss ``fdr`` divides each FID by that of one average of the checkpoints, EDM2's power-function profile with
+    sigma_rel 0.10, on the search's noise. Each process evaluates this average once, before its first candidate.
 
     Args:
         trajectory: K checkpoints.
@@ -187,6 +193,7 @@ class MergeSampleScore(StagedObjective):
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
+        self._measure_units()
         watch = Stopwatch()
         with watch.timing("merge"):
             weights = self._source.merge(candidate.coefficients)
@@ -229,6 +236,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
+        self._measure_units()
         watch = Stopwatch()
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
@@ -284,13 +292,14 @@ class MergeSampleScore(StagedObjective):
         *,
         tuned: Mapping[str, float] = NOTHING_TUNED,
     ) -> Tensor:
-        """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
+        """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
         tune(self.sampler, tuned)
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)
-            return torch.cat([self._stages.sample(noise, start, stop).cpu() for start, stop in batches])
+            images = [self._stages.sample(noise, start, stop).cpu() for start, stop in batches]
+            return torch.cat(images).clamp(-1, 1)
 
         return self._batch_sizes.retry_smaller(sampled)
 
@@ -339,6 +348,29 @@ class MergeSampleScore(StagedObjective):
             placed = _Placed(self.trajectory, merged_for(self.sampler, on_device))
             self._placed = placed
         return placed.on_device
+
+    def _measure_units(self) -> None:
+        """Measure what ``fdr`` divides by, unless that is done or another loss is searched.
+
+        Raises:
+            ObjectiveError: the average has no FID.
+        """
+        if not self.scores.loss.relative:
+            return
+        average = power_ema_coefficients(self.steps, UNITS_AT)
+        try:
+            self._load(self._source.merge(average))
+            metrics = self._batch_sizes.retry_smaller(
+                lambda: self._sample(Candidate(average), 0, self._images, Stopwatch())
+            )
+            with self._metric_threads():
+                _, values = metrics.compute()
+        except MetricError as error:
+            raise ObjectiveError(
+                f"fdr is relative to the FIDs of an average of the checkpoints, which cannot be scored: {error}; "
+                "use loss: fid, or leave out the checkpoints that cannot sample"
+            ) from error
+        self.scores = self.scores.relative_to(values)
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
         """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""

@@ -27,10 +27,11 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
+from lcsc_opt.metrics.extractors.pixels import PixelComponents, Thumbnails
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.loss import parse_kept, parse_loss
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, MetricName
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
 from lcsc_opt.objective.weak import WeakSetting, with_weak_weights
@@ -85,7 +86,7 @@ class SmallSettings(ScoreSettings):
         if self.keep is not None:
             metrics.append(parse_kept(self.keep, loss))
         for metric in metrics:
-            if metric.extractor not in (INCEPTION, "pixels", *self.rewards):
+            if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, OUTSIDE, *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
         for name, reward in self.rewards.items():
             if reward in PUBLISHED:
@@ -131,8 +132,10 @@ class SmallSettings(ScoreSettings):
                 return searched
             return dataclasses.replace(searched, held_out=Reference.of_images(extractor, held_out_images))
 
+        thumbnails = Reference.of_images(Thumbnails(), searched_images).frechet
+        pixel_components = PixelComponents(thumbnails.mean, thumbnails.cov)
         loss_reference = reference(feature_network(dataset).to(device))
-        references = {INCEPTION: loss_reference}
+        references = {INCEPTION: loss_reference, PIXELS: reference(pixel_components)}
         for name, setting in self.rewards.items():
             references[name] = Reference(find_reward(setting, weights=None)(device))
 
@@ -142,15 +145,13 @@ class SmallSettings(ScoreSettings):
                 references_of_reports[INCEPTION] = loss_reference
             return references_of_reports
 
-        # the second network comes with the images, so named metrics do not leave the cross-check out
-        has_cross_check = self.adds_default_metrics or bool(self.held_out_metrics)
         return MetricSuite(
             references,
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            report_references=report_references if has_cross_check else None,
+            report_references=report_references if self.adds_cross_check else None,
         )
 
 

@@ -34,8 +34,9 @@ class Sampler(Protocol):
         """Put merged weights, name → tensor, into the model; names and shapes must match it."""
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """Images ``start`` to ``stop`` of a group of noise: ``[stop - start, C, H, W]``, in [-1, 1].
+        """Images ``start`` to ``stop`` of a group of noise: ``[stop - start, C, H, W]``.
 
+        They are nominally in [-1, 1] and as the model gives them: clipping is left to what sees them.
         An image depends only on its index, the group and the weights, not on the other images of a call.
         """
 

@@ -100,7 +100,7 @@ class ConsistencySampler(NetworkSampler):
         self.recomputed = self.nfe - 1  # a backward pass repeats all calls but the last
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         device = self._network.device
         dtype = self._network.dtype
         images: Tensor | None = None
@@ -112,7 +112,9 @@ class ConsistencySampler(NetworkSampler):
                 noisy = images + (sigma**2 - self.function.sigma_min**2) ** 0.5 * z
             level = torch.full((stop - start,), sigma, device=device, dtype=dtype)
             is_last = draw == len(self.sigmas) - 1
-            images = self._network(noisy, level, again=not is_last).clamp(-1, 1)
+            images = self._network(noisy, level, again=not is_last)
+            if not is_last:
+                images = images.clamp(-1, 1)
         assert images is not None  # there is at least one level
         return images
 

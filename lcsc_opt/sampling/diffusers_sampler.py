@@ -272,7 +272,7 @@ class DiffusersSampler(NetworkSampler):
         return low <= share <= high
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         z = self.noise.batch(noise, start, stop, self.image_shape)
         z = z.to(self._network.device, self._network.dtype)
         images: Tensor = z * getattr(self.scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none

@@ -251,7 +251,7 @@ class HeunSampler(NetworkSampler):
         self.schedule = dataclasses.replace(self._schedule_of_settings, **changes)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         labels = self._labels(noise, start, stop)
 
         def draw(index: int) -> Tensor:

@@ -24,7 +24,8 @@ class FunctionSampler(NetworkSampler):
     """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
 
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
-    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If there are labels, it
+    on the device, and returns images ``[N, C, H, W]``, nominally in [-1, 1] and best not clipped: networks of metrics
+    see them clipped, and reports say how much that changes. If there are labels, it
     also gets ``labels``, the classes ``[N]``; if it has parameters of these names, ``nfe`` and ``draw``. ``draw(1)``,
     ``draw(2)``, … give more noise of the same shape, for samplers that add noise in every step. It must draw no other
     random numbers and remember nothing: images would no longer depend only on their index.
@@ -66,7 +67,7 @@ class FunctionSampler(NetworkSampler):
         self._range_checked = False
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, C, H, W]`` images in [-1, 1].
+        """``[stop - start, C, H, W]`` images, nominally in [-1, 1].
 
         Raises:
             ObjectiveError: the function returned something else.
@@ -95,7 +96,7 @@ class FunctionSampler(NetworkSampler):
         if not self._range_checked:
             self._range_checked = True
             self._warn_of_range(images.detach())
-        return images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)
+        return images.to(torch.promote_types(images.dtype, torch.float32))
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""

@@ -196,10 +196,10 @@ class NetworkSampler:
         return self.labels.batch(noise, start, stop).to(self._network.device)
 
     def _decoded(self, output: Tensor) -> Tensor:
-        """The network's images, or its latents decoded, clipped to [-1, 1]."""
+        """The network's images, or its latents decoded; as they are, not clipped."""
         if self.decoder is not None:
             output = self.decoder(output)
-        return output.clamp(-1, 1)
+        return output
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -281,7 +281,7 @@ class LatentDiffusionSampler:
         return max(len(self.prompts), len(self.held_out_prompts))
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
-        """``[stop - start, 3, height, width]`` images in [-1, 1], float32 or wider."""
+        """``[stop - start, 3, height, width]`` images, nominally in [-1, 1], float32 or wider."""
         height, width = self.image_size
         factor = self.pipeline.vae_scale_factor
         latent_shape = (self.denoiser.config.in_channels, height // factor, width // factor)

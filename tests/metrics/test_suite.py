@@ -39,7 +39,7 @@ def test_a_loss_is_the_weighted_sum_and_metrics_are_reported_as_they_are():
     assert metrics["precision"] > 0
 
 
-@pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.inf, "logits")])
+@pytest.mark.parametrize(("loss", "value", "message"), [("fid", np.nan, "features"), ("is", np.nan, "logits")])
 def test_features_and_logits_that_are_not_finite_are_refused(loss, value, message):
     with pytest.raises(MetricError, match=f"{message} .*not finite"):
         fill(both(loss=loss).image_metrics(3), torch.full((3, 1, 4, 4), value))

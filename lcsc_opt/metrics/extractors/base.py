@@ -21,8 +21,10 @@ class FeatureExtractor(Protocol):
     A call moves images to the extractor's device and returns features there. It keeps the graph where the network is
     differentiable; :func:`extract` is the call without gradients. The features of an image do not depend on the other
     images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
-    images may have one at once. If the network also tells classes apart, as the Inception Score needs, an optional
-    method ``features_and_logits`` gives features ``[B, D]`` and logits ``[B, classes]`` of one pass.
+    images may have one at once. An optional attribute ``unclipped`` says that it sees values as the sampler gives them;
+    all others see them clipped to [−1, 1], as saved images are. If the network also tells classes apart, as the
+    Inception Score needs, an optional method ``features_and_logits`` gives features ``[B, D]`` and logits
+    ``[B, classes]`` of one pass.
     """
 
     @property
@@ -39,6 +41,13 @@ class FeatureExtractor(Protocol):
         Raises:
             MetricError: the images have a shape that the network does not support.
         """
+
+
+def seen_images(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """What an extractor sees of ``[B, C, H, W]``: the values as they are, or clipped to [−1, 1] as saved images are."""
+    if getattr(extractor, "unclipped", False):
+        return images
+    return images.clamp(-1, 1)
 
 
 def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, batch_size: int = 250) -> Array:
@@ -63,7 +72,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
             if not len(part):  # split() would give one empty batch
                 continue
             for batch in part.split(batch_size):
-                features = checked_features(extractor, extractor(batch), len(batch))
+                features = checked_features(extractor, extractor(seen_images(extractor, batch)), len(batch))
                 rows.append(features.to("cpu", torch.float64).numpy())
     if not rows:
         raise MetricError("images: expected at least one to extract features from")
@@ -97,7 +106,7 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
 
     Args:
         extractor: the network.
-        images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
+        images: ``[B, C, H, W]`` as the sampler gives them; their own graph is not followed.
         gradient: ``[B, D]``, in the features.
 
     Returns:
@@ -111,7 +120,7 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
     for part, rows in zip(torch.split(images.detach(), size), torch.split(gradient, size), strict=True):
         leaf = part.clone().requires_grad_()
         with torch.enable_grad():
-            features = checked_features(extractor, extractor(leaf), len(part))
+            features = checked_features(extractor, extractor(seen_images(extractor, leaf)), len(part))
         if not features.requires_grad:
             raise MetricError(
                 f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; "

@@ -110,7 +110,7 @@ class _FactoryExtractor:
         for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
         self.name = f"{extractor.name}-{digest.hexdigest()[:16]}"
-        for optional in ("images_with_graph", "features_and_logits"):
+        for optional in ("images_with_graph", "features_and_logits", "unclipped"):
             if hasattr(extractor, optional):
                 setattr(self, optional, getattr(extractor, optional))
 

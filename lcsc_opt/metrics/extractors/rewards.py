@@ -22,7 +22,6 @@ PUBLISHED: Mapping[str, str] = {
     "pickscore": "yuvalkirstain/PickScore_v1",
     "hpsv2": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K, with HPS_v2.1_compressed.pt of xswu/HPSv2 in it",
 }
-THUMBNAIL = 8  # pixels: height and width
 
 # The factor of the cosine similarity, as torchmetrics and hpsv2 report it; PickScore's is one of its weights.
 _SCALES = {"clip_score": 100.0, "hpsv2": 1.0}
@@ -149,17 +148,6 @@ def _clip_network(transformers: Any, name: str, folder: Path, expected: str) -> 
     network: Any = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(folder))
     network.load_state_dict(clip_from_open_clip(read_checkpoint(hps_files[-1]).tensors))
     return network
-
-
-class Thumbnails:
-    """The pixels of 8×8 thumbnails as features, for ``spread``: they need no network and no real images."""
-
-    name = f"pixels-{THUMBNAIL}"
-    dimension = 3 * THUMBNAIL**2
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """``[B, 1 or 3, H, W]`` → ``[B, 192]``."""
-        return F.adaptive_avg_pool2d(images.float(), THUMBNAIL).expand(-1, 3, -1, -1).flatten(1)
 
 
 def find_reward(name: str, *, weights: Path | None) -> Callable[[torch.device | str], Reward]:

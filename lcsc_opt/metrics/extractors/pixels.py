@@ -1,0 +1,84 @@
+"""Features of the pixels as the model gives them, before anything is clipped: no network, nothing to train.
+
+Whoever saves images clips them to [−1, 1]. A search that sees clipped images only can learn to overshoot, and let the
+clipping make contrast. These features see where the values really are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcsc_opt.metrics.frechet import Array
+
+HALF_LEVEL = 1 / 255  # half of a level of 8 bits: less than that changes nothing in a saved image
+SIDE = 16  # pixels: height and width of the thumbnails whose principal components are the features
+MOST_COMPONENTS = 60
+VARIANCE = 0.95  # of the real thumbnails, that the components hold
+
+
+class Thumbnails:
+    """All pixels of small thumbnails as features, not clipped.
+
+    Args:
+        side: height and width.
+    """
+
+    unclipped = True
+
+    def __init__(self, side: int = SIDE) -> None:
+        self.name = f"thumbnails-{side}"
+        self.dimension = 3 * side**2
+        self._side = side
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` → ``[B, 3 side²]``; a grey image counts as three equal channels."""
+        return F.adaptive_avg_pool2d(images.float(), self._side).expand(-1, 3, -1, -1).flatten(1)
+
+
+class PixelComponents:
+    """The leading principal components of real thumbnails, for ``fid@pixels``.
+
+    They hold 95 % of the variance, or are the first 60. All pixels would be too many: of a few hundred samples, FID in
+    many features rewards samples that vary more than real images do.
+
+    Args:
+        mean: ``[3 · 16²]`` of real :class:`Thumbnails`.
+        cov: ``[3 · 16², 3 · 16²]``, their covariance.
+    """
+
+    unclipped = True
+
+    def __init__(self, mean: Array, cov: Array) -> None:
+        values, vectors = np.linalg.eigh(cov)
+        values = np.maximum(values[::-1], 0.0)
+        shares = np.cumsum(values) / max(float(values.sum()), 1e-300)
+        enough = int(np.searchsorted(shares, VARIANCE)) + 1
+        self.dimension = min(enough, MOST_COMPONENTS, len(values))
+        basis = np.ascontiguousarray(vectors[:, ::-1][:, : self.dimension])
+        self._thumbnails = Thumbnails()
+        self._mean = torch.from_numpy(mean).float()
+        self._basis = torch.from_numpy(basis).float()
+        digest = hashlib.sha256(np.round(mean, 6).tobytes() + np.round(cov, 6).tobytes())
+        self.name = f"pixels-{self.dimension}-{digest.hexdigest()[:12]}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` → ``[B, D]``."""
+        thumbnails = self._thumbnails(images)
+        return (thumbnails - self._mean.to(thumbnails)) @ self._basis.to(thumbnails)
+
+
+class Outside:
+    """The share of an image's values that saving it would clip: beyond [−1, 1] by more than half a level of 8 bits."""
+
+    name = "outside"
+    dimension = 1
+    unclipped = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` → ``[B, 1]``."""
+        return (images.abs() > 1 + HALF_LEVEL).float().flatten(1).mean(dim=1, keepdim=True)

@@ -1,0 +1,59 @@
+"""Features for the cross-check of images that no published network suits; nothing is downloaded, no search sees them.
+
+Small grey images (digits, letters) are seen by the bundled second classifier of drawn characters; all others by three
+convolutions with fixed random weights, which respond to edges and colours and know no classes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.metrics.bundled_images import SIDE
+from lcsc_opt.metrics.extractors.bundled import SECOND_DIMENSION, feature_network
+
+SMALL = 32  # pixels: the sides of the largest images that the bundled network sees, and those of all others here
+WIDTHS = (16, 32, SECOND_DIMENSION)  # channels of the convolutions
+
+
+class SecondFeatures:
+    """Bundled features of small grey images, and random ones of all others.
+
+    Args:
+        device: where they are computed.
+    """
+
+    dimension = SECOND_DIMENSION
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._bundled = feature_network("characters", second=True).to(self._device)
+        self.name = f"second-{self._bundled.name}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 48]``."""
+        images = images.to(self._device, torch.float32)
+        if images.shape[1] == 1 and max(images.shape[2:]) <= SMALL:
+            resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+            features: Tensor = self._bundled(resized)
+            return features
+        x = F.interpolate(images.expand(-1, 3, -1, -1), (SMALL, SMALL), mode="bilinear", antialias=True)
+        for weight in self._kernels:
+            x = F.silu(F.conv2d(x, weight, stride=2, padding=1))
+        return x.mean(dim=(2, 3))
+
+    @functools.cached_property
+    def _kernels(self) -> list[Tensor]:
+        """The weights of the random convolutions, He normal."""
+        generator = torch.Generator().manual_seed(derive_seed(0, "second-features", "weights"))
+        kernels = []
+        channels = 3
+        for width in WIDTHS:
+            scale = (2 / (channels * 9)) ** 0.5
+            kernels.append((torch.randn(width, channels, 3, 3, generator=generator) * scale).to(self._device))
+            channels = width
+        return kernels

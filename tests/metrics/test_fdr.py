@@ -1,0 +1,116 @@
+"""The loss that looks twice: its representations, its units, what clipping hides, and its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics.extractors.base import image_gradient, seen_images
+from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails
+from lcsc_opt.metrics.extractors.second import SecondFeatures
+from lcsc_opt.metrics.loss import Loss, parse_loss
+from tests.metrics.examples import Pixels, fill, images
+
+
+def pixel_components(real: Tensor) -> PixelComponents:
+    gaussian = Reference.of_images(Thumbnails(), real).frechet
+    return PixelComponents(gaussian.mean, gaussian.cov)
+
+
+def suite() -> MetricSuite:
+    real = images(300, 9)
+    references = {
+        "inception": Reference.of_images(Pixels(), real),
+        "pixels": Reference.of_images(pixel_components(real), real),
+    }
+    return MetricSuite(references, loss="fdr")
+
+
+@pytest.mark.parametrize(
+    ("setting", "extractors"),
+    [
+        ("fdr", ["inception", "pixels"]),
+        ("fdr@clip", ["clip", "pixels"]),
+        ({"fdr": ["inception", "dinov2", "pixels"]}, ["inception", "dinov2", "pixels"]),
+    ],
+)
+def test_each_representation_has_the_same_share(setting, extractors):
+    weights = parse_loss(setting)
+    assert [metric.extractor for metric in weights] == extractors
+    assert {metric.formula for metric in weights} == {"fid"}
+    assert list(weights.values()) == [pytest.approx(1 / len(extractors))] * len(extractors)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"fdr": []}, {"fdr": 1.0}, {"fdr": "clip"}, {"fdr": ["clip"], "is": 1}, {"fdr": ["clip", "clip"]}]
+)
+def test_what_is_no_list_of_different_extractors_is_refused(setting):
+    with pytest.raises(MetricError, match="fdr"):
+        parse_loss(setting)
+
+
+def test_the_model_that_gives_the_units_has_a_loss_of_one():
+    scores = suite()
+    _, units = fill(scores.image_metrics(200), images(200, 1) * 0.8).compute()
+    relative = scores.relative_to(units)
+    assert fill(relative.image_metrics(200), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
+    loss, values = fill(relative.image_metrics(200), images(200, 2) * 0.9).compute()
+    expected = (values["fid"] / units["fid"] + values["fid@pixels"] / units["fid@pixels"]) / 2
+    assert loss == pytest.approx(expected)
+    assert scores.loss.relative
+    assert relative.describe() == scores.describe(), "units are no part of a study's description"
+    assert scores.describe()["loss"] == {"fdr": ["inception", "pixels"]}
+
+
+def test_units_of_zero_divide_nothing():
+    loss = Loss.parse("fdr").relative_to({"fid": 0.0, "fid@pixels": 4.0})
+    assert list(loss.weights.values()) == [0.5, 0.125]
+
+
+def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():
+    scores = suite()
+    real = images(300, 9)
+    overshot = real.sign() * 3  # saved as images, they are black and white
+    values = fill(scores.image_metrics(300), overshot).compute()[1]
+    clipped = fill(scores.image_metrics(300), overshot.clamp(-1, 1)).compute()[1]
+    assert values["fid"] == clipped["fid"]
+    assert values["fid@pixels"] > 3 * clipped["fid@pixels"]
+    assert fill(scores.image_metrics(300, held_out=True), overshot).compute()[1]["outside"] == 1.0
+
+
+def test_values_within_half_a_level_of_eight_bits_are_not_outside():
+    batch = torch.tensor([1.0, -1.0, 1.003, -1.01, 2.0, 0.0, 0.5, -0.5]).reshape(1, 1, 2, 4)
+    assert float(Outside()(batch)) == pytest.approx(2 / 8)
+
+
+def test_components_hold_most_of_the_variance_and_are_as_many_as_that_takes():
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(500, 3, generator=generator) @ torch.randn(3, 64, generator=generator)
+    components = pixel_components(few.reshape(500, 1, 8, 8) / 10)
+    assert components.dimension <= 3
+    assert pixel_components(images(300)).dimension <= 16, "thumbnails of 4 x 4 pixels have no more directions"
+    features = components(few.reshape(500, 1, 8, 8) / 10).double().numpy()
+    assert np.abs(np.cov(features.T) - np.diag(np.var(features, axis=0, ddof=1))).max() < 1e-3 * features.var()
+
+
+def test_gradients_are_zero_where_clipping_cuts_and_only_there_for_networks():
+    batch = torch.tensor([0.5, 3.0, -3.0, 0.1] * 4).reshape(1, 1, 4, 4)
+    gradient = image_gradient(Pixels(), batch, torch.ones(1, 16))
+    assert ((gradient != 0) == (batch.abs() <= 1)).all()
+    raw = pixel_components(images(300))
+    assert (image_gradient(raw, batch, torch.ones(1, raw.dimension)) != 0).any(dim=0).flatten()[1]
+    assert seen_images(raw, batch) is batch
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 64, 64)])
+def test_second_features_are_for_images_of_any_size_and_tell_them_apart(shape):
+    generator = torch.Generator().manual_seed(1)
+    batch = torch.rand(6, *shape, generator=generator) * 2 - 1
+    features = SecondFeatures()(batch)
+    assert features.shape == (6, SecondFeatures.dimension)
+    assert torch.pdist(features).min() > 0
+    torch.testing.assert_close(SecondFeatures()(batch[2:4]), features[2:4])
