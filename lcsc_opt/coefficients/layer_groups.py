@@ -214,5 +214,5 @@ def advice_on_checkpoints(count: int) -> str | None:
         return None
     return (
         f"{count} checkpoints: with a row of coefficients for each layer (space: {{rows: layers}}, LCSCGradient) 16 to "
-        "32 evenly spaced ones are nearly as good; keep more for one row, without a gradient, or with few real images"
+        "32 evenly spaced ones are nearly as good; keep more for one row, or without a gradient"
     )
