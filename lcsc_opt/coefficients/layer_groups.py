@@ -65,7 +65,7 @@ class LayerGroups:
         return len(self.names)
 
     @classmethod
-    def by(cls, rule: Rule, shapes: Mapping[str, Sequence[int]]) -> LayerGroups:
+    def by(cls, rule: Rule, shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str] | None = None) -> LayerGroups:
         """Divide tensors, name → shape, by a rule.
 
         * ``layers``: the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors.
@@ -75,10 +75,21 @@ class LayerGroups:
         * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. All other tensors
           are the group ``other``, with a notice.
 
+        Args:
+            rule: one of these.
+            shapes: name → shape.
+            tied: a further name of a tensor → its first name. A tensor has one group: that of its first name, or that
+                of the pattern which matches any of its names.
+
         Raises:
             StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
         """
-        group_of = _named_groups(rule, shapes) if isinstance(rule, str) else _matched_groups(rule, shapes)
+        tied = tied or {}
+        if isinstance(rule, str):
+            group_of = _named_groups(rule, {name: shape for name, shape in shapes.items() if name not in tied})
+        else:
+            group_of = _matched_groups(rule, shapes, tied)
+        group_of |= {name: group_of[first_name] for name, first_name in tied.items()}
         names = tuple(sorted(set(group_of.values()), key=_natural))
         rows = {name: row for row, name in enumerate(names)}
         return cls(names, {tensor: rows[group] for tensor, group in group_of.items()}, rule)
@@ -163,8 +174,10 @@ def _natural(name: str) -> list[object]:
     return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
 
 
-def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Name of a tensor → the group whose pattern it matches, or :data:`OTHER`, with a notice."""
+def _matched_groups(
+    rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str]
+) -> dict[str, str]:
+    """First name of a tensor → the group whose pattern matches one of its names, or :data:`OTHER`, with a notice."""
     group_of: dict[str, str] = {}
     for group, patterns in rule.items():
         if group == WEAK:
@@ -177,9 +190,13 @@ def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str
                 guess = near_miss(pattern, list(shapes)) or f", as in {next(iter(shapes), '')!r}"
                 raise StudySpecError(f"space.rows.{group}: {pattern!r} matches no tensor that varies{guess}")
             for name in matches:
-                if group_of.setdefault(name, group) != group:
-                    raise StudySpecError(f"space.rows: {name} matches {group_of[name]} and {group}; it needs one row")
-    unmatched = sorted(set(shapes) - set(group_of))
+                first_name = tied.get(name, name)
+                other_group = group_of.setdefault(first_name, group)
+                if other_group != group:
+                    if first_name != name:
+                        name = f"{name}, which is tied to {first_name},"
+                    raise StudySpecError(f"space.rows: {name} matches {other_group} and {group}; it needs one row")
+    unmatched = sorted(set(shapes) - set(tied) - set(group_of))
     if unmatched:
         shown = ", ".join(unmatched[:_MOST_NAMED])
         if len(unmatched) > _MOST_NAMED:
@@ -197,5 +214,5 @@ def advice_on_checkpoints(count: int) -> str | None:
         return None
     return (
         f"{count} checkpoints: with a row of coefficients for each layer (space: {{rows: layers}}, LCSCGradient) 16 to "
-        "32 evenly spaced ones are nearly as good; keep more for one row, without a gradient, or with few real images"
+        "32 evenly spaced ones are nearly as good; keep more for one row, or without a gradient"
     )

@@ -219,9 +219,8 @@ class MetricRow:
         gain: how much better the answer is than the baseline, in the metric's unit; negative if it is worse.
         gain_spread: the sample standard deviation of the gain over the groups of noise; for one group, or where it is
             the same in all, the root of both squared standard errors, or ``None``.
-        lost: whether the answer is worse by more than ``gain_spread``. With one group, whether ``gain_interval`` is
-            below zero; if that is not known, whether it is worse by more than 2 % of the baseline's value, and
-            precision by more than its standard error. Never if it is as good as real images.
+        lost: whether ``gain_interval`` is below zero; if that is not known, whether the answer is worse by more than
+            2 % of the baseline's value. Never if it is as good as real images.
         real_halves: the value of held-out real images; ``None`` if none are held out.
         cross_check: whether it is the distance in features that the search did not see.
         interval: the 95 % interval of the value, for the noise of sampling so many images; ``None`` if it is not known.
@@ -257,12 +256,19 @@ class MetricRow:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it gained, and by more than the gain's spread if that is known."""
-        return self.gain is not None and self.gain > (self.gain_spread or 0.0)
+        """Whether it gained, and the interval of the gain is above zero if that is known."""
+        if self.gain is None:
+            return False
+        if self.gain_interval is None:
+            return self.gain > 0
+        return self.gain_interval[0] > 0
 
     def misses(self, bound: float) -> bool:
-        """Whether the value is worse than ``bound`` by more than its spread, or by 2 % if that is not known."""
-        tolerance = self.spread or SINGLE_GROUP_NOISE * bound
+        """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %."""
+        if self.interval is None:
+            tolerance = SINGLE_GROUP_NOISE * abs(bound)
+        else:
+            tolerance = (self.interval[1] - self.interval[0]) / 2
         return (self.sign or 0) * (self.value - bound) > tolerance
 
 
@@ -362,7 +368,7 @@ class HeldOutReport:
 def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
     """The rows that did not improve with the loss, the cross-check first; none if the loss is not below the baseline's.
 
-    With several groups of noise, a gain of the cross-check within its spread does not count.
+    A gain of the cross-check whose interval reaches zero does not count.
 
     Args:
         rows: of a report, the loss first.

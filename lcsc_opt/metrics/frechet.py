@@ -269,6 +269,23 @@ class FrechetReference:
         return product
 
 
+def effective_dimension(cov: npt.ArrayLike) -> float:
+    """The participation ratio of a covariance ``[D, D]``, ``(tr C)² / tr C²``: between 1 and D, 0 for zero.
+
+    It is the number of directions in which features vary: D if all vary alike, 1 if only one does.
+
+    Raises:
+        MetricError: it is not a square matrix of finite numbers.
+    """
+    checked = _checked(cov, "covariance", None, None)
+    if checked.shape[0] != checked.shape[1]:
+        raise MetricError(f"covariance: expected a square matrix, got the shape {list(checked.shape)}")
+    trace_of_square = float(np.square(checked).sum())  # of a symmetric matrix
+    if trace_of_square == 0:
+        return 0.0
+    return float(np.trace(checked)) ** 2 / trace_of_square
+
+
 def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:
     """``tr M^½`` from the ascending eigenvalues of M; those that are rounding count as zero."""
     return float(np.sqrt(values[_is_positive(values)]).sum())

@@ -194,8 +194,8 @@ class Objective(abc.ABC):
         return 0
 
     @property
-    def real_images_per_feature(self) -> float | None:
-        """Real images that the loss compares with, divided by the dimension of its features; ``None`` if unknown."""
+    def real_images_per_dimension(self) -> float | None:
+        """Real images of the loss, divided by the effective dimension of their features; ``None`` if unknown."""
         return None
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses

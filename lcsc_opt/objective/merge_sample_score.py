@@ -19,6 +19,7 @@ from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
+from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
@@ -148,13 +149,16 @@ class MergeSampleScore(StagedObjective):
             return self.scores.real_halves()
 
     @property
-    def real_images_per_feature(self) -> float | None:
-        """Real images per feature; the lowest of the loss's extractors."""
+    def real_images_per_dimension(self) -> float | None:
+        """Real images per effective dimension of their features; the lowest of the loss's extractors."""
         ratios = []
         for name in self.scores.extractors:
             reference = self.scores.references[name]
-            if reference.count is not None:
-                ratios.append(reference.count / reference.extractor.dimension)
+            if reference.count is None or reference.gaussian is None:
+                continue
+            dimension = effective_dimension(reference.gaussian.cov)
+            if dimension:  # zero where all real images are the same
+                ratios.append(reference.count / dimension)
         return min(ratios, default=None)
 
     def why_no_gradient(self) -> str | None:

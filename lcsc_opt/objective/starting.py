@@ -245,7 +245,7 @@ class _Search:
         return "".join(f"{line}\n" for line in lines)
 
 
-_ROWS = "coefficients for each layer; with fewer than ten real images a feature: affine"
+_ROWS = "coefficients for each layer; one row for all: affine"
 _HELD_OUT = "the answer is chosen and reported on data that no search saw"
 
 

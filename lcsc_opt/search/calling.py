@@ -34,12 +34,12 @@ from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import read_or_empty
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.search.api import Study, run_plans
-from lcsc_opt.search.plan import FEWEST_REAL_IMAGES, Plan, plans
+from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resources import ObjectiveLoader
 from lcsc_opt.search.result import Result
 from lcsc_opt.search.trial_call import try_sampler, try_score
@@ -107,7 +107,7 @@ def search(
             the score has a gradient, else ``LCSCQuadratic``.
         space: of the coefficients, as in a study file: ``convex``, ``{"principal": 40}``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
-            for images if the loss has a gradient and there are ten real images for each of its features, else ``None``.
+            for images if all optimizers but baselines follow the gradient of the loss, else ``None``.
         budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
             ``timedelta``, which becomes a number of evaluations once, by timing one of them before the study begins.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
@@ -158,11 +158,11 @@ def search(
                 content["optimizers"] = ["EMAGrid", call.optimizer]
         call.place_checkpoints(experiment, stored)
         loader = ObjectiveLoader()
-        if rows == "auto":
+        if rows == "auto" and "rows" not in content.get("space", {}):
             if stored:
                 chosen_rows = next(iter(stored.values()))["specification"]["space"].get("rows")
             else:
-                chosen_rows = call.rows_by_rule(loader, content)
+                chosen_rows = call.default_rows(content)
             if chosen_rows is not None:
                 content.setdefault("space", {})["rows"] = chosen_rows
         if isinstance(total, float):
@@ -381,12 +381,12 @@ class _Call:
         specs: tuple[StudySpec, ...] = parse_studies(dict(content), source="lcsc_opt.search")
         return [dataclasses.replace(plan, live=self.live) for plan in plans(specs, Path.cwd())]
 
-    def rows_by_rule(self, loader: ObjectiveLoader, content: Mapping[str, Any]) -> Rule | None:
-        """``layers`` where docs/optimizers.md advises it, which only images tell."""
-        if self.file == "score.py" or self.optimizer != "LCSCGradient":
+    def default_rows(self, content: Mapping[str, Any]) -> Rule | None:
+        """``layers`` for images wherever the gradient leads."""
+        if self.file == "score.py":
             return None
-        images = loader.load(self.plans(content)[0], dict).real_images_per_feature
-        return "layers" if images is not None and images >= FEWEST_REAL_IMAGES else None
+        searches = [plan for plan in self.plans(content) if plan.optimizer.name not in BASELINES]
+        return "layers" if searches and all(plan.follows_gradients for plan in searches) else None
 
 
 def _check_names(settings: Mapping[str, Any], fields: Collection[str]) -> None:

@@ -57,7 +57,7 @@ from lcsc_opt.optimizers.registry import (
 from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
 
-FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
+FEWEST_REAL_IMAGES = 10  # per effective dimension of the features, where each layer has its own coefficients
 UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
 MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
@@ -433,13 +433,14 @@ class Plan:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
             return
-        images = None if objective is None else objective.real_images_per_feature
+        images = None if objective is None else objective.real_images_per_dimension
         if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:
             yield (
-                f"{self.name}: the reference has {images:.1f} real images for each feature; with fewer than about "
-                f"{FEWEST_REAL_IMAGES}, many rows overfit these images; leave space.rows out"
+                f"{self.name}: the reference has {images:.1f} real images for each effective dimension of its "
+                f"features; with fewer than about {FEWEST_REAL_IMAGES}, many rows overfit them: give more real images, "
+                "or hold some out and compare with one row"
             )
 
     def space(self, objective: Objective) -> CoefficientSpace:

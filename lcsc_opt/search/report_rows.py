@@ -170,19 +170,20 @@ def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: st
     if sign is None:
         return row
     gain = _gain(answer, baseline, sign)
-    spread = gain.spread
     mean_gain = sign * (baseline.mean - row.value)
-    has_one_group = len(answer.values) == 1
-    if has_one_group and gain.without_groups and gain.interval is not None:
-        noise = gain.interval[1] - mean_gain
-    elif spread is not None:
-        noise = spread
+    if gain.interval is not None:
+        is_worse = gain.interval[1] < 0
     else:
-        noise = SINGLE_GROUP_NOISE * abs(baseline.mean)
+        is_worse = mean_gain < -SINGLE_GROUP_NOISE * abs(baseline.mean)
     real = row.real_halves
     is_as_good_as_real = real is not None and sign * row.value <= sign * real
-    is_lost = mean_gain < -noise and not is_as_good_as_real
-    return dataclasses.replace(row, gain=mean_gain, gain_spread=spread, gain_interval=gain.interval, lost=is_lost)
+    return dataclasses.replace(
+        row,
+        gain=mean_gain,
+        gain_spread=gain.spread,
+        gain_interval=gain.interval,
+        lost=is_worse and not is_as_good_as_real,
+    )
 
 
 def _gain(answer: _Column, baseline: _Column, sign: int) -> _Column:

@@ -7,6 +7,7 @@ The columns of one dtype are a ``[K, P]`` view of it. A one-hot combination is t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,12 @@ from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
-from lcsc_opt.trajectory.layout import Layout, RowPart
+from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
 from lcsc_opt.trajectory.manifest import PACKED, TRAINING, Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
+_COMPARED_BYTES = 4096  # the beginning of a tensor, which tells most of them apart
 _MOST_NAMED = 3  # rows with the same weights that one warning names
 
 
@@ -163,6 +165,8 @@ class Trajectory:
     def in_rows(self, rule: Rule | None) -> Trajectory:
         """The same trajectory for coefficients ``[S, K]``, a row for each layer group; ``None`` for one row.
 
+        A tensor that has several names (:attr:`tied`) has one row.
+
         Args:
             rule: how the tensors that vary are divided, see :meth:`LayerGroups.by`.
 
@@ -172,8 +176,42 @@ class Trajectory:
         groups: LayerGroups | None = None
         if rule is not None:
             shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
-            groups = LayerGroups.by(rule, shapes)
+            groups = LayerGroups.by(rule, shapes, self.tied)
         return self._merged_by(self._merger.source, groups)
+
+    @functools.cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Further names of tensors that a checkpoint has under several names, each → the first of them.
+
+        These are floating-point tensors of one shape and dtype that vary, and that are equal bit for bit in all
+        checkpoints. A file does not always tell more: safetensors writes a shared tensor twice, or once.
+
+        Raises:
+            TrajectoryError: a checkpoint was overwritten since opening.
+        """
+        alike: dict[tuple[object, ...], list[TensorSpec]] = {}
+        with self._unchanged():
+            for spec in self.tensors:
+                if spec.name in self.varying and spec.merged and spec.numel:
+                    content = self._rows.content(self._merger.slots[-1], spec)
+                    beginning = content[:_COMPARED_BYTES].numpy().tobytes()
+                    alike.setdefault((spec.shape, spec.dtype, beginning), []).append(spec)
+            first_names: dict[str, str] = {}
+            for specs in alike.values():
+                distinct: list[TensorSpec] = []
+                for spec in specs:
+                    first = next((earlier for earlier in distinct if self._are_equal(earlier, spec)), None)
+                    if first is None:
+                        distinct.append(spec)
+                    else:
+                        first_names[spec.name] = first.name
+        return first_names
+
+    def _are_equal(self, one: TensorSpec, other: TensorSpec) -> bool:
+        """Whether two tensors have the same bytes in all checkpoints."""
+        return all(
+            torch.equal(self._rows.content(slot, one), self._rows.content(slot, other)) for slot in self._merger.slots
+        )
 
     def _merged_by(self, source: ColumnSource, groups: LayerGroups | None) -> Trajectory:
         """The same trajectory, on the same map, with another merger."""

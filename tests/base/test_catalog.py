@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
@@ -12,6 +13,7 @@ from lcsc_opt.base.paths import SHIPPED, BuildContext
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.objective.loading import load_objective
 
 GOOD = """
@@ -92,6 +94,17 @@ def test_every_shipped_study_could_be_run(path: Path, workplace: Path, capsys: p
     assert {split_point(line.split("/")[0])[0] for line in lines} == {name}
     assert len(lines) >= 2
     assert not any(workplace.iterdir())
+
+
+def test_shipped_studies_that_only_follow_the_gradient_have_coefficients_for_each_layer() -> None:
+    following = []
+    for path in STUDIES:
+        content = yaml.safe_load(path.read_text())
+        names = {next(iter(entry)) if isinstance(entry, dict) else entry for entry in content["optimizers"]}
+        if names - {*BASELINES} == {"LCSCGradient"}:
+            following.append(path.stem)
+            assert content["space"]["rows"] == "layers", path
+    assert following == ["demo", "lora"]
 
 
 def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace: Path) -> None:

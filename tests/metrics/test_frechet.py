@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Moments
+from lcsc_opt.metrics.frechet import effective_dimension
 from tests.metrics.examples import features_of
 from tests.metrics.examples import mean_and_covariance as moments
 
@@ -155,3 +156,15 @@ def test_features_may_be_tensors_of_any_floating_point_type_and_with_a_graph(dty
     features = torch.from_numpy(correlated_features(9, 3, seed=0)).to(dtype).requires_grad_()
     expected = FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_features(features.detach().double().numpy())
     assert FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_features(features) == expected
+
+
+def test_the_effective_dimension_counts_the_directions_in_which_features_vary() -> None:
+    assert effective_dimension(np.eye(7)) == pytest.approx(7)
+    assert effective_dimension(np.diag([3.0, 3.0, 0.0, 0.0])) == pytest.approx(2)
+    assert effective_dimension(np.diag([2.0, 1.0])) == pytest.approx(9 / 5)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
+    variances = np.diag([4.0, 2.0, 1.0, 0.5])
+    assert effective_dimension(1e-9 * rotation @ variances @ rotation.T) == pytest.approx(7.5**2 / 21.25)
+    assert effective_dimension(np.zeros((3, 3))) == 0
+    with pytest.raises(MetricError, match=r"square matrix, got the shape \[2, 3\]"):
+        effective_dimension(np.ones((2, 3)))

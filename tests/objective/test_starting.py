@@ -40,7 +40,9 @@ def test_a_run_of_diffusers_next_to_real_images_needs_nothing_more(capsys: pytes
     assert lcsc(["init", "out"]) == 0
     said = capsys.readouterr().err
     assert "study.yaml: 3 checkpoints, steps 100 to 300, for objectives/diffusers_unconditional.py" in said
-    assert "FILL IN" not in Path("study.yaml").read_text()
+    text = Path("study.yaml").read_text()
+    assert "FILL IN" not in text
+    assert "space: {rows: layers}   # coefficients for each layer; one row for all: affine" in text
     small = ["budget.evaluations=13", "objective.settings.images=12", "held_out=null"]
     small.append(f"objective.settings.loss={PIXELS}")  # Inception would be downloaded
     assert lcsc(["run", "study.yaml", *small, "--dry-run"]) == 0

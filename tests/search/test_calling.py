@@ -491,12 +491,55 @@ def test_images_that_cannot_be_searched_are_refused_in_one_line(
     assert not Path("../cache/trajectories").exists()
 
 
-def test_images_are_sampled_and_compared(workplace: Path) -> None:
+@pytest.fixture
+def real_images(workplace: Path) -> Path:
+    """A folder of 40 images of noise, whose pixels vary in almost as many directions as there are images."""
     generator = np.random.default_rng(0)
     (workplace / "real").mkdir()
     for index in range(40):
         pixels = generator.integers(90, 160, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(workplace / "real" / f"{index}.png")
+    return workplace / "real"
+
+
+@pytest.mark.usefixtures("real_images")
+@pytest.mark.parametrize(
+    ("optimizers", "arguments", "shape"),
+    [
+        (None, {}, (1, 3)),
+        (["EMAGrid", "LCSCGradient"], {"space": "convex"}, (1, 3)),
+        (None, {"rows": None}, (3,)),
+        (None, {"space": {"rows": None}}, (3,)),
+        (["EMAGrid", "LCSCGradient", "CMA"], {}, (3,)),
+    ],
+)
+def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
+    optimizers: Any, arguments: dict[str, Any], shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = lcsc_opt.search(
+        {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)},
+        build=lambda: nn.Conv2d(3, 3, 1, bias=False),
+        sample=lambda net, noise: torch.tanh(net(noise)),
+        reference="real",
+        optimizers=optimizers,
+        name="rows",
+        image_shape=(3, 8, 8),
+        images=20,
+        held_out=20,
+        held_out_metrics=[],
+        loss="fid@pixels",
+        budget=2,
+        device="cpu",
+        **arguments,
+    )
+    assert result.studies[1].name == "rows/LCSCGradient/0"
+    assert result.studies[1].coefficients.shape == shape
+    warned = "1.2 real images for each effective dimension of its features" in capsys.readouterr().err
+    assert warned == (len(shape) == 2)
+
+
+@pytest.mark.usefixtures("real_images")
+def test_images_are_sampled_and_compared() -> None:
     trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
     for options, optimizer in (({}, "LCSCGradient"), ({"loss": "precision@pixels"}, "LCSCQuadratic")):
         settings: dict[str, Any] = {"loss": "fid@pixels", **options}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import statistics
 
+import numpy as np
 import pytest
 
+from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.search.report_rows import metric_rows, warning_of
@@ -196,3 +198,45 @@ def test_a_measured_standard_error_gives_a_normal_interval_and_a_number_alone_no
     assert hits.gain_interval == pytest.approx((0.1 - 1.959964 * 0.05, 0.1 + 1.959964 * 0.05))
     [alone] = metric_rows(model([2.5]), signs={})
     assert alone.interval is None
+
+
+def sampled(generator: np.random.Generator, seed: int, kind: str, shift: float) -> Measurement:
+    """A measurement whose metric is the mean of 200 normal numbers, with what its interval is computed from."""
+    values = generator.normal(10 + shift, 1, 200)
+    if kind == "groups of noise alone":
+        return Measurement(seed, 1.0, {"near": values.mean()})
+    if kind == "standard errors":
+        return Measurement(seed, 1.0, {"near": values.mean(), "near_stderr": values.std(ddof=1) / 200**0.5})
+    group = group_of_each(200)
+    without = [float(values[group != number].mean()) for number in range(GROUPS)]
+    return Measurement(seed, 1.0, {"near": values.mean()}, {"near": without})
+
+
+def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
+    """The share of 400 reports that call an answer worse, which is worse than the baseline by ``shift``."""
+    generator = np.random.default_rng(54)
+    worse = 0
+    for _ in range(400):
+        answer = MeasuredModel.mean_of([sampled(generator, n, kind, shift) for n in range(groups)], images=200)
+        ema = MeasuredModel.mean_of([sampled(generator, n, kind, 0.0) for n in range(groups)], images=200)
+        _, near = metric_rows(answer, Baseline("EMA*", ema), signs={"near": 1})
+        worse += near.lost
+    return worse / 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("groups of noise alone", 2),
+        ("groups of noise alone", 3),
+        ("groups of noise alone", 5),
+        ("standard errors", 1),
+        ("standard errors", 2),
+        ("groups of images", 1),
+        ("groups of images", 2),
+        ("groups of images", 3),
+    ],
+)
+def test_models_that_are_alike_are_rarely_called_worse(kind: str, groups: int) -> None:
+    assert 0.005 < share_called_worse(kind, groups) < 0.06
+    assert share_called_worse(kind, groups, shift=5.0) == 1
