@@ -13,15 +13,32 @@ import logging
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the direction of a text
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 log = logging.getLogger("lcsc_opt")
 log.addHandler(logging.NullHandler())
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, but for line breaks and tabs.
+
+    A file's name or the reason of a failure may hold some, and a terminal would obey them.
+    """
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
+    if is_control or character in _TURNING:
+        return character.encode("unicode_escape").decode()
+    return character
 
 
 def notice(message: str, *, every_time: bool = False) -> None:
@@ -59,7 +76,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record) + "\n"
+            line = printable(self.format(record)) + "\n"
             if sys.stderr.isatty():
                 tqdm.write(line, file=sys.stderr, end="")
             else:

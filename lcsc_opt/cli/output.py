@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from lcsc_opt.base.progress import log
+from lcsc_opt.base.progress import log, printable
 
 if TYPE_CHECKING:
     from lcsc_opt.database.report import HeldOutReport
@@ -70,7 +70,7 @@ def print_table(
         optional: headings of columns that a narrow terminal goes without, the last of these first. A message names
             them; the command has ``--format json``.
     """
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
     columns = []
     for index, name in enumerate(header):
         cells = [row[index] for row in texts]
@@ -148,7 +148,7 @@ def _finite(value: Any) -> Any:
 def say(message: str) -> None:
     """One line of progress on standard error, unless messages are silenced."""
     if log.isEnabledFor(logging.INFO):
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(f"{printable(message)}\n")
 
 
 def print_report(report: HeldOutReport | None, title: str = "held out") -> None:

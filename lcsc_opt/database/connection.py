@@ -23,7 +23,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
+from lcsc_opt.database.urls import masked, parse_url, sqlite_file, url_of_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -41,6 +41,7 @@ _TRANSIENT_SQLSTATES = (
 )
 LOCKED = ("database is locked", "database table is locked")
 READ_ONLY = "attempt to write a readonly database"
+_MOVED = "SQLITE_READONLY_DBMOVED"  # its message is that of a file that may not be written
 _TABLE_EXISTS = ("already exists", "unique constraint", "duplicate key")
 _SQLITE_HEADER = b"SQLite format 3\x00"
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def read_or_empty(url: str) -> Iterator[RDBStorage]:
     _check_sqlite_file(file, write=True)
     with tempfile.TemporaryDirectory() as folder:
         if not (file.exists() and _has_studies_table(file)):
-            url = f"sqlite:///{folder}/empty.db"
+            url = url_of_file(f"{folder}/empty.db")
             open_storage(url, write=True).engine.dispose()
         with reading(url) as storage:
             yield storage
@@ -250,6 +251,11 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             return _when_unlocked(storage.url, work)
         except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
+            if _was_moved(storage, error):
+                raise StudyStoreError(
+                    f"{masked(storage.url)}: was moved or deleted while it was in use; what was committed is in the "
+                    "moved file: move it back, and run the same command to continue"
+                ) from error
             if attempt == len(RETRY_SECONDS) or not _is_transient(error):
                 raise StudyStoreError(f"{problem}; {_advice(problem)}") from error
         pause = RETRY_SECONDS[attempt]
@@ -272,6 +278,19 @@ def one_transaction(storage: RDBStorage) -> Iterator[None]:
             yield
         finally:
             storage.remove_session()
+
+
+def _was_moved(storage: RDBStorage, error: BaseException) -> bool:
+    """Whether an SQLite file no longer has its name, or another file has it."""
+    file = sqlite_file(storage.engine.url)
+    if file is None:
+        return False
+    cause: Any = error
+    if isinstance(error, ConnectionError):
+        cause = error.args[0]  # see _past_optuna
+    driver_error = getattr(cause, "orig", None)
+    is_moved = getattr(driver_error, "sqlite_errorname", "") == _MOVED  # from Python 3.11
+    return is_moved or not file.exists()
 
 
 def _advice(problem: str) -> str:

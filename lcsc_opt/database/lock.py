@@ -60,7 +60,16 @@ class _FileLock:
                 f"the file system of {self._path.parent} has no locks, so two processes could run one study; put the "
                 "database on a local disk, or into PostgreSQL: --storage postgresql://USER:PASSWORD@HOST/DATABASE"
             ) from error
+        except OSError as error:
+            raise StudyStoreError(f"{self._path}: {error.strerror or error}; {self._advice}") from error
         return True
+
+    @property
+    def _advice(self) -> str:
+        """What to do where the file cannot be made or opened."""
+        if self._path.exists():
+            return "this lock of the study is another user's; if that user runs it no more, remove this file"
+        return "a search locks its study beside the database: let this user write there, or give another --storage"
 
     def is_held(self) -> bool:
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import urllib.parse
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -17,6 +18,22 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
     """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
     choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), study_file)
     return next((choice for choice in choices if choice), DEFAULT_STORAGE)
+
+
+def url_of_file(file: Path | str) -> str:
+    """The URL of an SQLite database whose file has this name, with any characters in it.
+
+    Raises:
+        StudyStoreError: the installed SQLAlchemy (2.0) has no URL for a name with these characters.
+    """
+    name = str(file)
+    url = f"sqlite:///{name}"
+    if sa.make_url(url).database == name:
+        return url
+    url = f"sqlite:///{urllib.parse.quote(name)}"
+    if sa.make_url(url).database == name:
+        return url
+    raise StudyStoreError(f"storage: {name}: SQLAlchemy 2.0 opens no file whose name has a ? in it; give another name")
 
 
 def is_there(url: str) -> bool:
@@ -43,7 +60,7 @@ def parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        shown = f"{url}; of that file it is sqlite:///{url}"
+        shown = f"{url}; of that file it is {url_of_file(url)}"
         if "//" in url or "@" in url:
             shown = masked(url)
         raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {shown}") from None

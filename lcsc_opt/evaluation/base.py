@@ -14,6 +14,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
 from lcsc_opt.base.machine import free_memory
+from lcsc_opt.base.progress import printable
 from lcsc_opt.base.records import Candidate, Constraint, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective
 
@@ -77,10 +78,10 @@ def _failure_of(error: BaseException) -> Failure:
     if not isinstance(error, MetricError):  # these are about the candidate, not about code
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     return Failure(
-        reason=" ".join(message.split()),  # in one line, wherever it is shown
+        reason=printable(" ".join(message.split())),  # in one line, wherever it is shown
         seconds=0.0,
         retry=not isinstance(error, LcscError),
-        traceback=text,
+        traceback=printable(text),
     )
 
 

@@ -27,6 +27,8 @@ Array = npt.NDArray[np.float64]
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
+# Of the Frobenius norm. A covariance that was computed and stored in float32 is off by about 1e-7 of it.
+COVARIANCE_ROUNDING = 1e-5
 BLOCK = 256  # rows or columns of a symmetric or triangular matrix at once; the other half is not computed
 _OTHER_FEATURES = "; use one extractor for both sets"
 
@@ -284,6 +286,29 @@ def effective_dimension(cov: npt.ArrayLike) -> float:
     if trace_of_square == 0:
         return 0.0
     return float(np.trace(checked)) ** 2 / trace_of_square
+
+
+def check_covariance(cov: npt.ArrayLike, name: str) -> None:
+    """Check that ``cov`` ``[D, D]`` is symmetric and has no negative eigenvalue, up to float32 rounding.
+
+    Raises:
+        MetricError: it is not, or it is not finite.
+    """
+    array = _checked(cov, name, None, None)
+    dimension = len(array)
+    symmetric = _covariance(array, dimension, name)
+    rounding = COVARIANCE_ROUNDING * float(np.linalg.norm(array))
+    if np.abs(array - symmetric).max() > rounding:
+        raise MetricError(f"{name}: is not symmetric, so it is not a covariance; write the statistics again")
+    try:
+        # much faster than eigenvalues; fails if one of them is below -rounding
+        np.linalg.cholesky(symmetric + (rounding + np.finfo(np.float64).tiny) * np.eye(dimension))
+    except np.linalg.LinAlgError as error:
+        values = np.linalg.eigvalsh(symmetric)
+        raise MetricError(
+            f"{name}: is not a covariance, since its smallest eigenvalue is {values[0]:.3g} and the largest "
+            f"{values[-1]:.3g}; write the statistics again"
+        ) from error
 
 
 def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:

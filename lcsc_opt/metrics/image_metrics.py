@@ -70,6 +70,7 @@ class ImageMetrics:
     ) -> None:
         self.metrics = tuple(metrics)
         self._loss = loss
+        self._references = references
         self._total = total
         self._intervals = intervals
         self._constraint = constraint
@@ -90,8 +91,10 @@ class ImageMetrics:
     def update(self, images: Tensor, *, prompts: Sequence[str] | None = None) -> None:
         """Add the features of images ``[B, C, H, W]``, not clipped, and of their ``prompts`` if they have some.
 
-        Raises MetricError if features are not finite.
+        Raises ObjectiveError if the images are of another size than real ones, MetricError if features are not finite.
         """
+        for reference in self._references.values():
+            reference.check_size(images)
         with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for name, feature_metrics in self._features.items():
                 extractor: Any = extractor_for(feature_metrics.reference, prompts)

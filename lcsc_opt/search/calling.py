@@ -36,7 +36,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import read_or_empty
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
-from lcsc_opt.database.urls import storage_url
+from lcsc_opt.database.urls import storage_url, url_of_file
 from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.search.api import Study, run_plans
 from lcsc_opt.search.plan import Plan, plans
@@ -131,7 +131,7 @@ def search(
         if storage is None:
             temporary = tempfile.mkdtemp(prefix="lcsc-")
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless a result keeps it
-            url = f"sqlite:///{temporary}/{DEFAULT_FILE}"
+            url = url_of_file(f"{temporary}/{DEFAULT_FILE}")
         else:
             url = _url(storage)
         experiment = name or call.default_name
@@ -445,7 +445,9 @@ def _url(storage: str | Path) -> str:
     text = str(storage)
     if text == DEFAULT_FILE:
         return storage_url(None, DEFAULT_STORAGE)
-    return text if "://" in text else f"sqlite:///{text}"
+    if "://" in text:
+        return text
+    return url_of_file(text)
 
 
 def _stored(url: str, experiment: str) -> dict[str, Mapping[str, Any]]:

@@ -33,10 +33,9 @@ from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, point_of, request_of
+from lcsc_opt.optimizers.told_losses import ToldLosses
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
-FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
-LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
 
@@ -120,7 +119,7 @@ class Search:
         has_results = any(trial.state in SUCCEEDED for trial in trials)
         self._failing = FailurePolicy(study.name, self._policy, has_results=has_results)
         self._accepted_failures = frozenset(study.attributes.get(ACCEPTED_FAILURES) or ())
-        self._worst: float | None = None
+        self._told_losses = ToldLosses()
         self.best: tuple[float, int] | None = None
         self.told = 0
         self._charged = charged_for_baselines(trials, budget.unit, images_per_evaluation)
@@ -193,9 +192,8 @@ class Search:
             point = point_of(parametrization, coefficients_of(trial), tuned_of(trial))
             parameter = parametrization.spawn_child(new_value=point)
             attach_request(parameter, request)
-            outcome = stored_outcome(trial)
-            loss = self._loss_to_tell(outcome, trial.number, request)
-            attach_evaluation(parameter, _with_fitting_gradient(outcome, parameter.value.shape))
+            loss, evaluation = self._to_tell(stored_outcome(trial), trial.number, request)
+            attach_evaluation(parameter, _with_fitting_gradient(evaluation, parameter.value.shape))
             try:
                 self._tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
@@ -262,8 +260,8 @@ class Search:
             asked = self._next_to_tell()
         self._in_flight.remove(asked)
         assert asked.outcome is not None
-        loss = self._loss_to_tell(asked.outcome, asked.number, asked.request)
-        attach_evaluation(asked.parameter, None if isinstance(asked.outcome, Failure) else asked.outcome)
+        loss, evaluation = self._to_tell(asked.outcome, asked.number, asked.request)
+        attach_evaluation(asked.parameter, evaluation)
         self._tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(asked.request)
@@ -325,17 +323,15 @@ class Search:
         asked.ended_now = True
         self._committed = max(self._committed, tell_index + 1)
 
-    def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
-        """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
-        if isinstance(outcome, Evaluation):
-            loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
-            if self._worst is None or loss > self._worst:
-                self._worst = loss
-            if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
-                self.best = (loss, number)
-            return loss
-        self._failing.add(outcome, accepted=number in self._accepted_failures)
-        return FIRST_FAILURE_LOSS if self._worst is None else self._worst
+    def _to_tell(self, outcome: Outcome, number: int, request: Request) -> tuple[float, Evaluation | None]:
+        """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
+        if isinstance(outcome, Failure):
+            self._failing.add(outcome, accepted=number in self._accepted_failures)
+            return self._told_losses.of_failure, None
+        if request.compares(self._images_per_evaluation) and (self.best is None or outcome.loss < self.best[0]):
+            self.best = (outcome.loss, number)
+        told = self._told_losses.of_success(outcome)
+        return told.loss, told
 
 
 def charged_for_baselines(trials: Sequence[FrozenTrial], unit: str, images_per_evaluation: int) -> int:
@@ -364,13 +360,13 @@ def _price(request: Request, unit: str, images_per_evaluation: int) -> int:
     return request.images
 
 
-def _with_fitting_gradient(outcome: Outcome, shape: tuple[int, ...]) -> Evaluation | None:
+def _with_fitting_gradient(evaluation: Evaluation | None, shape: tuple[int, ...]) -> Evaluation | None:
     """What to attach for an inherited result: a gradient of one row does not fit where there are several now."""
-    if not isinstance(outcome, Evaluation):
+    if evaluation is None:
         return None
-    if outcome.gradient is not None and outcome.gradient.shape != shape:
-        return dataclasses.replace(outcome, gradient=None)
-    return outcome
+    if evaluation.gradient is not None and evaluation.gradient.shape != shape:
+        return dataclasses.replace(evaluation, gradient=None)
+    return evaluation
 
 
 def stored_outcome(trial: FrozenTrial) -> Outcome:

@@ -29,12 +29,12 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.registry import build_optimizer, needs_gradient, prefers_sequential_asks
+from lcsc_opt.optimizers.told_losses import LARGEST_LOSS
 
 SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
 STEPS = tuple(range(100, 1300, 100))
 _SLOPE = np.linspace(-0.6, 0.9, len(STEPS))
 TARGET = _SLOPE / _SLOPE.sum()  # [K], where the quadratic loss of check_optimizer is lowest
-LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20
 FAILURE_LOSS = 1e6  # what an optimizer is told for a failed evaluation
 CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # lengths of a truncated file, relative to the whole one
 STORED_COEFFICIENTS = 500

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress
+from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, printable, progress
 
 
 class Clock:
@@ -65,6 +65,23 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
     lines = terminal.getvalue().replace("\r", "\n").splitlines()
     assert "lcsc: something else" in lines
     assert re.search(r"^search: .* 6/8 .*best 1.25", lines[-1])
+
+
+HOSTILE = "bad \x1b]0;another title\x07 \x1b[2J \x9b2J \u202egnp.exe \r"
+HARMLESS = r"bad \x1b]0;another title\x07 \x1b[2J \x9b2J \u202egnp.exe \r"
+
+
+def test_control_characters_are_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with messages_on_stderr():
+        notice(HOSTILE)
+    assert capsys.readouterr().err == f"lcsc: {HARMLESS}\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["two\nlines\tand a tab", "naïve Σ|a| → 日本語", "\U0001f468\u200d\U0001f469", r"C:\x1b"]
+)
+def test_texts_of_all_languages_are_left_alone(text: str) -> None:
+    assert printable(text) == text
 
 
 def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:

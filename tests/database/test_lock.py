@@ -79,6 +79,25 @@ def test_a_file_system_without_locks_is_refused(
     assert locked(study.storage, [NAME]) == set(), "readers go on"
 
 
+def refuse_to_open(self: FileLock, **_: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
+
+
+@pytest.mark.parametrize(
+    ("left_behind", "advice"), [(False, "let this user write there"), (True, "another user's.*remove this file")]
+)
+def test_a_lock_file_that_may_not_be_written_is_one_line(
+    left_behind: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
+    monkeypatch.setattr(FileLock, "acquire", refuse_to_open)
+    if left_behind:
+        lock._lock_file(tmp_path / "studies.db", NAME).touch()
+    with pytest.raises(StudyStoreError, match=rf"\.lock: Permission denied; .*{advice}"):
+        study.hold().__enter__()
+    assert locked(study.storage, [NAME]) == set(), "readers go on"
+
+
 def hold_and_wait(url: str, holds: Any) -> None:
     with open_study(url).hold():
         holds.put(os.getpid())

@@ -80,6 +80,14 @@ def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Pat
     assert result.coefficients.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
+def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
+    first = search(states(), score=without_graph, storage=name)
+    again = search(states(), score=without_graph, storage=name)
+    assert np.array_equal(again.coefficients, first.coefficients)
+    assert [path.name for path in workplace.glob("*.db")] == [str(name)]
+
+
 def test_a_score_without_a_graph_is_searched_without_gradients(search: Any) -> None:
     result = search(list(states().values()), score=without_graph, storage=None)
     assert [study.name.split("/")[1] for study in result.studies] == ["EMAGrid", "LCSCQuadratic"]

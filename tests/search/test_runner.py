@@ -26,8 +26,9 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
 from lcsc_opt.search.plan import most_in_flight
-from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
+from lcsc_opt.search.runner import Search
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 16
@@ -235,7 +236,36 @@ def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
     objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
     once = FailureSpec(retries=0)
     run(open_study(url), objective, evaluations=5, asked=asked, failures=once)
-    assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
+    assert told == [FIRST_FAILURE_LOSS, 1.5, 3.5, 3.5, 2.5]  # in units of 2
+
+
+def scaled(objective: Objective, factor: float) -> Objective:
+    """The same objective with its loss in another unit."""
+    return CoefficientFunction(lambda coefficients: factor * objective(coefficients), STEPS, name="scaled")
+
+
+@pytest.mark.parametrize("name", ["LCSC", "LCSCQuadratic", "CMA", "DE", "PSO", "NGOpt"])
+@pytest.mark.parametrize("exponent", [80, -40, 300, -300])
+def test_the_unit_of_the_loss_changes_no_candidate(url: str, objective: Objective, name: str, exponent: int) -> None:
+    run(open_study(url, "e/plain/0"), objective, name)
+    study = open_study(url, "e/scaled/0")
+    search = run(study, scaled(objective, 2.0**exponent), name)
+    plain = trials_of(open_study(url, "e/plain/0"))
+    assert [trial[:2] for trial in trials_of(study)] == [trial[:2] for trial in plain]
+    values = [trial[2] for trial in trials_of(study)]
+    assert values == [(value or 0.0) * 2.0**exponent for *_, value in plain], "the database has what was measured"
+    assert search.best is not None
+    assert search.best == min(zip(values, range(len(values)), strict=True))
+
+
+def test_a_search_in_a_large_unit_continues_bit_for_bit(url: str, objective: Objective) -> None:
+    large = scaled(objective, 1e30)
+    run(open_study(url, "e/whole/0"), large, "CMA")
+    interrupted = open_study(url, "e/parts/0")
+    with contextlib.suppress(Interrupted):
+        run(interrupted, large, "CMA", stop_after=9)
+    run(interrupted, large, "CMA")
+    assert trials_of(interrupted) == trials_of(open_study(url, "e/whole/0"))
 
 
 def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objective: Objective) -> None:

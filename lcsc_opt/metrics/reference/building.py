@@ -233,7 +233,7 @@ class _Builder:
         # ADM's files hold both: FID compares with their statistics, and other metrics with their images.
         reference = Reference.of_gaussian(self._extractor, statistics.gaussian, statistics.count)
         identity = _digest(str(reference.identity), str(of_pixels.identity))
-        return dataclasses.replace(reference, identity=identity, features=of_pixels.features)
+        return dataclasses.replace(reference, identity=identity, features=of_pixels.features, size=of_pixels.size)
 
     def _check_extractor(self, path: Path, name: str | None) -> None:
         """Raise MetricError if a file says that its statistics are of another extractor."""
@@ -264,7 +264,7 @@ class _Builder:
             rows = _mapped(features_file) if features else None
         statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
         assert statistics is not None  # written by _compute
-        return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows)
+        return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
 
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""

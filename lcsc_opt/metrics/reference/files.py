@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.frechet import FrechetReference
+from lcsc_opt.metrics.frechet import FrechetReference, check_covariance
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
 
@@ -101,7 +101,9 @@ def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if count is not None and count < 2:
         raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
     extractor = str(arrays["extractor"]) if "extractor" in arrays else None
-    return Statistics(FrechetReference(arrays["mu"], arrays["sigma"]), count, extractor)
+    gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
+    check_covariance(arrays["sigma"], "sigma")
+    return Statistics(gaussian, count, extractor)
 
 
 def _features(array: npt.NDArray[Any]) -> Rows:

@@ -1,4 +1,9 @@
-"""Sets of real images of one size from a folder, a zip file, an array or a data set, identified by their content."""
+"""Sets of real images of one size from a folder, a zip file, an array or a data set, identified by their content.
+
+A folder is read as torchvision's ``ImageFolder`` reads it: folders and files that are symbolic links are followed. A
+photograph is turned upright by its EXIF orientation, as Hugging Face's ``datasets`` does; torch-fidelity does not. Of a
+file with several frames, the first one is read.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +24,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
+"""Formats that Pillow registers and leaves to other programs."""
+EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # Pillow decodes a PNG to look for these
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel
 GREY_MODES = frozenset({"1", "L"})
 UNREADABLE = (
@@ -49,6 +56,15 @@ DATASETS = {  # name → class in torchvision, and whether it is the part for tr
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files."""
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two updates of the progress bar
+NAMED = 3  # names that one message lists
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of file names, such as ``.png``, of all formats that this machine's Pillow reads."""
+    Image.init()
+    readable = Image.OPEN.keys() - NOT_READ
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,14 +109,17 @@ class ImageSet:
         """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
         All files are read once for their size and content. The result is kept in ``cache`` until a file changes its
-        name, length or time.
+        name, length or time. A notice counts the files that are not read as images, and one the images of which only
+        the first frame is read.
 
         Raises:
             MetricError: there are no images, one cannot be read, or they differ in size.
         """
-        entries = _in_zip(path) if path.is_file() else _in_folder(path)
+        files = _in_zip(path) if path.is_file() else _in_folder(path)
+        entries = [file for file in files if ImageSet.is_image(file.name)]
+        other_names = [file.name for file in files if not ImageSet.is_image(file.name)]
         if not entries:
-            raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
+            raise MetricError(f"{path}: holds no images{_of_other_files(other_names)}")
         listing = hashlib.sha256(str(path.resolve()).encode())
         for entry in entries:
             listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
@@ -112,6 +131,10 @@ class ImageSet:
             scan = _scan(path, entries)
             height, width = scan.size
             write_atomically(cache_file, json.dumps(scan).encode(), error=MetricError)
+        if other_names:
+            notice(f"{path}: not read as images: {_counted(other_names)}")
+        if scan.animated:
+            notice(f"{path}: only the first frame is read of {_counted(scan.animated)}")
         mode = "L" if scan.grey else "RGB"  # Pillow's
 
         def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
@@ -139,9 +162,8 @@ class ImageSet:
 
     @staticmethod
     def is_image(name: PurePath | str) -> bool:
-        """Whether a name, or a relative path, is that of an image that is not hidden."""
-        path = PurePath(name)
-        return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        """Whether a name, or a relative path, is that of an image."""
+        return PurePath(name).suffix.lower() in image_suffixes()
 
     @property
     def count(self) -> int:
@@ -171,7 +193,7 @@ def _as_marks(content: bytes) -> npt.NDArray[np.uint32]:
 
 
 class _Entry(NamedTuple):
-    """One image file: its name, a stamp that changes when it changes, and a function that reads its bytes."""
+    """One file: its name, a stamp that changes when it changes, and a function that reads its bytes."""
 
     name: str
     stamp: str
@@ -179,26 +201,61 @@ class _Entry(NamedTuple):
 
 
 def _in_folder(folder: Path) -> list[_Entry]:
+    """All files that are not hidden, by their names in the folder."""
     entries = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if ImageSet.is_image(name) and path.is_file():
-            stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
-            entries.append(_Entry(name.as_posix(), stamp, path.read_bytes))
+    for path in sorted(_files_below(folder, above=frozenset())):
+        stat = path.stat()
+        name = path.relative_to(folder).as_posix()
+        entries.append(_Entry(name, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes))
     return entries
 
 
+def _files_below(folder: Path, *, above: frozenset[Path]) -> Iterator[Path]:
+    """The files of a folder and its subfolders, through symbolic links, without hidden ones.
+
+    Args:
+        folder: where to look.
+        above: the real paths of the folders that led here; a link back to one of them is not followed again.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files_below(path, above=above | {real})
+        elif path.is_file():
+            yield path
+
+
 def _in_zip(path: Path) -> list[_Entry]:
+    """All files that are not hidden, by their names in the archive."""
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is not a zip file ({error})") from error
     entries = []
     for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        if ImageSet.is_image(info.filename):
+        is_hidden = any(part.startswith(".") for part in PurePath(info.filename).parts)
+        if not (is_hidden or info.is_dir()):
             stamp = f"{info.file_size} {info.CRC}"
             entries.append(_Entry(info.filename, stamp, functools.partial(archive.read, info)))
     return entries
+
+
+def _counted(names: Sequence[str]) -> str:
+    """How many files these are, and the names of the first ones."""
+    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
+    ellipsis = ", ..." if len(names) > NAMED else ""
+    return f"{files} ({', '.join(names[:NAMED])}{ellipsis})"
+
+
+def _of_other_files(names: Sequence[str]) -> str:
+    """The end of the message about a folder without images."""
+    if not names:
+        return ""
+    return f" among {_counted(names)}"
 
 
 class _Scan(NamedTuple):
@@ -209,12 +266,23 @@ class _Scan(NamedTuple):
         grey: whether all images are grey.
         content: a SHA-256 of all images.
         marks: those of the images, in hexadecimal.
+        animated: the names of the files with more than one frame.
     """
 
     size: tuple[int, int]
     grey: bool
     content: str
     marks: str
+    animated: list[str]
+
+
+class _Header(NamedTuple):
+    """One image file without its pixels: a SHA-256 of its bytes, height and width, Pillow's mode, its frames."""
+
+    digest: bytes
+    size: tuple[int, int]
+    mode: str
+    frames: int
 
 
 def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
@@ -222,11 +290,13 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
     digest = hashlib.sha256()
     marks = bytearray()
     grey = True
+    animated: list[str] = []
     first_size: tuple[int, int] | None = None
     with progress(f"reading {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(entries), SCANNED):
             part = entries[start : start + SCANNED]
-            for entry, (file_digest, size, mode) in zip(part, threads.map(_header, part), strict=True):
+            for entry, header in zip(part, threads.map(_header, part), strict=True):
+                size = header.size
                 if first_size is None:
                     first_size = size
                 if size != first_size:
@@ -235,26 +305,34 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
                         f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first: how "
                         "they are scaled changes FID"
                     )
-                if mode.startswith(DEEP_MODES):
+                if header.mode.startswith(DEEP_MODES):
                     raise MetricError(
                         f"{path}: {entry.name} has more than 8 bits per channel; convert it to 8 bits first"
                     )
-                grey = grey and mode in GREY_MODES
-                digest.update(file_digest)
-                marks += file_digest[:4]
+                if header.frames > 1:
+                    animated.append(entry.name)
+                grey = grey and header.mode in GREY_MODES
+                digest.update(header.digest)
+                marks += header.digest[:4]
             advance(len(part))
-    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), marks.hex())
+    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), marks.hex(), animated)
 
 
-def _header(entry: _Entry) -> tuple[bytes, tuple[int, int], str]:
-    """The hash of one file, its height and width, and its mode."""
+def _header(entry: _Entry) -> _Header:
+    """What is known of one file before its pixels are needed."""
     with _opened(entry) as (image, content):
-        return hashlib.sha256(content).digest(), (image.height, image.width), image.mode
+        mode = image.mode
+        frames = getattr(image, "n_frames", 1)
+        may_be_turned = image.format != "PNG" or any(mark in content for mark in EXIF_IN_PNG)
+        if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+        return _Header(hashlib.sha256(content).digest(), (image.height, image.width), mode, frames)
 
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
-    """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
+    """``[H, W, C]`` of one file, upright; a palette or transparency becomes plain colours, as in torch-fidelity."""
     with _opened(entry) as (image, _):
+        ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 
@@ -33,6 +33,7 @@ class Reference:
         count: how many real images; ``None`` if a file of statistics does not say.
         identity: names the images and the extractor by their content, for the fingerprint of a study.
         features: ``[M, D]`` float32; ``None`` if only mean and covariance are known or needed.
+        size: height and width of the real images; ``None`` where only their statistics or features are known.
         held_out: further real images, which no loss uses, with their features.
 
     Raises:
@@ -44,6 +45,7 @@ class Reference:
     count: int | None = None
     identity: str | None = None
     features: npt.NDArray[np.float32] | None = None
+    size: tuple[int, int] | None = None
     held_out: Reference | None = None
     _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -67,7 +69,8 @@ class Reference:
     @classmethod
     def of_images(cls, extractor: FeatureExtractor, images: Tensor) -> Reference:
         """A reference of ``[M, C, H, W]`` in [−1, 1], M at least 2. Raises MetricError as :func:`extract`."""
-        return cls.of_features(extractor, extract(extractor, images, batch_size=500))
+        reference = cls.of_features(extractor, extract(extractor, images, batch_size=500))
+        return dataclasses.replace(reference, size=(images.shape[-2], images.shape[-1]))
 
     @classmethod
     def of_features(cls, extractor: FeatureExtractor, features: npt.ArrayLike) -> Reference:
@@ -90,6 +93,22 @@ class Reference:
         if self.features is None:
             raise MetricError(NO_FEATURES)
         return self.features
+
+    def check_size(self, samples: Tensor) -> None:
+        """Raise ObjectiveError if ``samples`` ``[B, C, H, W]`` are of another size than the real images.
+
+        The extractor would scale both to its own size, and a distance would then measure the scaling.
+        """
+        height, width = samples.shape[-2:]
+        for reference in (self, self.held_out):
+            if reference is None or reference.size in (None, (height, width)):
+                continue
+            real_height, real_width = reference.size
+            raise ObjectiveError(
+                f"samples are {height}x{width} and the images of the reference {real_height}x{real_width}; "
+                "the distance between them would measure how they are scaled. Give a reference of "
+                f"{height}x{width}, made by the code that made the training images"
+            )
 
     @property
     def unseen(self) -> Reference:

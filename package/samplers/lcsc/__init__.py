@@ -24,12 +24,11 @@ from lcsc_opt.base.reproducibility import blas_threads, derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.optimizers import Request, attach_evaluation, build_optimizer, request_of
+from lcsc_opt.optimizers.told_losses import ToldLosses
 
 __all__ = ["LCSCGradientSampler", "LCSCQuadraticSampler", "LCSCSampler"]
 
 _BOUND = 1e6  # of coefficients, since Optuna's parameters need bounds
-_LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
-_FIRST_FAILURE_LOSS = 1e6  # told for a failed trial before anything has succeeded
 _ENDLESS = 10**9  # trials, if no budget is given
 _LOCK = threading.Lock()  # shared by all samplers, since a sampler with a lock could not be pickled
 
@@ -132,7 +131,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         self._asked: dict[int, ng.p.Parameter] = {}  # by the trial's number
         self._told: set[int] = set()
         self._lost: set[int] = set()  # told as failed; their results may still come
-        self._worst: float | None = None
+        self._told_losses = ToldLosses()
 
     def _parameters(self, candidate: ng.p.Parameter) -> dict[str, float]:
         return dict(zip(self._names, candidate.value.tolist(), strict=True))
@@ -201,8 +200,6 @@ class LCSCSampler(optuna.samplers.BaseSampler):
     def _tell(self, candidate: ng.p.Parameter | None, trial: FrozenTrial, sign: int) -> None:
         """Tell the result of a trial that has ended; without a candidate, as one of another search."""
         evaluation = self._evaluation(trial, self._request(candidate), sign)
-        if evaluation is not None and (self._worst is None or evaluation.loss > self._worst):
-            self._worst = evaluation.loss
         if candidate is None:
             if evaluation is None or not set(self._names) <= set(trial.params):
                 return
@@ -212,20 +209,20 @@ class LCSCSampler(optuna.samplers.BaseSampler):
 
     def _tell_evaluation(self, candidate: ng.p.Parameter, evaluation: Evaluation | None) -> None:
         """Tell an evaluation, or that there is none: then the loss is the worst so far."""
-        attach_evaluation(candidate, evaluation)
-        if evaluation is not None:
-            self._optimizer.tell(candidate, evaluation.loss)
-        elif self._worst is not None:
-            self._optimizer.tell(candidate, self._worst)
-        else:
-            self._optimizer.tell(candidate, _FIRST_FAILURE_LOSS)
+        if evaluation is None:
+            attach_evaluation(candidate, None)
+            self._optimizer.tell(candidate, self._told_losses.of_failure)
+            return
+        told = self._told_losses.of_success(evaluation)
+        attach_evaluation(candidate, told)
+        self._optimizer.tell(candidate, told.loss)
 
     def _evaluation(self, trial: FrozenTrial, request: Request, sign: int) -> Evaluation | None:
         """What a trial measured; ``None`` if it failed, or was pruned although its loss compares with others."""
         is_step = trial.state == TrialState.PRUNED and not request.compares(self._images)
         if trial.value is None or not (trial.state == TrialState.COMPLETE or is_step):
             return None
-        loss = min(max(sign * trial.value, -_LARGEST_LOSS), _LARGEST_LOSS)
+        loss = sign * trial.value
         gradient = trial.user_attrs.get("gradient")
         if gradient is not None and np.shape(gradient) == (len(self._names),):
             return Evaluation(loss, gradient=sign * np.array(gradient, dtype=np.float64))

@@ -1,5 +1,6 @@
 """The setting ``reference``: every layout that public code bases write, and what is kept in the cache."""
 
+import dataclasses
 import random
 import sys
 import types
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference
+from lcsc_opt.base.errors import MetricError, ObjectiveError
+from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.files import read_reference_file
 from tests.metrics import examples, network_files
@@ -202,6 +203,10 @@ MU, SIGMA = np.zeros(3), np.eye(3)
         {"mu": MU},
         {"mu": MU, "sigma": np.eye(4)},
         {"mu": MU, "sigma": SIGMA, "count": [10, 11]},
+        {"mu": MU, "sigma": SIGMA * np.nan},
+        {"mu": MU, "sigma": -SIGMA},
+        {"mu": MU, "sigma": np.diag([1.0, 1.0, -1e-3])},
+        {"mu": MU, "sigma": SIGMA + np.eye(3, k=1) * 0.1},
     ],
     ids=str,
 )
@@ -209,3 +214,45 @@ def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "bad.npz", **arrays)
     with network_files.refused(tmp_path / "bad.npz"):
         read_reference_file(tmp_path / "bad.npz", "inception", images=False)
+
+
+def test_a_covariance_of_few_images_in_float32_is_accepted(tmp_path):
+    features = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
+    deviations = features - features.mean(axis=0)
+    sigma = deviations.T @ deviations / np.float32(9)
+    assert np.linalg.eigvalsh(sigma.astype(np.float64))[0] < 0  # by rounding
+    np.savez(tmp_path / "stats.npz", mu=features.mean(axis=0), sigma=sigma)
+    statistics, _, _ = read_reference_file(tmp_path / "stats.npz", "inception", images=False)
+    assert statistics is not None
+
+
+def test_a_covariance_of_zeros_is_accepted(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=MU, sigma=0 * SIGMA)
+    statistics, _, _ = read_reference_file(tmp_path / "stats.npz", "inception", images=False)
+    assert statistics is not None
+
+
+def scores_of(reference):
+    return MetricSuite({"inception": reference}, loss="fid")
+
+
+@pytest.mark.parametrize("size", [(2, 8), (1, 16), (8, 2)])
+def test_samples_of_another_size_than_the_reference_are_refused(size):
+    metrics = scores_of(examples.reference()).image_metrics(10)
+    with pytest.raises(ObjectiveError, match=f"samples are {size[0]}x{size[1]} and the images of the reference 4x4"):
+        metrics.update(torch.zeros(10, 1, *size))
+
+
+def test_samples_of_another_size_than_the_held_out_images_are_refused():
+    reference = dataclasses.replace(examples.reference(), held_out=examples.reference(), size=(2, 8))
+    metrics = scores_of(reference).image_metrics(10)
+    with pytest.raises(ObjectiveError, match="samples are 2x8 and the images of the reference 4x4"):
+        metrics.update(torch.zeros(10, 1, 2, 8))
+
+
+def test_statistics_alone_are_of_any_size():
+    reference = Reference.of_gaussian(examples.Pixels(), FrechetReference(np.zeros(16), np.eye(16)))
+    metrics = scores_of(reference).image_metrics(10)
+    for shape in [(1, 4, 4), (1, 2, 8)]:
+        metrics.update(torch.rand(5, *shape))
+    assert metrics.compute()[0] > 0
