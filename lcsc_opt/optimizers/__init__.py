@@ -24,7 +24,6 @@ from lcsc_opt.optimizers.parametrization import (
     space_of,
 )
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.racing import Racing, RacingOptions
 from lcsc_opt.optimizers.registry import build_optimizer
 
 __all__ = [
@@ -38,8 +37,6 @@ __all__ = [
     "LCSCQuadratic",
     "PlaneGrid",
     "PowerEMAGrid",
-    "Racing",
-    "RacingOptions",
     "Request",
     "UniformGrid",
     "attach_evaluation",

@@ -51,7 +51,6 @@ from lcsc_opt.optimizers.registry import (
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
-    racing_of,
     refuses_concurrent_asks,
 )
 from lcsc_opt.sampling.base import Tunable
@@ -346,7 +345,6 @@ class Plan:
                 )
         self._check_tuned(objective)
         self._check_weak_row(objective)
-        self._check_racing(objective)
         if spec.space.plugin is not None:
             groups = objective.layer_groups
             check_space(
@@ -363,22 +361,6 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
-
-    def _check_racing(self, objective: Objective) -> None:
-        """Refuse races on so few images that the first rung would have hardly any.
-
-        Raises:
-            StudySpecError: the message names the number of images that are needed.
-        """
-        racing = racing_of(self.optimizer)
-        if racing is None:
-            return
-        if objective.images_per_evaluation < racing.fewest_images:
-            raise StudySpecError(
-                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.parts} of "
-                f"the images, so an evaluation needs at least {racing.fewest_images}, got "
-                f"{objective.images_per_evaluation}"
-            )
 
     def _check_tuned(self, objective: Objective) -> None:
         """Refuse numbers that the sampler does not have, or this optimizer cannot search.
@@ -583,11 +565,6 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
-            if racing_of(optimizer) is not None and spec.budget.unit != "images":
-                raise StudySpecError(
-                    f"optimizers.{optimizer.name}.racing: saves images, and budget.evaluations does not count them; "
-                    "give budget.images"
-                )
         space = spec.space.plugin
         if space is not None:
             load_space(space, spec.space.options)

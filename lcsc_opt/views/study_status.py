@@ -254,14 +254,9 @@ def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Ma
 
 
 def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the study file, and those that the study began with besides; of ``racing``, all."""
+    """The options of the study file, and those that the study began with besides."""
     optimizer = attributes.get("specification", {}).get("optimizer", {})
-    options = {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
-    if "racing" in options:
-        from lcsc_opt.optimizers import RacingOptions  # with Nevergrad, which takes a second
-
-        options["racing"] = RacingOptions(**(options["racing"] or {})).model_dump()
-    return options
+    return {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
 
 
 def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
