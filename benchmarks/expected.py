@@ -81,8 +81,7 @@ def edm2_rows(clone: str, of: Mapping[str, Any]) -> list[tuple[str, ...]]:
             seconds = EDM2_CALLS * call / (rate * of["bf16"]) + (decoding + INCEPTION_FLOPS) / (rate * of["tf32"])
             merge = row_bytes / (1e9 * of["host"])
             trial = EDM2_IMAGES * seconds + merge
-            # racing: per full evaluation, nine candidates on a ninth of the images, three on a third, one on all
-            merges = EDM2_BUDGET / EDM2_IMAGES * 13 / 3
+            merges = EDM2_BUDGET / EDM2_IMAGES
             total = (EDM2_BUDGET + EDM2_HELD_OUT * EDM2_REPORTED) * seconds + merges * merge
             work = (EDM2_CALLS * call + decoding) / 1e12
             numbers = (f"{parameters / 1e6:.0f} M", str(files), f"{row_bytes / 1e9:.0f} GB", f"{work:.2f}")

@@ -19,12 +19,10 @@ from lcsc_opt.optimizers.parametrization import (
     candidate_of,
     coefficient_array,
     evaluation_of,
-    point_of,
     request_of,
     space_of,
 )
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.racing import Racing, RacingOptions
 from lcsc_opt.optimizers.registry import build_optimizer
 
 __all__ = [
@@ -38,8 +36,6 @@ __all__ = [
     "LCSCQuadratic",
     "PlaneGrid",
     "PowerEMAGrid",
-    "Racing",
-    "RacingOptions",
     "Request",
     "UniformGrid",
     "attach_evaluation",
@@ -48,7 +44,6 @@ __all__ = [
     "candidate_of",
     "coefficient_array",
     "evaluation_of",
-    "point_of",
     "request_of",
     "space_of",
 ]

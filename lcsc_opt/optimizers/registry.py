@@ -27,7 +27,6 @@ from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, Positive, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.racing import Racing, RacingOptions
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,
@@ -43,10 +42,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     LANDSCAPE: grids.PlaneGrid,
 }
 
-# Options that we add: the first to every optimizer of Nevergrad's, the second also to those of ours that can race.
-_STEP_SIZE = "step_size"
-_RACING = "racing"
-_CAN_RACE = ("LCSC",)
+_STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
 # Options are checked by a short search. Fifty candidates are more than one generation of most
@@ -76,62 +72,24 @@ def build_optimizer(
     """
     if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(
-            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1, or, where "
-            "the objective makes images, spread: images"
+            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1"
         )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
-    racing = racing_of(spec)
-    if racing is not None and budget is not None:
-        budget = racing.candidates(budget)
     try:
-        optimizer = configured(array, budget=budget, num_workers=workers)
+        return configured(array, budget=budget, num_workers=workers)
     except (ValueError, TypeError, AssertionError) as error:
         raise StudySpecError(f"{spec.name}: {error}") from error
-    if racing is None:
-        return optimizer
-    return Racing(optimizer, racing, num_workers=workers)
 
 
 def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """The optimizer with its options, to be called with a parametrization, and its step size.
 
-    The step size is an option of Nevergrad's optimizers; others have the default. Racing is only checked here.
+    The step size is an option of Nevergrad's optimizers; others have the default.
 
     Raises:
         StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
-    racing = racing_of(spec)
-    options = {option: value for option, value in spec.options.items() if option != _RACING}
-    configured, step_size = _configure(spec.model_copy(update={"options": options}))
-    if racing is not None:
-        for layer in _layers(configured):
-            if getattr(layer, "no_parallelization", False) or getattr(layer, "needs_gradient", False):
-                raise StudySpecError(
-                    f"optimizers.{spec.name}.racing: it needs each exact loss in turn, so none can race"
-                )
-    return configured, step_size
-
-
-def racing_of(spec: OptimizerSpec) -> RacingOptions | None:
-    """How the candidates of an optimizer race; ``None`` if all are evaluated on all images.
-
-    Raises:
-        StudySpecError: an option of racing is wrong, or the optimizer cannot race.
-    """
-    if _RACING not in spec.options:
-        return None
-    source = f"optimizers.{spec.name}.racing"
-    if spec.name in OURS and spec.name not in _CAN_RACE:
-        raise StudySpecError(
-            f"{source}: {spec.name} cannot race; {', '.join(_CAN_RACE)} and Nevergrad's optimizers can"
-        )
-    options = spec.options[_RACING]
-    return parse_settings(RacingOptions, {} if options is None else options, source=source)
-
-
-def _configure(spec: OptimizerSpec) -> tuple[Any, float]:
-    """The optimizer with its own options, without racing, and its step size."""
     if spec.name in OURS:
         return _configured(OURS[spec.name], spec), DEFAULT_STEP_SIZE
     plugin = plugin_of(spec)
@@ -182,9 +140,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"ours are {', '.join([*OURS, *from_packages])}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    option_names = [_STEP_SIZE, _RACING]  # which configure() has taken out of the options; here for the message
+    option_names = [_STEP_SIZE]  # which configure() has taken out of the options; here for the message
     if family is not None:
-        option_names = [*inspect.signature(family).parameters, _STEP_SIZE, _RACING]
+        option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
     for option in options:
         if option not in option_names:
             hint = near_miss(option, option_names)
@@ -254,11 +212,6 @@ def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | No
 def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients."""
     return _has_flag(spec, "needs_gradient")
-
-
-def brackets_numbers(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer that needs gradients can also search numbers of the sampler that these do not have."""
-    return _has_flag(spec, "brackets_numbers")
 
 
 def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:

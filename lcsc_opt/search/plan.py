@@ -21,7 +21,6 @@ from lcsc_opt.base.study_file import (
     RayWorkers,
     SpaceSpec,
     StudySpec,
-    TuneSpec,
     parse_studies,
 )
 from lcsc_opt.coefficients.plane import LANDSCAPE
@@ -32,12 +31,10 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
     PrincipalSpace,
-    SpaceWithWeakRow,
     check_space,
     load_space,
     space_of_plugin,
 )
-from lcsc_opt.coefficients.tuning import RANGE, TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
@@ -46,19 +43,15 @@ from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
-    brackets_numbers,
     configure,
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
-    racing_of,
     refuses_concurrent_asks,
 )
-from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features, where each layer has its own coefficients
-UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
 MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
@@ -210,14 +203,12 @@ class Plan:
     @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
-        specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
+        specification = self.spec.model_dump(include={"objective", "space"})
         if not self.spec.space.options:  # which only spaces of other packages have
             del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
-        if self.spec.tune:
-            specification["tune"] = {name: range_.model_dump() for name, range_ in self.spec.tune.items()}
         return specification
 
     @property
@@ -325,7 +316,7 @@ class Plan:
         """Refuse an objective that this plan cannot search, before any weights are read.
 
         Raises:
-            StudySpecError: it gives no gradient, no images or no stages, or has too few checkpoints for the space.
+            StudySpecError: it gives no gradient or no images, or has too few checkpoints for the space.
             ObjectiveError: principal directions of an objective that has no weights.
         """
         if objective.trajectory is not None and not objective.trajectory.varying:
@@ -334,19 +325,6 @@ class Plan:
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-        if not isinstance(objective, StagedObjective):
-            needs_stages = None
-            if spec.spread == "images":
-                needs_stages = "spread: images"
-            elif spec.pipeline is True:
-                needs_stages = "pipeline: true"
-            if needs_stages is not None:
-                raise StudySpecError(
-                    f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
-                )
-        self._check_tuned(objective)
-        self._check_weak_row(objective)
-        self._check_racing(objective)
         if spec.space.plugin is not None:
             groups = objective.layer_groups
             check_space(
@@ -363,62 +341,6 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
-
-    def _check_racing(self, objective: Objective) -> None:
-        """Refuse races on so few images that the first rung would have hardly any.
-
-        Raises:
-            StudySpecError: the message names the number of images that are needed.
-        """
-        racing = racing_of(self.optimizer)
-        if racing is None:
-            return
-        if objective.images_per_evaluation < racing.fewest_images:
-            raise StudySpecError(
-                f"optimizers.{self.optimizer.name}.racing: the first of {racing.rungs} rungs has 1/{racing.parts} of "
-                f"the images, so an evaluation needs at least {racing.fewest_images}, got "
-                f"{objective.images_per_evaluation}"
-            )
-
-    def _check_tuned(self, objective: Objective) -> None:
-        """Refuse numbers that the sampler does not have, or this optimizer cannot search.
-
-        Raises:
-            StudySpecError: the message names the number.
-        """
-        tunable = objective.tunable
-        for name, searched_range in self.spec.tune.items():
-            if name not in tunable:
-                names = ", ".join(tunable) or "none that can be tuned"
-                raise StudySpecError(f"tune.{name}: the sampler has no such number; it has {names}")
-            number = tunable[name]
-            if not number.low <= searched_range.low or not searched_range.high <= number.high:
-                raise StudySpecError(
-                    f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got "
-                    f"{searched_range.low:g} to {searched_range.high:g}"
-                )
-            if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
-                raise StudySpecError(
-                    f"tune.{name}: {self.optimizer.name} needs gradients, and images are not differentiable in {name}; "
-                    "tune it with LCSCGradient, LCSC or CMA"
-                )
-        if self.spec.tune and self.optimizer.name in UNTUNED:
-            raise StudySpecError(
-                f"tune: {self.optimizer.name} searches coefficients only; use EMAGrid, LCSC, LCSCGradient or CMA"
-            )
-
-    def _check_weak_row(self, objective: Objective) -> None:
-        """Refuse an optimizer that would move a weak model as it moves the network.
-
-        Raises:
-            StudySpecError: it moves all rows alike.
-        """
-        groups = objective.layer_groups
-        if groups is not None and groups.weak_start is not None and self.optimizer.name in MOVES_ROWS_ALIKE:
-            raise StudySpecError(
-                f"weak: {self.optimizer.name} moves all rows alike, and a weak model that is searched has a row of its "
-                "own; use LCSCGradient, LCSC or CMA"
-            )
 
     def advice(self, objective: Objective | None) -> Iterator[str]:
         """What to know before a new study begins, one line each.
@@ -444,36 +366,23 @@ class Plan:
             )
 
     def space(self, objective: Objective) -> CoefficientSpace:
-        """The coefficient space over an objective's checkpoints, together with the tuned numbers if there are such.
+        """The coefficient space over an objective's checkpoints.
 
         Grids get the affine space, which contains their profiles exactly; another space may not reach them.
         """
-        coefficients = self._coefficient_space(objective)
-        if not self.spec.tune:
-            return coefficients
-        numbers = []
-        for name, searched_range in self.spec.tune.items():
-            numbers.append(_tuned_number(name, searched_range, objective.tunable[name]))
-        return TunedSpace(coefficients, tuple(numbers))
-
-    def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
         is_grid = self.optimizer.name in (*BASELINES, LANDSCAPE)
         spec = SpaceSpec() if is_grid else self.spec.space
         steps = objective.steps
         groups = objective.layer_groups
-        has_weak_row = groups is not None and groups.weak_start is not None and not is_grid
         if self.origin is not None:
             start = np.array(self.origin, dtype=np.float64)
         elif spec.origin is not None:
             start = ema_coefficients(steps, spec.origin)
         else:
             start = default_origin(steps)
-        if groups is not None and (spec.rows is not None or has_weak_row):
+        if groups is not None and spec.rows is not None:
             start = groups.in_rows(start)
-        space = self._space_around(start, spec, objective)
-        if groups is not None and has_weak_row:
-            space = SpaceWithWeakRow(space, groups)
-        return space
+        return self._space_around(start, spec, objective)
 
     @staticmethod
     def _space_around(start: Coefficients, spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
@@ -494,7 +403,7 @@ class Plan:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
         candidates = self._grid_size(objective)
-        if candidates is None or self.spec.tune:  # no grid, or one that goes on around its best point
+        if candidates is None:
             return budget
         return budget.with_total(min(budget.total, self._price(objective) * candidates))
 
@@ -527,16 +436,16 @@ class Plan:
         return 1
 
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
-        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
-        spec = self.spec
+        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them.
+
+        Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they use
+        different parts of the machine.
+        """
         prefers_sequential = prefers_sequential_asks(self.optimizer)
-        by_images = spec.spread == "images" or (spec.spread == "auto" and prefers_sequential)
-        spread_images = isinstance(objective, StagedObjective) and by_images and self.workers > 1
+        spread_images = isinstance(objective, StagedObjective) and prefers_sequential and self.workers > 1
         if refuses_concurrent_asks(self.optimizer) and not spread_images:
             return {"in_flight": 1, "spread_images": False}
-        pipelined = spec.pipeline
-        if pipelined == "auto":
-            pipelined = isinstance(objective, StagedObjective) and objective.overlaps
+        pipelined = isinstance(objective, StagedObjective) and objective.overlaps
         # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
         if prefers_sequential or self.follows_gradients:
             pipelined = False
@@ -548,7 +457,7 @@ class Plan:
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell: two per worker if its stages overlap, one for a single worker.
 
-    Several workers have 1.5 each, which keeps them busy while tells wait for their turn and candidates are written.
+    Several workers have 1.5 each, which keeps them busy while results wait for their turn and candidates are written.
     """
     if pipelined:
         return 2 * workers
@@ -584,11 +493,6 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
-            if racing_of(optimizer) is not None and spec.budget.unit != "images":
-                raise StudySpecError(
-                    f"optimizers.{optimizer.name}.racing: saves images, and budget.evaluations does not count them; "
-                    "give budget.images"
-                )
         space = spec.space.plugin
         if space is not None:
             load_space(space, spec.space.options)
@@ -615,27 +519,3 @@ def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
         else:
             chosen.append(parse_settings(OptimizerSpec, {"name": name}, source="--optimizer"))
     return chosen
-
-
-def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
-    """A number of a study file that the sampler has.
-
-    It starts where the study file says, by default at the value of the objective's settings, or in the middle of a
-    range that does not contain that.
-    """
-    number = TunedNumber(
-        name,
-        wanted.low,
-        wanted.high,
-        start=wanted.low,  # until it is known
-        differentiable=tunable.differentiable,
-        logarithmic=wanted.scale == "log",
-    )
-    start = wanted.start
-    if start is None:
-        start = (wanted.low + wanted.high) / 2
-        if number.logarithmic:
-            start = number.to_value(RANGE / 2)
-        if wanted.low <= tunable.value <= wanted.high:
-            start = tunable.value
-    return dataclasses.replace(number, start=start)

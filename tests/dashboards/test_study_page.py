@@ -16,7 +16,7 @@ from lcsc_opt.database.history import NODES
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
-from tests.study_examples import add_result, write_tuned_study
+from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/LCSC/0"
@@ -43,25 +43,11 @@ def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
         assert chosen(site, "?experiment=digits") == "digits/LCSC/1"
 
 
-def test_numbers_of_the_sampler_are_drawn_where_a_study_tunes_some(url: str) -> None:
-    write_study(url, "digits/CMA/0")
-    write_tuned_study(written(url), NAME)
-    site = Site(url)
-    shown = draw(site)
-    assert shown["tuned-section"]["hidden"] is False
-    assert shown["tuned-new"]["data"]["data"][0]["x"]
-    plain = draw(site, "digits/CMA/0")
-    assert plain["tuned-section"]["hidden"] is True
-    assert "tuned-new" not in plain
-    seen = shown["seen"]["data"]
-    assert "tuned-new" not in draw(site, seen=seen), "nothing is drawn again while nothing changes"
-
-
 def test_progress_and_every_figure_are_shown(url: str) -> None:
     write_study(url, "digits/EMAGrid/0", [7.0, 5.0], held_out=5.5)
     study = write_study(url, NAME, [4.0, None, 2.0], held_out=2.5)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
-    study.fail(key, [{"reason": "crash", "seconds": 1.0, "traceback": "File <b>, line 3"}], tell_index=3)
+    study.fail(key, [{"reason": "crash", "seconds": 1.0, "traceback": "File <b>, line 3"}])
     shown = draw(Site(url))
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
     assert "4 of 9" in json.dumps(shown["progress"])
@@ -109,7 +95,7 @@ def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
     study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
-    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), tell_index=0, compares=False)
+    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), compares=False)
     shown = draw(Site(url), "digits/LCSCGradient/0")
     assert shown["headline"]["children"] == "digits/LCSCGradient/0 is interrupted: no result yet"
     assert "1 of 9" in json.dumps(shown["progress"])
