@@ -1,8 +1,7 @@
 """Saving a trajectory from other people's training loops: Lightning, Accelerate, and the Trainer of transformers.
 
-Each callback saves on one process only, or on all if the weights are sharded. When training continues from a checkpoint
-older than the last row, it drops the later rows. It makes sure that the trajectory on the disk is never behind the
-training's own checkpoints.
+Each callback saves on one process only. When training continues from a checkpoint older than the last row, it drops the
+later rows. It makes sure that the trajectory on the disk is never behind the training's own checkpoints.
 """
 
 from __future__ import annotations
@@ -48,10 +47,7 @@ class TrajectorySaver:
             its ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts from step 0 drop the rows of an earlier one, such as a job that
             was killed before its first saved state and queued again.
-        options: further arguments of :class:`TrajectoryWriter`. With ``sharded=True`` all processes save.
-
-    Raises:
-        TrajectoryError: ``means`` with ``sharded``, whose open mean the trainers do not keep for each process.
+        options: further arguments of :class:`TrajectoryWriter`.
     """
 
     def __init__(
@@ -64,14 +60,8 @@ class TrajectorySaver:
         **options: Any,
     ) -> None:
         self._path = Path(path)
-        self._sharded = bool(options.get("sharded"))
         self._saves_means = options.get("means") is not None
-        if self._sharded and self._saves_means:
-            raise TrajectoryError(
-                f"{self._path}: no callback keeps the mean of a sharded training: use TrajectoryWriter, and save its "
-                "state_dict() in each process."
-            )
-        self.decide_who_saves(is_main=accelerator is None or bool(accelerator.is_main_process))
+        self.saves = accelerator is None or bool(accelerator.is_main_process)
         self._options = {"every": every, **options}
         self._restarts = resume == "restart"
         self._accelerator = accelerator
@@ -79,10 +69,6 @@ class TrajectorySaver:
         self._last_step = 0
         if accelerator is not None:
             accelerator.register_for_checkpointing(self)
-
-    def decide_who_saves(self, *, is_main: bool) -> None:
-        """This process saves if it is the main one, or if all save their shards; else it does nothing."""
-        self.saves = is_main or self._sharded
 
     def begin(self, step: int, mean: Mapping[str, Any] | None = None) -> None:
         """Begin or continue training after ``step``; 0 is its start.
@@ -200,7 +186,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         mean: Mapping[str, Any] | None = None  # of the training's checkpoint
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver.decide_who_saves(is_main=bool(trainer.is_global_zero))
+            self.saver.saves = bool(trainer.is_global_zero)
             self.saver.begin(int(trainer.global_step), self.mean)
             self.mean = None
 
@@ -255,7 +241,7 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             step = int(state.global_step)
-            self.saver.decide_who_saves(is_main=bool(state.is_world_process_zero))
+            self.saver.saves = bool(state.is_world_process_zero)
             self.saver.begin(step, self.means.load(step))
             self.kept_step = None
             if self.saver.saves:

@@ -271,6 +271,11 @@ def segments_of(tensors: Iterable[TensorSpec], names: frozenset[str]) -> tuple[S
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
+    if hasattr(tensor, "placements") or type(tensor).__name__ == "ShardedTensor":
+        raise TrajectoryError(
+            f"Tensor {name!r} is a {type(tensor).__name__}, and each process has a part of it: gather the weights, or "
+            "save them with torch.distributed.checkpoint and pack its folders."
+        )
     if tensor.dtype not in _NAMES:
         raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
     dtype = _NAMES[tensor.dtype]

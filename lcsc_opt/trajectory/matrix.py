@@ -23,8 +23,6 @@ from lcsc_opt.trajectory.int8 import Encoder
 from lcsc_opt.trajectory.layout import EXACT, INT8, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files, map_mean
 from lcsc_opt.trajectory.means import Interval, MeanOfRows
-from lcsc_opt.trajectory.processes import Processes
-from lcsc_opt.trajectory.shards import ShardedLayout, check_not_sharded, sharded, sum_of_bytes
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -36,9 +34,6 @@ class MatrixWriter:
     A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
     another commits; no other calls may overlap. The arguments are those of
     :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
-
-    Of a sharded training each process has a writer, and calls the same methods. Each writes its part of a row into the
-    file; when all parts are on the disk, the first process hashes the row, and names it.
     """
 
     def __init__(
@@ -48,10 +43,8 @@ class MatrixWriter:
         keep_last: int | None = None,
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
-        processes: Processes | None = None,
     ) -> None:
         self.path = path
-        self.processes = processes or Processes()
         self._keep_last = keep_last
         self._dtype = dtype
         self._stored = None if dtype is None else stored_dtype(dtype)
@@ -67,37 +60,26 @@ class MatrixWriter:
         self._committed: Manifest | None = None  # what the disk is known to have
         self._release: Callable[[], None] = lambda: None
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
-            self.processes.first(f"open {path}", functools.partial(self._open, undo))
-            with self.processes.together(f"open {path}, too"):
-                if not self.processes.is_first:
-                    self._open(undo)
+            self._open(undo)
             undo.pop_all()
         self._close = weakref.finalize(self, os.close, self._weights)
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     def _open(self, undo: contextlib.ExitStack) -> None:
-        """Read the manifest and open the file of the rows, which the first process makes and locks."""
-        if self.processes.is_first:
-            self._release = _make_and_lock(self.path)
-            undo.callback(self._release)
-            _remove_unfinished(self.path)
-        elif not (self.path / WEIGHTS).exists():
-            raise TrajectoryError(
-                f"{self.path} does not exist in process {self.processes.rank}: name a folder that all processes share."
-            )
+        """Make and lock the folder, read the manifest, and open the file of the rows."""
+        self._release = _make_and_lock(self.path)
+        undo.callback(self._release)
+        _remove_unfinished(self.path)
         self._committed = _load_manifest(self.path)
         self._written = self._committed  # what rows hold
         self._check_stored()
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
-        if self.processes.is_first:
-            flags |= os.O_CREAT
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._weights = os.open(self.path / WEIGHTS, flags, 0o666)
         undo.callback(os.close, self._weights)
-        if self.processes.is_first:
-            sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _check_stored(self) -> None:
-        """Refuse a dtype that is not the one of the rows, and int8 rows that several processes would write."""
+        """Refuse a dtype that is not the one of the rows."""
         manifest = self._committed
         if manifest is None:
             return
@@ -106,8 +88,6 @@ class MatrixWriter:
                 f"{self.path} stores {manifest.stored or EXACT}, not {self._dtype}: leave the dtype out, or start a "
                 "new trajectory."
             )
-        if manifest.stored == INT8 and not self.processes.is_alone:
-            raise TrajectoryError(f"{self.path} stores int8, which no sharded training can: write another trajectory.")
 
     @property
     def intervals(self) -> tuple[Interval, ...]:
@@ -158,18 +138,6 @@ class MatrixWriter:
             return Layout.of(tensors, self._stored)
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
-
-    def part(self, tensors: Mapping[str, Tensor]) -> tuple[Layout, Mapping[str, Tensor]]:
-        """What this process writes of a checkpoint, which is checked: its layout, and its tensors.
-
-        Raises:
-            TrajectoryError: as :meth:`check`; or tensors are sharded, and this is the only process that writes.
-        """
-        layout = self.check(tensors)
-        if self.processes.is_alone:
-            check_not_sharded(tensors)
-            return layout, tensors
-        return sharded(layout, tensors, is_first=self.processes.is_first)
 
     def check_kind(self, *, means: bool) -> None:
         """Refuse means in a trajectory of checkpoints, and checkpoints in one of means.
@@ -249,7 +217,7 @@ class MatrixWriter:
     ) -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
 
-        ``layout`` comes from :meth:`check` or :meth:`part`. With ``keep_last``, commit before the next write: it may
+        ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may
         overwrite the row of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is
         the mean of its checkpoints, and its step is the last one.
 
@@ -261,12 +229,7 @@ class MatrixWriter:
         manifest = self._current()
         self.check_kind(means=interval is not None)
         if manifest is None:
-            row_layout = self._agreed_layout(layout)
-            manifest = Manifest(row_bytes=row_layout.row_bytes, stored=self._stored, tensors=row_layout.tensors)  # type: ignore[arg-type]
-        if not is_new and isinstance(layout, ShardedLayout):
-            with self.processes.together(f"compare {row}"):
-                self._check_same_parts(manifest, row, layout, tensors)
-            return
+            manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
             parts = layout.row_parts(tensors)
             if manifest.stored == INT8:
@@ -275,10 +238,7 @@ class MatrixWriter:
             return
         slot = manifest.free_slot()
         with self._as_trajectory_error():
-            if isinstance(layout, ShardedLayout):
-                sha256, varying = self._write_parts(row, slot, layout, tensors, manifest)
-            else:
-                sha256, varying = self._write_row(row, slot, tensors, manifest)
+            sha256, varying = self._write_row(row, slot, tensors, manifest)
         added = manifest.with_checkpoint(
             self._keep_last,
             varying,
@@ -311,9 +271,8 @@ class MatrixWriter:
         rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
         tensors = MeanOfRows(manifest.layout, rows, (before.checkpoints, after.checkpoints))
         slot = manifest.free_slot()
-        write_row = functools.partial(self._write_row, later.row, slot, tensors, manifest)
         with self._as_trajectory_error():
-            sha256, varying = self.processes.first(f"merge {earlier.interval} and {later.interval}", write_row)
+            sha256, varying = self._write_row(later.row, slot, tensors, manifest)
         interval = Interval(before.first_step, after.last_step, before.checkpoints + after.checkpoints)
         merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
         checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
@@ -333,15 +292,12 @@ class MatrixWriter:
             return
         try:
             with self._as_trajectory_error():
-                self.processes.first("name the rows", functools.partial(self._save, manifest))
+                os.fsync(self._weights)
+                manifest.save(self.path)
         except BaseException:
             self._failed = True
             raise
         self._committed = manifest
-
-    def _save(self, manifest: Manifest) -> None:
-        os.fsync(self._weights)
-        manifest.save(self.path)
 
     def _current(self) -> Manifest | None:
         if self._failed:  # before or after the manifest was replaced: only the disk knows
@@ -349,13 +305,6 @@ class MatrixWriter:
             self._written = self._committed
             self._failed = False
         return self._written
-
-    def _agreed_layout(self, layout: Layout) -> Layout:
-        """The layout of a whole row, which is the same in all processes."""
-        if not isinstance(layout, ShardedLayout):
-            return layout
-        self.processes.agree("names, shapes and dtypes of the first checkpoint", layout.row_layout)
-        return layout.row_layout
 
     def _write_row(
         self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
@@ -385,73 +334,6 @@ class MatrixWriter:
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
-
-    def _write_parts(
-        self,
-        row: Row,
-        slot: int,
-        layout: ShardedLayout,
-        tensors: Mapping[str, Tensor],
-        manifest: Manifest,
-    ) -> tuple[str, list[str]]:
-        """As :meth:`_write_row`: every process writes and syncs its part, then the first one reads and hashes the row.
-
-        No process has all of the model in memory. If one ends meanwhile, the row is not named.
-        """
-        offset = slot * manifest.row_bytes
-        written = 0
-        with self.processes.together(f"write {row}"), self._as_trajectory_error():
-            for spec, content in layout.row_parts(tensors):
-                if spec is None or not len(content):
-                    continue
-                if spec.merged:
-                    check_finite(content.view(spec.torch_dtype), spec, row, manifest.stored)
-                written += layout.write(self._weights, offset, spec, content)
-            if self.processes.is_first:
-                layout.write_padding(self._weights, offset)
-            os.fsync(self._weights)
-        expected = sum(self.processes.gathered(f"wrote {row}", written))
-        return self.processes.first(f"read {row}", lambda: self._read_row(slot, manifest, expected))
-
-    def _read_row(self, slot: int, manifest: Manifest, expected: int) -> tuple[str, list[str]]:
-        """Hash a row that all processes have written; gives what :meth:`_write_row` does.
-
-        Raises:
-            TrajectoryError: the sum of its bytes is not ``expected``: this process does not see what others wrote.
-        """
-        digest = hashlib.sha256()
-        varying: list[str] = []
-        last_row = self._last_row(manifest)
-        total = 0
-        with (self.path / WEIGHTS).open("rb") as file:  # opened now: a network's file system then looks for new bytes
-            file.seek(slot * manifest.row_bytes)
-            for spec, start, end in manifest.layout.spans():
-                content = torch.zeros(end - start, dtype=torch.uint8, device="cpu")
-                file.readinto(content.numpy().data)
-                digest.update(content.numpy().data)
-                total += sum_of_bytes(content)
-                if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
-                    _check_mergeable(spec)
-                    varying.append(spec.name)
-        if total != expected:
-            raise TrajectoryError(
-                f"{self.path} does not show what the other processes wrote: name a folder that all processes share."
-            )
-        return digest.hexdigest(), varying
-
-    def _check_same_parts(
-        self, manifest: Manifest, row: Row, layout: ShardedLayout, tensors: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse other weights for a row that is saved; each process looks at its part."""
-        [saved] = [checkpoint for checkpoint in manifest.checkpoints if checkpoint.row == row]
-        rows = manifest.map_rows(self.path)
-        whole_specs = {spec.name: spec for spec in manifest.tensors}  # those of ``layout`` are of this process's parts
-        for spec, content in layout.row_parts(tensors):
-            if spec is None:  # padding
-                continue
-            saved_content = rows.content(saved.slot, whole_specs[spec.name])
-            if not layout.is_written(spec, content, saved_content):
-                raise _other_weights(row)
 
     def _write_int8_row(
         self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
@@ -526,14 +408,10 @@ def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) ->
         digest.update(content.numpy().data)
     [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
     if digest.hexdigest() != saved.sha256:
-        raise _other_weights(row)
-
-
-def _other_weights(row: Row) -> TrajectoryError:
-    return TrajectoryError(
-        f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to continue "
-        "training from an earlier step, or write the new run to another trajectory."
-    )
+        raise TrajectoryError(
+            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to "
+            "continue training from an earlier step, or write the new run to another trajectory."
+        )
 
 
 def check_finite(content: Tensor, spec: TensorSpec, row: Row, stored: str | None) -> None:
@@ -588,10 +466,7 @@ def _make_and_lock(path: Path) -> Callable[[], None]:
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
     release = try_advisory_lock(path / LOCK)
     if release is None:
-        raise TrajectoryError(
-            f"Another writer has {path} open: close it, or write from one process only (rank 0); from all processes if "
-            "the weights are sharded, with sharded=True."
-        )
+        raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
     return release
 
 

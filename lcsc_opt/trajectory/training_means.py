@@ -101,7 +101,7 @@ class MeansOfTraining:
         self.windows.add(step)
 
     def _begin(self) -> None:
-        """Give the training its name, the same in all processes, by which the rows and a state are told to be of it.
+        """Give the training its name, by which the rows and a state are told to be of it.
 
         Raises:
             TrajectoryError: there are rows, and no state says that they are of this training.
@@ -113,8 +113,7 @@ class MeansOfTraining:
                 f"{self._saver.path} holds means already: load the training's state with load_state_dict, or begin "
                 "again with resume=0."
             )
-        [name, *_] = self._saver.processes.gathered("name of the training", secrets.token_hex(8))
-        self._training = name
+        self._training = secrets.token_hex(8)
         self._saver.add_metadata(TRAINING, self._training)
 
     def _open(self, layout: Layout) -> RunningMean:
@@ -157,8 +156,7 @@ class MeansOfTraining:
         averaged: Mapping[str, Tensor] = mean.tensors
         if step == last and not self._was_added_last(mean, tensors):
             step += 1
-            if self._saver.processes.is_first:
-                notice(f"{self._saver.path}: step {last} was added with other weights: these are saved as step {step}")
+            notice(f"{self._saver.path}: step {last} was added with other weights: these are saved as step {step}")
         elif step == last:
             last = self.windows.before_last
             count -= 1
@@ -172,11 +170,10 @@ class MeansOfTraining:
         self._is_finished = True
 
     def _was_added_last(self, mean: RunningMean, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these are the weights that were added last, in all processes."""
-        is_same = True
-        if self._last_bits:  # else the training's state is of an older version
-            is_same = list(map(int, mean.bit_sums(tensors))) == list(map(int, self._last_bits))
-        return all(self._saver.processes.gathered("compare the last weights", is_same))
+        """Whether these are the weights that were added last."""
+        if not self._last_bits:  # the training's state is of an older version
+            return True
+        return list(map(int, mean.bit_sums(tensors))) == list(map(int, self._last_bits))
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` takes: numbers, texts, and tensors on the CPU."""
@@ -191,29 +188,20 @@ class MeansOfTraining:
         return {
             "training": self._training,
             "windows": self.windows.state(),
-            "process": self._process,
             "mean": _on_cpu(self.tensors),
             "copied_before": _on_cpu(copied_before),
             "last_bits": [bits.cpu() for bits in self._last_bits],
         }
 
-    @property
-    def _process(self) -> list[int]:
-        """Whose part of the mean this is, and of how many processes."""
-        return [self._saver.processes.rank, self._saver.processes.count]
-
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
         """Continue from a state; gives how many later rows were dropped.
 
         Raises:
-            TrajectoryError: this is no such state, or that of another training, of other ``means`` or of another
-                process, or rows were merged since.
+            TrajectoryError: this is no such state, or that of another training or of other ``means``, or rows were
+                merged since.
         """
-        processes = self._saver.processes
-        with processes.together("load the state"):
-            windows, last_step = self._checked(state)
+        windows, last_step = self._checked(state)
         training = str(state["training"])
-        processes.agree("state of the training", (training, windows.state()))
         dropped = self._saver.truncate(last_step)
         self.windows = windows
         self._loaded = dict(state["mean"])
@@ -232,12 +220,6 @@ class MeansOfTraining:
             raise TrajectoryError(f"{path}: checkpoints were added already: load the state before the first step.")
         if not isinstance(state, Mapping) or not state.keys() >= {"training", "windows", "mean"}:
             raise TrajectoryError(f"{path}: the state has no mean: load what the writer's state_dict() gave.")
-        process = state.get("process", [0, 1])
-        if not isinstance(process, (list, tuple)) or list(process) != self._process:
-            raise TrajectoryError(
-                f"{path}: the state is that of another process (rank and number {process}, not {self._process}): load "
-                "its own state in each, and resume with as many processes."
-            )
         windows = Windows.of_state(state["windows"])
         mean = state["mean"]
         if not isinstance(mean, Mapping) or (windows.count > 0 and not mean):

@@ -21,7 +21,6 @@ from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
-from lcsc_opt.trajectory.processes import Processes
 from lcsc_opt.trajectory.training_means import MeansOfTraining
 
 
@@ -66,14 +65,10 @@ class TrajectoryWriter:
             needs the training's state.
         means: how many rows may be means of checkpoints, an even number; ``None`` writes checkpoints.
         means_on: the device of the open mean, such as ``cpu``; ``None`` is that of the model.
-        sharded: whether each process of ``torch.distributed`` has its own part of the weights, as DTensors (FSDP2,
-            tensor parallelism). Then every process makes a writer, and calls the same methods with the same steps; each
-            writes its part, on a file system that all share. What is not sharded comes from the first process.
 
     Raises:
         TrajectoryError: the dtype is none of these, or the trajectory began with another; ``means`` is odd, or used
-            with ``keep_last``; the folder holds something else, cannot be written, or another process writes to it; or
-            ``sharded`` without ``torch.distributed``.
+            with ``keep_last``; the folder holds something else, cannot be written, or another process writes to it.
     """
 
     def __init__(
@@ -87,7 +82,6 @@ class TrajectoryWriter:
         resume: int | None = None,
         means: int | None = None,
         means_on: torch.device | str | None = None,
-        sharded: bool = False,
     ) -> None:
         self.path = Path(path)
         _check_positive("every", every)
@@ -96,12 +90,7 @@ class TrajectoryWriter:
         if means is not None:
             _check_means(means, keep_last)
         self._every = every
-        self._processes = Processes()
-        if sharded:
-            self._processes = Processes.of_training()
-        self._saver = MatrixWriter(
-            self.path, keep_last=keep_last, metadata=metadata, dtype=dtype, processes=self._processes
-        )
+        self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()
@@ -165,7 +154,7 @@ class TrajectoryWriter:
             kind = "means"
             last = -1
         dropped = self._saver.truncate(last)
-        if dropped and self._processes.is_first:
+        if dropped:
             notice(f"{self.path}: goes back to step {step}, {dropped} later {kind} are dropped")
 
     def step(self, step: int, weights: Mapping[str, Tensor] | nn.Module) -> None:
@@ -185,7 +174,8 @@ class TrajectoryWriter:
         with self._adding(step) as means:
             if step % self._every:
                 return
-            layout, tensors = self._saver.part(_named_tensors(weights))
+            tensors = _named_tensors(weights)
+            layout = self._saver.check(tensors)
             if means.begins_another(step, layout):
                 self._background.finish()
                 interval = means.windows.interval
@@ -215,15 +205,15 @@ class TrajectoryWriter:
             TrajectoryError: as :meth:`step`; or a later step was added.
         """
         with self._adding(step) as means:
-            layout, tensors = self._saver.part(_named_tensors(weights))
+            tensors = _named_tensors(weights)
+            layout = self._saver.check(tensors)
             self._background.finish()
             means.finish(step, layout, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """The open mean, for the training's own state. Waits until all rows are on the disk.
 
-        Rows that a training needs which is resumed from this state, or from the one before, are not merged. Of a
-        sharded training, each process has its own state, and asks for it after the same steps.
+        Rows that a training needs which is resumed from this state, or from the one before, are not merged.
 
         Raises:
             TrajectoryError: the writer was made without ``means``; or as :meth:`flush`.
@@ -248,7 +238,7 @@ class TrajectoryWriter:
         if every != self._every:
             raise TrajectoryError(f"{self.path}: the training began with every={every}: resume it with the same.")
         dropped = means.load_state_dict(state)
-        if dropped and self._processes.is_first:
+        if dropped:
             step = means.windows.last
             notice(f"{self.path}: goes back to step {step}, {dropped} later means are dropped")
 
@@ -265,7 +255,7 @@ class TrajectoryWriter:
         if not self._appending.acquire(blocking=False):
             raise TrajectoryError(f"Step {step} comes while another is added: add from one thread.")
         try:
-            if self._processes.is_alone and not self._background.running:
+            if not self._background.running:
                 self._background.finish()
             means.check_step(step)
             yield means
@@ -315,7 +305,7 @@ class TrajectoryWriter:
                 f"Step {step} comes while another is appended: append from one thread, and not from a signal handler."
             )
         try:
-            if self._processes.is_alone and not self._background.running:
+            if not self._background.running:
                 self._background.finish()  # raises the error of a saving that has ended
             if step % self._every:
                 return False
@@ -323,12 +313,12 @@ class TrajectoryWriter:
             if self._background.running:  # a signal's handler, within the saving that it would wait for
                 raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
             row = Row(step, width)
-            with self._processes.together(f"append {row}"):
-                layout, tensors = self._saver.part(_named_tensors(weights))
-                is_new = self._saver.is_new(row)
-                copied: list[torch.Event] = []
-                if not wait:
-                    tensors, copied = self._staged(layout, tensors)
+            tensors = _named_tensors(weights)
+            layout = self._saver.check(tensors)
+            is_new = self._saver.is_new(row)
+            copied: list[torch.Event] = []
+            if not wait:
+                tensors, copied = self._staged(layout, tensors)
 
             def save() -> None:
                 for event in copied:

@@ -251,7 +251,6 @@ BAD_STATES = {
     "with another every": (lambda path: {**state_of(path), "every": 10}, "began with every=10"),
     "without its mean": (lambda path: {**state_of(path), "mean": {}}, "lacks its mean of 1 checkpoints"),
     "with something else": (lambda path: {**state_of(path), "mean": 3.0}, "lacks its mean of 1 checkpoints"),
-    "of another process": (lambda path: {**state_of(path), "process": [1, 2]}, "that of another process"),
     "with texts": (
         lambda path: {**state_of(path), "windows": dict.fromkeys(Windows(4).state(), "x")},
         "not that of a writer of means",
