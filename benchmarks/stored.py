@@ -6,7 +6,7 @@ Merges and projections are those of ``merge.py``, of 50 checkpoints of 16 MB, in
 saw.
 
 The training, the halves of the real images and the search are those of ``means.py`` for digits: ``LCSCGradient``, with
-a row of coefficients for each layer. The same search runs on the checkpoints as they are, in bfloat16, and in int8.
+a row of coefficients for each layer. The same search runs on the checkpoints as they are, and in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import pack
 
-STORED = ("exact", "bfloat16", "int8")
+STORED = ("exact", "bfloat16")
 METRICS = ("fid A", "fid B", "precision A")
 
 

@@ -15,7 +15,7 @@ from lcsc_opt.cli.output import print_described, print_json, say
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
 _KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
-_DTYPE_HELP = "Keep every bit, or round floating-point weights: to 16 bits, or to 8 bits of what differs from the mean."
+_DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits."
 _MEANS_HELP = "Make so many rows, each the mean of the checkpoints since the row before; the last one is kept as well."
 
 
@@ -31,7 +31,7 @@ def pack(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[
-        Literal["exact", "float16", "bfloat16", "int8"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
+        Literal["exact", "float16", "bfloat16"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
     ] = "exact",
     means: Annotated[int | None, typer.Option(min=1, help=_MEANS_HELP)] = None,
     widths: Widths = None,

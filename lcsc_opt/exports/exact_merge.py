@@ -119,7 +119,7 @@ class _Merge:
 
     def __init__(self, checkpoints: Checkpoints, recipe: Recipe) -> None:
         self._dtype = recipe.dtype
-        self._is_rounded = checkpoints.stored is not None  # packed in 16 or 8 bits, but merged as float32
+        self._is_rounded = checkpoints.stored is not None  # packed in 16 bits, but merged as float32
         largest = max((spec.numel for spec in checkpoints.layout.tensors if spec.merged), default=0)
         self._sums = np.empty(largest)
         self._has_product = False  # whether the sums of this tensor have begun

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, replacing, shown_size, sync_folder
-from lcsc_opt.base.paths import MEAN
+from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.content import RUNNING_MEAN
 from lcsc_opt.checkpoints.finding import is_packed
@@ -25,15 +24,12 @@ from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.int8 import Int8Layout
-from lcsc_opt.trajectory.layout import INT8, Layout, stored_dtype
+from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter, check_finite
 from lcsc_opt.trajectory.means import Interval, RunningMean, interval_of, split_rows
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
-
-_IN_THE_MEAN = 16  # checkpoints at most, each of which is read once more
 
 
 def pack_sources(
@@ -87,8 +83,6 @@ def pack_sources(
         if means is not None:
             raise TrajectoryError(f"--means: {RUNNING_MEAN} is a mean already; leave --means out, or pass --key model.")
         reader = _IntervalReader(reader, sources)
-    if dtype == INT8 and not (partial / MEAN).exists():
-        _write_mean(partial, sources, reader)
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, rows, sources, reader)
     finish_packing(out)
@@ -119,9 +113,6 @@ def check_room(out: Path, first: Checkpoint, rows: int, dtype: str) -> int:
     """
     layout = Layout.of(first.tensors, stored_dtype(dtype))
     needed = layout.row_bytes * rows
-    if dtype == INT8:
-        int8 = Int8Layout.of(layout)
-        needed = int8.row_bytes * rows + int8.mean_bytes
     existing_parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(existing_parent).free
     if needed > free:
@@ -260,38 +251,6 @@ class _PackedReader:
 
 
 _AnyReader = _Reader | _PackedReader | _IntervalReader
-
-
-def _write_mean(partial: Path, sources: Sources, reader: _AnyReader) -> None:
-    """Write the mean from which int8 rows deviate: of some checkpoints, evenly spaced, in float64.
-
-    More checkpoints would not make the deviations smaller.
-    """
-    rows = list(sources)
-    apart = -(-len(rows) // _IN_THE_MEAN)
-    mean: RunningMean | None = None
-    for row in rows[::apart]:
-        path = sources[row]
-        tensors = reader.read(row, path).tensors
-        try:
-            layout = Layout.of(tensors, INT8)
-            if mean is None:
-                first_layout = layout
-                mean = RunningMean(layout, dtype=torch.float64, device=CPU)
-            first_layout.check(tensors, INT8)
-            _check_all_finite(layout, tensors, row)
-        except TrajectoryError as error:
-            raise TrajectoryError(f"{path}: {error}") from error
-        mean.add(tensors)
-    assert mean is not None
-    int8 = Int8Layout.of(first_layout)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with replacing(partial / MEAN) as pending, pending.open("xb") as file:
-            for part in int8.mean_of(mean.tensors):
-                file.write(part.numpy().data)
-    except OSError as error:
-        raise TrajectoryError(f"Cannot write to {partial}: {error.strerror}.") from error
 
 
 def _check_all_finite(layout: Layout, tensors: Mapping[str, Tensor], row: Row) -> None:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.coefficients.rows import Row, check_width
-from lcsc_opt.trajectory.int8 import Int8Layout, Int8Rows
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRows, TensorSpec
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSpec
 from lcsc_opt.trajectory.means import Interval
 
 LOCK = "writer.lock"  # held by the process that writes
@@ -66,10 +65,10 @@ class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
-        format: 1, or 2 if rows say more of themselves than the first format can, or are int8.
-        row_bytes: the bytes of a row; of int8, of a row that is read as float32.
+        format: 1, or 2 if rows say more of themselves than the first format can.
+        row_bytes: the bytes of a row.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
-        tensors: in the order of their bytes. Those that are stored as int8 are listed as the float32 that is read.
+        tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
         metadata: the writer's notes.
@@ -79,7 +78,7 @@ class Manifest(pydantic.BaseModel):
 
     format: Literal[1, 2] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
-    stored: Literal["float16", "bfloat16", "int8"] | None = None
+    stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     checkpoints: tuple[_SavedCheckpoint, ...] = ()
@@ -91,22 +90,9 @@ class Manifest(pydantic.BaseModel):
         return Layout(self.tensors, self.row_bytes)
 
     @property
-    def int8_layout(self) -> Int8Layout | None:
-        """Where the parts of a row lie that is stored as int8; ``None`` for all others."""
-        return Int8Layout.of(self.layout) if self.stored == INT8 else None
-
-    @property
-    def stored_row_bytes(self) -> int:
-        """The bytes of a row in ``weights.bin``."""
-        int8 = self.int8_layout
-        return self.row_bytes if int8 is None else int8.row_bytes
-
-    @property
-    def stored_bytes(self) -> int:
-        """The bytes of all checkpoints, with their mean if there is one."""
-        int8 = self.int8_layout
-        mean_bytes = 0 if int8 is None else int8.mean_bytes
-        return len(self.checkpoints) * self.stored_row_bytes + mean_bytes
+    def nbytes(self) -> int:
+        """The bytes of all checkpoints."""
+        return len(self.checkpoints) * self.row_bytes
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -196,7 +182,7 @@ class Manifest(pydantic.BaseModel):
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
         needed_format = 1
-        if self.intervals is not None or self.stored == INT8 or any(row.width for row in self.rows):
+        if self.intervals is not None or any(row.width for row in self.rows):
             needed_format = 2
         written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
@@ -225,31 +211,18 @@ class Manifest(pydantic.BaseModel):
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
         return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)
 
-    def map_rows(self, path: Path) -> PlainRows | Int8Rows:
-        """The rows at ``path``, ``[slots, stored_row_bytes]`` uint8, mapped read-only and shared with other processes.
+    def map_rows(self, path: Path) -> Rows:
+        """The rows at ``path``, ``[slots, row_bytes]`` uint8, mapped read-only and shared with other processes.
 
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
         slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
-        size = slots * self.stored_row_bytes
-        matrix = map_bytes(path / WEIGHTS, size).view(slots, self.stored_row_bytes)
-        int8 = self.int8_layout
-        if int8 is None:
-            return PlainRows(matrix, self.layout)
-        return Int8Rows(matrix, map_mean(path, int8), int8)
+        matrix = _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
+        return Rows(matrix, self.layout)
 
 
-def map_mean(path: Path, layout: Int8Layout) -> Tensor:
-    """The mean of the rows at ``path``, ``[columns]`` float32, mapped.
-
-    Raises:
-        TrajectoryError: it is not there, or too short.
-    """
-    return map_bytes(path / MEAN, layout.mean_bytes).view(torch.float32)[: layout.columns]
-
-
-def map_bytes(path: Path, size: int) -> Tensor:
+def _map_bytes(path: Path, size: int) -> Tensor:
     """The first bytes of a file, ``[size]`` uint8, mapped read-only.
 
     Raises:
@@ -279,4 +252,4 @@ def _first_line(error: pydantic.ValidationError) -> str:
 def foreign_files(path: Path) -> list[str]:
     """The names of entries that do not belong in a trajectory's folder, sorted."""
     names = [entry.name for entry in path.iterdir()]
-    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, MEAN, LOCK) and not is_pending(name))
+    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(name))

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
-from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.coefficients.rows import Row, check_width
-from lcsc_opt.trajectory.int8 import Encoder
-from lcsc_opt.trajectory.layout import EXACT, INT8, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files, map_mean
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 from lcsc_opt.trajectory.means import Interval, MeanOfRows
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
@@ -51,12 +50,6 @@ class MatrixWriter:
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
-        is_new = not (path / MANIFEST).exists()
-        if self._stored == INT8 and is_new and not (path / MEAN).exists():
-            raise TrajectoryError(
-                f"{path}: int8 rows are deviations from a mean of all rows, which is not known while training: append "
-                "in another dtype, and then run lcsc trajectory pack TRAJECTORY -o OUT --stored int8."
-            )
         self._committed: Manifest | None = None  # what the disk is known to have
         self._release: Callable[[], None] = lambda: None
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
@@ -231,10 +224,7 @@ class MatrixWriter:
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
-            parts = layout.row_parts(tensors)
-            if manifest.stored == INT8:
-                parts = self._encoder(manifest).rounded(parts)
-            _check_same_bytes(manifest, row, parts)
+            _check_same_bytes(manifest, row, layout.row_parts(tensors))
             return
         slot = manifest.free_slot()
         with self._as_trajectory_error():
@@ -314,8 +304,6 @@ class MatrixWriter:
         Returns:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
-        if manifest.stored == INT8:
-            return self._write_int8_row(row, slot, tensors, manifest)
         digest = hashlib.sha256()
         varying: list[str] = []
         last_row = self._last_row(manifest)
@@ -334,45 +322,6 @@ class MatrixWriter:
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
-
-    def _write_int8_row(
-        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
-    ) -> tuple[str, list[str]]:
-        """As :meth:`_write_row`. The hash is that of the rounded weights, as they are read."""
-        digest = hashlib.sha256()
-        varying: list[str] = []
-        last_row = self._last_row(manifest)
-        encoder = self._encoder(manifest)
-        all_scales: list[Tensor] = []
-        copied: list[Tensor] = []
-        os.lseek(self._weights, slot * manifest.stored_row_bytes, os.SEEK_SET)
-        for spec, content in manifest.layout.row_parts(tensors):
-            if spec is None or not spec.merged:
-                digest.update(content.numpy().data)
-            if spec is None:
-                continue
-            if spec.merged:
-                deviates = False
-                for codes, scales, rounded in encoder.encode(spec, content):
-                    check_finite(rounded, spec, row, manifest.stored)
-                    digest.update(rounded.view(torch.uint8).numpy().data)
-                    self._write_bytes(codes.numpy().data.cast("B"))
-                    all_scales.append(scales)
-                    deviates = deviates or bool(scales.any())
-            else:
-                copied.append(content)
-                deviates = _differs(spec, content, last_row)
-            if deviates and spec.name not in manifest.varying:
-                _check_mergeable(spec)
-                varying.append(spec.name)
-        for part in encoder.behind_codes(all_scales, copied):
-            self._write_bytes(part.numpy().data)
-        return digest.hexdigest(), varying
-
-    def _encoder(self, manifest: Manifest) -> Encoder:
-        int8 = manifest.int8_layout
-        assert int8 is not None
-        return Encoder(int8, map_mean(self.path, int8))
 
     def _last_row(self, manifest: Manifest) -> Callable[[TensorSpec], Tensor] | None:
         """Gives the bytes of a tensor in the last row; ``None`` before the first checkpoint."""

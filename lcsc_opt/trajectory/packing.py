@@ -50,8 +50,7 @@ def pack(
         key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
-        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights; ``int8`` rounds
-            their deviations from a mean, for which some of the checkpoints are read twice.
+        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
         means: how many rows are uniform means of the checkpoints since the row before; the last checkpoint is one more
             row. ``None`` makes a row of each checkpoint.
         widths: of power-function averages (ema-pytorch's PostHocEMA, EDM2), ``sigma_rel`` of each series of files, in

@@ -86,7 +86,7 @@ class Trajectory:
         self.names = tuple(spec.name for spec in self.tensors)
         self.varying = frozenset(manifest.varying)
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
-        self.nbytes = manifest.stored_bytes
+        self.nbytes = manifest.nbytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
         self._manifest = manifest
@@ -211,9 +211,7 @@ class Trajectory:
         return self._manifest.layout
 
     def row_parts(self, index: int) -> Iterator[RowPart]:
-        """The bytes of a row in order: each tensor with its spec, padding with ``None``.
-
-        Those of int8 are the float32 that they stand for; no others are copied.
+        """The bytes of a row in order, which are not copied: each tensor with its spec, padding with ``None``.
 
         Raises:
             TrajectoryError: the row has been overwritten since opening.

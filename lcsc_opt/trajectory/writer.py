@@ -58,8 +58,7 @@ class TrajectoryWriter:
         metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
             which are read and merged in float32. ``None`` is the dtype that the trajectory began with; ``exact`` for a
-            new one. A trajectory that was packed as ``int8`` goes on so, from the mean that it has; no new one begins
-            so, because the mean is not known yet.
+            new one.
         resume: the step that training continues from. Later checkpoints are dropped, all at once, and a notice says
             so: training may reach their steps again with other weights. Of means, only 0 drops rows: any other step
             needs the training's state.

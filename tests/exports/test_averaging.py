@@ -100,7 +100,7 @@ def test_an_average_of_means_says_what_it_is_of(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        (["--stored", "int8"], "rounded to int8: name their trajectory, or pack the same checkpoints as it"),
+        (["--stored", "float16"], "rounded to float16: name their trajectory, or pack the same checkpoints as it"),
         (["--means", "2"], "combines means: name their trajectory"),
     ],
 )

@@ -223,7 +223,7 @@ def test_a_manifest_that_cannot_be_is_refused(tmp_path: Path, entry: str, value:
 
 def test_packing_again_keeps_the_widths(edm2: Path, tmp_path: Path) -> None:
     trajectory = pack(edm2, tmp_path / "t")
-    again = pack(trajectory.path, tmp_path / "u", dtype="int8")
+    again = pack(trajectory.path, tmp_path / "u", dtype="bfloat16")
     assert again.rows == ROWS
     plain = make_trajectory(tmp_path / "plain")
     assert pack(plain.path, tmp_path / "v").rows == tuple(map(Row, plain.steps))
