@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import NodeWork, SampledModel
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.coefficients.profiles import RowSteps, average_name
+from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.arrays import coefficients_of, model_of
 from lcsc_opt.database.connection import in_database
@@ -591,14 +591,11 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
 
 
 def _steps(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    """The steps of the checkpoints, or of the rows that are means of several or averages of several widths."""
+    """The steps of the checkpoints, or of rows that are averages of several widths."""
     steps = tuple(attributes.get("steps") or ())
-    counts = attributes.get("counts")
     widths = attributes.get("widths")
     if widths is not None:
         return AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True))
-    if counts is not None:
-        return RowSteps(steps, counts, attributes.get("first_steps"))
     return steps
 
 

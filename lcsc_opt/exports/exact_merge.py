@@ -180,8 +180,6 @@ def _check_digests(
 
 def _advice(checkpoints: Checkpoints, recipe: Recipe) -> str:
     """What to name in place of checkpoints that are not the recipe's."""
-    if isinstance(checkpoints, CheckpointFiles) and recipe.means:
-        return "The recipe combines means: name their trajectory."
     if isinstance(checkpoints, CheckpointFiles) and recipe.stored is not None:
         return (
             f"The recipe combines weights rounded to {recipe.stored}: name their trajectory, or pack the same "

@@ -70,7 +70,6 @@ class Recipe(pydantic.BaseModel):
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: the SHA-256 of all checkpoints together.
         stored: what the checkpoints' weights were rounded to; ``None`` if every bit was kept.
-        means: whether the checkpoints are means of others.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` if the training loop wrote the trajectory.
         dtype: the dtype of the exported model; ``None`` keeps that of each tensor.
@@ -99,7 +98,6 @@ class Recipe(pydantic.BaseModel):
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
     stored: str | None = None
-    means: bool = False
     constant: tuple[str, ...] = ()
     key: str | None = None
     dtype: Dtype | None = None
@@ -164,7 +162,6 @@ class Recipe(pydantic.BaseModel):
             checkpoint_sha256=trajectory.checkpoint_sha256,
             trajectory_sha256=trajectory.sha256,
             stored=trajectory.stored,
-            means=trajectory.intervals is not None,
             constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
             key=trajectory.metadata.get("key"),
             lcsc_opt=VERSION,

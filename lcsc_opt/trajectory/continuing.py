@@ -88,12 +88,6 @@ def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
 
 def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> TrajectoryError:
     begun_with = f"the {len(checkpoints.steps)} checkpoints that the study was begun with"
-    path = request.packed_path
-    if path is not None and not checkpoints.moved and Manifest.load(path).intervals is not None:
-        return TrajectoryError(
-            f"{path}: a training that was continued has merged or dropped {begun_with}: name a copy of them (lcsc run "
-            "FILE objective.settings.checkpoints=COPY), or give the study another name"
-        )
     if any(_exists(pattern) for pattern in request.patterns):
         span = f"(steps {checkpoints.steps[0]} to {checkpoints.steps[-1]})"
         problem = f"does not hold {begun_with} {span}, or not with these weights"

@@ -14,7 +14,6 @@ from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
-from lcsc_opt.trajectory.means import Interval, described
 from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -43,7 +42,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         * ``verified``: whether all bytes were compared with their hashes;
         * ``widths`` of averages that occur, ``sigma_rel``; empty where rows are the weights of steps;
         * ``steps``: ``[K]``; empty if they are not known;
-        * ``rows``: in words, what the rows are: ``checkpoints``, means of how many of them, or averages of which width;
+        * ``rows``: in words, what the rows are: ``checkpoints``, or averages of which width;
         * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; empty if
           they are not packed;
         * ``warnings``: one line each.
@@ -73,7 +72,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
-        "rows": _kind_of_rows(widths, trajectory.intervals),
+        "rows": _kind_of_rows(widths),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
@@ -83,9 +82,7 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
     }
 
 
-def _kind_of_rows(widths: Sequence[float], intervals: Sequence[Interval] | None = None) -> str:
-    if intervals is not None:
-        return described(intervals)
+def _kind_of_rows(widths: Sequence[float]) -> str:
     if any(widths):
         return f"averages of width {', '.join(f'{width:g}' for width in _occurring(widths))}"
     return "checkpoints"

@@ -20,28 +20,22 @@ from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSpec
-from lcsc_opt.trajectory.means import Interval
 
 LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
-TRAINING = "training"  # the metadata entry that tells trainings of means apart
 _MOST_SCALARS = 2**48  # of one tensor
 
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-_Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
-
-
 class _SavedCheckpoint(pydantic.BaseModel):
-    """One row: its training step, its place, where it came from, its SHA-256, and what it is a mean of.
+    """One row: its training step, its place, where it came from, and its SHA-256.
 
     Attributes:
-        step: the training step; of an interval, the last one.
+        step: the training step.
         slot: the row of ``weights.bin``.
         source: the file that it was made from, or empty text.
         sha256: of the bytes of the row.
-        interval: the checkpoints that the row is the mean of; ``None`` for a checkpoint in a trajectory without means.
         width: of an average over the training up to the step, ``sigma_rel`` of its power-function profile; ``None`` for
             the weights of the step.
     """
@@ -52,7 +46,6 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-    interval: _Interval | None = None
     width: float | None = None
 
     @property
@@ -117,41 +110,12 @@ class Manifest(pydantic.BaseModel):
                 check_width(row)
         except StudySpecError as error:
             raise ValueError(str(error)) from error
-        if self.intervals is not None and any(row.width for row in self.rows):
-            raise ValueError("means of checkpoints have no widths")
-        self._check_intervals()
         return self
-
-    def _check_intervals(self) -> None:
-        with_interval = [saved for saved in self.checkpoints if saved.interval is not None]
-        if not with_interval:
-            return
-        if len(with_interval) < len(self.checkpoints):
-            raise ValueError("means and checkpoints without an interval are mixed")
-        previous = -1
-        for saved in with_interval:
-            assert saved.interval is not None
-            first_step, last_step, checkpoints = saved.interval
-            fits = previous < first_step <= last_step == saved.step
-            fits = fits and checkpoints <= last_step - first_step + 1
-            if checkpoints == 1:
-                fits = fits and first_step == last_step
-            if not fits:
-                raise ValueError(
-                    f"the interval of step {saved.step} does not fit its step, its checkpoints or the row before"
-                )
-            previous = last_step
 
     @property
     def rows(self) -> list[Row]:
         """The step and the width of each row, ``[K]``."""
         return [saved.row for saved in self.checkpoints]
-
-    @property
-    def intervals(self) -> tuple[Interval, ...] | None:
-        """What each row is the mean of, ``[K]``; ``None`` if rows are checkpoints."""
-        intervals = tuple(Interval(*saved.interval) for saved in self.checkpoints if saved.interval is not None)
-        return intervals or None
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -182,7 +146,7 @@ class Manifest(pydantic.BaseModel):
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
         needed_format = 1
-        if self.intervals is not None or any(row.width for row in self.rows):
+        if any(row.width for row in self.rows):
             needed_format = 2
         written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:

@@ -21,7 +21,6 @@ from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
-from lcsc_opt.trajectory.means import Interval, MeanOfRows
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -83,26 +82,6 @@ class MatrixWriter:
             )
 
     @property
-    def intervals(self) -> tuple[Interval, ...]:
-        """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
-        manifest = self._current()
-        if manifest is None or manifest.intervals is None:
-            return ()
-        return manifest.intervals
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The notes of the trajectory; empty before the first row."""
-        manifest = self._current()
-        if manifest is None:
-            return {}
-        return manifest.metadata
-
-    def add_metadata(self, name: str, text: str) -> None:
-        """Write a note with the next row."""
-        self._metadata[name] = text
-
-    @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were written and are kept, in order."""
         manifest = self._current()
@@ -132,28 +111,13 @@ class MatrixWriter:
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
-    def check_kind(self, *, means: bool) -> None:
-        """Refuse means in a trajectory of checkpoints, and checkpoints in one of means.
-
-        Raises:
-            TrajectoryError: the rows that are there are of the other kind.
-        """
-        manifest = self._current()
-        if manifest is None or not manifest.checkpoints:
-            return
-        if means and manifest.intervals is None:
-            raise TrajectoryError(f"{self.path} holds checkpoints, and no means: write means to another trajectory.")
-        if not means and manifest.intervals is not None:
-            raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
-
     def truncate(self, last: int) -> int:
-        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were. -1 drops all.
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
 
         Raises:
             TrajectoryError: the disk refuses.
         """
-        if last != -1:
-            last = self.whole_step(last)
+        last = self.whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -206,21 +170,17 @@ class MatrixWriter:
         tensors: Mapping[str, Tensor],
         *,
         source: str = "",
-        interval: Interval | None = None,
     ) -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
 
         ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may
-        overwrite the row of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is
-        the mean of its checkpoints, and its step is the last one.
+        overwrite the row of a checkpoint that the manifest on the disk still names.
 
         Raises:
-            TrajectoryError: a weight is not finite, the row does not come after the last one, the other rows are means
-                and this one is not, or the disk refuses.
+            TrajectoryError: a weight is not finite, the row does not come after the last one, or the disk refuses.
         """
         is_new = self.is_new(row)
         manifest = self._current()
-        self.check_kind(means=interval is not None)
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
@@ -237,38 +197,8 @@ class MatrixWriter:
             slot=slot,
             source=source,
             sha256=sha256,
-            interval=interval,
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
-
-    def merge_pair(self, row: int) -> None:
-        """Replace two neighbouring rows of means, from ``row``, by one: their mean, on the disk.
-
-        Each weighs as much as it has checkpoints. The two stay until the new row is complete. All rows must have been
-        committed: else the slot that is free may be one that the manifest on the disk still names.
-
-        Raises:
-            TrajectoryError: the disk refuses. Then the manifest on the disk names the two rows, or already the new one.
-        """
-        manifest = self._current()
-        assert manifest is not None
-        earlier, later = manifest.checkpoints[row : row + 2]
-        assert earlier.interval is not None
-        assert later.interval is not None
-        before = Interval(*earlier.interval)
-        after = Interval(*later.interval)
-        content = manifest.map_rows(self.path).content
-        rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
-        tensors = MeanOfRows(manifest.layout, rows, (before.checkpoints, after.checkpoints))
-        slot = manifest.free_slot()
-        with self._as_trajectory_error():
-            sha256, varying = self._write_row(later.row, slot, tensors, manifest)
-        interval = Interval(before.first_step, after.last_step, before.checkpoints + after.checkpoints)
-        merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
-        checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
-        all_varying = tuple(sorted({*manifest.varying, *varying}))
-        self._written = manifest.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
-        self.commit()
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -343,10 +273,7 @@ class MatrixWriter:
             message = f"Cannot write to {self.path}: {reason}"
             if self._committed is not None and self._committed.checkpoints:
                 last_step = self._committed.checkpoints[-1].step
-                advice = "append later ones again"
-                if self._committed.intervals is not None:
-                    advice = "resume from the training's state"
-                message += f"; up to step {last_step} all is saved, {advice}"
+                message += f"; up to step {last_step} all is saved, append later ones again"
             raise TrajectoryError(f"{message}.") from error
 
 

@@ -123,8 +123,8 @@ def select_sources(sources: Sources, selection: Selection) -> dict[Row, Path]:
     return selected
 
 
-def sources_fingerprint(sources: Sources, key: str | None, dtype: str, means: int | None = None) -> str:
-    """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key, the dtype and the means.
+def sources_fingerprint(sources: Sources, key: str | None, dtype: str) -> str:
+    """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key and the dtype.
 
     Raises:
         TrajectoryError: a checkpoint cannot be read.
@@ -137,8 +137,6 @@ def sources_fingerprint(sources: Sources, key: str | None, dtype: str, means: in
     content: list[object] = [described, key]
     if dtype != EXACT:
         content.append(dtype)
-    if means is not None:
-        content.append({"means": means})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

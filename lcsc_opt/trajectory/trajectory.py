@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,10 +29,10 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
-from lcsc_opt.trajectory.manifest import PACKED, TRAINING, Manifest
+from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -52,8 +51,6 @@ class Trajectory:
             :class:`~lcsc_opt.coefficients.rows.AverageSteps`, in which a step is there for each width.
         rows: the step and the width of each, ``[K]``; the width is 0 where rows are the weights of steps.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
-        intervals: of a trajectory of means, the checkpoints that each row is the mean of, ``[K]``: first step, last
-            step, and how many; ``None`` where rows are checkpoints.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
         sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
         tensors: the tensors of every checkpoint, in the order of their bytes.
@@ -74,11 +71,6 @@ class Trajectory:
         self.path = path
         self.rows = tuple(manifest.rows)
         self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
-        if manifest.intervals is not None:
-            counts = [interval.checkpoints for interval in manifest.intervals]
-            first_steps = [interval.first_step for interval in manifest.intervals]
-            self.steps = RowSteps(self.steps, counts, first_steps)
-        self.intervals = manifest.intervals
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
@@ -311,21 +303,6 @@ class Trajectory:
             warnings.append(warning)
         return warnings
 
-    def advice(self) -> list[str]:
-        """What to know before a search begins, one line each."""
-        lines = self.identical()
-        if self.may_lose_rows:
-            lines.append(
-                f"{self.path}: if its training is continued, it merges rows, and this study cannot go on: search a "
-                f"copy then ({copying(self.path)})"
-            )
-        return lines
-
-    @property
-    def may_lose_rows(self) -> bool:
-        """Whether these are the means of a training, which merges them if it is continued, and no packed copy."""
-        return self.intervals is not None and TRAINING in self.metadata and PACKED not in self.metadata
-
     @property
     def touched(self) -> bool:
         """Whether the weights file is newer than the manifest, which no writer leaves so.
@@ -408,16 +385,8 @@ class Trajectory:
         manifest = Manifest.load(self.path)
         same_layout = manifest.layout == self._manifest.layout
         if not (same_layout and set(self._manifest.checkpoints) <= set(manifest.checkpoints)):
-            advice = "open it again"
-            if self.may_lose_rows:
-                advice = f"its training merged or dropped rows: search a copy ({copying(self.path)})"
-            raise TrajectoryError(f"{self.path} was changed since it was opened: {advice}.")
+            raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
-
-
-def copying(path: Path) -> str:
-    """The command that copies a trajectory."""
-    return f"lcsc trajectory pack {shlex.quote(str(path))} -o COPY"
 
 
 def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:

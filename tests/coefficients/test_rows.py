@@ -123,18 +123,6 @@ def test_reconstructions_are_near_to_averages_that_were_tracked() -> None:
     assert off < 0.05 * scale
 
 
-def test_a_running_mean_of_the_whole_training_gives_means_of_intervals() -> None:
-    """icefall's ``model_avg``: its neighbours differ by the mean of the steps between them."""
-    steps = two_widths(100, 200, 300, 400, widths=(LARGEST_SIGMA_REL,))
-    rows = rows_of(steps)
-    last_interval = np.array([0.0, 0.0, -3.0, 4.0])
-    profile = last_interval @ dense(rows, 400)
-    times = (np.arange(400 * 50) + 0.5) / 50
-    np.testing.assert_allclose(profile[times <= 300], 0, atol=1e-9)
-    np.testing.assert_allclose(profile[times > 300], 1 / (100 * 50), rtol=1e-6)
-    np.testing.assert_allclose(power_ema_coefficients(steps, LARGEST_SIGMA_REL), [0, 0, 0, 1], atol=1e-9)
-
-
 def test_weights_of_the_last_step_make_fast_averages_exact() -> None:
     rows = [Row(step, width) for step in (100, 200) for width in (0.05, 0.1)]
     with_last = AverageSteps.of([*rows[:2], Row(200), *rows[2:]])

@@ -11,8 +11,6 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import (
-    RowSteps,
-    counts_of,
     ema_coefficients,
     plain_averages,
     power_ema_coefficients,
@@ -135,15 +133,6 @@ def test_an_average_of_averages_has_the_width_that_its_grid_was_told(storage: RD
     study.finish(study.add_candidate(answer), Evaluation(1.0, {}, COST), tell_index=0)
     for read in (HistoryReader(storage).read_study, HistoryReader(storage).read_summary):
         assert read(study.name).label == "power-EMA* (power EMA 0.085)"
-
-
-def test_the_average_of_a_studys_means_has_its_name(storage: RDBStorage) -> None:
-    rows = RowSteps(STEPS, [4, 8, 1])
-    study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS, "counts": [4, 8, 1]})
-    study.finish(study.add_candidate(Candidate(plain_averages(rows)[-1])), Evaluation(1.0, {}, COST), tell_index=0)
-    found = HistoryReader(storage).read_study(study.name)
-    assert found.label == "EMA* (average of all 3)"
-    assert counts_of(found.steps) == (4, 8, 1)
 
 
 def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:

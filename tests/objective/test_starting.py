@@ -75,19 +75,6 @@ def test_real_images_that_do_not_exist_are_refused(typed: Typed) -> None:
     typed("init", "runs", "-o", "elsewhere/study.yaml", "--reference", "photographs")
 
 
-def test_of_means_it_says_how_many_checkpoints_each_is_of(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("out").mkdir()
-    for step in range(1, 66):
-        save_file({"conv.weight": torch.full((1, 1, 3, 3), float(step))}, Path("out") / f"model{step:04d}.safetensors")
-    assert lcsc(["trajectory", "pack", "out", "-o", "means.trajectory", "--means", "16"]) == 0
-    assert "means.trajectory: 16 means of 4 checkpoints each, and the last checkpoint, of 9" in capsys.readouterr().err
-    assert lcsc(["init", "means.trajectory", "-o", "means.yaml", "--reference", "cifar10-train"]) == 0
-    said = capsys.readouterr().err
-    assert "16 means of 4 checkpoints each, and the last checkpoint, steps 4 to 65" in said
-    assert lcsc(["trajectory", "show", "means.trajectory"]) == 0
-    assert "16 means of 4 checkpoints each" in capsys.readouterr().out
-
-
 def test_of_many_checkpoints_it_says_how_many_are_enough(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

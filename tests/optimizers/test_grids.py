@@ -10,7 +10,6 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    RowSteps,
     average_name,
     default_origin,
     ema_coefficients,
@@ -66,18 +65,6 @@ def build(grid: Any) -> Any:
     return grid(coefficient_array(AFFINE, seed=0), budget=100)
 
 
-@pytest.mark.parametrize("grid", [EMAGrid(rates=[0.9]), UniformGrid(windows=[3]), DecayGrid(windows=[3])])
-def test_averages_of_means_give_all_checkpoints_the_same_weight(grid: Any) -> None:
-    counts = np.array([5, 5, 8, 1])
-    rows = RowSteps((50, 100, 180, 190), counts.tolist())
-    asking = grid(coefficient_array(AffineSpace(rows, ema_coefficients(rows, 0.9)), seed=0), budget=100)
-    points = []
-    while not asking.finished:
-        points.append(asking.ask().value)
-    last_three = np.array([0, 5, 8, 1]) / 14
-    assert any(np.allclose(point, last_three) for point in points)
-
-
 def plane_points(corners: Any) -> list[np.ndarray]:
     plane = Plane.through(corners, STEPS)
     return [plane.at(x, y) for x, y in plane_grid(4)[1]]
@@ -129,7 +116,7 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
     [
         STEPS,
         tuple(range(0, 500, 100)),
-        RowSteps((50, 100, 180, 190), [5, 5, 8, 2]),
+        (50, 100, 180, 190),
         AverageSteps.of([Row(step, width) for step in (100, 200, 300) for width in (0.05, 0.1)]),
     ],
 )
@@ -146,12 +133,6 @@ def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ..
 def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> None:
     points = ExtraMergeGrid(extrapolations=[1]).profiles(tuple(range(10, 10 + count)))
     np.testing.assert_allclose(points, [np.concatenate([np.zeros(count - 2), [-1.0, 2.0]])])
-
-
-def test_extrapolation_weighs_rows_by_the_checkpoints_in_them() -> None:
-    rows = RowSteps((50, 100, 180, 190), [5, 5, 8, 2])
-    [point] = ExtraMergeGrid(windows=[2], extrapolations=[1]).profiles(rows)
-    np.testing.assert_allclose(point, [-0.5, -0.5, 1.6, 0.4])
 
 
 def soup(losses: dict[tuple[int, ...], float | None]) -> tuple[list[tuple[int, ...]], np.ndarray]:

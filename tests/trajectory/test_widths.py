@@ -137,7 +137,6 @@ BAD = {
     "none": ("posthoc", [], "several series"),
     "twice the same": ("posthoc", ["--widths", "0.1,0.1"], "Step 100, width 0.1 appears twice"),
     "told otherwise": ("edm2", ["--widths", "0.05,0.2"], "gives it width 0.2, but its name says 0.1"),
-    "means of averages": ("edm2", ["--means", "2"], "averages already"),
     "no step": ("nameless", ["--widths", "0.1"], "has no step in its name or contents"),
 }
 
@@ -238,15 +237,3 @@ def test_init_drafts_a_study_in_one_command(
     checkpoint_examples.write(name, tmp_path / "run")
     assert lcsc(["init", "run"]) == 0, capsys.readouterr().err
     assert "steps 100 to 300" in next(tmp_path.glob("*.yaml")).read_text()
-
-
-def test_running_means_of_icefall_become_means_of_intervals(tmp_path: Path) -> None:
-    written = checkpoint_examples.write("icefall", tmp_path / "run")
-    trajectory = pack(tmp_path / "run", tmp_path / "t")
-    assert trajectory.intervals == ((1, 100, 100), (101, 200, 100), (201, 300, 100))
-    for index, step in enumerate(checkpoint_examples.STEPS):
-        assert same_bits(trajectory.checkpoint(index), written[step])
-    raw = pack(tmp_path / "run", tmp_path / "raw", key="model")
-    assert raw.intervals is None
-    with pytest.raises(TrajectoryError, match="is a mean already"):
-        pack(tmp_path / "run", tmp_path / "no", means=1)

@@ -128,7 +128,7 @@ def coefficients_figure(
 
 
 def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
-    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it; for a mean, over its interval.
+    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it.
 
     Averages of several widths stand side by side, under their names.
     """
