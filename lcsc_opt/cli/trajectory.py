@@ -9,7 +9,7 @@ import typer
 
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, Widths, assignments, in_order_of
+from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
@@ -32,7 +32,6 @@ def pack(
     dtype: Annotated[
         Literal["exact", "float16", "bfloat16"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
     ] = "exact",
-    widths: Widths = None,
 ) -> None:
     """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
     from lcsc_opt.checkpoints.finding import Selection
@@ -49,7 +48,6 @@ def pack(
         selection=chosen,
         overwrite=overwrite,
         dtype=dtype,
-        widths=widths,
     )
     size = shown_size(trajectory.nbytes)
     say(f"{out}: {len(trajectory)} checkpoints, of {trajectory.parameters:,} parameters in {size}")

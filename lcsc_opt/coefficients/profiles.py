@@ -15,15 +15,6 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.rows import (
-    LARGEST_SIGMA_REL,
-    AverageSteps,
-    nearest_exponential,
-    nearest_power,
-    power_exponent,
-    power_width,
-    rows_of,
-)
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
@@ -31,6 +22,7 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
+LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
@@ -48,15 +40,11 @@ def starts_of(steps: Sequence[int]) -> npt.NDArray[np.float64]:
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
-    Those of averages of several widths were checked when they were made: a step may be there for each width.
-
     Raises:
         StudySpecError: fewer than two, or one that is not whole, negative or out of order.
     """
     if len(steps) < 2:
         raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(steps)}")
-    if isinstance(steps, AverageSteps):
-        return steps
     checked: list[int] = []
     previous = -1
     for index, given in enumerate(steps):
@@ -82,8 +70,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-    Rate 0 gives the last checkpoint. Of rows that are averages with a width, the combination with the nearest profile,
-    by least squares (:mod:`lcsc_opt.coefficients.rows`); it has negative coefficients.
+    Rate 0 gives the last checkpoint.
 
     Returns:
         ``[K]``, sum to one.
@@ -93,10 +80,6 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     """
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
-    if isinstance(steps, AverageSteps):
-        if rate == 0:
-            return decay_coefficients(len(steps), 1)
-        return close_sum(nearest_exponential(steps, rate))
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
 
@@ -104,23 +87,18 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of the window. Of rows that are averages with a width, they are by
-    default EDM2's averages of :data:`POWER_EMA_SIGMAS`, which such rows reach best.
+    The rates of the EMAs are by default those of the window.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    if isinstance(steps, AverageSteps) and rates is None:
-        averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
-    else:
-        averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
     return averages + [decay_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
 
 
 def plain_average_count(steps: Sequence[int]) -> int:
     """How many :func:`plain_averages` there are by default."""
-    emas = POWER_EMA_SIGMAS if isinstance(steps, AverageSteps) else PAPER_EMA_RATES
-    return len(emas) + len(_plain_windows(len(steps)))
+    return len(PAPER_EMA_RATES) + len(_plain_windows(len(steps)))
 
 
 def _plain_windows(count: int) -> list[int]:
@@ -172,13 +150,7 @@ def extrapolated_average(total: int, last: int, extrapolation: float) -> Coeffic
     return close_sum(latest + extrapolation * (latest - earlier))
 
 
-def average_name(
-    coefficients: Coefficients,
-    steps: Sequence[int],
-    *,
-    rates: Sequence[float] | None = None,
-    sigma_rels: Sequence[float] | None = None,
-) -> str | None:
+def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """``EMA 0.9995``, ``average of the last 10``, ``1-sqrt over the last 8``, a row …, of a baseline's answer.
 
     ``None`` for coefficients that no baseline asks at these ``steps``.
@@ -186,9 +158,6 @@ def average_name(
     Args:
         coefficients: ``[K]``.
         steps: ``[K]``.
-        rates: those that an EMA grid asked; by default those of the window. Only of rows with a width, whose
-            coefficients do not say their rate.
-        sigma_rels: likewise those that a power EMA grid asked.
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
@@ -199,30 +168,14 @@ def average_name(
         if rows_used == 1 and is_used[-1]:
             return "last checkpoint"
         if rows_used == 1:
-            return str(rows_of(steps)[int(is_used.argmax())])
+            return f"step {steps[int(is_used.argmax())]}"
         if is_used[-rows_used:].all():
             return f"average of {last_ones}"
         return f"average of {rows_used}"
     if np.allclose(coefficients, decay_coefficients(len(steps), rows_used, "1-sqrt"), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
-    if isinstance(steps, AverageSteps):
-        name = _name_among(coefficients, steps, rates or window_ema_rates(steps), sigma_rels or POWER_EMA_SIGMAS)
-    else:
-        name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
+    name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, rows_used)
-
-
-def _name_among(
-    coefficients: Coefficients, steps: AverageSteps, rates: Sequence[float], sigma_rels: Sequence[float]
-) -> str | None:
-    """``power EMA 0.15`` or ``EMA 0.9995`` of rows with a width, if it is one of these."""
-    for sigma_rel in sigma_rels:
-        if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
-            return f"power EMA {sigma_rel:g}"
-    for rate in rates:
-        if np.allclose(coefficients, ema_coefficients(steps, rate)):
-            return f"EMA {rate:.6g}"
-    return None
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
@@ -268,11 +221,10 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     The weight of training time t is proportional to t^e; ``sigma_rel`` is the profile's standard deviation relative to
     the length of the training, above 0 and at most 1/sqrt(12) (the uniform average): sigma_rel^2 = (e + 1) / ((e + 2)^2
     (e + 3)), solved for its largest real e (Appendix C.2). As with :func:`ema_coefficients`, the first checkpoint takes
-    all that came before it. Of rows that are such averages of other widths, it is the reconstruction of Algorithm 3,
-    with the coefficients of NVlabs' ``phema.py``.
+    all that came before it.
 
     Returns:
-        ``[K]``, sum to one; of rows without a width, non-negative.
+        ``[K]``, non-negative, sum to one.
 
     Raises:
         StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
@@ -281,11 +233,23 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
-    if isinstance(steps, AverageSteps):
-        return close_sum(nearest_power(steps, sigma_rel))
     exponent = power_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
     return close_sum(np.diff(np.power(times, exponent + 1), prepend=0.0))  # of cumulative weights
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """The exponent e of the profile t^e with this width (Karras et al. 2024, Appendix C.2).
+
+    sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e; 0 for the widest.
+    """
+    precision = sigma_rel**-2
+    return max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
+
+
+def power_width(exponent: float) -> float:
+    """The width of the profile t^e with this exponent e, at least zero: the inverse of :func:`power_exponent`."""
+    return min(math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3)), LARGEST_SIGMA_REL)
 
 
 def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RATES) -> tuple[float, ...]:
@@ -308,9 +272,6 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
     intervals = len(steps) - 1
-    if isinstance(steps, AverageSteps):  # averages reach back to the beginning
-        window = steps[-1]
-        intervals = len(set(steps))  # a step is there once for each width
     mean_interval = window / intervals
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
@@ -424,12 +385,7 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates.
-
-    Of rows that are averages with a width, the middle one of EDM2's widths.
-    """
-    if isinstance(steps, AverageSteps):
-        return power_ema_coefficients(steps, POWER_EMA_SIGMAS[len(POWER_EMA_SIGMAS) // 2])
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

@@ -77,7 +77,7 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         tensors = trajectory.checkpoint(-1)
     else:
         sources = find_sources(find_checkpoints(folder))
-        steps = tuple(row.step for row in sources)
+        steps = tuple(sources)
         last = [*sources.values()][-1]  # the first ones may be deleted while the training goes on
         tensors = read_checkpoint(last).tensors
     near = _near(folder, given)

@@ -26,7 +26,6 @@ from lcsc_opt.base.study_file import (
 )
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
-from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.coefficients.spaces import (
     AffineSpace,
     CoefficientSpace,
@@ -239,10 +238,7 @@ class Plan:
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
-        attributes: dict[str, Any] = {}
-        if isinstance(objective.steps, AverageSteps):
-            attributes["widths"] = list(objective.steps.widths)
-        return attributes | {
+        return {
             "budget": budget,
             "optimizer_budget": budget,
             "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),

@@ -14,7 +14,6 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
@@ -143,7 +142,7 @@ class _Reader:
         self.key = key
         self._first = first
 
-    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
+    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
@@ -158,16 +157,13 @@ class _PackedReader:
         self.key = trajectory.metadata.get("key", "")
         self._trajectory = trajectory
 
-    def read(self, row: Row, path: Path) -> Checkpoint:  # noqa: ARG002 - the row tells enough
-        tensors = self._trajectory.checkpoint(self._index(row))
+    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
+        tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
         return Checkpoint(tensors, self.key, {})
 
-    def source(self, row: Row) -> str:
-        """Where the row came from when it was packed first."""
-        return self._trajectory.sources[self._index(row)]
-
-    def _index(self, row: Row) -> int:
-        return self._trajectory.rows.index(row)
+    def source(self, step: int) -> str:
+        """Where the checkpoint came from when it was packed first."""
+        return self._trajectory.sources[self._trajectory.steps.index(step)]
 
 
 _AnyReader = _Reader | _PackedReader
@@ -176,18 +172,18 @@ _AnyReader = _Reader | _PackedReader
 def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
-    rows = list(sources)
+    steps = list(sources)
     written = len(writer.steps)
     try:
-        with progress("pack", len(rows), done=written) as advance:
-            for row in rows[written:]:
-                _write_checkpoint(writer, row, sources[row], reader)
+        with progress("pack", len(steps), done=written) as advance:
+            for step in steps[written:]:
+                _write_checkpoint(writer, step, sources[step], reader)
                 if not committing.running:
                     committing.start(writer.commit)
-                if row == rows[-1]:
+                if step == steps[-1]:
                     committing.finish()
                     writer.commit()  # before the progress bar says that all is done
-                advance(note=str(row))
+                advance(note=f"step {step}")
     except BaseException as error:
         with contextlib.suppress(TrajectoryError):  # the first error says more
             committing.finish()
@@ -196,13 +192,13 @@ def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> N
         raise
 
 
-def _write_checkpoint(writer: MatrixWriter, row: Row, path: Path, reader: _AnyReader) -> None:
-    tensors = reader.read(row, path).tensors
+def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, reader: _AnyReader) -> None:
+    tensors = reader.read(step, path).tensors
     try:
         layout = writer.check(tensors)
         source = str(path.absolute())
         if isinstance(reader, _PackedReader):
-            source = reader.source(row)
-        writer.write(row, layout, tensors, source=source)
+            source = reader.source(step)
+        writer.write(step, layout, tensors, source=source)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error

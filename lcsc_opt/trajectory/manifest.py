@@ -15,10 +15,9 @@ import pydantic
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes
@@ -36,8 +35,6 @@ class _SavedCheckpoint(pydantic.BaseModel):
         slot: the row of ``weights.bin``.
         source: the file that it was made from, or empty text.
         sha256: of the bytes of the row.
-        width: of an average over the training up to the step, ``sigma_rel`` of its power-function profile; ``None`` for
-            the weights of the step.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -46,19 +43,13 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-    width: float | None = None
-
-    @property
-    def row(self) -> Row:
-        """Its step and width."""
-        return Row(self.step, self.width or 0.0)
 
 
 class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
-        format: 1, or 2 if rows say more of themselves than the first format can.
+        format: of the manifest itself.
         row_bytes: the bytes of a row.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
         tensors: in the order of their bytes.
@@ -69,7 +60,7 @@ class Manifest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
-    format: Literal[1, 2] = 1
+    format: Literal[1] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
     stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
@@ -103,19 +94,9 @@ class Manifest(pydantic.BaseModel):
         slots = {saved.slot for saved in self.checkpoints}
         if len(slots) < len(self.checkpoints):
             raise ValueError("two checkpoints share a slot")
-        if any(later <= earlier for earlier, later in itertools.pairwise(self.rows)):
+        if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
-        try:
-            for row in self.rows:
-                check_width(row)
-        except StudySpecError as error:
-            raise ValueError(str(error)) from error
         return self
-
-    @property
-    def rows(self) -> list[Row]:
-        """The step and the width of each row, ``[K]``."""
-        return [saved.row for saved in self.checkpoints]
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -145,12 +126,8 @@ class Manifest(pydantic.BaseModel):
         Raises:
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
-        needed_format = 1
-        if any(row.width for row in self.rows):
-            needed_format = 2
-        written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
-            pending.write_text(written.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+            pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
 
     def with_checkpoint(self, keep_last: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
         """This manifest with one more checkpoint.

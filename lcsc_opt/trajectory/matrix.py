@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.coefficients.rows import Row, check_width
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
@@ -140,60 +139,53 @@ class MatrixWriter:
             raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
         return number
 
-    def is_new(self, row: Row) -> bool:
-        """Whether a row comes after all saved ones; False when it is one of them.
+    def is_new(self, step: int) -> bool:
+        """Whether a step comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: it lies between saved rows, is of no step at all, or has a width that cannot be.
+            TrajectoryError: it lies between saved ones, or is no step at all.
         """
-        self.whole_step(row.step)
-        try:
-            check_width(row)
-        except StudySpecError as error:
-            raise TrajectoryError(f"{error}.") from error
-        manifest = self._current()
-        rows = [] if manifest is None else manifest.rows
-        if row in rows:
+        self.whole_step(step)
+        steps = self.steps
+        if step in steps:
             return False
-        if rows and row < rows[-1]:
-            order = "steps have to increase" if row.step < rows[-1].step else "widths of one step have to increase"
+        if steps and step < steps[-1]:
             raise TrajectoryError(
-                f"{str(row).capitalize()} comes after {rows[-1]}; {order}: open the writer with resume=STEP to "
-                "continue training from an earlier step."
+                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
+                "to continue training from an earlier step."
             )
         return True
 
     def write(
         self,
-        row: Row,
+        step: int,
         layout: Layout,
         tensors: Mapping[str, Tensor],
         *,
         source: str = "",
     ) -> None:
-        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
+        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
-        ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may
-        overwrite the row of a checkpoint that the manifest on the disk still names.
+        ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
+        of a checkpoint that the manifest on the disk still names.
 
         Raises:
-            TrajectoryError: a weight is not finite, the row does not come after the last one, or the disk refuses.
+            TrajectoryError: a weight is not finite, the step does not come after the last one, or the disk refuses.
         """
-        is_new = self.is_new(row)
+        is_new = self.is_new(step)
         manifest = self._current()
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
-            _check_same_bytes(manifest, row, layout.row_parts(tensors))
+            _check_same_bytes(manifest, step, layout.row_parts(tensors))
             return
         slot = manifest.free_slot()
         with self._as_trajectory_error():
-            sha256, varying = self._write_row(row, slot, tensors, manifest)
+            sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(
             self._keep_last,
             varying,
-            step=row.step,
-            width=row.width or None,
+            step=step,
             slot=slot,
             source=source,
             sha256=sha256,
@@ -227,7 +219,7 @@ class MatrixWriter:
         return self._written
 
     def _write_row(
-        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
     ) -> tuple[str, list[str]]:
         """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
 
@@ -244,7 +236,7 @@ class MatrixWriter:
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        check_finite(piece.view(spec.torch_dtype), spec, row, manifest.stored)
+                        _check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
                     self._write_bytes(piece.numpy().data)
                 if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
                     _check_mergeable(spec)
@@ -277,30 +269,28 @@ class MatrixWriter:
             raise TrajectoryError(f"{message}.") from error
 
 
-def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) -> None:
-    """Refuse other weights for a row that is saved."""
+def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -> None:
+    """Refuse other weights for a step that is saved."""
     digest = hashlib.sha256()
     for _, content in parts:
         digest.update(content.numpy().data)
-    [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
+    [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(
-            f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to "
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to "
             "continue training from an earlier step, or write the new run to another trajectory."
         )
 
 
-def check_finite(content: Tensor, spec: TensorSpec, row: Row, stored: str | None) -> None:
-    """Refuse NaN and infinity in a tensor that is merged, or a part of it.
-
-    Raises:
-        TrajectoryError: there is one; names the tensor and the row.
-    """
+def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+    """Refuse NaN and infinity in a tensor that is merged, or a part of it."""
     least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
-    raise TrajectoryError(f"Tensor {spec.name!r} at {row} holds NaN or infinity{rounded}: leave this checkpoint out.")
+    raise TrajectoryError(
+        f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out."
+    )
 
 
 def _differs(spec: TensorSpec, content: Tensor, last_row: Callable[[TensorSpec], Tensor] | None) -> bool:

@@ -32,7 +32,6 @@ def pack(
     selection: Selection = _EVERYTHING,
     overwrite: bool = False,
     dtype: str = EXACT,
-    widths: Sequence[float] | None = None,
 ) -> Trajectory:
     """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
@@ -49,9 +48,6 @@ def pack(
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
         dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
-        widths: of power-function averages (ema-pytorch's PostHocEMA, EDM2), ``sigma_rel`` of each series of files, in
-            the natural order of the series; a step has a row for each of them. ``None`` reads them from the names of
-            EDM2's files.
 
     Raises:
         TrajectoryError: a file cannot be read as weights, does not tell its step, or holds another one than ``steps``
@@ -64,12 +60,12 @@ def pack(
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    packed = _packed_checkpoints(patterns, out, key, steps, widths)
+    packed = _packed_checkpoints(patterns, out, key, steps)
     if packed is None:
-        paths = find_checkpoints(patterns, key=key, several_series=widths is not None)
-        sources = select_sources(find_sources(paths, steps, widths), selection)
+        paths = find_checkpoints(patterns, key=key)
+        sources = select_sources(find_sources(paths, steps), selection)
     else:
-        sources = select_sources(dict.fromkeys(packed.rows, packed.path), selection)
+        sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         fingerprint = sources_fingerprint(sources, key, dtype)
         return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, packed=packed)
@@ -80,7 +76,6 @@ def _packed_checkpoints(
     out: Path,
     key: str | None,
     steps: Sequence[int] | None,
-    widths: Sequence[float] | None,
 ) -> Trajectory | None:
     """The trajectory that the patterns name, to be packed again; ``None`` if they name files."""
     named = as_patterns(patterns)
@@ -91,8 +86,8 @@ def _packed_checkpoints(
         return None
     if path.resolve() == out.resolve():
         raise TrajectoryError(f"{path} cannot be packed into itself: name another output.")
-    if key is not None or steps is not None or widths is not None:
-        raise TrajectoryError(f"{path} is packed: leave out --key, --steps and --widths.")
+    if key is not None or steps is not None:
+        raise TrajectoryError(f"{path} is packed: leave out --key and --steps.")
     return Trajectory.open(path)
 
 

@@ -30,7 +30,6 @@ from lcsc_opt.checkpoints.lora import (
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.trajectory.layout import Layout, RowPart
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -47,9 +46,7 @@ class Trajectory:
 
     Attributes:
         path: the path of its folder.
-        steps: the training step of each checkpoint, ``[K]``, strictly increasing. Of averages of several widths
-            :class:`~lcsc_opt.coefficients.rows.AverageSteps`, in which a step is there for each width.
-        rows: the step and the width of each, ``[K]``; the width is 0 where rows are the weights of steps.
+        steps: the training step of each checkpoint, ``[K]``, strictly increasing.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
         sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
@@ -69,8 +66,7 @@ class Trajectory:
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
         self.path = path
-        self.rows = tuple(manifest.rows)
-        self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
+        self.steps = tuple(saved.step for saved in checkpoints)
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
@@ -291,8 +287,8 @@ class Trajectory:
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
         rows_by_hash: dict[str, list[str]] = {}
-        for row, sha256 in zip(self.rows, self.checkpoint_sha256, strict=True):
-            rows_by_hash.setdefault(sha256, []).append(str(row))
+        for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
+            rows_by_hash.setdefault(sha256, []).append(f"step {step}")
         warnings: list[str] = []
         for rows in rows_by_hash.values():
             if len(rows) < 2:
@@ -358,7 +354,7 @@ class Trajectory:
                 for _, content in self._parts(saved.slot):
                     digest.update(content.numpy().data)
                 if digest.hexdigest() != saved.sha256:
-                    raise TrajectoryError(f"{self.path}: the weights of {saved.row} are damaged: pack again.")
+                    raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
     def _float64_tiles(self) -> Iterator[tuple[int, Tensor]]:

@@ -16,7 +16,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
@@ -132,7 +131,6 @@ class TrajectoryWriter:
         *,
         source: str = "",
         wait: bool = True,
-        width: float = 0.0,
     ) -> bool:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
 
@@ -146,9 +144,6 @@ class TrajectoryWriter:
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
-            width: of weights that are an average over the training so far, ``sigma_rel`` of its power-function profile
-                (EDM2, Karras et al. 2024); a step may have several, each in a row of its own, narrow ones first. 0 for
-                weights that are no average, or of another kind.
 
         Returns:
             Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
@@ -172,10 +167,9 @@ class TrajectoryWriter:
             self._background.finish()
             if self._background.running:  # a signal's handler, within the saving that it would wait for
                 raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
-            row = Row(step, width)
             tensors = _named_tensors(weights)
             layout = self._saver.check(tensors)
-            is_new = self._saver.is_new(row)
+            is_new = self._saver.is_new(step)
             copied: list[torch.Event] = []
             if not wait:
                 tensors, copied = self._staged(layout, tensors)
@@ -183,7 +177,7 @@ class TrajectoryWriter:
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._saver.write(row, layout, tensors, source=source)
+                self._saver.write(step, layout, tensors, source=source)
                 self._saver.commit()
 
             if wait:

@@ -13,9 +13,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import (
     ema_coefficients,
     plain_averages,
-    power_ema_coefficients,
 )
-from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database import reader as reader_module
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
@@ -119,20 +117,6 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
     study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
-
-
-def test_an_average_of_averages_has_the_width_that_its_grid_was_told(storage: RDBStorage) -> None:
-    steps = AverageSteps.of([Row(step, width) for step in STEPS for width in (0.05, 0.1)])
-    attributes = {
-        "steps": list(steps),
-        "widths": list(steps.widths),  # type: ignore[attr-defined]
-        "specification": {"optimizer": {"name": "PowerEMAGrid", "options": {"sigma_rels": [0.07, 0.085]}}},
-    }
-    study = StoredStudy.open_or_create(storage, "digits/PowerEMAGrid/0", attributes)
-    answer = Candidate(power_ema_coefficients(steps, 0.085))
-    study.finish(study.add_candidate(answer), Evaluation(1.0, {}, COST), tell_index=0)
-    for read in (HistoryReader(storage).read_study, HistoryReader(storage).read_summary):
-        assert read(study.name).label == "power-EMA* (power EMA 0.085)"
 
 
 def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
+from tests.checkpoints import checkpoint_examples
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
@@ -73,6 +74,13 @@ def test_real_images_that_do_not_exist_are_refused(typed: Typed) -> None:
     assert not Path("study.yaml").exists()
     Path("elsewhere/photographs").mkdir(parents=True)
     typed("init", "runs", "-o", "elsewhere/study.yaml", "--reference", "photographs")
+
+
+@pytest.mark.parametrize("name", ["JiT, RiT, JLT", "icefall", "torchtitan with its EMA", "OLMo-core"])
+def test_a_folder_of_a_known_trainer_needs_no_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint_examples.write(name, Path("run"))
+    assert lcsc(["init", "run"]) == 0, capsys.readouterr().err
+    assert "steps 100 to 300" in next(Path().glob("*.yaml")).read_text()
 
 
 def test_of_many_checkpoints_it_says_how_many_are_enough(

@@ -16,7 +16,6 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import (
     DecayGrid,
@@ -117,13 +116,11 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
         STEPS,
         tuple(range(0, 500, 100)),
         (50, 100, 180, 190),
-        AverageSteps.of([Row(step, width) for step in (100, 200, 300) for width in (0.05, 0.1)]),
     ],
 )
 def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ...]) -> None:
     points = grid.profiles(steps)
-    options = {key: grid.config()[key] for key in ("rates", "sigma_rels") if key in grid.config()}
-    names = [average_name(point, steps, **options) for point in points]
+    names = [average_name(point, steps) for point in points]
     assert None not in names
     for name, point in zip(names, points, strict=True):  # one name stands for one average
         np.testing.assert_allclose(points[names.index(name)], point, rtol=0, atol=1e-6)

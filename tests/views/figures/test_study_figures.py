@@ -59,21 +59,6 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert len(coefficients_figure(reader, [ema], ema).data) == 1, "EMA* is not drawn over itself"
 
 
-def test_averages_of_several_widths_stand_side_by_side(storage: RDBStorage) -> None:
-    for name in ("EMAGrid/0", "LCSC/0"):
-        stored = write_study(storage, f"digits/{name}", [4.0, 2.0])
-        stored.set_attribute("steps", [100, 300, 300])
-        stored.set_attribute("widths", [0.1, 0.05, 0.1])
-    reader, (ema, study) = read(storage)
-    assert study.steps == (100, 300, 300)
-    assert study.steps.widths == (0.1, 0.05, 0.1)
-    figure = coefficients_figure(reader, [study], ema)
-    names = ["100, width 0.1", "300, width 0.05", "300, width 0.1"]
-    bars, line = figure.data
-    assert list(bars.x) == list(line.x) == names
-    assert list(bars.y) == coefficients(1).tolist()
-
-
 def test_bars_are_as_wide_as_the_intervals_between_checkpoints(storage: RDBStorage) -> None:
     stored = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     ends = [120, 180, 260]
