@@ -41,7 +41,7 @@ EDM2_SIZES = {
 }
 PASSES_OF_SAMPLER = 4  # of a gradient: forward, forward with a graph, and backward, which costs two
 PASSES_OF_FEATURES = 3  # the same, but backward costs one, since Inception's weights need no gradient
-EDM2_EVERY = 64  # Mi images between two raw snapshots, of two widths each
+EDM2_EVERY = 64  # Mi images between two raw snapshots of one width
 EDM2_CALLS = 63  # of an image: 32 steps of Heun's method
 EDM2_IMAGES = 10_000
 EDM2_BUDGET = 1_000_000
@@ -75,7 +75,7 @@ def edm2_rows(clone: str, of: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for data, sizes in EDM2_SIZES.items():
         for size, (channels, duration) in sizes.items():
             parameters, call = _edm2_counted(Precond, channels, latents=data == "img512")
-            files = 2 * duration // EDM2_EVERY
+            files = duration // EDM2_EVERY
             row_bytes = 2 * files * parameters
             decoding = decoder_flops if data == "img512" else 0.0
             seconds = EDM2_CALLS * call / (rate * of["bf16"]) + (decoding + INCEPTION_FLOPS) / (rate * of["tf32"])

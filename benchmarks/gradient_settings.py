@@ -1,15 +1,11 @@
 """``LCSCGradient`` on digits: its options around their defaults.
 
-    python benchmarks/gradient_settings.py [--seeds 3] [--few]
+    python benchmarks/gradient_settings.py [--seeds 3]
 
 A search has 20,000 or 60,000 images, including those of checks. Its recommendation after 2,000 images, 6,000 and so on
 is measured on 10,000 held-out images, of a group that no setting was chosen on. Options are varied one at a time. A
 seed decides the noise: all searches of one seed begin with the same noise. Every result is written to
 ``results/gradient_settings.csv`` at once: after an interruption, the same command continues.
-
-``--few`` varies the step with few rows of a trajectory, means and checkpoints, which are searched with coefficients for
-each layer, as in ``means.py``. Its trainings have the seeds 100 and up, and appear nowhere else. FID is on images that
-no search saw, after 20,000 images; the results are in ``results/gradient_few_rows.csv``.
 """
 
 from __future__ import annotations
@@ -21,12 +17,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from common import measure_missing, parse
-from fidelity import answer_of, objective_of
-from means import kept_rows
 from nevergrad.optimization.base import Optimizer
-from rows import DIGITS, metrics_of
 
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -74,26 +66,13 @@ ROWS = (
 )
 
 
-FIRST_TRAINING = 100  # trainings that are reported have smaller seeds
-FEW = [(rows, size) for rows in ("8 means", "16 means", "4 means") for size in (0.1, 0.3)]
-FEW += [("8 means", 0.2), ("8 checkpoints", 0.1), ("8 checkpoints", 0.3), ("16 means", 0.2), ("4 means", 0.2)]
-
-
 def main() -> None:
     """Run what is missing, print every search, then the table."""
     arguments = parse(
         __doc__,
         seeds=3,
         row={"action": "append", "help": "only rows whose names begin so"},
-        few={"action": "store_true", "help": "vary the step with few rows, in so many trainings as there are seeds"},
     )
-    if arguments.few:
-        trainings = range(FIRST_TRAINING, FIRST_TRAINING + arguments.seeds)
-        prefixes = tuple(arguments.row or [""])
-        searches = [(rows, size, seed) for seed in trainings for rows, size in FEW if rows.startswith(prefixes)]
-        named_few = ("rows", "step_size", "seed")
-        measure_missing("gradient_few_rows", searches, few_rows, named=named_few, metrics=("fid A", "fid B"))
-        return
     chosen = {row.name: row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))}
     objective = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
     print(f"start: {measure(objective, default_origin(objective.steps))}")
@@ -116,17 +95,6 @@ def run(objective: Objective, row: Row, seed: int) -> Result:
     fids, crossed = zip(*(measure(objective, coefficients) for coefficients in found), strict=True)
     missing = [math.nan] * (len(LIMITS) - len(limits))
     return (*(round(fid, 4) for fid in fids), *missing, round(crossed[-1], 4), round(time.perf_counter() - start, 1))
-
-
-def few_rows(rows: str, step_size: float, training: int) -> list[float]:
-    """FID to both halves of one answer from few rows of a training."""
-    objective = objective_of("digits.py", **DIGITS, training_seed=training)
-    objective.trajectory = kept_rows(objective.trajectory, rows)
-    objective.merge_in_rows("layers")
-    options = {"step_size": step_size}
-    answer = answer_of(objective, "LCSCGradient", 0, LIMITS[2], options=options)
-    sampled = objective.images(np.asarray(answer), HELD_OUT, HELD_OUT_IMAGES)
-    return list(metrics_of(sampled, ("fid A", "fid B"), "digits"))
 
 
 def answers(optimizer: Optimizer, objective: Objective, limits: Sequence[int], window: int) -> Iterator[Coefficients]:

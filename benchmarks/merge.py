@@ -42,7 +42,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.packing import pack
 
-DTYPES = ("exact", "float16", "bfloat16", "int8")
+DTYPES = ("exact", "float16", "bfloat16")
 SUM_ABS = 6.5  # about what searches find
 SPREAD = 0.01  # standard deviation of a weight between checkpoints
 STEPS, STEP_SIZE, STEP_IMAGES = 60, 0.01, 200
@@ -73,7 +73,7 @@ def main() -> None:
 
 def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory]:
     """One trajectory in every dtype: a start, and steps from it that add up, as training makes them."""
-    for dtype in DTYPES[:-1]:
+    for dtype in DTYPES:
         weights = state_dict(0, megabytes)
         generator = torch.Generator().manual_seed(1)
         with TrajectoryWriter(folder / f"{dtype}.trajectory", dtype=dtype) as writer:
@@ -81,7 +81,6 @@ def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory
                 for tensor in weights.values():
                     tensor += SPREAD / checkpoints**0.5 * torch.randn(tensor.shape, generator=generator)
                 writer.append(step, weights, wait=False)
-    pack(folder / "exact.trajectory", folder / "int8.trajectory", dtype="int8")
     return {dtype: Trajectory.open(folder / f"{dtype}.trajectory") for dtype in DTYPES}
 
 

@@ -5,8 +5,8 @@
 Merges and projections are those of ``merge.py``, of 50 checkpoints of 16 MB, in turns. FID is on noise that no search
 saw.
 
-The training, the halves of the real images and the search are those of ``means.py`` for digits: ``LCSCGradient``, with
-a row of coefficients for each layer. The same search runs on the checkpoints as they are, in bfloat16, and in int8.
+The training and the halves of the real images are those of ``rows.py`` for digits, and the search is ``LCSCGradient``
+with a row of coefficients for each layer. The same search runs on the checkpoints as they are, and in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import pack
 
-STORED = ("exact", "bfloat16", "int8")
+STORED = ("exact", "bfloat16")
 METRICS = ("fid A", "fid B", "precision A")
 
 

@@ -26,11 +26,11 @@ from contest.page import insert
 from plotly.subplots import make_subplots
 
 from lcsc_opt.coefficients.profiles import (
+    LARGEST_SIGMA_REL,
     ema_coefficients,
     normalize,
     power_ema_coefficients,
 )
-from lcsc_opt.coefficients.rows import LARGEST_SIGMA_REL
 from lcsc_opt.views.figures.theme import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, template
 from lcsc_opt.views.figures.writing import write_figures
 

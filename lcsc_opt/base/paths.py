@@ -20,7 +20,6 @@ BUNDLED_WEIGHTS = SHIPPED / "objectives" / "weights"
 
 MANIFEST = "manifest.json"  # of a packed trajectory
 WEIGHTS = "weights.bin"
-MEAN = "mean.bin"  # next to it, where rows are deviations from their mean
 
 
 def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:

@@ -14,7 +14,6 @@ from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_we
 from lcsc_opt.checkpoints.pickles import Record, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind
 
-RUNNING_MEAN = "model_avg"  # icefall's mean of all weights since the training began
 _AVERAGE_KEYS = (
     "ema",
     "ema_state_dict",
@@ -23,7 +22,6 @@ _AVERAGE_KEYS = (
     "ema_model",
     "model_ema1",  # of JiT, RiT and JLT, the one that they sample with; model_ema2 is the other
     "ema_optimizer",  # of torchtitan, and "ema" later
-    RUNNING_MEAN,
 )
 _RAW_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
 GUESSED_KEYS = (*_AVERAGE_KEYS, *_RAW_KEYS)

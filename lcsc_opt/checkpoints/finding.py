@@ -25,12 +25,10 @@ from lcsc_opt.checkpoints.names import (
     checkpoint_series,
     checkpoint_suffixes,
     is_numbered,
-    is_post_hoc_ema,
     natural_order,
     plugin_of_suffix,
     post_hoc_step,
     series_glob,
-    series_without_width,
     step_in_name,
 )
 from lcsc_opt.checkpoints.reading import read_metadata
@@ -52,7 +50,7 @@ _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
-def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_series: bool = False) -> list[Path]:
+def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
     """The checkpoints that ``patterns`` stand for, each once.
 
     Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed.
@@ -63,7 +61,6 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_seri
             of optimizers, schedulers and random numbers are left out. ``hf://owner/name@step-*`` are revisions at the
             Hugging Face hub.
         key: which state dict; it may name a subfolder of a checkpoint folder.
-        several_series: whether a folder or glob may hold several series, as averages whose widths are given.
 
     Raises:
         TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
@@ -76,7 +73,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, several_seri
         path = expanded_path(pattern, error=TrajectoryError)
         is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
         if not is_state:  # a shell's glob may name them
-            checkpoints.update(dict.fromkeys(_expand(path, key, several_series)))
+            checkpoints.update(dict.fromkeys(_expand(path, key)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(
@@ -98,12 +95,12 @@ def is_packed(path: Path) -> bool:
     return (path / MANIFEST).is_file() and (path / WEIGHTS).is_file()
 
 
-def _expand(pattern: Path, key: str | None, several_series: bool) -> list[Path]:
+def _expand(pattern: Path, key: str | None) -> list[Path]:
     revisions = hub.revisions(pattern)
     if revisions is not None:
-        return _only_series(str(pattern), revisions, several_series)
+        return _only_series(str(pattern), revisions)
     if pattern.is_dir():
-        return _in_folder(pattern, key, several_series)
+        return _in_folder(pattern, key)
     if pattern.exists():
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
@@ -116,10 +113,10 @@ def _expand(pattern: Path, key: str | None, several_series: bool) -> list[Path]:
         ) from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
-    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)], several_series)
+    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)])
 
 
-def _in_folder(folder: Path, key: str | None, several_series: bool) -> list[Path]:
+def _in_folder(folder: Path, key: str | None) -> list[Path]:
     if is_packed(folder):
         raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
     try:
@@ -129,14 +126,14 @@ def _in_folder(folder: Path, key: str | None, several_series: bool) -> list[Path
     numbered = [path for path in entries if _CHECKPOINT_FOLDER.fullmatch(path.name)]
     checkpoints = [path for path in numbered if not path.is_file() and _is_checkpoint(path, key)]
     if checkpoints:
-        return _only_series(str(folder), checkpoints, several_series)
+        return _only_series(str(folder), checkpoints)
     if _is_checkpoint(folder, key):
         return [folder]
     files = _weights_files(entries)
     if files:
-        return _only_series(str(folder), files, several_series)
+        return _only_series(str(folder), files)
     if (folder / _INNER_FOLDER).is_dir():
-        return _in_folder(folder / _INNER_FOLDER, key, several_series)
+        return _in_folder(folder / _INNER_FOLDER, key)
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
 
@@ -168,24 +165,22 @@ def _is_weights_file(path: Path) -> bool:
     return _STATE_FILES.fullmatch(path.stem) is None and not path.is_dir()
 
 
-def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Path]:
+def _only_series(place: str, paths: list[Path]) -> list[Path]:
     """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series.
 
-    EDM2's averages of one training are one series, whatever their widths are.
-
     Raises:
-        TrajectoryError: the paths are of several series, and may not be; the message has a glob for each.
+        TrajectoryError: the paths are of several series; the message has a glob for each.
     """
     final = _final_file(paths)
     if final is not None:
-        rest = _only_series(place, [path for path in paths if path != final], several_series)
+        rest = _only_series(place, [path for path in paths if path != final])
         if _is_after(final, rest):
             return [*rest, final]
         notice(f"{final.name} in {place} left out: no later step in its metadata")
         return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
-    is_one_series = several_series or len({series_without_width(path) for path in numbered}) == 1
+    is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
     if unnumbered and is_one_series and len(numbered) > 1:
         names = ", ".join(path.name for path in unnumbered)
         notice(f"{names} in {place} left out: no step in the name")
@@ -195,9 +190,7 @@ def _only_series(place: str, paths: list[Path], several_series: bool) -> list[Pa
         named = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
         globs = sorted({_glob_of(path) for path in paths})
         choices = " or ".join(globs[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(
-            f"{place} holds several series of checkpoints: {named}. {_about_widths(paths)}Choose one: {choices}"
-        )
+        raise TrajectoryError(f"{place} holds several series of checkpoints: {named}. Choose one: {choices}")
     return sorted(paths, key=natural_order)
 
 
@@ -218,13 +211,6 @@ def _is_after(final: Path, paths: Sequence[Path]) -> bool:
     """Whether the metadata of a file tell a step after those of the others."""
     step = _step_in_metadata(final)
     return step is not None and all(step > checkpoint_step(path) for path in paths)
-
-
-def _about_widths(paths: Sequence[Path]) -> str:
-    """What to do with the averages of ema-pytorch's PostHocEMA, whose files do not tell their widths."""
-    if not all(is_post_hoc_ema(path) for path in paths):
-        return ""
-    return "Averages of ema-pytorch are packed together with --widths SIGMA_REL,SIGMA_REL. "
 
 
 def _glob_of(path: Path) -> str:

@@ -22,7 +22,6 @@ _WHOLE_NUMBER = re.compile(
 _WIDTH_AND_STEP = re.compile(
     r"[0-9]{1,3}(?P<removed>\.(?P<digits>[1-9][0-9]{0,17}))"  # 0.50.pt of ema-pytorch's PostHocEMA
 )
-_EDM2_AVERAGE = re.compile(r".+-[0-9]{7,}-(?P<width>0\.[0-2][0-9]{2})\.pkl")
 _SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_loss=0.25
 _TOKENS = re.compile(r"(tokens)[0-9.]+[KMBT]?", re.IGNORECASE)  # step10000-tokens21B of OLMo
 _PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
@@ -82,26 +81,8 @@ def checkpoint_series(path: str | Path) -> str:
     return "/".join((_series_of_name(folder) or "step", *inside, name))
 
 
-def series_without_width(path: Path) -> str:
-    """As :func:`checkpoint_series`, and the same for EDM2's averages of all widths."""
-    series = checkpoint_series(path)
-    width = _EDM2_AVERAGE.fullmatch(path.name)
-    return series if width is None else series.removesuffix(f"-{width['width']}")
-
-
-def width_in_name(path: Path) -> float | None:
-    """The width (``sigma_rel``) of an average that EDM2 saved, or made: ``network-snapshot-0001000-0.050.pkl``."""
-    average = _EDM2_AVERAGE.fullmatch(path.name)
-    return None if average is None else float(average["width"])
-
-
-def is_post_hoc_ema(path: Path) -> bool:
-    """Whether the name may be one of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step."""
-    return post_hoc_step(path) is not None
-
-
 def post_hoc_step(path: Path) -> int | None:
-    """The step in such a name, or ``None``."""
+    """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
     width_and_step = _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name))
     return None if width_and_step is None else int(width_and_step["digits"])
 

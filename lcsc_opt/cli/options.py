@@ -47,14 +47,6 @@ Steps = Annotated[
         help="Training steps, such as 100,200,300, if the names do not contain them.",
     ),
 ]
-Widths = Annotated[
-    Any,
-    typer.Option(
-        parser=lambda text: [float(part) for part in text.split(",")],
-        metavar="WIDTH,WIDTH...",
-        help="sigma_rel of power-function averages (ema-pytorch's PostHocEMA), one for each series of files.",
-    ),
-]
 PathType = TypeVar("PathType", str, Path)
 
 

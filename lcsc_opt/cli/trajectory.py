@@ -9,14 +9,13 @@ import typer
 
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.cli.options import Output, Steps, Widths, assignments, in_order_of
+from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
 from lcsc_opt.cli.output import print_described, print_json, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
 _KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
-_DTYPE_HELP = "Keep every bit, or round floating-point weights: to 16 bits, or to 8 bits of what differs from the mean."
-_MEANS_HELP = "Make so many rows, each the mean of the checkpoints since the row before; the last one is kept as well."
+_DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits."
 
 
 @app.command()
@@ -31,15 +30,12 @@ def pack(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[
-        Literal["exact", "float16", "bfloat16", "int8"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
+        Literal["exact", "float16", "bfloat16"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
     ] = "exact",
-    means: Annotated[int | None, typer.Option(min=1, help=_MEANS_HELP)] = None,
-    widths: Widths = None,
 ) -> None:
     """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
     from lcsc_opt.checkpoints.finding import Selection
     from lcsc_opt.trajectory import packing
-    from lcsc_opt.trajectory.means import described
 
     chosen = parse_settings(Selection, assignments(select or ()), source="--select")
     if steps is not None:
@@ -52,13 +48,9 @@ def pack(
         selection=chosen,
         overwrite=overwrite,
         dtype=dtype,
-        means=means,
-        widths=widths,
     )
-    rows = f"{len(trajectory)} checkpoints"
-    if trajectory.intervals is not None:
-        rows = described(trajectory.intervals)
-    say(f"{out}: {rows}, of {trajectory.parameters:,} parameters in {shown_size(trajectory.nbytes)}")
+    size = shown_size(trajectory.nbytes)
+    say(f"{out}: {len(trajectory)} checkpoints, of {trajectory.parameters:,} parameters in {size}")
 
 
 @app.command()

@@ -172,7 +172,7 @@ def _matched_groups(
 def advice_on_checkpoints(count: int) -> str | None:
     """What to say to a user who keeps ``count`` checkpoints of a training; ``None`` if there is nothing to say.
 
-    The numbers are those of ``benchmarks/means.py``.
+    The numbers are those of ``docs/training.md``.
     """
     if count <= _MANY_CHECKPOINTS:
         return None

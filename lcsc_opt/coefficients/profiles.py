@@ -7,7 +7,7 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12); wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,6 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.rows import (
-    LARGEST_SIGMA_REL,
-    AverageSteps,
-    nearest_exponential,
-    nearest_power,
-    power_exponent,
-    power_width,
-    rows_of,
-)
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
@@ -31,73 +22,29 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
+LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 _SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 _COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
-class RowSteps(tuple[int, ...]):
-    """The training steps of rows that are means of checkpoints: the last step of each, ``[K]``.
-
-    Averages of rows weigh each by its :attr:`counts`, so that all checkpoints count the same.
-    """
-
-    counts: tuple[int, ...]
-    """How many checkpoints each row is the mean of, ``[K]``."""
-    first_steps: tuple[int, ...] | None
-    """The first step of each row, ``[K]``; ``None`` where it is not known, as in studies of earlier versions."""
-
-    def __new__(cls, steps: Iterable[int], counts: Iterable[int], first_steps: Iterable[int] | None = None) -> RowSteps:
-        """Rows of these steps and counts."""
-        made = super().__new__(cls, steps)
-        made.counts = tuple(counts)
-        made.first_steps = None if first_steps is None else tuple(first_steps)
-        return made
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return tuple(self), self.counts, self.first_steps
-
-
-def counts_of(steps: Sequence[int]) -> tuple[int, ...]:
-    """How many checkpoints each row is the mean of, ``[K]``: ones, unless the steps are :class:`RowSteps`."""
-    if isinstance(steps, RowSteps):
-        return steps.counts
-    return (1,) * len(steps)
-
-
 def starts_of(steps: Sequence[int]) -> npt.NDArray[np.float64]:
     """The training step after which each row begins, ``[K]``: a checkpoint stands for the steps since the one before.
 
-    A mean begins one checkpoint before its first one. What is before the first checkpoint is not known: it gets as many
-    steps as the next one.
+    What is before the first checkpoint is not known: it gets as many steps as the next one.
     """
     ends = np.array(steps, dtype=np.float64)
-    starts = np.concatenate([[2 * ends[0] - ends[1]], ends[:-1]])
-    if not isinstance(steps, RowSteps) or steps.first_steps is None:
-        return starts
-    counts = np.array(steps.counts, dtype=np.float64)
-    first_steps = np.array(steps.first_steps, dtype=np.float64)
-    is_mean = counts > 1
-    between = np.divide(ends - first_steps, counts - 1, out=np.zeros_like(ends), where=is_mean)
-    if counts[0] == 1 and is_mean.any():
-        starts[0] = ends[0] - between[is_mean][0]
-    mean_starts = np.where(is_mean, first_steps - between, starts)
-    # where the training saved its checkpoints unevenly, rows do not overlap
-    return np.concatenate([mean_starts[:1], np.maximum(mean_starts, starts)[1:]])
+    return np.concatenate([[2 * ends[0] - ends[1]], ends[:-1]])
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
-
-    Those of averages of several widths were checked when they were made: a step may be there for each width.
 
     Raises:
         StudySpecError: fewer than two, or one that is not whole, negative or out of order.
     """
     if len(steps) < 2:
         raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(steps)}")
-    if isinstance(steps, AverageSteps):
-        return steps
     checked: list[int] = []
     previous = -1
     for index, given in enumerate(steps):
@@ -123,12 +70,7 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
     since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
-    Rate 0 gives the last checkpoint. Of rows that are averages with a width, the combination with the nearest profile,
-    by least squares (:mod:`lcsc_opt.coefficients.rows`); it has negative coefficients.
-
-    Of rows that are means of the checkpoints since the row before, this is the least-squares fit to the EMA of all
-    checkpoints (as in Karras et al. 2024, Algorithm 3): their profiles do not overlap, so the best height in each
-    interval is the mean of the EMA's weights there. :func:`distance_to_exact` says how far it is.
+    Rate 0 gives the last checkpoint.
 
     Returns:
         ``[K]``, sum to one.
@@ -138,10 +80,6 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
     """
     if not 0 <= rate < 1:
         raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
-    if isinstance(steps, AverageSteps):
-        if rate == 0:
-            return decay_coefficients(len(steps), 1)
-        return close_sum(nearest_exponential(steps, rate))
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return close_sum(np.diff(np.power(float(rate), ages), prepend=0.0))  # cumulative weights of checkpoints 0..i
 
@@ -149,24 +87,18 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
     """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
 
-    The rates of the EMAs are by default those of the window. Of rows that are averages with a width, they are by
-    default EDM2's averages of :data:`POWER_EMA_SIGMAS`, which such rows reach best.
+    The rates of the EMAs are by default those of the window.
 
     Raises:
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
-    if isinstance(steps, AverageSteps) and rates is None:
-        averages = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
-    else:
-        averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    counts = counts_of(steps)
-    return averages + [decay_coefficients(len(steps), window, counts=counts) for window in _plain_windows(len(steps))]
+    averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    return averages + [decay_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
 
 
 def plain_average_count(steps: Sequence[int]) -> int:
     """How many :func:`plain_averages` there are by default."""
-    emas = POWER_EMA_SIGMAS if isinstance(steps, AverageSteps) else PAPER_EMA_RATES
-    return len(emas) + len(_plain_windows(len(steps)))
+    return len(PAPER_EMA_RATES) + len(_plain_windows(len(steps)))
 
 
 def _plain_windows(count: int) -> list[int]:
@@ -174,34 +106,7 @@ def _plain_windows(count: int) -> list[int]:
     return [*(window for window in (1, 3, 10, 30, 100) if window < count), count]
 
 
-def distance_to_exact(
-    intervals: Sequence[tuple[int, int, int]], profile: Callable[[Sequence[int]], Coefficients]
-) -> float:
-    """Relative error of an average that is built of interval means instead of the checkpoints themselves.
-
-    The weight that stands for the time before the first checkpoint does not count.
-
-    Args:
-        intervals: of each row: first step, last step, and how many checkpoints, which count as equally far apart.
-        profile: steps ``[n]`` → coefficients ``[n]``, such as an EMA.
-
-    Returns:
-        The L2 norm of the difference, relative to that of the exact weights.
-    """
-    counts = np.array([count for _, _, count in intervals])
-    steps_of_rows = [np.linspace(first, last, count).round() for first, last, count in intervals]
-    checkpoints = [int(step) for steps in steps_of_rows for step in steps]
-    before = max(2 * checkpoints[0] - checkpoints[1], 0)
-    start = [before] if before < checkpoints[0] else []  # takes that weight
-    exact = profile([*start, *checkpoints])[len(start) :]
-    of_rows = profile([*start, *(last for _, last, _ in intervals)])[len(start) :]
-    difference = np.repeat(of_rows / counts, counts) - exact
-    return float(np.linalg.norm(difference) / np.linalg.norm(exact))
-
-
-def decay_coefficients(
-    total: int, last: int, decay: str = "linear", *, counts: Sequence[int] | None = None
-) -> Coefficients:
+def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
     """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
 
     Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
@@ -213,23 +118,19 @@ def decay_coefficients(
         total: K, the number of checkpoints, which count as equally far apart.
         last: N.
         decay: ``linear`` or ``1-sqrt``.
-        counts: how many checkpoints each of the K rows is the mean of, ``[K]``; ``None`` is one each.
 
     Returns:
         ``[K]``, non-negative, sum to one.
     """
     window = np.arange(total, 0, -1) <= last
-    weights = np.ones(total) if counts is None else np.array(counts, dtype=np.float64)
     if decay == "linear":
-        return normalize(window * weights)
-    position = np.concatenate([[0.0], np.cumsum(weights[total - last :])])  # j, in checkpoints
+        return normalize(window)
+    position = np.arange(last + 1)  # j
     factors = 1 - np.sqrt(position / position[-1])
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
 
 
-def extrapolated_average(
-    total: int, last: int, extrapolation: float, *, counts: Sequence[int] | None = None
-) -> Coefficients:
+def extrapolated_average(total: int, last: int, extrapolation: float) -> Coefficients:
     """The uniform average of the last N checkpoints, moved on by what it gained over that of the N before them.
 
     With the averages a₁ of the last N and a₂ of the N before, it is ``a₁ + λ (a₁ − a₂)``: consecutive averages of a
@@ -239,25 +140,17 @@ def extrapolated_average(
         total: K, the number of checkpoints.
         last: N, at most K / 2.
         extrapolation: λ; zero is a₁.
-        counts: how many checkpoints each of the K rows is the mean of, ``[K]``; ``None`` is one each.
 
     Returns:
         ``[K]``, sum to one; those before the last N are negative for a positive λ.
     """
-    weights = np.ones(total) if counts is None else np.array(counts, dtype=np.float64)
     age = np.arange(total, 0, -1)
-    latest = normalize((age <= last) * weights)
-    earlier = normalize(((age > last) & (age <= 2 * last)) * weights)
+    latest = normalize(age <= last)
+    earlier = normalize((age > last) & (age <= 2 * last))
     return close_sum(latest + extrapolation * (latest - earlier))
 
 
-def average_name(
-    coefficients: Coefficients,
-    steps: Sequence[int],
-    *,
-    rates: Sequence[float] | None = None,
-    sigma_rels: Sequence[float] | None = None,
-) -> str | None:
+def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
     """``EMA 0.9995``, ``average of the last 10``, ``1-sqrt over the last 8``, a row …, of a baseline's answer.
 
     ``None`` for coefficients that no baseline asks at these ``steps``.
@@ -265,56 +158,24 @@ def average_name(
     Args:
         coefficients: ``[K]``.
         steps: ``[K]``.
-        rates: those that an EMA grid asked; by default those of the window. Only of rows with a width, whose
-            coefficients do not say their rate.
-        sigma_rels: likewise those that a power EMA grid asked.
     """
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     is_used = np.abs(coefficients) > _COARSE
     rows_used = int(np.count_nonzero(is_used))
     last_ones = f"all {rows_used}" if rows_used == len(steps) else f"the last {rows_used}"
-    counts = counts_of(steps)
-    weights = is_used * np.array(counts)  # a mean of eight checkpoints weighs eight times as much as one of them
-    if np.allclose(coefficients, weights / weights.sum(), atol=_COARSE):
-        if rows_used == 1 and is_used[-1] and counts[-1] == 1:
+    if np.allclose(coefficients, is_used / rows_used, atol=_COARSE):
+        if rows_used == 1 and is_used[-1]:
             return "last checkpoint"
         if rows_used == 1:
-            return row_name(steps, int(is_used.argmax()))
+            return f"step {steps[int(is_used.argmax())]}"
         if is_used[-rows_used:].all():
             return f"average of {last_ones}"
         return f"average of {rows_used}"
-    if np.allclose(coefficients, is_used / rows_used, atol=_COARSE):  # a greedy soup takes means as they are
-        return f"average of {rows_used} rows"
-    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used, "1-sqrt", counts=counts), atol=_COARSE):
+    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used, "1-sqrt"), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
-    if isinstance(steps, AverageSteps):
-        name = _name_among(coefficients, steps, rates or window_ema_rates(steps), sigma_rels or POWER_EMA_SIGMAS)
-    else:
-        name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
-    return name or _extrapolated_name(coefficients, counts, rows_used)
-
-
-def row_name(steps: Sequence[int], row: int) -> str:
-    """``step 500``, ``step 500, width 0.1``, or of a mean, ``mean of steps 410 to 500``."""
-    if counts_of(steps)[row] == 1:
-        return str(rows_of(steps)[row])
-    if isinstance(steps, RowSteps) and steps.first_steps is not None:
-        return f"mean of steps {steps.first_steps[row]} to {steps[row]}"
-    return f"mean of steps to {steps[row]}"
-
-
-def _name_among(
-    coefficients: Coefficients, steps: AverageSteps, rates: Sequence[float], sigma_rels: Sequence[float]
-) -> str | None:
-    """``power EMA 0.15`` or ``EMA 0.9995`` of rows with a width, if it is one of these."""
-    for sigma_rel in sigma_rels:
-        if np.allclose(coefficients, power_ema_coefficients(steps, sigma_rel)):
-            return f"power EMA {sigma_rel:g}"
-    for rate in rates:
-        if np.allclose(coefficients, ema_coefficients(steps, rate)):
-            return f"EMA {rate:.6g}"
-    return None
+    name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
+    return name or _extrapolated_name(coefficients, rows_used)
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
@@ -340,7 +201,7 @@ def _power_ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | N
     return None
 
 
-def _extrapolated_name(coefficients: Coefficients, counts: Sequence[int], rows_used: int) -> str | None:
+def _extrapolated_name(coefficients: Coefficients, rows_used: int) -> str | None:
     """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`; what lies before the last ones has no name."""
     if rows_used == 0 or rows_used % 2:
         return None
@@ -348,7 +209,7 @@ def _extrapolated_name(coefficients: Coefficients, counts: Sequence[int], rows_u
     extrapolation = -float(coefficients[-rows_used:-last].sum())
     if extrapolation < 0:
         return None
-    if not np.allclose(coefficients, extrapolated_average(len(counts), last, extrapolation, counts=counts)):
+    if not np.allclose(coefficients, extrapolated_average(len(coefficients), last, extrapolation)):
         return None
     window = "last checkpoint" if last == 1 else f"last {last}"
     return f"{window}, extrapolated by {extrapolation:.6g}"
@@ -360,11 +221,10 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
     The weight of training time t is proportional to t^e; ``sigma_rel`` is the profile's standard deviation relative to
     the length of the training, above 0 and at most 1/sqrt(12) (the uniform average): sigma_rel^2 = (e + 1) / ((e + 2)^2
     (e + 3)), solved for its largest real e (Appendix C.2). As with :func:`ema_coefficients`, the first checkpoint takes
-    all that came before it. Of rows that are such averages of other widths, it is the reconstruction of Algorithm 3,
-    with the coefficients of NVlabs' ``phema.py``.
+    all that came before it.
 
     Returns:
-        ``[K]``, sum to one; of rows without a width, non-negative.
+        ``[K]``, non-negative, sum to one.
 
     Raises:
         StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
@@ -373,11 +233,23 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
-    if isinstance(steps, AverageSteps):
-        return close_sum(nearest_power(steps, sigma_rel))
     exponent = power_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
     return close_sum(np.diff(np.power(times, exponent + 1), prepend=0.0))  # of cumulative weights
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """The exponent e of the profile t^e with this width (Karras et al. 2024, Appendix C.2).
+
+    sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e; 0 for the widest.
+    """
+    precision = sigma_rel**-2
+    return max(float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max()), 0.0)
+
+
+def power_width(exponent: float) -> float:
+    """The width of the profile t^e with this exponent e, at least zero: the inverse of :func:`power_exponent`."""
+    return min(math.sqrt(exponent + 1) / ((exponent + 2) * math.sqrt(exponent + 3)), LARGEST_SIGMA_REL)
 
 
 def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RATES) -> tuple[float, ...]:
@@ -400,9 +272,6 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     steps = check_steps(steps)
     window = steps[-1] - steps[0]
     intervals = len(steps) - 1
-    if isinstance(steps, AverageSteps):  # averages reach back to the beginning
-        window = steps[-1]
-        intervals = len(set(steps))  # a step is there once for each width
     mean_interval = window / intervals
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
     if lengths[-1] <= 5 * window:
@@ -516,12 +385,7 @@ def _check_shape(shape: tuple[int, ...], count: int, rows: int | None) -> None:
 
 
 def default_origin(steps: Sequence[int]) -> Coefficients:
-    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates.
-
-    Of rows that are averages with a width, the middle one of EDM2's widths.
-    """
-    if isinstance(steps, AverageSteps):
-        return power_ema_coefficients(steps, POWER_EMA_SIGMAS[len(POWER_EMA_SIGMAS) // 2])
+    """Where a search starts unless it is told otherwise: the middle one of the window's EMA rates."""
     rates = window_ema_rates(steps)
     return ema_coefficients(steps, rates[len(rates) // 2])
 

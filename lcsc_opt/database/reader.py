@@ -20,8 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.coefficients.profiles import RowSteps, average_name
-from lcsc_opt.coefficients.rows import AverageSteps, Row
+from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
@@ -562,7 +561,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     keeps = bool(kept_metric(specification))
     return dataclasses.replace(
         study,
-        steps=_steps(attributes),
+        steps=tuple(attributes.get("steps") or ()),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
         forked_from=attributes.get("forked_from"),
         settings=specification,
@@ -575,18 +574,6 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),
         nodes_seen_at=float(nodes.get("seen_at", 0.0)),
     )
-
-
-def _steps(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    """The steps of the checkpoints, or of the rows that are means of several or averages of several widths."""
-    steps = tuple(attributes.get("steps") or ())
-    counts = attributes.get("counts")
-    widths = attributes.get("widths")
-    if widths is not None:
-        return AverageSteps.of(Row(step, width) for step, width in zip(steps, widths, strict=True))
-    if counts is not None:
-        return RowSteps(steps, counts, attributes.get("first_steps"))
-    return steps
 
 
 def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:
@@ -602,8 +589,7 @@ def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> Study
 
 def _average_name(study: SummarizedStudy, coefficients: Floats) -> str | None:
     """What a baseline's answer is called."""
-    options = (study.settings.get("optimizer") or {}).get("options") or {}
-    return average_name(coefficients, study.steps, rates=options.get("rates"), sigma_rels=options.get("sigma_rels"))
+    return average_name(coefficients, study.steps)
 
 
 def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:

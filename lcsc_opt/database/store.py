@@ -16,8 +16,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
                        ``created``, ``created_by``, ``schema``, ``forked_from``, ``parallelism``, ``plane`` of
-                       landscapes, ``layer_groups`` [S] by name, ``counts`` and ``first_steps`` [K] of checkpoints where
-                       rows are means of them, ``widths`` [K] where they are averages of such; later:
+                       landscapes, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``kept_bound`` (EMA* and the bound of the kept metric),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``, ``summary``

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.files import only_process, replacing
-from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS, KnownCheckpoints, cache_directory
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints, cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -66,13 +66,12 @@ class PackedTrajectory:
             in_cache = path.relative_to(cache)
         else:
             in_cache = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
-        files = [path / WEIGHTS, path / MEAN]
         return cls(
             path=path,
             in_cache=in_cache,
             checkpoints=KnownCheckpoints(trajectory.sha256, trajectory.steps),
             manifest=(path / MANIFEST).read_bytes(),
-            sizes={file.name: file.stat().st_size for file in files if file.exists()},
+            sizes={WEIGHTS: (path / WEIGHTS).stat().st_size},
         )
 
     def on_this_machine(self) -> Path:

@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.coefficients.profiles import (
     check_coefficients,
-    counts_of,
     decay_coefficients,
-    distance_to_exact,
     ema_coefficients,
     power_ema_coefficients,
-    row_name,
     window_ema_rates,
 )
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.means import described
 
 CoefficientsOf = Callable[[Trajectory], tuple[Trajectory, Coefficients]]
 """Checkpoints → their coefficients, with the trajectory in layer groups where each has a row of its own."""
@@ -80,15 +75,14 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
             raise StudySpecError(f"{kind}: {error}") from error
     if name not in _WINDOWS:
         raise StudySpecError(f"{kind}: expected {EXPECTED}")
-    counts = counts_of(steps)
     if kind == "uniform":
-        return decay_coefficients(len(steps), len(steps), counts=counts)
+        return decay_coefficients(len(steps), len(steps))
     if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
         raise StudySpecError(f"{kind}: expected {EXPECTED}")
     if name == "last" and int(text) > len(steps):
         raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
     if name == "last":
-        return decay_coefficients(len(steps), int(text), counts=counts)
+        return decay_coefficients(len(steps), int(text))
     if int(text) not in steps:
         listed = ", ".join(str(step) for step in steps[:8])
         if len(steps) > 8:
@@ -130,10 +124,7 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
     name = source.partition(":")[0]
     if name in _PROFILES or name in _WINDOWS:
         check_kind(source)
-    if name in _PROFILES:
-        return _of_profile(source)
-    if name in _WINDOWS:
-        return _of_window(source)
+        return lambda trajectory: (trajectory, coefficients_of_kind(source, trajectory.steps))
     path = Path(source)
     if not path.exists():
         raise StudySpecError(
@@ -162,36 +153,6 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
     if not isinstance(layer_groups, Mapping) or not isinstance(layer_groups.get("names"), list):
         raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
     return _in_layer_groups(path, numbers, layer_groups)
-
-
-def _of_profile(source: str) -> CoefficientsOf:
-    """``ema:RATE`` or ``power:WIDTH``; where rows are means, a notice says how far off it is."""
-
-    def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
-        coefficients = coefficients_of_kind(source, trajectory.steps)
-        if trajectory.intervals is not None:
-            distance = distance_to_exact(trajectory.intervals, lambda steps: coefficients_of_kind(source, steps))
-            rows = described(trajectory.intervals)
-            notice(f"{source} of {rows}: the checkpoints' weights are {distance:.1%} off the exact ones")
-        return trajectory, coefficients
-
-    return coefficients_of
-
-
-def _of_window(source: str) -> CoefficientsOf:
-    """``uniform``, ``last:N`` or ``step:N``; where rows are means, a notice says what they are of."""
-
-    def coefficients_of(trajectory: Trajectory) -> tuple[Trajectory, Coefficients]:
-        coefficients = coefficients_of_kind(source, trajectory.steps)
-        used = np.flatnonzero(coefficients)
-        counts = [counts_of(trajectory.steps)[row] for row in used]
-        if max(counts) > 1 and len(used) == 1:
-            notice(f"{source}: {row_name(trajectory.steps, int(used[0]))}, {counts[0]} checkpoints")
-        elif max(counts) > 1:
-            notice(f"{source}: {len(used)} rows, the means of {sum(counts)} checkpoints")
-        return trajectory, coefficients
-
-    return coefficients_of
 
 
 def _number_in(source: str) -> float:

@@ -19,7 +19,6 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Coefficients, Noise
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
-from lcsc_opt.coefficients.rows import AverageSteps
 from lcsc_opt.exports.averaging import check_openable, open_trajectory
 from lcsc_opt.exports.coefficients import check_kind, coefficients_of_kind, usual_averages
 from lcsc_opt.exports.merging import lora_naming, network_config, write_average
@@ -297,8 +296,6 @@ def _row_labels(prompts: Sequence[str] | None, images: int) -> tuple[str, ...]:
 def _columns(trajectory: Trajectory, also: Sequence[str], most: int) -> dict[str, Coefficients]:
     """Kind → coefficients ``[K]``: single checkpoints, then averages."""
     steps = trajectory.steps
-    if isinstance(steps, AverageSteps):
-        raise StudySpecError(f"{trajectory.path}: holds averages already; lcsc apply power:WIDTH merges them")
     if most < 1:
         raise StudySpecError(f"most_checkpoints: expected at least 1, got {most}")
     positions = np.arange(len(steps))

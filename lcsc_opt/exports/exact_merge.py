@@ -25,7 +25,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_checkpoint
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.layout import DTYPES, MERGED, Layout, RowPart, TensorSpec
@@ -35,12 +34,12 @@ ELEMENTS = 2**16  # processed at once; few enough to stay in a cache
 
 
 class CheckpointFiles:
-    """Checkpoints as they were saved, step and width → file or folder; what a merge needs of a :class:`Trajectory`."""
+    """Checkpoints as they were saved, step → file or folder; what a merge needs of a :class:`Trajectory`."""
 
     stored = None  # rows keep their dtypes
 
-    def __init__(self, paths: Mapping[Row, Path], *, key: str | None = None) -> None:
-        self.rows = tuple(paths)
+    def __init__(self, paths: Mapping[int, Path], *, key: str | None = None) -> None:
+        self.steps = tuple(paths)
         self.sources = tuple(str(path) for path in paths.values())
         self._key = key
         self._layout: Layout | None = None
@@ -67,7 +66,7 @@ class CheckpointFiles:
 
     def lora_alphas(self) -> LoraAlphas:
         """The alphas of a LoRA whose tensors do not hold them, from the configuration next to the last file."""
-        last_source = self.sources[self.rows.index(max(self.rows))]
+        last_source = self.sources[self.steps.index(max(self.steps))]
         return LoraAlphas.read(last_source, key=self._key) or LoraAlphas()
 
 
@@ -88,7 +87,7 @@ def merge_exactly(checkpoints: Checkpoints, recipe: Recipe) -> StateDict:
             its dtype.
     """
     row_of, coefficients = recipe.in_rows()
-    places = recipe.find_needed(checkpoints.rows)  # index in the recipe → index among the checkpoints
+    places = recipe.find_needed(checkpoints.steps)  # index in the recipe → index among the checkpoints
     torch.set_flush_denormal(False)  # a library built with -ffast-math sets it for its thread
     rows = _open_rows(checkpoints, recipe, places)
     merge = _Merge(checkpoints, recipe)
@@ -119,7 +118,7 @@ class _Merge:
 
     def __init__(self, checkpoints: Checkpoints, recipe: Recipe) -> None:
         self._dtype = recipe.dtype
-        self._is_rounded = checkpoints.stored is not None  # packed in 16 or 8 bits, but merged as float32
+        self._is_rounded = checkpoints.stored is not None  # packed in 16 bits, but merged as float32
         largest = max((spec.numel for spec in checkpoints.layout.tensors if spec.merged), default=0)
         self._sums = np.empty(largest)
         self._has_product = False  # whether the sums of this tensor have begun
@@ -180,8 +179,6 @@ def _check_digests(
 
 def _advice(checkpoints: Checkpoints, recipe: Recipe) -> str:
     """What to name in place of checkpoints that are not the recipe's."""
-    if isinstance(checkpoints, CheckpointFiles) and recipe.means:
-        return "The recipe combines means: name their trajectory."
     if isinstance(checkpoints, CheckpointFiles) and recipe.stored is not None:
         return (
             f"The recipe combines weights rounded to {recipe.stored}: name their trajectory, or pack the same "
@@ -191,7 +188,7 @@ def _advice(checkpoints: Checkpoints, recipe: Recipe) -> str:
 
 
 def _name_of(checkpoints: Checkpoints, recipe: Recipe, index: int, place: int) -> str:
-    return f"{str(recipe.step_rows[index]).capitalize()} {checkpoints.sources[place]}".rstrip()
+    return f"Step {recipe.steps[index]} {checkpoints.sources[place]}".rstrip()
 
 
 def _in_turn(rows: Mapping[int, Iterator[RowPart]]) -> Iterator[tuple[int, TensorSpec | None, Tensor]]:

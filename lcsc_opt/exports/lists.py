@@ -40,11 +40,11 @@ def write_list(checkpoints: Checkpoints, recipe: Recipe, to: Destination) -> Rec
             f"{to.form} only merges weights, and this model also has recomputed statistics: export the model itself"
         )
     paths: dict[int, str] = {}  # index in the recipe → absolute path
-    for index, checkpoint in recipe.find_needed(checkpoints.rows).items():
+    for index, checkpoint in recipe.find_needed(checkpoints.steps).items():
         source = checkpoints.sources[checkpoint]
         if not source:
-            row = checkpoints.rows[checkpoint]
-            raise ObjectiveError(f"{row} has no file: a training loop wrote it into the trajectory")
+            step = checkpoints.steps[checkpoint]
+            raise ObjectiveError(f"step {step} has no file: a training loop wrote it into the trajectory")
         paths[index] = str(Path(source).absolute())
     if to.form == "megatron":
         text = _megatron_list(paths, coefficients)

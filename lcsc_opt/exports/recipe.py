@@ -23,7 +23,6 @@ from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -63,11 +62,9 @@ class Recipe(pydantic.BaseModel):
         coefficients: ``[K]``, or a row for each of ``rows``.
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
-        widths: ``[K]``, of averages (EDM2), 0 for the weights of a step; ``None`` if all are such.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: the SHA-256 of all checkpoints together.
         stored: what the checkpoints' weights were rounded to; ``None`` if every bit was kept.
-        means: whether the checkpoints are means of others.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` if the training loop wrote the trajectory.
         dtype: the dtype of the exported model; ``None`` keeps that of each tensor.
@@ -90,11 +87,9 @@ class Recipe(pydantic.BaseModel):
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rows: dict[str, tuple[str, ...]] | None = None
     steps: tuple[int, ...]
-    widths: tuple[float, ...] | None = None
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
     stored: str | None = None
-    means: bool = False
     constant: tuple[str, ...] = ()
     key: str | None = None
     dtype: Dtype | None = None
@@ -122,20 +117,12 @@ class Recipe(pydantic.BaseModel):
         hashes = len(self.checkpoint_sha256)
         if shape != expected_shape or hashes != checkpoints:
             raise ValueError(f"coefficients {list(shape)}, {hashes} hashes for {steps_text}")
-        if self.widths is not None and len(self.widths) != checkpoints:
-            raise ValueError(f"{len(self.widths)} widths for {steps_text}")
         names = [name for names_of_row in (self.rows or {}).values() for name in names_of_row]
         if len(set(names)) < len(names):
             raise ValueError("a tensor is in two rows")
-        if any(later <= earlier for earlier, later in itertools.pairwise(self.step_rows)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
-
-    @property
-    def step_rows(self) -> list[Row]:
-        """The step and the width of each checkpoint, ``[K]``."""
-        widths = self.widths or [0.0] * len(self.steps)
-        return [Row(step, width) for step, width in zip(self.steps, widths, strict=True)]
 
     @classmethod
     def of(cls, trajectory: Trajectory, coefficients: Coefficients, **fields: Any) -> Recipe:
@@ -153,11 +140,9 @@ class Recipe(pydantic.BaseModel):
             coefficients=numbers,
             rows=rows,
             steps=tuple(trajectory.steps),
-            widths=trajectory.steps.widths if isinstance(trajectory.steps, AverageSteps) else None,
             checkpoint_sha256=trajectory.checkpoint_sha256,
             trajectory_sha256=trajectory.sha256,
             stored=trajectory.stored,
-            means=trajectory.intervals is not None,
             constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
             key=trajectory.metadata.get("key"),
             lcsc_opt=VERSION,
@@ -246,8 +231,8 @@ class Recipe(pydantic.BaseModel):
         coefficients = check_coefficients(self.coefficients, len(self.steps), rows=row_count)
         return row_of, coefficients.reshape(-1, len(self.steps))
 
-    def find_needed(self, rows: Sequence[Row]) -> dict[int, int]:
-        """Find the checkpoints that are combined: their indices in the recipe → their indices in ``rows``.
+    def find_needed(self, steps: Sequence[int]) -> dict[int, int]:
+        """Find the checkpoints that are combined: their indices in the recipe → their indices in ``steps``.
 
         Raises:
             StudySpecError: the coefficients do not sum to one.
@@ -255,14 +240,13 @@ class Recipe(pydantic.BaseModel):
         """
         _, coefficients = self.in_rows()
         needed = np.flatnonzero(coefficients.any(axis=0)).tolist()
-        step_rows = self.step_rows
-        missing = sorted({step_rows[index] for index in needed} - set(rows))
+        missing = sorted({self.steps[index] for index in needed} - set(steps))
         if missing:
             raise TrajectoryError(
                 f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: {_some(missing)}. "
-                f"Name them, too; these steps were found: {_some(sorted(rows))}."
+                f"Name them, too; these steps were found: {_some(sorted(steps))}."
             )
-        return {index: rows.index(step_rows[index]) for index in needed}
+        return {index: steps.index(self.steps[index]) for index in needed}
 
     @property
     def title(self) -> str:
@@ -274,10 +258,10 @@ class Recipe(pydantic.BaseModel):
         return json.dumps(self.model_dump())
 
 
-def _some(rows: Sequence[Row], most: int = 8) -> str:
-    if not rows:
+def _some(steps: Sequence[int], most: int = 8) -> str:
+    if not steps:
         return "none"
-    texts = [str(row).removeprefix("step ") for row in rows]
+    texts = [str(step) for step in steps]
     numbers = ", ".join(texts[:most])
     return f"{numbers}, … {texts[-1]}" if len(texts) > most else numbers
 

@@ -38,13 +38,13 @@ class CheckpointSettings(NetworkSettings):
         select: which of the checkpoints are combined.
         key: which state dict of each file.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
-            ``float16``, ``bfloat16`` or ``int8``.
+            ``float16`` or ``bfloat16``.
     """
 
     checkpoints: Annotated[str | list[str], Field(min_length=1)]
     select: Selection = Selection()
     key: str | None = None
-    stored: Literal["exact", "float16", "bfloat16", "int8"] | None = None
+    stored: Literal["exact", "float16", "bfloat16"] | None = None
 
     def trajectory(self, context: BuildContext) -> Trajectory:
         """Open the packed trajectory, or pack the checkpoints into the cache.

@@ -30,7 +30,6 @@ from lcsc_opt.objective.recognition import IMAGES, SCORE, Near, Proposal, Settin
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.means import Interval, described
 from lcsc_opt.trajectory.sources import find_sources
 
 Ask = Callable[[str, str], "str | None"]
@@ -74,13 +73,11 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
     if is_packed(folder):
         trajectory = Trajectory.open(folder)
         steps = trajectory.steps
-        intervals = trajectory.intervals
         last = folder
         tensors = trajectory.checkpoint(-1)
     else:
         sources = find_sources(find_checkpoints(folder))
-        steps = tuple(row.step for row in sources)
-        intervals = None
+        steps = tuple(sources)
         last = [*sources.values()][-1]  # the first ones may be deleted while the training goes on
         tensors = read_checkpoint(last).tensors
     near = _near(folder, given)
@@ -104,7 +101,7 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
     if advice is not None:
         notice(f"for the next training: {advice}")
     name = experiment_name(folder.resolve().name.removesuffix(".trajectory")) or "study"
-    summary = f"{_rows_in_words(steps, intervals)}, for objectives/{proposal.file}"
+    summary = f"{_in_words(steps)}, for objectives/{proposal.file}"
     text = _TEXT.format(
         summary=summary,
         name=_as_yaml(name),
@@ -115,16 +112,11 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
     return Draft(text, summary, missing, problem)
 
 
-def _rows_in_words(steps: Sequence[int], intervals: Sequence[Interval] | None) -> str:
-    """The kind of rows, their number and their steps: ``3 checkpoints, steps 100 to 300``."""
-    rows = f"{len(steps)} checkpoints"
-    if intervals is not None:
-        rows = described(intervals)
-    elif len(steps) == 1:
-        rows = "1 checkpoint"
+def _in_words(steps: Sequence[int]) -> str:
+    """Their number and their steps: ``3 checkpoints, steps 100 to 300``."""
     if len(steps) == 1:
-        return f"{rows}, step {steps[0]}"
-    return f"{rows}, steps {steps[0]} to {steps[-1]}"
+        return f"1 checkpoint, step {steps[0]}"
+    return f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
 
 
 def _check_reference(given: Mapping[str, JsonValue], beside: Path) -> None:

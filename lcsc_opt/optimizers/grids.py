@@ -15,7 +15,6 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    counts_of,
     decay_coefficients,
     extrapolated_average,
     normalize,
@@ -100,7 +99,7 @@ class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each window."""
         windows = _windows(self.config()["windows"], len(steps))
-        return [decay_coefficients(len(steps), window, counts=counts_of(steps)) for window in windows]
+        return [decay_coefficients(len(steps), window) for window in windows]
 
 
 class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -123,12 +122,7 @@ class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
         """``[K]`` coefficients of each window, for one decay after the other."""
         options = self.config()
         windows = _windows(options["windows"], len(steps))
-        counts = counts_of(steps)
-        return [
-            decay_coefficients(len(steps), window, decay, counts=counts)
-            for decay in options["decays"]
-            for window in windows
-        ]
+        return [decay_coefficients(len(steps), window, decay) for decay in options["decays"] for window in windows]
 
 
 class ExtraMergeGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -154,9 +148,8 @@ class ExtraMergeGrid(ConfiguredOptimizer):  # type: ignore[misc]
         if half == 0:
             return [normalize(np.ones(len(steps)))]
         windows = options["windows"] or [2**power for power in range(half) if 2**power < half] + [half]
-        counts = counts_of(steps)
         return [
-            extrapolated_average(len(steps), window, extrapolation, counts=counts)
+            extrapolated_average(len(steps), window, extrapolation)
             for window in sorted({min(window, half) for window in windows})
             for extrapolation in options["extrapolations"]
         ]

@@ -183,17 +183,17 @@ def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajec
     Raises:
         StudyStoreError: ``now`` lacks one of the checkpoints, or has other weights for it.
     """
-    digests = dict(zip(now.rows, now.checkpoint_sha256, strict=True))
-    for row, digest in zip(before.rows, before.checkpoint_sha256, strict=True):
-        if digests.get(row) != digest:
-            difference = "other weights" if row in digests else "no checkpoint"
+    digests = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
+    for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):
+        if digests.get(step) != digest:
+            difference = "other weights" if step in digests else "no checkpoint"
             raise StudyStoreError(
-                f"--checkpoints: {difference} there for {row} of {source}; give all checkpoints of that study, "
+                f"--checkpoints: {difference} there for step {step} of {source}; give all checkpoints of that study, "
                 "and later ones"
             )
     extended = np.zeros((*coefficients.shape[:-1], len(now)))
-    rows_before = set(before.rows)
-    extended[..., [row in rows_before for row in now.rows]] = coefficients
+    steps_before = set(before.steps)
+    extended[..., [step in steps_before for step in now.steps]] = coefficients
     return extended
 
 

@@ -24,8 +24,7 @@ from lcsc_opt.base.study_file import (
     parse_studies,
 )
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.coefficients.profiles import RowSteps, default_origin, ema_coefficients
-from lcsc_opt.coefficients.rows import AverageSteps
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import (
     AffineSpace,
     CoefficientSpace,
@@ -230,13 +229,7 @@ class Plan:
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
-        attributes: dict[str, Any] = {}
-        if isinstance(objective.steps, RowSteps):
-            attributes["counts"] = list(objective.steps.counts)
-            attributes["first_steps"] = objective.steps.first_steps
-        if isinstance(objective.steps, AverageSteps):
-            attributes["widths"] = list(objective.steps.widths)
-        return attributes | {
+        return {
             "budget": budget,
             "optimizer_budget": budget,
             "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),
@@ -349,7 +342,7 @@ class Plan:
         """
         yield from self._advice_on_rows(objective)
         if objective is not None and isinstance(objective.trajectory, Trajectory):
-            yield from objective.trajectory.advice()
+            yield from objective.trajectory.identical()
 
     def _advice_on_rows(self, objective: Objective | None) -> Iterator[str]:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""

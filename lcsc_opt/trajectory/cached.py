@@ -10,7 +10,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.filling import pack_sources
 from lcsc_opt.trajectory.layout import EXACT
 from lcsc_opt.trajectory.sources import Sources, find_sources, select_sources, sources_fingerprint
@@ -52,7 +51,7 @@ class PackRequest:
         path = expanded_path(self.patterns[0], error=TrajectoryError)
         return path if is_packed(path) else None
 
-    def sources(self) -> dict[Row, Path]:
+    def sources(self) -> dict[int, Path]:
         """All checkpoints that match the patterns, by their steps.
 
         Raises:
@@ -60,14 +59,14 @@ class PackRequest:
         """
         return find_sources(find_checkpoints(self.patterns, key=self.key), self.steps)
 
-    def sources_if_any(self) -> dict[Row, Path]:
+    def sources_if_any(self) -> dict[int, Path]:
         """As :meth:`sources`, but empty if the checkpoints are gone or no longer form a trajectory."""
         try:
             return self.sources()
         except TrajectoryError:
             return {}
 
-    def selected_sources(self) -> dict[Row, Path]:
+    def selected_sources(self) -> dict[int, Path]:
         """The selected checkpoints of :meth:`sources`.
 
         Raises:

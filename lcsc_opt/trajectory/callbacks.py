@@ -1,28 +1,23 @@
 """Saving a trajectory from other people's training loops: Lightning, Accelerate, and the Trainer of transformers.
 
-Each callback saves on one process only, or on all if the weights are sharded. When training continues from a checkpoint
-older than the last row, it drops the later rows. It makes sure that the trajectory on the disk is never behind the
-training's own checkpoints.
+Each callback saves on one process only. When training continues from a checkpoint older than the last row, it drops the
+later rows. It makes sure that the trajectory on the disk is never behind the training's own checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
-_STATES = 2  # as many as a writer of means can go back to
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
 
 
@@ -38,9 +33,6 @@ class TrajectorySaver:
             saver.step(step, ema_model)
         saver.close()
 
-    With ``means=32`` rows are means of checkpoints, and ``saver.finish(step, ema_model)`` comes in place of ``close``;
-    the open mean is a part of what ``save_state`` keeps.
-
     Args:
         path: the path of the trajectory.
         every: save at steps that are multiples of it.
@@ -48,10 +40,7 @@ class TrajectorySaver:
             its ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts from step 0 drop the rows of an earlier one, such as a job that
             was killed before its first saved state and queued again.
-        options: further arguments of :class:`TrajectoryWriter`. With ``sharded=True`` all processes save.
-
-    Raises:
-        TrajectoryError: ``means`` with ``sharded``, whose open mean the trainers do not keep for each process.
+        options: further arguments of :class:`TrajectoryWriter`.
     """
 
     def __init__(
@@ -64,14 +53,7 @@ class TrajectorySaver:
         **options: Any,
     ) -> None:
         self._path = Path(path)
-        self._sharded = bool(options.get("sharded"))
-        self._saves_means = options.get("means") is not None
-        if self._sharded and self._saves_means:
-            raise TrajectoryError(
-                f"{self._path}: no callback keeps the mean of a sharded training: use TrajectoryWriter, and save its "
-                "state_dict() in each process."
-            )
-        self.decide_who_saves(is_main=accelerator is None or bool(accelerator.is_main_process))
+        self.saves = accelerator is None or bool(accelerator.is_main_process)
         self._options = {"every": every, **options}
         self._restarts = resume == "restart"
         self._accelerator = accelerator
@@ -80,22 +62,13 @@ class TrajectorySaver:
         if accelerator is not None:
             accelerator.register_for_checkpointing(self)
 
-    def decide_who_saves(self, *, is_main: bool) -> None:
-        """This process saves if it is the main one, or if all save their shards; else it does nothing."""
-        self.saves = is_main or self._sharded
-
-    def begin(self, step: int, mean: Mapping[str, Any] | None = None) -> None:
+    def begin(self, step: int) -> None:
         """Begin or continue training after ``step``; 0 is its start.
 
         Rows of later steps are dropped; at the start only with ``resume="restart"``, else they are refused.
 
-        Args:
-            step: the last one of the training.
-            mean: the state of the writer of means; needed to continue one.
-
         Raises:
-            TrajectoryError: training starts, and the trajectory already holds rows of another training; or it is
-                continued without the mean, or with that of another training.
+            TrajectoryError: training starts, and the trajectory already holds rows of another training.
         """
         self.close()
         self._last_step = step
@@ -109,12 +82,6 @@ class TrajectorySaver:
                 f"{self._path}: holds {len(writer.steps)} checkpoints of another training, and this one starts: name "
                 'another path, remove it, or let the saver drop them with resume="restart"'
             )
-        if mean is not None:
-            try:
-                writer.load_state_dict(mean)
-            except TrajectoryError:
-                writer.close()
-                raise
         self._writer = writer
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
@@ -126,18 +93,8 @@ class TrajectorySaver:
         if self._writer is None and self.saves:
             self.begin(0)
         if self._writer is not None and step != self._last_step:
-            weights = self._unwrapped(weights)
-            if self._saves_means:
-                self._writer.step(step, weights)
-            else:
-                self._writer.append(step, weights, wait=False)
+            self._writer.append(step, self._unwrapped(weights), wait=False)
         self._last_step = step
-
-    def finish(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """End the training after ``step``. Of means, the open one and the last checkpoint are written, too."""
-        if self._saves_means and self._writer is not None and self._last_step > 0:
-            self._writer.finish(step, self._unwrapped(weights))
-        self.close()
 
     def _unwrapped(self, weights: nn.Module | Mapping[str, Tensor]) -> nn.Module | Mapping[str, Tensor]:
         if self._accelerator is None or not isinstance(weights, nn.Module):
@@ -147,11 +104,7 @@ class TrajectorySaver:
 
     def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Save the weights that a tuning begins with, as the checkpoint of step 0, as :meth:`step` does."""
-        if self._writer is None:
-            return
-        if self._saves_means:
-            self._writer.step(0, weights)
-        else:
+        if self._writer is not None:
             self._writer.append(0, weights, wait=False)
 
     def flush(self) -> None:
@@ -169,14 +122,11 @@ class TrajectorySaver:
     def state_dict(self) -> dict[str, Any]:
         """The state for the training's own checkpoint. Waits until all rows are on the disk."""
         self.flush()
-        state: dict[str, Any] = {"step": self._last_step}
-        if self._saves_means and self._writer is not None:
-            state["mean"] = self._writer.state_dict()
-        return state
+        return {"step": self._last_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to the step of the training's checkpoint."""
-        self.begin(int(state["step"]), state.get("mean"))
+        self.begin(int(state["step"]))
 
 
 def lightning_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
@@ -197,20 +147,10 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         """Saves on rank 0."""
 
         saver = TrajectorySaver(path, every=every, **options)
-        mean: Mapping[str, Any] | None = None  # of the training's checkpoint
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-            self.saver.decide_who_saves(is_main=bool(trainer.is_global_zero))
-            self.saver.begin(int(trainer.global_step), self.mean)
-            self.mean = None
-
-        def state_dict(self) -> dict[str, Any]:
-            state = self.saver.state_dict()
-            del state["step"]  # Lightning has its own
-            return state
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            self.mean = state_dict.get("mean")
+            self.saver.saves = bool(trainer.is_global_zero)
+            self.saver.begin(int(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             saved = _chosen(pl_module, weights)
@@ -219,9 +159,8 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
             self.saver.flush()
 
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            saved = _chosen(pl_module, weights)
-            self.saver.finish(int(trainer.global_step), saved)
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            self.saver.close()
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
             self.saver.close()
@@ -250,43 +189,29 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         """Saves on the process with rank 0."""
 
         saver = TrajectorySaver(path, every=every, **options)
-        means = _MeansBeside(Path(path))
-        kept_step: int | None = None  # whose mean is kept
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            step = int(state.global_step)
-            self.saver.decide_who_saves(is_main=bool(state.is_world_process_zero))
-            self.saver.begin(step, self.means.load(step))
-            self.kept_step = None
-            if self.saver.saves:
-                self.means.drop_after(step)
+            self.saver.saves = bool(state.is_world_process_zero)
+            self.saver.begin(int(state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
             saved = _chosen(model, weights)
             self.saver.step(int(state.global_step), saved)
             if control.should_save:
-                self._keep(state)
+                self.saver.flush()
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             if control.should_save:
-                self._keep(state)
+                self.saver.flush()
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self.saver.flush()  # the Trainer decides after this whether it saves the best checkpoint
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self._keep(state)  # the checkpoint is the best one, or another callback asked for it
+            self.saver.flush()  # the checkpoint is the best one, or another callback asked for it
 
-        def _keep(self, state: Any) -> None:
-            """Bring the trajectory up to the step, and keep its open mean."""
-            step = int(state.global_step)
-            if step != self.kept_step:
-                self.means.save(step, self.saver.state_dict())
-                self.kept_step = step
-
-        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            saved = _chosen(model, weights)
-            self.saver.finish(int(state.global_step), saved)
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            self.saver.close()
 
     return Callback()
 
@@ -297,72 +222,3 @@ def _chosen(module: Any, weights: Weights | None) -> nn.Module | Mapping[str, Te
         return weights(module)
     chosen: nn.Module = module
     return chosen
-
-
-class _MeansBeside:
-    """The open means of the last two states of a training, in files beside the trajectory.
-
-    The Trainer of transformers keeps no tensors of its callbacks. Each file is complete before the Trainer's own
-    checkpoint of that step begins; that of the best checkpoint follows it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._folder = path.with_name(f"{path.name}.means")
-
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keep the mean of a state, if it has one, and remove all but the one before.
-
-        Raises:
-            TrajectoryError: the disk refuses.
-        """
-        if "mean" not in state:
-            return
-        with self._writing():
-            self._folder.mkdir(exist_ok=True)
-            with replacing(self._file(step)) as pending:
-                torch.save(state["mean"], pending)
-            for file in self._files()[:-_STATES]:
-                file.unlink()
-
-    def drop_after(self, step: int) -> None:
-        """Remove the means of later steps, which are of an earlier training or were dropped.
-
-        Raises:
-            TrajectoryError: the disk refuses.
-        """
-        with self._writing():
-            for file in self._files():
-                if file > self._file(step):
-                    file.unlink()
-
-    def load(self, step: int) -> Mapping[str, Any] | None:
-        """The mean of the state of a step; ``None`` if there is no file.
-
-        Raises:
-            TrajectoryError: the file is damaged.
-        """
-        file = self._file(step)
-        if not file.exists():
-            return None
-        try:
-            state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise TrajectoryError(
-                f'{file}: is damaged; resume from the checkpoint before it, or start again with resume="restart"'
-            ) from error
-        return state
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-            reason = " ".join(str(error).split())
-            raise TrajectoryError(f"{self._folder}: cannot be written ({reason})") from error
-
-    def _files(self) -> list[Path]:
-        """In order of their steps."""
-        return sorted(self._folder.glob("step-*.pt"))
-
-    def _file(self, step: int) -> Path:
-        return self._folder / f"step-{step:018d}.pt"

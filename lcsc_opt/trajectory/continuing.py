@@ -46,7 +46,7 @@ def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
     """
     if request.packed_path is not None:
         return
-    if set(checkpoints.steps) <= {row.step for row in request.sources_if_any()}:
+    if set(checkpoints.steps) <= set(request.sources_if_any()):
         return
     if checkpoints.moved or find_in_cache(request.cache, checkpoints) is None:
         raise _not_there(request, checkpoints)
@@ -54,7 +54,7 @@ def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
 
 def _from_cache_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
     sources = request.sources_if_any()
-    study_sources = {row: path for row, path in sources.items() if row.step in checkpoints.steps}
+    study_sources = {step: path for step, path in sources.items() if step in checkpoints.steps}
     trajectory: Trajectory | None = None
     if not checkpoints.moved:  # else they have to be at the new place
         trajectory = find_in_cache(request.cache, checkpoints)
@@ -70,7 +70,7 @@ def _from_cache_or_files(request: PackRequest, checkpoints: KnownCheckpoints) ->
 def _unchanged(request: PackRequest, checkpoints: KnownCheckpoints, sources: Sources, study_sources: Sources) -> bool:
     """Whether the files are those that were packed, and a new study would end at the same step."""
     last_step = request.selection.last_step
-    steps = [row.step for row in sources if last_step is None or row.step <= last_step]
+    steps = [step for step in sources if last_step is None or step <= last_step]
     if not steps or max(steps) != checkpoints.steps[-1]:
         return False
     return Trajectory.holding(request.cached_path(study_sources), checkpoints) is not None
@@ -88,12 +88,6 @@ def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
 
 def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> TrajectoryError:
     begun_with = f"the {len(checkpoints.steps)} checkpoints that the study was begun with"
-    path = request.packed_path
-    if path is not None and not checkpoints.moved and Manifest.load(path).intervals is not None:
-        return TrajectoryError(
-            f"{path}: a training that was continued has merged or dropped {begun_with}: name a copy of them (lcsc run "
-            "FILE objective.settings.checkpoints=COPY), or give the study another name"
-        )
     if any(_exists(pattern) for pattern in request.patterns):
         span = f"(steps {checkpoints.steps[0]} to {checkpoints.steps[-1]})"
         problem = f"does not hold {begun_with} {span}, or not with these weights"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.cached import packed_path
 from lcsc_opt.trajectory.filling import finish_packing, partial_path
 from lcsc_opt.trajectory.layout import Layout
@@ -53,7 +52,7 @@ def pack_state_dicts(states: StateDicts, cache: Path) -> Path:
         try:
             with contextlib.closing(MatrixWriter(partial)) as writer:
                 for step, weights in states.items():
-                    writer.write(Row(step), _layout(writer, step, weights), weights)
+                    writer.write(step, _layout(writer, step, weights), weights)
                 writer.commit()
             finish_packing(out)
         except TrajectoryError:

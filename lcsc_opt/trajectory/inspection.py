@@ -14,7 +14,6 @@ from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
-from lcsc_opt.trajectory.means import Interval, described
 from lcsc_opt.trajectory.sources import find_sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -41,9 +40,7 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         * ``first_step``, ``last_step``: ``None`` if the steps are not known; ``intervals`` between steps that occur;
         * ``sha256``: of the packed trajectory, else ``None``;
         * ``verified``: whether all bytes were compared with their hashes;
-        * ``widths`` of averages that occur, ``sigma_rel``; empty where rows are the weights of steps;
         * ``steps``: ``[K]``; empty if they are not known;
-        * ``rows``: in words, what the rows are: ``checkpoints``, means of how many of them, or averages of which width;
         * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; empty if
           they are not packed;
         * ``warnings``: one line each.
@@ -67,46 +64,29 @@ def _inspect_packed(path: Path, verify: bool) -> dict[str, Any]:
     if verify:
         trajectory.verify()
     sources = [Path(source) for source in trajectory.sources if source]
-    widths = [row.width for row in trajectory.rows]
     return {
         "path": str(trajectory.path),
         "packed": True,
         "key": trajectory.metadata.get("key", ""),
         "checkpoints": len(trajectory),
-        "rows": _kind_of_rows(widths, trajectory.intervals),
         "stored": trajectory.stored or EXACT,
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
         "verified": verify,
         "difference_norms": trajectory.difference_norms().tolist(),
-        **_described(trajectory.tensors, list(trajectory.steps), widths, sources, trajectory.identical()),
+        **_described(trajectory.tensors, list(trajectory.steps), sources, trajectory.identical()),
     }
-
-
-def _kind_of_rows(widths: Sequence[float], intervals: Sequence[Interval] | None = None) -> str:
-    if intervals is not None:
-        return described(intervals)
-    if any(widths):
-        return f"averages of width {', '.join(f'{width:g}' for width in _occurring(widths))}"
-    return "checkpoints"
-
-
-def _occurring(widths: Sequence[float]) -> list[float]:
-    """The widths of averages, each once."""
-    return sorted(set(widths) - {0.0})
 
 
 def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, Any]:
     steps: list[int] = []
-    widths: list[float] = []
     warnings: list[str] = []
     try:
         sources = find_sources(paths)
     except TrajectoryError as error:  # which packing would raise
         warnings.append(str(error))
     else:
-        steps = [row.step for row in sources]
-        widths = [row.width for row in sources]
+        steps = list(sources)
         paths = list(sources.values())
     first = read_checkpoint(paths[0], key=key)
     layout = Layout.of(first.tensors)
@@ -115,26 +95,24 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         "packed": False,
         "key": first.key,
         "checkpoints": len(paths),
-        "rows": _kind_of_rows(widths),
         "stored": EXACT,
         "bytes": layout.row_bytes * len(paths),
         "sha256": None,
         "verified": False,
         "difference_norms": [],
-        **_described(layout.tensors, steps, widths, paths, warnings),
+        **_described(layout.tensors, steps, paths, warnings),
     }
 
 
 def _described(
     tensors: Sequence[TensorSpec],
     steps: list[int],
-    widths: list[float],
     paths: list[Path],
     warnings: list[str],
 ) -> dict[str, Any]:
     """The part of :func:`inspect`'s answer that packed and unpacked checkpoints have in common."""
     series = sorted(set(map(checkpoint_series, paths)))
-    if len(series) > 1 and not any(widths):
+    if len(series) > 1:
         warnings = [f"several series of checkpoints: {', '.join(series)}", *warnings]
     return {
         "dtypes": list(dict.fromkeys(spec.dtype for spec in tensors)),
@@ -143,8 +121,7 @@ def _described(
         "tensors": len(tensors),
         "first_step": steps[0] if steps else None,
         "last_step": steps[-1] if steps else None,
-        "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(sorted(set(steps)))}),
-        "widths": _occurring(widths),
+        "intervals": sorted({later - earlier for earlier, later in itertools.pairwise(steps)}),
         "steps": steps,
         "warnings": warnings,
     }

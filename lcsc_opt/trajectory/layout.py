@@ -23,9 +23,7 @@ MERGED = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-INT8 = "int8"
-BLOCK = 256  # values that share a scale, where rows are stored as int8
-ROUNDED = ("float16", "bfloat16", INT8)  # what rows may be rounded to
+ROUNDED = ("float16", "bfloat16")  # what rows may be rounded to
 _INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 UNMERGEABLE = (
     "complex32",
@@ -42,7 +40,7 @@ _SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (fi
 
 
 def stored_dtype(dtype: str) -> str | None:
-    """What rows are rounded to, ``float16``, ``bfloat16`` or ``int8``; ``None`` for ``exact``.
+    """What rows are rounded to, ``float16`` or ``bfloat16``; ``None`` for ``exact``.
 
     Raises:
         TrajectoryError: there is no such way to store rows.
@@ -120,12 +118,6 @@ class Segment:
         """How many columns of its dtype it has."""
         return (self.stop - self.start) // self.dtype.itemsize
 
-    def whole(self, columns: int) -> int:
-        """So many columns, or a few more: those that share a scale are read together."""
-        if self.dtype == torch.int8:
-            return -(-columns // BLOCK) * BLOCK
-        return columns
-
     def places(self) -> Iterator[tuple[TensorSpec, int]]:
         """Its tensors, each with its first column."""
         for spec in self.tensors:
@@ -186,7 +178,16 @@ class Layout:
 
     def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
         """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
-        return segments_of(self.tensors, frozenset(spec.name for spec in self.tensors if spec.merged) & varying)
+        segments: list[Segment] = []
+        neighbours = itertools.groupby(
+            self.tensors, key=lambda spec: (spec.dtype, spec.merged and spec.name in varying)
+        )
+        for (_, is_combined), specs in neighbours:
+            segment = Segment(tuple(specs))
+            is_empty = segment.start == segment.stop
+            if is_combined and not is_empty:
+                segments.append(segment)
+        return tuple(segments)
 
     def check(self, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
         """Compare a later checkpoint with the first one, by name.
@@ -236,7 +237,7 @@ class Layout:
         return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
 
 
-class PlainRows:
+class Rows:
     """Rows ``[slots, row_bytes]`` uint8 in which tensors lie as the layout says."""
 
     def __init__(self, matrix: Tensor, layout: Layout) -> None:
@@ -256,27 +257,20 @@ class PlainRows:
         return self.matrix[slot, start:end]
 
 
-def segments_of(tensors: Iterable[TensorSpec], names: frozenset[str]) -> tuple[Segment, ...]:
-    """The fewest segments with all of ``tensors`` that have one of these names, but for empty ones."""
-    segments: list[Segment] = []
-    neighbours = itertools.groupby(tensors, key=lambda spec: (spec.dtype, spec.name in names))
-    for (_, is_named), specs in neighbours:
-        segment = Segment(tuple(specs))
-        is_empty = segment.start == segment.stop
-        if is_named and not is_empty:
-            segments.append(segment)
-    return tuple(segments)
-
-
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
+    if hasattr(tensor, "placements") or type(tensor).__name__ == "ShardedTensor":
+        raise TrajectoryError(
+            f"Tensor {name!r} is a {type(tensor).__name__}, and each process has a part of it: gather the weights, or "
+            "save them with torch.distributed.checkpoint and pack its folders."
+        )
     if tensor.dtype not in _NAMES:
         raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
     dtype = _NAMES[tensor.dtype]
     if stored is None or dtype not in MERGED:
         return dtype
-    return "float32" if stored == INT8 else stored  # int8 is how they are stored; they are read as float32
+    return stored
 
 
 def aligned(offset: int) -> int:

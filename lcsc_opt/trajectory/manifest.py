@@ -15,36 +15,26 @@ import pydantic
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
-from lcsc_opt.coefficients.rows import Row, check_width
-from lcsc_opt.trajectory.int8 import Int8Layout, Int8Rows
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, INT8, Layout, PlainRows, TensorSpec
-from lcsc_opt.trajectory.means import Interval
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
-TRAINING = "training"  # the metadata entry that tells trainings of means apart
 _MOST_SCALARS = 2**48  # of one tensor
 
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-_Interval = tuple[_Whole, _Whole, Annotated[int, pydantic.Field(ge=1, lt=2**63)]]
-
-
 class _SavedCheckpoint(pydantic.BaseModel):
-    """One row: its training step, its place, where it came from, its SHA-256, and what it is a mean of.
+    """One row: its training step, its place, where it came from, and its SHA-256.
 
     Attributes:
-        step: the training step; of an interval, the last one.
+        step: the training step.
         slot: the row of ``weights.bin``.
         source: the file that it was made from, or empty text.
         sha256: of the bytes of the row.
-        interval: the checkpoints that the row is the mean of; ``None`` for a checkpoint in a trajectory without means.
-        width: of an average over the training up to the step, ``sigma_rel`` of its power-function profile; ``None`` for
-            the weights of the step.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
@@ -53,23 +43,16 @@ class _SavedCheckpoint(pydantic.BaseModel):
     slot: _Whole
     source: str
     sha256: Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
-    interval: _Interval | None = None
-    width: float | None = None
-
-    @property
-    def row(self) -> Row:
-        """Its step and width."""
-        return Row(self.step, self.width or 0.0)
 
 
 class Manifest(pydantic.BaseModel):
     """The whole manifest, validated: offsets are the ones that :meth:`Layout.arranged` gives, slots are distinct.
 
     Attributes:
-        format: 1, or 2 if rows say more of themselves than the first format can, or are int8.
-        row_bytes: the bytes of a row; of int8, of a row that is read as float32.
+        format: of the manifest itself.
+        row_bytes: the bytes of a row.
         stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
-        tensors: in the order of their bytes. Those that are stored as int8 are listed as the float32 that is read.
+        tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
         metadata: the writer's notes.
@@ -77,9 +60,9 @@ class Manifest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
-    format: Literal[1, 2] = 1
+    format: Literal[1] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
-    stored: Literal["float16", "bfloat16", "int8"] | None = None
+    stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     checkpoints: tuple[_SavedCheckpoint, ...] = ()
@@ -91,22 +74,9 @@ class Manifest(pydantic.BaseModel):
         return Layout(self.tensors, self.row_bytes)
 
     @property
-    def int8_layout(self) -> Int8Layout | None:
-        """Where the parts of a row lie that is stored as int8; ``None`` for all others."""
-        return Int8Layout.of(self.layout) if self.stored == INT8 else None
-
-    @property
-    def stored_row_bytes(self) -> int:
-        """The bytes of a row in ``weights.bin``."""
-        int8 = self.int8_layout
-        return self.row_bytes if int8 is None else int8.row_bytes
-
-    @property
-    def stored_bytes(self) -> int:
-        """The bytes of all checkpoints, with their mean if there is one."""
-        int8 = self.int8_layout
-        mean_bytes = 0 if int8 is None else int8.mean_bytes
-        return len(self.checkpoints) * self.stored_row_bytes + mean_bytes
+    def nbytes(self) -> int:
+        """The bytes of all checkpoints."""
+        return len(self.checkpoints) * self.row_bytes
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -124,48 +94,9 @@ class Manifest(pydantic.BaseModel):
         slots = {saved.slot for saved in self.checkpoints}
         if len(slots) < len(self.checkpoints):
             raise ValueError("two checkpoints share a slot")
-        if any(later <= earlier for earlier, later in itertools.pairwise(self.rows)):
+        if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
-        try:
-            for row in self.rows:
-                check_width(row)
-        except StudySpecError as error:
-            raise ValueError(str(error)) from error
-        if self.intervals is not None and any(row.width for row in self.rows):
-            raise ValueError("means of checkpoints have no widths")
-        self._check_intervals()
         return self
-
-    def _check_intervals(self) -> None:
-        with_interval = [saved for saved in self.checkpoints if saved.interval is not None]
-        if not with_interval:
-            return
-        if len(with_interval) < len(self.checkpoints):
-            raise ValueError("means and checkpoints without an interval are mixed")
-        previous = -1
-        for saved in with_interval:
-            assert saved.interval is not None
-            first_step, last_step, checkpoints = saved.interval
-            fits = previous < first_step <= last_step == saved.step
-            fits = fits and checkpoints <= last_step - first_step + 1
-            if checkpoints == 1:
-                fits = fits and first_step == last_step
-            if not fits:
-                raise ValueError(
-                    f"the interval of step {saved.step} does not fit its step, its checkpoints or the row before"
-                )
-            previous = last_step
-
-    @property
-    def rows(self) -> list[Row]:
-        """The step and the width of each row, ``[K]``."""
-        return [saved.row for saved in self.checkpoints]
-
-    @property
-    def intervals(self) -> tuple[Interval, ...] | None:
-        """What each row is the mean of, ``[K]``; ``None`` if rows are checkpoints."""
-        intervals = tuple(Interval(*saved.interval) for saved in self.checkpoints if saved.interval is not None)
-        return intervals or None
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -195,12 +126,8 @@ class Manifest(pydantic.BaseModel):
         Raises:
             OSError: the disk refused; the old manifest is then still there, or the new one is complete.
         """
-        needed_format = 1
-        if self.intervals is not None or self.stored == INT8 or any(row.width for row in self.rows):
-            needed_format = 2
-        written = self.model_copy(update={"format": needed_format})
         with replacing(path / MANIFEST) as pending:
-            pending.write_text(written.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+            pending.write_text(self.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
 
     def with_checkpoint(self, keep_last: int | None, varying: Iterable[str], **saved: Any) -> Manifest:
         """This manifest with one more checkpoint.
@@ -225,31 +152,18 @@ class Manifest(pydantic.BaseModel):
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
         return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)
 
-    def map_rows(self, path: Path) -> PlainRows | Int8Rows:
-        """The rows at ``path``, ``[slots, stored_row_bytes]`` uint8, mapped read-only and shared with other processes.
+    def map_rows(self, path: Path) -> Rows:
+        """The rows at ``path``, ``[slots, row_bytes]`` uint8, mapped read-only and shared with other processes.
 
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
         slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
-        size = slots * self.stored_row_bytes
-        matrix = map_bytes(path / WEIGHTS, size).view(slots, self.stored_row_bytes)
-        int8 = self.int8_layout
-        if int8 is None:
-            return PlainRows(matrix, self.layout)
-        return Int8Rows(matrix, map_mean(path, int8), int8)
+        matrix = _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
+        return Rows(matrix, self.layout)
 
 
-def map_mean(path: Path, layout: Int8Layout) -> Tensor:
-    """The mean of the rows at ``path``, ``[columns]`` float32, mapped.
-
-    Raises:
-        TrajectoryError: it is not there, or too short.
-    """
-    return map_bytes(path / MEAN, layout.mean_bytes).view(torch.float32)[: layout.columns]
-
-
-def map_bytes(path: Path, size: int) -> Tensor:
+def _map_bytes(path: Path, size: int) -> Tensor:
     """The first bytes of a file, ``[size]`` uint8, mapped read-only.
 
     Raises:
@@ -279,4 +193,4 @@ def _first_line(error: pydantic.ValidationError) -> str:
 def foreign_files(path: Path) -> list[str]:
     """The names of entries that do not belong in a trajectory's folder, sorted."""
     names = [entry.name for entry in path.iterdir()]
-    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, MEAN, LOCK) and not is_pending(name))
+    return sorted(name for name in names if name not in (MANIFEST, WEIGHTS, LOCK) and not is_pending(name))

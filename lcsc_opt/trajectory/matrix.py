@@ -15,16 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
-from lcsc_opt.base.paths import MANIFEST, MEAN, WEIGHTS
-from lcsc_opt.coefficients.rows import Row, check_width
-from lcsc_opt.trajectory.int8 import Encoder
-from lcsc_opt.trajectory.layout import EXACT, INT8, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
-from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files, map_mean
-from lcsc_opt.trajectory.means import Interval, MeanOfRows
-from lcsc_opt.trajectory.processes import Processes
-from lcsc_opt.trajectory.shards import ShardedLayout, check_not_sharded, sharded, sum_of_bytes
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
+from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
@@ -36,9 +31,6 @@ class MatrixWriter:
     A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
     another commits; no other calls may overlap. The arguments are those of
     :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
-
-    Of a sharded training each process has a writer, and calls the same methods. Each writes its part of a row into the
-    file; when all parts are on the disk, the first process hashes the row, and names it.
     """
 
     def __init__(
@@ -48,56 +40,37 @@ class MatrixWriter:
         keep_last: int | None = None,
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
-        processes: Processes | None = None,
     ) -> None:
         self.path = path
-        self.processes = processes or Processes()
         self._keep_last = keep_last
         self._dtype = dtype
         self._stored = None if dtype is None else stored_dtype(dtype)
         self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
-        is_new = not (path / MANIFEST).exists()
-        if self._stored == INT8 and is_new and not (path / MEAN).exists():
-            raise TrajectoryError(
-                f"{path}: int8 rows are deviations from a mean of all rows, which is not known while training: append "
-                "in another dtype, and then run lcsc trajectory pack TRAJECTORY -o OUT --stored int8."
-            )
         self._committed: Manifest | None = None  # what the disk is known to have
         self._release: Callable[[], None] = lambda: None
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
-            self.processes.first(f"open {path}", functools.partial(self._open, undo))
-            with self.processes.together(f"open {path}, too"):
-                if not self.processes.is_first:
-                    self._open(undo)
+            self._open(undo)
             undo.pop_all()
         self._close = weakref.finalize(self, os.close, self._weights)
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
     def _open(self, undo: contextlib.ExitStack) -> None:
-        """Read the manifest and open the file of the rows, which the first process makes and locks."""
-        if self.processes.is_first:
-            self._release = _make_and_lock(self.path)
-            undo.callback(self._release)
-            _remove_unfinished(self.path)
-        elif not (self.path / WEIGHTS).exists():
-            raise TrajectoryError(
-                f"{self.path} does not exist in process {self.processes.rank}: name a folder that all processes share."
-            )
+        """Make and lock the folder, read the manifest, and open the file of the rows."""
+        self._release = _make_and_lock(self.path)
+        undo.callback(self._release)
+        _remove_unfinished(self.path)
         self._committed = _load_manifest(self.path)
         self._written = self._committed  # what rows hold
         self._check_stored()
-        flags = os.O_RDWR | getattr(os, "O_BINARY", 0)
-        if self.processes.is_first:
-            flags |= os.O_CREAT
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._weights = os.open(self.path / WEIGHTS, flags, 0o666)
         undo.callback(os.close, self._weights)
-        if self.processes.is_first:
-            sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _check_stored(self) -> None:
-        """Refuse a dtype that is not the one of the rows, and int8 rows that several processes would write."""
+        """Refuse a dtype that is not the one of the rows."""
         manifest = self._committed
         if manifest is None:
             return
@@ -106,28 +79,6 @@ class MatrixWriter:
                 f"{self.path} stores {manifest.stored or EXACT}, not {self._dtype}: leave the dtype out, or start a "
                 "new trajectory."
             )
-        if manifest.stored == INT8 and not self.processes.is_alone:
-            raise TrajectoryError(f"{self.path} stores int8, which no sharded training can: write another trajectory.")
-
-    @property
-    def intervals(self) -> tuple[Interval, ...]:
-        """What the rows are the means of, in order; empty without rows, or if they are checkpoints."""
-        manifest = self._current()
-        if manifest is None or manifest.intervals is None:
-            return ()
-        return manifest.intervals
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The notes of the trajectory; empty before the first row."""
-        manifest = self._current()
-        if manifest is None:
-            return {}
-        return manifest.metadata
-
-    def add_metadata(self, name: str, text: str) -> None:
-        """Write a note with the next row."""
-        self._metadata[name] = text
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -159,40 +110,13 @@ class MatrixWriter:
         manifest.layout.check(tensors, manifest.stored)
         return manifest.layout
 
-    def part(self, tensors: Mapping[str, Tensor]) -> tuple[Layout, Mapping[str, Tensor]]:
-        """What this process writes of a checkpoint, which is checked: its layout, and its tensors.
-
-        Raises:
-            TrajectoryError: as :meth:`check`; or tensors are sharded, and this is the only process that writes.
-        """
-        layout = self.check(tensors)
-        if self.processes.is_alone:
-            check_not_sharded(tensors)
-            return layout, tensors
-        return sharded(layout, tensors, is_first=self.processes.is_first)
-
-    def check_kind(self, *, means: bool) -> None:
-        """Refuse means in a trajectory of checkpoints, and checkpoints in one of means.
-
-        Raises:
-            TrajectoryError: the rows that are there are of the other kind.
-        """
-        manifest = self._current()
-        if manifest is None or not manifest.checkpoints:
-            return
-        if means and manifest.intervals is None:
-            raise TrajectoryError(f"{self.path} holds checkpoints, and no means: write means to another trajectory.")
-        if not means and manifest.intervals is not None:
-            raise TrajectoryError(f"{self.path} holds means of checkpoints: write checkpoints to another trajectory.")
-
     def truncate(self, last: int) -> int:
-        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were. -1 drops all.
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
 
         Raises:
             TrajectoryError: the disk refuses.
         """
-        if last != -1:
-            last = self.whole_step(last)
+        last = self.whole_step(last)
         manifest = self._current()
         if manifest is None:
             return 0
@@ -215,111 +139,58 @@ class MatrixWriter:
             raise TrajectoryError(f"A step is a whole number from 0, not {step!r}.")
         return number
 
-    def is_new(self, row: Row) -> bool:
-        """Whether a row comes after all saved ones; False when it is one of them.
+    def is_new(self, step: int) -> bool:
+        """Whether a step comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: it lies between saved rows, is of no step at all, or has a width that cannot be.
+            TrajectoryError: it lies between saved ones, or is no step at all.
         """
-        self.whole_step(row.step)
-        try:
-            check_width(row)
-        except StudySpecError as error:
-            raise TrajectoryError(f"{error}.") from error
-        manifest = self._current()
-        rows = [] if manifest is None else manifest.rows
-        if row in rows:
+        self.whole_step(step)
+        steps = self.steps
+        if step in steps:
             return False
-        if rows and row < rows[-1]:
-            order = "steps have to increase" if row.step < rows[-1].step else "widths of one step have to increase"
+        if steps and step < steps[-1]:
             raise TrajectoryError(
-                f"{str(row).capitalize()} comes after {rows[-1]}; {order}: open the writer with resume=STEP to "
-                "continue training from an earlier step."
+                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
+                "to continue training from an earlier step."
             )
         return True
 
     def write(
         self,
-        row: Row,
+        step: int,
         layout: Layout,
         tensors: Mapping[str, Tensor],
         *,
         source: str = "",
-        interval: Interval | None = None,
     ) -> None:
-        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its row is saved with the same bytes.
+        """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
-        ``layout`` comes from :meth:`check` or :meth:`part`. With ``keep_last``, commit before the next write: it may
-        overwrite the row of a checkpoint that the manifest on the disk still names. With an ``interval``, the row is
-        the mean of its checkpoints, and its step is the last one.
+        ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
+        of a checkpoint that the manifest on the disk still names.
 
         Raises:
-            TrajectoryError: a weight is not finite, the row does not come after the last one, the other rows are means
-                and this one is not, or the disk refuses.
+            TrajectoryError: a weight is not finite, the step does not come after the last one, or the disk refuses.
         """
-        is_new = self.is_new(row)
+        is_new = self.is_new(step)
         manifest = self._current()
-        self.check_kind(means=interval is not None)
         if manifest is None:
-            row_layout = self._agreed_layout(layout)
-            manifest = Manifest(row_bytes=row_layout.row_bytes, stored=self._stored, tensors=row_layout.tensors)  # type: ignore[arg-type]
-        if not is_new and isinstance(layout, ShardedLayout):
-            with self.processes.together(f"compare {row}"):
-                self._check_same_parts(manifest, row, layout, tensors)
-            return
+            manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
-            parts = layout.row_parts(tensors)
-            if manifest.stored == INT8:
-                parts = self._encoder(manifest).rounded(parts)
-            _check_same_bytes(manifest, row, parts)
+            _check_same_bytes(manifest, step, layout.row_parts(tensors))
             return
         slot = manifest.free_slot()
         with self._as_trajectory_error():
-            if isinstance(layout, ShardedLayout):
-                sha256, varying = self._write_parts(row, slot, layout, tensors, manifest)
-            else:
-                sha256, varying = self._write_row(row, slot, tensors, manifest)
+            sha256, varying = self._write_row(step, slot, tensors, manifest)
         added = manifest.with_checkpoint(
             self._keep_last,
             varying,
-            step=row.step,
-            width=row.width or None,
+            step=step,
             slot=slot,
             source=source,
             sha256=sha256,
-            interval=interval,
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
-
-    def merge_pair(self, row: int) -> None:
-        """Replace two neighbouring rows of means, from ``row``, by one: their mean, on the disk.
-
-        Each weighs as much as it has checkpoints. The two stay until the new row is complete. All rows must have been
-        committed: else the slot that is free may be one that the manifest on the disk still names.
-
-        Raises:
-            TrajectoryError: the disk refuses. Then the manifest on the disk names the two rows, or already the new one.
-        """
-        manifest = self._current()
-        assert manifest is not None
-        earlier, later = manifest.checkpoints[row : row + 2]
-        assert earlier.interval is not None
-        assert later.interval is not None
-        before = Interval(*earlier.interval)
-        after = Interval(*later.interval)
-        content = manifest.map_rows(self.path).content
-        rows = (functools.partial(content, earlier.slot), functools.partial(content, later.slot))
-        tensors = MeanOfRows(manifest.layout, rows, (before.checkpoints, after.checkpoints))
-        slot = manifest.free_slot()
-        write_row = functools.partial(self._write_row, later.row, slot, tensors, manifest)
-        with self._as_trajectory_error():
-            sha256, varying = self.processes.first(f"merge {earlier.interval} and {later.interval}", write_row)
-        interval = Interval(before.first_step, after.last_step, before.checkpoints + after.checkpoints)
-        merged = later.model_copy(update={"slot": slot, "sha256": sha256, "interval": interval, "source": ""})
-        checkpoints = (*manifest.checkpoints[:row], merged, *manifest.checkpoints[row + 2 :])
-        all_varying = tuple(sorted({*manifest.varying, *varying}))
-        self._written = manifest.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
-        self.commit()
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.
@@ -333,15 +204,12 @@ class MatrixWriter:
             return
         try:
             with self._as_trajectory_error():
-                self.processes.first("name the rows", functools.partial(self._save, manifest))
+                os.fsync(self._weights)
+                manifest.save(self.path)
         except BaseException:
             self._failed = True
             raise
         self._committed = manifest
-
-    def _save(self, manifest: Manifest) -> None:
-        os.fsync(self._weights)
-        manifest.save(self.path)
 
     def _current(self) -> Manifest | None:
         if self._failed:  # before or after the manifest was replaced: only the disk knows
@@ -350,23 +218,14 @@ class MatrixWriter:
             self._failed = False
         return self._written
 
-    def _agreed_layout(self, layout: Layout) -> Layout:
-        """The layout of a whole row, which is the same in all processes."""
-        if not isinstance(layout, ShardedLayout):
-            return layout
-        self.processes.agree("names, shapes and dtypes of the first checkpoint", layout.row_layout)
-        return layout.row_layout
-
     def _write_row(
-        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
     ) -> tuple[str, list[str]]:
         """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
 
         Returns:
             Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
         """
-        if manifest.stored == INT8:
-            return self._write_int8_row(row, slot, tensors, manifest)
         digest = hashlib.sha256()
         varying: list[str] = []
         last_row = self._last_row(manifest)
@@ -377,7 +236,7 @@ class MatrixWriter:
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
                     if spec is not None and spec.merged:
-                        check_finite(piece.view(spec.torch_dtype), spec, row, manifest.stored)
+                        _check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
                     self._write_bytes(piece.numpy().data)
                 if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
                     _check_mergeable(spec)
@@ -385,112 +244,6 @@ class MatrixWriter:
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
-
-    def _write_parts(
-        self,
-        row: Row,
-        slot: int,
-        layout: ShardedLayout,
-        tensors: Mapping[str, Tensor],
-        manifest: Manifest,
-    ) -> tuple[str, list[str]]:
-        """As :meth:`_write_row`: every process writes and syncs its part, then the first one reads and hashes the row.
-
-        No process has all of the model in memory. If one ends meanwhile, the row is not named.
-        """
-        offset = slot * manifest.row_bytes
-        written = 0
-        with self.processes.together(f"write {row}"), self._as_trajectory_error():
-            for spec, content in layout.row_parts(tensors):
-                if spec is None or not len(content):
-                    continue
-                if spec.merged:
-                    check_finite(content.view(spec.torch_dtype), spec, row, manifest.stored)
-                written += layout.write(self._weights, offset, spec, content)
-            if self.processes.is_first:
-                layout.write_padding(self._weights, offset)
-            os.fsync(self._weights)
-        expected = sum(self.processes.gathered(f"wrote {row}", written))
-        return self.processes.first(f"read {row}", lambda: self._read_row(slot, manifest, expected))
-
-    def _read_row(self, slot: int, manifest: Manifest, expected: int) -> tuple[str, list[str]]:
-        """Hash a row that all processes have written; gives what :meth:`_write_row` does.
-
-        Raises:
-            TrajectoryError: the sum of its bytes is not ``expected``: this process does not see what others wrote.
-        """
-        digest = hashlib.sha256()
-        varying: list[str] = []
-        last_row = self._last_row(manifest)
-        total = 0
-        with (self.path / WEIGHTS).open("rb") as file:  # opened now: a network's file system then looks for new bytes
-            file.seek(slot * manifest.row_bytes)
-            for spec, start, end in manifest.layout.spans():
-                content = torch.zeros(end - start, dtype=torch.uint8, device="cpu")
-                file.readinto(content.numpy().data)
-                digest.update(content.numpy().data)
-                total += sum_of_bytes(content)
-                if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
-                    _check_mergeable(spec)
-                    varying.append(spec.name)
-        if total != expected:
-            raise TrajectoryError(
-                f"{self.path} does not show what the other processes wrote: name a folder that all processes share."
-            )
-        return digest.hexdigest(), varying
-
-    def _check_same_parts(
-        self, manifest: Manifest, row: Row, layout: ShardedLayout, tensors: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse other weights for a row that is saved; each process looks at its part."""
-        [saved] = [checkpoint for checkpoint in manifest.checkpoints if checkpoint.row == row]
-        rows = manifest.map_rows(self.path)
-        whole_specs = {spec.name: spec for spec in manifest.tensors}  # those of ``layout`` are of this process's parts
-        for spec, content in layout.row_parts(tensors):
-            if spec is None:  # padding
-                continue
-            saved_content = rows.content(saved.slot, whole_specs[spec.name])
-            if not layout.is_written(spec, content, saved_content):
-                raise _other_weights(row)
-
-    def _write_int8_row(
-        self, row: Row, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
-    ) -> tuple[str, list[str]]:
-        """As :meth:`_write_row`. The hash is that of the rounded weights, as they are read."""
-        digest = hashlib.sha256()
-        varying: list[str] = []
-        last_row = self._last_row(manifest)
-        encoder = self._encoder(manifest)
-        all_scales: list[Tensor] = []
-        copied: list[Tensor] = []
-        os.lseek(self._weights, slot * manifest.stored_row_bytes, os.SEEK_SET)
-        for spec, content in manifest.layout.row_parts(tensors):
-            if spec is None or not spec.merged:
-                digest.update(content.numpy().data)
-            if spec is None:
-                continue
-            if spec.merged:
-                deviates = False
-                for codes, scales, rounded in encoder.encode(spec, content):
-                    check_finite(rounded, spec, row, manifest.stored)
-                    digest.update(rounded.view(torch.uint8).numpy().data)
-                    self._write_bytes(codes.numpy().data.cast("B"))
-                    all_scales.append(scales)
-                    deviates = deviates or bool(scales.any())
-            else:
-                copied.append(content)
-                deviates = _differs(spec, content, last_row)
-            if deviates and spec.name not in manifest.varying:
-                _check_mergeable(spec)
-                varying.append(spec.name)
-        for part in encoder.behind_codes(all_scales, copied):
-            self._write_bytes(part.numpy().data)
-        return digest.hexdigest(), varying
-
-    def _encoder(self, manifest: Manifest) -> Encoder:
-        int8 = manifest.int8_layout
-        assert int8 is not None
-        return Encoder(int8, map_mean(self.path, int8))
 
     def _last_row(self, manifest: Manifest) -> Callable[[TensorSpec], Tensor] | None:
         """Gives the bytes of a tensor in the last row; ``None`` before the first checkpoint."""
@@ -512,41 +265,32 @@ class MatrixWriter:
             message = f"Cannot write to {self.path}: {reason}"
             if self._committed is not None and self._committed.checkpoints:
                 last_step = self._committed.checkpoints[-1].step
-                advice = "append later ones again"
-                if self._committed.intervals is not None:
-                    advice = "resume from the training's state"
-                message += f"; up to step {last_step} all is saved, {advice}"
+                message += f"; up to step {last_step} all is saved, append later ones again"
             raise TrajectoryError(f"{message}.") from error
 
 
-def _check_same_bytes(manifest: Manifest, row: Row, parts: Iterable[RowPart]) -> None:
-    """Refuse other weights for a row that is saved."""
+def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -> None:
+    """Refuse other weights for a step that is saved."""
     digest = hashlib.sha256()
     for _, content in parts:
         digest.update(content.numpy().data)
-    [saved] = [saved for saved in manifest.checkpoints if saved.row == row]
+    [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
     if digest.hexdigest() != saved.sha256:
-        raise _other_weights(row)
+        raise TrajectoryError(
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP to "
+            "continue training from an earlier step, or write the new run to another trajectory."
+        )
 
 
-def _other_weights(row: Row) -> TrajectoryError:
-    return TrajectoryError(
-        f"{str(row).capitalize()} is saved already, with other weights: open the writer with resume=STEP to continue "
-        "training from an earlier step, or write the new run to another trajectory."
-    )
-
-
-def check_finite(content: Tensor, spec: TensorSpec, row: Row, stored: str | None) -> None:
-    """Refuse NaN and infinity in a tensor that is merged, or a part of it.
-
-    Raises:
-        TrajectoryError: there is one; names the tensor and the row.
-    """
+def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
+    """Refuse NaN and infinity in a tensor that is merged, or a part of it."""
     least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
         return
     rounded = "" if stored is None else f" in {stored}"
-    raise TrajectoryError(f"Tensor {spec.name!r} at {row} holds NaN or infinity{rounded}: leave this checkpoint out.")
+    raise TrajectoryError(
+        f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out."
+    )
 
 
 def _differs(spec: TensorSpec, content: Tensor, last_row: Callable[[TensorSpec], Tensor] | None) -> bool:
@@ -588,10 +332,7 @@ def _make_and_lock(path: Path) -> Callable[[], None]:
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
     release = try_advisory_lock(path / LOCK)
     if release is None:
-        raise TrajectoryError(
-            f"Another writer has {path} open: close it, or write from one process only (rank 0); from all processes if "
-            "the weights are sharded, with sharded=True."
-        )
+        raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
     return release
 
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.trajectory.int8 import Deviations, Int8Rows
-from lcsc_opt.trajectory.layout import PlainRows, Segment, TensorSpec
+from lcsc_opt.trajectory.layout import Rows, Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.placement import ColumnSource
 from lcsc_opt.trajectory.tiles import (
@@ -48,7 +47,7 @@ class Merger:
     def __init__(
         self,
         source: ColumnSource,
-        rows: PlainRows | Int8Rows,
+        rows: Rows,
         manifest: Manifest,
         groups: LayerGroups | None = None,
     ) -> None:
@@ -60,9 +59,6 @@ class Merger:
         self._varying = frozenset(manifest.varying)
         self._widened = manifest.stored is not None
         self.segments = rows.segments(self._varying)  # what is combined
-        self._deviations: Deviations | None = None
-        if isinstance(rows, Int8Rows):
-            self._deviations = rows.on(source.device)
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
@@ -104,10 +100,6 @@ class Merger:
                 of_rows = torch.zeros_like(projected)
                 for tile in tiles:
                     gradient = flat[segment][tile.start : tile.stop]
-                    if self._deviations is not None:  # from their mean, which takes the place of the origin
-                        of_origin[tile.row] += self._deviations.of_mean(gradient, segment, tile)
-                        self._deviations.project(gradient, runs, segment, tile, of_rows[tile.row])
-                        continue
                     origin = tile.columns[origin_slot].to(gradient.dtype)
                     of_origin[tile.row] += origin.double() @ gradient.double()
                     for run in runs:
@@ -120,10 +112,7 @@ class Merger:
         return by_checkpoint[0] if self._groups is None else by_checkpoint
 
     def float64_tiles(self) -> Generator[tuple[int, Tensor]]:
-        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row.
-
-        Of rows that are stored as int8, their deviations from the mean: what is the same in all rows may be left out.
-        """
+        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row."""
         order = torch.tensor(self.slots, device=self.source.device)
         blocks = tiled_blocks(
             self.source,
@@ -134,12 +123,9 @@ class Merger:
             tile_bytes=merge_tile_bytes(self.source.device),
         )
         with contextlib.closing(blocks):
-            for segment, tiles in blocks:
+            for _, tiles in blocks:
                 for tile in tiles:
-                    columns = tile.columns
-                    if self._deviations is not None:
-                        columns = self._deviations.values(segment, tile)
-                    yield tile.row, columns.index_select(0, order).double()
+                    yield tile.row, tile.columns.index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""
@@ -147,12 +133,10 @@ class Merger:
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
         merged = self._copies(coefficients, groups)
         flat: dict[Segment, Tensor] = {}
-        spec_of = {spec.name: spec for spec in self._tensors}
         for segment in self.segments:
             dtype = torch.float32 if self._widened else segment.dtype
             flat[segment] = torch.empty(segment.width, dtype=dtype, device=self.source.device)
-            for stored, first in segment.places():
-                spec = spec_of[stored.name]  # of int8, without what fills its last block
+            for spec, first in segment.places():
                 merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         self._multiply_into(flat, coefficients, groups)
         return {spec.name: merged[spec.name] for spec in self._tensors}
@@ -198,9 +182,6 @@ class Merger:
                 weights = by_slot.to(accumulator(segment.dtype, device))
                 shared = iter(tiles)  # threads share a list's iterator safely: each takes the next tile
                 product = functools.partial(_multiply, weights, runs, shared, flat[segment])
-                if self._deviations is not None:
-                    multiply = self._deviations.multiply
-                    product = functools.partial(multiply, weights, runs, segment, shared, flat[segment])
                 if threads == 1:  # on a GPU, the stream is that of this thread
                     product()
                 else:

@@ -17,7 +17,6 @@ from lcsc_opt.trajectory.cached import PackRequest, as_patterns
 from lcsc_opt.trajectory.continuing import check_again, open_again
 from lcsc_opt.trajectory.filling import check_room, is_trajectory, pack_sources, partial_path
 from lcsc_opt.trajectory.layout import EXACT, stored_dtype
-from lcsc_opt.trajectory.means import split_rows
 from lcsc_opt.trajectory.sources import find_sources, select_sources, sources_fingerprint
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -33,8 +32,6 @@ def pack(
     selection: Selection = _EVERYTHING,
     overwrite: bool = False,
     dtype: str = EXACT,
-    means: int | None = None,
-    widths: Sequence[float] | None = None,
 ) -> Trajectory:
     """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
@@ -50,18 +47,12 @@ def pack(
         key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
-        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights; ``int8`` rounds
-            their deviations from a mean, for which some of the checkpoints are read twice.
-        means: how many rows are uniform means of the checkpoints since the row before; the last checkpoint is one more
-            row. ``None`` makes a row of each checkpoint.
-        widths: of power-function averages (ema-pytorch's PostHocEMA, EDM2), ``sigma_rel`` of each series of files, in
-            the natural order of the series; a step has a row for each of them. ``None`` reads them from the names of
-            EDM2's files.
+        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
 
     Raises:
         TrajectoryError: a file cannot be read as weights, does not tell its step, or holds another one than ``steps``
-            says; fewer than two checkpoints, fewer than rows, a step twice, checkpoints of different models, too little
-            disk space, ``out`` exists, another process packs to it, or means of a trajectory that holds means.
+            says; fewer than two checkpoints, a step twice, checkpoints of different models, too little disk space,
+            ``out`` exists, or another process packs to it.
     """
     stored_dtype(dtype)
     out = Path(out)
@@ -69,19 +60,15 @@ def pack(
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
     if out.exists() and not overwrite:
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
-    packed = _packed_checkpoints(patterns, out, key, steps, widths, means)
+    packed = _packed_checkpoints(patterns, out, key, steps)
     if packed is None:
-        paths = find_checkpoints(patterns, key=key, several_series=widths is not None)
-        sources = select_sources(find_sources(paths, steps, widths), selection)
+        paths = find_checkpoints(patterns, key=key)
+        sources = select_sources(find_sources(paths, steps), selection)
     else:
-        sources = select_sources(dict.fromkeys(packed.rows, packed.path), selection)
-    if means is not None:
-        if any(row.width for row in sources):
-            raise TrajectoryError("--means: these checkpoints are averages already: leave --means out.")
-        split_rows([row.step for row in sources], means)  # refuses too many means before anything is read
+        sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
-        fingerprint = sources_fingerprint(sources, key, dtype, means)
-        return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, means=means, packed=packed)
+        fingerprint = sources_fingerprint(sources, key, dtype)
+        return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, packed=packed)
 
 
 def _packed_checkpoints(
@@ -89,8 +76,6 @@ def _packed_checkpoints(
     out: Path,
     key: str | None,
     steps: Sequence[int] | None,
-    widths: Sequence[float] | None,
-    means: int | None,
 ) -> Trajectory | None:
     """The trajectory that the patterns name, to be packed again; ``None`` if they name files."""
     named = as_patterns(patterns)
@@ -101,12 +86,9 @@ def _packed_checkpoints(
         return None
     if path.resolve() == out.resolve():
         raise TrajectoryError(f"{path} cannot be packed into itself: name another output.")
-    if key is not None or steps is not None or widths is not None:
-        raise TrajectoryError(f"{path} is packed: leave out --key, --steps and --widths.")
-    trajectory = Trajectory.open(path)
-    if trajectory.intervals is not None and means is not None:
-        raise TrajectoryError(f"{path} holds means: pack the checkpoints that they were made from.")
-    return trajectory
+    if key is not None or steps is not None:
+        raise TrajectoryError(f"{path} is packed: leave out --key and --steps.")
+    return Trajectory.open(path)
 
 
 def open_or_pack(

@@ -133,7 +133,7 @@ class _StreamedColumns:
         """The ranges of columns that are read at once, in order."""
         reads: list[_Read] = []
         for segment in segments:
-            width = segment.whole(max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS))
+            width = max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS)
             starts = range(0, segment.width, width)
             reads += [_Read(segment, start, min(start + width, segment.width)) for start in starts]
         return reads

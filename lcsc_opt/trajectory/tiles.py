@@ -64,7 +64,7 @@ def tiled_blocks(
     with contextlib.closing(source.blocks(segments, slots)) as blocks:
         for segment, first, columns in blocks:
             itemsize = accumulator(segment.dtype, source.device).itemsize
-            width = segment.whole(max(tile_bytes // (rows * itemsize), FEWEST_COLUMNS))
+            width = max(tile_bytes // (rows * itemsize), FEWEST_COLUMNS)
             tiles: list[Tile] = []
             for begin, end, row in _runs(segment, first, columns.shape[1], groups):
                 for start in range(begin, end, width):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,10 +30,9 @@ from lcsc_opt.checkpoints.lora import (
 )
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import RowSteps, check_coefficients
-from lcsc_opt.coefficients.rows import AverageSteps
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
-from lcsc_opt.trajectory.manifest import PACKED, TRAINING, Manifest
+from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -50,12 +48,8 @@ class Trajectory:
 
     Attributes:
         path: the path of its folder.
-        steps: the training step of each checkpoint, ``[K]``, strictly increasing. Of averages of several widths
-            :class:`~lcsc_opt.coefficients.rows.AverageSteps`, in which a step is there for each width.
-        rows: the step and the width of each, ``[K]``; the width is 0 where rows are the weights of steps.
+        steps: the training step of each checkpoint, ``[K]``, strictly increasing.
         sources: where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote.
-        intervals: of a trajectory of means, the checkpoints that each row is the mean of, ``[K]``: first step, last
-            step, and how many; ``None`` where rows are checkpoints.
         checkpoint_sha256: the SHA-256 of each checkpoint's row, ``[K]``.
         sha256: the SHA-256 of names, shapes, dtypes, steps and the bytes of all rows.
         tensors: the tensors of every checkpoint, in the order of their bytes.
@@ -74,13 +68,7 @@ class Trajectory:
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
         self.path = path
-        self.rows = tuple(manifest.rows)
-        self.steps: tuple[int, ...] = AverageSteps.of(self.rows)
-        if manifest.intervals is not None:
-            counts = [interval.checkpoints for interval in manifest.intervals]
-            first_steps = [interval.first_step for interval in manifest.intervals]
-            self.steps = RowSteps(self.steps, counts, first_steps)
-        self.intervals = manifest.intervals
+        self.steps = tuple(saved.step for saved in checkpoints)
         self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
@@ -88,7 +76,7 @@ class Trajectory:
         self.names = tuple(spec.name for spec in self.tensors)
         self.varying = frozenset(manifest.varying)
         self.parameters = sum(spec.numel for spec in self.tensors if spec.merged)
-        self.nbytes = manifest.stored_bytes
+        self.nbytes = manifest.nbytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
         self._manifest = manifest
@@ -249,9 +237,7 @@ class Trajectory:
         return self._manifest.layout
 
     def row_parts(self, index: int) -> Iterator[RowPart]:
-        """The bytes of a row in order: each tensor with its spec, padding with ``None``.
-
-        Those of int8 are the float32 that they stand for; no others are copied.
+        """The bytes of a row in order, which are not copied: each tensor with its spec, padding with ``None``.
 
         Raises:
             TrajectoryError: the row has been overwritten since opening.
@@ -339,8 +325,8 @@ class Trajectory:
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
         rows_by_hash: dict[str, list[str]] = {}
-        for row, sha256 in zip(self.rows, self.checkpoint_sha256, strict=True):
-            rows_by_hash.setdefault(sha256, []).append(str(row))
+        for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
+            rows_by_hash.setdefault(sha256, []).append(f"step {step}")
         warnings: list[str] = []
         for rows in rows_by_hash.values():
             if len(rows) < 2:
@@ -350,21 +336,6 @@ class Trajectory:
                 warning += f" and {len(rows) - _MOST_NAMED} more"
             warnings.append(warning)
         return warnings
-
-    def advice(self) -> list[str]:
-        """What to know before a search begins, one line each."""
-        lines = self.identical()
-        if self.may_lose_rows:
-            lines.append(
-                f"{self.path}: if its training is continued, it merges rows, and this study cannot go on: search a "
-                f"copy then ({copying(self.path)})"
-            )
-        return lines
-
-    @property
-    def may_lose_rows(self) -> bool:
-        """Whether these are the means of a training, which merges them if it is continued, and no packed copy."""
-        return self.intervals is not None and TRAINING in self.metadata and PACKED not in self.metadata
 
     @property
     def touched(self) -> bool:
@@ -421,7 +392,7 @@ class Trajectory:
                 for _, content in self._parts(saved.slot):
                     digest.update(content.numpy().data)
                 if digest.hexdigest() != saved.sha256:
-                    raise TrajectoryError(f"{self.path}: the weights of {saved.row} are damaged: pack again.")
+                    raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
     def _float64_tiles(self) -> Iterator[tuple[int, Tensor]]:
@@ -448,16 +419,8 @@ class Trajectory:
         manifest = Manifest.load(self.path)
         same_layout = manifest.layout == self._manifest.layout
         if not (same_layout and set(self._manifest.checkpoints) <= set(manifest.checkpoints)):
-            advice = "open it again"
-            if self.may_lose_rows:
-                advice = f"its training merged or dropped rows: search a copy ({copying(self.path)})"
-            raise TrajectoryError(f"{self.path} was changed since it was opened: {advice}.")
+            raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
-
-
-def copying(path: Path) -> str:
-    """The command that copies a trajectory."""
-    return f"lcsc trajectory pack {shlex.quote(str(path))} -o COPY"
 
 
 def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:

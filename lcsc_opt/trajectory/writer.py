@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,9 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
-from lcsc_opt.trajectory.processes import Processes
-from lcsc_opt.trajectory.training_means import MeansOfTraining
 
 
 class TrajectoryWriter:
@@ -40,18 +36,6 @@ class TrajectoryWriter:
     row is kept, so that the oldest checkpoint stays until the new one is complete. Only one thread of one process may
     write at a time. A script that ends without closing its writer loses nothing.
 
-    With ``means``, rows are uniform means of the checkpoints since the row before, for a training of any length::
-
-        with TrajectoryWriter("run.trajectory", every=10, means=32) as writer:
-            for step in range(1, steps + 1):
-                train_step()
-                writer.step(step, model)  # adds every tenth checkpoint to a mean
-            writer.finish(steps, model)  # the last checkpoint is a row, too
-
-    When there are ``means`` rows, neighbours are merged in pairs, so that half of them to all of them stay. The open
-    mean is a part of the training's state: :meth:`state_dict`, :meth:`load_state_dict`. A training that was killed and
-    resumed leaves the same bits as one that was not.
-
     Args:
         path: the folder, by convention ``NAME.trajectory``.
         every: save only at steps that are multiples of it.
@@ -59,21 +43,13 @@ class TrajectoryWriter:
         metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
             which are read and merged in float32. ``None`` is the dtype that the trajectory began with; ``exact`` for a
-            new one. A trajectory that was packed as ``int8`` goes on so, from the mean that it has; no new one begins
-            so, because the mean is not known yet.
+            new one.
         resume: the step that training continues from. Later checkpoints are dropped, all at once, and a notice says
-            so: training may reach their steps again with other weights. Of means, only 0 drops rows: any other step
-            needs the training's state.
-        means: how many rows may be means of checkpoints, an even number; ``None`` writes checkpoints.
-        means_on: the device of the open mean, such as ``cpu``; ``None`` is that of the model.
-        sharded: whether each process of ``torch.distributed`` has its own part of the weights, as DTensors (FSDP2,
-            tensor parallelism). Then every process makes a writer, and calls the same methods with the same steps; each
-            writes its part, on a file system that all share. What is not sharded comes from the first process.
+            so: training may reach their steps again with other weights.
 
     Raises:
-        TrajectoryError: the dtype is none of these, or the trajectory began with another; ``means`` is odd, or used
-            with ``keep_last``; the folder holds something else, cannot be written, or another process writes to it; or
-            ``sharded`` without ``torch.distributed``.
+        TrajectoryError: the dtype is none of these, or the trajectory began with another; the folder holds something
+            else, cannot be written, or another process writes to it.
     """
 
     def __init__(
@@ -85,29 +61,16 @@ class TrajectoryWriter:
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
         resume: int | None = None,
-        means: int | None = None,
-        means_on: torch.device | str | None = None,
-        sharded: bool = False,
     ) -> None:
         self.path = Path(path)
         _check_positive("every", every)
         if keep_last is not None:
             _check_positive("keep_last", keep_last)
-        if means is not None:
-            _check_means(means, keep_last)
         self._every = every
-        self._processes = Processes()
-        if sharded:
-            self._processes = Processes.of_training()
-        self._saver = MatrixWriter(
-            self.path, keep_last=keep_last, metadata=metadata, dtype=dtype, processes=self._processes
-        )
+        self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()
-        self._means: MeansOfTraining | None = None
-        if means is not None:
-            self._means = MeansOfTraining(self._saver, means, means_on)
         if resume is not None:
             try:
                 self._go_back(resume)
@@ -156,121 +119,10 @@ class TrajectoryWriter:
         self._background.finish()
 
     def _go_back(self, step: int) -> None:
-        """Drop the rows of later steps. Of means all or none: those before ``step`` are known from a state only."""
-        kind = "checkpoints"
-        last = step
-        if self._means is not None:
-            if step > 0:
-                return
-            kind = "means"
-            last = -1
-        dropped = self._saver.truncate(last)
-        if dropped and self._processes.is_first:
-            notice(f"{self.path}: goes back to step {step}, {dropped} later {kind} are dropped")
-
-    def step(self, step: int, weights: Mapping[str, Tensor] | nn.Module) -> None:
-        """Add ``weights`` to the open mean, as the checkpoint of training iteration ``step``.
-
-        When the mean is complete, it is copied, and written in the background; then the next one begins.
-
-        Args:
-            step: larger than every step before. Nothing happens unless it is a multiple of ``every``.
-            weights: as for :meth:`append`. This returns when they are added, on a GPU when that is queued.
-
-        Raises:
-            TrajectoryError: the writer was made without ``means``; the trajectory holds rows, and the state of the
-                training was not loaded; or as :meth:`append`. After an error in a mean, the training has to be resumed
-                from its last state.
-        """
-        with self._adding(step) as means:
-            if step % self._every:
-                return
-            layout, tensors = self._saver.part(_named_tensors(weights))
-            if means.begins_another(step, layout):
-                self._background.finish()
-                interval = means.windows.interval
-                staged, copied = self._staged(layout, means.tensors)
-
-                def save() -> None:
-                    for event in copied:
-                        wait_for(event)
-                    means.write(layout, staged, interval)
-
-                means.add(step, tensors)
-                self._background.start(save)
-            else:
-                means.add(step, tensors)
-
-    def finish(self, step: int, weights: Mapping[str, Tensor] | nn.Module) -> None:
-        """End the training after ``step``: write the open mean, and the last checkpoint as a row of its own.
-
-        Both are dropped again if the training is continued from its state.
-
-        Args:
-            step: the last one.
-            weights: those after this step; they need not have been added to the mean. If this step was added with
-                others, these are saved as those of the step after it, and a notice says so.
-
-        Raises:
-            TrajectoryError: as :meth:`step`; or a later step was added.
-        """
-        with self._adding(step) as means:
-            layout, tensors = self._saver.part(_named_tensors(weights))
-            self._background.finish()
-            means.finish(step, layout, tensors)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The open mean, for the training's own state. Waits until all rows are on the disk.
-
-        Rows that a training needs which is resumed from this state, or from the one before, are not merged. Of a
-        sharded training, each process has its own state, and asks for it after the same steps.
-
-        Raises:
-            TrajectoryError: the writer was made without ``means``; or as :meth:`flush`.
-        """
-        self.flush()
-        state = self._means_or_raise().state_dict()
-        state["every"] = self._every
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume the training from its state: rows of later steps are dropped, all at once, and a notice says so.
-
-        Raises:
-            TrajectoryError: the writer was made without ``means`` or has begun; this is no such state, or that of
-                another training or another ``every``, or one from before rows were merged.
-        """
-        self.flush()
-        means = self._means_or_raise()
-        every = self._every
-        if isinstance(state, Mapping):
-            every = state.get("every", every)
-        if every != self._every:
-            raise TrajectoryError(f"{self.path}: the training began with every={every}: resume it with the same.")
-        dropped = means.load_state_dict(state)
-        if dropped and self._processes.is_first:
-            step = means.windows.last
-            notice(f"{self.path}: goes back to step {step}, {dropped} later means are dropped")
-
-    def _means_or_raise(self) -> MeansOfTraining:
-        if self._means is None:
-            raise TrajectoryError(f"{self.path}: this writer saves checkpoints: make it with means=32, or append.")
-        return self._means
-
-    @contextlib.contextmanager
-    def _adding(self, step: int) -> Iterator[MeansOfTraining]:
-        """While a step is added, no other may be. Raises the errors of the background first."""
-        step = MatrixWriter.whole_step(step)
-        means = self._means_or_raise()
-        if not self._appending.acquire(blocking=False):
-            raise TrajectoryError(f"Step {step} comes while another is added: add from one thread.")
-        try:
-            if self._processes.is_alone and not self._background.running:
-                self._background.finish()
-            means.check_step(step)
-            yield means
-        finally:
-            self._appending.release()
+        """Drop the checkpoints of later steps."""
+        dropped = self._saver.truncate(step)
+        if dropped:
+            notice(f"{self.path}: goes back to step {step}, {dropped} later checkpoints are dropped")
 
     def append(
         self,
@@ -279,7 +131,6 @@ class TrajectoryWriter:
         *,
         source: str = "",
         wait: bool = True,
-        width: float = 0.0,
     ) -> bool:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
 
@@ -293,9 +144,6 @@ class TrajectoryWriter:
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
-            width: of weights that are an average over the training so far, ``sigma_rel`` of its power-function profile
-                (EDM2, Karras et al. 2024); a step may have several, each in a row of its own, narrow ones first. 0 for
-                weights that are no average, or of another kind.
 
         Returns:
             Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
@@ -307,33 +155,29 @@ class TrajectoryWriter:
                 (which then saves nothing), flush or close. Earlier checkpoints stay as they were.
         """
         step = MatrixWriter.whole_step(step)
-        if self._means is not None:
-            raise TrajectoryError(f"{self.path}: this writer saves means: call step(), or make it without means.")
-        self._saver.check_kind(means=False)
         if not self._appending.acquire(blocking=False):
             raise TrajectoryError(
                 f"Step {step} comes while another is appended: append from one thread, and not from a signal handler."
             )
         try:
-            if self._processes.is_alone and not self._background.running:
+            if not self._background.running:
                 self._background.finish()  # raises the error of a saving that has ended
             if step % self._every:
                 return False
             self._background.finish()
             if self._background.running:  # a signal's handler, within the saving that it would wait for
                 raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
-            row = Row(step, width)
-            with self._processes.together(f"append {row}"):
-                layout, tensors = self._saver.part(_named_tensors(weights))
-                is_new = self._saver.is_new(row)
-                copied: list[torch.Event] = []
-                if not wait:
-                    tensors, copied = self._staged(layout, tensors)
+            tensors = _named_tensors(weights)
+            layout = self._saver.check(tensors)
+            is_new = self._saver.is_new(step)
+            copied: list[torch.Event] = []
+            if not wait:
+                tensors, copied = self._staged(layout, tensors)
 
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._saver.write(row, layout, tensors, source=source)
+                self._saver.write(step, layout, tensors, source=source)
                 self._saver.commit()
 
             if wait:
@@ -382,13 +226,6 @@ class TrajectoryWriter:
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
-
-
-def _check_means(means: object, keep_last: int | None) -> None:
-    if not isinstance(means, int) or means < 2 or means % 2:
-        raise TrajectoryError(f"means: expected an even number of at least 2, got {means!r}.")
-    if keep_last is not None:
-        raise TrajectoryError("means: all windows of the training are kept: leave keep_last out.")
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:

@@ -137,21 +137,10 @@ def jit(folder: Path, step: int) -> Weights:
 
 
 def icefall(folder: Path, step: int) -> Weights:
-    """A running mean of all weights in ``model_avg``; with few digits, so that means of intervals are exact."""
-    mean = {
-        name: (tensor * 64).round() / 64 if tensor.is_floating_point() else tensor
-        for name, tensor in weights(step).items()
-    }
-    content = {"model": weights(step + 1), "model_avg": mean, "optimizer": optimizer_state(), "grad_scaler": None}
+    """The weights in ``model``, and in ``model_avg`` the mean of all weights since the training began."""
+    content = {"model": weights(step), "model_avg": weights(step + 1), "optimizer": optimizer_state()}
     torch.save(content | {"batch_idx_train": step, "cur_epoch": 1}, folder / f"checkpoint-{step}.pt")
-    if step == STEPS[0]:
-        return mean
-    before = torch.load(folder / f"checkpoint-{step - 100}.pt", weights_only=True)["model_avg"]
-    count = step // 100
-    return {
-        name: count * tensor - (count - 1) * before[name] if tensor.is_floating_point() else tensor
-        for name, tensor in mean.items()
-    }
+    return weights(step)
 
 
 def compvis(folder: Path, step: int) -> Weights:

@@ -74,12 +74,21 @@ def post_hoc_ema(folder: Path) -> None:
             torch.save(content, folder / f"{width}.{step}.pt")
 
 
+def test_several_widths_of_edm2_are_refused_with_their_patterns(tmp_path):
+    for step in (100, 200):
+        for width in ("0.050", "0.100"):
+            (tmp_path / f"network-snapshot-{step:07d}-{width}.pkl").touch()
+    with pytest.raises(TrajectoryError, match="several series") as refusal:
+        find_checkpoints(tmp_path)
+    patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
+    assert patterns == [str(tmp_path / f"network-snapshot-*-{width}.pkl") for width in ("0.050", "0.100")]
+    assert len(find_checkpoints(patterns[0])) == 2
+
+
 def test_one_width_of_a_post_hoc_ema_is_a_trajectory_and_several_are_refused_with_their_patterns(tmp_path):
     folder = tmp_path / "post-hoc-ema-checkpoints"
     post_hoc_ema(folder)
-    with pytest.raises(
-        TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\..* --widths .* Choose one: "
-    ) as refusal:
+    with pytest.raises(TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\. Choose one: ") as refusal:
         find_checkpoints(folder)
     patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
     assert patterns == [str(folder / "0.*.pt"), str(folder / "1.*.pt")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,26 +13,21 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
     POWER_EMA_SIGMAS,
-    RowSteps,
     average_name,
     check_coefficients,
     check_steps,
     close_sum,
-    counts_of,
     decay_coefficients,
     describe_coefficients,
-    distance_to_exact,
     ema_coefficients,
     extrapolated_average,
     normalize,
     plain_averages,
     power_ema_coefficients,
-    row_name,
     window_ema_rates,
 )
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
@@ -195,53 +189,6 @@ def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() 
     assert len(plain_averages(steps[:3])) == len(PAPER_EMA_RATES) + 2
 
 
-MEANS = ((10, 50, 5), (60, 100, 5), (110, 180, 8), (190, 190, 1))
-ROWS = RowSteps([last for _, last, _ in MEANS], [count for _, _, count in MEANS])
-ALL_STEPS = tuple(range(10, 200, 10))
-
-
-def spread(coefficients: Coefficients) -> Coefficients:
-    """From coefficients of :data:`MEANS` to those of the checkpoints."""
-    return np.repeat(coefficients / np.array(ROWS.counts), ROWS.counts)
-
-
-def test_averages_of_means_weigh_all_checkpoints_equally() -> None:
-    averages = plain_averages(ROWS, [0.9])
-    names = [average_name(coefficients, ROWS) for coefficients in averages]
-    assert names == ["EMA 0.9", "last checkpoint", "average of the last 3", "average of all 4"]
-    known = RowSteps(ROWS, ROWS.counts, [first for first, _, _ in MEANS])
-    assert average_name(np.eye(4)[1], ROWS) == "mean of steps to 100"
-    assert [row_name(known, row) for row in (1, 3)] == ["mean of steps 60 to 100", "step 190"]
-    np.testing.assert_allclose(spread(averages[-1]), 1 / 19)
-    np.testing.assert_allclose(spread(averages[-2]), [0.0] * 5 + [1 / 14] * 14)
-
-
-def test_decay_over_means_is_that_over_their_checkpoints_added_up() -> None:
-    exact = decay_coefficients(19, 14, "1-sqrt")
-    of_rows = decay_coefficients(4, 3, "1-sqrt", counts=ROWS.counts)
-    expected = [exact[:5].sum(), exact[5:10].sum(), exact[10:18].sum(), exact[18]]
-    np.testing.assert_allclose(of_rows, expected, atol=1e-15)
-    assert average_name(of_rows, ROWS) == "1-sqrt over the last 3"
-
-
-@pytest.mark.parametrize("rate", [0.9, 0.99, 0.999])
-def test_ema_of_means_is_the_least_squares_fit_to_that_of_checkpoints(rate: float) -> None:
-    exact = ema_coefficients(ALL_STEPS, rate)
-    profiles = np.stack([spread(one_hot) for one_hot in np.eye(4)], axis=1)  # [checkpoints, rows]
-    fitted, *_ = np.linalg.lstsq(profiles, exact, rcond=None)
-    np.testing.assert_allclose(ema_coefficients(ROWS, rate), fitted, atol=1e-12)
-    without = exact - rate**190 * np.eye(19)[0]  # of the time before step 0
-    fitted, *_ = np.linalg.lstsq(profiles, without, rcond=None)
-    distance = np.linalg.norm(profiles @ fitted - without) / np.linalg.norm(without)
-    assert distance_to_exact(MEANS, lambda steps: ema_coefficients(steps, rate)) == pytest.approx(distance)
-
-
-def test_rows_keep_their_counts_in_other_processes() -> None:
-    copied = pickle.loads(pickle.dumps(ROWS))
-    assert copied == ROWS
-    assert counts_of(copied) == ROWS.counts
-
-
 @pytest.mark.parametrize(
     ("coefficients", "name"),
     [
@@ -264,10 +211,6 @@ def test_names_have_the_settings_of_the_grid() -> None:
         assert average_name(power_ema_coefficients(steps, sigma_rel), steps) == f"power EMA {sigma_rel:g}"
     extrapolated = extrapolated_average(20, 4, 0.25)
     assert average_name(extrapolated, steps) == "last 4, extrapolated by 0.25"
-    of_rows = extrapolated_average(4, 2, 2.0, counts=ROWS.counts)
-    assert average_name(of_rows, ROWS) == "last 2, extrapolated by 2"
-    greedy_soup = np.array([0.0, 0.5, 0.5, 0.0])
-    assert average_name(greedy_soup, ROWS) == "average of 2 rows"
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [-0.5, 0.5, 1.0], [0.2, 0.8, 0.0], [0, 0.25, 0.75], [np.nan, 0.5, 0.5]])

@@ -11,13 +11,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import (
-    RowSteps,
-    counts_of,
     ema_coefficients,
     plain_averages,
-    power_ema_coefficients,
 )
-from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database import reader as reader_module
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
@@ -121,29 +117,6 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
     study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
-
-
-def test_an_average_of_averages_has_the_width_that_its_grid_was_told(storage: RDBStorage) -> None:
-    steps = AverageSteps.of([Row(step, width) for step in STEPS for width in (0.05, 0.1)])
-    attributes = {
-        "steps": list(steps),
-        "widths": list(steps.widths),  # type: ignore[attr-defined]
-        "specification": {"optimizer": {"name": "PowerEMAGrid", "options": {"sigma_rels": [0.07, 0.085]}}},
-    }
-    study = StoredStudy.open_or_create(storage, "digits/PowerEMAGrid/0", attributes)
-    answer = Candidate(power_ema_coefficients(steps, 0.085))
-    study.finish(study.add_candidate(answer), Evaluation(1.0, {}, COST))
-    for read in (HistoryReader(storage).read_study, HistoryReader(storage).read_summary):
-        assert read(study.name).label == "power-EMA* (power EMA 0.085)"
-
-
-def test_the_average_of_a_studys_means_has_its_name(storage: RDBStorage) -> None:
-    rows = RowSteps(STEPS, [4, 8, 1])
-    study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS, "counts": [4, 8, 1]})
-    study.finish(study.add_candidate(Candidate(plain_averages(rows)[-1])), Evaluation(1.0, {}, COST))
-    found = HistoryReader(storage).read_study(study.name)
-    assert found.label == "EMA* (average of all 3)"
-    assert counts_of(found.steps) == (4, 8, 1)
 
 
 def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> None:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.coefficients.rows import Row
 from lcsc_opt.exports import Recipe, exact_merge
 from lcsc_opt.exports.exact_merge import CheckpointFiles, cast, merge_exactly
 from lcsc_opt.trajectory import Trajectory
@@ -35,10 +34,10 @@ def written(path: Path, *states: dict[str, torch.Tensor]) -> Trajectory:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[Row, Path]:
-    paths = {Row(step): tmp_path / f"model{step:06d}.safetensors" for step in STEPS}
-    for row, path in paths.items():
-        save_file(state_dict(row.step), path)
+def files(tmp_path: Path) -> dict[int, Path]:
+    paths = {step: tmp_path / f"model{step:06d}.safetensors" for step in STEPS}
+    for step, path in paths.items():
+        save_file(state_dict(step), path)
     return paths
 
 
@@ -52,7 +51,7 @@ def packed(trajectory: Trajectory, coefficients: np.ndarray = COEFFICIENTS, dtyp
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "float64"])
 def test_files_and_the_packed_trajectory_give_the_same_bits(
-    trajectory: Trajectory, files: dict[Row, Path], dtype: str | None
+    trajectory: Trajectory, files: dict[int, Path], dtype: str | None
 ) -> None:
     merged = packed(trajectory, dtype=dtype)
     again = merge_exactly(CheckpointFiles(files), recipe(trajectory, dtype=dtype))
@@ -111,9 +110,9 @@ def test_a_merge_holds_float64_of_one_tensor_at_a_time(tmp_path: Path, monkeypat
     tracemalloc.stop()
 
 
-def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory, files: dict[Row, Path]) -> None:
+def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory, files: dict[int, Path]) -> None:
     coefficients = np.array([0.0, 0.5, 0.0, 0.0, 0.5])
-    some = CheckpointFiles({Row(step): files[Row(step)] for step in (200, 500)})
+    some = CheckpointFiles({step: files[step] for step in (200, 500)})
     merged = merge_exactly(some, recipe(trajectory, coefficients))
     assert same_bits(merged, packed(trajectory, coefficients))
 
@@ -125,9 +124,9 @@ def test_swapped_names_are_refused(tmp_path: Path) -> None:
         return {name: torch.full((64,), step / divisor) for name, divisor in zip(names, (3, 7), strict=True)}
 
     trajectory = written(tmp_path / "a.trajectory", tensors(1, "a", "b"), tensors(2, "a", "b"))
-    paths = {Row(step): tmp_path / f"{step}.safetensors" for step in (1, 2)}
-    for row, path in paths.items():
-        save_file(tensors(row.step, "x", "y"), path)
+    paths = {step: tmp_path / f"{step}.safetensors" for step in (1, 2)}
+    for step, path in paths.items():
+        save_file(tensors(step, "x", "y"), path)
     with pytest.raises(TrajectoryError, match="other tensor names"):
         merge_exactly(CheckpointFiles(paths), recipe(trajectory, np.array([0.25, 0.75])))
 

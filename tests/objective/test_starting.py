@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
+from tests.checkpoints import checkpoint_examples
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
@@ -77,17 +78,11 @@ def test_real_images_that_do_not_exist_are_refused(typed: Typed) -> None:
     typed("init", "runs", "-o", "elsewhere/study.yaml", "--reference", "photographs")
 
 
-def test_of_means_it_says_how_many_checkpoints_each_is_of(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("out").mkdir()
-    for step in range(1, 66):
-        save_file({"conv.weight": torch.full((1, 1, 3, 3), float(step))}, Path("out") / f"model{step:04d}.safetensors")
-    assert lcsc(["trajectory", "pack", "out", "-o", "means.trajectory", "--means", "16"]) == 0
-    assert "means.trajectory: 16 means of 4 checkpoints each, and the last checkpoint, of 9" in capsys.readouterr().err
-    assert lcsc(["init", "means.trajectory", "-o", "means.yaml", "--reference", "cifar10-train"]) == 0
-    said = capsys.readouterr().err
-    assert "16 means of 4 checkpoints each, and the last checkpoint, steps 4 to 65" in said
-    assert lcsc(["trajectory", "show", "means.trajectory"]) == 0
-    assert "16 means of 4 checkpoints each" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["JiT, RiT, JLT", "icefall", "torchtitan with its EMA", "OLMo-core"])
+def test_a_folder_of_a_known_trainer_needs_no_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint_examples.write(name, Path("run"))
+    assert lcsc(["init", "run"]) == 0, capsys.readouterr().err
+    assert "steps 100 to 300" in next(Path().glob("*.yaml")).read_text()
 
 
 def test_of_many_checkpoints_it_says_how_many_are_enough(

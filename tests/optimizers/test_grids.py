@@ -10,14 +10,12 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    RowSteps,
     average_name,
     default_origin,
     ema_coefficients,
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import (
     DecayGrid,
@@ -64,18 +62,6 @@ FOUR = AffineSpace(STEPS[:4], default_origin(STEPS[:4]))
 
 def build(grid: Any) -> Any:
     return grid(coefficient_array(AFFINE, seed=0), budget=100)
-
-
-@pytest.mark.parametrize("grid", [EMAGrid(rates=[0.9]), UniformGrid(windows=[3]), DecayGrid(windows=[3])])
-def test_averages_of_means_give_all_checkpoints_the_same_weight(grid: Any) -> None:
-    counts = np.array([5, 5, 8, 1])
-    rows = RowSteps((50, 100, 180, 190), counts.tolist())
-    asking = grid(coefficient_array(AffineSpace(rows, ema_coefficients(rows, 0.9)), seed=0), budget=100)
-    points = []
-    while not asking.finished:
-        points.append(asking.ask().value)
-    last_three = np.array([0, 5, 8, 1]) / 14
-    assert any(np.allclose(point, last_three) for point in points)
 
 
 def plane_points(corners: Any) -> list[np.ndarray]:
@@ -129,14 +115,12 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
     [
         STEPS,
         tuple(range(0, 500, 100)),
-        RowSteps((50, 100, 180, 190), [5, 5, 8, 2]),
-        AverageSteps.of([Row(step, width) for step in (100, 200, 300) for width in (0.05, 0.1)]),
+        (50, 100, 180, 190),
     ],
 )
 def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ...]) -> None:
     points = grid.profiles(steps)
-    options = {key: grid.config()[key] for key in ("rates", "sigma_rels") if key in grid.config()}
-    names = [average_name(point, steps, **options) for point in points]
+    names = [average_name(point, steps) for point in points]
     assert None not in names
     for name, point in zip(names, points, strict=True):  # one name stands for one average
         np.testing.assert_allclose(points[names.index(name)], point, rtol=0, atol=1e-6)
@@ -146,12 +130,6 @@ def test_every_answer_of_a_grid_has_its_own_name(grid: Any, steps: tuple[int, ..
 def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> None:
     points = ExtraMergeGrid(extrapolations=[1]).profiles(tuple(range(10, 10 + count)))
     np.testing.assert_allclose(points, [np.concatenate([np.zeros(count - 2), [-1.0, 2.0]])])
-
-
-def test_extrapolation_weighs_rows_by_the_checkpoints_in_them() -> None:
-    rows = RowSteps((50, 100, 180, 190), [5, 5, 8, 2])
-    [point] = ExtraMergeGrid(windows=[2], extrapolations=[1]).profiles(rows)
-    np.testing.assert_allclose(point, [-0.5, -0.5, 1.6, 0.4])
 
 
 def soup(losses: dict[tuple[int, ...], float | None]) -> tuple[list[tuple[int, ...]], np.ndarray]:

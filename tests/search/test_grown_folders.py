@@ -13,7 +13,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lcsc_opt import Trajectory, TrajectoryWriter, load_study
-from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
@@ -169,31 +168,6 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
     merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)
     for name, tensor in load_file("model.safetensors").items():
         torch.testing.assert_close(tensor, merged[name])
-
-
-def test_a_training_of_means_that_goes_on_is_searched_on_a_copy(typed: Typed) -> None:
-    with TrajectoryWriter("runs", means=2) as writer:
-        for step in (1, 2):
-            writer.step(step, state_dict(step))
-        state = writer.state_dict()
-        writer.finish(3, state_dict(3))
-    advice = "search a copy then (lcsc trajectory pack"
-    assert advice in typed(*RUN).err
-    assert lcsc(["trajectory", "pack", "runs", "-o", "copy"]) == 0
-    assert advice not in typed(*RUN, "objective.settings.checkpoints=copy", "name=copied").err
-    opened = load_study(NAME).objective.trajectory
-    assert opened is not None
-    with TrajectoryWriter("runs", means=2) as writer:
-        writer.load_state_dict(state)
-        for step in (3, 4):
-            writer.step(step, state_dict(step))
-        writer.finish(4, state_dict(4))
-    with pytest.raises(TrajectoryError, match="its training merged or dropped rows"):
-        opened.merge([1.0, 0.0, 0.0])
-    export = ["export", NAME, "-o", "model.safetensors"]
-    assert "has merged or dropped the 3 checkpoints" in typed(*export, status=2).err
-    assert lcsc([*RUN, "objective.settings.checkpoints=copy"]) == 0
-    assert lcsc(export) == 0
 
 
 def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:

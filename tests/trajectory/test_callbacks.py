@@ -88,7 +88,7 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
         saver.step(step, model)
         if step == SAVED_AT:
             accelerator.save_state(str(folder / "kept"))
-    saver.finish(STEPS, model)
+    saver.close()
     accelerator.end_training()
 
 
@@ -148,7 +148,7 @@ Train = Callable[..., None]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("train", [lightning, accelerate, transformers])
+@pytest.mark.parametrize("train", [lightning, accelerate, transformers, transformers_by_epochs, transformers_by_losses])
 def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     tmp_path: Path, train: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,38 +171,6 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     assert Trajectory.open(died / "run.trajectory").steps == (2,)
     train(died, None, False, resume="restart")
     assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("train", [lightning, accelerate, transformers, transformers_by_epochs, transformers_by_losses])
-def test_means_of_a_training_that_dies_and_goes_on_are_those_of_one_that_did_not(tmp_path: Path, train: Train) -> None:
-    train(tmp_path / "uninterrupted", None, False, means=2)
-    died = tmp_path / "died"
-    with pytest.raises(DiedError):
-        train(died, DIES_AT, False, means=2)
-    train(died, None, True, means=2)
-    expected = Trajectory.open(tmp_path / "uninterrupted" / "run.trajectory")
-    continued = Trajectory.open(died / "run.trajectory")
-    assert continued.intervals is not None
-    assert continued.intervals[-1] == (10, 10, 1)
-    assert sum(count for _, _, count in continued.intervals) == STEPS // 2
-    assert continued.intervals == expected.intervals
-    assert continued.sha256 == expected.sha256
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_means_of_a_training_that_goes_on_without_its_open_mean_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DiedError):
-        transformers(tmp_path, DIES_AT, False, means=2)
-    sha256 = Trajectory.open(tmp_path / "run.trajectory").sha256
-    [file] = (tmp_path / "run.trajectory.means").iterdir()
-    file.write_bytes(b"damaged")
-    with pytest.raises(TrajectoryError, match=rf"{file.name}: is damaged; resume from the checkpoint before it"):
-        transformers(tmp_path, None, True, means=2)
-    file.unlink()
-    with pytest.raises(TrajectoryError, match="holds means already: load the training's state"):
-        transformers(tmp_path, None, True, means=2)
-    assert Trajectory.open(tmp_path / "run.trajectory").sha256 == sha256
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -236,46 +204,9 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         "dataset": [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80,
         "steps": 200,
     }
-    for name, text in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
-        monkeypatch.setenv(name, text)  # as torchrun does
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
-    means = tuple(range(10, 110, 10))
-    assert rows == {
-        "means": means,
-        "lightning": eight,
-        "accelerate": (*eight, 10),
-        "transformers": eight,
-        "run": (100, 200),
-    }
-
-
-def test_open_means_are_those_of_the_last_two_states(tmp_path: Path) -> None:
-    callback = transformers_callback(tmp_path / "t", every=1, means=2, resume="restart")
-    state = Mock(global_step=900, is_world_process_zero=True)
-    control = Mock(should_save=True)
-    for steps in [(900, 950, 1000), (0, 100)]:
-        state.global_step = steps[0]
-        callback.on_train_begin(None, state, control)
-        for step in steps[1:]:
-            state.global_step = step
-            callback.on_step_end(None, state, control, network())
-        kept = [file.name for file in sorted((tmp_path / "t.means").iterdir())]
-        assert kept == [f"step-{step:018d}.pt" for step in steps[1:]]
-    callback.saver.close()
-
-
-def test_a_full_disk_refuses_an_open_mean_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback = transformers_callback(tmp_path / "t", every=1, means=2)
-    monkeypatch.setattr(torch, "save", Mock(side_effect=RuntimeError("PytorchStreamWriter failed writing file")))
-    with pytest.raises(TrajectoryError, match=r"t\.means: cannot be written \(PytorchStreamWriter failed writing"):
-        callback.means.save(1, {"mean": {}})
-
-
-def test_means_of_a_sharded_training_are_refused_by_callbacks(tmp_path: Path) -> None:
-    with pytest.raises(TrajectoryError, match="no callback keeps the mean of a sharded training"):
-        TrajectorySaver(tmp_path / "t", every=1, sharded=True, means=4)
-    assert not (tmp_path / "t").exists()
+    assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}

@@ -8,7 +8,6 @@ import pytest
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory
-from tests.trajectory.trajectory_examples import make_trajectory
 
 
 def edit(trajectory, *keys, value):
@@ -66,22 +65,3 @@ def test_what_is_not_a_trajectory_says_so(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
         with pytest.raises(TrajectoryError, match=f"{path} is not a trajectory"):
             Trajectory.open(path)
-
-
-MIXED = {
-    "means and checkpoints": [[1, 100, 10], None, [201, 300, 10]],
-    "overlapping": [[1, 100, 10], [100, 200, 10], [201, 300, 10]],
-    "not up to the step": [[1, 99, 10], [101, 200, 10], [201, 300, 10]],
-    "more checkpoints than steps": [[1, 100, 101], [101, 200, 10], [201, 300, 10]],
-    "of nothing": [[1, 100, 0], [101, 200, 10], [201, 300, 10]],
-    "one checkpoint of many steps": [[1, 100, 1], [101, 200, 10], [201, 300, 10]],
-}
-
-
-@pytest.mark.parametrize("intervals", MIXED.values(), ids=MIXED.keys())
-def test_intervals_that_contradict_each_other_are_refused(tmp_path, intervals):
-    trajectory = make_trajectory(tmp_path / "t", steps=(100, 200, 300))
-    for row, interval in enumerate(intervals):
-        edit(trajectory, "checkpoints", row, "interval", value=interval)
-    with pytest.raises(TrajectoryError, match="is broken"):
-        Trajectory.open(trajectory.path)

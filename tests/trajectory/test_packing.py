@@ -167,8 +167,8 @@ def test_packed_trajectory_opens_as_it_is(files, tmp_path):
         open_or_pack(packed, cache=tmp_path / "cache", key="model")
     with pytest.raises(TrajectoryError, match="is packed: leave out last, steps, or pack a selection of it"):
         open_or_pack(packed, cache=tmp_path / "cache", selection=Selection(last=2), steps=[1, 2])
-    with pytest.raises(TrajectoryError, match="stores exact, not int8: leave stored out, or pack a copy"):
-        open_or_pack(packed, cache=tmp_path / "cache", dtype="int8")
+    with pytest.raises(TrajectoryError, match="stores exact, not bfloat16: leave stored out, or pack a copy"):
+        open_or_pack(packed, cache=tmp_path / "cache", dtype="bfloat16")
     assert len(pack(packed, tmp_path / "selected", selection=Selection(last=2))) == 2
     assert not (tmp_path / "cache").exists()
 

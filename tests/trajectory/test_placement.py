@@ -45,7 +45,7 @@ def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
 def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement) -> None:
     exact = make_trajectory(tmp_path / "exact.trajectory")
     trajectory = pack(exact.path, tmp_path / "run.trajectory", dtype=stored)

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
@@ -280,3 +282,16 @@ def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
         writer.append(1, weights | {"bias": weights["bias"].as_subclass(Interrupting)})
         writer.append(2, state_dict(2))
     assert_whole(tmp_path / "t", [1, 2])
+
+
+def test_a_part_of_a_sharded_tensor_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        with (
+            TrajectoryWriter(tmp_path / "t") as writer,
+            pytest.raises(TrajectoryError, match="'w' is a DTensor, and each process has a part of it: gather"),
+        ):
+            writer.append(1, {"w": sharded})
+    finally:
+        torch.distributed.destroy_process_group()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
-from lcsc_opt.coefficients.rows import AverageSteps, rows_of
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
 from lcsc_opt.database.reader import LATEST, HistoryReader
 from lcsc_opt.database.summary import PARTS
@@ -126,17 +124,13 @@ def coefficients_figure(
 
 
 def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
-    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it; for a mean, over its interval.
-
-    Averages of several widths stand side by side, under their names.
-    """
+    """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it."""
     steps = study.steps
-    place: dict[str, Any] = {"x": _names_of_averages(steps)}
-    if not isinstance(steps, AverageSteps):
-        intervals = _intervals(steps)
-        place = {"x": steps, "width": intervals, "offset": -intervals}
+    intervals = _intervals(steps)
     return go.Bar(
-        **place,
+        x=steps,
+        width=intervals,
+        offset=-intervals,
         y=_bar_heights(coefficients, steps),
         name=inert(f"{study.label}/{study.seed}"),
         customdata=coefficients,
@@ -148,7 +142,7 @@ def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
 def _ema_line(ema: SummarizedStudy, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
     steps = ema.steps
     return go.Scatter(
-        x=_names_of_averages(steps) if isinstance(steps, AverageSteps) else steps,
+        x=steps,
         y=_bar_heights(coefficients, steps),
         mode="lines",
         line={"color": GREY, "width": 2, "shape": "vh"},
@@ -189,13 +183,8 @@ def _heat_map(
     """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer."""
     absolute = np.abs(coefficients)
     largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
-    edges: list[float] | list[str]
-    if isinstance(steps, AverageSteps):
-        edges = _names_of_averages(steps)
-    else:
-        edges = [starts_of(steps)[0], *steps]  # of cells, where those of bars are
     return go.Heatmap(
-        x=edges,
+        x=[starts_of(steps)[0], *steps],  # edges of cells, where those of bars are
         y=names,
         z=coefficients.astype(np.float32),
         zmin=-largest,
@@ -240,17 +229,8 @@ def _coefficient_title(study: SummarizedStudy, *, is_mean: bool) -> str:
     return title
 
 
-def _names_of_averages(steps: Sequence[int]) -> list[str]:
-    return [str(row).removeprefix("step ") for row in rows_of(steps)]
-
-
 def _is_irregular(steps: Sequence[int]) -> bool:
-    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step.
-
-    Never where a step is there with several widths: such a row stands for no interval.
-    """
-    if isinstance(steps, AverageSteps):
-        return False
+    """Whether the intervals between checkpoints differ, so that coefficients are drawn per training step."""
     intervals = _intervals(steps)
     return bool(intervals.max() > _IRREGULAR * intervals.min())
 

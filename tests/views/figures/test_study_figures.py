@@ -59,40 +59,13 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     assert len(coefficients_figure(reader, [ema], ema).data) == 1, "EMA* is not drawn over itself"
 
 
-def test_averages_of_several_widths_stand_side_by_side(storage: RDBStorage) -> None:
-    for name in ("EMAGrid/0", "LCSC/0"):
-        stored = write_study(storage, f"digits/{name}", [4.0, 2.0])
-        stored.set_attribute("steps", [100, 300, 300])
-        stored.set_attribute("widths", [0.1, 0.05, 0.1])
-    reader, (ema, study) = read(storage)
-    assert study.steps == (100, 300, 300)
-    assert study.steps.widths == (0.1, 0.05, 0.1)
-    figure = coefficients_figure(reader, [study], ema)
-    names = ["100, width 0.1", "300, width 0.05", "300, width 0.1"]
-    bars, line = figure.data
-    assert list(bars.x) == list(line.x) == names
-    assert list(bars.y) == coefficients(1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("first_steps", "counts", "starts"),
-    [
-        ((10, 30, 70), (2, 4, 1), (0, 20, 60)),  # every tenth step, from the beginning
-        ((90, 170, 240), (1, 2, 3), (80, 160, 230)),  # selected rows, with gaps between them
-        (None, None, (60, 120, 180)),
-    ],
-)
-def test_bars_of_means_are_as_wide_as_their_intervals(storage, first_steps, counts, starts) -> None:
+def test_bars_are_as_wide_as_the_intervals_between_checkpoints(storage: RDBStorage) -> None:
     stored = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     ends = [120, 180, 260]
-    if first_steps is not None:
-        ends = [first + 10 * (count - 1) for first, count in zip(first_steps, counts, strict=True)]
-        stored.set_attribute("counts", counts)
-        stored.set_attribute("first_steps", first_steps)
     stored.set_attribute("steps", ends)
     reader, (study,) = read(storage)
     (bars,) = coefficients_figure(reader, [study]).data
-    np.testing.assert_allclose(np.array(bars.x) + bars.offset, starts)
+    np.testing.assert_allclose(np.array(bars.x) + bars.offset, (60, 120, 180))
     np.testing.assert_allclose(np.array(bars.x) + bars.offset + bars.width, ends)
     np.testing.assert_allclose(np.array(bars.y) * bars.width, coefficients(1))  # areas
 
