@@ -24,13 +24,11 @@ NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
     "best_so_far": "Best so far",
     "coefficients": "Coefficients over training steps",
-    "tuned": "Numbers of the sampler",
     "movement": "How the best coefficients moved",
     "times": "Time per trial",
     "distances": "Distance between answers",
 }
 TEXTS = ("metrics", "progress", "nodes", "failures", "links")
-TUNED_SECTION = "tuned-section"  # hidden for studies that tune nothing
 MOST_REASONS = 10
 MOST_WAITING = 8  # trials that are listed
 OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
@@ -43,16 +41,15 @@ def build(storage: RDBStorage) -> dash.Dash:
     page.choose(["study"], lambda query: (page.chosen_study(query),), reader.searches)
     outputs = [Output(name, "children") for name in TEXTS]
     outputs += [page.drawn(name) for name in FIGURES]
-    outputs.append(Output(TUNED_SECTION, "hidden"))
 
     @page.refreshes(*outputs, controls=["study"])
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, *_blank(NOTHING, theme), True, parts.RUNNING_MS, None
+            return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
         study = reader.read_latest(name)  # the only one whose trials are drawn
         if study is None:
             problem = f"{name}: no such study; choose another one"
-            return problem, "", *_blank(problem, theme), True, parts.IDLE_MS, None
+            return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
         others = reader.read_summaries(study.experiment)
         studies = [study if other.study == name else other for other in others]
         progress = Progress.of(study)
@@ -70,7 +67,6 @@ def build(storage: RDBStorage) -> dash.Dash:
             _failures(study),
             _links(study),
             *(figures.get(key, no_update) for key in FIGURES),
-            not study.settings.get("tune"),
             parts.refresh_interval([study]),
             signatures,
         )
@@ -85,13 +81,7 @@ def _blank(message: str, theme: Theme) -> list[Any]:
 
 
 def _content() -> list[Any]:
-    figures = []
-    for name, title in FIGURES.items():
-        section: Any = parts.section(title, parts.graph(name, label=title))
-        if name == "tuned":
-            section.id = TUNED_SECTION
-            section.hidden = True
-        figures.append(section)
+    figures = [parts.section(title, parts.graph(name, label=title)) for name, title in FIGURES.items()]
     return [
         html.H1("Study"),
         html.Div(id="headline", className="headline", role="status"),
@@ -152,16 +142,13 @@ def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: 
         ema_answer = (ema.study, ema.chosen)
         compared.append(ema)
     answers = [(other.study, other.chosen) for other in studies]
-    signatures = {
+    return {
         "best_so_far": parts.signature(compared, theme),
         "coefficients": repr((ema_answer, answer)),
         "movement": answer,
         "times": parts.signature([study], theme),
         "distances": repr((answers, theme)),
     }
-    if study.settings.get("tune"):
-        signatures["tuned"] = parts.signature([study], theme)
-    return signatures
 
 
 def _progress(study: StudyHistory, progress: Progress) -> list[Any]:

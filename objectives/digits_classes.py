@@ -1,10 +1,10 @@
 """Class-conditional models of 8×8 digits, trained here, sampled with classifier-free guidance, scored by FID.
 
 A denoising diffusion model (``recipe: ddpm``) or flow matching (``recipe: flow``), told the digit that it draws, and in
-a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. ``guidance`` can be searched
-together with the coefficients: ``tune: {guidance: {low: 0.5, high: 4}}``. With ``weak: ema:0.99``, or the step of a
-checkpoint, guidance leads away from that model (autoguidance) and not from the one that is told no digit; with
-``weak: {search: ema:0.99}`` from one whose coefficients are searched, too, from there.
+a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. Coefficients are the best
+for one scale of guidance: ``vary: {objective.settings.guidance: [1, 1.5, 2]}`` searches them for each. With ``weak:
+ema:0.99``, or the step of a checkpoint, guidance leads away from that model (autoguidance) and not from the one that is
+told no digit; with ``weak: {search: ema:0.99}`` from one whose coefficients are searched, too, from there.
 """
 
 from __future__ import annotations

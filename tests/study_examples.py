@@ -50,28 +50,6 @@ def write_study(
     return study
 
 
-TUNED = ((1.5, 9.0), (2.5, 4.0), (4.0, 6.0))
-"""Guidance and loss of the trials of :func:`write_tuned_study`."""
-
-
-def write_tuned_study(storage: RDBStorage, name: str) -> StoredStudy:
-    """A finished study that tunes guidance and churn, with a trial on fewer images and one that failed at the end."""
-    study = write_study(storage, name, [], ended=False)
-    ranges = {"guidance": {"low": 1.0, "high": 6.0}, "churn": {"low": 0.001, "high": 1.0, "scale": "log"}}
-    study.set_attribute("specification", {"tune": ranges})
-    for number, (guidance, loss) in enumerate((*TUNED, (5.0, 1.0), (6.0, None))):
-        images = 5 if loss == 1.0 else None
-        tuned = {"guidance": guidance, "churn": 0.1 * (number + 1)}
-        key = study.add_candidate(Candidate(coefficients(number), images=images, tuned=tuned))
-        if loss is None:
-            study.fail(key, [{"reason": "broken", "seconds": 1.0}], tell_index=number)
-        else:
-            evaluation = Evaluation(loss, {"fid": loss}, Cost(images=images or 10, seconds=0.5))
-            study.finish(key, evaluation, tell_index=number, compares=images is None)
-    study.set_attribute("search_ended", {"evaluations": len(TUNED) + 2, "exhausted": False})
-    return study
-
-
 def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """The only experiment of a study file."""
     return only_one(read_studies(path, overrides), source=str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,10 +16,6 @@ PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
 
 Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
-
-
-NOTHING_TUNED: Mapping[str, float] = {}  # a plain dict: candidates are pickled
-"""The tuned numbers of a candidate of a study that tunes none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,27 +72,6 @@ class Constraint:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SampledModel:
-    """A merged model, and the numbers that it is sampled with.
-
-    Attributes:
-        coefficients: ``[K]`` or ``[S, K]``, as of a candidate.
-        tuned: name → value of the sampler's tuned numbers; those that are not there are as in the settings.
-    """
-
-    coefficients: Coefficients
-    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def identity(self) -> bytes:
-        """The same for two models only if they give the same images."""
-        identity = self.coefficients.tobytes()
-        if self.tuned:
-            identity += json.dumps(dict(self.tuned), sort_keys=True).encode()
-        return identity
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Candidate:
     """What an objective is asked to evaluate.
 
@@ -111,8 +85,6 @@ class Candidate:
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
-        tuned: name → value of the sampler's numbers that are searched together with the coefficients; those that are
-            not there have the values of the objective's settings.
     """
 
     coefficients: Coefficients
@@ -120,7 +92,6 @@ class Candidate:
     noise: Noise = SEARCH
     keep_weight: float | None = None
     constraint: Constraint | None = None
-    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +134,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: the gradient of the loss with respect to the coefficients, of their shape; with m tuned numbers flat,
-            ``[K + m]``, with the derivatives in these at the end, in the candidate's order; ``None`` if not asked for.
+        gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a bound.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
         constraint: the bound of the kept metric if this candidate is EMA*; ``None`` if no metric is kept, and of a

@@ -130,33 +130,6 @@ class SpaceSpec(FrozenModel):
         return None if self.kind in SPACES else find_plugin("spaces", self.kind, error=StudySpecError)
 
 
-class TuneSpec(FrozenModel):
-    """The range of a number of the sampler that is searched together with the coefficients.
-
-    Attributes:
-        low: its smallest value.
-        high: its largest value.
-        start: where a search starts; by default the value of the objective's settings, if that is in the range, else
-            the middle.
-        scale: ``log`` for noise levels and other numbers whose ratios matter.
-    """
-
-    low: Finite
-    high: Finite
-    start: Finite | None = None
-    scale: Literal["linear", "log"] = "linear"
-
-    @pydantic.model_validator(mode="after")
-    def _is_a_range(self) -> TuneSpec:
-        if self.low >= self.high:
-            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
-        if self.scale == "log" and self.low <= 0:
-            raise ValueError(f"scale log: expected low above 0, got {self.low:g}")
-        if self.start is not None and not self.low <= self.start <= self.high:
-            raise ValueError(f"start {self.start:g} is not between low {self.low:g} and high {self.high:g}")
-        return self
-
-
 class OptimizerSpec(FrozenModel):
     """A name of Nevergrad's registry, where ours are registered too, and its options."""
 
@@ -272,7 +245,6 @@ Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    ``tune`` names numbers of the sampler that are searched together with the coefficients.
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
     workers of a Ray cluster. ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one
     candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
@@ -284,7 +256,6 @@ class StudySpec(FrozenModel):
     name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
-    tune: dict[str, TuneSpec] = pydantic.Field(default_factory=dict)
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)]
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
     budget: BudgetSpec

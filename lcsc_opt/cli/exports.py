@@ -40,7 +40,6 @@ def export(
     """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.coefficients.tuning import tuned_text
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.execution import mergeable_objective_of
@@ -60,8 +59,6 @@ def export(
     line = f"{out}: trial {recipe.trial} of {study}, searched {number(recipe.loss)}"
     if recipe.held_out is not None:
         line += f", held-out {recipe.held_out['loss']:.4g}"
-    if recipe.tuned:
-        line += f"; sample with {tuned_text(recipe.tuned)}"
     say(line)
     if destination is not None and recipe.weak is not None:
         say(f"{destination.weak_path}: the weak model, from which guidance leads away")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.records import Coefficients, SampledModel
+from lcsc_opt.base.records import Coefficients
 
 
 def stored_array(array: npt.NDArray[np.float64]) -> Any:
@@ -30,19 +30,6 @@ def array_of(stored: Any) -> npt.NDArray[np.float64]:
     content = np.frombuffer(base64.b64decode(stored["float64"]), dtype="<f8")
     array: npt.NDArray[np.float64] = content.reshape(stored["shape"]).astype(np.float64)
     return array
-
-
-TUNED = "tuned"  # the attribute of a trial with the sampler's numbers that were searched
-
-
-def tuned_of(trial: FrozenTrial) -> dict[str, float]:
-    """Name → value of the sampler's numbers that were searched; empty for most studies."""
-    return dict(trial.user_attrs.get(TUNED, {}))
-
-
-def model_of(trial: FrozenTrial) -> SampledModel:
-    """What one of our trials has sampled, or was to sample."""
-    return SampledModel(coefficients_of(trial), tuned_of(trial))
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:

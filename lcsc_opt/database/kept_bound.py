@@ -8,8 +8,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.records import Constraint, SampledModel
-from lcsc_opt.database.arrays import TUNED, array_of, stored_array
+from lcsc_opt.base.records import Coefficients, Constraint
+from lcsc_opt.database.arrays import array_of, stored_array
 
 KEPT_BOUND = "kept_bound"
 """The attribute of a study with the bound; ``None`` until it is measured. Studies of 0.2.0 lack it: they bounded each
@@ -24,14 +24,14 @@ class KeptBound:
 
     Attributes:
         constraint: the bound.
-        model: EMA*.
+        coefficients: of EMA*, ``[K]`` or ``[S, K]``.
         label: what EMA* is called, as ``EMA* (EMA 0.9995)``.
         study: the EMA grid whose answer EMA* is; ``None`` if the study measured it among its own trials.
         trial: the number of the trial with these coefficients, in that study or in its own.
     """
 
     constraint: Constraint
-    model: SampledModel
+    coefficients: Coefficients
     label: str
     study: str | None
     trial: int | None
@@ -44,7 +44,7 @@ class KeptBound:
             return None
         return cls(
             constraint=Constraint(**stored["constraint"]),
-            model=SampledModel(array_of(stored["coefficients"]), stored.get(TUNED) or {}),
+            coefficients=array_of(stored["coefficients"]),
             label=stored["label"],
             study=stored["study"],
             trial=stored["trial"],
@@ -54,8 +54,7 @@ class KeptBound:
         """The value of the attribute."""
         return {
             "constraint": dataclasses.asdict(self.constraint),
-            "coefficients": stored_array(self.model.coefficients),
-            TUNED: dict(self.model.tuned),
+            "coefficients": stored_array(self.coefficients),
             "label": self.label,
             "study": self.study,
             "trial": self.trial,

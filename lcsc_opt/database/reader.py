@@ -18,11 +18,11 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import NodeWork, SampledModel
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import RowSteps, average_name
 from lcsc_opt.coefficients.rows import AverageSteps, Row
-from lcsc_opt.database.arrays import coefficients_of, model_of
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
     NODES,
@@ -43,7 +43,6 @@ from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
-from lcsc_opt.database.trial_tables import read_tuned
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
 MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
@@ -347,13 +346,6 @@ class HistoryReader:
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
         return coefficients
 
-    def answer_model(self, study: SummarizedStudy) -> SampledModel | None:
-        """The answer as :meth:`answer` has it, with its tuned numbers; ``None`` while there is none."""
-        if study.chosen is None:
-            return None
-        [trial] = self._trials_of(study, [study.chosen])
-        return model_of(trial)
-
     def coefficients(self, study: SummarizedStudy, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
 
@@ -370,10 +362,6 @@ class HistoryReader:
             if array.size:
                 place[...] = array
         return all_coefficients
-
-    def tuned(self, study: SummarizedStudy) -> list[tuple[int, float, dict[str, float]]]:
-        """Number, loss, and name → value of tuned numbers, of the trials whose losses compare; empty without such."""
-        return read_tuned(self.storage, study.study_id)
 
     def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these numbers."""

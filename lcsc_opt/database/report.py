@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import Noise, SampledModel
+from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.database.names import EMA
 
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
@@ -75,7 +75,7 @@ class MeasurementKey:
     """What a measurement is stored under in the study attribute ``measured``: the model, and images and noise.
 
     Attributes:
-        model: a hash of its coefficients, and of its tuned numbers if it has such.
+        model: a hash of its coefficients.
         sample: number of images, group and seed of the noise.
     """
 
@@ -83,10 +83,10 @@ class MeasurementKey:
     sample: str
 
     @classmethod
-    def of(cls, model: SampledModel, images: int, noise: Noise) -> MeasurementKey:
-        """The key of a model; ``images`` is 0 where the objective samples none."""
+    def of(cls, coefficients: Coefficients, images: int, noise: Noise) -> MeasurementKey:
+        """The key of a model with these coefficients, ``[K]`` or ``[S, K]``; 0 ``images`` if none are sampled."""
         return cls(
-            model=hashlib.sha256(model.identity).hexdigest()[:16],
+            model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16],
             sample=f"{images} {noise.group} {noise.seed}",
         )
 

@@ -9,7 +9,6 @@ trial                  value (the loss), state (``PRUNED`` where the loss does n
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``tell_index`` where the optimizer was told in another order than that of the numbers;
                        ``images`` and ``noise`` where other than the objective's were asked for,
-                       ``tuned``, name → value, of studies that tune numbers of the sampler;
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
                        ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
                        over from another study; ``baseline``, the name of an average that was evaluated to measure
@@ -58,7 +57,7 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
-from lcsc_opt.database.arrays import TUNED, coefficients_of, stored_array
+from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.kept_bound import BASELINE, is_baseline
@@ -149,8 +148,6 @@ def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
         attributes["images"] = candidate.images
     if candidate.noise != SEARCH:
         attributes["noise"] = dataclasses.asdict(candidate.noise)
-    if candidate.tuned:
-        attributes[TUNED] = dict(candidate.tuned)
     return attributes
 
 

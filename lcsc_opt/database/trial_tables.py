@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.database.arrays import TUNED, array_of
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import in_database
 
 ARRAYS = ("coefficients", "gradient")  # attributes that grow with the number of checkpoints
@@ -90,27 +90,6 @@ def _read_trials(engine: sa.Engine, study_id: int) -> list[FrozenTrial]:
             if trial_id in trials:  # else it was added after the first query
                 trials[trial_id].user_attrs[key] = pydantic_core.from_json(text)
     return list(trials.values())
-
-
-def read_tuned(storage: RDBStorage, study_id: int) -> list[tuple[int, float, dict[str, float]]]:
-    """Number, loss, and name → value of the sampler's tuned numbers, of the trials with losses that compare, by number.
-
-    Raises:
-        StudyStoreError: the database cannot be read.
-    """
-    query = (
-        sa.select(_TRIALS.c.number, _VALUES.c.value, _ATTRIBUTES.c.value_json)
-        .join(_VALUES, _VALUES.c.trial_id == _TRIALS.c.trial_id)
-        .join(_ATTRIBUTES, _ATTRIBUTES.c.trial_id == _TRIALS.c.trial_id)
-        .where(_TRIALS.c.study_id == study_id, _TRIALS.c.state == TrialState.COMPLETE.name, _ATTRIBUTES.c.key == TUNED)
-        .order_by(_TRIALS.c.number)
-    )
-
-    def read() -> list[Any]:
-        with storage.engine.connect() as connection:
-            return list(connection.execute(query))
-
-    return [(number, loss, pydantic_core.from_json(text)) for number, loss, text in in_database(storage, read)]
 
 
 def with_arrays(storage: RDBStorage, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:

@@ -103,8 +103,6 @@ def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcom
         return evaluation
     shape = list(evaluation.gradient.shape)
     expected_shape = list(candidate.coefficients.shape)
-    if candidate.tuned:
-        expected_shape = [candidate.coefficients.size + len(candidate.tuned)]
     if shape != expected_shape:
         return Failure(f"the gradient has the shape {shape}, expected {expected_shape}", seconds, retry=False)
     if not np.isfinite(evaluation.gradient).all():

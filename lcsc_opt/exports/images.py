@@ -36,13 +36,13 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == experiment_grids]
     summaries = reader.summaries(names)
     own_summary = next(summary for summary in summaries if summary.study == study.name)
-    answer = reader.answer_model(own_summary)
+    answer = reader.answer(own_summary)
     if own_summary.chosen is None or answer is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(summaries)
     if ema is None or ema.study == study.name or objective.sampler is None:
         return
-    ema_answer = reader.answer_model(ema)
+    ema_answer = reader.answer(ema)
     if ema_answer is None:
         return
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -50,8 +50,8 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     if not isinstance(objective, MergeSampleScore):
         return
     # images of both models from the same held-out noise, those farthest apart in the features first (App. E)
-    ema_images = objective.images(ema_answer.coefficients, HELD_OUT, PAIRS, tuned=ema_answer.tuned)
-    answer_images = objective.images(answer.coefficients, HELD_OUT, PAIRS, tuned=answer.tuned)
+    ema_images = objective.images(ema_answer, HELD_OUT, PAIRS)
+    answer_images = objective.images(answer, HELD_OUT, PAIRS)
     difference = objective.features(ema_images) - objective.features(answer_images)
     distance = np.linalg.norm(difference, axis=1)
     farthest = np.argsort(-distance, kind="stable")[:SHOWN]

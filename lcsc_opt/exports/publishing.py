@@ -138,7 +138,7 @@ def _model_card(
         f"---\n{data.to_yaml()}\n---\n",
         introduction,
         _results_table(study, recipe),
-        _coefficients_table(recipe, _weak_text(recipe, to, objective)),
+        _coefficients_table(recipe, _weak_text(recipe, to)),
     ]
     return client.ModelCard("\n".join(sections))
 
@@ -274,25 +274,16 @@ def _coefficients_table(recipe: Recipe, how_to_sample: str) -> str:
     for index, step in enumerate(recipe.steps):
         column = [repr(value) for value in coefficients[:, index].tolist()]
         lines.append([str(step), *column, f"`{recipe.checkpoint_sha256[index][:12]}`"])
-    return f"## Coefficients\n\n{_tuned_text(recipe)}{how_to_sample}{_table(['step', *rows, 'SHA-256'], lines)}"
+    return f"## Coefficients\n\n{how_to_sample}{_table(['step', *rows, 'SHA-256'], lines)}"
 
 
-def _tuned_text(recipe: Recipe) -> str:
-    """How to sample, if numbers of the sampler were found together with the coefficients."""
-    if not recipe.tuned:
-        return ""
-    numbers = ", ".join(f"`{name}` {value:.6g}" for name, value in recipe.tuned.items())
-    return f"Sample with {numbers}: found together with the coefficients, which are the best for these values only.\n\n"
-
-
-def _weak_text(recipe: Recipe, to: Destination, objective: Objective) -> str:
+def _weak_text(recipe: Recipe, to: Destination) -> str:
     """How to sample, if the coefficients of a weak model were searched, too."""
     if recipe.weak is None:
         return ""
-    guidance = recipe.tuned.get("guidance", objective.tunable["guidance"].value)
     return (
-        f"Sample with autoguidance ([Karras et al. 2024](https://arxiv.org/abs/2406.02507)) of {guidance:.6g}, away "
-        f"from the weak model `{to.weak_path.name}`, whose coefficients were found together with these.\n\n"
+        "Sample with autoguidance ([Karras et al. 2024](https://arxiv.org/abs/2406.02507)), away from the weak model "
+        f"`{to.weak_path.name}`, whose coefficients were found together with these.\n\n"
     )
 
 

@@ -24,7 +24,6 @@ from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.layer_groups import LayerGroups, network_rows
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps, Row
-from lcsc_opt.database.arrays import TUNED
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -63,7 +62,6 @@ class Recipe(pydantic.BaseModel):
         trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
         weak: ``[K]`` of the weak model that leads the guidance of this one, where they were searched, too.
-        tuned: number of the sampler → the value that was found together with the coefficients: sample with it.
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         widths: ``[K]``, of averages (EDM2), 0 for the weights of a step; ``None`` if all are such.
@@ -92,7 +90,6 @@ class Recipe(pydantic.BaseModel):
     trial: int | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     weak: tuple[float, ...] | None = None
-    tuned: dict[str, float] = {}
     rows: dict[str, tuple[str, ...]] | None = None
     steps: tuple[int, ...]
     widths: tuple[float, ...] | None = None
@@ -209,7 +206,6 @@ class Recipe(pydantic.BaseModel):
             loss=float(attributes["loss"]),
             metrics=attributes.get("metrics", {}),
             weak=weak,
-            tuned=attributes.get(TUNED, {}),
             held_out=attributes.get("held_out"),
         )
 
@@ -289,7 +285,6 @@ class Recipe(pydantic.BaseModel):
             "coefficients": self.weak,
             "weak": None,
             "rows": None,
-            "tuned": {},
             "loss": None,
             "metrics": {},
             "held_out": None,

@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # torch is imported by objectives that need it
     from torch import Tensor
 
     from lcsc_opt.sampling import Sampler
-    from lcsc_opt.sampling.base import Tunable
 
 stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop_flag", default=None)
 """Once the event is set, evaluations in this thread end at their next :func:`stop_if_told`."""
@@ -201,15 +200,6 @@ class Objective(abc.ABC):
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
         """Name → tensor of the merged model that is computed, not merged; exports contain them."""
         return {}
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """Name → number of the sampler that a study may search together with the coefficients, see ``tune``."""
-        if self.sampler is None:
-            return {}
-        from lcsc_opt.sampling.base import tunable_numbers
-
-        return tunable_numbers(self.sampler)
 
     def gram(self) -> npt.NDArray[np.float64] | None:
         """Inner products of the checkpoints minus their mean, ``[K, K]`` or ``[S, K, K]``; ``None`` without weights."""

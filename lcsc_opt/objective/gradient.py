@@ -23,23 +23,15 @@ class WeightGradient:
 
     Args:
         differentiable: makes the weights require gradients until it is closed, and returns them: name → leaf.
-        tuned: name → a number of the sampler, which requires a gradient, too.
 
     Attributes:
         sums: name → gradient, of the leaf's shape. Leaves that no image depends on are missing.
-        tuned_sums: name → derivative in a tuned number, 0 where no image depends on it.
     """
 
-    def __init__(
-        self,
-        differentiable: contextlib.AbstractContextManager[Mapping[str, Tensor]],
-        tuned: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, differentiable: contextlib.AbstractContextManager[Mapping[str, Tensor]]) -> None:
         self._open = contextlib.ExitStack()
         self._leaves = dict(self._open.enter_context(differentiable))
-        self._tuned = dict(tuned or {})
         self.sums: dict[str, Tensor] = {}
-        self.tuned_sums = dict.fromkeys(self._tuned, 0.0)
 
     def close(self) -> None:
         """Make the weights ordinary tensors again."""
@@ -60,13 +52,9 @@ class WeightGradient:
             )
         exponent = math.frexp(float(gradient.abs().max()))[1] + HEADROOM
         scaled = gradient.to(images.dtype) * 2.0**-exponent
-        leaves = (*self._leaves.values(), *self._tuned.values())
+        leaves = tuple(self._leaves.values())
         gradients = cast("Sequence[Tensor | None]", torch.autograd.grad(images, leaves, scaled, allow_unused=True))
-        weight_count = len(self._leaves)
-        for name, slope in zip(self._tuned, gradients[weight_count:], strict=True):
-            if slope is not None:
-                self.tuned_sums[name] += float(slope) * 2.0**exponent
-        for name, part in zip(self._leaves, gradients[:weight_count], strict=True):
+        for name, part in zip(self._leaves, gradients, strict=True):
             if part is None:  # no image depends on this leaf
                 continue
             if name in self.sums:

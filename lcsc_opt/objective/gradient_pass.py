@@ -15,7 +15,6 @@ from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler
-from lcsc_opt.sampling.base import tunable_numbers, tune
 
 
 class GradientPass:
@@ -52,23 +51,11 @@ class GradientPass:
         self._first = first
         self._last = last
         self._last_batch: Tensor | None = None
-        leaves = self._tuned_leaves()
-        tune(self._sampler, {**candidate.tuned, **leaves})
-        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying), leaves)
-
-    def _tuned_leaves(self) -> dict[str, Tensor]:
-        """The numbers that images have a graph to, in the dtype of images, in which a plain evaluation multiplies."""
-        leaves = {}
-        for name, number in tunable_numbers(self._sampler).items():
-            if number.differentiable and name in self._candidate.tuned:
-                value = self._candidate.tuned[name]
-                leaves[name] = torch.tensor(value, dtype=torch.float32, requires_grad=True)
-        return leaves
+        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying))
 
     def close(self) -> None:
         """Free the graph, and make the weights ordinary tensors again."""
         self._last_batch = None
-        tune(self._sampler, self._candidate.tuned)
         self._total.close()
 
     def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
@@ -76,8 +63,6 @@ class GradientPass:
         if (first, last) != (self._first, self._last):
             return False
         if (candidate.images, candidate.noise) != (self._candidate.images, self._candidate.noise):
-            return False
-        if candidate.tuned != self._candidate.tuned:
             return False
         return candidate.coefficients.tobytes() == self._candidate.coefficients.tobytes()
 
@@ -105,8 +90,7 @@ class GradientPass:
             watch: measures the stages.
 
         Returns:
-            What these images contribute to the gradient in the coefficients, and the cost. With m tuned numbers the
-            gradient is flat, ``[K + m]``, with the derivatives in these at the end; 0 for those without a derivative.
+            What these images contribute to the gradient in the coefficients, and the cost.
 
         Raises:
             MetricError: the gradient is not finite.
@@ -129,9 +113,6 @@ class GradientPass:
                 # a trajectory in rows, and coefficients that all rows share
                 assert self._source.layer_groups is not None
                 product = self._source.layer_groups.shared_gradient(product)
-            if self._candidate.tuned:
-                slopes = [self._total.tuned_sums.get(name, 0.0) for name in self._candidate.tuned]
-                product = np.concatenate([product.ravel(), slopes])
         if not np.isfinite(product).all():
             raise MetricError("the gradient is not finite")
 

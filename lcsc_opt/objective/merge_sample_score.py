@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, NOTHING_TUNED, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.metrics import MetricSuite, extract
@@ -27,7 +27,7 @@ from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.objective.weak import merged_for
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, searched_weak_of, tune
+from lcsc_opt.sampling.base import fewest_report_images, searched_weak_of
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -213,7 +213,6 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights)
             weights.clear()
-        tune(self.sampler, candidate.tuned)
         pass_over_images = self._first_gradient_pass if gradient else self._sample
         metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
         with watch.timing("features"):
@@ -276,17 +275,9 @@ class MergeSampleScore(StagedObjective):
         """
         return self._batch_sizes.retry_smaller(lambda: self._second_gradient_pass(candidate, first, last, back))
 
-    def images(
-        self,
-        coefficients: Coefficients,
-        noise: Noise,
-        count: int,
-        *,
-        tuned: Mapping[str, float] = NOTHING_TUNED,
-    ) -> Tensor:
+    def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
-        tune(self.sampler, tuned)
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)
@@ -396,7 +387,6 @@ class MergeSampleScore(StagedObjective):
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
                 self._load(self._source.merge(candidate.coefficients))
-            tune(self.sampler, candidate.tuned)
             gradient_pass = GradientPass(self._stages, self._source, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:

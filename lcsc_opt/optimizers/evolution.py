@@ -18,9 +18,8 @@ from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.optimizers.parametrization import Count, Numbers, Positive, point_of, steps_of, tuned_space_of
+from lcsc_opt.optimizers.parametrization import Count, Numbers, Positive, point_of, steps_of
 
-_TUNED_MUTATION = 3.0  # of a tuned number, in mutations of a coefficient: by default 5 % of its range
 _SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 
 
@@ -34,12 +33,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         rates = self._options["rates"] or window_ema_rates(steps)
         averages = [ema_coefficients(steps, rate) for rate in rates]  # line 2
         self._initial = [point_of(self.parametrization, average) for average in averages]
-        self._tuned_space = tuned_space_of(self.parametrization)
-        self._shape = self.parametrization.value.shape  # [K] or [S, K]; with tuned numbers the point, [K + m]
-        self._mutation = self._options["mutation"]
-        if self._tuned_space is not None:
-            self._mutation = np.full(self._shape, self._options["mutation"])
-            self._tuned_space.units_of(self._mutation)[:] *= _TUNED_MUTATION
+        self._shape = self.parametrization.value.shape  # [K] or [S, K]
         self._to_ask = deque(self._initial)
         # P. Only its best M_CP members can ever be parents or the answer, so only these are kept in memory.
         self._population: list[tuple[float, int, Coefficients]] = []
@@ -67,18 +61,9 @@ class _LCSC(Optimizer):  # type: ignore[misc]
             child = first
             if rng.random_sample() < self._options["crossover"]:  # mix both, coefficient by coefficient
                 child = np.where(rng.random_sample(self._shape) < 0.5, first, second)
-            child = child + self._mutation * rng.standard_normal(self._shape)
-            coefficients = child
-            if self._tuned_space is not None:
-                coefficients = self._tuned_space.coefficients_of(child)
-            if coefficients.sum(axis=-1).min() >= _SMALLEST_SUM:
-                return self._closed(child)  # line 10
-
-    def _closed(self, child: Coefficients) -> Coefficients:
-        """The child with coefficients that sum to one, and tuned numbers within their ranges."""
-        if self._tuned_space is None:
-            return normalize(child)
-        return self._tuned_space.closed(child)
+            child = child + self._options["mutation"] * rng.standard_normal(self._shape)
+            if child.sum(axis=-1).min() >= _SMALLEST_SUM:
+                return normalize(child)  # line 10
 
 
 class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
@@ -86,7 +71,7 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
 
     Args:
         max_parents: M_CP, how many of the best are parents.
-        mutation: standard deviation of the Gaussian noise on each coefficient; tuned numbers have three times as much.
+        mutation: standard deviation of the Gaussian noise on each coefficient.
         crossover: chance that a child's parents are mixed; otherwise it is a mutation of one of them.
         generation_size: children that share one set of parents; with 1, each child joins the population at once.
         rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or seven

@@ -22,8 +22,6 @@ from pydantic import Field
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
-from lcsc_opt.coefficients.tuning import RANGE, TunedSpace
-from lcsc_opt.optimizers.brackets import Brackets, Probe
 from lcsc_opt.optimizers.parametrization import (
     Positive,
     Request,
@@ -34,7 +32,6 @@ from lcsc_opt.optimizers.parametrization import (
     space_of,
     start_of,
     steps_of,
-    tuned_space_of,
 )
 
 _Free = npt.NDArray[np.float64]
@@ -43,7 +40,6 @@ _Free = npt.NDArray[np.float64]
 # Adam's beta_1 and beta_2: shorter than usual, since a search has only some hundred steps.
 _MOMENTUM = 0.8
 _MEMORY = 0.99
-_NUMBER_STEP = 0.025  # of the range of a tuned number
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 _FEWEST_CHECKS = 20  # before the search may end by itself
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
@@ -98,12 +94,10 @@ class _PendingAsk:
     Attributes:
         number: how many asks came before it.
         steps: how many steps the path had made when it was asked.
-        probe: of a number without a derivative, if it is such.
     """
 
     number: int
     steps: int
-    probe: Probe | None = None
 
 
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
@@ -112,20 +106,17 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     Attributes:
         needs_gradient: it cannot search an objective that gives only losses.
         asks_one_at_a_time: a second gradient, asked before the first is told, would be at the same point.
-        brackets_numbers: it can search tuned numbers that gradients have no derivative in.
     """
 
     needs_gradient = True
     asks_one_at_a_time = True
-    brackets_numbers = True
 
     def __init__(self, *arguments: Any, config: LCSCGradient | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._options = (config or LCSCGradient()).config()
         start = start_of(self.parametrization)
         self._space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization), start)
-        self._path = self._new_path(start)
-        self._brackets: Brackets | None = None  # until the first check
+        self._path = _Path(self._space, start, self._options["step_size"])
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
@@ -138,12 +129,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._retreated_at = 0
         self._best_inherited = np.inf
         self._dual_ascent = DualAscent()
-
-    def _new_path(self, start: Coefficients) -> _Path | _TunedPath:
-        tuned_space = tuned_space_of(self.parametrization)
-        if tuned_space is not None:
-            return _TunedPath(tuned_space, start, self._options["step_size"])
-        return _Path(self._space, start, self._options["step_size"])
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
@@ -173,39 +158,17 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        probe = self._next_probe()
-        is_check = probe is None and self._check_is_due()
         request = Request()
-        if probe is not None:
-            point = probe.point
-        elif is_check:
-            point = self._space.to_coefficients(self._path.average)
+        if self._check_is_due():
+            coefficients = self._space.to_coefficients(self._path.average)
         else:
-            point = self._space.to_coefficients(self._path.free)
+            coefficients = self._space.to_coefficients(self._path.free)
             request = self._gradient_request()
-        candidate = self.parametrization.spawn_child(new_value=point)
+        candidate = self.parametrization.spawn_child(new_value=coefficients)
         attach_request(candidate, request)
-        self._pending[candidate.uid] = _PendingAsk(self.num_ask, self._path.steps, probe)
+        self._pending[candidate.uid] = _PendingAsk(self.num_ask, self._path.steps)
         self._charge(request)
-        if is_check:
-            self._begin_probes(candidate.uid, point)
         return candidate
-
-    def _begin_probes(self, check: str, point: _Free) -> None:
-        """After a check: probe the numbers that have no derivative."""
-        if not isinstance(self._path, _TunedPath) or not self._path.has_brackets:
-            return
-        if self._brackets is None:
-            self._brackets = Brackets(self._path.space, point)
-        self._brackets.begin(check, point)
-
-    def _next_probe(self) -> Probe | None:
-        """The next probe of the last check, if it leaves enough of the budget for a step and the last check."""
-        if self._brackets is None:
-            return None
-        if self._budget_left is not None and self._budget_left < 3 * self._check_price:
-            return None
-        return self._brackets.next()
 
     def _charge(self, request: Request) -> None:
         """Count what a request costs: checks have a share of the images, and the last one ends the budget."""
@@ -260,9 +223,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
-        if pending.probe is not None:
-            self._tell_probe(pending.probe, None if failed(candidate) else loss)
-            return
         if not request_of(candidate).gradient:
             self._tell_check(candidate, loss)
             return
@@ -282,22 +242,12 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Remember the loss of a check: where real images are held out, its loss against these."""
-        if self._brackets is not None:
-            self._brackets.tell_check(candidate.uid, None if failed(candidate) else loss)
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
         if evaluation is not None and evaluation.unseen is not None:
             loss = evaluation.unseen
         self._check_losses.append(loss)
-
-    def _tell_probe(self, probe: Probe, loss: float | None) -> None:
-        """Move a number that has no derivative to where the loss is lower; ``None`` is a failure."""
-        assert isinstance(self._path, _TunedPath)
-        assert self._brackets is not None
-        unit = self._brackets.tell(probe, loss)
-        if unit is not None:
-            self._path.place(probe.index, unit)
 
     def _retreat(self, pending: _PendingAsk) -> None:
         """Retreat once for all candidates that were asked before the retreat."""
@@ -341,8 +291,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         images: images of the first steps.
         growth: images of later steps, as a share of those that all steps so far sampled; never more than a check has.
         step_size: the length of the first step in coefficients, shared equally by all cosine directions.
-        checks: share of all images that is spent on checks of the average. Each tuned number without a derivative is
-            given as many evaluations again.
+        checks: share of all images that is spent on checks of the average.
     """
 
     def __init__(
@@ -405,88 +354,6 @@ class _Path:
         self.free = self.average
         self._step_size /= 2
         self._adam.forget_momentum()
-
-
-class _TunedPath:
-    """The iterates of a search with tuned numbers, as free vectors ``[d + m]``: a :class:`_Path`, and m numbers.
-
-    Each number with a derivative is a direction of its own. Its first steps have a fixed length, a share of its range:
-    the length of a step in coefficients says nothing about it. The others stay where they are placed.
-
-    Attributes:
-        space: of the points.
-    """
-
-    def __init__(self, space: TunedSpace, start: _Free, step_size: float) -> None:
-        self.space = space
-        self._is_differentiable = np.array([number.differentiable for number in space.numbers])
-        self._coefficients = _Path(space.coefficients, space.coefficients_of(start), step_size)
-        self._units = space.units_of(start).copy()
-        self._average_units = self._units
-        self._unit_step = _NUMBER_STEP * RANGE
-        self._adam = _Adam(self._units.shape)
-
-    @property
-    def steps(self) -> int:
-        """How many were made."""
-        return self._coefficients.steps
-
-    @property
-    def has_brackets(self) -> bool:
-        """Whether there are numbers without a derivative."""
-        return not self._is_differentiable.all()
-
-    def place(self, index: int, unit: float) -> None:
-        """Put one of the numbers somewhere, in the iterate and in the average."""
-        for units in (self._units, self._average_units):
-            units[index] = unit
-
-    @property
-    def free(self) -> _Free:
-        """The next iterate."""
-        return self._joined(self._coefficients.free, self._units)
-
-    @free.setter
-    def free(self, free: _Free) -> None:
-        self._coefficients.free, self._units = self._parts(free)
-
-    @property
-    def average(self) -> _Free:
-        """The average of the iterates."""
-        return self._joined(self._coefficients.average, self._average_units)
-
-    @average.setter
-    def average(self, free: _Free) -> None:
-        self._coefficients.average, self._average_units = self._parts(free)
-
-    def step(self, point: _Free, gradient: _Free, *, delay: int) -> None:
-        """One step against the gradient of an evaluation at a point, both ``[K + m]``."""
-        point_gradient = self.space.point_gradient(point, gradient)
-        coefficients = self.space.coefficients_of(point)
-        self._coefficients.step(coefficients, self.space.coefficients_of(point_gradient), delay=delay)
-        slopes = np.where(self._is_differentiable, self.space.units_of(point_gradient), 0.0)
-        ratio = self._adam.ratio(slopes)
-        size = self._unit_step / (1 + _DELAY * delay)
-        self._units = np.clip(self._units - size * ratio, 0.0, RANGE)
-        share = averaging_share(self.steps)
-        self._average_units = self._average_units + share * (self._units - self._average_units)
-
-    def retreat(self) -> None:
-        """Go back to the average, without momentum, with half the step."""
-        self._coefficients.retreat()
-        self._units = self._average_units
-        self._unit_step /= 2
-        self._adam.forget_momentum()
-
-    def _parts(self, free: _Free) -> tuple[_Free, _Free]:
-        """The free vector of the coefficients, and the numbers in units of a point; the inverse of :meth:`_joined`."""
-        point = self.space.to_coefficients(free)
-        return self.space.coefficients.to_free(self.space.coefficients_of(point)), self.space.units_of(point)
-
-    def _joined(self, free: _Free, units: _Free) -> _Free:
-        """``[d + m]``, as the space has it."""
-        coefficients = self.space.coefficients.to_coefficients(free)
-        return self.space.to_free(np.concatenate([coefficients.ravel(), units]))
 
 
 class _Adam:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import nevergrad as ng
 import numpy as np
-import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
@@ -23,15 +22,7 @@ from lcsc_opt.coefficients.profiles import (
     plain_averages,
     power_ema_coefficients,
 )
-from lcsc_opt.coefficients.tuning import RANGE, TunedSpace
-from lcsc_opt.optimizers.parametrization import Count, Numbers, failed, steps_of, tuned_space_of
-
-_Point = npt.NDArray[np.float64]
-"""``[K + m]``: coefficients and tuned numbers, see :mod:`lcsc_opt.coefficients.tuning`."""
-
-_COARSE_VALUES = 5  # of each tuned number, for each profile
-_SMALLEST_STEP = 1 / 32  # of the range of a tuned number, around the best point
-_LATTICE = 1024  # values of a tuned number
+from lcsc_opt.optimizers.parametrization import Count, Numbers, failed, steps_of
 
 _EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
 _Extrapolation = Annotated[float, Field(allow_inf_nan=False, ge=-0.5, le=10)]  # −0.5 is the average of both windows
@@ -39,120 +30,21 @@ _Windows = Annotated[Sequence[Count], Field(min_length=1)]
 
 
 class _ProfileGrid(Optimizer):  # type: ignore[misc]
-    """Asks the profiles of its configuration in their order; then it is finished, and asks the best of them again.
-
-    With tuned numbers it asks each profile with several values of each number, and then searches around the best.
-    """
+    """Asks the profiles of its configuration in their order; then it is finished, and asks the best of them again."""
 
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         grid = config or EMAGrid()
-        profiles = grid.profiles(steps_of(self.parametrization))
-        tuned_space = tuned_space_of(self.parametrization)
-        self._point_of: dict[str, _Point] = {}  # by uid; a candidate's value is rounded differently
-        self._bracketing: _Bracketing | None = None
-        if tuned_space is None:
-            self._to_ask = deque(profiles)
-        else:
-            grid_points = _with_numbers(profiles, tuned_space)
-            self._to_ask = deque(grid_points)
-            self._bracketing = _Bracketing(tuned_space, grid_points)
+        self._to_ask = deque(grid.profiles(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:
         """Whether every point of the grid was asked."""
-        if self._to_ask:
-            return False
-        return self._bracketing is None or self._bracketing.finished
+        return not self._to_ask
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._to_ask:
-            value = self._to_ask.popleft()
-        elif self.finished or self._bracketing is None:
-            value = self.recommend().value
-        else:
-            value = self._bracketing.next()
-        candidate = self.parametrization.spawn_child(new_value=value)
-        self._point_of[candidate.uid] = value
-        return candidate
-
-    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        point = self._point_of.pop(candidate.uid, None)
-        if self._bracketing is not None and point is not None:
-            self._bracketing.tell(point, np.inf if failed(candidate) else loss)
-
-
-def _with_numbers(profiles: Sequence[Coefficients], space: TunedSpace) -> list[_Point]:
-    """The points of each profile with evenly spaced values of each number, while the others have their start."""
-    points: dict[bytes, _Point] = {}
-    for profile in profiles:
-        start = space.point(profile)
-        for index in range(len(space.numbers)):
-            for unit in np.linspace(0, RANGE, _COARSE_VALUES):
-                point = start.copy()
-                space.units_of(point)[index] = _on_lattice(unit)
-                points.setdefault(point.tobytes(), point)
-    return list(points.values())
-
-
-def _on_lattice(unit: float) -> float:
-    """A tuned number's unit within its range, rounded so that sums of the same steps are the same number."""
-    share = round(unit / RANGE * _LATTICE) / _LATTICE
-    return min(max(0.0, share), 1.0) * RANGE
-
-
-class _Bracketing:
-    """Searches the numbers of the best point, by steps up and down that are halved until they are small.
-
-    Args:
-        space: of the points.
-        grid: the points that are asked first; a step between two of them is as wide as their values are apart.
-    """
-
-    def __init__(self, space: TunedSpace, grid: Sequence[_Point]) -> None:
-        self._space = space
-        self._first = grid[0]
-        self._grid = frozenset(point.tobytes() for point in grid)
-        self._asked = set(self._grid)
-        self._told: set[bytes] = set()
-        self._best: tuple[float, _Point] | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the smallest steps from the best point were told, whatever else is still evaluated."""
-        if self._best is None or not self._grid <= self._told:
-            return False
-        return self._next_to(self._best[1], self._told) is None
-
-    def next(self) -> _Point:
-        """The next point. While results are missing it may be nearer to the best than is needed, or the best again."""
-        if self._best is None:  # nothing was told yet
-            return self._first
-        point = self._next_to(self._best[1], self._asked, smallest=_SMALLEST_STEP / 16)
-        if point is None:
-            return self._best[1]
-        self._asked.add(point.tobytes())
-        return point
-
-    def tell(self, point: _Point, loss: float) -> None:
-        """The loss of a point that was asked; infinite if it failed."""
-        self._told.add(point.tobytes())
-        if self._best is None or loss < self._best[0]:
-            self._best = (loss, point)
-
-    def _next_to(self, best: _Point, known: set[bytes], smallest: float = _SMALLEST_STEP) -> _Point | None:
-        """The first neighbour, by the widest step, that is not among the known points; ``None`` if all are."""
-        step = RANGE / (_COARSE_VALUES - 1) / 2
-        while step >= smallest * RANGE:
-            for index in range(len(self._space.numbers)):
-                for signed_step in (step, -step):
-                    point: _Point = best.copy()
-                    units = self._space.units_of(point)
-                    units[index] = _on_lattice(units[index] + signed_step)
-                    if point.tobytes() not in known:
-                        return point
-            step /= 2
-        return None
+        value = self.recommend().value if self.finished else self._to_ask.popleft()
+        return self.parametrization.spawn_child(new_value=value)
 
 
 class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]

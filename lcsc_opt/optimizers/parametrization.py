@@ -7,7 +7,7 @@ attaches a :class:`Request` to the candidate that it asks, and finds the whole e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import nevergrad as ng
@@ -17,10 +17,9 @@ import pydantic
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import NOTHING_TUNED, SEARCH, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import close_sum, default_origin, exact_sum
 from lcsc_opt.coefficients.spaces import CoefficientSpace, in_rows_of
-from lcsc_opt.coefficients.tuning import TunedSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
@@ -89,21 +88,10 @@ def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     return layers[0].space if layers else None
 
 
-def tuned_space_of(parametrization: ng.p.Parameter) -> TunedSpace | None:
-    """The space behind a parameter if it has tuned numbers: the parameter's value is then a flat point."""
+def point_of(parametrization: ng.p.Parameter, coefficients: Coefficients) -> Coefficients:
+    """The value of a parameter for these coefficients."""
     space = space_of(parametrization)
-    return space if isinstance(space, TunedSpace) else None
-
-
-def point_of(
-    parametrization: ng.p.Parameter, coefficients: Coefficients, tuned: Mapping[str, float] = NOTHING_TUNED
-) -> npt.NDArray[np.float64]:
-    """The value of a parameter for these coefficients, and tuned numbers if it has such."""
-    tuned_space = tuned_space_of(parametrization)
-    if tuned_space is None:
-        space = space_of(parametrization)
-        return coefficients if space is None else in_rows_of(space, coefficients)
-    return tuned_space.point(coefficients, tuned)
+    return coefficients if space is None else in_rows_of(space, coefficients)
 
 
 def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
@@ -124,8 +112,8 @@ def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:
 def start_of(parametrization: ng.p.Parameter) -> Coefficients:
     """Where a search starts: coefficients ``[K]`` or ``[S, K]``, each row with a sum of one.
 
-    It is the value of the parameter; with m tuned numbers, a flat point ``[K + m]`` of both. A plain array whose value
-    is all zero, Nevergrad's default, starts at the default origin.
+    It is the value of the parameter. A plain array whose value is all zero, Nevergrad's default, starts at the default
+    origin.
 
     Raises:
         StudySpecError: the parameter is not a vector, or its value is neither zero nor sums to one.
@@ -184,12 +172,7 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
     """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
     request = request_of(parameter)
     coefficients = np.asarray(parameter.value, dtype=np.float64)
-    tuned = NOTHING_TUNED
-    tuned_space = tuned_space_of(parameter)
-    if tuned_space is not None:
-        tuned = tuned_space.tuned_of(coefficients)
-        coefficients = tuned_space.coefficients_of(coefficients)
-    return Candidate(coefficients, request.images, request.noise, request.keep_weight, tuned=tuned)
+    return Candidate(coefficients, request.images, request.noise, request.keep_weight)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

@@ -215,11 +215,6 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     return _has_flag(spec, "needs_gradient")
 
 
-def brackets_numbers(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer that needs gradients can also search numbers of the sampler that these do not have."""
-    return _has_flag(spec, "brackets_numbers")
-
-
 def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can be asked only once before it is told: Nevergrad's sequential ones.
 

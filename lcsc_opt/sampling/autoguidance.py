@@ -6,14 +6,12 @@ These can be searched, too: a trajectory is then merged twice, into the network 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.sampling.base import SearchedWeak, Tunable
+from lcsc_opt.sampling.base import SearchedWeak
 from lcsc_opt.sampling.network import network_output
 
 
@@ -43,8 +41,7 @@ class Autoguidance(nn.Module):
         super().__init__()
         self.network = network
         self.weak = weak
-        self.guidance: float | Tensor = guidance
-        self._guidance_of_settings = guidance
+        self.guidance = guidance
         self.config: dict[str, object] = {
             **getattr(network, "config", {}),
             "weak": weights_sha256(weak.state_dict()),
@@ -59,15 +56,6 @@ class Autoguidance(nn.Module):
     def trained(self) -> nn.Module:
         """What gets merged weights: the network, or this module if the weak version gets such, too."""
         return self.network if self.searched is None else self
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """``guidance``."""
-        return {"guidance": Tunable(self._guidance_of_settings, low=0.0, differentiable=True)}
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Use this guidance, or that of the settings."""
-        self.guidance = values.get("guidance", self._guidance_of_settings)
 
     def forward(self, x: Tensor, times: Tensor, **labels: Tensor) -> Tensor:
         """``[N, C, H, W]`` and what the network is told → its output; a learned variance is not guided."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -55,37 +54,6 @@ def fewest_report_images(sampler: Sampler) -> int:
     """The images of a report with which each of the sampler's prompts has one; 0 if it has none."""
     fewest: int = getattr(sampler, "fewest_report_images", 0)
     return fewest
-
-
-@dataclasses.dataclass(frozen=True)
-class Tunable:
-    """A number of a sampler that a study may search together with the coefficients.
-
-    Attributes:
-        value: of the sampler's settings.
-        low: the smallest value that the sampler accepts.
-        high: the largest one.
-        differentiable: whether images have a graph back to it.
-    """
-
-    value: float
-    low: float = -math.inf
-    high: float = math.inf
-    differentiable: bool = False
-
-
-def tunable_numbers(sampler: Sampler | None) -> Mapping[str, Tunable]:
-    """Name → number of a sampler that can be tuned; empty for a sampler without an attribute ``tunable``."""
-    numbers: Mapping[str, Tunable] = getattr(sampler, "tunable", {})
-    return numbers
-
-
-def tune(sampler: Sampler, values: Mapping[str, float | Tensor]) -> None:
-    """Give a sampler these values of its numbers; those that are not named get the values of its settings."""
-    if not tunable_numbers(sampler):
-        return
-    set_numbers: Callable[[Mapping[str, float | Tensor]], None] = sampler.tune  # type: ignore[attr-defined]
-    set_numbers(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,12 +17,10 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel, near_miss
-from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
-from lcsc_opt.sampling.scheduler_numbers import config_numbers, step_numbers, with_config
 
 SchedulerName = Literal[
     "ddpm",
@@ -191,75 +189,29 @@ class DiffusersSampler(NetworkSampler):
             decoder=decoder,
         )
         self.scheduler = scheduler
-        self._scheduler_of_settings = scheduler
         self._timestep_scale = timestep_scale
         self._schedule = schedule_arguments(steps, timesteps)
         self._step_options = dict(step_options or {})
-        self._step_options_of_settings = self._step_options
         learns_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learns_variance and type(scheduler).__name__ == "DDPMScheduler"
         self._guidance: tuple[float, int] | None = None
         if labels is not None:
             self._guidance = labels.guidance
-        self._interval_of_settings = guidance_interval
-        if guidance_interval != ALWAYS and not self._has_shares_of_timesteps:
+        self._interval = guidance_interval
+        # EDM's schedulers give the network ln(sigma) / 4, which is no share of the training's timesteps
+        if guidance_interval != ALWAYS and type(scheduler).__name__.startswith("EDM"):
             raise ObjectiveError(
                 f"guidance_interval: {type(scheduler).__name__} has no timesteps to give it in; leave it out, or "
                 "choose another sampler"
             )
-        self._calls = calls
         step_parameters = inspect.signature(scheduler.step).parameters
         for option in self._step_options:
             if option not in step_parameters:
                 raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {option!r}")
         self._takes_generator = "generator" in step_parameters
-        self.tune({})
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """Those of the network; of classifier-free guidance its scale and interval; and those of the scheduler."""
-        numbers = dict(super().tunable)
-        if self._guidance is not None:
-            low, high = self._interval_of_settings
-            numbers["guidance"] = Tunable(self._guidance[0], low=0.0, differentiable=True)
-            if self._has_shares_of_timesteps:
-                numbers["guidance_low"] = Tunable(low, low=0.0, high=1.0)
-                numbers["guidance_high"] = Tunable(high, low=0.0, high=1.0)
-        return {**numbers, **self._config_numbers, **self._step_numbers}
-
-    @property
-    def _has_shares_of_timesteps(self) -> bool:
-        """Whether a timestep is a share of the training's; EDM's schedulers give the network ln(sigma) / 4."""
-        return not type(self._scheduler_of_settings).__name__.startswith("EDM")
-
-    @property
-    def _config_numbers(self) -> dict[str, Tunable]:
-        scheduler = self._scheduler_of_settings
-        return config_numbers(scheduler.config, type(scheduler).__name__)
-
-    @property
-    def _step_numbers(self) -> dict[str, Tunable]:
-        return step_numbers(self._step_options_of_settings, type(self._scheduler_of_settings).__name__)
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Sample with these values of tunable numbers, and with those of the settings for others."""
-        super().tune(values)
-        self._scale: float | Tensor = 1.0
-        if self._guidance is not None:
-            self._scale = values.get("guidance", self._guidance[0])
-        low, high = self._interval_of_settings
-        self._interval = (float(values.get("guidance_low", low)), float(values.get("guidance_high", high)))
-        changes = {name: float(values[name]) for name in self._config_numbers if name in values}
-        self.scheduler = with_config(self._scheduler_of_settings, changes)
-        options = {name: float(values[name]) for name in self._step_numbers if name in values}
-        self._step_options = {**self._step_options_of_settings, **options}
-        self._count_calls()
-
-    def _count_calls(self) -> None:
-        """Set the number of model calls per image, and how many of them a backward pass makes again."""
-        calls = [self._calls * (1 + self._is_guided(timestep)) for timestep in self._timesteps()]
-        self.nfe = sum(calls)
-        self.recomputed = sum(calls[:-1])
+        network_calls = [calls * (1 + self._is_guided(timestep)) for timestep in self._timesteps()]
+        self.nfe = sum(network_calls)
+        self.recomputed = sum(network_calls[:-1])
 
     def _is_guided(self, timestep: Tensor) -> bool:
         """Whether classifier-free guidance acts at this timestep."""
@@ -296,16 +248,16 @@ class DiffusersSampler(NetworkSampler):
         described = {
             **super().describe(),
             "sampler": type(self.scheduler).__name__,
-            "scheduler": _public_keys(self._scheduler_of_settings.config),
+            "scheduler": _public_keys(self.scheduler.config),
             "steps": self._schedule,
-            "step_options": self._step_options_of_settings,
+            "step_options": self._step_options,
             "network": type(self.network).__name__,
             "architecture": _public_keys(getattr(self._network.module, "config", {})),
         }
         if self._timestep_scale != 1:
             described["timestep_scale"] = self._timestep_scale
-        if self._interval_of_settings != ALWAYS:
-            described["guidance_interval"] = list(self._interval_of_settings)
+        if self._interval != ALWAYS:
+            described["guidance_interval"] = list(self._interval)
         return described
 
     def _timesteps(self) -> Tensor:
@@ -332,7 +284,7 @@ class DiffusersSampler(NetworkSampler):
         elif self._guidance is None or not is_guided:
             output = self._network(images, times, class_labels=labels, again=again)
         else:
-            output = self._guided_output(images, times, labels, self._guidance[1], again=again)
+            output = self._guided_output(images, times, labels, self._guidance, again=again)
         if self._uses_variance:
             return output
         return output[:, : self.image_shape[0]]
@@ -342,17 +294,18 @@ class DiffusersSampler(NetworkSampler):
         images: Tensor,
         times: Tensor,
         labels: Tensor,
-        null_label: int,
+        guidance: tuple[float, int],
         *,
         again: bool,
     ) -> Tensor:
         """Classifier-free guidance: conditional and unconditional outputs from one call on twice as many images."""
+        scale, null_label = guidance
         labels_and_null = torch.cat([labels, torch.full_like(labels, null_label)])
         outputs = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, again=again)
         conditional, unconditional = outputs.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]
-        guided = unconditional[:, :channels] + self._scale * difference
+        guided = unconditional[:, :channels] + scale * difference
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 

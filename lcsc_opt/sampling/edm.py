@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.records import Coefficients, Noise
-from lcsc_opt.sampling.base import SearchedWeak, Tunable
+from lcsc_opt.sampling.base import SearchedWeak
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -56,10 +56,8 @@ class EdmDenoiser(nn.Module):
         self.network = network
         self.guide = guide
         self.label_dim = label_dim
-        self.guidance: float | Tensor = guidance
-        self._guidance_of_settings = guidance
+        self.guidance = guidance
         self.interval = interval
-        self._interval_of_settings = interval
         self.config: dict[str, object] = {"class": type(network).__name__, "guidance": None}
         if guide is not None:
             self.config["guidance"] = guidance
@@ -75,24 +73,6 @@ class EdmDenoiser(nn.Module):
     def trained(self) -> nn.Module:
         """What gets merged weights: the network, or this module if the guide gets such, too."""
         return self.network if self.searched is None else self
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """``guidance`` and its interval, ``guidance_low`` and ``guidance_high``, where there is a guide."""
-        if self.guide is None:
-            return {}
-        low, high = self._interval_of_settings
-        return {
-            "guidance": Tunable(self._guidance_of_settings, low=0.0, differentiable=True),
-            "guidance_low": Tunable(low, low=0.0),
-            "guidance_high": Tunable(high, low=0.0),
-        }
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Use these values of tunable numbers, and those of the settings for others."""
-        self.guidance = values.get("guidance", self._guidance_of_settings)
-        low, high = self._interval_of_settings
-        self.interval = (float(values.get("guidance_low", low)), float(values.get("guidance_high", high)))
 
     @property
     def calls(self) -> int:
@@ -138,15 +118,6 @@ class RawOutput(nn.Module):
         self.denoiser = denoiser
         self.sigma_data = sigma_data
         self.config = denoiser.config
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """Those of the denoiser."""
-        return self.denoiser.tunable
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Use these values of tunable numbers, and those of the settings for others."""
-        self.denoiser.tune(values)
 
     def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """``[N, C, H, W]``, ``[N]``, ``[N]`` → ``[N, C, H, W]``."""
@@ -228,27 +199,12 @@ class HeunSampler(NetworkSampler):
             decoder=decoder,
         )
         self.schedule = schedule
-        self._schedule_of_settings = schedule  # for numbers that are not tuned
         self._denoiser = denoiser
         self._dtype = torch.float32
         if has_float64(self._network.device):
             self._dtype = torch.float64
         self.nfe = (2 * schedule.steps - 1) * denoiser.calls  # each step calls the denoiser twice, the last one once
         self.recomputed = self.nfe - denoiser.calls  # in a backward pass, all but those of the last call
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """Those of the denoiser; ``s_churn`` and ``sigma_min`` of the schedule."""
-        numbers = dict(super().tunable)
-        numbers["s_churn"] = Tunable(self._schedule_of_settings.s_churn, low=0.0)
-        numbers["sigma_min"] = Tunable(self._schedule_of_settings.sigma_min, low=1e-6)
-        return numbers
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Sample with these values of tunable numbers, and with those of the settings for others."""
-        super().tune(values)
-        changes: dict[str, Any] = {name: float(values[name]) for name in ("s_churn", "sigma_min") if name in values}
-        self.schedule = dataclasses.replace(self._schedule_of_settings, **changes)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
@@ -283,7 +239,7 @@ class HeunSampler(NetworkSampler):
         return {
             **super().describe(),
             "sampler": "edm-heun",
-            "schedule": {name: str(value) for name, value in dataclasses.asdict(self._schedule_of_settings).items()},
+            "schedule": {name: str(value) for name, value in dataclasses.asdict(self.schedule).items()},
             "network": self._denoiser.config,
         }
 

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
-from lcsc_opt.sampling.base import ModuleWeights, Tunable, recomputed, searched_weak_of
+from lcsc_opt.sampling.base import ModuleWeights, recomputed, searched_weak_of
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
@@ -161,18 +161,6 @@ class NetworkSampler:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network, and into a weak model that is searched, too."""
         load_weights(self._network.trained, weights)
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """Numbers that a study may search: those of the module, if it has such."""
-        numbers: Mapping[str, Tunable] = getattr(self._network.module, "tunable", {})
-        return numbers
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Sample with these values of tunable numbers, and with those of the settings for others."""
-        module: Any = self._network.module
-        if hasattr(module, "tunable"):
-            module.tune(values)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""

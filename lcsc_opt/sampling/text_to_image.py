@@ -24,13 +24,12 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.sampling.base import ModuleWeights, Tunable, recomputed_calls
+from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
 from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.sampling.scheduler_numbers import config_numbers, with_config
 
 Component = Literal["unet", "transformer", "lora"]
 _WHOLE_GROUPS = (SEARCH.group, SELECTION.group, HELD_OUT.group)  # evaluations of them have all prompts
@@ -205,46 +204,23 @@ class LatentDiffusionSampler:
         for name in self._options:
             if not self._has_argument(name):
                 raise ObjectiveError(f"sampler: {type(pipeline).__name__} has no argument {name!r}")
-        self._scheduler_of_settings = pipeline.scheduler
-        self._guidance_of_settings = guidance_scale
+        self._guidance_scale = guidance_scale
         self._negative_prompt = negative_prompt
         # a network that embeds the guidance needs no second call
-        self._embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
-        self.tune({})
-        self.alphas = alphas
-        self._lora: LoraAdapter | None = None
-        if component == "lora":
-            self._lora = LoraAdapter(pipeline, alphas)
-        self._encoded_prompts = EncodedPrompts()
-
-    @property
-    def tunable(self) -> Mapping[str, Tunable]:
-        """``guidance``, the pipeline's ``guidance_scale``; and the numbers of the scheduler's configuration."""
-        numbers = {}
-        if self._has_argument("negative_prompt"):
-            is_differentiable = not self._embeds_guidance
-            numbers["guidance"] = Tunable(self._guidance_of_settings, low=1.0, differentiable=is_differentiable)
-        return {**numbers, **self._scheduler_numbers}
-
-    @property
-    def _scheduler_numbers(self) -> dict[str, Tunable]:
-        scheduler = self._scheduler_of_settings
-        return config_numbers(scheduler.config, type(scheduler).__name__)
-
-    def tune(self, values: Mapping[str, float | Tensor]) -> None:
-        """Sample with these values of tunable numbers, and with those of the settings for others."""
-        self._guidance_scale = values.get("guidance", self._guidance_of_settings)
-        changes = {name: float(values[name]) for name in self._scheduler_numbers if name in values}
-        self.pipeline.scheduler = with_config(self._scheduler_of_settings, changes)
-        can_guide = self._has_argument("negative_prompt") and not self._embeds_guidance
-        self._guided = can_guide and bool(self._guidance_scale > 1)
-        self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
+        embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
+        self._guided = self._has_argument("negative_prompt") and not embeds_guidance and guidance_scale > 1
+        self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule))
         if self._guided:
             self.nfe *= 2
         self.recomputed = self.nfe
         is_compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
         if self.nfe == 1 or is_compiled:  # a compiler would see the repeated calls
             self.recomputed = 0
+        self.alphas = alphas
+        self._lora: LoraAdapter | None = None
+        if component == "lora":
+            self._lora = LoraAdapter(pipeline, alphas)
+        self._encoded_prompts = EncodedPrompts()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""
@@ -328,7 +304,7 @@ class LatentDiffusionSampler:
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images, and a hash of all weights that are not merged."""
-        scheduler = self._scheduler_of_settings  # tuned numbers are the candidate's, so not described
+        scheduler = self.pipeline.scheduler
         lora = None
         if self.alphas is not None:
             lora = {"alphas": self.alphas.model_dump()}
@@ -340,7 +316,7 @@ class LatentDiffusionSampler:
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
             "options": self._options,
-            "guidance_scale": self._guidance_of_settings,
+            "guidance_scale": self._guidance_scale,
             "negative_prompt": self._negative_prompt,
             "prompts": [_sha256(self.prompts), len(self.prompts)],
             "held_out_prompts": [_sha256(self.held_out_prompts), len(self.held_out_prompts)],

@@ -20,11 +20,11 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
-from lcsc_opt.base.records import Coefficients, SampledModel
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.layer_groups import network_rows
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.arrays import TUNED, coefficients_of
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage, read_or_empty, reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
@@ -94,16 +94,12 @@ class Study:
         Raises:
             StudyStoreError: no trial is complete yet.
         """
-        return self._answer.coefficients
-
-    @property
-    def tuned(self) -> dict[str, float]:
-        """Name → value of the sampler's numbers that belong to :attr:`coefficients`; empty if none are tuned.
-
-        Raises:
-            StudyStoreError: no trial is complete yet.
-        """
-        return dict(self._answer.tuned)
+        with reading(self.storage) as storage:
+            reader = HistoryReader(storage)
+            coefficients = reader.answer(reader.read_summary(self.name))
+        if coefficients is None:
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+        return coefficients
 
     @property
     def layer_groups(self) -> tuple[str, ...]:
@@ -115,7 +111,7 @@ class Study:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
         Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
-        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``tuned`` and ``metrics`` (name → value),
+        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``metrics`` (name → value),
         ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
@@ -154,15 +150,6 @@ class Study:
         with reading(self.storage) as storage:
             alone = checkpoints_alone_of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
-
-    @property
-    def _answer(self) -> SampledModel:
-        with reading(self.storage) as storage:
-            reader = HistoryReader(storage)
-            answer = reader.answer_model(reader.read_summary(self.name))
-        if answer is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
-        return answer
 
     @property
     def _summary(self) -> SummarizedStudy:
@@ -389,7 +376,6 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "loss": trial.value,
         "coefficients": coefficients,
-        "tuned": attributes.get(TUNED, {}),
         "metrics": attributes.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),

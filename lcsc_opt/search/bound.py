@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluation, SampledModel
+from lcsc_opt.base.records import Candidate, Coefficients, Constraint, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.coefficients.profiles import average_name, plain_average_count, plain_averages
 from lcsc_opt.database.arrays import coefficients_of
@@ -44,14 +44,14 @@ class _Ema:
     """EMA*, before its bound is measured.
 
     Attributes:
-        model: its coefficients, ``[K]`` or ``[S, K]`` with equal rows, and tuned numbers.
+        coefficients: ``[K]``, or ``[S, K]`` with equal rows.
         loss: on the search's noise, with as many images as a candidate of the search.
         label: as of :class:`KeptBound`.
         study: the EMA grid whose answer it is.
         trial: the number of the answer.
     """
 
-    model: SampledModel
+    coefficients: Coefficients
     loss: float
     label: str
     study: str | None = None
@@ -94,7 +94,7 @@ def measure_bound(
         if ema is None:
             ema = _best_average(objective, baselines.evaluate)
         constraint = _constraint_at(ema, objective, baselines.evaluate)
-    bound = KeptBound(constraint, ema.model, ema.label, ema.study, ema.trial)
+    bound = KeptBound(constraint, ema.coefficients, ema.label, ema.study, ema.trial)
     study.set_attribute(KEPT_BOUND, bound.to_json())
     return bound
 
@@ -124,7 +124,7 @@ def constraint_outside_studies(objective: Objective) -> Constraint | None:
         return _constraint_at(ema, objective, evaluate)
 
 
-def known_ema(study: StoredStudy) -> tuple[StudyHistory, SampledModel] | None:
+def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
     experiment = split_name(study.name)[0]
     return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
@@ -132,7 +132,7 @@ def known_ema(study: StoredStudy) -> tuple[StudyHistory, SampledModel] | None:
 
 def ema_of_grids(
     storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
-) -> tuple[StudyHistory, SampledModel] | None:
+) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of an experiment's finished EMA grids, and its answer; ``None`` without a grid.
 
     Args:
@@ -156,10 +156,10 @@ def ema_of_grids(
     ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
-    model = reader.answer_model(ema)
-    if model is None:
+    coefficients = reader.answer(ema)
+    if coefficients is None:
         return None
-    return ema, model
+    return ema, coefficients
 
 
 def _function_of(fingerprint: Mapping[str, Any]) -> Any:
@@ -226,9 +226,9 @@ def _ema_of_grid(study: StoredStudy) -> _Ema | None:
     grid_and_answer = known_ema(study)
     if grid_and_answer is None:
         return None
-    grid, model = grid_and_answer
+    grid, coefficients = grid_and_answer
     loss = grid.trials["loss"][grid.trials["number"] == grid.chosen][0]
-    return _Ema(model, float(loss), grid.label, grid.study, grid.chosen)
+    return _Ema(coefficients, float(loss), grid.label, grid.study, grid.chosen)
 
 
 def _best_average(objective: Objective, evaluate: _Evaluate) -> _Ema:
@@ -237,7 +237,7 @@ def _best_average(objective: Objective, evaluate: _Evaluate) -> _Ema:
     evaluations = evaluate([Candidate(average) for average in averages])
     best = min(range(len(averages)), key=lambda index: evaluations[index].loss)
     label = f"{EMA} ({average_name(averages[best], objective.steps)})"
-    return _Ema(SampledModel(averages[best]), evaluations[best].loss, label)
+    return _Ema(averages[best], evaluations[best].loss, label)
 
 
 def _constraint_at(ema: _Ema, objective: Objective, evaluate: _Evaluate) -> Constraint:
@@ -248,7 +248,7 @@ def _constraint_at(ema: _Ema, objective: Objective, evaluate: _Evaluate) -> Cons
     images = None
     if objective.images_for_bound != objective.images_per_evaluation:
         images = objective.images_for_bound
-    evaluation = evaluate([Candidate(ema.model.coefficients, images=images, tuned=ema.model.tuned)])[0]
+    evaluation = evaluate([Candidate(ema.coefficients, images=images)])[0]
     if evaluation.constraint is None:
         raise ObjectiveError("images_for_bound: the objective keeps a metric, and its evaluations have no constraint")
     return dataclasses.replace(evaluation.constraint, loss=ema.loss)

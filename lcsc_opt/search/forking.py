@@ -16,7 +16,6 @@ from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
 from lcsc_opt.coefficients.layer_groups import WEAK, Rule
 from lcsc_opt.coefficients.profiles import plain_averages
-from lcsc_opt.database.arrays import TUNED
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.names import is_ours
@@ -84,8 +83,7 @@ def fork(
     )
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
-    _, origin, attributes = source.chosen_trial()
-    plan = _starting_at(plan, attributes.get(TUNED, {}))
+    _, origin, _ = source.chosen_trial()
     executor = Executor(source.storage, accept_changes=accept_changes)
     evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
@@ -176,14 +174,6 @@ def _forked_plan(
     return plan
 
 
-def _starting_at(plan: Plan, tuned: Mapping[str, float]) -> Plan:
-    """The plan, whose tuned numbers begin with those of the source's answer, as its coefficients do."""
-    tune = {}
-    for name, tuned_range in plan.spec.tune.items():
-        tune[name] = tuned_range.model_copy(update={"start": tuned[name]})
-    return plan.changed(tune=tune)
-
-
 def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:
     """The objective's specification with all of these checkpoints; a selection of checkpoints is dropped."""
     if CHECKPOINTS not in spec.settings:
@@ -242,12 +232,6 @@ def starting_point(
             images = spec.held_out.images_with(objective.report_images)
         return objective, lambda: _best_average(objective), images
     study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
-    tuned = study.attributes["specification"].get("tune")
-    if tuned:
-        raise StudySpecError(
-            f"{source}: tunes {', '.join(tuned)} together with the coefficients, and a refinement samples with fixed "
-            "numbers; put those it found into the settings of a study file, and refine that"
-        )
     objective = objective_of(study)
     current = {"objective": objective.describe()}
     accepted_changes(study.name, study.attributes, read_database(study.storage).trials, current, accept=False)
@@ -258,7 +242,7 @@ def starting_point(
         ema = known_ema(study)
         if ema is None:
             return _best_average(objective)
-        return ema[1].coefficients
+        return ema[1]
 
     return objective, start, HeldOutPlan.of(study).images
 

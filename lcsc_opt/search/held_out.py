@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Constraint, Noise, SampledModel
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Constraint, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.arrays import model_of
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
@@ -145,10 +145,10 @@ def score_held_out(
         selection = {}
         for trial in best_trials:
             name = _trial_name(study, trial)
-            measured = measurements.on(SELECTION, model_of(trial), name, constraint=constraint)
+            measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = measurements.held_out(model_of(chosen), _trial_name(study, chosen), constraint=constraint)
+        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen), constraint=constraint)
         baselines = _measure_baselines(models, measurements)
     rows = metric_rows(
         answer,
@@ -186,7 +186,7 @@ def _best_trials(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) ->
     for trial in study.with_arrays(by_loss):
         if len(distinct) == top:
             break
-        distinct.setdefault(model_of(trial).identity, trial)
+        distinct.setdefault(coefficients_of(trial).tobytes(), trial)
     return list(distinct.values())
 
 
@@ -238,7 +238,7 @@ class _Measurements:
     def on(
         self,
         noise: Noise,
-        model: SampledModel,
+        coefficients: Coefficients,
         model_name: str,
         *,
         constraint: Constraint | None = None,
@@ -248,7 +248,7 @@ class _Measurements:
 
         Args:
             noise: the group.
-            model: what is measured.
+            coefficients: ``[K]`` or ``[S, K]``, of the model.
             model_name: for a message.
             constraint: the bound of the kept metric; without it, the loss has no penalty.
             also_in: a study that may have measured it, too.
@@ -256,15 +256,14 @@ class _Measurements:
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(model, self._images, noise)
+        key = MeasurementKey.of(coefficients, self._images, noise)
         measurement = self._stored(key, noise, also_in)
         if measurement is None:
             candidate = Candidate(
-                model.coefficients,
+                coefficients,
                 images=self._images or None,
                 noise=noise,
                 constraint=constraint,
-                tuned=model.tuned,
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
@@ -277,7 +276,7 @@ class _Measurements:
 
     def held_out(
         self,
-        model: SampledModel,
+        coefficients: Coefficients,
         model_name: str,
         *,
         constraint: Constraint | None = None,
@@ -288,7 +287,7 @@ class _Measurements:
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            measurement = self.on(noise, model, model_name, constraint=constraint, also_in=other_study)
+            measurement = self.on(noise, coefficients, model_name, constraint=constraint, also_in=other_study)
             groups.append(measurement)
         return MeasuredModel.mean_of(groups, images=self._images)
 
@@ -309,7 +308,7 @@ class _BaselineModel:
     """A model that the answer is compared with, before it is measured; :class:`Baseline` is the measured one."""
 
     name: str
-    model: SampledModel
+    coefficients: Coefficients
     study: str | None = None
     trial: int | None = None
     label: str | None = None
@@ -331,15 +330,15 @@ def _baseline_models(
         return []
     bound = KeptBound.of(study.attributes)
     if bound is not None:
-        bounding_ema = _BaselineModel(EMA, bound.model, label=bound.label)
+        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
         if bound.study in our_studies(study.storage):  # else it was measured by the study, or the grid was deleted
             bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
         return [bounding_ema]
     known_best = known_ema(study)
     if known_best is not None:
-        ema, model = known_best
-        return [_BaselineModel(EMA, model, study=ema.study, trial=ema.chosen, label=ema.label)]
-    default_ema = _BaselineModel(_DEFAULT_EMA, SampledModel(default_origin(objective.steps)))
+        ema, coefficients = known_best
+        return [_BaselineModel(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)]
+    default_ema = _BaselineModel(_DEFAULT_EMA, default_origin(objective.steps))
     if not plan.baselines:
         return [default_ema]
     notice(
@@ -347,7 +346,7 @@ def _baseline_models(
         "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
     last_checkpoint = np.eye(len(objective.steps))[-1]
-    return [_BaselineModel(_LAST_CHECKPOINT, SampledModel(last_checkpoint)), default_ema]
+    return [_BaselineModel(_LAST_CHECKPOINT, last_checkpoint), default_ema]
 
 
 def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurements) -> tuple[Baseline, ...]:
@@ -355,7 +354,7 @@ def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurem
     baselines = []
     for model in models:
         try:
-            measured = measurements.held_out(model.model, model.name, also_in=model.study)
+            measured = measurements.held_out(model.coefficients, model.name, also_in=model.study)
         except SearchFailedError as error:
             notice(f"{error}; it is left out")
         else:

@@ -90,7 +90,6 @@ def _landscape_plan(
     plan = searched.changed(
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(optimizer,),
-        tune={},
         seeds=(seed,),
         failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=points),

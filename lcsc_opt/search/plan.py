@@ -21,7 +21,6 @@ from lcsc_opt.base.study_file import (
     RayWorkers,
     SpaceSpec,
     StudySpec,
-    TuneSpec,
     parse_studies,
 )
 from lcsc_opt.coefficients.plane import LANDSCAPE
@@ -37,7 +36,6 @@ from lcsc_opt.coefficients.spaces import (
     load_space,
     space_of_plugin,
 )
-from lcsc_opt.coefficients.tuning import RANGE, TunedNumber, TunedSpace
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES
@@ -46,18 +44,15 @@ from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
-    brackets_numbers,
     configure,
     needs_gradient,
     plugin_of,
     prefers_sequential_asks,
     refuses_concurrent_asks,
 )
-from lcsc_opt.sampling.base import Tunable
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
-UNTUNED = ("LCSCQuadratic", "GreedySoup", LANDSCAPE)  # optimizers that search coefficients only
 MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
@@ -215,8 +210,6 @@ class Plan:
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
-        if self.spec.tune:
-            specification["tune"] = {name: range_.model_dump() for name, range_ in self.spec.tune.items()}
         return specification
 
     @property
@@ -343,7 +336,6 @@ class Plan:
                 raise StudySpecError(
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
-        self._check_tuned(objective)
         self._check_weak_row(objective)
         if spec.space.plugin is not None:
             groups = objective.layer_groups
@@ -361,33 +353,6 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
-
-    def _check_tuned(self, objective: Objective) -> None:
-        """Refuse numbers that the sampler does not have, or this optimizer cannot search.
-
-        Raises:
-            StudySpecError: the message names the number.
-        """
-        tunable = objective.tunable
-        for name, searched_range in self.spec.tune.items():
-            if name not in tunable:
-                names = ", ".join(tunable) or "none that can be tuned"
-                raise StudySpecError(f"tune.{name}: the sampler has no such number; it has {names}")
-            number = tunable[name]
-            if not number.low <= searched_range.low or not searched_range.high <= number.high:
-                raise StudySpecError(
-                    f"tune.{name}: expected a range within {number.low:g} to {number.high:g}, got "
-                    f"{searched_range.low:g} to {searched_range.high:g}"
-                )
-            if self.follows_gradients and not number.differentiable and not brackets_numbers(self.optimizer):
-                raise StudySpecError(
-                    f"tune.{name}: {self.optimizer.name} needs gradients, and images are not differentiable in {name}; "
-                    "tune it with LCSCGradient, LCSC or CMA"
-                )
-        if self.spec.tune and self.optimizer.name in UNTUNED:
-            raise StudySpecError(
-                f"tune: {self.optimizer.name} searches coefficients only; use EMAGrid, LCSC, LCSCGradient or CMA"
-            )
 
     def _check_weak_row(self, objective: Objective) -> None:
         """Refuse an optimizer that would move a weak model as it moves the network.
@@ -425,19 +390,10 @@ class Plan:
             )
 
     def space(self, objective: Objective) -> CoefficientSpace:
-        """The coefficient space over an objective's checkpoints, together with the tuned numbers if there are such.
+        """The coefficient space over an objective's checkpoints.
 
         Grids get the affine space, which contains their profiles exactly; another space may not reach them.
         """
-        coefficients = self._coefficient_space(objective)
-        if not self.spec.tune:
-            return coefficients
-        numbers = []
-        for name, searched_range in self.spec.tune.items():
-            numbers.append(_tuned_number(name, searched_range, objective.tunable[name]))
-        return TunedSpace(coefficients, tuple(numbers))
-
-    def _coefficient_space(self, objective: Objective) -> CoefficientSpace:
         is_grid = self.optimizer.name in (*BASELINES, LANDSCAPE)
         spec = SpaceSpec() if is_grid else self.spec.space
         steps = objective.steps
@@ -475,7 +431,7 @@ class Plan:
         """The budget, but no more than a grid has candidates."""
         budget = self.spec.budget
         candidates = self._grid_size(objective)
-        if candidates is None or self.spec.tune:  # no grid, or one that goes on around its best point
+        if candidates is None:
             return budget
         return budget.with_total(min(budget.total, self._price(objective) * candidates))
 
@@ -591,27 +547,3 @@ def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
         else:
             chosen.append(parse_settings(OptimizerSpec, {"name": name}, source="--optimizer"))
     return chosen
-
-
-def _tuned_number(name: str, wanted: TuneSpec, tunable: Tunable) -> TunedNumber:
-    """A number of a study file that the sampler has.
-
-    It starts where the study file says, by default at the value of the objective's settings, or in the middle of a
-    range that does not contain that.
-    """
-    number = TunedNumber(
-        name,
-        wanted.low,
-        wanted.high,
-        start=wanted.low,  # until it is known
-        differentiable=tunable.differentiable,
-        logarithmic=wanted.scale == "log",
-    )
-    start = wanted.start
-    if start is None:
-        start = (wanted.low + wanted.high) / 2
-        if number.logarithmic:
-            start = number.to_value(RANGE / 2)
-        if wanted.low <= tunable.value <= wanted.high:
-            start = tunable.value
-    return dataclasses.replace(number, start=start)

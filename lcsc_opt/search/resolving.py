@@ -307,8 +307,6 @@ def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTri
         StudyStoreError: the study was made from another specification.
     """
     before = dict(stored.get("specification") or {})
-    if "tune" in before:  # it may be stored without a scale, when there was only this one
-        before["tune"] = {name: {"scale": "linear", **stored_range} for name, stored_range in before["tune"].items()}
     if plan.spec.workers == "auto" and before.get("workers"):
         plan = plan.changed(workers=before["workers"])
     now = plan.specification

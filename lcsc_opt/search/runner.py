@@ -27,7 +27,7 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
-from lcsc_opt.database.arrays import TUNED, array_of, coefficients_of, tuned_of
+from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
@@ -190,7 +190,7 @@ class Search:
             if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
             parametrization = self._optimizer.parametrization
-            point = point_of(parametrization, coefficients_of(trial), tuned_of(trial))
+            point = point_of(parametrization, coefficients_of(trial))
             parameter = parametrization.spawn_child(new_value=point)
             attach_request(parameter, request)
             outcome = stored_outcome(trial)
@@ -243,7 +243,7 @@ class Search:
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
         """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
         attributes = candidate_attributes(asked)
-        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise", TUNED))
+        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise"))
         if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
         changed = self._changed or "nothing that a study records"

@@ -20,7 +20,6 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.coefficients.tuning import tuned_text
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
@@ -43,7 +42,6 @@ _Images = list[tuple[str, list[StoredImage]]]
 """Study → its stored images."""
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
-    "tuned": "Numbers of the sampler",
     "movement": "How the best coefficients moved",
     "times": "Time per trial",
 }
@@ -203,13 +201,10 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
     metrics = None
     if held_out is not None and held_out.rows:
         metrics = report_table(held_out.rows)
-    names = [name for name in _SECTION_TITLES if name != "tuned" or study.settings.get("tune")]
-    figures = own_figures(reader, study, studies, names)
-    model = reader.answer_model(study)
+    figures = own_figures(reader, study, studies, _SECTION_TITLES)
     return {
         "name": study.study,
         "state": _state(Progress.of(study)),
-        "tuned": tuned_text({} if model is None else model.tuned),
         "warning": study.warning,
         "metrics": metrics,
         "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.records import SampledModel
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
 from lcsc_opt.database.kept_bound import KeptBound
@@ -218,8 +218,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "compared_trials": summarized.summary.compared,
         "best_trial": summarized.best,
         "chosen_trial": summarized.chosen,
-        **_coefficients(summarized, reader.answer_model(summarized), space),
-        "tune": specification.get("tune", {}),
+        **_coefficients(summarized, reader.answer(summarized), space),
         "held_out_report": attributes.get(HELD_OUT_REPORT),
         "warning": summarized.warning,
         "failed": summarized.summary.failed,
@@ -237,11 +236,12 @@ def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
     return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
 
 
-def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer's coefficients, described and as numbers, the layer groups of their rows, and its tuned numbers."""
-    if answer is None:
-        return {"best_coefficients": None, "coefficients": None, "layer_groups": None, "tuned": {}}
-    coefficients = answer.coefficients
+def _coefficients(
+    study: SummarizedStudy, coefficients: Coefficients | None, space: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The answer's coefficients, described and as numbers, and the layer groups of their rows."""
+    if coefficients is None:
+        return {"best_coefficients": None, "coefficients": None, "layer_groups": None}
     layer_groups = None
     if coefficients.ndim > 1:
         layer_groups = {"rows": space["rows"], "names": list(study.layer_groups)}
@@ -249,7 +249,6 @@ def _coefficients(study: SummarizedStudy, answer: SampledModel | None, space: Ma
         "best_coefficients": describe_coefficients(coefficients, study.steps),
         "coefficients": coefficients.tolist(),
         "layer_groups": layer_groups,
-        "tuned": dict(answer.tuned),
     }
 
 

@@ -16,7 +16,7 @@ from lcsc_opt.database.history import NODES
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
-from tests.study_examples import add_result, write_tuned_study
+from tests.study_examples import add_result
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/LCSC/0"
@@ -41,20 +41,6 @@ def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
     assert chosen(site, "?experiment=nothing") == "cifar/LCSC/0"
     with write_study(url, "digits/LCSC/1", [9.0], ended=False).hold():
         assert chosen(site, "?experiment=digits") == "digits/LCSC/1"
-
-
-def test_numbers_of_the_sampler_are_drawn_where_a_study_tunes_some(url: str) -> None:
-    write_study(url, "digits/CMA/0")
-    write_tuned_study(written(url), NAME)
-    site = Site(url)
-    shown = draw(site)
-    assert shown["tuned-section"]["hidden"] is False
-    assert shown["tuned-new"]["data"]["data"][0]["x"]
-    plain = draw(site, "digits/CMA/0")
-    assert plain["tuned-section"]["hidden"] is True
-    assert "tuned-new" not in plain
-    seen = shown["seen"]["data"]
-    assert "tuned-new" not in draw(site, seen=seen), "nothing is drawn again while nothing changes"
 
 
 def test_progress_and_every_figure_are_shown(url: str) -> None:

@@ -123,7 +123,7 @@ def test_a_candidate_that_cannot_be_pickled_fails_with_its_reason_and_the_next_o
 ) -> None:
     """Its job is handed out by the thread that hears that the worker is ready: an error there would end it."""
     asked = candidate(1.0, 0.0, 0.0)
-    bad = dataclasses.replace(asked, tuned={"steps": Unwritable(3.0)})
+    bad = dataclasses.replace(asked, keep_weight=Unwritable(3.0))
     with contextlib.closing(WorkerPool(Stages, 2)) as pool:
         spread = SpreadEvaluator(Stages(), pool)
         for evaluator in (ProcessEvaluator(pool), spread, ProcessEvaluator(pool)):

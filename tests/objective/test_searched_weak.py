@@ -15,7 +15,6 @@ from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.coefficients.layer_groups import NETWORK, WEAK, LayerGroups, network_rows
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace, SpaceWithWeakRow
-from lcsc_opt.coefficients.tuning import TunedNumber, TunedSpace
 from lcsc_opt.objective.weak import WithWeakModel
 from lcsc_opt.optimizers.parametrization import coefficient_array, point_of
 from lcsc_opt.sampling import Autoguidance, DiffusersSampler, EdmDenoiser, ImageNoise, RawOutput, build_scheduler
@@ -156,10 +155,6 @@ def test_averages_that_an_optimizer_begins_with_leave_the_weak_model_at_its_star
     expected = np.stack([OTHER, START])
     np.testing.assert_allclose(space.to_coefficients(space.to_free(OTHER)), expected, atol=1e-12)
     np.testing.assert_array_equal(point_of(coefficient_array(space), OTHER), expected)
-    tuned = TunedSpace(space, (TunedNumber("guidance", 1, 4, start=2),))
-    point = point_of(coefficient_array(tuned), OTHER, {"guidance": 3.0})
-    np.testing.assert_array_equal(tuned.coefficients_of(point), expected)
-    assert tuned.tuned_of(point)["guidance"] == pytest.approx(3.0)
 
 
 def test_statistics_of_batch_normalization_are_refused(trajectory: Trajectory) -> None:

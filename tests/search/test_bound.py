@@ -151,7 +151,7 @@ def test_the_bound_is_that_of_the_best_average_and_every_loss_has_its_penalty() 
     [study] = run(specification())
     bound, [*averages, last] = bound_of(study), trials()[: AVERAGES + 1]
     best = min(averages, key=lambda trial: float(trial.value or 0))
-    assert bound.model.coefficients.tolist() == best.user_attrs["coefficients"] == last.user_attrs["coefficients"]
+    assert bound.coefficients.tolist() == best.user_attrs["coefficients"] == last.user_attrs["coefficients"]
     assert bound.constraint.loss == best.value
     assert last.user_attrs["images"] == FEWEST_KEPT
     name = "precision@stored_parts:Means"
@@ -190,7 +190,7 @@ def test_the_bound_is_the_ema_of_the_report() -> None:
     grid, study = run(content)
     answer = grid.chosen_trial()[1]
     bound = bound_of(study)
-    assert bound.model.coefficients.tolist() == answer.tolist()
+    assert bound.coefficients.tolist() == answer.tolist()
     assert bound.study == grid.name
     assert [trial.user_attrs["coefficients"] for trial in trials() if "baseline" in trial.user_attrs] == [
         answer.tolist()
@@ -212,7 +212,7 @@ def test_a_report_says_that_keep_did_not_hold_only_against_the_ema_that_bounded_
     assert report is not None
     [baseline] = report.baselines
     objective = lcsc_opt.load_objective(content)
-    measured = objective.evaluate(Candidate(bound_of(study).model.coefficients, images=1000, noise=HELD_OUT))
+    measured = objective.evaluate(Candidate(bound_of(study).coefficients, images=1000, noise=HELD_OUT))
     name = "precision@stored_parts:Means"
     assert baseline.measured.metrics[name] == pytest.approx(measured.metrics[name])
     row = next(row for row in report.rows if row.metric == name)

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.views.report import write_report
-from tests.study_examples import PNG, attach, write_study, write_tuned_study
+from tests.study_examples import PNG, attach, write_study
 
 HOSTILE = "<script>document.title='broken'</script><img src=x onerror=alert(1)>&amp;\"'"
 
@@ -96,12 +96,3 @@ def test_a_report_of_nothing_says_what_there_is(storage: RDBStorage, tmp_path: P
     with pytest.raises(LcscError, match=r"report\.pdf: expected a file that ends in \.html"):
         write_report(storage, "digits", tmp_path / "report.pdf")
     assert not list(tmp_path.glob("report*"))
-
-
-def test_a_report_says_how_to_sample_an_answer_and_draws_its_numbers(storage: RDBStorage, tmp_path: Path) -> None:
-    write_tuned_study(storage, "digits/LCSC/0")
-    write_study(storage, "digits/CMA/0", [9.0])
-    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
-    shown = " ".join(page.texts)
-    assert shown.count("Sample its answer with guidance 2.5, churn 0.2.") == 1
-    assert shown.count("Numbers of the sampler") == 1

@@ -18,7 +18,7 @@ from lcsc_opt.database.reader import LATEST, HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
-from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, VERMILLION, Theme, empty_figure, inert, style
+from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.study_status import EVALUATION, seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
@@ -59,7 +59,7 @@ def own_figures(
     """Figures of one study, compared with EMA* of its experiment.
 
     Of the experiment's ``studies`` the summaries are enough.
-    The ``names`` are of ``best_so_far``, ``coefficients``, ``tuned``, ``movement``, ``times``.
+    The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = best_ema(studies)
     compared: list[SummarizedStudy] = [study]
@@ -68,7 +68,6 @@ def own_figures(
     draw_figure: dict[str, Callable[[], go.Figure]] = {
         "best_so_far": lambda: comparison_figure(compared, theme=theme),
         "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
-        "tuned": lambda: _tuned_figure(reader, study, theme),
         "movement": lambda: _movement_figure(reader, study, theme),
         "times": lambda: _times_figure(study, theme),
     }
@@ -300,65 +299,6 @@ def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme
         title = f"{len(shown)} of {len(improved)} improvements"
     x = Axis(_STEP_TITLE, tick_format="~s")
     return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
-
-
-def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
-    """The loss over each tuned number of the sampler: a panel for each, trials coloured by their order.
-
-    The answer is marked. Of many trials some are chosen evenly.
-    """
-    trials = reader.tuned(study)
-    if not trials:
-        return empty_figure(_NO_RESULT, theme)
-    shown = [trials[place] for place in thinned(np.arange(len(trials))).tolist()]
-    answer = next((trial for trial in trials if trial[0] == study.chosen), None)
-    is_logarithmic = min(loss for _, loss, _ in shown) > 0
-    panels: list[Panel] = []
-    for name in shown[-1][2]:
-        traces = [_tuned_scatter(shown, name, has_scale=not panels)]
-        title = name
-        if answer is not None:
-            traces.append(_tuned_answer(answer, name))
-            title = f"{name}: {answer[2][name]:.4g} in trial {answer[0]}"
-        panels.append(Panel(traces, y=Axis(study.metric, logarithmic=is_logarithmic), title=inert(title), height=200))
-    figure = draw(panels, x=Axis(), theme=theme, view=f"tuned/{study.study}", showlegend=False)
-    figure.update_xaxes(matches=None, showticklabels=True)  # each number has a range of its own
-    ranges = study.settings.get("tune", {})
-    for row, name in enumerate(shown[-1][2], start=1):
-        if ranges.get(name, {}).get("scale") == "log":
-            figure.update_xaxes(type="log", row=row)
-    return figure
-
-
-def _tuned_scatter(trials: Sequence[tuple[int, float, dict[str, float]]], name: str, *, has_scale: bool) -> go.Scatter:
-    """A mark for each trial."""
-    numbers = [number for number, _, _ in trials]
-    return go.Scatter(
-        x=[values[name] for _, _, values in trials],
-        y=[loss for _, loss, _ in trials],
-        mode="markers",
-        customdata=numbers,
-        marker={
-            "color": numbers,
-            "colorscale": "Viridis",
-            "showscale": has_scale,
-            "colorbar": {"title": {"text": "trial"}, "thickness": 12},
-            "size": 7,
-        },
-        hovertemplate="trial %{customdata}: %{x:.4g}, %{y:.4g}<extra></extra>",
-    )
-
-
-def _tuned_answer(answer: tuple[int, float, dict[str, float]], name: str) -> go.Scatter:
-    number, loss, values = answer
-    return go.Scatter(
-        x=[values[name]],
-        y=[loss],
-        mode="markers",
-        customdata=[number],
-        marker={"symbol": "star", "size": 16, "color": VERMILLION, "line": {"color": "white", "width": 1}},
-        hovertemplate="the answer, trial %{customdata}: %{x:.4g}, %{y:.4g}<extra></extra>",
-    )
 
 
 def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:

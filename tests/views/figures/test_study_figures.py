@@ -24,7 +24,7 @@ from lcsc_opt.views.figures.study import (
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
 from tests.history_examples import history
-from tests.study_examples import STEPS, TUNED, coefficients, write_study, write_tuned_study
+from tests.study_examples import STEPS, coefficients, write_study
 
 NAMES = ("best_so_far", "coefficients", "movement", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
@@ -198,30 +198,3 @@ def test_the_figures_of_a_study_are_drawn_with_emas(storage: RDBStorage) -> None
     assert tuple(found) == NAMES
     assert {trace.name for trace in found["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
     assert len(found["coefficients"].data) == 2
-
-
-def test_each_tuned_number_is_a_panel_with_the_trials_that_compare(storage: RDBStorage) -> None:
-    write_tuned_study(storage, "digits/LCSC/0")
-    reader, (study,) = read(storage)
-    figure = drawn(reader, "tuned", study)
-    trials, answer, of_churn, churn_of_answer = figure.data
-    assert [tuple(pair) for pair in zip(trials.x, trials.y, strict=True)] == list(TUNED)
-    assert list(trials.marker.color) == [0, 1, 2]
-    assert (list(answer.x), list(answer.y), answer.marker.symbol) == ([2.5], [4.0], "star")
-    assert list(of_churn.x) == pytest.approx([0.1, 0.2, 0.3])
-    assert list(churn_of_answer.x) == pytest.approx([0.2])
-    assert [note.text for note in figure.layout.annotations] == ["guidance: 2.5 in trial 1", "churn: 0.2 in trial 1"]
-    assert figure.layout.xaxis.matches is None
-    assert figure.layout.xaxis2.matches is None
-    assert [axis.type for axis in (figure.layout.yaxis, figure.layout.xaxis, figure.layout.xaxis2)] == [
-        "log",
-        "linear",
-        "log",
-    ]
-
-
-def test_a_study_without_tuned_numbers_has_none_to_draw(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    reader, (study,) = read(storage)
-    assert reader.tuned(study) == []
-    assert not drawn(reader, "tuned", study).data
