@@ -19,8 +19,7 @@ type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
 one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance; with ``low: 0.2``
 and ``high: 0.8`` only between these shares of the training's timesteps. ``guidance: {scale: 1.5, weak: ema:0.99}`` is
-autoguidance by an average, or by an earlier checkpoint, ``weak: 20000``, also without classes; with
-``weak: {search: 20000}`` the weak model's coefficients are searched, too, from there. A model of latents
+autoguidance by an average, or by an earlier checkpoint, ``weak: 20000``, also without classes. A model of latents
 needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``; ``lcsc train``
 writes this setting into its study files.
 """
@@ -59,7 +58,7 @@ class GuidanceSettings(FrozenModel):
         scale: 1 is the model alone.
         null_label: the class that stands for no class.
         low, high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``; or a search that begins there.
+        weak: a checkpoint's step or ``ema:RATE``.
     """
 
     scale: float
@@ -120,15 +119,13 @@ def _sampler(
     noise = checked.noise()
     network = folder.network()
     module = network
-    trained = network
     interval = ALWAYS
     guidance = checked.guidance
     if guidance is not None:
         interval = (guidance.low, guidance.high)
         if guidance.weak is not None:
-            weak, weak_start = with_weak_weights(folder.network(), guidance.weak, trajectory)
-            module = Autoguidance(network, weak, guidance=guidance.scale, weak_start=weak_start)
-            trained = module.trained
+            weak = with_weak_weights(folder.network(), guidance.weak, trajectory)
+            module = Autoguidance(network, weak, guidance=guidance.scale)
     return DiffusersSampler(
         module,
         build_scheduler(settings.name, folder.scheduler, settings.scheduler),
@@ -141,7 +138,7 @@ def _sampler(
         timestep_scale=folder.timestep_scale,
         step_options=settings.step,
         settings=checked,
-        trained=trained,
+        trained=network,
         calls=getattr(module, "calls", 1),
         guidance_interval=interval,
     )

@@ -4,7 +4,7 @@ A denoising diffusion model (``recipe: ddpm``) or flow matching (``recipe: flow`
 a tenth of the training none. Data, features and the U-Net are those of ``digits_ddpm.py``. Coefficients are the best
 for one scale of guidance: ``vary: {objective.settings.guidance: [1, 1.5, 2]}`` searches them for each. With ``weak:
 ema:0.99``, or the step of a checkpoint, guidance leads away from that model (autoguidance) and not from the one that is
-told no digit; with ``weak: {search: ema:0.99}`` from one whose coefficients are searched, too, from there.
+told no digit.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Settings(TrainedSettings):
         recipe: which model.
         guidance: scale of classifier-free guidance; 1 is none.
         guidance_low, guidance_high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``: autoguidance by that model; or a search that begins with it.
+        weak: a checkpoint's step or ``ema:RATE``: autoguidance by that model.
     """
 
     recipe: Literal["ddpm", "flow"] = "ddpm"

@@ -23,9 +23,8 @@ Samplers, with NVlabs' defaults for the noise levels:
 
 A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
 or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network,
-``guide: {weak: ema:0.99, scale: 1.7}`` from an average of the checkpoints, or from one of them, by its step, and with
-``weak: {search: ema:0.99}`` from one whose coefficients are searched, too, from there. With ``low: 0.3`` and
-``high: 3`` it acts between these noise levels only.
+``guide: {weak: ema:0.99, scale: 1.7}`` from an average of the checkpoints, or from one of them, by its step. With
+``low: 0.3`` and ``high: 3`` it acts between these noise levels only.
 Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
 network's own ``use_fp16``, which acts on a GPU.
 """
@@ -102,7 +101,7 @@ class GuideSettings(FrozenModel):
         scale: 1 is no guidance.
         checkpoint: of another network.
         key, network, arguments: of that checkpoint; missing arguments are those of its snapshot.
-        weak: a checkpoint's step or ``ema:RATE``; or a search that begins there.
+        weak: a checkpoint's step or ``ema:RATE``.
         low, high: noise levels between which guidance acts.
     """
 
@@ -192,7 +191,7 @@ def _sampler(
         RawOutput(denoiser, sigma_data=sigma_data),
         scheduler,
         steps=settings.steps,
-        trained=denoiser.trained,
+        trained=denoiser.network,
         calls=denoiser.calls,
         **shared,
     )
@@ -210,10 +209,9 @@ def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -
     settings = checked.guide
     if settings is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
-    guide_start = None
     if settings.weak is not None:
         copy = _network(checked.network, arguments, checked.arguments)
-        guide, guide_start = with_weak_weights(copy, settings.weak, trajectory)
+        guide = with_weak_weights(copy, settings.weak, trajectory)
     else:
         guide = _guide(settings, checked.network, context)
     _use_fp16(guide, checked.dtype)
@@ -226,7 +224,6 @@ def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -
         guidance=settings.scale,
         interval=interval,
         config=config,
-        guide_start=guide_start,
     )
 
 

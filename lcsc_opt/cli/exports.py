@@ -60,8 +60,6 @@ def export(
     if recipe.held_out is not None:
         line += f", held-out {recipe.held_out['loss']:.4g}"
     say(line)
-    if destination is not None and recipe.weak is not None:
-        say(f"{destination.weak_path}: the weak model, from which guidance leads away")
     if destination is not None and push_to_hub is not None:
         say(publishing.push_to_hub(push_to_hub, destination, stored, objective, recipe))
 
@@ -103,8 +101,6 @@ def apply(
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
         merged = rebuild(stored_recipe, checkpoints, destination, key=key, steps=steps)
     say(f"{out}: {merged.title}, from {len(merged.steps)} checkpoints")
-    if merged.weak is not None:
-        say(f"{destination.weak_path}: its weak model, from which guidance leads away")
 
 
 def average(

@@ -272,13 +272,11 @@ def _print_recipe(shown: Recipe) -> None:
     """Print how a model was merged: the coefficients by their measures, and the largest of each layer group."""
     import numpy as np
 
-    from lcsc_opt.coefficients.layer_groups import WEAK
     from lcsc_opt.coefficients.profiles import describe_coefficients
 
     printed_otherwise = {
         "format",
         "coefficients",
-        "weak",
         "rows",
         "steps",
         "checkpoint_sha256",
@@ -294,9 +292,6 @@ def _print_recipe(shown: Recipe) -> None:
     print_described(shown.title, described)
     groups = list(shown.rows or ["all"])
     rows = np.atleast_2d(shown.coefficients).tolist()
-    if shown.weak is not None:
-        groups.append(WEAK)
-        rows.append(list(shown.weak))
     _print_groups(groups, rows, shown.steps)
 
 

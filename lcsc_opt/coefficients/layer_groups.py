@@ -18,12 +18,6 @@ from lcsc_opt.base.study_file import ROWS
 OTHER = "other"
 """The group of the tensors that no pattern matches."""
 
-NETWORK = "network"
-"""The row of a network that has only one, where its weak model has another."""
-
-WEAK = "weak model"
-"""The last row, where the coefficients of the weak model of autoguidance are searched, too."""
-
 Rule = str | Mapping[str, str | Sequence[str]]
 """``layers``, ``blocks``, ``kinds``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
 
@@ -52,14 +46,12 @@ class LayerGroups:
     Attributes:
         names: the names of the groups, ``[S]``.
         row_of: name of a tensor → its row. Tensors that are the same in all checkpoints may be missing.
-        rule: what they were divided by; ``None`` where the network has one row, and its weak model another.
-        weak_start: ``[K]``, where the last row starts, if it is the weak model's. Its tensors are not in ``row_of``.
+        rule: what they were divided by.
     """
 
     names: tuple[str, ...]
     row_of: Mapping[str, int]
-    rule: Rule | None
-    weak_start: Coefficients | None = None
+    rule: Rule
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,41 +75,15 @@ class LayerGroups:
         rows = {name: row for row, name in enumerate(names)}
         return cls(names, {tensor: rows[group] for tensor, group in group_of.items()}, rule)
 
-    @classmethod
-    def with_weak_row(cls, network: LayerGroups | None, weak_start: Coefficients) -> LayerGroups:
-        """The groups of a network, ``None`` for one row, and a further row for its weak model."""
-        if network is None:
-            return cls((NETWORK, WEAK), {}, None, weak_start)
-        return cls((*network.names, WEAK), network.row_of, network.rule, weak_start)
-
     def in_rows(self, coefficients: Coefficients) -> Coefficients:
-        """``[S, K]`` of coefficients ``[K]``, which all layers share; the row of a weak model has its start then."""
+        """``[S, K]`` of coefficients ``[K]``, which all layers share."""
         rows: Coefficients = np.broadcast_to(coefficients, (len(self), coefficients.shape[-1])).copy()
-        if coefficients.ndim == 1 and self.weak_start is not None:
-            rows[-1] = self.weak_start
         return rows
 
-    def shared_gradient(self, gradient: Coefficients) -> Coefficients:
-        """The gradient in coefficients ``[K]`` that all layers share, from that in all rows, ``[S, K]``."""
-        shared: Coefficients = np.atleast_2d(network_rows(gradient, self.names)).sum(axis=0)
-        return shared
 
-
-def network_rows(rows: Coefficients, names: Sequence[str]) -> Coefficients:
-    """``[S, …]`` without the row of a weak model, and without the first axis if the network has one row.
-
-    Args:
-        rows: coefficients ``[S, K]``, or anything else with an entry for each row; ``[K]`` is returned as it is.
-        names: ``[S]``, of the rows; empty without rows.
-    """
-    if rows.ndim == 1 or WEAK not in names:
-        return rows
-    return rows[0] if len(names) == 2 else rows[:-1]
-
-
-def mean_of_rows(rows: Coefficients, names: Sequence[str]) -> Coefficients:
-    """``[K]``: the mean of the network's rows, without that of a weak model; arguments as of :func:`network_rows`."""
-    mean: Coefficients = np.atleast_2d(network_rows(rows, names)).mean(axis=0)
+def mean_of_rows(coefficients: Coefficients) -> Coefficients:
+    """``[K]``: the mean of the rows of coefficients ``[S, K]``; ``[K]`` as they are."""
+    mean: Coefficients = np.atleast_2d(coefficients).mean(axis=0)
     return mean
 
 
@@ -167,8 +133,6 @@ def _matched_groups(rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str
     """Name of a tensor → the group whose pattern it matches, or :data:`OTHER`, with a notice."""
     group_of: dict[str, str] = {}
     for group, patterns in rule.items():
-        if group == WEAK:
-            raise StudySpecError(f"space.rows: {WEAK!r} is the row of autoguidance's weak model; choose another name")
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:

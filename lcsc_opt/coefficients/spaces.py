@@ -18,7 +18,6 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.plugins import Plugin
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import check_options
-from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
 _Array = npt.NDArray[np.float64]
@@ -250,43 +249,3 @@ class PrincipalSpace:
     def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
         return np.asarray((self.basis * gradient[..., None]).sum(axis=-2))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SpaceWithWeakRow:
-    """A space of rows ``[S, K]`` whose last one is a weak model's, which starts elsewhere.
-
-    Coefficients ``[K]``, such as an average, are the network's; the weak model has its start beside them.
-    """
-
-    rows: CoefficientSpace
-    groups: LayerGroups
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps of the checkpoints."""
-        return self.rows.steps
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``[S, d]``."""
-        return self.rows.shape
-
-    def to_coefficients(self, free: _Array) -> Coefficients:
-        """``[S, d]`` → ``[S, K]``."""
-        return self.rows.to_coefficients(free)
-
-    def to_free(self, coefficients: Coefficients) -> _Array:
-        """``[S, K]`` or ``[K]`` → ``[S, d]``."""
-        return self.rows.to_free(in_rows_of(self, coefficients))
-
-    def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:
-        """``[S, K]`` → ``[S, d]``."""
-        return self.rows.to_free_gradient(free, gradient)
-
-
-def in_rows_of(space: CoefficientSpace, coefficients: Coefficients) -> Coefficients:
-    """Coefficients ``[K]`` as the ``[S, K]`` that they stand for where a row is a weak model's; else as they are."""
-    if isinstance(space, SpaceWithWeakRow):
-        return space.groups.in_rows(coefficients)
-    return coefficients

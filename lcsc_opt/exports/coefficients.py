@@ -14,7 +14,6 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import SpaceSpec
-from lcsc_opt.coefficients.layer_groups import WEAK
 from lcsc_opt.coefficients.profiles import (
     check_coefficients,
     counts_of,
@@ -162,11 +161,6 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
         return lambda trajectory: (trajectory, check_coefficients(numbers, len(trajectory.steps)))
     if not isinstance(layer_groups, Mapping) or not isinstance(layer_groups.get("names"), list):
         raise StudySpecError(f"{path}: layer_groups: expected rows and names, as of lcsc show STUDY --format json")
-    if WEAK in layer_groups["names"]:
-        raise StudySpecError(
-            f"{path}: the last row is of a weak model, which is another model; apply the recipe that "
-            "lcsc export STUDY -o recipe.json writes"
-        )
     return _in_layer_groups(path, numbers, layer_groups)
 
 

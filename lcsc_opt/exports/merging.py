@@ -175,18 +175,7 @@ def write_average(
 
 
 def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
-    """Merge by a recipe and write the model; a weak model that was searched, too, beside it. Returns the recipe."""
-    of_weak = recipe.of_weak
-    if of_weak is None:
-        return _write_one(checkpoints, recipe, to, config)
-    weak_destination = to.for_weak()  # first: it refuses to replace a file
-    written = _write_one(checkpoints, recipe, to, config)
-    _write_one(checkpoints, of_weak, weak_destination, config)
-    return written
-
-
-def _write_one(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
-    """Write one model, or only the list for a program that merges."""
+    """Merge by a recipe and write the model, or only the list for a program that merges. Returns the recipe."""
     if to.form in LISTS:
         return write_list(checkpoints, recipe, to)
     weights = merge_exactly(checkpoints, recipe)

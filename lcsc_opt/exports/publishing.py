@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.hub import repository_of
-from lcsc_opt.coefficients.layer_groups import WEAK
 from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.lists import LISTS
@@ -84,8 +82,6 @@ def push_to_hub(
         repository = api.create_repo(name, exist_ok=True)
         card = _model_card(repository.repo_id, to, study, objective, recipe)
         contents = {_CARD: str(card).encode(), **_files_of(to.path)}
-        if recipe.weak is not None:
-            contents |= _files_of(to.weak_path, folder=Path(to.weak_path.name))
         operations = []
         for path_in_repo, content in contents.items():
             operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=content))
@@ -138,7 +134,7 @@ def _model_card(
         f"---\n{data.to_yaml()}\n---\n",
         introduction,
         _results_table(study, recipe),
-        _coefficients_table(recipe, _weak_text(recipe, to)),
+        _coefficients_table(recipe),
     ]
     return client.ModelCard("\n".join(sections))
 
@@ -262,29 +258,16 @@ def _cell(value: float | None, interval: Interval | None = None) -> str:
     return f"{value:.6g}" if interval is None else with_interval(value, interval)
 
 
-def _coefficients_table(recipe: Recipe, how_to_sample: str) -> str:
+def _coefficients_table(recipe: Recipe) -> str:
     rows = ["coefficient"]
     if recipe.rows:
         rows = [f"`{row}`" for row in recipe.rows]
     _, coefficients = recipe.in_rows()
-    if recipe.weak is not None:
-        rows.append(WEAK)
-        coefficients = np.vstack([coefficients, recipe.weak])
     lines = []
     for index, step in enumerate(recipe.steps):
         column = [repr(value) for value in coefficients[:, index].tolist()]
         lines.append([str(step), *column, f"`{recipe.checkpoint_sha256[index][:12]}`"])
-    return f"## Coefficients\n\n{how_to_sample}{_table(['step', *rows, 'SHA-256'], lines)}"
-
-
-def _weak_text(recipe: Recipe, to: Destination) -> str:
-    """How to sample, if the coefficients of a weak model were searched, too."""
-    if recipe.weak is None:
-        return ""
-    return (
-        "Sample with autoguidance ([Karras et al. 2024](https://arxiv.org/abs/2406.02507)), away from the weak model "
-        f"`{to.weak_path.name}`, whose coefficients were found together with these.\n\n"
-    )
+    return f"## Coefficients\n\n{_table(['step', *rows, 'SHA-256'], lines)}"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import read_content
-from lcsc_opt.coefficients.layer_groups import LayerGroups, network_rows
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.coefficients.rows import AverageSteps, Row
 from lcsc_opt.database.store import StoredStudy
@@ -61,7 +61,6 @@ class Recipe(pydantic.BaseModel):
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
-        weak: ``[K]`` of the weak model that leads the guidance of this one, where they were searched, too.
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         widths: ``[K]``, of averages (EDM2), 0 for the weights of a step; ``None`` if all are such.
@@ -89,7 +88,6 @@ class Recipe(pydantic.BaseModel):
     study: str
     trial: int | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
-    weak: tuple[float, ...] | None = None
     rows: dict[str, tuple[str, ...]] | None = None
     steps: tuple[int, ...]
     widths: tuple[float, ...] | None = None
@@ -124,8 +122,6 @@ class Recipe(pydantic.BaseModel):
         hashes = len(self.checkpoint_sha256)
         if shape != expected_shape or hashes != checkpoints:
             raise ValueError(f"coefficients {list(shape)}, {hashes} hashes for {steps_text}")
-        if self.weak is not None and len(self.weak) != checkpoints:
-            raise ValueError(f"{len(self.weak)} coefficients of the weak model for {steps_text}")
         if self.widths is not None and len(self.widths) != checkpoints:
             raise ValueError(f"{len(self.widths)} widths for {steps_text}")
         names = [name for names_of_row in (self.rows or {}).values() for name in names_of_row]
@@ -190,11 +186,6 @@ class Recipe(pydantic.BaseModel):
                 f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
             )
         trial, coefficients, attributes = study.chosen_trial(number)
-        weak = None
-        groups = objective.layer_groups
-        if groups is not None and groups.weak_start is not None:
-            weak = tuple(groups.in_rows(coefficients)[-1].tolist())
-            coefficients = network_rows(coefficients, groups.names)
         trajectory = packed_trajectory(objective)
         _check_searched(study, trajectory)
         return cls.of(
@@ -205,7 +196,6 @@ class Recipe(pydantic.BaseModel):
             dtype=dtype,
             loss=float(attributes["loss"]),
             metrics=attributes.get("metrics", {}),
-            weak=weak,
             held_out=attributes.get("held_out"),
         )
 
@@ -273,23 +263,6 @@ class Recipe(pydantic.BaseModel):
                 f"Name them, too; these steps were found: {_some(sorted(rows))}."
             )
         return {index: rows.index(step_rows[index]) for index in needed}
-
-    @property
-    def of_weak(self) -> Recipe | None:
-        """The recipe of the weak model, of the same checkpoints; ``None`` without one that was searched."""
-        if self.weak is None:
-            return None
-        changes: dict[str, Any] = {
-            "study": f"{self.title}, weak model",
-            "trial": None,
-            "coefficients": self.weak,
-            "weak": None,
-            "rows": None,
-            "loss": None,
-            "metrics": {},
-            "held_out": None,
-        }
-        return self.model_copy(update=changes)
 
     @property
     def title(self) -> str:

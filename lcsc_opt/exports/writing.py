@@ -89,21 +89,6 @@ class Destination:
             raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
         return cls(path, typing.cast("Form", form), dtype, config, overwrite)
 
-    @property
-    def weak_path(self) -> Path:
-        """Where a weak model that was searched, too, is written: ``NAME-weak``, with the same suffix."""
-        return self.path.with_name(f"{self.path.stem}-weak{self.path.suffix}")
-
-    def for_weak(self) -> Destination:
-        """The same for the weak model.
-
-        Raises:
-            StudySpecError: there is something already.
-        """
-        return Destination.of(
-            self.weak_path, form=self.form, dtype=self.dtype, config=self.config, overwrite=self.overwrite
-        )
-
     def config_text(self, default: str | None = None) -> str | None:
         """``config.json`` for the form ``diffusers``: the user's, or the ``default``; ``None`` for other forms.
 

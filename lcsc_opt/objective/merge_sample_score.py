@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
@@ -25,9 +24,8 @@ from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
-from lcsc_opt.objective.weak import merged_for
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, searched_weak_of
+from lcsc_opt.sampling.base import fewest_report_images
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -46,7 +44,7 @@ class _Placed(NamedTuple):
     """A trajectory, and the same one on the device of the model if it can be merged there."""
 
     trajectory: Mergeable
-    on_device: Mergeable  # with a weak model that is searched, too, the view that merges both
+    on_device: Mergeable
 
 
 class MergeSampleScore(StagedObjective):
@@ -94,11 +92,6 @@ class MergeSampleScore(StagedObjective):
         self._batch_norm = batch_norm
         self._placed: _Placed | None = None
         self._gradient_pass: GradientPass | None = None
-        if batch_norm is not None and searched_weak_of(sampler) is not None:
-            raise ObjectiveError(
-                "weak: the statistics of batch normalization are not estimated in two models at once; give weak a "
-                "checkpoint's step or ema:RATE, which is not searched"
-            )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -158,16 +151,16 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return self.sampler.weights.why_no_gradient(self._merged.varying)
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying)
 
     @property
     def layer_groups(self) -> LayerGroups | None:
-        """The groups of the trajectory, and the row of a weak model that is searched, too; ``None`` for one row."""
-        return self._merged.layer_groups
+        """The groups of the trajectory; ``None`` for one row."""
+        return self.trajectory.layer_groups
 
     def gram(self) -> npt.NDArray[np.float64]:
         """Inner products of the checkpoints minus their mean: ``[K, K]`` or ``[S, K, K]``."""
-        return self._merged.gram()
+        return self.trajectory.gram()
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the metrics with extractors and references, and the number of images."""
@@ -315,19 +308,14 @@ class MergeSampleScore(StagedObjective):
         return ImageStages(self.sampler, self.scores, self._batch_norm)
 
     @property
-    def _merged(self) -> Mergeable:
-        """What is merged, where the checkpoints are stored."""
-        return merged_for(self.sampler, self.trajectory)
-
-    @property
     def _source(self) -> Mergeable:
-        """The same on the model's device if it can be merged there."""
+        """The trajectory, on the model's device if it can be merged there."""
         placed = self._placed
         if placed is None or placed.trajectory is not self.trajectory:
             on_device = self.trajectory
             if isinstance(on_device, Trajectory):
                 on_device = on_device.on(self.device)
-            placed = _Placed(self.trajectory, merged_for(self.sampler, on_device))
+            placed = _Placed(self.trajectory, on_device)
             self._placed = placed
         return placed.on_device
 

@@ -17,7 +17,6 @@ from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSet
 from lcsc_opt.objective.batch_sizes import AUTO
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
-from lcsc_opt.objective.weak import merged_for
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
@@ -151,8 +150,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         """
         last = np.zeros(len(trajectory.steps))
         last[-1] = 1.0
-        merged = merged_for(sampler, trajectory)
-        sampler.load(merged.merge(last))
+        sampler.load(trajectory.merge(last))
         return MergeSampleScore(
             trajectory,
             sampler,
@@ -161,7 +159,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             batch_size=self.batch_size,
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
-            batch_norm=self._batch_norm(sampler, merged),
+            batch_norm=self._batch_norm(sampler, trajectory),
         )
 
     @staticmethod

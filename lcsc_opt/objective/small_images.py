@@ -200,8 +200,7 @@ class Guidance:
     Attributes:
         scale: 1 is none.
         low, high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``, for autoguidance in place of classifier-free guidance; or a search
-            that begins there.
+        weak: a checkpoint's step or ``ema:RATE``, for autoguidance in place of classifier-free guidance.
     """
 
     scale: float = 1.0
@@ -264,13 +263,11 @@ class SmallModel:
             return ConsistencySampler(function, image_shape=self.image_shape, sigmas=sigmas, noise=noise)
         scheduler = build_scheduler(None, recipe.scheduler())
         module = network
-        trained = network
         labels = None
         if guidance.weak is not None:
             assert trajectory is not None
-            weak, weak_start = with_weak_weights(self.network(), guidance.weak, trajectory)
-            module = Autoguidance(network, weak, guidance=guidance.scale, weak_start=weak_start)
-            trained = module.trained
+            weak = with_weak_weights(self.network(), guidance.weak, trajectory)
+            module = Autoguidance(network, weak, guidance=guidance.scale)
         if self.classes is not None:
             null_label = self.classes
             labels = ClassLabels.choose(
@@ -285,7 +282,7 @@ class SmallModel:
             image_shape=self.image_shape,
             noise=noise,
             labels=labels,
-            trained=trained,
+            trained=network,
             calls=getattr(module, "calls", 1),
             guidance_interval=(guidance.low, guidance.high),
         )

@@ -19,7 +19,6 @@ from lcsc_opt.optimizers.parametrization import (
     candidate_of,
     coefficient_array,
     evaluation_of,
-    point_of,
     request_of,
     space_of,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "candidate_of",
     "coefficient_array",
     "evaluation_of",
-    "point_of",
     "request_of",
     "space_of",
 ]

@@ -19,7 +19,7 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import close_sum, default_origin, exact_sum
-from lcsc_opt.coefficients.spaces import CoefficientSpace, in_rows_of
+from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
@@ -86,12 +86,6 @@ def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
     layers: list[_CoefficientLayer] = _CoefficientLayer.filter_from(parametrization)
     return layers[0].space if layers else None
-
-
-def point_of(parametrization: ng.p.Parameter, coefficients: Coefficients) -> Coefficients:
-    """The value of a parameter for these coefficients."""
-    space = space_of(parametrization)
-    return coefficients if space is None else in_rows_of(space, coefficients)
 
 
 def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """Autoguidance (Karras et al. 2024, *Guiding a Diffusion Model with a Bad Version of Itself*).
 
 The weak version has the weights of an earlier checkpoint, or of another average, and needs no training of its own.
-These can be searched, too: a trajectory is then merged twice, into the network and into the weak model.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.sampling.base import SearchedWeak
 from lcsc_opt.sampling.network import network_output
 
 
@@ -22,22 +19,11 @@ class Autoguidance(nn.Module):
         network: gets the merged weights.
         weak: the weaker version, whose weights do not change.
         guidance: the scale; 1 is the network alone.
-        weak_start: ``[K]``, the coefficients of the weak version's weights, if these are searched, too.
-
-    Attributes:
-        searched: the weak version, if it gets merged weights, too.
     """
 
     calls = 2  # networks that are called for one output
 
-    def __init__(
-        self,
-        network: nn.Module,
-        weak: nn.Module,
-        *,
-        guidance: float,
-        weak_start: Coefficients | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, weak: nn.Module, *, guidance: float) -> None:
         super().__init__()
         self.network = network
         self.weak = weak
@@ -47,15 +33,6 @@ class Autoguidance(nn.Module):
             "weak": weights_sha256(weak.state_dict()),
             "guidance": guidance,
         }
-        self.searched: SearchedWeak | None = None
-        if weak_start is not None:
-            self.searched = SearchedWeak("weak", weak_start)
-            self.config["weak"] = {"searched_from": self.config["weak"]}
-
-    @property
-    def trained(self) -> nn.Module:
-        """What gets merged weights: the network, or this module if the weak version gets such, too."""
-        return self.network if self.searched is None else self
 
     def forward(self, x: Tensor, times: Tensor, **labels: Tensor) -> Tensor:
         """``[N, C, H, W]`` and what the network is told → its output; a learned variance is not guided."""

@@ -6,7 +6,6 @@ A repeated call keeps only its arguments, so memory grows with the images, not w
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from lcsc_opt.base.records import Coefficients, Noise
+from lcsc_opt.base.records import Noise
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -54,26 +53,6 @@ def fewest_report_images(sampler: Sampler) -> int:
     """The images of a report with which each of the sampler's prompts has one; 0 if it has none."""
     fewest: int = getattr(sampler, "fewest_report_images", 0)
     return fewest
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SearchedWeak:
-    """A weak model whose coefficients are searched together with those of the network.
-
-    Attributes:
-        name: of the weak model, in the module that holds it beside its ``network``.
-        start: ``[K]``, the coefficients that the search begins with.
-    """
-
-    name: str
-    start: Coefficients
-
-
-def searched_weak_of(sampler: object) -> SearchedWeak | None:
-    """The weak model that gets merged weights beside the network, ``None`` for all other samplers."""
-    trained = getattr(getattr(sampler, "weights", None), "trained", None)
-    searched = getattr(trained, "searched", None)  # of a user's module, this may be anything
-    return searched if isinstance(searched, SearchedWeak) else None
 
 
 @runtime_checkable

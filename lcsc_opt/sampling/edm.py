@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcsc_opt.base.accelerator import has_float64
-from lcsc_opt.base.records import Coefficients, Noise
-from lcsc_opt.sampling.base import SearchedWeak
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -35,10 +34,6 @@ class EdmDenoiser(nn.Module):
         guidance: 1 is the network alone; D = D_guide + guidance (D_network − D_guide).
         interval: noise levels between which guidance acts (Kynkäänniemi et al. 2024); elsewhere D is the network's.
         config: what the networks were made with, for the study's fingerprint.
-        guide_start: ``[K]``, the coefficients of the guide's weights, if these are searched, too.
-
-    Attributes:
-        searched: the guide, if it gets merged weights, too.
     """
 
     def __init__(
@@ -50,7 +45,6 @@ class EdmDenoiser(nn.Module):
         guidance: float = 1.0,
         interval: tuple[float, float] = EVERYWHERE,
         config: Mapping[str, object] | None = None,
-        guide_start: Coefficients | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -64,15 +58,6 @@ class EdmDenoiser(nn.Module):
             if interval != EVERYWHERE:
                 self.config["interval"] = [str(level) for level in interval]
         self.config |= config or {}
-        self.searched: SearchedWeak | None = None
-        if guide_start is not None:
-            self.searched = SearchedWeak("guide", guide_start)
-            self.config["guide_is_searched"] = True
-
-    @property
-    def trained(self) -> nn.Module:
-        """What gets merged weights: the network, or this module if the guide gets such, too."""
-        return self.network if self.searched is None else self
 
     @property
     def calls(self) -> int:
@@ -192,7 +177,7 @@ class HeunSampler(NetworkSampler):
         super().__init__(
             denoiser,
             settings,
-            trained=denoiser.trained,
+            trained=denoiser.network,
             image_shape=image_shape,
             noise=noise,
             labels=labels,

@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
-from lcsc_opt.sampling.base import ModuleWeights, recomputed, searched_weak_of
+from lcsc_opt.sampling.base import ModuleWeights, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
@@ -153,13 +153,11 @@ class NetworkSampler:
 
     @property
     def network(self) -> nn.Module:
-        """The module whose weights the checkpoints hold; with a weak model of these, too, the one that is guided."""
-        trained: Any = self._network.trained
-        network: nn.Module = trained if searched_weak_of(self) is None else trained.network
-        return network
+        """The module whose weights the checkpoints hold."""
+        return self._network.trained
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network, and into a weak model that is searched, too."""
+        """Copy merged weights into the network."""
         load_weights(self._network.trained, weights)
 
     def describe(self) -> dict[str, object]:

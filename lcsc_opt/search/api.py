@@ -22,7 +22,6 @@ from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
-from lcsc_opt.coefficients.layer_groups import network_rows
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage, read_or_empty, reading
@@ -88,8 +87,7 @@ class Study:
     def coefficients(self) -> Coefficients:
         """``[K]`` of the answer: the trial chosen on other noise, else the best of the search; they sum to one.
 
-        ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`. The coefficients of a
-        weak model that is searched are the last row.
+        ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`.
 
         Raises:
             StudyStoreError: no trial is complete yet.
@@ -122,8 +120,6 @@ class Study:
         """The merged state dict, on the CPU, as it was scored.
 
         A network with batch normalization samples some images for this: its statistics are estimated, not merged.
-        With a weak model that was searched, too, it is the network; ``study.merge(study.coefficients[-1])`` is the weak
-        model.
 
         Args:
             coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` uses those of the answer.
@@ -140,9 +136,9 @@ class Study:
         if coefficients is None:
             coefficients = self.coefficients
         groups = objective.layer_groups
-        names = () if groups is None else groups.names
-        checked = check_coefficients(coefficients, len(self.steps), rows=len(names) or None)
-        merged = trajectory.merge(network_rows(checked, names)) | dict(objective.statistics(checked))
+        rows = None if groups is None else len(groups)
+        checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+        merged = trajectory.merge(checked) | dict(objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
 
     @property

@@ -14,7 +14,7 @@ from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
-from lcsc_opt.coefficients.layer_groups import WEAK, Rule
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
@@ -79,7 +79,6 @@ def fork(
         budget=budget,
         checkpoints=checkpoints,
         rows=rows,
-        has_weak_row=WEAK in (source.attributes.get("layer_groups") or ()),
     )
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
@@ -145,7 +144,6 @@ def _forked_plan(
     budget: int | None,
     checkpoints: Sequence[str],
     rows: Rule | None,
-    has_weak_row: bool,
 ) -> Plan:
     """The specification of a fork: the source's, but for what was given."""
     spec = source_plan.spec
@@ -156,11 +154,6 @@ def _forked_plan(
         if spec.space.rows not in (None, rows):
             raise StudySpecError(
                 f"--rows: {source_plan.name} has a row for each of its {spec.space.rows}; leave --rows out"
-            )
-        if has_weak_row and spec.space.rows is None:
-            raise StudySpecError(
-                f"--rows: {source_plan.name} has a row for its weak model, too, and its trials do not fit into more; "
-                "give space: {rows: …} in a study file"
             )
         changes["space"] = spec.space.model_copy(update={"rows": rows})
     if optimizer is not None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
-from lcsc_opt.coefficients.layer_groups import network_rows
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LANDSCAPE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.kept_bound import KEPT_BOUND
@@ -61,8 +60,6 @@ def run_landscape(
         Penalty.of(searched, source.attributes, keeps=keeps).check_bound(refused="drawn as a landscape")
         objective = executor.objective(plan)
         gram = objective.gram()
-        if gram is not None and objective.layer_groups is not None:
-            gram = network_rows(gram, objective.layer_groups.names)  # the weak model stays where it is
         products = plane.products(gram)
         attributes = {
             "plane": {"products": stored_array(products)},

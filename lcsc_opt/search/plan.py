@@ -31,7 +31,6 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
     PrincipalSpace,
-    SpaceWithWeakRow,
     check_space,
     load_space,
     space_of_plugin,
@@ -53,7 +52,6 @@ from lcsc_opt.optimizers.registry import (
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per feature, where each layer has its own coefficients
-MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
 
@@ -336,7 +334,6 @@ class Plan:
                 raise StudySpecError(
                     f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
                 )
-        self._check_weak_row(objective)
         if spec.space.plugin is not None:
             groups = objective.layer_groups
             check_space(
@@ -353,19 +350,6 @@ class Plan:
         most = len(objective.steps) - 1
         if directions > most:
             raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
-
-    def _check_weak_row(self, objective: Objective) -> None:
-        """Refuse an optimizer that would move a weak model as it moves the network.
-
-        Raises:
-            StudySpecError: it moves all rows alike.
-        """
-        groups = objective.layer_groups
-        if groups is not None and groups.weak_start is not None and self.optimizer.name in MOVES_ROWS_ALIKE:
-            raise StudySpecError(
-                f"weak: {self.optimizer.name} moves all rows alike, and a weak model that is searched has a row of its "
-                "own; use LCSCGradient, LCSC or CMA"
-            )
 
     def advice(self, objective: Objective | None) -> Iterator[str]:
         """What to know before a new study begins, one line each.
@@ -398,19 +382,15 @@ class Plan:
         spec = SpaceSpec() if is_grid else self.spec.space
         steps = objective.steps
         groups = objective.layer_groups
-        has_weak_row = groups is not None and groups.weak_start is not None and not is_grid
         if self.origin is not None:
             start = np.array(self.origin, dtype=np.float64)
         elif spec.origin is not None:
             start = ema_coefficients(steps, spec.origin)
         else:
             start = default_origin(steps)
-        if groups is not None and (spec.rows is not None or has_weak_row):
+        if groups is not None and spec.rows is not None:
             start = groups.in_rows(start)
-        space = self._space_around(start, spec, objective)
-        if groups is not None and has_weak_row:
-            space = SpaceWithWeakRow(space, groups)
-        return space
+        return self._space_around(start, spec, objective)
 
     @staticmethod
     def _space_around(start: Coefficients, spec: SpaceSpec, objective: Objective) -> CoefficientSpace:

@@ -136,12 +136,6 @@ def refine(
         raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
     if getattr(objective.sampler, "component", None) == "lora":  # its alphas would have to be written, too
         raise ObjectiveError("refine: trains all weights of a network, and no LoRA; search coefficients")
-    groups = objective.layer_groups
-    if groups is not None and groups.weak_start is not None:
-        raise ObjectiveError(
-            "refine: trains the weights of one network, and here a weak model is searched, too; give weak a "
-            "checkpoint's step or ema:RATE in a study file, and refine that"
-        )
     if out.suffix != ".trajectory":
         raise StudySpecError(f"{out}: must end in .trajectory")
 

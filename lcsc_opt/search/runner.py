@@ -32,7 +32,7 @@ from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
-from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, point_of, request_of
+from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
@@ -111,7 +111,7 @@ class Search:
         self._stored = [trial for trial in own_trials if not is_baseline(trial)]
         self._to_replay = study.with_arrays(self._stored)
         if first is not None and not self._inherited:
-            optimizer.suggest(point_of(optimizer.parametrization, np.array(first)))
+            optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
         self._committed = 0  # the place of the next result that is told as it is completed
         for trial in own_trials:
@@ -189,9 +189,7 @@ class Search:
             request = _request(trial)
             if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
-            parametrization = self._optimizer.parametrization
-            point = point_of(parametrization, coefficients_of(trial))
-            parameter = parametrization.spawn_child(new_value=point)
+            parameter = self._optimizer.parametrization.spawn_child(new_value=coefficients_of(trial))
             attach_request(parameter, request)
             outcome = stored_outcome(trial)
             loss = self._loss_to_tell(outcome, trial.number, request)

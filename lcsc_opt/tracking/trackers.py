@@ -280,7 +280,7 @@ class Reporting:
         values: dict[str, float | Image.Image] = {}
         coefficients = self._reader.answer(study)
         if coefficients is not None:
-            values["coefficients"] = _bar_chart(study.steps, mean_of_rows(coefficients, study.layer_groups))
+            values["coefficients"] = _bar_chart(study.steps, mean_of_rows(coefficients))
         if not with_report or study.held_out is None:
             return values
         for row in study.held_out.rows:

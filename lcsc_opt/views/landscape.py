@@ -14,7 +14,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.coefficients.layer_groups import network_rows
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
@@ -100,8 +99,6 @@ class ProjectedSearch:
         answer = np.flatnonzero(complete["number"] == study.chosen)
         trials = complete[np.union1d(evenly, answer)]
         coefficients = reader.coefficients(study, trials["number"].tolist())
-        if coefficients.ndim > 2:
-            coefficients = np.stack([network_rows(rows, study.layer_groups) for rows in coefficients])
         return cls(study, trials, plane.project(coefficients, products))
 
     @property

@@ -10,7 +10,6 @@ import torch
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.exports.merging import network_config
 from tests.objectives.image_objectives import build, check, combined, one_line
 from tests.unet_examples import unet
 
@@ -92,24 +91,6 @@ def test_autoguidance_by_an_earlier_checkpoint_or_an_average(folder: Path) -> No
     assert np.abs(evaluation.gradient).max() > 0
 
 
-def test_the_weak_model_of_autoguidance_is_searched_from_a_checkpoint(folder: Path) -> None:
-    train(folder)
-    common: Any = {"checkpoints": "out", "model": "out", "sampler": {"name": "ddim", "steps": 3}}
-    fixed = build(FILE, folder, **common, guidance={"scale": 2.5, "weak": STEPS[0]})
-    searched = build(FILE, folder, **common, guidance={"scale": 2.5, "weak": {"search": STEPS[0]}})
-    first, *_, last = np.eye(len(STEPS))
-    assert torch.equal(searched.images(last, SEARCH, 6), fixed.images(last, SEARCH, 6))
-    average = ema_coefficients(STEPS, 0.99)
-    of_average = build(FILE, folder, **common, guidance={"scale": 2.5, "weak": "ema:0.99"})
-    both = searched.images(np.stack([last, average]), SEARCH, 6)
-    assert torch.equal(both, of_average.images(last, SEARCH, 6))
-    evaluation = searched.evaluate(Candidate(np.stack([last, first])), gradient=True)
-    assert evaluation.gradient is not None
-    assert evaluation.gradient.shape == (2, len(STEPS))
-    assert network_config(searched.sampler) == network_config(fixed.sampler) is not None
-    assert searched.describe() != fixed.describe()
-
-
 GUIDED = {"scale": 2.0, "null_label": 3}
 
 
@@ -117,7 +98,6 @@ GUIDED = {"scale": 2.0, "null_label": 3}
     ("guidance", "message"),
     [
         ({"scale": 2.0, "weak": 123}, "weak: expected ema:RATE, or the step of one .* 100 to 300; got 123"),
-        ({"scale": 2.0, "weak": {"search": 123}}, "weak: expected ema:RATE, or the step of one .* got 123"),
         ({"scale": 2.0, "weak": {"start": STEPS[0]}}, "guidance.weak"),
         ({"scale": 2.0, "weak": "ema:2"}, "weak: expected ema:RATE"),
         ({"scale": 2.0}, "expected either null_label .* or weak"),

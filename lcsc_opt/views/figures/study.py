@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from lcsc_opt.coefficients.layer_groups import WEAK, mean_of_rows, network_rows
+from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.coefficients.rows import AverageSteps, rows_of
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
@@ -30,7 +30,6 @@ _LAYER_WORDS = re.compile(
     r"|(?P<middle>mid|block|layer)|(?P<fourth>up|output_block|dec)|(?P<last>out|final|head))"
 )
 _LAYER_PLACES = {"first": 0, "second": 1, "middle": 2, "fourth": 3, "last": 4}
-_BEHIND_ALL = 5
 # pixels
 _BARS_HEIGHT = 240
 _MEANS_HEIGHT = 150  # of bars above a heat map
@@ -86,7 +85,7 @@ def coefficients_figure(
     A panel for each answer. A bar covers the training that its checkpoint stands for. Where checkpoints are not equally
     far apart its height is per training step, so that its area is the coefficient. With a row of coefficients for each
     layer group, bars are their mean, and a heat map under them has the rows, in the order of the way through the
-    network where names tell it. A weak model that is searched, too, is in the heat map only.
+    network where names tell it.
     """
     ema_coefficients = None if ema is None else reader.answer(ema)
     panels: list[Panel] = []
@@ -97,7 +96,7 @@ def coefficients_figure(
         if rows is None:
             continue
         drawn_studies.append(study)
-        bars = [_bars(study, mean_of_rows(rows, study.layer_groups))]
+        bars = [_bars(study, mean_of_rows(rows))]
         if ema is not None and ema_coefficients is not None and ema.study != study.study:
             bars.append(_ema_line(ema, ema_coefficients, in_legend=not has_ema_line))
             has_ema_line = True
@@ -105,7 +104,7 @@ def coefficients_figure(
         panels.append(
             Panel(
                 bars,
-                y=Axis(_coefficient_title(study, is_mean=network_rows(rows, study.layer_groups).ndim > 1)),
+                y=Axis(_coefficient_title(study, is_mean=has_rows)),
                 title=_heading(study, rows),
                 height=_MEANS_HEIGHT if has_rows else _BARS_HEIGHT,
                 shares_y=True,
@@ -209,12 +208,7 @@ def _heat_map(
 
 
 def _layer_place(name: str) -> int:
-    """Where a layer is on the way through the network, as far as its name tells: 0 at its beginning, 4 at its end.
-
-    The weak model of a network is behind all of them.
-    """
-    if name == WEAK:
-        return _BEHIND_ALL
+    """Where a layer is on the way through the network, as far as its name tells: 0 at its beginning, 4 at its end."""
     match = _LAYER_WORDS.search(name)
     if match is None or match.lastgroup is None:
         return _LAYER_PLACES["middle"]
@@ -224,10 +218,9 @@ def _layer_place(name: str) -> int:
 def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
     trial = f"{study.study}, trial {study.chosen}"
-    of_network = network_rows(coefficients, study.layer_groups)
-    if of_network.ndim > 1:
-        trial += f", mean of {len(of_network)} layer groups"
-    facts = f"Σ|a| = {sum_abs(of_network):.2f}, {effective_count(of_network):.0f} checkpoints matter"
+    if coefficients.ndim > 1:
+        trial += f", mean of {len(coefficients)} layer groups"
+    facts = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
     if study.held_out_loss is not None:
         facts = f"{study.held_out_loss:.4g} held out, {facts}"
     elif study.searched is not None:
@@ -289,7 +282,7 @@ def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
-    rows = np.stack([mean_of_rows(each, study.layer_groups) for each in reader.coefficients(study, shown)])
+    rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
     panel = Panel(
         [_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")],
         y=Axis("trial", options={"type": "category", "autorange": "reversed", "nticks": 12}),
@@ -357,8 +350,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
 def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], *, theme: Theme = "light") -> go.Figure:
     """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
 
-    With a row of coefficients for each layer group, the root mean square over rows. Of weak models that are searched,
-    too, there is no distance.
+    With a row of coefficients for each layer group, the root mean square over rows.
     """
     answers = _comparable_answers(reader, studies)
     if len(answers) < 2:
@@ -398,6 +390,6 @@ def _comparable_answers(
         answer = reader.answer(study)
         has_first_steps = not answers or study.steps == answers[0][0].steps
         if answer is not None and has_first_steps:
-            answers.append((study, network_rows(answer, study.layer_groups)))
+            answers.append((study, answer))
     layer_groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
     return [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == layer_groups]
