@@ -52,7 +52,7 @@ REFERENCE_IMAGES = 128
 FEWEST_TRIALS = 4
 CHECK_SHARE = 0.2  # of LCSCGradient's trials, which have no gradient
 SECONDS_BETWEEN_LOOKS = 0.5
-RESULT = ("loss", "metrics", "cost", "gradient", "tell_index")
+RESULT = ("loss", "metrics", "cost", "gradient")
 URL = "sqlite:///studies.db"
 
 Trials = dict[tuple[str, int], FrozenTrial]

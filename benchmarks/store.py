@@ -41,7 +41,7 @@ RESULT = Evaluation(
     Cost(1000, 1000, 0.123456, 0.0123, 0.0234, 0.0345, 0.0045),
 )
 
-Store = Callable[[np.ndarray, int], object]
+Store = Callable[[np.ndarray], object]
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def measure(kind: str, count: int, url: Callable[[str], str], rounds: int) -> di
                 if way == "parameters" and turn > FEW:
                     continue
                 start = time.perf_counter()
-                store(coefficients, turn)
+                store(coefficients)
                 milliseconds[way] += [1e3 * (time.perf_counter() - start)] if turn else []
     return _row(kind, count, milliseconds)
 
@@ -115,8 +115,8 @@ def ours(url: str) -> Iterator[Store]:
     """Our way: a candidate in one transaction, its result in others."""
     study = StoredStudy.open_or_create(open_storage(url, write=True), "store/LCSC/0", {"budget": {"evaluations": 1000}})
 
-    def store(coefficients: np.ndarray, number: int) -> None:
-        study.finish(study.add_candidate(Candidate(coefficients)), RESULT, tell_index=number)
+    def store(coefficients: np.ndarray) -> None:
+        study.finish(study.add_candidate(Candidate(coefficients)), RESULT)
 
     with study.hold():
         yield store
@@ -126,12 +126,11 @@ def attributes(url: str) -> Store:
     """Coefficients, metrics and cost as user attributes, each set by itself."""
     study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
 
-    def store(coefficients: np.ndarray, number: int) -> None:
+    def store(coefficients: np.ndarray) -> None:
         trial = study.ask()
         trial.set_user_attr("coefficients", coefficients.tolist())
         trial.set_user_attr("metrics", dict(RESULT.metrics))
         trial.set_user_attr("cost", dataclasses.asdict(RESULT.cost))
-        trial.set_user_attr("tell_index", number)
         study.tell(trial, RESULT.loss)
 
     return store
@@ -141,7 +140,7 @@ def parameters(url: str) -> Store:
     """An Optuna parameter for each coefficient. The sampler only draws random numbers."""
     study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
 
-    def store(coefficients: np.ndarray, _: int) -> None:
+    def store(coefficients: np.ndarray) -> None:
         trial = study.ask()
         for index in range(len(coefficients)):
             trial.suggest_float(f"a{index}", -1.0, 1.0)

@@ -146,7 +146,6 @@ def rows(url: str, name: str) -> Rows:
                     trial.state.name,
                     trial.user_attrs.get("reason"),
                     tuple(attempt["reason"] for attempt in trial.user_attrs.get("attempts", ())),
-                    trial.user_attrs.get("tell_index"),
                 )
                 for trial in StoredStudy.open(storage, name).trials()
             ]
@@ -161,7 +160,7 @@ def damage(url: str, work: Work, clean: Rows) -> list[str]:
     if numbers != list(range(len(clean))):
         missing, doubled = set(range(len(clean))) - set(numbers), len(numbers) - len(set(numbers))
         problems.append(f"{len(missing)} lost, {doubled} doubled")
-    names = ("number", "coefficients", "value", "state", "reason", "attempts", "tell_index")
+    names = ("number", "coefficients", "value", "state", "reason", "attempts")
     for expected, row in zip(clean, found, strict=False):
         problems += [f"{name} of trial {row[0]}" for name, a, b in zip(names, expected, row, strict=True) if a != b]
     if url.startswith("sqlite"):

@@ -166,7 +166,7 @@ def searched(url: str, optimizer_name: str) -> Iterator[Trial]:
         written = time.perf_counter()
         evaluation = dataclasses.replace(RESULT, loss=distance(candidate.coefficients))
         evaluated = time.perf_counter()
-        study.finish(number, evaluation, tell_index=number)
+        study.finish(number, evaluation)
         finished = time.perf_counter()
         with blas_threads(1):
             optimizer.tell(parameter, evaluation.loss)
@@ -188,14 +188,11 @@ def by_optuna(url: str) -> Trial:
     """The same values by Optuna's own calls."""
     store = attributes(url)
     generator = np.random.default_rng(0)
-    count = 0
 
     def trial() -> Parts:
-        nonlocal count
         coefficients = generator.normal(size=len(STEPS)) / len(STEPS)
         start = time.perf_counter()
-        store(coefficients, count)
-        count += 1
+        store(coefficients)
         return {"whole": 1e3 * (time.perf_counter() - start)}
 
     return trial
@@ -252,10 +249,10 @@ def bytes_a_trial(shape: tuple[int, ...], trials: int = 100) -> tuple[float, flo
         stack.enter_context(study.hold())
         by_attributes = attributes(f"sqlite:///{files[1]}")
         sizes = []
-        for number in range(trials + 1):
+        for _ in range(trials + 1):
             coefficients = generator.normal(size=shape) / shape[-1]
-            study.finish(study.add_candidate(Candidate(coefficients)), RESULT, tell_index=number)
-            by_attributes(coefficients, number)
+            study.finish(study.add_candidate(Candidate(coefficients)), RESULT)
+            by_attributes(coefficients)
             sizes.append([file.stat().st_size for file in files])
     ours, optunas = (np.array(sizes[-1]) - np.array(sizes[0])) / trials
     return float(ours), float(optunas)

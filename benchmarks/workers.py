@@ -7,7 +7,7 @@ workers that share the images of each candidate; and in the searching process, w
 run in turns, after the workers are up. Trials per second are compared, as medians of the rounds.
 
 ``simulated``: eight workers whose evaluations sleep for half a second ± 5 %, and the share of the time in which they
-are busy, with tells in order and as completed.
+are busy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from common import machine, parse, write_json
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
-from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
+from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
@@ -57,7 +57,7 @@ def main() -> None:
         return
     print(write_json("workers", {**vars(arguments), "trials_per_second": rates, "arithmetic": shares, "busy": busy}))
     speedup = statistics.median(rates["two workers"]) / statistics.median(rates["one worker"])
-    if speedup < LEAST_SPEEDUP or busy["ordered"] < LEAST_BUSY:
+    if speedup < LEAST_SPEEDUP or busy < LEAST_BUSY:
         sys.exit(
             f"missed: two workers {LEAST_SPEEDUP} times as fast as one, and {SIMULATED} of them {LEAST_BUSY:.0%} busy"
         )
@@ -116,9 +116,7 @@ def _warm_up(pool: WorkerPool, candidate: Candidate) -> None:
         future.result()
 
 
-def search(
-    objective: Objective, evaluator: Evaluator, evaluations: int, *, workers: int, tells: Tells = "ordered"
-) -> tuple[float, Cost]:
+def search(objective: Objective, evaluator: Evaluator, evaluations: int, *, workers: int) -> tuple[float, Cost]:
     """Seconds of a search with CMA-ES in a fresh database, and the total cost of its evaluations."""
     space = AffineSpace(objective.steps, default_origin(objective.steps))
     optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
@@ -127,7 +125,7 @@ def search(
         study = StoredStudy.open_or_create(storage, "workers/CMA/0", {})
         budget, width = BudgetSpec(evaluations=evaluations), most_in_flight(workers)
         with study.hold():
-            running = Search(study, optimizer, evaluator, budget=budget, in_flight=width, tells=tells)
+            running = Search(study, optimizer, evaluator, budget=budget, in_flight=width)
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start
@@ -146,16 +144,13 @@ def sleeping() -> Objective:
     return CoefficientFunction(sleep, STEPS, name="sleeping")
 
 
-def simulated(evaluations: int) -> dict[str, float]:
+def simulated(evaluations: int) -> float:
     """The share of the time in which eight workers evaluate."""
-    busy: dict[str, float] = {}
     with contextlib.closing(WorkerPool(sleeping, SIMULATED)) as pool:
         _warm_up(pool, Candidate(default_origin(STEPS), noise=SEARCH))
-        kinds: tuple[Tells, ...] = ("ordered", "as-completed")
-        for tells in kinds:
-            seconds, cost = search(sleeping(), ProcessEvaluator(pool), evaluations, workers=SIMULATED, tells=tells)
-            busy[tells] = round(cost.seconds / (SIMULATED * seconds), 4)
-            print(f"{SIMULATED} simulated workers, tells {tells}: {busy[tells]:.1%} busy", flush=True)
+        seconds, cost = search(sleeping(), ProcessEvaluator(pool), evaluations, workers=SIMULATED)
+    busy = round(cost.seconds / (SIMULATED * seconds), 4)
+    print(f"{SIMULATED} simulated workers: {busy:.1%} busy", flush=True)
     return busy
 
 

@@ -227,7 +227,7 @@ def refresh_rows(url: str) -> list[Row]:
             coefficients = np.full(len(study.attributes["steps"]), 1 / len(study.attributes["steps"]))
             trial = study.add_candidate(Candidate(coefficients))
             loss = best * (1 - 1e-6 * number)  # each one is better, so that curves and ranking are drawn anew
-            study.finish(trial, Evaluation(loss, {}, Cost(seconds=0.01)), tell_index=trial)
+            study.finish(trial, Evaluation(loss, {}, Cost(seconds=0.01)))
             refreshes.append(page.refresh())
     return [("a refresh after a trial, while a search runs", f"{statistics.median(refreshes):.3f} s", "0.3 s", "")]
 
@@ -397,11 +397,11 @@ def trial_milliseconds(url: str, optunas_url: str) -> tuple[float, float]:
     with ours(url) as ours_stores:
         ways = (ours_stores, attributes(optunas_url))
         milliseconds: tuple[list[float], list[float]] = ([], [])
-        for number in range(60):
+        for _ in range(60):
             coefficients = generator.normal(size=500) / 500
             for way, spent in zip(ways, milliseconds, strict=True):
                 start = time.perf_counter()
-                way(coefficients, number)
+                way(coefficients)
                 spent.append(1e3 * (time.perf_counter() - start))
     return statistics.median(milliseconds[0]), statistics.median(milliseconds[1])
 
@@ -417,7 +417,7 @@ def bytes_a_trial(rows: int) -> float:
             sizes = []
             for number in range(101):
                 shape = (500,) if rows == 1 else (rows, 500)
-                store(generator.normal(size=shape) / 500, number)
+                store(generator.normal(size=shape) / 500)
                 if number in {0, 100}:
                     sizes.append(file.stat().st_size)
     return (sizes[1] - sizes[0]) / 100

@@ -28,7 +28,7 @@ def history(
 ) -> StudyHistory:
     """A trial for each loss, one after the other with a gap between them; ``None`` stands for one that failed."""
     trials = np.zeros(len(losses) + running, dtype=TRIAL)
-    trials["number"] = trials["tell_index"] = np.arange(len(trials))
+    trials["number"] = np.arange(len(trials))
     trials["loss"] = np.nan
     trials["started"] = 1000 + np.arange(len(trials)) * (seconds + gap)
     trials["ended"] = np.nan

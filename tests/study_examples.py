@@ -71,11 +71,11 @@ def add_result(
     """The trial of this number, which has ended; ``at`` are other coefficients, ``asked`` its own number of images."""
     key = study.add_candidate(Candidate(coefficients(number) if at is None else at, images=asked, noise=noise))
     if loss is None:
-        study.fail(key, [{"reason": reason, "seconds": seconds}], tell_index=number)
+        study.fail(key, [{"reason": reason, "seconds": seconds}])
     else:
         cost = Cost(images=asked or images, seconds=seconds)
         evaluation = Evaluation(loss, {} if metric is None else {metric: loss}, cost)
-        study.finish(key, evaluation, tell_index=number, compares=asked is None and noise == SEARCH)
+        study.finish(key, evaluation, compares=asked is None and noise == SEARCH)
 
 
 def attach(study: StoredStudy, number: int, name: str, content: bytes) -> Path:

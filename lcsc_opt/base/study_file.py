@@ -23,7 +23,6 @@ _BLANK = f"{FILL_IN}: "
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
-Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -262,7 +261,6 @@ class StudySpec(FrozenModel):
     workers: Workers = 1
     spread: Spread = "auto"
     pipeline: Literal["auto", True, False] = "auto"
-    tells: Tells = "ordered"
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None

@@ -25,7 +25,6 @@ COSTS = ("images", "model_calls", "seconds", *PARTS)
 TRIAL = np.dtype(
     [
         ("number", np.int64),
-        ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
         ("retried", np.bool_),
@@ -39,8 +38,7 @@ TRIAL = np.dtype(
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``retried`` is whether it succeeded after failed
 attempts; ``started`` and ``ended`` are seconds since 1970, NaN where unknown; ``loss`` is NaN unless the trial
 succeeded; ``asked`` is how many images a failed trial was asked for, zero where no number was named; costs are zero
-where they are not known. ``tell_index`` is the trial's place among the results that the optimizer was told; where none
-is stored, it is the trial's number."""
+where they are not known."""
 
 _UNKNOWN_PENALTY = (
     "stored by an older version; losses, also held-out ones, may have a penalty whose bound was not stored: compare "
@@ -64,7 +62,6 @@ class SummarizedStudy:
         settings: its specification, as nested mappings.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
-        ordered: whether results are told in the order of the asks.
         ended: whether the search has spent its budget, or had nothing more to ask.
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
@@ -91,7 +88,6 @@ class SummarizedStudy:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
-    ordered: bool = True
     ended: bool = False
     forked_from: str | None = None
     held_out: HeldOutReport | None = None
@@ -278,7 +274,7 @@ class StudyHistory(SummarizedStudy):
 
 def in_tell_order(trials: Trials) -> Trials:
     """Trials in the order in which the optimizer was told of them."""
-    order = np.lexsort((trials["number"], trials["tell_index"], ~trials["inherited"]))  # the last key decides first
+    order = np.lexsort((trials["number"], ~trials["inherited"]))  # the last key decides first
     return np.asarray(trials[order])
 
 

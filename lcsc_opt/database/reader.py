@@ -567,7 +567,6 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         forked_from=attributes.get("forked_from"),
         settings=specification,
         workers=int(specification.get("workers", 1)),
-        ordered=specification.get("tells", "ordered") == "ordered",
         keeps=keeps,
         has_unknown_penalty=keeps and KEPT_BOUND not in attributes,
         budget={unit: total for unit, total in budget.items() if total is not None},

@@ -23,7 +23,6 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
         row["state"] = trial.state.value
         row["inherited"] = "inherited" in attributes
         row["retried"] = trial.state in SUCCEEDED and bool(attributes.get("attempts"))
-        row["tell_index"] = attributes.get("tell_index", trial.number)
         row["started"] = _seconds(trial.datetime_start)
         row["ended"] = _seconds(trial.datetime_complete)
         row["loss"] = np.nan

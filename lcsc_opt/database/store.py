@@ -7,13 +7,11 @@ is the index of its ask, until failed trials are forgotten. Everything is reacha
 trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
-                       ``tell_index`` where the optimizer was told in another order than that of the numbers;
                        ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
                        ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
                        over from another study; ``baseline``, the name of an average that was evaluated to measure
-                       the bound of the kept metric, and ``constraint``, the bound if this model is EMA*;
-                       ``tells_before`` where results are told as they are completed
+                       the bound of the kept metric, and ``constraint``, the bound if this model is EMA*
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
@@ -73,7 +71,6 @@ SCHEMA = 1
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound
-_NOT_COPIED = ("tell_index", "tells_before", "inherited")  # attributes of a trial that belong to its study
 _CREATION_SECONDS = 30.0  # how long another process may take to create a study
 _WRITTEN_BY_CREATE = ("created", "created_by", "schema")
 T = TypeVar("T")
@@ -326,22 +323,17 @@ class StoredStudy:
         finally:
             self._summarizer = None
 
-    def add_candidate(
-        self, candidate: Candidate, *, tells_before: int | None = None, baseline: str | None = None
-    ) -> int:
+    def add_candidate(self, candidate: Candidate, *, baseline: str | None = None) -> int:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
         Args:
             candidate: what is evaluated.
-            tells_before: how many results were told before this ask, where tells do not follow the order of asks.
             baseline: the name of an average that no optimizer has asked.
 
         Returns:
             The trial's number.
         """
         attributes = candidate_attributes(candidate)
-        if tells_before is not None:
-            attributes["tells_before"] = tells_before
         if baseline is not None:
             attributes[BASELINE] = baseline
         trial = create_trial(
@@ -379,24 +371,17 @@ class StoredStudy:
         self._trial_count = number + 1
         return number
 
-    def finish(
-        self,
-        number: int,
-        evaluation: Evaluation,
-        *,
-        tell_index: int,
-        compares: bool = True,
-    ) -> None:
+    def finish(self, number: int, evaluation: Evaluation, *, compares: bool = True) -> None:
         """Commit a result: metrics, cost and gradient, then the value and the state.
 
         The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
         """
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
-        self._end(number, state, _result_attributes(evaluation), tell_index, value=evaluation.loss)
+        self._end(number, state, _result_attributes(evaluation), value=evaluation.loss)
 
-    def fail(self, number: int, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
+    def fail(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
-        self._end(number, TrialState.FAIL, _failure_attributes(attempts), tell_index)
+        self._end(number, TrialState.FAIL, _failure_attributes(attempts))
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
@@ -410,12 +395,9 @@ class StoredStudy:
         number: int,
         state: TrialState,
         attributes: dict[str, Any],
-        tell_index: int,
         value: float | None = None,
     ) -> None:
         """Commit a result, attributes and state, in one transaction."""
-        if tell_index != number:
-            attributes["tell_index"] = tell_index
         trial_id = self._trial_id(number)
         values = None if value is None else [value]
 
@@ -538,7 +520,7 @@ class StoredStudy:
         copies = []
         finished = [trial for trial in self.trials_without_arrays() if trial.state.is_finished()]
         for trial in self.with_arrays(finished):
-            copied = {key: value for key, value in trial.user_attrs.items() if key not in _NOT_COPIED}
+            copied = {key: value for key, value in trial.user_attrs.items() if key != "inherited"}
             for attribute in ARRAYS:
                 if attribute in copied:
                     copied[attribute] = stored_array(copied[attribute])

@@ -354,7 +354,7 @@ class _Baselines:
         """Write a result; a failed attempt may be followed by another one."""
         number = baseline.number
         if isinstance(outcome, Evaluation):
-            self._study.finish(number, outcome, tell_index=number, compares=False)
+            self._study.finish(number, outcome, compares=False)
             baseline.outcome = outcome
             return
         baseline.attempts.append(outcome.as_attempt())
@@ -362,7 +362,7 @@ class _Baselines:
             self._study.note_attempts(number, baseline.attempts)
             baseline.future = self._evaluator.submit(baseline.candidate)
             return
-        self._study.fail(number, baseline.attempts, tell_index=number)
+        self._study.fail(number, baseline.attempts)
         baseline.outcome = outcome
 
 

@@ -107,7 +107,6 @@ class Execution:
                 images_per_evaluation=self.objective.images_per_evaluation,
                 constraint=None if bound is None else bound.constraint,
                 in_flight=before["parallelism"]["in_flight"],
-                tells=plan.spec.tells,
                 failures=plan.spec.failures,
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
             )

@@ -202,7 +202,7 @@ class Plan:
     @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
-        specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline", "tells"})
+        specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline"})
         if not self.spec.space.options:  # which only spaces of other packages have
             del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
@@ -465,7 +465,7 @@ class Plan:
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell: two per worker if its stages overlap, one for a single worker.
 
-    Several workers have 1.5 each, which keeps them busy while tells wait for their turn and candidates are written.
+    Several workers have 1.5 each, which keeps them busy while results wait for their turn and candidates are written.
     """
     if pipelined:
         return 2 * workers

@@ -4,10 +4,8 @@ The database is written first, and the optimizer's memory is derived from it. So
 loop always starts at ask 0. For a stored trial, the optimizer must ask the stored coefficients again, bit for bit, and
 is told the stored result. A trial that was asked and not finished is evaluated again under its own number.
 
-*Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - in_flight were told. The
-sequence of candidates then depends neither on which evaluation finishes first nor on the number of workers. Tells *as
-completed* happen in the order of the commits. That order is stored, so the search continues exactly, but another run
-would have another order.
+Tells happen in ask order: candidate n is asked when exactly the results 0 to n - in_flight were told. So the sequence
+of candidates does not depend on which evaluation finishes first.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
@@ -55,7 +53,6 @@ class _Trial:
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
-    tell_index: int | None = None
     ended_now: bool = False
 
 
@@ -71,7 +68,6 @@ class Search:
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         constraint: the bound of the kept metric, with which every candidate is evaluated.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
-        tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         changed: what changed since the study began, for the message when replay fails.
     """
@@ -87,7 +83,6 @@ class Search:
         images_per_evaluation: int = 0,
         constraint: Constraint | None = None,
         in_flight: int = 1,
-        tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         changed: str = "",
     ) -> None:
@@ -99,7 +94,6 @@ class Search:
         self._images_per_evaluation = images_per_evaluation
         self._constraint = constraint
         self._most_in_flight = in_flight
-        self._tells = tells
         self._policy = FailureSpec() if failures is None else failures
         self._changed = changed
 
@@ -113,10 +107,6 @@ class Search:
         if first is not None and not self._inherited:
             optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
-        self._committed = 0  # the place of the next result that is told as it is completed
-        for trial in own_trials:
-            if trial.state.is_finished():
-                self._committed = max(self._committed, _tell_index(trial) + 1)
         has_results = any(trial.state in SUCCEEDED for trial in trials)
         self._failing = FailurePolicy(study.name, self._policy, has_results=has_results)
         self._accepted_failures = frozenset(study.attributes.get(ACCEPTED_FAILURES) or ())
@@ -161,7 +151,7 @@ class Search:
         number = 0
         asked = self._charged  # what was spent on asks, in the budget's unit
         while asked < self.budget.total:
-            while self._must_tell_before(number):
+            while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
                 break
@@ -200,12 +190,6 @@ class Search:
                 raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
         self._failing.forget()  # failures of the other study do not count
 
-    def _must_tell_before(self, number: int) -> bool:
-        """Whether a result must be told before the ask of this number."""
-        if self._tells == "as-completed" and number < len(self._stored):
-            return self.told < int(self._stored[number].user_attrs["tells_before"])
-        return len(self._in_flight) >= self._most_in_flight
-
     def _ask(self, number: int) -> _Trial:
         with blas_threads(1):
             parameter = self._optimizer.ask()
@@ -215,8 +199,7 @@ class Search:
             stored = next(self._to_replay)
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, request, parameter))
-        tells_before = self.told if self._tells == "as-completed" else None
-        new_number = self._study.add_candidate(candidate, tells_before=tells_before)
+        new_number = self._study.add_candidate(candidate)
         return self._submit(_Trial(new_number, candidate, request, parameter))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
@@ -224,7 +207,6 @@ class Search:
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = stored_outcome(stored)
-            asked.tell_index = _tell_index(stored)
             return asked
         if asked.attempts and asked.attempts[-1].get("last"):
             # The last attempt has failed, and a crash came before the trial's state was written.
@@ -253,13 +235,11 @@ class Search:
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
-        asked = self._next_to_tell()
-        while asked is None:
+        asked = self._in_flight[0]
+        while asked.outcome is None:
             if not self._commit_finished():
                 on_tell(self)
-            asked = self._next_to_tell()
-        self._in_flight.remove(asked)
-        assert asked.outcome is not None
+        self._in_flight.pop(0)
         loss = self._loss_to_tell(asked.outcome, asked.number, asked.request)
         attach_evaluation(asked.parameter, None if isinstance(asked.outcome, Failure) else asked.outcome)
         self._tell(asked.parameter, loss)
@@ -281,17 +261,6 @@ class Search:
             warnings.filterwarnings("ignore", "orphanated injected solution")
             self._optimizer.tell(parameter, loss)
 
-    def _next_to_tell(self) -> _Trial | None:
-        """The trial whose turn it is, if it has a result."""
-        if self._tells == "ordered":
-            first = self._in_flight[0]
-        else:
-            placed = [trial for trial in self._in_flight if trial.tell_index is not None]
-            if not placed:
-                return None
-            first = min(placed, key=lambda trial: trial.tell_index or 0)
-        return None if first.outcome is None else first
-
     def _commit_finished(self) -> bool:
         """Whether anything finished in time."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
@@ -304,9 +273,6 @@ class Search:
 
     def _commit(self, asked: _Trial, outcome: Outcome) -> None:
         """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
-        tell_index = asked.tell_index
-        if tell_index is None:
-            tell_index = asked.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
             self._failing.print_reason(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
@@ -314,14 +280,12 @@ class Search:
                 self._study.note_attempts(asked.number, asked.attempts)
                 self._submit(asked)
                 return
-            self._study.fail(asked.number, asked.attempts, tell_index=tell_index)
+            self._study.fail(asked.number, asked.attempts)
         else:
             compares = asked.request.compares(self._images_per_evaluation)
-            self._study.finish(asked.number, outcome, tell_index=tell_index, compares=compares)
+            self._study.finish(asked.number, outcome, compares=compares)
         asked.outcome = outcome
-        asked.tell_index = tell_index
         asked.ended_now = True
-        self._committed = max(self._committed, tell_index + 1)
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
@@ -388,11 +352,6 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
             constraint=None if constraint is None else Constraint(**constraint),
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
-
-
-def _tell_index(trial: FrozenTrial) -> int:
-    """The place of a finished trial among those that are told."""
-    return int(trial.user_attrs.get("tell_index", trial.number))
 
 
 def _request(trial: FrozenTrial) -> Request:

@@ -402,8 +402,8 @@ def _check_trials(study: StoredStudy) -> None:
     states = {trial.state for trial in study.trials()}
     assert states == {TrialState.RUNNING}, "a candidate is not there before its result"
 
-    study.finish(numbers[1], evaluation, tell_index=0)
-    study.fail(numbers[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
+    study.finish(numbers[1], evaluation)
+    study.fail(numbers[0], [{"reason": "no «image» 😀", "seconds": 0.1}])
     failed, finished, running = study.trials()
     assert running.state == TrialState.RUNNING, "a trial that did not end has ended"
     assert (failed.state, failed.value) == (TrialState.FAIL, None), "a failed trial is complete"

@@ -321,20 +321,18 @@ def _summary(study: StudyHistory) -> str:
 
 
 def _curves(study: StudyHistory) -> dict[int, dict[str, float]]:
-    """Step, a trial's place among those told → ``loss`` and ``best_loss``, of each trial of the study's own.
+    """Step, a trial's number → ``loss`` and ``best_loss``, of each trial of the study's own.
 
     A loss that does not compare with others is left out, and so are results that wait for their turn.
     """
     trials = study.compared
     best_losses = np.fmin.accumulate(trials["loss"])
-    first_waiting: float = np.inf
-    if study.ordered:
-        unfinished = study.trials["tell_index"][~is_finished(study.trials)]
-        first_waiting = unfinished.min(initial=np.iinfo(np.int64).max)
-    is_shown = ~trials["inherited"] & (trials["tell_index"] < first_waiting)
+    unfinished = study.trials["number"][~is_finished(study.trials)]
+    first_waiting = unfinished.min(initial=np.iinfo(np.int64).max)
+    is_shown = ~trials["inherited"] & (trials["number"] < first_waiting)
     curves = {}
     for step, loss, best_loss in zip(
-        trials["tell_index"][is_shown].tolist(),
+        trials["number"][is_shown].tolist(),
         trials["loss"][is_shown].tolist(),
         best_losses[is_shown].tolist(),
         strict=True,

@@ -21,7 +21,7 @@ KEY = ("LCSC", 0)
 
 def trial(number: int, state: TrialState) -> FrozenTrial:
     ended = NOON if state.is_finished() else None
-    attributes = {"coefficients": "AAAA", "gradient": "BBBB", "cost": {"seconds": 2.0}, "tell_index": number}
+    attributes = {"coefficients": "AAAA", "gradient": "BBBB", "cost": {"seconds": 2.0}}
     return FrozenTrial(
         number=number,
         state=state,

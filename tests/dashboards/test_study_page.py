@@ -47,7 +47,7 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     write_study(url, "digits/EMAGrid/0", [7.0, 5.0], held_out=5.5)
     study = write_study(url, NAME, [4.0, None, 2.0], held_out=2.5)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
-    study.fail(key, [{"reason": "crash", "seconds": 1.0, "traceback": "File <b>, line 3"}], tell_index=3)
+    study.fail(key, [{"reason": "crash", "seconds": 1.0, "traceback": "File <b>, line 3"}])
     shown = draw(Site(url))
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
     assert "4 of 9" in json.dumps(shown["progress"])
@@ -95,7 +95,7 @@ def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
     study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
-    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), tell_index=0, compares=False)
+    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), compares=False)
     shown = draw(Site(url), "digits/LCSCGradient/0")
     assert shown["headline"]["children"] == "digits/LCSCGradient/0 is interrupted: no result yet"
     assert "1 of 9" in json.dumps(shown["progress"])

@@ -155,8 +155,8 @@ def test_a_coordinator_whose_connection_was_lost_goes_on_unless_another_one_bega
             pass
         writes = [
             lambda: study.add_candidate(ONE),
-            lambda: study.finish(number, Evaluation(1.0), tell_index=0),
-            lambda: study.fail(number, [{"reason": "x", "seconds": 0}], tell_index=0),
+            lambda: study.finish(number, Evaluation(1.0)),
+            lambda: study.fail(number, [{"reason": "x", "seconds": 0}]),
             lambda: study.set_attribute("note", 2),
         ]
         for write in writes:

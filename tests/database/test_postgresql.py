@@ -122,8 +122,8 @@ def test_every_write_survives_a_lost_connection(
         with pytest.raises(StudyStoreError):
             open_study(postgresql_url, "e/LCSC/0").hold().__enter__()
         first, second = study.add_candidate(ONE), study.add_candidate(ONE)  # the same again is another trial
-        study.finish(first, Evaluation(0.25, {"fid": 1.5}), tell_index=0)
-        study.fail(second, [{"reason": "no", "seconds": 0.0}], tell_index=1)
+        study.finish(first, Evaluation(0.25, {"fid": 1.5}))
+        study.fail(second, [{"reason": "no", "seconds": 0.0}])
         for _ in range(2):
             study.attach(first, tmp_path, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})

@@ -35,7 +35,7 @@ def with_optuna(storage: RDBStorage, name: str) -> list[optuna.trial.FrozenTrial
 
 def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/3", [4.0, None, 2.0], ended=False, running=2)
-    study.finish(study.add_candidate(Candidate(coefficients(5))), Evaluation(1.0, {}, COST), tell_index=5)
+    study.finish(study.add_candidate(Candidate(coefficients(5))), Evaluation(1.0, {}, COST))
     (found,) = HistoryReader(any_storage).read("digits")
     expected = with_optuna(any_storage, "digits/LCSC/3")
     trials = found.trials
@@ -69,7 +69,7 @@ def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
     reader = HistoryReader(any_storage)
     first = reader.read("digits")
     study = StoredStudy.open(any_storage, "digits/LCSC/1")
-    study.finish(2, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=2)
+    study.finish(2, Evaluation(1.0, {"fid": 1.0}, COST))
     study.add_candidate(Candidate(coefficients(3)))
     second = reader.read("digits")
     assert [two.revision > one.revision for one, two in zip(first, second, strict=True)] == [False, True, False]
@@ -116,7 +116,7 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
     reader, found = HistoryReader(storage), []
     for number, asked in enumerate([ema_coefficients(STEPS, 0.99), *plain_averages(STEPS)[-2:]]):
         key = study.add_candidate(Candidate(asked))
-        study.finish(key, Evaluation(3.0 - number, {}, COST), tell_index=number)
+        study.finish(key, Evaluation(3.0 - number, {}, COST))
         found.append(reader.read_study(study.name).label)
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
     study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
@@ -132,7 +132,7 @@ def test_an_average_of_averages_has_the_width_that_its_grid_was_told(storage: RD
     }
     study = StoredStudy.open_or_create(storage, "digits/PowerEMAGrid/0", attributes)
     answer = Candidate(power_ema_coefficients(steps, 0.085))
-    study.finish(study.add_candidate(answer), Evaluation(1.0, {}, COST), tell_index=0)
+    study.finish(study.add_candidate(answer), Evaluation(1.0, {}, COST))
     for read in (HistoryReader(storage).read_study, HistoryReader(storage).read_summary):
         assert read(study.name).label == "power-EMA* (power EMA 0.085)"
 
@@ -140,31 +140,17 @@ def test_an_average_of_averages_has_the_width_that_its_grid_was_told(storage: RD
 def test_the_average_of_a_studys_means_has_its_name(storage: RDBStorage) -> None:
     rows = RowSteps(STEPS, [4, 8, 1])
     study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS, "counts": [4, 8, 1]})
-    study.finish(study.add_candidate(Candidate(plain_averages(rows)[-1])), Evaluation(1.0, {}, COST), tell_index=0)
+    study.finish(study.add_candidate(Candidate(plain_averages(rows)[-1])), Evaluation(1.0, {}, COST))
     found = HistoryReader(storage).read_study(study.name)
     assert found.label == "EMA* (average of all 3)"
     assert counts_of(found.steps) == (4, 8, 1)
-
-
-def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:
-    study = StoredStudy.open_or_create(
-        storage, "digits/CMA/0", {"steps": STEPS, "specification": {"workers": 2, "tells": "as-completed"}}
-    )
-    keys = [study.add_candidate(Candidate(coefficients(number))) for number in range(3)]
-    reader = HistoryReader(storage)
-    for place, number in enumerate((2, 0, 1)):
-        study.finish(keys[number], Evaluation(float(number), {}, COST), tell_index=place)
-        (found,) = reader.read("digits")
-    assert (found.workers, found.ordered) == (2, False)
-    assert found.trials["tell_index"].tolist() == [1, 2, 0]
-    assert found.finished["number"].tolist() == [2, 0, 1]
 
 
 def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> None:
     source = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
     source.copy("more/LCSC/0", {"steps": STEPS, "forked_from": source.name})
     fork = StoredStudy.open(any_storage, "more/LCSC/0")
-    fork.finish(fork.add_candidate(Candidate(coefficients(3))), Evaluation(1.0, {}, COST), tell_index=0)
+    fork.finish(fork.add_candidate(Candidate(coefficients(3))), Evaluation(1.0, {}, COST))
     (found,) = HistoryReader(any_storage).read("more")
     assert found.forked_from == "digits/LCSC/0"
     assert found.trials["inherited"].tolist() == [True, True, True, False]
@@ -176,7 +162,7 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     study = write_study(storage, "digits/LCSC/0", [])
     key = study.add_candidate(Candidate(coefficients(0)))
     study.note_attempts(key, [{"reason": "out of memory", "seconds": 1}])
-    study.finish(key, Evaluation(1.0, {}, COST), tell_index=0)
+    study.finish(key, Evaluation(1.0, {}, COST))
     closed = study.add_candidate(Candidate(coefficients(1)))
     trial_id = with_optuna(storage, study.name)[closed]._trial_id
     storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)  # by another program

@@ -28,7 +28,7 @@ def test_a_study_without_a_version_is_read_and_continued(storage: RDBStorage) ->
         stored.set_user_attr(name, value)
     study = StoredStudy.open(storage, NAME)
     with study.hold():
-        study.finish(study.add_candidate(Candidate(coefficients(0))), Evaluation(1.5), tell_index=0)
+        study.finish(study.add_candidate(Candidate(coefficients(0))), Evaluation(1.5))
     assert HistoryReader(storage).read_study(NAME).searched == 1.5
 
 

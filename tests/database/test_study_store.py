@@ -41,7 +41,7 @@ def test_plain_optuna_sees_a_candidate_before_it_is_evaluated_and_then_all_of_it
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
     assert (trial.state, trial.user_attrs["coefficients"]) == (TrialState.RUNNING, [0.25, 0.75])
     assert trial.params == {"sum_abs": 1.0}
-    study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)), tell_index=0)
+    study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)))
     trial = optuna.load_study(study_name=NAME, storage=url).best_trial
     assert (trial.number, trial.value, trial.state) == (0, 1.5, TrialState.COMPLETE)
     assert trial.user_attrs["metrics"] == {"fid": 1.5}
@@ -52,7 +52,7 @@ def test_plain_optuna_sees_a_candidate_before_it_is_evaluated_and_then_all_of_it
 
 def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: str) -> None:
     attempts = [{"reason": "first", "seconds": 0.5}, {"reason": "ValueError: broken", "seconds": 0.25}]
-    study.fail(study.add_candidate(candidate(1, 0)), attempts, tell_index=0)
+    study.fail(study.add_candidate(candidate(1, 0)), attempts)
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
     assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
     assert trial.user_attrs["attempts"] == [attempts[0], {**attempts[1], "last": True}]
@@ -61,16 +61,16 @@ def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: st
 
 def test_a_result_is_written_once(study: StoredStudy) -> None:
     key = study.add_candidate(candidate(1, 0))
-    study.finish(key, Evaluation(1.0), tell_index=0)
+    study.finish(key, Evaluation(1.0))
     with pytest.raises(StudyStoreError, match="trial 0 was finished by another process"):
-        study.finish(key, Evaluation(2.0), tell_index=0)
+        study.finish(key, Evaluation(2.0))
     assert study.trials()[0].value == 1.0
 
 
 def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: StoredStudy) -> None:
     key = study.add_candidate(candidate(1, 0))
     with pytest.raises(TypeError):
-        study.finish(key, Evaluation(1.0, {"fid": object()}), tell_index=0)  # type: ignore[dict-item]
+        study.finish(key, Evaluation(1.0, {"fid": object()}))  # type: ignore[dict-item]
     (trial,) = study.trials()
     assert trial.state == TrialState.RUNNING
     assert not {"metrics", "cost"} & set(trial.user_attrs)
@@ -89,9 +89,9 @@ def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
     with monkeypatch.context() as patched:
         patched.setattr(study.storage, "set_trial_state_values", killed)
         with pytest.raises(KilledError):
-            study.finish(key, Evaluation(1.0, {"fid": 1.0}), tell_index=0)
+            study.finish(key, Evaluation(1.0, {"fid": 1.0}))
     assert study.trials()[0].user_attrs.keys() == {"coefficients"}
-    study.finish(key, Evaluation(2.0, {"fid": 2.0}), tell_index=0)
+    study.finish(key, Evaluation(2.0, {"fid": 2.0}))
     (trial,) = study.trials()
     assert (trial.value, trial.user_attrs["metrics"]) == (2.0, {"fid": 2.0})
 
@@ -121,7 +121,7 @@ def test_a_study_that_was_not_made_to_the_end_is_made_again(
             with pytest.raises(Killed):
                 create(study.storage, "more/LCSC/0", {"steps": [1]}, study.trials() or [create_trial(value=1.0)])
         assert list(our_studies(study.storage)) == [NAME]
-    study.finish(study.add_candidate(candidate(1, 0)), Evaluation(1.0), tell_index=0)
+    study.finish(study.add_candidate(candidate(1, 0)), Evaluation(1.0))
     study.add_candidate(candidate(0, 1))
     study.copy("more/LCSC/0", {"steps": [1]})
     more = StoredStudy.open(study.storage, "more/LCSC/0")
@@ -142,7 +142,7 @@ def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) 
 
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
     key = study.add_candidate(candidate(1, 0))
-    study.finish(key, Evaluation(1.0), tell_index=0)
+    study.finish(key, Evaluation(1.0))
     store, picture = tmp_path / "artifacts", tmp_path / "curve.png"
     store.mkdir()
     for content in (b"first", b"second"):

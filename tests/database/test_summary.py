@@ -179,7 +179,7 @@ def test_a_result_is_in_the_summary_at_the_latest_after_25_trials(storage: RDBSt
         study.begin_summary([])
         for number in range(26):
             key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
-            study.finish(key, Evaluation(float(number), {}, Cost()), tell_index=number)
+            study.finish(key, Evaluation(float(number), {}, Cost()))
         assert study.attributes[SUMMARY]["covers"] == 25
     assert study.attributes[SUMMARY]["covers"] == 26
 
@@ -224,7 +224,7 @@ def test_of_a_long_study_the_last_trials_are_read_and_those_that_failed(
         np.testing.assert_array_equal(reader.coefficients(latest, [5]), [coefficients(5)])
 
         numbers.clear()
-        study.finish(7, Evaluation(1.0, {}, Cost()), tell_index=7)
+        study.finish(7, Evaluation(1.0, {}, Cost()))
         add_result(study, 8, None)
         latest = reader.read_latest(NAME)
         assert latest is not None

@@ -50,13 +50,13 @@ def study(any_storage: RDBStorage) -> StoredStudy:
         other.add_candidate(Candidate(np.array([0.0, 1.0])))
     numbers = [
         study.add_candidate(Candidate(COEFFICIENTS, images=7, noise=Noise("search", 3))),
-        study.add_candidate(Candidate(ROWS), tells_before=1),
+        study.add_candidate(Candidate(ROWS)),
         study.add_candidate(Candidate(COEFFICIENTS), baseline="EMA*"),
         study.add_candidate(Candidate(ROWS)),
     ]
-    study.finish(numbers[1], Evaluation(1 / 3, {"fid": 1e-300, "«ü»": math.nan}, gradient=ROWS / 7), tell_index=0)
-    study.fail(numbers[0], [{"reason": "no «image» 😀", "seconds": 0.1}], tell_index=1)
-    study.finish(numbers[2], Evaluation(0.5), tell_index=numbers[2], compares=False)
+    study.finish(numbers[1], Evaluation(1 / 3, {"fid": 1e-300, "«ü»": math.nan}, gradient=ROWS / 7))
+    study.fail(numbers[0], [{"reason": "no «image» 😀", "seconds": 0.1}])
+    study.finish(numbers[2], Evaluation(0.5), compares=False)
     return study
 
 

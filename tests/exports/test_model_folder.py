@@ -57,7 +57,7 @@ def objective_over(trajectory: Any, network: Any = None) -> Objective:
 @pytest.fixture
 def study(url: str) -> StoredStudy:
     made = StoredStudy.open_or_create(open_storage(url, write=True), "small/LCSC/0", ATTRIBUTES)
-    made.finish(made.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {"fid": 2.5}), tell_index=0)
+    made.finish(made.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {"fid": 2.5}))
     return made
 
 
@@ -76,7 +76,7 @@ def objective(network: Any, tmp_path: Path) -> Objective:
 
 
 def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> None:
-    study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5), tell_index=1)
+    study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5))
     study.add_candidate(Candidate(COEFFICIENTS))  # is being evaluated
     assert Recipe.of_trial(study, objective).trial == 1  # the best so far
     study.set_attribute("held_out", {"trial": 0, "loss": 2.0})

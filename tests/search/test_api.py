@@ -114,7 +114,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
-    assert lcsc([*other, "budget.evaluations=3", "tells=as-completed"]) == 0
+    assert lcsc([*other, "budget.evaluations=3"]) == 0
     assert lcsc(["run", study_file, "optimizers=[CMA]", "space=convex"]) == 0
 
 

@@ -135,9 +135,8 @@ def test_every_image_that_is_sampled_is_stored_and_counts_in_the_budget(optimize
     assert study.attributes["search_ended"]["evaluations"] == AVERAGES + 1 + 5
 
 
-@pytest.mark.parametrize("tells", ["ordered", "as-completed"])
-def test_baselines_count_in_a_budget_of_evaluations_and_a_higher_budget_repeats_none(tells: str) -> None:
-    content = specification(budget={"evaluations": AVERAGES + 4}, tells=tells)
+def test_baselines_count_in_a_budget_of_evaluations_and_a_higher_budget_repeats_none() -> None:
+    content = specification(budget={"evaluations": AVERAGES + 4})
     run(content)
     assert len(trials()) == AVERAGES + 4
     before = [trial.value for trial in trials()]

@@ -261,13 +261,13 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     asked = [(5.0, 10, SEARCH), (0.1, 10, Noise("search", 3)), (0.2, 2, SEARCH), (4.0, 10, SEARCH)]
     for number, (loss, images, noise) in enumerate(asked[1:2]):
         key = study.add_candidate(Candidate(coefficients(number), noise=noise))
-        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=False)
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), compares=False)
     with pytest.raises(StudyStoreError, match="no complete trial on the search's noise"):
         score_held_out(study, Measured(), PLAN)
     for number, (loss, images, noise) in enumerate(asked, start=1):
         key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
         compares = images == 10 and noise == SEARCH
-        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=compares)
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), compares=compares)
     assert list(score_held_out(study, Measured(), HeldOutPlan(images=20, top=5)).selection) == [4, 1]
 
 
@@ -291,7 +291,7 @@ def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: Stor
     for number in range(5, 25):
         key = study.add_candidate(Candidate(coefficients(1 if number == 24 else number)))  # 1 is the best
         unseen = 3 + (number - 10) ** 2 / 100 if rises else 2.0
-        study.finish(key, Evaluation(1 / number, unseen=unseen), tell_index=number)
+        study.finish(key, Evaluation(1 / number, unseen=unseen))
     for metrics in (follows, trades):  # of which the second has a warning of its own
         warning = score_held_out(study, Measured(metrics), PLAN).warning or ""
         assert ("overfitting the reference images" in warning) == rises

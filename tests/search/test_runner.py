@@ -285,28 +285,6 @@ def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> 
     assert len(study.trials()) == EVALUATIONS
 
 
-def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, objective: Objective) -> None:
-    study = open_study(url)
-
-    def search(stop_after: int) -> list[tuple[str, float]]:
-        told: list[tuple[str, float]] = []
-        asked = optimizer("CMA", workers=4)
-        original_ask, original_tell = asked.ask, asked.tell
-        asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
-        asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
-        with contextlib.suppress(Interrupted):
-            run(study, objective, asked=asked, shuffled=stop_after, stop_after=stop_after, tells="as-completed")
-        return told
-
-    first, before = search(9), trials_of(study)
-    assert len(before) < EVALUATIONS
-    assert search(-1)[: len(first)] == first
-    assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]
-    order = [trial.user_attrs.get("tell_index", trial.number) for trial in study.trials()]
-    assert sorted(order) == list(range(EVALUATIONS))
-    assert order != sorted(order)  # they did finish out of order
-
-
 def test_a_failed_attempt_gives_its_memory_back() -> None:
     class Tensor:
         """Stands for gigabytes."""

@@ -1,11 +1,13 @@
 """Studies that 0.2.0 stored are read and continued.
 
 ``tests/stored_by_0_2_0`` holds the database that 0.2.0 wrote for three study files, with 10 to 12 evaluations a study,
-and the losses of the same studies after 0.2.0 continued them to 16 and 20 evaluations.
+and the losses of the same studies after 0.2.0 continued them to 16 and 20 evaluations. Keys of study files that are
+gone since are removed from it first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -25,6 +27,7 @@ from tests.commands import Typed
 STORED = Path(__file__).parents[1] / "stored_by_0_2_0"
 CONTINUED: dict[str, list[float]] = json.loads((STORED / "continued.json").read_text())
 URL = "sqlite:///studies.db"
+REMOVED = ("tells",)
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in STORED.iterdir():
         shutil.copy(file, tmp_path)
     (tmp_path / "studies.db").write_bytes(gzip.decompress((STORED / "studies.db.gz").read_bytes()))
+    remove_keys(tmp_path / "studies.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
@@ -42,6 +46,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stored_parts.write_images(tmp_path / "reference")
     sys.modules.pop("stored_parts")
     return tmp_path
+
+
+def remove_keys(path: Path) -> None:
+    """Take the keys of study files that are no longer there out of the stored specifications."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        rows = database.execute(
+            "SELECT study_user_attribute_id, value_json FROM study_user_attributes WHERE key = 'specification'"
+        ).fetchall()
+        for row, text in rows:
+            specification = {key: value for key, value in json.loads(text).items() if key not in REMOVED}
+            database.execute(
+                "UPDATE study_user_attributes SET value_json = ? WHERE study_user_attribute_id = ?",
+                (json.dumps(specification), row),
+            )
 
 
 def losses(name: str) -> list[float | None]:

@@ -261,8 +261,8 @@ def test_postgresql_keeps_the_contract(postgresql_url: str) -> None:
 def test_a_storage_that_breaks_the_contract_is_told_where(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = StoredStudy.finish
 
-    def rounded(self: StoredStudy, trial: Any, evaluation: Evaluation, *, tell_index: int) -> None:
-        plain(self, trial, dataclasses.replace(evaluation, loss=round(evaluation.loss, 6)), tell_index=tell_index)
+    def rounded(self: StoredStudy, trial: Any, evaluation: Evaluation) -> None:
+        plain(self, trial, dataclasses.replace(evaluation, loss=round(evaluation.loss, 6)))
 
     monkeypatch.setattr(StoredStudy, "finish", rounded)
     with pytest.raises(AssertionError, match=r"a loss of 0\.333+ is read as 0\.333333"):

@@ -96,7 +96,7 @@ def functions(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def log_in_two_processes(study: StoredStudy, tracker: str) -> None:
     with Reporting(study, [tracker], None):
         pass
-    study.finish(3, Evaluation(2.5, {}, Cost()), tell_index=3)
+    study.finish(3, Evaluation(2.5, {}, Cost()))
     study.set_attribute("held_out", {"trial": 4, "loss": 1.5, "rows": ROWS})
     for name in (EMA_IMAGES, OWN_IMAGES.format(optimizer="LCSC")):
         attach(study, 4, name, contact_sheet(np.zeros((1, 3, 48, 40))))

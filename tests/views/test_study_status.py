@@ -105,7 +105,7 @@ def test_a_trial_counts_with_the_reason_of_its_last_attempt(url: str) -> None:
     study = write_study(open_storage(url, write=True), "digits/LCSC/0", [])
     for reasons in (["memory", "not finite"], ["memory"], ["not finite"]):
         number = study.add_candidate(Candidate(coefficients(0)))
-        study.fail(number, [{"reason": reason, "seconds": 1.0} for reason in reasons], tell_index=number)
+        study.fail(number, [{"reason": reason, "seconds": 1.0} for reason in reasons])
     assert list(overview(study)["failure_reasons"].items()) == [("not finite", 2), ("memory", 1)]
 
 
@@ -123,10 +123,10 @@ def searched_with_failures(url: str) -> StoredStudy:
             if number in {2, 5}:
                 study.note_attempts(key, [attempt(number)])
             if number in {0, 3}:
-                study.fail(key, [attempt(number)], tell_index=number)
+                study.fail(key, [attempt(number)])
             elif number < 5:
                 cost = Cost(images=10, seconds=0.5, merge_seconds=0.125)
-                study.finish(key, Evaluation(5.0 - number, {}, cost), tell_index=number)
+                study.finish(key, Evaluation(5.0 - number, {}, cost))
     return study
 
 

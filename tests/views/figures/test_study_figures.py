@@ -107,7 +107,7 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
         ("EMAGrid/0", found[0]),
     ):
         study = StoredStudy.open_or_create(storage, f"digits/{name}", known)
-        study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0), tell_index=0)
+        study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0))
         study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
     reader, studies = read(storage)
     bars, ema, heat = coefficients_figure(reader, studies[:1], studies[2]).data
@@ -142,7 +142,7 @@ def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBSto
     for name, losses in (("LCSC/0", [1.0]), ("CMA/0", [2.0, 1.0]), ("LCSC/1", [3.0, 2.0, 1.0])):
         write_study(storage, f"digits/{name}", losses)
     other = StoredStudy.open_or_create(storage, "digits/LCSC/2", {"steps": [1, 2]})
-    other.finish(other.add_candidate(Candidate(np.array([0.5, 0.5]))), Evaluation(1.0), tell_index=0)
+    other.finish(other.add_candidate(Candidate(np.array([0.5, 0.5]))), Evaluation(1.0))
     made = distances_figure(*read(storage))
     assert list(made.layout.xaxis.ticktext) == ["LCSC/0", "LCSC/1", "CMA/0"]
     rows = np.stack([coefficients(number) for number in (0, 2, 1)])
