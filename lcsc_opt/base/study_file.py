@@ -23,7 +23,6 @@ _BLANK = f"{FILL_IN}: "
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
-Spread = Literal["auto", "candidates", "images"]
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
@@ -245,11 +244,8 @@ class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
-    workers of a Ray cluster. ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one
-    candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
-    the merging of the next candidate and the metric of the last one; ``auto`` does so where these use different parts
-    of the machine. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log`` and
-    ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.tracking.trackers`).
+    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log``
+    and ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.tracking.trackers`).
     """
 
     name: Experiment
@@ -259,8 +255,6 @@ class StudySpec(FrozenModel):
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
     budget: BudgetSpec
     workers: Workers = 1
-    spread: Spread = "auto"
-    pipeline: Literal["auto", True, False] = "auto"
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None

@@ -72,8 +72,7 @@ def build_optimizer(
     """
     if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(
-            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1, or, where "
-            "the objective makes images, spread: images"
+            f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1"
         )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))

@@ -202,7 +202,7 @@ class Plan:
     @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
-        specification = self.spec.model_dump(include={"objective", "space", "spread", "pipeline"})
+        specification = self.spec.model_dump(include={"objective", "space"})
         if not self.spec.space.options:  # which only spaces of other packages have
             del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
@@ -315,7 +315,7 @@ class Plan:
         """Refuse an objective that this plan cannot search, before any weights are read.
 
         Raises:
-            StudySpecError: it gives no gradient, no images or no stages, or has too few checkpoints for the space.
+            StudySpecError: it gives no gradient or no images, or has too few checkpoints for the space.
             ObjectiveError: principal directions of an objective that has no weights.
         """
         if objective.trajectory is not None and not objective.trajectory.varying:
@@ -324,16 +324,6 @@ class Plan:
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-        if not isinstance(objective, StagedObjective):
-            needs_stages = None
-            if spec.spread == "images":
-                needs_stages = "spread: images"
-            elif spec.pipeline is True:
-                needs_stages = "pipeline: true"
-            if needs_stages is not None:
-                raise StudySpecError(
-                    f"{needs_stages}: {spec.objective.file} evaluates a candidate as a whole; leave the key out"
-                )
         if spec.space.plugin is not None:
             groups = objective.layer_groups
             check_space(
@@ -444,16 +434,16 @@ class Plan:
         return 1
 
     def _parallelism(self, objective: Objective) -> dict[str, Any]:
-        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them."""
-        spec = self.spec
+        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them.
+
+        Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they use
+        different parts of the machine.
+        """
         prefers_sequential = prefers_sequential_asks(self.optimizer)
-        by_images = spec.spread == "images" or (spec.spread == "auto" and prefers_sequential)
-        spread_images = isinstance(objective, StagedObjective) and by_images and self.workers > 1
+        spread_images = isinstance(objective, StagedObjective) and prefers_sequential and self.workers > 1
         if refuses_concurrent_asks(self.optimizer) and not spread_images:
             return {"in_flight": 1, "spread_images": False}
-        pipelined = spec.pipeline
-        if pipelined == "auto":
-            pipelined = isinstance(objective, StagedObjective) and objective.overlaps
+        pipelined = isinstance(objective, StagedObjective) and objective.overlaps
         # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
         if prefers_sequential or self.follows_gradients:
             pipelined = False

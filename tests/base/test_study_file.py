@@ -143,7 +143,6 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
         ({"space": {"principal": "a"}}, "space.principal: expected a whole number, got 'a'"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a number, got 'all'"),
-        ({"pipeline": "yes"}, "pipeline: expected 'auto', true or false, got 'yes'"),
         ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (

@@ -1,4 +1,4 @@
-"""Study files with workers, spread and pipeline, run as ``lcsc run`` does."""
+"""Study files with workers, run as ``lcsc run`` does."""
 
 from __future__ import annotations
 
@@ -58,15 +58,11 @@ def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
     ("optimizer", "settings", "expected"),
     [
         ("CMA", {}, (2, False)),  # stages overlap here
-        ("CMA", {"pipeline": False}, (1, False)),
         ("CMA", {"workers": 2}, (4, False)),
-        ("CMA", {"workers": 2, "pipeline": False}, (3, False)),
-        ("CMA", {"workers": 2, "spread": "images"}, (2, True)),
         ("LCSCGradient", {"workers": 2}, (1, True)),  # waits for each result
-        ("LCSCGradient", {"workers": 2, "spread": "candidates"}, (3, False)),
         ("LCSCGradient", {}, (1, False)),
         ("Powell", {"workers": 2}, (1, True)),
-        ("Powell", {"workers": 2, "spread": "candidates"}, (1, False)),  # another study uses the other worker
+        ("Powell", {}, (1, False)),
     ],
 )
 def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
@@ -116,16 +112,17 @@ def test_a_budget_that_ends_before_a_grid_does_is_told(
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:
-    assert lcsc(["run", study_file(folder, pipeline=False)]) == 0
-    changes = {"name": "spread", "workers": 3, "spread": "images", "pipeline": False, "held_out": {"images": 9}}
-    assert lcsc(["run", study_file(folder, **changes)]) == 0
-    alone, spread = stored().trials(), stored("spread/CMA/0")
-    np.testing.assert_allclose(asked(), asked("spread/CMA/0"), rtol=1e-9)
-    [node] = stored("spread/CMA/0").attributes["nodes"]["nodes"]
+    optimizers = ["LCSCGradient"]
+    assert lcsc(["run", study_file(folder, optimizers=optimizers)]) == 0
+    changes = {"name": "spread", "workers": 3, "held_out": {"images": 9}}
+    assert lcsc(["run", study_file(folder, optimizers=optimizers, **changes)]) == 0
+    alone, spread = stored("e/LCSCGradient/0"), stored("spread/LCSCGradient/0")
+    np.testing.assert_allclose(asked(alone.name), asked(spread.name), rtol=1e-9)
+    [node] = spread.attributes["nodes"]["nodes"]
     assert (node["name"], node["deaths"]) == (platform.node(), 0)
     assert 1 <= node["alive"] <= 3
-    assert "nodes" not in stored().attributes, "the process that searches is its only worker"
-    for one, other in zip(alone, spread.trials(), strict=True):
+    assert "nodes" not in alone.attributes, "the process that searches is its only worker"
+    for one, other in zip(alone.trials(), spread.trials(), strict=True):
         assert other.value == pytest.approx(one.value, rel=1e-9)
     workers = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
     assert len(workers) == 1  # the same three for every candidate
@@ -133,13 +130,11 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
     assert set(report["metrics"].values()) == set(next(iter(workers)))  # the same three have reported
 
 
-def test_a_pipelined_search_continues_as_if_nothing_had_happened_but_not_spread(folder: Path, typed: Typed) -> None:
+def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(folder: Path) -> None:
     assert lcsc(["run", study_file(folder, name="whole", budget={"evaluations": 14})]) == 0
     file = study_file(folder, budget={"evaluations": 5})
     assert lcsc(["run", file]) == 0
     assert begun_with() == (2, False)
-    said = typed.refused("run", study_file(folder, spread="images", budget={"evaluations": 8}))
-    assert 'the stored study differs: specification.spread was "auto", is now "images"' in said
     assert lcsc(["resume", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
     assert asked() == asked("whole/CMA/0")
 
@@ -160,7 +155,6 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"objective": WITHOUT_STAGES, "spread": "images"}, "spread: images: function.py evaluates a candidate as a"),
         ({"workers": ["cuda:7"]}, "device: cuda:7 is not available"),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},

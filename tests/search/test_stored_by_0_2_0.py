@@ -27,7 +27,7 @@ from tests.commands import Typed
 STORED = Path(__file__).parents[1] / "stored_by_0_2_0"
 CONTINUED: dict[str, list[float]] = json.loads((STORED / "continued.json").read_text())
 URL = "sqlite:///studies.db"
-REMOVED = ("tells",)
+REMOVED = ("spread", "pipeline", "tells")
 
 
 @pytest.fixture
