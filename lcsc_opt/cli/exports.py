@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,7 @@ def export(
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.coefficients.tuning import tuned_text
+    from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.execution import mergeable_objective_of
@@ -57,9 +58,11 @@ def export(
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
     else:
         recipe = merging.export(stored, objective, destination, number=trial)
-    line = f"{out}: trial {recipe.trial} of {study}, searched {number(recipe.loss)}"
+    sign = sign_of(stored.attributes)
+    line = f"{out}: trial {recipe.trial} of {study}, searched {number(as_known(recipe.loss, sign))}"
     if recipe.held_out is not None:
-        line += f", held-out {recipe.held_out['loss']:.4g}"
+        held_out_loss: Any = recipe.held_out["loss"]
+        line += f", held-out {sign * held_out_loss:.4g}"
     if recipe.tuned:
         line += f"; sample with {tuned_text(recipe.tuned)}"
     say(line)

@@ -230,9 +230,9 @@ def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
         trial += f", mean of {len(of_network)} layer groups"
     facts = f"Σ|a| = {sum_abs(of_network):.2f}, {effective_count(of_network):.0f} checkpoints matter"
     if study.held_out_loss is not None:
-        facts = f"{study.held_out_loss:.4g} held out, {facts}"
+        facts = f"{study.sign * study.held_out_loss:.4g} held out, {facts}"
     elif study.searched is not None:
-        facts = f"{study.searched:.4g} searched, {facts}"
+        facts = f"{study.sign * study.searched:.4g} searched, {facts}"
     return f"{inert(trial)}<br>{inert(facts)}"
 
 
@@ -310,6 +310,7 @@ def _tuned_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -
     trials = reader.tuned(study)
     if not trials:
         return empty_figure(_NO_RESULT, theme)
+    trials = [(number, study.sign * loss, values) for number, loss, values in trials]
     shown = [trials[place] for place in thinned(np.arange(len(trials))).tolist()]
     answer = next((trial for trial in trials if trial[0] == study.chosen), None)
     is_logarithmic = min(loss for _, loss, _ in shown) > 0
