@@ -74,7 +74,7 @@ def _headline(landscape: Landscape) -> str:
     if lowest is None:
         return f"{name} has no value yet{progress}. Continue it: lcsc resume {name}"
     place = f"({lowest.x:.3g}, {lowest.y:.3g})"
-    return f"{name}: lowest {landscape.study.metric} on the plane {lowest.loss:.4g} at {place}{progress}"
+    return f"{name}: lowest {landscape.metric} on the plane {lowest.loss:.4g} at {place}{progress}"
 
 
 def _points(landscape: Landscape) -> Any:
@@ -82,4 +82,4 @@ def _points(landscape: Landscape) -> Any:
         [point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial]
         for point in landscape.named_points
     ]
-    return parts.table(("", "x", "y", landscape.study.metric, "trial"), rows)
+    return parts.table(("", "x", "y", landscape.metric, "trial"), rows)

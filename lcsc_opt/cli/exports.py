@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,7 @@ def export(
     """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
+    from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, publishing, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.execution import mergeable_objective_of
@@ -56,9 +57,11 @@ def export(
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
     else:
         recipe = merging.export(stored, objective, destination, number=trial)
-    line = f"{out}: trial {recipe.trial} of {study}, searched {number(recipe.loss)}"
+    sign = sign_of(stored.attributes)
+    line = f"{out}: trial {recipe.trial} of {study}, searched {number(as_known(recipe.loss, sign))}"
     if recipe.held_out is not None:
-        line += f", held-out {recipe.held_out['loss']:.4g}"
+        held_out_loss: Any = recipe.held_out["loss"]
+        line += f", held-out {sign * held_out_loss:.4g}"
     say(line)
     if destination is not None and push_to_hub is not None:
         say(publishing.push_to_hub(push_to_hub, destination, stored, objective, recipe))

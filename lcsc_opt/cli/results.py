@@ -212,14 +212,18 @@ def evaluate(
 
 def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     """Print the choice on selection noise, and the report on held-out noise."""
+    from lcsc_opt.database.history import as_known, sign_of
+
     sampled = ""
     if report.images:
         sampled = f", {report.images:,} images"
+    sign = sign_of(stored.attributes)
     trials = {trial.number: trial for trial in stored.trials_without_arrays()}
     rows = []
     for chosen, loss in report.selection.items():
         mark = "chosen" if chosen == report.trial else ""
-        rows.append((chosen, number(trials[chosen].value), number(loss), mark))
+        searched = as_known(trials[chosen].value, sign)
+        rows.append((chosen, number(searched), number(as_known(loss, sign)), mark))
     print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
 
     title = f"held out{sampled}"
@@ -231,7 +235,7 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
         label = baseline.name
         if baseline.study is not None:
             label = f"{baseline.label}: {baseline.study}, trial {baseline.trial}"
-        typer.echo(f"{label}: {number(baseline.measured.loss)}")
+        typer.echo(f"{label}: {number(as_known(baseline.measured.loss, sign))}")
 
 
 def landscape(
@@ -272,7 +276,7 @@ def landscape(
         print_json(data.as_row())
     else:
         rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.named_points]
-        print_table(("", "x", "y", data.study.metric), rows, title=name)
+        print_table(("", "x", "y", data.metric), rows, title=name)
     if plot is not None:
         write_figures({plot: data.figure()})
         say(f"drawn: {plot}")

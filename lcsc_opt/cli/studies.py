@@ -242,6 +242,7 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
+    from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.views.study_status import overview
 
@@ -259,6 +260,9 @@ def show(
     if output == "json":
         print_json(described)
         return
+    sign = sign_of(stored.attributes)
+    for name in ("searched", "held_out"):
+        described[name] = as_known(described[name], sign)
     print_described(study, {name: value for name, value in described.items() if name not in _PRINTED_APART})
     print_report(HeldOutReport.from_json(described["held_out_report"]))
     groups = described["layer_groups"]

@@ -46,6 +46,19 @@ _UNKNOWN_PENALTY = (
 )
 
 
+def sign_of(attributes: Mapping[str, Any]) -> int:
+    """−1 for the attributes of a study whose loss is a maximized score times −1; else 1."""
+    fingerprint = attributes.get("fingerprint") or {}
+    objective = fingerprint.get("objective")
+    is_maximized = isinstance(objective, Mapping) and objective.get("maximize") is True
+    return -1 if is_maximized else 1
+
+
+def as_known(loss: float | None, sign: int) -> float | None:
+    """A loss as a user knows it, by the sign of its study (:func:`sign_of`)."""
+    return None if loss is None else sign * loss
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SummarizedStudy:
     """One study at one moment, without its trials.
@@ -66,7 +79,8 @@ class SummarizedStudy:
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
-        metric: what the loss is called: ``FID`` where it is one, else ``loss``.
+        metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
+        sign: −1 where the loss is a score times −1, which is maximized; else 1.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         has_unknown_penalty: whether it may have one, and the bound is not stored: 0.2.0 began the study.
         holder: the machine whose process runs it now.
@@ -93,6 +107,7 @@ class SummarizedStudy:
     held_out: HeldOutReport | None = None
     average: str | None = None
     metric: str = "loss"
+    sign: int = 1
     keeps: bool = False
     has_unknown_penalty: bool = False
     holder: str | None = None
@@ -166,6 +181,10 @@ class SummarizedStudy:
             warnings.append(self.held_out.warning)
         return "; ".join(warnings) or None
 
+    def shown(self, loss: float | None) -> float | None:
+        """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
+        return as_known(loss, self.sign)
+
     @property
     def evaluations(self) -> int:
         """Finished trials, failed ones included."""
@@ -211,6 +230,7 @@ class SummarizedStudy:
             "optimizer": self.optimizer,
             "seed": self.seed,
             "state": self.state,
+            "maximized": self.sign < 0,
             "searched": self.searched,
             "held_out": self.held_out_loss,
             "held_out_images": self.held_out_images,

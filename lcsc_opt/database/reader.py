@@ -34,6 +34,7 @@ from lcsc_opt.database.history import (
     in_tell_order,
     is_finished,
     kept_metric,
+    sign_of,
 )
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.lock import locked
@@ -404,7 +405,7 @@ class HistoryReader:
         finished = in_tell_order(rows[is_finished(rows)])
         summary = summary.extended(finished, unfinished=len(rows) - len(finished))
         study = _with_attributes(SummarizedStudy(cached.study_id, name, *split_name(name), summary=summary), attributes)
-        study = dataclasses.replace(study, metric="loss" if study.keeps else self._metric(summary, newer_trials))
+        study = dataclasses.replace(study, metric=_name_for_people(study, self._metric(summary, newer_trials)))
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=self._average(study, attributes.get("created")))
         cached.study = dataclasses.replace(study, revision=next(self._revisions))
@@ -566,6 +567,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         forked_from=attributes.get("forked_from"),
         settings=specification,
         workers=int(specification.get("workers", 1)),
+        sign=sign_of(attributes),
         keeps=keeps,
         has_unknown_penalty=keeps and KEPT_BOUND not in attributes,
         budget={unit: total for unit, total in budget.items() if total is not None},
@@ -576,11 +578,20 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     )
 
 
+def _name_for_people(study: SummarizedStudy, name: str) -> str:
+    """What the loss of a study is called: with a penalty it is no metric; and a maximized one is a score."""
+    if study.keeps:
+        return "loss"
+    if study.sign < 0 and name == "loss":
+        return "score"
+    return name
+
+
 def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:
     """The study with the name of its loss, and of a baseline's answer."""
     if study.metric == "loss" and not study.keeps and study.best is not None:
         metrics = trials[study.best].user_attrs.get("metrics") or {}
-        study = dataclasses.replace(study, metric=name_of_loss(metrics, study.searched))
+        study = dataclasses.replace(study, metric=_name_for_people(study, name_of_loss(metrics, study.searched)))
     if study.optimizer in BASELINES and study.chosen is not None:
         coefficients = coefficients_of(trials[study.chosen])
         study = dataclasses.replace(study, average=_average_name(study, coefficients))

@@ -25,7 +25,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.database.history import NODES, kept_metric
+from lcsc_opt.database.history import NODES, kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -255,7 +255,7 @@ class Execution:
         notes = []
         if search.best is not None:
             loss, number = search.best
-            notes.append(f"best {loss:.4g} in trial {number}")
+            notes.append(f"best {sign_of(self.stored.attributes) * loss:.4g} in trial {number}")
         if search.failures:
             notes.append(f"{search.failures} failed")
         if self.pool is not None and self.plan.ray is not None:
@@ -409,9 +409,9 @@ class Executor:
         study = HistoryReader(self.storage).read_summary(plan.name)
         line = "no result on the search's noise"
         if study.searched is not None:
-            line = f"best {study.searched:.4g}"
+            line = f"best {study.sign * study.searched:.4g}"
         if study.held_out_loss is not None:
-            line += f", held-out {study.held_out_loss:.4g}"
+            line += f", held-out {study.sign * study.held_out_loss:.4g}"
         inherited = study.summary.inherited
         line += f" after {study.evaluations - inherited} evaluations"
         if inherited:

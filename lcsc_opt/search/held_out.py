@@ -24,7 +24,7 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.history import kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
 from lcsc_opt.database.report import (
@@ -271,7 +271,7 @@ class _Measurements:
             measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics), outcome.without_groups)
             measured = self._study.attributes.get(MEASURED)
             self._study.set_attribute(MEASURED, key.added(measured, measurement))
-        self._advance(note=f"{measurement.loss:.4g}")
+        self._advance(note=f"{sign_of(self._study.attributes) * measurement.loss:.4g}")
         return measurement
 
     def held_out(

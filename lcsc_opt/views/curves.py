@@ -129,7 +129,7 @@ def comparison_figure(
     level = None
     ema = best_ema(studies)
     if ema is not None and ema.searched is not None:
-        level = Level(ema.searched, "EMA*")
+        level = Level(ema.sign * ema.searched, "EMA*")
         lowest = min(lowest, level.y)
     log_y = log_y and lowest > 0
     traces: list[go.Scatter] = []
@@ -212,7 +212,8 @@ def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
     held_out = []
     for study, end in zip(studies, ends, strict=True):
         if study.held_out_loss is not None:
-            held_out.append((end, study.held_out_loss))
+            held_out.append((end, study.sign * study.held_out_loss))
+    values = studies[0].sign * values  # a maximized score is drawn as its user knows it
     return _Curve(
         optimizer=studies[0].optimizer,
         seeds=tuple(study.seed for study in studies),

@@ -187,11 +187,16 @@ class Landscape:
             points.append(self.lowest)
         return points + [search.answer for search in self.searches]
 
+    @property
+    def metric(self) -> str:
+        """What the values are called; of a maximized score they are losses, which are lower where it is better."""
+        return "loss" if self.study.sign < 0 else self.study.metric
+
     def as_row(self) -> dict[str, Any]:
         """What ``lcsc landscape --format json`` prints."""
         return {
             "study": self.study.study,
-            "metric": self.study.metric,
+            "metric": self.metric,
             "evaluated": len(self.study.finished),
             "total": self.total,
             "points": [dataclasses.asdict(point) for point in self.named_points],
@@ -205,7 +210,7 @@ class Landscape:
         if np.isnan(self.values).all():
             return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
         first, second, third = (inert(corner.name) for corner in self.corners)
-        title = f"{inert(self.study.metric)} on the plane through {first}, {second}, {third}"
+        title = f"{inert(self.metric)} on the plane through {first}, {second}, {third}"
         evaluated = len(self.study.finished)
         if evaluated < self.total:
             title += f": {evaluated} of {self.total} points"
@@ -254,7 +259,7 @@ def _known(loss: float) -> float | None:
 def _contours(landscape: Landscape) -> go.Contour:
     """The plane; colours are logarithms of the losses if all are above zero."""
     values = landscape.values
-    metric = inert(landscape.study.metric)
+    metric = inert(landscape.metric)
     is_logarithmic = bool(np.nanmin(values) > 0)
     heights = np.log10(values) if is_logarithmic else values
     ticks = np.linspace(np.nanmin(heights), np.nanmax(heights), _COLOUR_TICKS)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
+from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -92,6 +92,14 @@ class Difference:
         low, high = _mean_interval(samples)
         return cls(mean, low, high)
 
+    def shown(self, sign: int) -> Difference:
+        """The difference between maximized scores where ``sign`` is −1, else itself."""
+        if sign > 0:
+            return self
+        low = as_known(self.high, sign)
+        high = as_known(self.low, sign)
+        return Difference(-self.mean, low, high)
+
     @property
     def verdict(self) -> str:
         """The difference in words."""
@@ -133,7 +141,8 @@ class Ranked:
         seeds: how many studies it has.
         finished: how many of them have ended.
         evaluations: mean over seeds, as ``images`` and ``seconds``.
-        searched: lowest loss of the search.
+        searched: best loss of the search. This, ``held_out``, ``below_ema`` and ``difference`` are as the user knows
+            them: of a maximized score, higher ones are better.
         held_out: loss on held-out noise, of the seeds that have one.
         held_out_images: the numbers of images of the held-out losses, each once.
         metrics: held-out metric → its value, of the seeds that have it; precision and recall first.
@@ -172,7 +181,7 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
 
     Args:
         studies: the studies of one experiment.
-        value: a loss on the search's noise; the cost of reaching it is computed, too.
+        value: a loss on the search's noise, or a maximized score; the cost of reaching it is computed, too.
     """
     groups: dict[str, list[SummarizedStudy]] = {}
     for study in studies:
@@ -204,6 +213,7 @@ def _ranked(
     ema: SummarizedStudy | None,
     value: float | None,
 ) -> Ranked:
+    sign = group[0].sign
     losses = _held_out_losses(group)
     reports = reports_of(group)
     difference = _difference_from(best, group)
@@ -226,7 +236,7 @@ def _ranked(
         below_ema = _below_ema(reports, ema_report)
     to_value = {}
     if value is not None:
-        to_value = _cost_to_reach(group, value)
+        to_value = _cost_to_reach(group, sign * value)
     return Ranked(
         optimizer=group[0].optimizer,
         label=_common_label(group),
@@ -235,14 +245,14 @@ def _ranked(
         evaluations=statistics.fmean(study.evaluations for study in group),
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
-        searched=Spread.of(study.searched for study in group),
-        held_out=Spread.of(losses.values()),
+        searched=Spread.of(study.shown(study.searched) for study in group),
+        held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
         held_out_images=tuple(sorted({report.images for report in reports if report.images})),
         metrics=_metrics(reports),
-        below_ema=below_ema,
+        below_ema=as_known(below_ema, sign),
         to_ema=to_ema,
         to_value=to_value,
-        difference=difference,
+        difference=None if difference is None else difference.shown(sign),
         verdict=verdict,
         doubtful=sum(report.warning is not None for report in reports),
         doubted=tuple(dict.fromkeys(metric for report in reports for metric in report.doubted)),
@@ -377,10 +387,11 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
 
 def _searched_headline(ranked: Sequence[Ranked], metric: str) -> str:
     """The winner by losses on the search's noise."""
-    searched = [(row.searched.mean, row.label) for row in ranked if row.searched is not None]
-    if not searched:
+    winner = next((row for row in ranked if row.searched is not None), None)
+    if winner is None or winner.searched is None:
         return "No result yet."
-    loss, name = min(searched)
+    loss = winner.searched.mean
+    name = winner.label
     if all(row.finished == row.seeds for row in ranked):
         return (
             f"{name} is ahead: searched {metric} {loss:.4g}; "

@@ -133,7 +133,7 @@ class _Opening:
     def _loss_text(self, loss: float | None) -> str:
         if loss is None:
             return ""
-        return f"held-out {self.study.metric} {number(loss)}"
+        return f"held-out {self.study.metric} {number(self.study.shown(loss))}"
 
 
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:

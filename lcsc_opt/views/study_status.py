@@ -144,7 +144,7 @@ def studies_table(studies: Sequence[SummarizedStudy]) -> tuple[tuple[str, ...], 
         if study.budget_unit == "evaluations" and study.budget_total:
             evaluations = f"{study.budget_spent}/{study.budget_total}"
         row = [study.study, study.state, evaluations, study.summary.failed]
-        row += [number(study.searched), number(study.held_out_loss)]
+        row += [number(study.shown(study.searched)), number(study.shown(study.held_out_loss))]
         row += [f"{study.images:,}", f"{study.seconds:,.0f}"]
         rows.append(row)
     return header, rows

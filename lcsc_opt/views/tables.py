@@ -25,6 +25,8 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
     The columns for the baseline and for held-out real images exist if some metric has them.
     """
     against = next((row.against for row in rows if row.against is not None), None)
+    if len(rows) > 1 and rows[0].metric == "loss" and any(_is_maximized(row, rows[0]) for row in rows[1:]):
+        rows = rows[1:]  # the score has a row of its own, without the sign that makes it a loss
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
     header = ["metric", "better", f"answer{level}"]
@@ -41,6 +43,11 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
             cells.append(number(row.real_halves))
         texts.append(cells)
     return tuple(header), texts
+
+
+def _is_maximized(row: MetricRow, loss: MetricRow) -> bool:
+    """Whether a metric is the loss times −1, of the answer and of the baseline."""
+    return row.sign == -1 and row.value == -loss.value and (row.baseline or 0.0) == -(loss.baseline or 0.0)
 
 
 def _gain(row: MetricRow) -> str:
