@@ -263,6 +263,18 @@ class MetricRow:
             return self.gain > 0
         return self.gain_interval[0] > 0
 
+    @property
+    def is_judge(self) -> bool:
+        """Whether a gain of the loss has to show in it: FID in features, or to real images, that no search saw."""
+        return self.cross_check or self.metric.partition("@")[0] == "fid_held_out"
+
+    @property
+    def change(self) -> str:
+        """``precision 0.621 → 0.517``: the baseline's value and the answer's."""
+        if self.baseline is None:
+            return f"{self.metric} {self.value:.4g}"
+        return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
+
     def misses(self, bound: float) -> bool:
         """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %."""
         if self.interval is None:
@@ -366,9 +378,10 @@ class HeldOutReport:
 
 
 def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """The rows that did not improve with the loss, the cross-check first; none if the loss is not below the baseline's.
+    """The rows that did not improve with the loss, judges first; none if the loss is not below the baseline's.
 
-    A gain of the cross-check whose interval reaches zero does not count.
+    An answer is better only if its judges (:attr:`MetricRow.is_judge`) gained for certain; any other metric is doubted
+    if it got worse.
 
     Args:
         rows: of a report, the loss first.
@@ -378,7 +391,7 @@ def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
     loss, *metrics = rows
     if loss.gain is None or loss.gain <= 0:
         return []
-    cross_checks = [row for row in metrics if row.cross_check]
-    uncertain = [row for row in cross_checks if row.gain is not None and not row.is_certain]
-    worse = [row for row in metrics if row.lost and not row.cross_check]
-    return uncertain + worse
+    judges = [row for row in metrics if row.is_judge]
+    uncertain = [row for row in judges if row.gain is not None and not row.is_certain]
+    worse = [row for row in metrics if row.lost and not row.is_judge]
+    return sorted(uncertain, key=lambda row: not row.cross_check) + worse

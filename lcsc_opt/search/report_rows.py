@@ -241,8 +241,8 @@ def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -
     if not doubted:
         return None
     loss = rows[0]
-    moved = " and ".join(_change(row) for row in doubted)
-    return f"against {loss.against} the {_change(loss)}, but {moved}: {_advice(loss, doubted, is_kept=bool(kept))}"
+    moved = " and ".join(row.change for row in doubted)
+    return f"against {loss.against} the {loss.change}, but {moved}: {_advice(loss, doubted, is_kept=bool(kept))}"
 
 
 def _broken_bound(row: MetricRow, bound: float | None) -> str | None:
@@ -271,7 +271,3 @@ def _advice(loss: MetricRow, doubted: Sequence[MetricRow], *, is_kept: bool) -> 
     if could_be_kept and not is_kept:
         advice += ", or search with keep: precision"
     return advice
-
-
-def _change(row: MetricRow) -> str:
-    return f"{row.metric} {row.baseline:.4g} → {row.value:.4g}"

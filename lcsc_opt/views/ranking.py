@@ -15,7 +15,7 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
 from lcsc_opt.database.names import EMA, EMA_GRID, label
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.report import HeldOutReport, doubted_rows
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
@@ -153,7 +153,7 @@ class Ranked:
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
         doubtful: how many seeds have a better loss than the baseline, but metrics that did not follow.
-        doubted: the metrics that did not follow the loss in some seed.
+        doubted: the metrics that did not follow the loss in some seed; of one seed, with both values.
     """
 
     optimizer: str
@@ -255,7 +255,7 @@ def _ranked(
         difference=None if difference is None else difference.shown(sign),
         verdict=verdict,
         doubtful=sum(report.warning is not None for report in reports),
-        doubted=tuple(dict.fromkeys(metric for report in reports for metric in report.doubted)),
+        doubted=_doubted(reports),
     )
 
 
@@ -418,10 +418,19 @@ def _doubt(winner: Ranked) -> str:
         return ""
     reason = "see its warning"
     if winner.doubted:
-        reason = f"{_listed(winner.doubted)} gained nothing"
+        reason = _listed(winner.doubted)
+        if winner.seeds > 1:
+            reason += " did not follow"
     if winner.seeds > 1:
         reason += f" in {winner.doubtful} of {winner.seeds} seeds"
     return f" (but {reason}: compare the images)"
+
+
+def _doubted(reports: Sequence[HeldOutReport]) -> tuple[str, ...]:
+    """The metrics that did not follow the loss in some report; of a single report with both values."""
+    if len(reports) == 1:
+        return tuple(row.change for row in doubted_rows(reports[0].rows))
+    return tuple(dict.fromkeys(metric for report in reports for metric in report.doubted))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Si
     places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)
     assert '"title": "kid@my.features:wide_extractor"' in shown
-    assert "(but precision gained nothing in 2 of 3 seeds: compare the images)" in drawn["headline"]["children"]
+    assert "(but precision did not follow in 2 of 3 seeds: compare the images)" in drawn["headline"]["children"]
 
 
 def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> None:
