@@ -64,7 +64,7 @@ def study(options: dict[str, Any], evaluations: int) -> StudySpec:
     settings = "p{max_parents}-m{mutation}-c{crossover}-g{generation_size}".format(**options)
     content = {
         "name": f"evolution-{settings}-e{evaluations}",
-        "objective": {"file": "digits.py", "settings": {"images": 1000}},
+        "objective": {"file": "digits.py", "settings": {"images": 1000, "loss": "fid"}},
         "optimizers": [{"LCSC": options}],
         "budget": {"evaluations": evaluations},
         "held_out": {"images": 10000, "top": 5},

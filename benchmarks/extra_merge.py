@@ -44,7 +44,7 @@ def main() -> None:
 
 def objective_of(model: str, seed: int) -> dict[str, Any]:
     """The objective of one seed, as in a study file."""
-    common = {"images": 1000, "held_out_metrics": []}
+    common = {"images": 1000, "loss": "fid", "held_out_metrics": []}
     if model == DIGITS:
         settings = {"training_steps": 2000, "checkpoint_every": 10, "select": {"interval": 40}, "training_seed": seed}
         return {"file": "digits.py", "settings": settings | common}

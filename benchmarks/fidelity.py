@@ -36,7 +36,13 @@ from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of,
 from lcsc_opt.search.bound import constraint_outside_studies
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
-SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
+SETTINGS: Mapping[str, Any] = {
+    "data": "half",
+    "training_steps": 4000,
+    "checkpoint_every": 40,
+    "images": 1000,
+    "loss": "fid",
+}
 METRICS: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves in the features of the search's network; with 2, of another network
 COLUMNS = tuple(f"{metric} {space}" for space in SPACES for metric in METRICS)

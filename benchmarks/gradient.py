@@ -73,7 +73,7 @@ def main() -> None:
 
 def build(file: str, settings: dict[str, Any]) -> tuple[Objective, Candidate]:
     """The objective, and an EMA to evaluate."""
-    objective = load_objective(ObjectiveSpec(file=file, settings=settings))
+    objective = load_objective(ObjectiveSpec(file=file, settings={"loss": "fid", **settings}))
     return objective, Candidate(ema_coefficients(objective.steps, 0.99))
 
 

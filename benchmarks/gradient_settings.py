@@ -74,7 +74,7 @@ def main() -> None:
         row={"action": "append", "help": "only rows whose names begin so"},
     )
     chosen = {row.name: row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))}
-    objective = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
+    objective = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK, "loss": "fid"}))
     print(f"start: {measure(objective, default_origin(objective.steps))}")
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     keys = [(row.name, seed) for seed in seeds for row in chosen.values() if seed < FIRST_SEED + row.seeds]

@@ -96,7 +96,12 @@ def _row(checkpoints: int, way: str, results: list[Result]) -> dict[str, Any]:
 
 def objective_spec(checkpoints: int) -> ObjectiveSpec:
     """The digits demo with so many checkpoints."""
-    settings: Settings = {"images": IMAGES, "batch_size": BATCH, "checkpoint_every": CHECKPOINT_EVERY[checkpoints]}
+    settings: Settings = {
+        "images": IMAGES,
+        "batch_size": BATCH,
+        "checkpoint_every": CHECKPOINT_EVERY[checkpoints],
+        "loss": "fid",
+    }
     return ObjectiveSpec(file="digits.py", settings=settings)
 
 

@@ -65,7 +65,9 @@ def main() -> None:
 
 def digits(evaluations: int, rounds: int, **settings: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Trials per second of each way, in each round, and the share of workers' time spent on sampling and features."""
-    load = functools.partial(load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES, **settings}))
+    load = functools.partial(
+        load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES, "loss": "fid", **settings})
+    )
     objective = load()
     with contextlib.closing(WorkerPool(load, 2)) as pool:
         _warm_up(pool, Candidate(default_origin(objective.steps)))

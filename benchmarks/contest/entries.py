@@ -130,7 +130,7 @@ def study_spec(cell: Cell, contender: Contender) -> StudySpec:
     """
     name = cell.name if contender.label == contender.optimizer else f"{cell.name}.{slug(contender.label)}"
     steps = TRAINING_STEPS[cell.objective] // cell.checkpoints
-    settings = {"images": PER_EVALUATION, "checkpoint_every": steps, **SETTINGS[cell.objective]}
+    settings = {"images": PER_EVALUATION, "checkpoint_every": steps, "loss": "fid", **SETTINGS[cell.objective]}
     content: dict[str, Any] = {
         "name": name,
         "objective": {"file": f"{cell.objective}.py", "settings": settings},
