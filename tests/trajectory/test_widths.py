@@ -186,7 +186,7 @@ def test_a_training_appends_each_width(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t" / "manifest.json").read_bytes())["format"] == 2
 
 
-def test_a_row_is_named_with_its_width(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_is_named_with_its_width(tmp_path: Path) -> None:
     with TrajectoryWriter(tmp_path / "t") as writer:
         for width in (0.05, 0.1):
             writer.append(10, average(1), width=width)
@@ -194,10 +194,6 @@ def test_a_row_is_named_with_its_width(tmp_path: Path, capsys: pytest.CaptureFix
             writer.append(20, average(float("nan")), width=0.05)
     trajectory = Trajectory.open(tmp_path / "t")
     assert trajectory.identical() == ["identical weights: step 10, width 0.05, step 10, width 0.1"]
-    (tmp_path / "c.json").write_text("[0.5, 0.5]")
-    megatron = [str(tmp_path / "list.txt"), "--as", "megatron"]
-    assert lcsc(["apply", str(tmp_path / "c.json"), str(tmp_path / "t"), "-o", *megatron]) == 2
-    assert "step 10, width 0.05 has no file: a training loop wrote it" in capsys.readouterr().err
     weights = bytearray((tmp_path / "t" / "weights.bin").read_bytes())
     weights[0] ^= 64
     (tmp_path / "t" / "weights.bin").write_bytes(weights)
