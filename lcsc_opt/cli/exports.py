@@ -15,7 +15,7 @@ from lcsc_opt.views import number
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
 _Form = Annotated[
     str | None,
-    typer.Option("--as", help="safetensors, pt, diffusers, lora; megatron, mergekit. Default: by the suffix of PATH."),
+    typer.Option("--as", help="safetensors, pt, diffusers or lora. Default: by the suffix of PATH."),
 ]
 _Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the checkpoints.")]
 _Config = Annotated[Path | None, typer.Option(help="For a model folder: a folder with another config.json.")]

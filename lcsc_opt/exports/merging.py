@@ -21,7 +21,6 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import CoefficientsOf
 from lcsc_opt.exports.exact_merge import CheckpointFiles, Checkpoints, cast, merge_exactly
-from lcsc_opt.exports.lists import LISTS, write_list
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
@@ -175,9 +174,7 @@ def write_average(
 
 
 def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
-    """Merge by a recipe and write the model, or only the list for a program that merges. Returns the recipe."""
-    if to.form in LISTS:
-        return write_list(checkpoints, recipe, to)
+    """Merge by a recipe and write the model. Returns the recipe."""
     weights = merge_exactly(checkpoints, recipe)
     if checkpoints.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {checkpoints.stored} when they were packed")
@@ -206,7 +203,7 @@ def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
             f"{to.path}: an adapter is written as a file, not as a model folder. For PEFT: -o {file}, and copy the "
             "checkpoints' adapter_config.json next to it; for a pipeline of diffusers: --as lora"
         )
-    if to.form not in ("lora", *LISTS) and flavour != "kohya":
+    if to.form != "lora" and flavour != "kohya":
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 

@@ -15,7 +15,6 @@ from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.checkpoints.hub import repository_of
 from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports.lists import LISTS
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
@@ -49,7 +48,7 @@ def check_repository(name: str, to: Destination | None) -> None:
         StudySpecError: the name is not valid on the hub, the user is not logged in, or no model is written.
     """
     client = import_extra("huggingface_hub")
-    if to is None or to.form in LISTS:
+    if to is None:
         raise StudySpecError("--push-to-hub uploads a model with its card: give --output the name of a model")
     try:
         import_extra("huggingface_hub.utils").validate_repo_id(name)

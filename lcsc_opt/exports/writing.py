@@ -26,7 +26,7 @@ from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.objective.model_files import PROCESSING_FILES
 from lcsc_opt.sampling.lora import to_diffusers
 
-Form = Literal["safetensors", "pt", "diffusers", "lora", "megatron", "mergekit"]
+Form = Literal["safetensors", "pt", "diffusers", "lora"]
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
 _DIFFUSERS_CLASS = "_class_name"  # in a configuration of diffusers

@@ -181,7 +181,6 @@ def test_rows_have_columns_and_checkpoints_of_the_hub_are_the_base(
     [
         (["best.safetensors", "--push-to-hub", "a/b/c"], "expected OWNER/NAME"),
         (["recipe.json", "--push-to-hub", "me/merged"], "uploads a model"),
-        (["merge.yaml", "--as", "mergekit", "--push-to-hub", "me/merged"], "uploads a model"),
     ],
 )
 def test_what_cannot_be_uploaded_is_refused_before_it_is_written(
