@@ -31,7 +31,7 @@ NVIDIA's libraries under NVIDIA's terms; this table is for a torch for CPUs. `do
 def main() -> None:
     """Follow the requirements and write the table."""
     own = importlib.metadata.metadata("lcsc-opt")
-    extras = [extra for extra in own.get_all("Provides-Extra", []) if extra not in ("all", "demo", "dev")]
+    extras = [extra for extra in own.get_all("Provides-Extra", []) if extra not in ("all", "benchmarks", "demo", "dev")]
     brought: dict[str, str] = {}
     for extra in ("", *extras):
         for package in needed("lcsc-opt", extra) - {"lcsc-opt"}:
