@@ -87,7 +87,7 @@ def test_it_begins_with_what_a_study_found(typed: Typed) -> None:
         shown = typed(*command).out
         assert all(torch.equal(first(f"{begin}.trajectory")[name], part) for name, part in expected.merge().items())
         assert "30 images of held-out noise" in shown
-        assert len(shown.splitlines()) == 4  # title, header, the loss, the metric
+        assert len(shown.splitlines()) == 5  # title, header, the loss, the metrics
 
 
 @pytest.mark.usefixtures("study")

@@ -93,7 +93,7 @@ def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not(keep: str, s
 def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_is_asked(
     keep: str, keep_weight: float | None
 ) -> None:
-    made, images = scores(keep), drawn(12, seed=1, spread=0.6)
+    made, images = scores(keep), drawn(12, seed=1, spread=0.3).clamp(-0.99, 0.99)  # clipping cuts gradients
     constraint = Constraint(3.0, 0.2, 0.01, 0.2)
 
     def value(at: Any) -> float:

@@ -197,16 +197,6 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
             "reference images; give them under reference: {clip: a folder",
             "Name a metric in held_out_metrics of the study file, or none: []",
         ),
-        (
-            {
-                "reference": {"reward": "fid.npz"},
-                "weights": {},
-                "loss": {"fid": 1, "reward": -1},
-                "reward": "torch:sum",
-            },
-            "reference images; give them under reference",
-            "Name a distance in other features in held_out_metrics of the study file, such as fid@pixels",
-        ),
     ],
 )
 def test_what_is_missing_for_other_features_is_one_line(

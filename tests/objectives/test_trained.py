@@ -84,13 +84,13 @@ def fid(features: Any, mean: Any, cov: Any) -> float:
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "characters"])  # for which: the test of parts
 def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str) -> None:
-    objective, coefficients = build(name), ema_coefficients((2, 4, 6), 0.7)
+    objective, coefficients = build(name, loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     assert objective.steps == (2, 4, 6)
     assert objective.sampler.nfe == KINDS[name][1].get("nfe", 1)
     first = objective.evaluate(Candidate(coefficients))
     assert first.metrics == {"fid": first.loss}
     assert (first.cost.images, first.cost.model_calls) == (70, 70 * objective.sampler.nfe)
-    assert build(name, batch_size=7)(coefficients) == pytest.approx(first.loss, rel=1e-4)
+    assert build(name, loss="fid", batch_size=7)(coefficients) == pytest.approx(first.loss, rel=1e-4)
     other = objective.evaluate(Candidate(coefficients[::-1].copy())).loss
     held_out = objective.evaluate(Candidate(coefficients, noise=HELD_OUT)).loss
     assert objective.evaluate(Candidate(coefficients)).loss == first.loss
@@ -102,11 +102,11 @@ def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str)
 
 
 def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:
-    objective, coefficients = build(name := "digits_ddpm"), ema_coefficients((2, 4, 6), 0.7)
+    objective, coefficients = build(name := "digits_ddpm", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     described = objective.describe()
     assert "cross_check" not in json.dumps(described)
     reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
-    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "sliced", "near", "fdr"]
+    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "sliced", "near", "outside"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert objective.describe() == described
     second = feature_network(dataset(name), second=True)
@@ -123,12 +123,12 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     reward = {"reward": "own_reward:bright"}
 
     def reported(**settings: Any) -> list[str]:
-        objective = build("digits_ddpm", **settings)
+        objective = build("digits_ddpm", **{"loss": "fid", **settings})
         return list(objective.evaluate(Candidate(ema_coefficients((2, 4, 6), 0.7), noise=HELD_OUT)).metrics)
 
-    assert reported(held_out_metrics=[]) == ["fid"]
-    assert reported(held_out_metrics=[], **reward) == ["fid", "reward"]
-    assert reported(held_out_metrics=["recall"]) == ["fid", "recall", "fid@cross_check"]
+    assert reported(held_out_metrics=[]) == ["fid", "outside"]
+    assert reported(held_out_metrics=[], **reward) == ["fid", "reward", "outside"]
+    assert reported(held_out_metrics=["recall"]) == ["fid", "recall", "fid@cross_check", "outside"]
     searched = reported(held_out_metrics=[], loss={"fid": 1, "reward": -1}, **reward)
     assert {"recall", "fid@cross_check"} <= set(searched)
 
@@ -141,7 +141,7 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     ],
 )
 def test_a_part_of_the_images_is_kept_for_reports(name: str, data: str, searched: slice, kept: slice) -> None:
-    part, real = build(name, data=data), FEW[dataset(name)][0]
+    part, real = build(name, loss="fid", data=data), FEW[dataset(name)][0]
     assert part.trajectory.path.stem.endswith(f"-{data}")
     seen = Reference.of_images(part.scores.extractor, real[searched]).frechet
     sampled = part.features(part.images(LAST, SEARCH, 70))

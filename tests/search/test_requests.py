@@ -27,7 +27,7 @@ FAILING = 3  # the ask whose evaluation fails
 
 
 class Descent(ng.optimizers.base.Optimizer):  # type: ignore[misc]
-    """Plain gradient steps, each on fresh noise of 20 images; every third ask is a plain check."""
+    """Steps of one length down the gradient, each on fresh noise of 20 images; every third ask is a plain check."""
 
     needs_gradient = True
 
@@ -49,7 +49,10 @@ class Descent(ng.optimizers.base.Optimizer):  # type: ignore[misc]
         evaluation = evaluation_of(candidate)
         self.heard.append((request_of(candidate), evaluation))
         if evaluation is not None and evaluation.gradient is not None:
-            self._at = self._at - 0.1 * (evaluation.gradient - evaluation.gradient.mean())
+            slope = evaluation.gradient - evaluation.gradient.mean()
+            self._at = self._at - 0.001 * slope / (
+                np.linalg.norm(slope) or 1.0
+            )  # of any length: losses are told in a unit
 
 
 class Bowl(Objective):
@@ -102,6 +105,11 @@ def study(url: str) -> StoredStudy:
     return StoredStudy.open_or_create(open_storage(url, write=True), "e/Descent/0", {})
 
 
+def unit_of(study: StoredStudy, number: int = 0) -> float:
+    """The power of two in which an optimizer hears losses, of which that of trial ``number`` is the first."""
+    return float(2.0 ** np.floor(np.log2(study.trials()[number].value)))
+
+
 def test_the_objective_and_the_trial_get_what_was_asked_and_the_optimizer_the_whole_evaluation(
     study: StoredStudy,
 ) -> None:
@@ -110,7 +118,7 @@ def test_the_objective_and_the_trial_get_what_was_asked_and_the_optimizer_the_wh
     first, _, check, failed, *_ = (trial.user_attrs for trial in study.trials())
     assert first["images"] == 20
     assert first["noise"] == {"group": "gradient", "seed": 0}
-    assert np.array(first["gradient"]).tobytes() == gradients(optimizer)[0]
+    assert (np.array(first["gradient"]) / unit_of(study)).tobytes() == gradients(optimizer)[0]
     assert not {"images", "noise", "gradient"} & set(check)
     assert failed["noise"]["seed"] == FAILING
     assert "gradient" not in failed
@@ -157,7 +165,8 @@ def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
     heir, fork = descent(), StoredStudy.open(study.storage, "f/Descent/0")
     search(fork, heir, BudgetSpec(evaluations=1))
     assert [request.images for request, _ in heir.heard] == [20, 20, None, 20, 20]
-    assert gradients(heir)[0] == np.array(study.trials()[0].user_attrs["gradient"]).tobytes()
+    told = np.array(study.trials()[0].user_attrs["gradient"]) / unit_of(study)
+    assert gradients(heir)[0] == told.tobytes()
     assert heir.heard[FAILING][1] is None
 
 
@@ -182,7 +191,7 @@ def test_who_follows_no_gradient_inherits_only_losses_that_compare(study: Stored
     heir = Listening(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0))
     running = search(StoredStudy.open(study.storage, "f/Listening/0"), heir, BudgetSpec(evaluations=1))
     *inherited, (own, _) = heir.heard
-    losses = [study.trials()[number].value for number in plain]
+    losses = [study.trials()[number].value / unit_of(study, plain[0]) for number in plain]
     assert [evaluation and evaluation.loss for _, evaluation in inherited] == losses
     assert own == Request()
     assert running.best is not None
