@@ -41,12 +41,14 @@ class Net(nn.Module):
         for _ in range(2):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 64))
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 ** torch.arange(8) * torch.pi)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """``[B, 64]`` pixels and ``[B]`` times → ``[B, 64]``."""
         angles = t[:, None] * self.frequencies
-        return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1))
+        velocity: Tensor = self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1))
+        return velocity
 
 
 def sample(net: nn.Module, noise: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from lcsc_opt.views.figures.writing import write_figures
 from lcsc_opt.views.ranking import Ranked, ranking
 
 IMAGES = RESULTS.parents[1] / "docs" / "images"
-METRICS = ("precision", "recall")
-LOSSES = ("searched FID", "held-out FID")
+METRICS = ("fid", "fid_held_out", "fid@cross_check", "precision", "recall")
+LOSSES = ("searched fdr", "held-out fdr")
 COLUMNS = ("optimizer", *LOSSES, *METRICS, "against EMA*", "evaluations", "images", "seconds")
 ONE_ROW = ("optimizers=[LCSC]", "space=affine", "budget.evaluations=120")
 

@@ -19,6 +19,7 @@ from lcsc_opt.database.report import (
 )
 
 _NO_VALUES: Mapping[str, float] = {}
+_TOLERATED = {"outside": 0.05}  # metric → by how much it may get worse; a few more clipped values change no image
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
@@ -175,6 +176,7 @@ def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: st
         is_worse = gain.interval[1] < 0
     else:
         is_worse = mean_gain < -SINGLE_GROUP_NOISE * abs(baseline.mean)
+    is_tolerated = -mean_gain < _TOLERATED.get(row.metric, 0.0)
     real = row.real_halves
     is_as_good_as_real = real is not None and sign * row.value <= sign * real
     return dataclasses.replace(
@@ -182,7 +184,7 @@ def _compared(row: MetricRow, answer: _Column, baseline: _Column, *, against: st
         gain=mean_gain,
         gain_spread=gain.spread,
         gain_interval=gain.interval,
-        lost=is_worse and not is_as_good_as_real,
+        lost=is_worse and not (is_as_good_as_real or is_tolerated),
     )
 
 

@@ -240,3 +240,10 @@ def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
 def test_models_that_are_alike_are_rarely_called_worse(kind: str, groups: int) -> None:
     assert 0.005 < share_called_worse(kind, groups) < 0.06
     assert share_called_worse(kind, groups, shift=5.0) == 1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.34, False), (0.36, True)])
+def test_a_few_more_values_outside_are_not_called_worse(share: float, expected: bool) -> None:
+    baseline = Baseline("EMA*", model([2.0], outside=[0.30]))
+    found = metric_rows(model([1.0], outside=[share]), baseline, signs={"outside": 1})
+    assert [row.lost for row in found if row.metric == "outside"] == [expected]

@@ -107,7 +107,9 @@ def study(url: str) -> StoredStudy:
 
 def unit_of(study: StoredStudy, number: int = 0) -> float:
     """The power of two in which an optimizer hears losses, of which that of trial ``number`` is the first."""
-    return float(2.0 ** np.floor(np.log2(study.trials()[number].value)))
+    value = study.trials()[number].value
+    assert value is not None
+    return float(2.0 ** np.floor(np.log2(value)))
 
 
 def test_the_objective_and_the_trial_get_what_was_asked_and_the_optimizer_the_whole_evaluation(
