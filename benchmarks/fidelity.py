@@ -43,6 +43,7 @@ SETTINGS: Mapping[str, Any] = {
     "images": 1000,
     "loss": "fid",
 }
+TRAINING: Mapping[str, Any] = {"training_steps": 2000, "checkpoint_every": 20}  # a shorter one, of other benchmarks
 METRICS: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves in the features of the search's network; with 2, of another network
 COLUMNS = tuple(f"{metric} {space}" for space in SPACES for metric in METRICS)

@@ -2,9 +2,10 @@
 
     python benchmarks/overfitting.py [--seeds 3] [--images 20000]
 
-Models, halves of the digits and metrics are those of ``refine.py``. The loss sees a random part of half A. The answer's
-FID, precision and recall are to all of half A; FID is to half B, too, in the features of the loss (64) and in those of
-another network. Results that are already in ``results/overfitting.csv`` are not measured again.
+Halves of the digits and metrics are those of ``fidelity.py``; the models come from a shorter training. The loss sees a
+random part of half A. The answer's FID, precision and recall are to all of half A; FID is to half B, too, in the
+features of the loss (64) and in those of another network. Results that are already in
+``results/overfitting.csv`` are not measured again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import dataclasses
 
 import torch
 from common import measure_missing, parse
-from fidelity import REPORTED, answer_of, objective_of
-from refine import TRAINING
+from fidelity import REPORTED, TRAINING, answer_of, objective_of
 from rows import metrics_of
 
 from lcsc_opt.base.records import HELD_OUT

@@ -2,7 +2,7 @@
 
     python benchmarks/reward.py [--seeds 3] [--images 20000]
 
-The model is that of ``refine.py``. The reward of an image is the logarithm of the probability that it is a 3, by a
+The model is that of ``overfitting.py``. The reward of an image is the logarithm of the probability that it is a 3, by a
 classifier of half A of the digits. The share of threes is counted by a classifier of half B, which no search sees; FID,
 precision and recall are to all of half B, and to its threes. The last search has no reward: it takes the threes of half
 A for its reference. Results that are already in ``results/reward.csv`` are not measured again.
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import measure_missing, parse
-from fidelity import REPORTED, answer_of, best_ema, objective_of
-from refine import TRAINING
+from fidelity import REPORTED, TRAINING, answer_of, best_ema, objective_of
 from torch import Tensor, nn
 
 from lcsc_opt.base.descent import descend

@@ -1,4 +1,4 @@
-"""``docs/refine.md``: its commands and its code, in order, in an empty folder; shorter, and otherwise as printed."""
+"""The short tuning of ``docs/training.md``: what it prints, run in order in an empty folder, but shorter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
 
-PAGE = Path(__file__).parents[1] / "docs" / "refine.md"
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 SHORTER = {
     "--steps 4000 --checkpoint-every 20": "--steps 4 --checkpoint-every 2",
     "--steps 800": "--steps 8",

@@ -61,7 +61,6 @@ def _options(
 
 for _command in (
     training.train,
-    training.refine,
     studies.init,
     studies.run,
     studies.resume,

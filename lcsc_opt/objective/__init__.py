@@ -3,7 +3,7 @@
 ``contract`` is all that searches know. ``merge_sample_score`` is the objective over images: ``image_stages`` computes,
 ``gradient_pass`` leads the gradient back. ``weight_score`` is the objective for any other score, which a ``scorer``
 measures: a function (``network_scorer``) or a command (``command_scorer``). ``loading`` builds the objective that a
-study file names, and ``starting`` drafts a first study file. ``one_model`` is a single model in place of a trajectory.
+study file names, and ``starting`` drafts a first study file.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -302,20 +301,6 @@ class MergeSampleScore(StagedObjective):
             return {}
         self._load(self._source.merge(coefficients))
         return self._batch_norm.values()
-
-    def on_weights(self, weights: Mergeable) -> MergeSampleScore:
-        """The same objective for weights on the device of the sampler's model. Never use both at the same time."""
-        objective = copy.copy(self)
-        objective.trajectory = weights
-        objective._batch_sizes = copy.copy(self._batch_sizes)
-        objective._placed = None
-        objective._gradient_pass = None
-        return objective
-
-    def release(self) -> None:
-        """Free the device's memory that holds checkpoints; the next merge puts them there again."""
-        self._close_gradient_pass()
-        self._placed = None
 
     @property
     def _stages(self) -> ImageStages:

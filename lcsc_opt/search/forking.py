@@ -1,34 +1,24 @@
-"""What begins where a study ended: forks, and refinements of its model or of the best EMA."""
+"""Forks: studies that begin where another one ended."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import expanded_path
-from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import Candidate, Coefficients
-from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment, only_one, read_studies
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.coefficients.profiles import plain_averages
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
-from lcsc_opt.database.names import is_ours
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.database.urls import storage_url
-from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.exports.recipe import packed_trajectory
-from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.search.bound import known_ema
-from lcsc_opt.search.execution import Executor, objective_of
-from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan
+from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import Penalty, Resolved, accepted_changes
 from lcsc_opt.search.resources import read_database
@@ -195,65 +185,3 @@ def _coefficients_on(coefficients: Coefficients, before: Trajectory, now: Trajec
     steps_before = set(before.steps)
     extended[..., [step in steps_before for step in now.steps]] = coefficients
     return extended
-
-
-def starting_point(
-    source: str, storage: str | None, *, best: bool
-) -> tuple[Objective, Callable[[], Coefficients], int]:
-    """The objective to refine, what finds the coefficients ``[K]`` to begin with, and the images of a held-out report.
-
-    Args:
-        source: ``experiment/optimizer/seed``, or a study file.
-        storage: the database's URL, if it is not the usual one.
-        best: begin with the study's answer; else with EMA*, as the experiment's EMAGrid found it, or with the best
-            average on the search's noise.
-
-    Raises:
-        LcscError: the study file is wrong, its objective cannot be built, there is no such study, or its objective has
-            changed.
-    """
-    if not is_ours(source):
-        if best:
-            raise StudySpecError(
-                "--from best: a study file has no best coefficients yet; give experiment/optimizer/seed"
-            )
-        path = find("studies", source)
-        spec = only_one(read_studies(path), source="a refinement")
-        objective = load_objective(spec.objective, study_folder=path.parent)
-        images = DEFAULT_IMAGES
-        if spec.held_out is not None:
-            images = spec.held_out.images_with(objective.report_images)
-        return objective, lambda: _best_average(objective), images
-    study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
-    objective = objective_of(study)
-    current = {"objective": objective.describe()}
-    accepted_changes(study.name, study.attributes, read_database(study.storage).trials, current, accept=False)
-
-    def start() -> Coefficients:
-        if best:
-            return study.chosen_trial()[1]
-        ema = known_ema(study)
-        if ema is None:
-            return _best_average(objective)
-        return ema[1]
-
-    return objective, start, HeldOutPlan.of(study).images
-
-
-def _best_average(objective: Objective) -> Coefficients:
-    """``[K]`` of the best average on the search's noise.
-
-    Raises:
-        ObjectiveError: none of the averages can be evaluated.
-    """
-    averages = plain_averages(objective.steps)
-    losses: dict[int, float] = {}
-    with progress("EMA*", len(averages)) as advance:
-        for i, average in enumerate(averages):
-            outcome = evaluate_safely(objective, Candidate(average))
-            if not isinstance(outcome, Failure):
-                losses[i] = outcome.loss
-            advance(note=f"loss {min(losses.values(), default=float('nan')):.4g}")
-    if not losses:
-        raise ObjectiveError("no average of these checkpoints can be evaluated; `lcsc run` says why")
-    return averages[min(losses, key=losses.__getitem__)]

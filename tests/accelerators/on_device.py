@@ -26,7 +26,6 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.training.recipes import RECIPES, Batch
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, placement
 from tests.accelerators import pretend
@@ -339,19 +338,6 @@ def test_two_workers_compute_on_two_devices(folder: Path) -> None:
         found = [future.result(timeout=120) for future in futures]
     assert [one.loss for one in found] == pytest.approx([expected] * 2, rel=1e-4)
     assert [one.metrics["device"] for one in found] == [0.0, 1.0]
-
-
-def test_all_weights_are_refined_as_on_the_cpu(folder: Path) -> None:
-    settings = RefineSettings(images=72, images_per_step=24, rate=1e-2, checkpoint_every=1)
-    answers = []
-    for device in ("cpu", DEVICE.type):
-        how: dict[str, Any] = {"start": lambda: ema_coefficients((10, 20, 30), 0.8), "held_out_images": 24}
-        answers.append(refine(small(device, folder), settings, folder / f"{device}.trajectory", **how)[1:])
-    for expected, found in zip(*answers, strict=True):
-        assert found.loss == pytest.approx(expected.loss, rel=1e-3)
-    here, there = (Trajectory.open(folder / f"{device}.trajectory") for device in ("cpu", DEVICE.type))
-    for index in range(len(here)):
-        torch.testing.assert_close(there.checkpoint(index), here.checkpoint(index), rtol=1e-3, atol=1e-4)
 
 
 @pretended  # its random numbers are the CPU's

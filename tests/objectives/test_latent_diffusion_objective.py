@@ -24,7 +24,6 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
-from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.testing.contracts import check_objective
 from tests import tiny_pipelines
 from tests.objectives.image_objectives import one_line
@@ -118,8 +117,6 @@ def test_a_lora_keeps_the_contract_of_objectives_with_its_gradient(place: Path) 
     assert of_rows.gradient is not None
     assert whole.gradient is not None
     np.testing.assert_allclose(of_rows.gradient.sum(axis=0), whole.gradient, rtol=1e-4, atol=1e-6)
-    with pytest.raises(LcscError, match="no LoRA"):
-        refine(by_row, RefineSettings(), place / "r.trajectory", start=lambda: COEFFICIENTS, held_out_images=8)
 
 
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:

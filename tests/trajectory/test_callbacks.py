@@ -192,7 +192,7 @@ def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_of_a_callback_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = network()
     names: dict[str, Any] = {
@@ -204,7 +204,8 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         "dataset": [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80,
         "steps": 200,
     }
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    of_callbacks = PAGE.read_text().partition("\n## Your own training\n")[2]
+    blocks = re.findall(r"^```python\n(.*?)^```$", of_callbacks, re.M | re.S)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
