@@ -30,12 +30,12 @@ def accuracy(net, draw):
 @pytest.fixture
 def database(workplace: Path) -> HistoryReader:
     """Of two finished searches with a maximized score."""
-    (workplace / "own.py").write_text(MODULE)
+    (workplace / "own_accuracy.py").write_text(MODULE)
     generator = torch.Generator().manual_seed(0)
     for step in range(1, 7):
         weight = torch.linspace(-1, 1, 4) + torch.randn(4, generator=generator)
         torch.save({"weight": weight[None]}, workplace / f"net-{step}.pt")
-    settings = {"checkpoints": "net-*.pt", "model": "own:build", "score": "own:accuracy", "maximize": True}
+    settings = {"checkpoints": "net-*.pt", "model": "own_accuracy:build", "score": "own_accuracy:accuracy", "maximize": True}
     study = {
         "name": "up",
         "objective": {"file": "score.py", "settings": settings},
