@@ -35,7 +35,12 @@ def database(workplace: Path) -> HistoryReader:
     for step in range(1, 7):
         weight = torch.linspace(-1, 1, 4) + torch.randn(4, generator=generator)
         torch.save({"weight": weight[None]}, workplace / f"net-{step}.pt")
-    settings = {"checkpoints": "net-*.pt", "model": "own_accuracy:build", "score": "own_accuracy:accuracy", "maximize": True}
+    settings = {
+        "checkpoints": "net-*.pt",
+        "model": "own_accuracy:build",
+        "score": "own_accuracy:accuracy",
+        "maximize": True,
+    }
     study = {
         "name": "up",
         "objective": {"file": "score.py", "settings": settings},
