@@ -13,8 +13,8 @@
         reference: cifar10-train.npz
 
 Both modules are imported like any other; they may also be in the working directory or next to the study file.
-``sample`` gets standard normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. If it has
-parameters of these names, it also gets
+``sample`` gets standard normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]``, nominally in [-1, 1],
+not clipped. If it has parameters of these names, it also gets
 
 * ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
 * ``nfe``: the number of model calls per image;

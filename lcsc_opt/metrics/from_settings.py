@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -14,7 +15,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import find_extractor
-from lcsc_opt.metrics.extractors.pixels import PixelComponents, Thumbnails
+from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss, why_no_gradient
@@ -272,9 +273,8 @@ class MetricSuiteBuilder:
         if not any(metric.needs_reference for metric in metrics):
             return Reference(extractor)
         formulas = {metric.formula for metric in metrics}
-        if name == PIXELS:
-            extractor = self._pixel_components(batch_size, cache)
-        return self._references[name].build(
+        return self._built(
+            self._references[name],
             name,
             extractor,
             features=need_real_features(formulas),
@@ -283,12 +283,17 @@ class MetricSuiteBuilder:
             cache=cache,
         )
 
-    def _pixel_components(self, batch_size: int, cache: Path) -> PixelComponents:
-        """The principal components of the real images that the loss sees."""
-        thumbnails = self._references[PIXELS].build(
-            THUMBNAILS, Thumbnails(), features=False, held_out=False, batch_size=batch_size, cache=cache
-        )
-        return PixelComponents(thumbnails.frechet.mean, thumbnails.frechet.cov)
+    def _built(
+        self,
+        settings: ReferenceSettings,
+        name: str,
+        extractor: FeatureExtractor,
+        **needs: Any,
+    ) -> Reference:
+        """The reference in the features of ``extractor``; in ``pixels`` in components of the real images."""
+        if name != PIXELS:
+            return settings.build(name, extractor, **needs)
+        return pixel_reference(settings.build(THUMBNAILS, Thumbnails(), **needs))
 
     def _loss_references_with_features(
         self, references: Mapping[str, Reference], batch_size: int, cache: Path
@@ -309,8 +314,14 @@ class MetricSuiteBuilder:
                 if count > MOST_IMAGES:
                     _notice_too_many(name, count)
                     continue
-            complete[name] = settings.build(
-                name, reference.extractor, features=True, held_out=True, batch_size=batch_size, cache=cache
+            complete[name] = self._built(
+                settings,
+                name,
+                reference.extractor,
+                features=True,
+                held_out=True,
+                batch_size=batch_size,
+                cache=cache,
             )
         return complete
 
@@ -340,11 +351,10 @@ class MetricSuiteBuilder:
         extractor: FeatureExtractor
         if name == CROSS_CHECK:
             extractor = SecondFeatures(device)
-        elif name == PIXELS:
-            extractor = self._pixel_components(batch_size, cache)
         else:
             extractor = find_extractor(name, weights=self._weights.get(name))(device)
-        return settings.build(
+        return self._built(
+            settings,
             name,
             extractor,
             # beside a reward alone, the other metrics of reports are in these features

@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
-from lcsc_opt.metrics.extractors.pixels import PixelComponents, Thumbnails
+from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.loss import parse_kept, parse_loss
@@ -132,10 +132,8 @@ class SmallSettings(ScoreSettings):
                 return searched
             return dataclasses.replace(searched, held_out=Reference.of_images(extractor, held_out_images))
 
-        thumbnails = Reference.of_images(Thumbnails(), searched_images).frechet
-        pixel_components = PixelComponents(thumbnails.mean, thumbnails.cov)
         loss_reference = reference(feature_network(dataset).to(device))
-        references = {INCEPTION: loss_reference, PIXELS: reference(pixel_components)}
+        references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}
         for name, setting in self.rewards.items():
             references[name] = Reference(find_reward(setting, weights=None)(device))
 

@@ -100,7 +100,8 @@ def search(
         held_out: for a score, a function like it, on data that no search sees: the table compares its values. For
             images, how many the report samples.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
-            ``[N, C, H, W]`` in [-1, 1]. The loss is FID, or ``loss`` of the settings. It needs ``image_shape``.
+            ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. The loss is ``fdr``, or ``loss`` of the settings. It
+            needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
         name: of the experiment in the database; by default that of the score's function.
         optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if

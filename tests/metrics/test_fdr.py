@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.base import image_gradient, seen_images
-from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails
+from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss, parse_loss
 from tests.metrics.examples import Pixels, fill, images
@@ -25,7 +27,7 @@ def suite() -> MetricSuite:
     real = images(300, 9)
     references = {
         "inception": Reference.of_images(Pixels(), real),
-        "pixels": Reference.of_images(pixel_components(real), real),
+        "pixels": pixel_reference(Reference.of_images(Thumbnails(), real)),
     }
     return MetricSuite(references, loss="fdr")
 
@@ -114,3 +116,26 @@ def test_second_features_are_for_images_of_any_size_and_tell_them_apart(shape):
     assert features.shape == (6, SecondFeatures.dimension)
     assert torch.pdist(features).min() > 0
     torch.testing.assert_close(SecondFeatures()(batch[2:4]), features[2:4])
+
+
+def test_a_reference_in_components_is_that_of_the_images_whatever_sign_an_eigenvector_has(monkeypatch):
+    real, other = images(300, 9), images(200, 3)
+    thumbnails = dataclasses.replace(
+        Reference.of_images(Thumbnails(), real), held_out=Reference.of_images(Thumbnails(), other)
+    )
+    found = pixel_reference(thumbnails)
+    direct = Reference.of_images(found.extractor, real)
+    np.testing.assert_allclose(found.frechet.cov, direct.frechet.cov, atol=1e-5)
+    np.testing.assert_allclose(found.known_features, direct.known_features, atol=1e-4)
+    assert found.held_out is not None
+    unseen = Reference.of_images(found.extractor, other)
+    np.testing.assert_allclose(found.held_out.frechet.mean, unseen.frechet.mean, atol=1e-5)
+
+    eigh = np.linalg.eigh
+
+    def other_signs(matrix):
+        values, vectors = eigh(matrix)
+        return values, -vectors
+
+    monkeypatch.setattr(np.linalg, "eigh", other_signs)
+    torch.testing.assert_close(pixel_reference(thumbnails).extractor(other), found.extractor(other))

@@ -145,3 +145,9 @@ def test_settings_that_make_no_sense_are_refused(own, tmp_path, real_features, s
         settings = {**settings, "reference": real_features}
     with pytest.raises(MetricError, match=message):
         build_scores(loss="fid@own_extractors:plain", cache=tmp_path, **settings)
+
+
+def test_metrics_of_single_images_are_in_the_features_of_the_loss():
+    scores = both(loss="fid@m:f", metrics=["recall"], held_out_metrics=["precision", "kid"])
+    assert list(score(scores)[1]) == ["fid@m:f", "recall@m:f"]
+    assert {"precision@m:f", "kid"} <= score(scores, held_out=True)[1].keys()

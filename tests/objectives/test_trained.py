@@ -15,7 +15,7 @@ from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError, MetricError, StudySpecError, TrainingError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images, drawn_characters
 from lcsc_opt.metrics.extractors import bundled
@@ -99,6 +99,18 @@ def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str)
     sampled = objective.features(objective.images(coefficients, SEARCH, 70))
     real = objective.features(FEW[dataset(name)][0])
     assert first.loss == pytest.approx(fid(sampled, real.mean(0), np.cov(real, rowvar=False)), rel=1e-4)
+
+
+def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first() -> None:
+    average, other = power_ema_coefficients((2, 4, 6), 0.10), ema_coefficients((2, 4, 6), 0.7)
+    first, again = build("digits"), build("digits")
+    assert first(average) == pytest.approx(1.0)
+    found = again.evaluate(Candidate(other))
+    assert first(other) == found.loss
+    units = first.evaluate(Candidate(average)).metrics
+    ratios = [found.metrics[name] / units[name] for name in ("fid", "fid@pixels")]
+    assert found.loss == pytest.approx(sum(ratios) / 2)
+    assert first.describe() == again.describe() == build("digits").describe()
 
 
 def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:

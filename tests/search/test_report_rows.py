@@ -247,3 +247,10 @@ def test_a_few_more_values_outside_are_not_called_worse(share: float, expected: 
     baseline = Baseline("EMA*", model([2.0], outside=[0.30]))
     found = metric_rows(model([1.0], outside=[share]), baseline, signs={"outside": 1})
     assert [row.lost for row in found if row.metric == "outside"] == [expected]
+
+
+@pytest.mark.parametrize(("unseen", "expected"), [(3.0, ["fid_held_out"]), (2.0, ["fid_held_out"]), (1.0, [])])
+def test_a_gain_that_unseen_real_images_do_not_show_is_doubted(unseen: float, expected: list[str]) -> None:
+    ema = Baseline("EMA*", model([2.0], fid_held_out=[2.0]))
+    found = metric_rows(model([1.0], fid_held_out=[unseen]), ema, signs={"fid_held_out": 1})
+    assert [*report([*found]).doubted] == expected

@@ -6,14 +6,15 @@ clipping make contrast. These features see where the values really are.
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.metrics.frechet import Array
+from lcsc_opt.metrics.frechet import Array, FrechetReference
+from lcsc_opt.metrics.reference.reference import Reference
 
 HALF_LEVEL = 1 / 255  # half of a level of 8 bits: less than that changes nothing in a saved image
 SIDE = 16  # pixels: height and width of the thumbnails whose principal components are the features
@@ -54,22 +55,46 @@ class PixelComponents:
     unclipped = True
 
     def __init__(self, mean: Array, cov: Array) -> None:
-        values, vectors = np.linalg.eigh(cov)
-        values = np.maximum(values[::-1], 0.0)
-        shares = np.cumsum(values) / max(float(values.sum()), 1e-300)
+        ascending, vectors = np.linalg.eigh(cov)
+        values = np.maximum(ascending[::-1], 0.0)
+        shares = np.cumsum(values) / max(float(values.sum()), float(np.finfo(np.float64).tiny))
         enough = int(np.searchsorted(shares, VARIANCE)) + 1
         self.dimension = min(enough, MOST_COMPONENTS, len(values))
-        basis = np.ascontiguousarray(vectors[:, ::-1][:, : self.dimension])
+        leading = vectors[:, ::-1][:, : self.dimension]
+        # an eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same
+        signs = np.sign(np.cos(np.arange(len(mean))) @ leading)
+        self.name = f"pixels-{self.dimension}"
         self._thumbnails = Thumbnails()
-        self._mean = torch.from_numpy(mean).float()
-        self._basis = torch.from_numpy(basis).float()
-        digest = hashlib.sha256(np.round(mean, 6).tobytes() + np.round(cov, 6).tobytes())
-        self.name = f"pixels-{self.dimension}-{digest.hexdigest()[:12]}"
+        self._mean = mean
+        self._basis = leading * signs
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 1 or 3, H, W]`` → ``[B, D]``."""
         thumbnails = self._thumbnails(images)
-        return (thumbnails - self._mean.to(thumbnails)) @ self._basis.to(thumbnails)
+        mean = torch.from_numpy(self._mean).to(thumbnails)
+        return (thumbnails - mean) @ torch.from_numpy(self._basis).to(thumbnails)
+
+    def reference(self, thumbnails: Reference) -> Reference:
+        """The reference in these features of one in those of :class:`Thumbnails`, with its held-out images."""
+        frechet = thumbnails.frechet
+        gaussian = FrechetReference(
+            (frechet.mean - self._mean) @ self._basis, self._basis.T @ frechet.cov @ self._basis
+        )
+        features = None
+        if thumbnails.features is not None:
+            features = ((thumbnails.features - self._mean) @ self._basis).astype(np.float32)
+        held_out = None
+        if thumbnails.held_out is not None:
+            held_out = self.reference(thumbnails.held_out)
+        return dataclasses.replace(thumbnails, extractor=self, gaussian=gaussian, features=features, held_out=held_out)
+
+
+def pixel_reference(thumbnails: Reference) -> Reference:
+    """The reference for ``fid@pixels`` of one in the features of :class:`Thumbnails`.
+
+    Components depend on the images, so it is thumbnails whose statistics are kept on the disk, never components.
+    """
+    return PixelComponents(thumbnails.frechet.mean, thumbnails.frechet.cov).reference(thumbnails)
 
 
 class Outside:
