@@ -60,9 +60,8 @@ def parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        shown = f"{url}; of that file it is {url_of_file(url)}"
-        if "//" in url or "@" in url:
-            shown = masked(url)
+        is_file_name = "//" not in url and "@" not in url
+        shown = f"{url}; of that file it is {url_of_file(url)}" if is_file_name else masked(url)
         raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {shown}") from None
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
