@@ -88,10 +88,6 @@ EXTRAS = {
     "accelerate": "train",
     "ot": "train",
     "ray": "ray",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "trackio": "trackio",
-    "mlflow": "mlflow",
 }
 """Package → the extra of lcsc_opt that brings it."""
 

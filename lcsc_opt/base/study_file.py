@@ -244,8 +244,7 @@ class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
-    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log``
-    and ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.tracking.trackers`).
+    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     """
 
     name: Experiment
@@ -258,8 +257,6 @@ class StudySpec(FrozenModel):
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
-    log: Annotated[tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], pydantic.Field(strict=False)] = ()
-    notify: str | None = None
     vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
 
     @property

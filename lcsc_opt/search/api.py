@@ -31,10 +31,11 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.callbacks import TrialCallback
 from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
 from lcsc_opt.search.plan import Plan, plans, with_grids
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.search.resources import ObjectiveLoader, check_machine, evidence_before_loading, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -162,6 +163,7 @@ def run(
     storage: str | None = None,
     accept_changes: bool = False,
     retry_failed: bool = False,
+    callbacks: Sequence[TrialCallback] = (),
 ) -> list[Study]:
     """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
@@ -180,6 +182,9 @@ def run(
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study; earlier failures do not end it again.
+        callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
+            and in this process, with an ``optuna.Study`` and a ``FrozenTrial``. ``study.stop()`` ends the search after
+            the trials that are running; the same call again continues it (docs/api.md).
 
     Returns:
         A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
@@ -188,12 +193,13 @@ def run(
         LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
         SearchFailedError: a study failed, or is run by another process. The others were still run, and all evaluations
             are in the database.
+        Exception: what a callback raises; all evaluations are in the database.
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with messages_by_default(), each_notice_once():
-        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
+        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks)
     return [Study(plan.name, url) for plan in chosen]
 
 
@@ -223,6 +229,7 @@ def run_plans(
     accept_changes: bool = False,
     retry_failed: bool = False,
     objectives: ObjectiveLoader | None = None,
+    callbacks: Sequence[TrialCallback] = (),
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
@@ -236,10 +243,12 @@ def run_plans(
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study.
         objectives: keeps an objective that is loaded already.
+        callbacks: as for :func:`run`.
 
     Raises:
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
+        Exception: what a callback raises, which ends the run.
     """
     to_run = _by_objective(to_run)
     objectives = ObjectiveLoader() if objectives is None else objectives
@@ -254,7 +263,9 @@ def run_plans(
         for study in resolved:
             name = study.plan.name
             try:
-                outcome = executor.run(study.plan, retry_failed=retry_failed and study.stored is not None)
+                outcome = executor.run(
+                    study.plan, retry_failed=retry_failed and study.stored is not None, callbacks=callbacks
+                )
             except LcscError as error:
                 if len(to_run) == 1:
                     raise
@@ -283,7 +294,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
         if study.state == "finished":  # the executor, which prints the notices of the others, skips it
             for line in study.notices:
                 notice(line)
-    check_machine([study.plan for study in resolved if study.state != "finished"])
+    check_clusters([study.plan for study in resolved if study.state != "finished"])
     return resolved
 
 

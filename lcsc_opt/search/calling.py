@@ -39,6 +39,7 @@ from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import storage_url, url_of_file
 from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.search.api import Study, run_plans
+from lcsc_opt.search.callbacks import TrialCallback
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resources import ObjectiveLoader
 from lcsc_opt.search.result import Result
@@ -76,6 +77,7 @@ def search(
     jobs: int = 1,
     accept_changes: bool = False,
     retry_failed: bool = False,
+    callbacks: Sequence[TrialCallback] = (),
     **settings: Any,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
@@ -117,12 +119,14 @@ def search(
         jobs: how many processes evaluate. They must be able to import ``build`` and ``score``.
         accept_changes: continue although functions, versions or settings have changed.
         retry_failed: repeat trials that failed after the last success, such as those of a score that is mended now.
+        callbacks: functions of an ``optuna.Study`` and a ``FrozenTrial``, called after each trial that ends now, as for
+            :func:`lcsc_opt.run`.
         settings: further ones of the objective, as in a study file: ``maximize``, ``select``, ``device``, ``images`` …
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used; the line says what to do. Nothing is
             stored then.
-        Exception: whatever ``build`` and ``score`` raise when they are first called.
+        Exception: whatever ``build`` and ``score`` raise when they are first called, and whatever a callback raises.
     """
     if isinstance(checkpoints, Trajectory):
         checkpoints = checkpoints.path
@@ -169,7 +173,14 @@ def search(
         if isinstance(total, float):
             content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
         chosen = call.plans(content)
-        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=loader)
+        run_plans(
+            chosen,
+            url,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            objectives=loader,
+            callbacks=callbacks,
+        )
         stack.pop_all()
     studies = tuple(Study(plan.name, url, call.live) for plan in chosen)
     return Result(experiment, url, studies, content, call.not_importable, temporary)

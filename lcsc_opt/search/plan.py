@@ -92,8 +92,6 @@ class Plan:
                 "budget": stored["budget"],
                 "failures": stored["failures"],
                 "held_out": stored["held_out_plan"],
-                "log": stored.get("log", []),
-                "notify": stored.get("notify"),
             }
             [spec] = parse_studies(content, source="its specification")
             directory = None
@@ -223,8 +221,6 @@ class Plan:
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": None if held_out is None else held_out.model_dump(),
             "ray": None if ray is None else ray.model_dump(),
-            "log": list(self.spec.log),
-            "notify": self.spec.notify,
         }
 
     def initial_attributes(self, objective: Objective) -> dict[str, Any]:

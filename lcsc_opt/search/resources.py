@@ -25,7 +25,6 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
-from lcsc_opt.tracking.trackers import check_reporting
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
@@ -170,11 +169,11 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
     return None
 
 
-def check_machine(plans: Sequence[Plan]) -> None:
-    """Refuse plans that this machine cannot run: for want of trackers or the Ray cluster.
+def check_clusters(plans: Sequence[Plan]) -> None:
+    """Refuse plans whose Ray cluster cannot be used.
 
     Raises:
-        LcscError: a package is missing, or the cluster has no room.
+        LcscError: Ray is not installed, or the cluster has no room.
     """
     clusters = {plan.objective_key: plan for plan in plans}
     for plan in clusters.values():
@@ -182,8 +181,6 @@ def check_machine(plans: Sequence[Plan]) -> None:
             from lcsc_opt.evaluation.ray import check_cluster
 
             check_cluster(plan.ray, plan.spec.objective)
-    for plan in plans:
-        check_reporting(plan.spec.log, plan.spec.notify)
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
