@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
 from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
@@ -58,9 +57,6 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
-SPACES = ("affine", "convex", "principal")
-"""Our coefficient spaces; installed packages may add others."""
-
 ROWS = ("layers", "blocks", "kinds")
 """What may have a row of coefficients each without patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 
@@ -70,32 +66,15 @@ _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched, and from where.
 
-    ``kind`` is ``affine``, ``convex``, the ``principal`` directions, or the name of a space that an installed package
-    adds, which may have ``options``. ``origin`` is an EMA rate per training step; by default it is the middle one of
-    the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, ``blocks``,
-    ``kinds``, or names with patterns.
+    ``kind`` is ``affine``, ``convex`` or the ``principal`` directions. ``origin`` is an EMA rate per training step; by
+    default it is the middle one of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own:
+    ``layers``, ``blocks``, ``kinds``, or names with patterns.
     """
 
-    kind: str = "affine"
+    kind: Literal["affine", "convex", "principal"] = "affine"
     directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: str | dict[str, str | list[str]] | None = None
-    options: Settings = pydantic.Field(default_factory=dict)
-
-    @pydantic.field_validator("kind")
-    @classmethod
-    def _is_a_space(cls, value: str) -> str:
-        if value in SPACES:
-            return value
-        try:
-            plugin = find_plugin("spaces", value, error=StudySpecError)
-        except StudySpecError as error:
-            raise ValueError(str(error)) from error
-        if plugin is None:
-            names = [*SPACES, *plugin_names("spaces")]
-            choices = " or ".join([", ".join(f"'{name}'" for name in names[:-1]), f"'{names[-1]}'"])
-            raise ValueError(f"expected {choices}, got {excerpt(value)}{near_miss(value, names)}")
-        return value
 
     @pydantic.field_validator("rows", mode="before")
     @classmethod
@@ -118,14 +97,7 @@ class SpaceSpec(FrozenModel):
             raise ValueError("principal: expected the number of directions, as in {principal: 40}")
         if self.kind != "principal" and self.directions is not None:
             raise ValueError(f"{self.kind}: expected no directions")
-        if self.kind in SPACES and self.options:
-            raise ValueError(f"{self.kind}: has no option {', '.join(self.options)}")
         return self
-
-    @property
-    def plugin(self) -> Plugin | None:
-        """The installed package that brings the space; ``None`` if it is ours."""
-        return None if self.kind in SPACES else find_plugin("spaces", self.kind, error=StudySpecError)
 
 
 class OptimizerSpec(FrozenModel):
@@ -282,8 +254,7 @@ class StudySpec(FrozenModel):
     def _read_space(cls, value: Any) -> Any:
         """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed.
 
-        A space of another package may have options: ``{NAME: {option: 3}}``. ``{rows: layers}`` is affine in each row;
-        ``{rows: layers, principal: 40}`` and the others go with it.
+        ``{rows: layers}`` is affine in each row; ``{rows: layers, principal: 40}`` and the others go with it.
         """
         if isinstance(value, str):
             return {"kind": value}
@@ -295,11 +266,8 @@ class StudySpec(FrozenModel):
             return value
         space["kind"] = kinds[0]
         settings = value[kinds[0]]
-        if isinstance(settings, Mapping) and kinds[0] in SPACES:
+        if isinstance(settings, Mapping):
             space |= settings
-        elif isinstance(settings, Mapping):
-            space |= {key: setting for key, setting in settings.items() if key in _SETTINGS_OF_A_SPACE}
-            space["options"] = {key: setting for key, setting in settings.items() if key not in space}
         elif settings is not None:
             space["directions"] = settings
         return space

@@ -23,10 +23,8 @@ from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     TORCH_SUFFIXES,
     checkpoint_series,
-    checkpoint_suffixes,
     is_numbered,
     natural_order,
-    plugin_of_suffix,
     post_hoc_step,
     series_glob,
     step_in_name,
@@ -87,7 +85,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
 
 def _expected() -> str:
     """What a message says that checkpoints are."""
-    return f"files ending in {', '.join(checkpoint_suffixes())}, or folders named checkpoint-N"
+    return f"files ending in {', '.join(CHECKPOINT_SUFFIXES)}, or folders named checkpoint-N"
 
 
 def is_packed(path: Path) -> bool:
@@ -158,7 +156,7 @@ def _is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
     if path.name.startswith("."):
         return False
-    if path.suffix not in CHECKPOINT_SUFFIXES and plugin_of_suffix(path) is None:
+    if path.suffix not in CHECKPOINT_SUFFIXES:
         return False
     if path.name == WEIGHTS:  # of an unfinished trajectory
         return False

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.names import Formula, load_metric, metric_plugin
+from lcsc_opt.metrics.names import Formula
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.reference.reference import Reference
@@ -236,21 +235,6 @@ FIDELITY: Mapping[Formula, Distance] = {
     "sliced": _sliced,
     "cmmd": _cmmd,
 }
-
-
-def distance_of_plugin(formula: Formula, samples: Tensor, reference: Reference) -> Tensor:
-    """The metric of another package, as one number: samples ``[N, D]`` and real images ``[M, D]`` on one device.
-
-    Raises:
-        MetricError: it raises anything, or returns anything but one number; the message names the package.
-    """
-    plugin = metric_plugin(formula)
-    metric = load_metric(formula)
-    with plugin.blamed(MetricError, "failed"):
-        value = torch.as_tensor(metric(samples, real_features(samples, reference)))
-        if value.numel() != 1 or value.is_complex():
-            raise MetricError(f"{plugin}: returned numbers of the shape {list(value.shape)}; expected one number")
-        return value.reshape(())
 
 
 def real_features(samples: Tensor, reference: Reference) -> Tensor:

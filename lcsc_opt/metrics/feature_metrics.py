@@ -29,14 +29,13 @@ from lcsc_opt.metrics.distances import (
     FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
-    distance_of_plugin,
     kernel_distance,
     precise_and_covered,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
 from lcsc_opt.metrics.leave_out import GroupedSamples
-from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
+from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -159,10 +158,8 @@ class FeatureMetrics:
                     return float(self._distance(formula, self._samples()))
 
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
-        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
-        if formula in FORMULAS:
-            return FIDELITY[formula](samples, self.reference)
-        return distance_of_plugin(formula, samples, self.reference)
+        """A distance of samples ``[N, D]`` on their device."""
+        return FIDELITY[formula](samples, self.reference)
 
     def _grouped_fid(self, *, held_out: bool = False) -> GroupedFid:
         """FID to the reference, or to held-out real images, of groups of the samples."""
@@ -177,11 +174,8 @@ class FeatureMetrics:
     def without_each_group(self, formula: Formula) -> Array | None:
         """``[G]``: a metric of the images that are not in one of ten groups, for each group.
 
-        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another
-        package, which may be slow.
+        ``None`` if there are fewer than 100 images, or if their features were not kept.
         """
-        if formula not in FORMULAS:
-            return None
         parts = self._logits if formula == "is" else self._rows  # [] if they were not kept
         if sum(map(len, parts)) < GROUPS * FEWEST_IN_A_GROUP:
             return None

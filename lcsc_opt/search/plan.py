@@ -12,7 +12,6 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.live_code import LiveFunctions
-from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
@@ -30,21 +29,16 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
     PrincipalSpace,
-    check_space,
-    load_space,
-    space_of_plugin,
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
     configure,
     needs_gradient,
-    plugin_of,
     prefers_sequential_asks,
     refuses_concurrent_asks,
 )
@@ -195,17 +189,9 @@ class Plan:
         return self.changed(budget=budget.with_total(total))
 
     @property
-    def packages(self) -> dict[str, str]:
-        """Installed package → version, of those whose parts the specification names: they change results."""
-        plugins = [plugin_of(self.optimizer), self.spec.space.plugin]
-        return versions([*plugins, *plugins_in_settings(self.spec.objective.settings)])
-
-    @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space"})
-        if not self.spec.space.options:  # which only spaces of other packages have
-            del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
@@ -317,14 +303,6 @@ class Plan:
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-        if spec.space.plugin is not None:
-            groups = objective.layer_groups
-            check_space(
-                spec.space.plugin,
-                objective.steps,
-                spec.space.options,
-                layer_groups=None if groups is None else len(groups),
-            )
         directions = spec.space.directions
         if directions is None:
             return
@@ -380,9 +358,6 @@ class Plan:
     def _space_around(start: Coefficients, spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
         """The space of the study file whose origin is ``start``, ``[K]`` or ``[S, K]``."""
         steps = objective.steps
-        plugin = spec.plugin
-        if plugin is not None:
-            return space_of_plugin(plugin, steps, start, spec.options)
         if spec.kind == "affine":
             return AffineSpace(steps, start)
         if spec.kind == "convex":
@@ -485,9 +460,6 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
-        space = spec.space.plugin
-        if space is not None:
-            load_space(space, spec.space.options)
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -13,10 +12,8 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.checkpoints.names import plugin_of_suffix
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -61,7 +58,7 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         plan: whose objective it is.
         studies: name → attributes of all stored studies.
     """
-    environment_now = _environment(plan.packages)
+    environment_now = environment()
     checkpoints = known_checkpoints(plan, studies)
     try:
         checked = check_objective(
@@ -109,27 +106,13 @@ class ObjectiveLoader:
         trajectory = objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-        environment_now = current_environment(plan, objective)
-        fingerprint = {**objective.fingerprint(), "environment": environment_now}
+        fingerprint = {**objective.fingerprint(), "environment": environment()}
         return Evidence(
             fingerprint,
             objective.why_no_gradient,
             objective=objective,
             worker_environments=worker_environments,
         )
-
-
-def current_environment(plan: Plan, objective: Objective) -> dict[str, Any]:
-    """The environment, with the installed packages whose parts the plan names or that read its checkpoints' files."""
-    sources = getattr(objective.trajectory, "sources", ())
-    readers = versions(plugin_of_suffix(Path(source)) for source in sources)
-    return _environment({**plan.packages, **readers})
-
-
-def _environment(further_packages: Mapping[str, str]) -> dict[str, Any]:
-    """The environment, where ``further_packages``, package → version, add parts to a study."""
-    installed = environment()
-    return {**installed, "packages": {**installed["packages"], **further_packages}}
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:

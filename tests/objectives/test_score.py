@@ -25,8 +25,8 @@ from lcsc_opt.objective.loading import check_objective as check_objective_settin
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.weight_score import WeightScore
-from lcsc_opt.testing import check_objective
 from tests.commands import Typed
+from tests.contracts import check_objective
 from tests.objectives.image_objectives import one_line
 
 OWN = "tests.objectives.test_score"

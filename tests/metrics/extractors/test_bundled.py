@@ -13,7 +13,7 @@ from lcsc_opt.metrics import extract
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
-from lcsc_opt.testing import check_extractor
+from tests.contracts import check_extractor
 
 
 @pytest.fixture(scope="module")
