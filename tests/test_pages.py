@@ -64,7 +64,6 @@ def shortened(content: Any) -> Any:
 @pytest.fixture
 def checkpoints(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pages call ``runs/``, ``ddpm-output`` and ``photographs/``."""
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 30)
     monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 40)
     for folder in ("runs", "ddpm-output"):
         for step in (100, 200, 300):
