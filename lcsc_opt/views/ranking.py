@@ -231,9 +231,7 @@ def _ranked(
         ema_report = ema.held_out
         if ema.searched is not None:
             to_ema = _cost_to_reach(group, ema.searched)
-    below_ema = None
-    if not any(study.has_unknown_penalty for study in group):
-        below_ema = _below_ema(reports, ema_report)
+    below_ema = _below_ema(reports, ema_report)
     to_value = {}
     if value is not None:
         to_value = _cost_to_reach(group, sign * value)
