@@ -3,7 +3,7 @@
     python benchmarks/any_weights.py [--seeds 5] [--evaluations 100] [--only WORD]
 
 Each seed is a training of its own of ``studies/any_weights`` (about two minutes), with a search by every optimizer on
-it. Grids and the greedy soup end when they are through. Answers are chosen on other data than they were searched on,
+it. Grids end when they are through. Answers are chosen on other data than they were searched on,
 and reported on data that decided nothing. Results that are already in ``results/any_weights.csv`` are not measured
 again; trainings and studies are kept in ``results/any_weights/``.
 """
@@ -27,6 +27,8 @@ from lcsc_opt.base.settings import parse_yaml
 EXAMPLES = Path(__file__).parents[1] / "studies/any_weights"
 KEPT = RESULTS / "any_weights"
 LAST, LAYERS = "last checkpoint", "LCSCGradient, layers"
+GRIDS = ("Grid, single", "Grid, uniform", "Grid, decay")
+SEARCHES = ("EMAGrid", *GRIDS, "LCSC", "CMA", "LCSCQuadratic", "LCSCGradient", LAYERS)
 SECOND = {"characters": "accuracy", "text": "perplexity"}
 
 
@@ -39,7 +41,7 @@ def main() -> None:
         (example, way, seed, 0 if way == LAST else arguments.evaluations)
         for seed in range(arguments.seeds)
         for example in examples
-        for way in (LAST, *map(str, specification(example, seed)["optimizers"]), LAYERS)
+        for way in (LAST, *SEARCHES)
     ]
     named = ("example", "way", "seed", "budget")
     measure_missing("any_weights", keys, measured, named=named, metrics=("cross-entropy", "second", "evaluations"))
@@ -59,21 +61,27 @@ def against_ema() -> None:
 
 def measured(example: str, way: str, seed: int, budget: int) -> tuple[float, float, float]:
     """Held-out cross-entropy, accuracy or perplexity, and how many evaluations the search took."""
-    specification = specification(example, seed)
-    checkpoints = Path(specification["objective"]["settings"]["checkpoints"])
+    content = specification(example, seed)
+    checkpoints = Path(content["objective"]["settings"]["checkpoints"])
     if not checkpoints.exists():
         script = [sys.executable, str(EXAMPLES / f"{example}.py"), "--folder", str(checkpoints), "--seed", str(seed)]
         subprocess.run(script, check=True, stdout=subprocess.DEVNULL)
     if way == LAST:
-        objective = lcsc_opt.load_objective(specification)
+        objective = lcsc_opt.load_objective(content)
         coefficients, evaluations = np.eye(len(objective.steps))[-1], 0
     else:
-        optimizer = way.partition(",")[0]
-        specification |= {"budget": {"evaluations": budget}} | ({"space": {"rows": "layers"}} if way == LAYERS else {})
-        specification["name"] += "-layers" * (way == LAYERS)
-        (study,) = lcsc_opt.run(specification, optimizers=[optimizer], seeds=[seed])
+        optimizer, _, option = way.partition(", ")
+        content["budget"] = {"evaluations": budget}
+        content["optimizers"] = [optimizer]
+        if option:
+            content["name"] += f"-{option}"
+        if way == LAYERS:
+            content["space"] = {"rows": "layers"}
+        elif option:
+            content["optimizers"] = [{optimizer: {"profile": option}}]
+        (study,) = lcsc_opt.run(content, seeds=[seed])
         objective, coefficients, evaluations = study.objective, study.coefficients, len(study.trials)
-    size = specification["held_out"]["images"]
+    size = content["held_out"]["images"]
     metrics = objective.evaluate(Candidate(coefficients, images=size, noise=HELD_OUT)).metrics
     return metrics["cross-entropy"], metrics[SECOND[example]], evaluations
 

@@ -1,10 +1,10 @@
-"""Extra-Merge on letters and digits: ``ExtraMergeGrid`` against the plain averages of ``EMAGrid``.
+"""Extra-Merge on letters and digits: the grid ``extrapolated`` against the plain averages of ``EMAGrid``.
 
     python benchmarks/extra_merge.py [--seeds 3] [--way WORD]
 
 The letters are the 16 checkpoints that come with the demo, and a seed is another group of all noise. The digits are
 consistency models with 50 checkpoints, and a seed is another training. Grids evaluate all their points on 1,000 images,
-LCSCQuadratic as many as ExtraMergeGrid. The answer is chosen on other noise, and FID is reported on 5,000 images of
+LCSCQuadratic as many as that one. The answer is chosen on other noise, and FID is reported on 5,000 images of
 held-out noise, with its 95 % interval. Results that are already in ``results/extra_merge.csv`` are not measured again.
 """
 
@@ -21,9 +21,9 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.optimizers import ExtraMergeGrid
+from lcsc_opt.optimizers import ProfileGrid
 
-WAYS = ("EMAGrid", "ExtraMergeGrid", "LCSCQuadratic")
+WAYS = ("EMAGrid", "Grid", "LCSCQuadratic")
 LETTERS = "letters"
 DIGITS = "digits"
 STEPS = {LETTERS: tuple(range(1, 17)), DIGITS: tuple(range(40, 2001, 40))}
@@ -56,12 +56,12 @@ def objective_of(model: str, seed: int) -> dict[str, Any]:
 
 def measured(model: str, way: str, seed: int) -> tuple[float, ...]:
     """Held-out FID, its interval, evaluations; of Extra-Merge the window and the extrapolation, else zero."""
-    points = len(ExtraMergeGrid().profiles(STEPS[model]))
+    points = len(ProfileGrid("extrapolated").points(STEPS[model]))
     specification = {
         "name": f"extra-merge-{model}-{seed}",
         "objective": objective_of(model, seed),
         "space": "affine",
-        "optimizers": list(WAYS),
+        "optimizers": ["EMAGrid", {"Grid": {"profile": "extrapolated"}}, "LCSCQuadratic"],
         "budget": {"evaluations": points},
         "held_out": {"images": 5000, "top": 5},
         "storage": f"sqlite:///{RESULTS / 'extra_merge.db'}",
@@ -74,7 +74,7 @@ def measured(model: str, way: str, seed: int) -> tuple[float, ...]:
     low, high = report.rows[0].interval
     window = 0.0
     extrapolation = 0.0
-    if way == "ExtraMergeGrid":
+    if way == "Grid":
         coefficients = np.array(study.coefficients)
         window = int((coefficients > 1e-9).sum())
         extrapolation = abs(coefficients[coefficients < -1e-9].sum())

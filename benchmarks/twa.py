@@ -30,7 +30,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 EXAMPLE = "characters"
-SEARCHES = (any_weights.LAST, "EMAGrid", "ExtraMergeGrid", "LCSCGradient")
+SEARCHES = (any_weights.LAST, "EMAGrid", "Grid, extrapolated", "LCSCGradient")
 TWA = {"TWA, training data": "train", "TWA, search data": "search"}
 RATES = (0.02, 0.2, 2.0)
 MOMENTUM, WEIGHT_DECAY, BATCH = 0.9, 1e-5, 128

@@ -51,9 +51,9 @@ def test_the_four_commands_of_the_page_choose_an_epoch(place: Path, typed: Typed
     lines = [shlex.split(line.partition("  #")[0]) for line in commands.splitlines()]
     assert [words[:2] for words in lines] == [["lcsc", name] for name in ("run", "compare", "report", "export")]
     said = [typed(*words[1:]).out for words in lines]
-    assert "best checkpoint (" in said[1]
+    assert "best of the grid (" in said[1]
     assert "data:image/png" in (place / "epochs.html").read_text()
-    study = lcsc_opt.load_study("epochs/EachCheckpoint/0")
+    study = lcsc_opt.load_study("epochs/Grid/0")
     exported = load_file(place / "best.safetensors")
     epoch = load_file(place / "runs" / "lora" / KOHYA_EPOCHS[study.steps[study.coefficients.argmax()]])
     assert exported.keys() == epoch.keys()

@@ -15,9 +15,9 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.coefficients.profiles import (
     check_coefficients,
-    decay_coefficients,
     ema_coefficients,
     power_ema_coefficients,
+    uniform_coefficients,
 )
 from lcsc_opt.trajectory import Trajectory
 
@@ -43,13 +43,13 @@ def _coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
         except StudySpecError as error:
             raise StudySpecError(f"{kind}: {error}") from error
     if kind == "uniform":
-        return decay_coefficients(len(steps), len(steps))
+        return uniform_coefficients(len(steps), len(steps))
     if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
         raise StudySpecError(f"{kind}: expected {_EXPECTED}")
     if name == "last" and int(text) > len(steps):
         raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
     if name == "last":
-        return decay_coefficients(len(steps), int(text))
+        return uniform_coefficients(len(steps), int(text))
     if int(text) not in steps:
         listed = ", ".join(str(step) for step in steps[:8])
         if len(steps) > 8:

@@ -404,26 +404,24 @@ class Plan:
         return budget.with_total(min(budget.total, self._price(objective) * candidates))
 
     def why_incomplete(self, objective: Objective) -> str | None:
-        """Says that the budget ends before a grid, or before a soup is begun; ``None`` if it does not."""
+        """Says that the budget ends before a grid; ``None`` if it does not."""
         candidates = self._grid_size(objective)
-        if self.optimizer.name == "GreedySoup":  # tries each checkpoint alone before it adds one to another
-            candidates = len(objective.steps)
         if candidates is None:
             return None
         affordable = self.spec.budget.total // self._price(objective)
         if affordable >= candidates:
             return None
         return (
-            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} candidates, and "
-            f"{self.optimizer.name} begins with {candidates}: its best is the best of a part of them"
+            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} of the grid's {candidates} "
+            "candidates: its best is the best of a part of them"
         )
 
     def _grid_size(self, objective: Objective) -> int | None:
         """How many candidates a grid has; ``None`` for other optimizers."""
-        profiles = getattr(configure(self.optimizer)[0], "profiles", None)
-        if profiles is None:
+        points = getattr(configure(self.optimizer)[0], "points", None)
+        if points is None:
             return None
-        return len(profiles(objective.steps))
+        return len(points(objective.steps))
 
     def _price(self, objective: Objective) -> int:
         """What one evaluation costs, in the unit of the budget."""

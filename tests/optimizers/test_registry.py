@@ -145,7 +145,7 @@ def test_ours_refuse_a_parametrization_that_is_no_vector(name: str, parametrizat
     ("name", "one_at_a_time", "workers"),
     [
         *[("LCSC", False, 8), ("CMA", False, 8), ("EMAGrid", False, 8)],
-        *[("LCSCGradient", True, 8), ("Powell", True, 1), ("GreedySoup", True, 1)],
+        *[("LCSCGradient", True, 8), ("Powell", True, 1)],
     ],
 )
 def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_at_a_time: bool, workers: int) -> None:
@@ -172,9 +172,9 @@ def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_
         ("LCSC", {"crossover": True}, "LCSC: crossover: expected a number, got True"),
         ("LCSCGradient", {"checks": 0}, "LCSCGradient: checks: expected above 0, got 0"),
         ("LCSCQuadratic", {"share": 0}, "LCSCQuadratic: share: expected above 0, got 0"),
-        ("EMAGrid", {"rates": "0.9"}, "EMAGrid: rates: expected a list, got '0.9'"),
-        ("UniformGrid", {"windows": [0]}, "UniformGrid: windows[0]: expected at least 1, got 0"),
-        ("DecayGrid", {"decays": ["sqrt"]}, "DecayGrid: decays[0]: expected 'linear' or '1-sqrt', got 'sqrt'"),
+        ("EMAGrid", {"values": "0.9"}, "EMAGrid: values: expected a list, got '0.9'"),
+        ("EMAGrid", {"profile": "power"}, "EMAGrid: profile: unknown key; expected one of values"),
+        ("Grid", {"profile": "powers"}, "Grid: profile: expected 'ema', 'power', 'uniform'"),
         ("DE", {"popsiz": 3}, "DE.popsiz: no such option (did you mean 'popsize'?); it has"),
         ("DE", {"crossover": "nope"}, "DE.crossover: 'nope' does not work"),
         ("DE", {"popsize": -3}, "DE.popsize: -3 does not work ("),
