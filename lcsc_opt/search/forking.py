@@ -70,7 +70,7 @@ def fork(
     evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
     accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
-    attributes = {"forked_from": source.name}
+    attributes: dict[str, Any] = {"forked_from": source.name}
     if not checkpoints:
         attributes[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
     else:
