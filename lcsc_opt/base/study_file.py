@@ -296,7 +296,7 @@ class StudySpec(FrozenModel):
         if not isinstance(settings, Mapping):
             return value
         if kinds[0] in SPACES:
-            return space | settings
+            return {**space, **settings}
         space |= {key: setting for key, setting in settings.items() if key in _SETTINGS_OF_A_SPACE}
         space["options"] = {key: setting for key, setting in settings.items() if key not in space}
         return space
