@@ -27,6 +27,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
@@ -141,7 +142,7 @@ def rows(url: str, name: str) -> Rows:
             return [
                 (
                     trial.number,
-                    np.array(trial.user_attrs["coefficients"]).tobytes(),
+                    coefficients_of(trial).tobytes(),
                     trial.value,
                     trial.state.name,
                     trial.user_attrs.get("reason"),

@@ -52,10 +52,7 @@ _MOST_VIOLATION = 3.0  # standard errors
 
 MANY_CHECKPOINTS = 32
 STEP_WITH_FEW_CHECKPOINTS = 0.2
-"""A new study with fewer checkpoints, each layer with a row of coefficients of its own, begins with this step.
-
-It was measured by ``benchmarks/gradient_settings.py --few``, on trainings that are not reported.
-"""
+"""A new study with fewer checkpoints, each layer with a row of coefficients of its own, begins with this step."""
 
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 

@@ -24,7 +24,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import array_of, coefficients_of
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
@@ -173,7 +173,7 @@ class Search:
         """A stored trial that was asked again: with its result, or evaluated again if it has none."""
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
-            asked.outcome = stored_outcome(stored)
+            asked.outcome = _stored_outcome(stored)
             return asked
         if asked.attempts and asked.attempts[-1].get("last"):
             # The last attempt has failed, and a crash came before the trial's state was written.
@@ -265,7 +265,7 @@ class Search:
         return told.loss, told
 
 
-def stored_outcome(trial: FrozenTrial) -> Outcome:
+def _stored_outcome(trial: FrozenTrial) -> Outcome:
     """The evaluation or the failure of a finished trial."""
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
@@ -276,7 +276,7 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
             trial.value,
             attributes.get("metrics", {}),
             Cost(**cost),
-            gradient=None if gradient is None else array_of(gradient),
+            gradient=gradient,
             violation=attributes.get("violation"),
             unseen=attributes.get("unseen"),
             constraint=None if constraint is None else Constraint(**constraint),

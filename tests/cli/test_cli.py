@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.search.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
@@ -247,7 +248,7 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
     with safe_open("best.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["lcsc_recipe"])
-    assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
+    assert recipe["coefficients"] == coefficients_of(chosen).tolist()
     (trajectory,) = (Trajectory.open(path) for path in (workplace.parent / "cache").glob("*.trajectory"))
     assert recipe["trajectory_sha256"] == trajectory.sha256
     merged = trajectory.merge(recipe["coefficients"])

@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage, read_or_empty
 from lcsc_opt.database.store import StoredStudy, create, our_studies
 from tests.study_examples import write_study
@@ -39,7 +40,7 @@ def test_plain_optuna_sees_a_candidate_before_it_is_evaluated_and_then_all_of_it
 ) -> None:
     key = study.add_candidate(candidate(0.25, 0.75))
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
-    assert (trial.state, trial.user_attrs["coefficients"]) == (TrialState.RUNNING, [0.25, 0.75])
+    assert (trial.state, coefficients_of(trial).tolist()) == (TrialState.RUNNING, [0.25, 0.75])
     assert trial.params == {"sum_abs": 1.0}
     study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)))
     trial = optuna.load_study(study_name=NAME, storage=url).best_trial
@@ -102,7 +103,7 @@ def test_a_result_that_a_crash_cuts_off_is_not_written_at_all(
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
 def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[float]) -> None:
     study.add_candidate(candidate(*values))
-    stored = np.array(study.trials()[-1].user_attrs["coefficients"], dtype=np.float64)
+    stored = coefficients_of(study.trials()[-1])
     assert stored.tobytes() == np.array(values, dtype=np.float64).tobytes()
 
 

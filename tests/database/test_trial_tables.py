@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base.records import Candidate, Evaluation, Noise
 from lcsc_opt.database import trial_tables
-from lcsc_opt.database.arrays import array_of
+from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.trial_tables import ARRAYS, read_trials, with_arrays
 from tests.study_examples import write_study
@@ -46,7 +46,11 @@ def study(any_storage: RDBStorage) -> StoredStudy:
     other = write_study(any_storage, "other/LCSC/0", [1.0])
     study = StoredStudy.open_or_create(any_storage, "digits/LCSC/0", {"steps": [1, 2]})
     for value in (math.inf, -math.inf):
-        study._add(create_trial(state=TrialState.COMPLETE, value=value, user_attrs={"coefficients": [0.5, 0.5]}))
+        study._add(
+            create_trial(
+                state=TrialState.COMPLETE, value=value, user_attrs={"coefficients": stored_array(COEFFICIENTS)}
+            )
+        )
         other.add_candidate(Candidate(np.array([0.0, 1.0])))
     numbers = [
         study.add_candidate(Candidate(COEFFICIENTS, images=7, noise=Noise("search", 3))),

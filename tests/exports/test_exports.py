@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.arrays import array_of
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory import Trajectory
@@ -65,7 +65,7 @@ def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
     chosen = study.trials[study.user_attrs["held_out"]["trial"]]
     recipe = recipe_in("best.safetensors")
     trajectory = Trajectory.open(finished / "run.trajectory")
-    assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
+    assert recipe["coefficients"] == coefficients_of(chosen).tolist()
     assert (recipe["study"], recipe["trial"], recipe["loss"]) == (STUDY, chosen.number, chosen.value)
     assert recipe["metrics"] == chosen.user_attrs["metrics"]
     report = study.user_attrs["held_out"]
@@ -227,7 +227,7 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     typed("run", str(file), "name=alike", "space={}")
     typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
-    assert [array_of(trial.user_attrs["coefficients"]).shape for trial in more.trials] == [(5,)] * 20 + [(3, 5)] * 3
+    assert [coefficients_of(trial).shape for trial in more.trials] == [(5,)] * 20 + [(3, 5)] * 3
     assert more.best_value <= source.best_value
 
 
@@ -255,5 +255,5 @@ def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path)
         assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
     exported = recipe_in("best.safetensors")
     best = optuna.load_study(study_name=STUDY, storage=STORAGE).best_trial
-    assert (exported["coefficients"], exported["loss"]) == (best.user_attrs["coefficients"], best.value)
+    assert (exported["coefficients"], exported["loss"]) == (coefficients_of(best).tolist(), best.value)
     assert exported["held_out"] is None

@@ -15,6 +15,7 @@ from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import store
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -70,7 +71,7 @@ class Killed(BaseException):
 def rows(study: StoredStudy) -> list[tuple[int, str, float | None, bytes]]:
     """Of each ask: its place, and how it ended."""
     trials = enumerate(study.trials())
-    return [(i, t.state.name, t.value, np.array(t.user_attrs["coefficients"]).tobytes()) for i, t in trials]
+    return [(i, t.state.name, t.value, coefficients_of(t).tobytes()) for i, t in trials]
 
 
 def undisturbed(study: StoredStudy, evaluations: int) -> list[tuple[int, str, float | None, bytes]]:

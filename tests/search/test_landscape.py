@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.coefficients.profiles import window_ema_rates
-from lcsc_opt.database.arrays import array_of
+from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.search.landscape import run_landscape
@@ -107,7 +107,7 @@ def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(databas
     plane = Plane.through(CORNERS, STEPS)
     expected = [plane.at(x, y) for x, y in plane_grid(3)[1]]
     assert study.name == "small/Landscape/0"
-    np.testing.assert_allclose([t.user_attrs["coefficients"] for t in study.trials()], expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose([coefficients_of(t) for t in study.trials()], expected, rtol=0, atol=1e-14)
     theta = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
     products = (plane.directions @ theta) @ (theta - theta.mean(axis=0)).T
     np.testing.assert_allclose(array_of(study.attributes["plane"]["products"]), products, rtol=1e-9, atol=1e-9)

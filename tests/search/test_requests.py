@@ -15,6 +15,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
@@ -120,7 +121,7 @@ def test_the_objective_and_the_trial_get_what_was_asked_and_the_optimizer_the_wh
     first, _, check, failed, *_ = (trial.user_attrs for trial in study.trials())
     assert first["images"] == 20
     assert first["noise"] == {"group": "gradient", "seed": 0}
-    assert (np.array(first["gradient"]) / unit_of(study)).tobytes() == gradients(optimizer)[0]
+    assert (array_of(first["gradient"]) / unit_of(study)).tobytes() == gradients(optimizer)[0]
     assert not {"images", "noise", "gradient"} & set(check)
     assert failed["noise"]["seed"] == FAILING
     assert "gradient" not in failed

@@ -21,6 +21,7 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome, evaluate_safely
@@ -66,9 +67,7 @@ def open_study(url: str, name: str = "e/o/0") -> StoredStudy:
 
 
 def trials_of(study: StoredStudy) -> list[tuple[int, bytes, float | None]]:
-    return [
-        (t.number, np.array(t.user_attrs["coefficients"], dtype=np.float64).tobytes(), t.value) for t in study.trials()
-    ]
+    return [(t.number, coefficients_of(t).tobytes(), t.value) for t in study.trials()]
 
 
 def run(
