@@ -95,7 +95,7 @@ def packages_of(study: str) -> dict[str, Any]:
 def test_a_study_file_of_five_parts(
     place: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed, tmp_path: Path
 ) -> None:
-    assert "space: expected 'affine', 'convex' or 'principal', got 'tail'" in typed.refused("run", "study.yaml")
+    assert "space: expected 'affine' or 'convex', got 'tail'" in typed.refused("run", "study.yaml")
     monkeypatch.syspath_prepend(str(installed))
     assert "Perturb" in typed("run", "study.yaml", "--dry-run").out
     assert not Path("studies.db").exists()

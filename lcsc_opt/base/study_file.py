@@ -58,11 +58,11 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
-SPACES = ("affine", "convex", "principal")
+SPACES = ("affine", "convex")
 """Our coefficient spaces; installed packages may add others."""
 
-ROWS = ("layers", "blocks", "kinds")
-"""What may have a row of coefficients each without patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+LAYERS = "layers"
+"""The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 
 _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
 
@@ -70,14 +70,12 @@ _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched, and from where.
 
-    ``kind`` is ``affine``, ``convex``, the ``principal`` directions, or the name of a space that an installed package
-    adds, which may have ``options``. ``origin`` is an EMA rate per training step; by default it is the middle one of
-    the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, ``blocks``,
-    ``kinds``, or names with patterns.
+    ``kind`` is ``affine``, ``convex``, or the name of a space that an installed package adds, which may have
+    ``options``. ``origin`` is an EMA rate per training step; by default it is the middle one of the window's EMA rates.
+    ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with patterns.
     """
 
     kind: str = "affine"
-    directions: Annotated[int, pydantic.Field(ge=1)] | None = None
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: str | dict[str, str | list[str]] | None = None
     options: Settings = pydantic.Field(default_factory=dict)
@@ -100,12 +98,11 @@ class SpaceSpec(FrozenModel):
     @pydantic.field_validator("rows", mode="before")
     @classmethod
     def _is_a_rule(cls, value: Any) -> Any:
-        if value is None or value in ROWS:
+        if value is None or value == LAYERS:
             return value
         has_names = isinstance(value, Mapping)
         if not has_names:
-            hint = near_miss(str(value), ROWS)
-            raise ValueError(f"expected {', '.join(ROWS)} or {_ROWS_EXAMPLE}, got {excerpt(value)}{hint}")
+            raise ValueError(f"expected {LAYERS} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
         for patterns in value.values():
             listed = patterns if isinstance(patterns, list) else [patterns]
             if not all(isinstance(pattern, str) for pattern in listed):
@@ -113,11 +110,7 @@ class SpaceSpec(FrozenModel):
         return value
 
     @pydantic.model_validator(mode="after")
-    def _directions_belong_to_principal(self) -> SpaceSpec:
-        if self.kind == "principal" and self.directions is None:
-            raise ValueError("principal: expected the number of directions, as in {principal: 40}")
-        if self.kind != "principal" and self.directions is not None:
-            raise ValueError(f"{self.kind}: expected no directions")
+    def _options_belong_to_a_package(self) -> SpaceSpec:
         if self.kind in SPACES and self.options:
             raise ValueError(f"{self.kind}: has no option {', '.join(self.options)}")
         return self
@@ -235,7 +228,7 @@ class RayWorkers(FrozenModel):
         return self
 
 
-_SETTINGS_OF_A_SPACE = ("rows", "origin", "directions")
+_SETTINGS_OF_A_SPACE = ("rows", "origin")
 
 Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 
@@ -283,10 +276,10 @@ class StudySpec(FrozenModel):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
-        """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed.
+        """``convex`` is short for ``{kind: convex}``; ``{convex: {origin: 0.99}}`` is allowed.
 
         A space of another package may have options: ``{NAME: {option: 3}}``. ``{rows: layers}`` is affine in each row;
-        ``{rows: layers, principal: 40}`` and the others go with it.
+        ``{rows: layers, convex: {}}`` is convex.
         """
         if isinstance(value, str):
             return {"kind": value}
@@ -298,13 +291,14 @@ class StudySpec(FrozenModel):
             return value
         space["kind"] = kinds[0]
         settings = value[kinds[0]]
-        if isinstance(settings, Mapping) and kinds[0] in SPACES:
-            space |= settings
-        elif isinstance(settings, Mapping):
-            space |= {key: setting for key, setting in settings.items() if key in _SETTINGS_OF_A_SPACE}
-            space["options"] = {key: setting for key, setting in settings.items() if key not in space}
-        elif settings is not None:
-            space["directions"] = settings
+        if settings is None:
+            return space
+        if not isinstance(settings, Mapping):
+            return value
+        if kinds[0] in SPACES:
+            return {**space, **settings}
+        space |= {key: setting for key, setting in settings.items() if key in _SETTINGS_OF_A_SPACE}
+        space["options"] = {key: setting for key, setting in settings.items() if key not in space}
         return space
 
     @pydantic.field_validator("workers", mode="plain")

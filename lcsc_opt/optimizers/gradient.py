@@ -379,7 +379,7 @@ def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
     zero = space.to_free(origin)
     columns = [np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T]
     directions = np.stack(columns, axis=-1)
-    # except in a principal space, all rows have the same directions: one copy is enough
+    # in our own spaces all rows have the same directions: one copy is enough
     if np.allclose(directions, directions[:1], rtol=0, atol=1e-12):
         return np.broadcast_to(directions[:1].copy(), directions.shape)
     return directions

@@ -106,7 +106,7 @@ def search(
         name: of the experiment in the database; by default that of the score's function.
         optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
             the score has a gradient, else ``LCSCQuadratic``.
-        space: of the coefficients, as in a study file: ``convex``, ``{"principal": 40}``. The default is ``affine``.
+        space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images if all optimizers but baselines follow the gradient of the loss, else ``None``.
         budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a

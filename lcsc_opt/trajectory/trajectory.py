@@ -163,8 +163,8 @@ class Trajectory:
         """
         groups: LayerGroups | None = None
         if rule is not None:
-            shapes = {spec.name: spec.shape for spec in self.tensors if spec.name in self.varying}
-            groups = LayerGroups.by(rule, shapes, self.tied)
+            varying = [spec.name for spec in self.tensors if spec.name in self.varying]
+            groups = LayerGroups.by(rule, varying, self.tied)
         return self._merged_by(self._merger.source, groups)
 
     @functools.cached_property

@@ -224,7 +224,6 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     said = typed("apply", "rows.json", "others", "-o", "x.safetensors", status=2).err.splitlines()[-1]
     assert "the layer groups of these checkpoints differ: there is no row for more" in said
     assert not Path("x.safetensors").exists()
-    assert "leave --rows out" in typed.refused("fork", STUDY, "more", "--rows", "blocks")
     typed("run", str(file), "name=alike", "space={}")
     typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))

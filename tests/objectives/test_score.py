@@ -282,7 +282,7 @@ def test_the_worked_examples_train_and_are_searched(
     importlib.import_module(example).train(folder / "runs" / example, steps=8, every=2)
     small = ["budget.evaluations=2", "objective.settings.size=8", "held_out.images=20"]
     small += ["objective.settings.model=runs/text/checkpoint-8"] if example == "text" else []
-    assert lcsc(["run", f"{example}.yaml", *small, "--optimizer", "UniformGrid", "--optimizer", "LCSCGradient"]) == 0
+    assert lcsc(["run", f"{example}.yaml", *small, "--optimizer", "Grid", "--optimizer", "LCSCGradient"]) == 0
 
 
 def language_model(folder: Path) -> list[nn.Module]:
