@@ -32,24 +32,19 @@ def export(
     ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model with a model card.")
-    ] = None,
     storage: Storage = None,
 ) -> None:
     """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.database.history import as_known, sign_of
-    from lcsc_opt.exports import merging, publishing, writing
+    from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.execution import mergeable_objective_of
 
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    if push_to_hub is not None:
-        publishing.check_repository(push_to_hub, destination)
     stored = find_study(study, storage)
     objective = mergeable_objective_of(stored)
     if destination is None:
@@ -63,8 +58,6 @@ def export(
         held_out_loss: Any = recipe.held_out["loss"]
         line += f", held-out {sign * held_out_loss:.4g}"
     say(line)
-    if destination is not None and push_to_hub is not None:
-        say(publishing.push_to_hub(push_to_hub, destination, stored, objective, recipe))
 
 
 def apply(

@@ -28,8 +28,8 @@ def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
     tensor([0.6340, 0.6340])
 
     Args:
-        checkpoints: files, a pattern, a folder, a packed trajectory or ``hf://owner/name@step-*``; or state dicts, as
-            ``{step: state_dict}`` or as a list.
+        checkpoints: files, a pattern, a folder, a packed trajectory; or state dicts, as ``{step: state_dict}`` or as a
+            list.
         kind: ``uniform``; ``last:N``, that of the last N; ``step:N``, one checkpoint; ``ema:RATE``, a rate per training
             step; or ``power:WIDTH``, EDM2's.
 

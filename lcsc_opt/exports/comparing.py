@@ -185,7 +185,7 @@ def compare_averages(
 
     Args:
         checkpoints: of a LoRA (diffusers, PEFT, kohya), a U-Net or a transformer: files, a pattern, a folder, a packed
-            trajectory, ``hf://owner/name@step-*``, or state dicts as for :func:`lcsc_opt.average`.
+            trajectory, or state dicts as for :func:`lcsc_opt.average`.
         pipeline: a folder of diffusers: of the text-to-image pipeline, or of the model that makes images from noise. By
             default the checkpoints' own folder, or the only one next to it.
         prompts: a text file with one prompt a line, or the prompts; image i is of prompt i mod n.

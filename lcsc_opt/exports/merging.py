@@ -21,6 +21,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import CoefficientsOf
 from lcsc_opt.exports.exact_merge import CheckpointFiles, Checkpoints, cast, merge_exactly
+from lcsc_opt.exports.model_card import model_card
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
@@ -31,6 +32,8 @@ from lcsc_opt.trajectory.sources import find_sources
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
     """Write the best model so far, or one trial's. It only reads the database: the study may be running meanwhile.
+
+    A model's folder gets a model card, too.
 
     Returns:
         The recipe inside the model.
@@ -56,7 +59,11 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
         changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
-    return _write(trajectory, recipe.model_copy(update=changes), to, config)
+    recipe = recipe.model_copy(update=changes)
+    card = None
+    if config is not None:
+        card = model_card(to.path.absolute().name, study, objective, recipe, config=config)
+    return _write(trajectory, recipe, to, config, card)
 
 
 def _model_folder(study: StoredStudy) -> Path | None:
@@ -173,13 +180,15 @@ def write_average(
     return _write(trajectory, recipe, to, config)
 
 
-def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
+def _write(
+    checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None, card: str | None = None
+) -> Recipe:
     """Merge by a recipe and write the model. Returns the recipe."""
     weights = merge_exactly(checkpoints, recipe)
     if checkpoints.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {checkpoints.stored} when they were packed")
     weights.update(_statistics_in(recipe))
-    to.write(weights, recipe, config)
+    to.write(weights, recipe, config, card)
     return recipe
 
 
