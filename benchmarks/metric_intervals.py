@@ -1,6 +1,6 @@
-"""The intervals of held-out reports: how often they hold, and what they cost; and FID of infinitely many images.
+"""The intervals of held-out reports: how often they hold, and what they cost.
 
-    python benchmarks/metric_intervals.py [--repetitions 200] [--part coverage|infinity|cost] [--quick]
+    python benchmarks/metric_intervals.py [--repetitions 200] [--part coverage|cost] [--quick]
 
 Features are normal in a random basis, with standard deviations that fall as ``i^-0.75``; samples are shifted, and a
 tenth wider than real ones. The real features stay the same, and samples are drawn again in every repetition. An
@@ -8,17 +8,15 @@ interval holds if the mean of a metric over all repetitions is inside; that of a
 come from the same noise. The mean half width of the intervals is divided by 1.96 standard deviations over the
 repetitions.
 
-FID of infinitely many images is compared with the exact one: by the parts of all images, as in reports, and by the line
-of Chong & Forsyth 2020 through 15 random subsets. The cost is the CPU time of one process with 2,048 features.
+The cost is the CPU time of one process with 2,048 features.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,35 +26,21 @@ import torch
 from common import RESULTS, machine, markdown, parse, write_json
 
 from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
-from lcsc_opt.metrics import FrechetReference, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
-from lcsc_opt.metrics.grouped_fid import GroupedFid
 from lcsc_opt.metrics.names import Formula
 
 Features = npt.NDArray[np.float64]
 
-FORMULAS: tuple[Formula, ...] = (
-    "fid",
-    "fid_infinity",
-    "kid",
-    "precision",
-    "recall",
-    "clipped_density",
-    "clipped_coverage",
-    "near",
-    "sliced",
-    "authenticity",
-)
+FORMULAS: tuple[Formula, ...] = ("fid", "kid", "precision", "recall", "near")
 DIMENSION, REAL, IMAGES = 32, 1000, 1000
 SHIFT, WIDER, DECAY = 0.1, 1.1, 0.75
-INFINITY_COUNTS = (160, 320, 640, 1600)  # of 32 features
-SUBSETS, SMALLEST_SUBSET = 15, 10  # the smallest one is a tenth of the images
 COSTLY_DIMENSION, COSTLY_IMAGES = 2048, 10_240
 
 
 def main() -> None:
     """Measure the parts, print them, and put them into ``results/metric_intervals.json``."""
-    part = {"choices": ["coverage", "infinity", "cost"], "help": "only this; the others stay as they are in the file"}
+    part = {"choices": ["coverage", "cost"], "help": "only this; the others stay as they are in the file"}
     arguments = parse(__doc__, small={"repetitions": 10}, repetitions=200, part=part)
     print(machine())
     path = RESULTS / "metric_intervals.json"
@@ -66,8 +50,6 @@ def main() -> None:
         del results["machine"]
     if arguments.part in (None, "coverage"):
         results["coverage"] = {"repetitions": arguments.repetitions, "metrics": coverage(arguments.repetitions)}
-    if arguments.part in (None, "infinity"):
-        results["infinity"] = {"repetitions": arguments.repetitions, "images": extrapolated(arguments.repetitions)}
     if arguments.part == "cost" or (arguments.part is None and not arguments.quick):
         results["cost"] = cost()
     if not arguments.quick:
@@ -147,45 +129,6 @@ def held_and_width(measured: Sequence[tuple[float, float]]) -> tuple[float, floa
     return float(held.mean()), float(halves.mean() / (1.96 * values.std(ddof=1)))
 
 
-def extrapolated(repetitions: int) -> list[dict[str, float]]:
-    """FID, and both extrapolations, for several numbers of images: mean and standard deviation."""
-    real = Model(DIMENSION)
-    reference = FrechetReference(real.mean, real.factor @ real.factor.T)
-    model = Model(DIMENSION, shift=SHIFT, wider=WIDER)
-    exact = reference.distance(model.mean, model.factor @ model.factor.T)
-    ways: dict[str, Callable[[Features], float]] = {
-        "FID": reference.distance_from_features,
-        "parts": lambda samples: GroupedFid(reference, samples).extrapolated(),
-        "subsets": lambda samples: through_random_subsets(reference, samples),
-    }
-    table = [["images", "exact", *ways]]
-    rows = []
-    for count in INFINITY_COUNTS:
-        row: dict[str, float] = {"images": count, "exact": exact}
-        cells = [f"{count:,}", f"{exact:.4f}"]
-        for name, way in ways.items():
-            values = [way(model.samples(count, seed)) for seed in range(repetitions)]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_sd"] = statistics.stdev(values)
-            cells.append(f"{row[name]:.4f} ± {row[f'{name}_sd']:.4f}")
-        rows.append(row)
-        table.append(cells)
-    print(*markdown(table), sep="\n")
-    return rows
-
-
-def through_random_subsets(reference: FrechetReference, samples: Features) -> float:
-    """FID of infinitely many images as Chong & Forsyth 2020 compute it."""
-    generator = np.random.default_rng(0)
-    counts = np.linspace(len(samples) / SMALLEST_SUBSET, len(samples), SUBSETS).astype(int)
-    fids = []
-    for count in counts:
-        rows = generator.choice(len(samples), count, replace=False)
-        fids.append(reference.distance_from_features(samples[rows]))
-    _, at_zero = np.polyfit(1 / counts, fids, 1)
-    return float(at_zero)
-
-
 def cost() -> dict[str, float]:
     """CPU seconds of each metric, and of its values without each group, after the reference is prepared."""
     extractor: Any = SimpleNamespace(name="normal", dimension=COSTLY_DIMENSION)
@@ -193,7 +136,7 @@ def cost() -> dict[str, float]:
     reference = Reference.of_features(extractor, real)
     reference.frechet.distance(reference.frechet.mean, reference.frechet.cov)
     metrics = metrics_of(Model(COSTLY_DIMENSION, shift=SHIFT).samples(COSTLY_IMAGES, 0), reference)
-    formulas: tuple[Formula, ...] = ("fid", "fid_infinity", "precision", "recall", "clipped_density")
+    formulas: tuple[Formula, ...] = ("fid", "precision", "recall")
     seconds: dict[str, float] = {}
     for formula in formulas:
         start = time.process_time()

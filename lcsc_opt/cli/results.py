@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.database.store import StoredStudy
 
-_HIDDEN_BY_FID = ("precision", "recall", "fdr")
+_HIDDEN_BY_FID = ("precision", "recall")
 _OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
 
 

@@ -20,7 +20,7 @@ from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
-_METRIC_ORDER = ("fid_held_out", "precision", "recall", "fdr")  # unseen images, fidelity, diversity, all spaces
+_METRIC_ORDER = ("fid_held_out", "precision", "recall")  # unseen images, fidelity, diversity
 _ALIKE = "not distinguishable"
 
 
