@@ -20,7 +20,6 @@ PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
 ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
-_SYNC_MODE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows syncs no files that are open for reading alone
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -102,17 +101,16 @@ def sync_tree(path: Path) -> None:
         if entry.is_dir():
             sync_folder(entry)
         elif entry.is_file():
-            _sync(entry, _SYNC_MODE)
+            _sync(entry)
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames inside ``path`` survive a power cut, where the system can do that for folders."""
-    with contextlib.suppress(PermissionError):  # Windows opens no folders
-        _sync(path, os.O_RDONLY)
+    """Make renames inside ``path`` survive a power cut."""
+    _sync(path)
 
 
-def _sync(path: Path, mode: int) -> None:
-    descriptor = os.open(path, mode)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -146,7 +144,7 @@ def try_lock(path: Path) -> Callable[[], None] | None:
 
     def unlock() -> None:
         if lock.is_locked:
-            with contextlib.suppress(OSError):  # Windows removes no open file
+            with contextlib.suppress(OSError):  # somebody else has removed it
                 path.unlink()  # still locked: a process that opened it meanwhile makes a new one
             lock.release()
 

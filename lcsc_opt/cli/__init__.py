@@ -82,10 +82,8 @@ for _command in (
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT
-_NOT_WRITTEN = 128 + 13  # SIGPIPE, which Windows does not have
-_ENDING = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has none
-    _ENDING.append(signal.SIGHUP)
+_NOT_WRITTEN = 128 + signal.SIGPIPE
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal was closed
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
 _USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -121,7 +119,7 @@ class _TerminalFile(io.FileIO):
 def _outlive_terminals() -> None:
     """Let this process continue when its terminal is closed, as after ``lcsc run STUDY & disown``."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if os.isatty(descriptor) and os.name == "posix":
+        if os.isatty(descriptor):
             raw = io.BufferedWriter(_TerminalFile(descriptor, "w", closefd=False))
             encoding = getattr(sys, name).encoding
             stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)

@@ -159,4 +159,4 @@ def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
         return
     header, rows = report_table(report.rows)
     baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
-    print_table(header, rows, title=title, optional=(*baseline, "better", "real images"))
+    print_table(header, rows, title=title, optional=(*baseline, "real images"))

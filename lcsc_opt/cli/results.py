@@ -40,6 +40,9 @@ def compare(
         str | None,
         typer.Option(help="X axis of the curves: evaluations, images, model_calls, seconds; or metrics: recall:fid."),
     ] = None,
+    all_metrics: Annotated[
+        bool, typer.Option("--all", help="All held-out metrics; by default FID on unseen images, precision and recall.")
+    ] = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
@@ -66,7 +69,7 @@ def compare(
         _print_ranking(experiment, points, varied_keys(points))
     else:
         _print_ranking(experiment, points)
-        metrics = comparison_table(studies)
+        metrics = comparison_table(studies, all_metrics=all_metrics)
         if metrics is not None:
             header, rows = metrics
             print_table(header, rows, title="\nevaluation metrics, held out", optional=header[2:])
@@ -90,7 +93,10 @@ def compare(
 
 
 def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], keys: Sequence[str] = ()) -> None:
-    """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides."""
+    """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides.
+
+    What was searched, on other noise and fewer images, stands last.
+    """
     from lcsc_opt.views.ranking import ranking
     from lcsc_opt.views.tables import metric_names
 
@@ -104,19 +110,19 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], 
         metrics = [name for name in names if name.partition("@")[0] in _HIDDEN_BY_FID]
     samples_images = any(row.held_out_images for _, row in ranked)
 
-    header = [*keys, "optimizer", "seeds", "searched", "held-out"]
+    header = [*keys, "optimizer", "seeds", "held-out"]
     if samples_images:
         header.append("on images")
-    header += [*metrics, "against EMA*", "evaluations", "images", "seconds"]
+    header += [*metrics, "against EMA*", "evaluations", "images", "seconds", "searched"]
     rows = []
     for varied, row in ranked:
         cells: list[object] = [varied.get(key, "–") for key in keys]
-        cells += [row.label, row.seeds, _mean(row.searched), _mean(row.held_out)]
+        cells += [row.label, row.seeds, _mean(row.held_out)]
         if samples_images:
             cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
         cells += [_mean(row.metrics.get(name)) for name in metrics]
         cells.append(percent(row.below_ema))
-        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
+        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", _mean(row.searched)]
         rows.append(cells)
     print_table(header, rows, title=title, optional=(*metrics, *_OPTIONAL))
 

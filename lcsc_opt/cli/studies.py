@@ -154,7 +154,7 @@ def fork(
     new: Annotated[str, typer.Argument(help="The name of a new experiment.")],
     optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, in the source's unit.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Evaluations or images, in the source's unit.")] = None,
     checkpoints: Annotated[
         list[str] | None,
         typer.Option(help="Search on these, the source's and later ones, starting from its best coefficients."),
@@ -165,9 +165,9 @@ def fork(
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
 ) -> None:
-    """Start a new study from the trials of another one. None of them is evaluated again."""
-    from lcsc_opt.search import forking
-    from lcsc_opt.search.execution import Executor
+    """Start a new study at the best coefficients of another one."""
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.search import api, forking
 
     stored = find_study(source, storage, write=True)
     new_optimizer = None
@@ -183,7 +183,7 @@ def fork(
         rows=rows,
         accept_changes=accept_changes,
     )
-    say(f"{plan.name}: {Executor(stored.storage).run(plan)}")
+    api.run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes)
 
 
 def list_(

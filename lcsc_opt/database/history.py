@@ -26,7 +26,6 @@ TRIAL = np.dtype(
     [
         ("number", np.int64),
         ("state", np.int8),
-        ("inherited", np.bool_),
         ("retried", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
@@ -39,11 +38,6 @@ TRIAL = np.dtype(
 attempts; ``started`` and ``ended`` are seconds since 1970, NaN where unknown; ``loss`` is NaN unless the trial
 succeeded; ``asked`` is how many images a failed trial was asked for, zero where no number was named; costs are zero
 where they are not known."""
-
-_UNKNOWN_PENALTY = (
-    "stored by an older version; losses, also held-out ones, may have a penalty whose bound was not stored: compare "
-    "metrics, not losses"
-)
 
 
 def sign_of(attributes: Mapping[str, Any]) -> int:
@@ -82,7 +76,6 @@ class SummarizedStudy:
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
-        has_unknown_penalty: whether it may have one, and the bound is not stored: 0.2.0 began the study.
         holder: the machine whose process runs it now.
         held_since: when that began, in seconds since 1970.
         nodes: what its workers were last seen doing, for each machine; empty without workers.
@@ -109,7 +102,6 @@ class SummarizedStudy:
     metric: str = "loss"
     sign: int = 1
     keeps: bool = False
-    has_unknown_penalty: bool = False
     holder: str | None = None
     held_since: float = 0.0
     nodes: tuple[NodeWork, ...] = ()
@@ -150,14 +142,14 @@ class SummarizedStudy:
 
     @property
     def budget_spent(self) -> int:
-        """How much of the budget was spent; inherited trials do not count.
+        """How much of the budget was spent.
 
         A failed trial takes the images that it was asked for, else as many as a complete trial.
         """
         summary = self.summary
         if self.budget_unit == "images":
             return int(summary.charged_images + summary.uncharged_failures * summary.largest_images)
-        return summary.evaluations - summary.inherited
+        return summary.evaluations
 
     @property
     def held_out_loss(self) -> float | None:
@@ -173,13 +165,8 @@ class SummarizedStudy:
 
     @property
     def warning(self) -> str | None:
-        """What to know before this study is compared: of its losses, and of its held-out report; or ``None``."""
-        warnings = []
-        if self.has_unknown_penalty:
-            warnings.append(_UNKNOWN_PENALTY)
-        if self.held_out is not None and self.held_out.warning is not None:
-            warnings.append(self.held_out.warning)
-        return "; ".join(warnings) or None
+        """What to know of its held-out report before this study is compared; or ``None``."""
+        return None if self.held_out is None else self.held_out.warning
 
     def shown(self, loss: float | None) -> float | None:
         """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
@@ -294,8 +281,7 @@ class StudyHistory(SummarizedStudy):
 
 def in_tell_order(trials: Trials) -> Trials:
     """Trials in the order in which the optimizer was told of them."""
-    order = np.lexsort((trials["number"], ~trials["inherited"]))  # the last key decides first
-    return np.asarray(trials[order])
+    return np.sort(trials, order="number")
 
 
 AnyStudy = TypeVar("AnyStudy", bound=SummarizedStudy)

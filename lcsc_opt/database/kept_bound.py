@@ -1,4 +1,4 @@
-"""EMA* and the bound of the kept metric of one study, as they are stored with it."""
+"""EMA* and the bound of the kept metric, as they are stored with each study whose losses it bounds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from lcsc_opt.base.records import Coefficients, Constraint
 from lcsc_opt.database.arrays import array_of, stored_array
 
 KEPT_BOUND = "kept_bound"
-"""The attribute of a study with the bound; ``None`` until it is measured. Studies of 0.2.0 lack it: they bounded each
-process by a measurement that was not stored."""
-
-BASELINE = "baseline"  # the attribute of a trial that was evaluated to measure the bound: the name of the average
+"""The attribute of a study with the bound; ``None`` until its search begins, and where nothing is bounded."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,19 +21,19 @@ class KeptBound:
         constraint: the bound.
         coefficients: of EMA*, ``[K]`` or ``[S, K]``.
         label: what EMA* is called, as ``EMA* (EMA 0.9995)``.
-        study: the EMA grid whose answer EMA* is; ``None`` if the study measured it among its own trials.
-        trial: the number of the trial with these coefficients, in that study or in its own.
+        study: the EMA grid whose answer EMA* is.
+        trial: the number of this answer.
     """
 
     constraint: Constraint
     coefficients: Coefficients
     label: str
-    study: str | None
-    trial: int | None
+    study: str
+    trial: int
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> KeptBound | None:
-        """The bound among the attributes of a study; ``None`` if it was not measured."""
+        """The bound among the attributes of a study; ``None`` without one."""
         stored = attributes.get(KEPT_BOUND)
         if stored is None:
             return None
@@ -59,8 +54,3 @@ class KeptBound:
             "study": self.study,
             "trial": self.trial,
         }
-
-
-def is_baseline(trial: FrozenTrial) -> bool:
-    """Whether a trial was evaluated to measure the bound. Optimizers are not told of these."""
-    return BASELINE in trial.user_attrs

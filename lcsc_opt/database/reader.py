@@ -36,7 +36,6 @@ from lcsc_opt.database.history import (
     kept_metric,
     sign_of,
 )
-from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_search, split_name
 from lcsc_opt.database.report import HeldOutReport
@@ -569,7 +568,6 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         workers=int(specification.get("workers", 1)),
         sign=sign_of(attributes),
         keeps=keeps,
-        has_unknown_penalty=keeps and KEPT_BOUND not in attributes,
         budget={unit: total for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOutReport.from_json(attributes.get("held_out")),

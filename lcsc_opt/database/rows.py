@@ -21,7 +21,6 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
         attributes = trial.user_attrs
         row["number"] = trial.number
         row["state"] = trial.state.value
-        row["inherited"] = "inherited" in attributes
         row["retried"] = trial.state in SUCCEEDED and bool(attributes.get("attempts"))
         row["started"] = _seconds(trial.datetime_start)
         row["ended"] = _seconds(trial.datetime_complete)

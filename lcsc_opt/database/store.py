@@ -9,9 +9,8 @@ trial                  value (the loss), state (``PRUNED`` where the loss does n
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
-                       ``traceback``, and the ``reason`` of a failed trial; ``inherited`` of trials that were taken
-                       over from another study; ``baseline``, the name of an average that was evaluated to measure
-                       the bound of the kept metric, and ``constraint``, the bound if this model is EMA*
+                       ``traceback``, and the ``reason`` of a failed trial; ``constraint``, the bound of the kept
+                       metric if this model is EMA*
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
@@ -57,12 +56,11 @@ from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
-from lcsc_opt.database.kept_bound import BASELINE, is_baseline
 from lcsc_opt.database.lock import Coordinator, lock_of
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
-from lcsc_opt.database.trial_tables import ARRAYS, read_trials, with_arrays
+from lcsc_opt.database.trial_tables import read_trials, with_arrays
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
@@ -322,19 +320,13 @@ class StoredStudy:
         finally:
             self._summarizer = None
 
-    def add_candidate(self, candidate: Candidate, *, baseline: str | None = None) -> int:
+    def add_candidate(self, candidate: Candidate) -> int:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
-
-        Args:
-            candidate: what is evaluated.
-            baseline: the name of an average that no optimizer has asked.
 
         Returns:
             The trial's number.
         """
         attributes = candidate_attributes(candidate)
-        if baseline is not None:
-            attributes[BASELINE] = baseline
         trial = create_trial(
             state=TrialState.RUNNING,
             user_attrs=attributes,
@@ -428,19 +420,14 @@ class StoredStudy:
     def retry_failed(self) -> int:
         """Forget the failures after the last success: their candidates are asked again. The caller holds the study.
 
-        A trial that failed before the last success stays failed, since all later candidates depend on that. But no
-        candidate depends on a failed baseline, after which nothing was asked.
+        A trial that failed before the last success stays failed, since all later candidates depend on that.
 
         Returns:
             How many trials were forgotten.
         """
-        trials = [trial for trial in self.trials_without_arrays() if "inherited" not in trial.user_attrs]
+        trials = self.trials_without_arrays()
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
-        later_trials = []
-        for trial in trials:
-            is_failed_baseline = is_baseline(trial) and trial.state == TrialState.FAIL
-            if trial.number > last_success or is_failed_baseline:
-                later_trials.append(trial)
+        later_trials = [trial for trial in trials if trial.number > last_success]
         if not any(trial.state == TrialState.FAIL for trial in later_trials):
             return 0
         forgotten = self._forgotten + [trial.number for trial in later_trials]
@@ -510,27 +497,6 @@ class StoredStudy:
 
     # all of it
 
-    def copy(self, name: str, attributes: Mapping[str, Any]) -> None:
-        """Create another study, with these attributes, and every finished trial of this one, marked as inherited.
-
-        Raises:
-            StudyStoreError: a study of that name exists.
-        """
-        copies = []
-        finished = [trial for trial in self.trials_without_arrays() if trial.state.is_finished()]
-        for trial in self.with_arrays(finished):
-            copied = {key: value for key, value in trial.user_attrs.items() if key != "inherited"}
-            for attribute in ARRAYS:
-                if attribute in copied:
-                    copied[attribute] = stored_array(copied[attribute])
-            origin = {"study": self.name, "trial": trial.number}
-            copied["inherited"] = trial.user_attrs.get("inherited") or origin
-            copy = create_trial(state=trial.state, value=trial.value, user_attrs=copied)
-            copy.datetime_start = trial.datetime_start
-            copy.datetime_complete = trial.datetime_complete
-            copies.append(copy)
-        create(self.storage, name, attributes, copies)
-
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
         self._write(lambda: delete_study(self.storage, self.key, self.name))
@@ -540,11 +506,10 @@ def create(
     storage: RDBStorage,
     name: str,
     attributes: Mapping[str, Any],
-    trials: Sequence[FrozenTrial] = (),
     *,
     exist_ok: bool = False,
 ) -> None:
-    """Create a study with trials that have ended. Readers see the study only once it is complete.
+    """Create a study without trials. Readers see it only once it is complete.
 
     Raises:
         StudyStoreError: a study of that name exists, or another process creates it.
@@ -566,8 +531,6 @@ def create(
         for attribute, value in attributes.items():
             if attribute not in _WRITTEN_BY_CREATE:
                 study.set_attribute(attribute, value)
-        for trial in trials:
-            study._add(trial)
         study.set_attribute("created_by", f"lcsc_opt {VERSION}")  # last: it makes the study visible
     finally:
         lock.free()

@@ -17,7 +17,7 @@ from lcsc_opt.database.summary import Summary
 
 MOST_TRIALS = 25  # that have ended since the summary was written
 MOST_SECONDS = 10.0
-_COMPARED = ("forgotten", "evaluations", "inherited", "failed", "images", "compared", "retried", "best", "loss")
+_COMPARED = ("forgotten", "evaluations", "failed", "images", "compared", "retried", "best", "loss")
 _OF_CANDIDATE = ("images", "attempts")  # attributes that a trial has before it ends, and that its row shows
 
 

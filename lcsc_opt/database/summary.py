@@ -42,19 +42,18 @@ class TimedImprovement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The totals of a search, inherited and failed trials included, and the course of its best loss.
+    """The totals of a search, failed trials included, and the course of its best loss.
 
     Attributes:
         covers: how many trials it is of: the first ones by number, all of which have ended.
         forgotten: how many trials of the study were forgotten when it was made; they count nowhere else.
         trials: those that it is of and that are not forgotten; for a reader also those that have not ended.
         evaluations: trials that have ended.
-        inherited: trials that were taken over from another study.
         failed: trials that failed.
         images: how many were sampled.
         model_calls: how many were made.
         seconds: spent in evaluations.
-        charged_images: images of trials that are not inherited, and those that failed ones had asked for.
+        charged_images: images of trials, and those that failed ones had asked for.
         uncharged_failures: failed ones that named no number of images; each is charged ``largest_images``.
         largest_images: the most images of a trial whose loss compares.
         compared: trials whose loss compares.
@@ -77,7 +76,6 @@ class Summary:
     forgotten: int = 0
     trials: int = 0
     evaluations: int = 0
-    inherited: int = 0
     failed: int = 0
     images: float = 0.0
     model_calls: float = 0.0
@@ -144,9 +142,7 @@ class Summary:
         is_failed = trials["state"] == TrialState.FAIL.value
         losses = np.where(is_complete, trials["loss"], np.nan)
         has_loss = ~np.isnan(trials["loss"])
-        is_searched = ~trials["inherited"]
         names_no_images = is_failed & (trials["asked"] == 0)
-        is_charged = is_searched & ~names_no_images
         charged = np.where(is_failed, trials["asked"], trials["images"])
         best, loss = self._best_with(trials["number"], losses)
         clock = self._clock_with(trials)
@@ -154,13 +150,12 @@ class Summary:
             self,
             trials=self.trials + len(trials) + unfinished,
             evaluations=self.evaluations + len(trials),
-            inherited=self.inherited + int(trials["inherited"].sum()),
             failed=self.failed + int(is_failed.sum()),
             images=self.images + float(trials["images"].sum()),
             model_calls=self.model_calls + float(trials["model_calls"].sum()),
             seconds=self.seconds + float(trials["seconds"].sum()),
-            charged_images=self.charged_images + float(charged[is_charged].sum()),
-            uncharged_failures=self.uncharged_failures + int((is_searched & names_no_images).sum()),
+            charged_images=self.charged_images + float(charged[~names_no_images].sum()),
+            uncharged_failures=self.uncharged_failures + int(names_no_images.sum()),
             largest_images=float(trials["images"][~np.isnan(losses)].max(initial=self.largest_images)),
             compared=self.compared + int(np.count_nonzero(~np.isnan(losses))),
             with_loss=self.with_loss + int(has_loss.sum()),

@@ -185,12 +185,13 @@ class Objective(abc.ABC):
         return 0
 
     @property
-    def images_for_bound(self) -> int:
-        """The number of images of EMA* that bound the metric which is kept; 0 if no metric is kept.
+    def keeps(self) -> bool:
+        """Whether a metric must not get worse than EMA*'s.
 
-        A search with a kept metric measures EMA* first, by candidates without a constraint, whose evaluations have one.
+        Then evaluations of candidates without a constraint, such as those of an EMA grid, have the constraint that
+        this candidate would be as EMA*.
         """
-        return 0
+        return False
 
     @property
     def real_images_per_dimension(self) -> float | None:

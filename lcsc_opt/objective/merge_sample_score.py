@@ -34,7 +34,6 @@ from lcsc_opt.trajectory import Trajectory
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 UNITS_AT = 0.10  # sigma_rel of the average whose FIDs are the units of fdr: near EMA* of most trainings
-FEWEST_KEPT = 5_000  # images for EMA*'s precision: a standard error of at most 0.007
 
 Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
@@ -116,13 +115,9 @@ class MergeSampleScore(StagedObjective):
         return fewest_report_images(self.sampler)
 
     @property
-    def images_for_bound(self) -> int:
-        """At least :data:`FEWEST_KEPT` where EMA*'s precision is the bound, else those of an evaluation."""
-        if self.scores.keep is None:
-            return 0
-        if self.scores.bound is None and self.scores.keep.formula == "precision":
-            return max(self._images, FEWEST_KEPT)
-        return self._images
+    def keeps(self) -> bool:
+        """Whether the loss keeps a metric."""
+        return self.scores.keep is not None
 
     @property
     def cross_check_metric(self) -> str | None:

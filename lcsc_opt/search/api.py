@@ -32,7 +32,7 @@ from lcsc_opt.database.urls import masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
-from lcsc_opt.search.plan import Plan, plans
+from lcsc_opt.search.plan import Plan, plans, with_grids
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
 from lcsc_opt.search.resources import ObjectiveLoader, check_machine, evidence_before_loading, read_database
 from lcsc_opt.views.ranking import points_of
@@ -208,6 +208,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     """
     with read_or_empty(url) as storage:
         studies = read_database(storage)
+        to_run = with_grids(to_run, studies.attributes)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         summaries = HistoryReader(storage).summaries([plan.name for plan in to_run])
     evaluations = {study.study: study.evaluations for study in summaries}
@@ -244,6 +245,7 @@ def run_plans(
     objectives = ObjectiveLoader() if objectives is None else objectives
     with read_or_empty(url) as storage:
         studies = read_database(storage)
+        to_run = with_grids(to_run, studies.attributes)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
         check_new_studies(resolved, studies, objectives, accept_changes=accept_changes)
     executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)

@@ -25,7 +25,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.database.history import NODES, kept_metric, sign_of
+from lcsc_opt.database.history import NODES, sign_of
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -39,14 +39,13 @@ from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.search.bound import check_new_budget, measure_bound
+from lcsc_opt.search.bound import bound_of
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
 from lcsc_opt.search.resolving import (
     Attributes,
     Evidence,
-    Penalty,
     Resolved,
     StoredStudies,
     is_complete,
@@ -55,7 +54,7 @@ from lcsc_opt.search.resolving import (
     resolve,
 )
 from lcsc_opt.search.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
-from lcsc_opt.search.runner import Search, charged_for_baselines
+from lcsc_opt.search.runner import Search
 from lcsc_opt.tracking.trackers import Reporting
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -67,14 +66,12 @@ class Execution:
 
     Attributes:
         plan: its specification.
-        penalty: for a kept metric.
         stored: the study in the database.
         objective: what is searched.
         pool: the workers; ``None`` if this process evaluates.
     """
 
     plan: Plan
-    penalty: Penalty
     stored: StoredStudy
     objective: Objective
     pool: WorkerPool | None
@@ -96,7 +93,7 @@ class Execution:
             notice(incomplete)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
         with contextlib.closing(self._evaluator()) as evaluator:
-            bound = self._bound(evaluator, budget)
+            bound = self._bound()
             optimizer = self._optimizer()
             search = Search(
                 study,
@@ -113,7 +110,7 @@ class Execution:
             with self._reporting(search) as on_tell:
                 search.run(on_tell)
         exhausted = getattr(optimizer, "finished", False)
-        study.set_attribute("search_ended", {"evaluations": search.evaluations, "exhausted": exhausted})
+        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
     def report(self) -> None:
         """Report on held-out noise as the study file asks, unless there is a report."""
@@ -151,31 +148,20 @@ class Execution:
         """Logs the study while this is open, and calls the user's function about it."""
         return Reporting(self.stored, self.plan.spec.log, self.plan.spec.notify)
 
-    def _bound(self, evaluator: Evaluator, budget: BudgetSpec) -> KeptBound | None:
-        """The bound of the kept metric, which is measured first; ``None`` if the losses of this study have none."""
+    def _bound(self) -> KeptBound | None:
+        """The bound of the kept metric; ``None`` if the losses of this study have none."""
         bound = KeptBound.of(self.stored.attributes)
-        if bound is not None or self.penalty.bound != "measured":
+        if bound is not None or not (self.objective.keeps and self.plan.is_bounded):
             return bound
-        return measure_bound(
-            self.stored,
-            self.objective,
-            evaluator,
-            budget=budget,
-            retries=self.plan.spec.failures.retries,
-            in_flight=self.stored.attributes["parallelism"]["in_flight"],
-        )
+        bound = bound_of(self.stored)
+        self.stored.set_attribute(KEPT_BOUND, bound.to_json())
+        return bound
 
     def _optimizer(self) -> Optimizer:
-        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later.
-
-        What the bound of the kept metric has cost is deducted.
-        """
+        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
         stored = self.stored.attributes
         images = self.objective.images_per_evaluation
         first_budget = BudgetSpec(**stored["optimizer_budget"])
-        if stored.get(KEPT_BOUND) is not None:
-            charged = charged_for_baselines(self.stored.trials_without_arrays(), first_budget.unit, images)
-            first_budget = first_budget.with_total(max(first_budget.total - charged, 1))
         evaluations = first_budget.total
         if first_budget.unit == "images":
             evaluations = math.ceil(first_budget.total / images)
@@ -314,13 +300,7 @@ class Executor:
         return resolve(plan, studies, evidence, accept_changes=self._accept_changes, measures=measures)
 
     def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
-        """Store a new study, with further attributes.
-
-        Raises:
-            StudySpecError: measuring its bound would spend its budget.
-        """
-        if KEPT_BOUND not in attributes:
-            check_new_budget(self.storage, resolved)
+        """Store a new study, with further attributes."""
         for line in resolved.notices:
             notice(line)
         StoredStudy.open_or_create(self.storage, resolved.plan.name, {**resolved.attributes, **attributes})
@@ -344,9 +324,6 @@ class Executor:
         resolved = self.resolve(plan, measures=measures)
         objective = resolved.objective
         assert objective is not None  # the evidence was of the loaded objective
-        if retry_failed:  # adds losses also to a finished study, whose bound resolve() has not checked
-            resolved.penalty.check_bound()
-        check_new_budget(self.storage, resolved)
         with open_workers(resolved, objective, our_studies(self.storage)) as pool:
             study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
             with study.hold():
@@ -362,7 +339,7 @@ class Executor:
                     if retried:
                         line += "; earlier failures are kept, because later candidates depend on them"
                     notice(f"{study.name}: {line}")
-                yield Execution(resolved.plan, resolved.penalty, study, objective, pool)
+                yield Execution(resolved.plan, study, objective, pool)
 
     def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
@@ -395,12 +372,8 @@ class Executor:
         """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.
 
         Raises:
-            StudyStoreError: its losses had a penalty whose bound is not stored.
             LcscError: as :meth:`open` and :meth:`Execution.evaluate`.
         """
-        stored = our_studies(self.storage)[plan.name]
-        keeps = bool(kept_metric(plan.specification))
-        Penalty.of(plan, stored, keeps=keeps).check_bound(refused="evaluated on other noise")
         with self.open(plan) as execution:
             return execution.evaluate(held_out)
 
@@ -412,10 +385,7 @@ class Executor:
             line = f"best {study.sign * study.searched:.4g}"
         if study.held_out_loss is not None:
             line += f", held-out {study.sign * study.held_out_loss:.4g}"
-        inherited = study.summary.inherited
-        line += f" after {study.evaluations - inherited} evaluations"
-        if inherited:
-            line += f" and {inherited} of {study.forked_from}"
+        line += f" after {study.evaluations} evaluations"
         if study.summary.failed:
             line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
         return line

@@ -65,11 +65,6 @@ class FailurePolicy:
         else:
             self._last_reason = failure.reason.rstrip(".")
 
-    def forget(self) -> None:
-        """Restart the count."""
-        self.count = 0
-        self.accepted = 0
-
     def check_repetition(self, outcome: Outcome, attempts: Sequence[Mapping[str, Any]], *, older_run: bool) -> None:
         """End the run when trials in a row raised one error at each attempt: code or a file is broken.
 

@@ -1,33 +1,29 @@
-"""Forks: studies that begin where another one ended."""
+"""Forks: studies that start at the best coefficients of another one."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import expanded_path
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec, check_experiment
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
+from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.search.resolving import Penalty, Resolved, accepted_changes
+from lcsc_opt.search.resolving import accepted_changes
 from lcsc_opt.search.resources import read_database
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
-
-_INHERITED = ("fingerprint", "changes", "checkpoints", KEPT_BOUND, "plane")
-"""Attributes of a study that belong to its trials, and to a fork that takes these over."""
 
 
 def fork(
@@ -41,15 +37,12 @@ def fork(
     rows: Rule | None = None,
     accept_changes: bool = False,
 ) -> Plan:
-    """Create a study that begins where another one ended.
+    """Create a study that starts at the best coefficients of another one.
 
-    The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
-    without evaluating any again. These trials are told to its optimizer in their order before its first ask, and it
-    starts from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget
-    counts new evaluations only. Where a metric is kept, and the losses of the two studies have different penalties, the
-    new study takes over no trials, and starts from the best coefficients. With ``checkpoints``, which must include
-    those of the source, it takes over no trials, either, and starts from the best coefficients of the source. With
-    ``rows`` every layer group begins with the coefficients that a source without rows found for all.
+    The new study is called ``experiment/optimizer/seed``; it has no trials yet, and the bound of a kept metric from its
+    source. With ``checkpoints``, which must include those of the source, it searches these, and the bound is that of
+    the new experiment's EMA grid. With ``rows`` every layer group begins with the coefficients that a source without
+    rows found for all.
 
     Returns:
         The plan to run.
@@ -76,53 +69,18 @@ def fork(
     executor = Executor(source.storage, accept_changes=accept_changes)
     evidence = executor.loaded_evidence(source_plan)
     trials = read_database(source.storage).trials
-    changes = accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
-    if checkpoints:
+    accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
+    attributes: dict[str, Any] = {"forked_from": source.name}
+    if not checkpoints:
+        attributes[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
+    else:
         before = packed_trajectory(executor.objective(source_plan))
         now = packed_trajectory(executor.objective(plan))
         origin = _coefficients_on(origin, before, now, source=source.name)
 
     resolved = executor.resolve(dataclasses.replace(plan, origin=origin.tolist()))
-    source_penalty = Penalty.of(source_plan, source.attributes, keeps=evidence.keeps)
-    if not checkpoints and _losses_compare(source, source_penalty, resolved):
-        _create_with_trials(source, resolved, changes)
-    else:
-        executor.create(resolved, {"forked_from": source.name})
+    executor.create(resolved, attributes)
     return resolved.plan
-
-
-def _losses_compare(source: StoredStudy, source_penalty: Penalty, resolved: Resolved) -> bool:
-    """Whether a kept metric penalizes the losses of a study and of its fork, and by the same bound, or of neither.
-
-    A notice says if they do not compare.
-    """
-    penalty = resolved.penalty
-    if source_penalty.bound == "none" or penalty.bound == "none":
-        compare = source_penalty.bound == penalty.bound
-    else:
-        compare = KeptBound.of(source.attributes) is not None
-    if not compare:
-        name = resolved.plan.name
-        notice(f"{name}: starts from the best coefficients, without trials: losses of {source.name} do not compare")
-    return compare
-
-
-def _create_with_trials(source: StoredStudy, resolved: Resolved, changes: Mapping[str, Any]) -> None:
-    """Create a fork that takes over the trials of its source, and what belongs to them.
-
-    Args:
-        source: the study with the trials.
-        resolved: the fork.
-        changes: attributes that the source would have if it continued now.
-    """
-    assert resolved.objective is not None  # the evidence was of the loaded objective
-    for line in resolved.plan.advice(resolved.objective):
-        notice(line)
-    inherited = {name: value for name, value in source.attributes.items() if name in _INHERITED}
-    attributes = {**resolved.attributes, **inherited, **changes, "forked_from": source.name}
-    source.copy(resolved.plan.name, attributes)
-    count = sum(trial.state.is_finished() for trial in source.trials())
-    notice(f"{resolved.plan.name}: begins with the {count} trials of {source.name}; its budget counts new ones only")
 
 
 def _forked_plan(

@@ -331,7 +331,7 @@ def _baseline_models(
     bound = KeptBound.of(study.attributes)
     if bound is not None:
         bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
-        if bound.study in our_studies(study.storage):  # else it was measured by the study, or the grid was deleted
+        if bound.study in our_studies(study.storage):  # else the grid was deleted
             bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
         return [bounding_ema]
     known_best = known_ema(study)

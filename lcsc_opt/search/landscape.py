@@ -20,7 +20,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.search.execution import Executor
 from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import Penalty, accepted_changes
+from lcsc_opt.search.resolving import accepted_changes
 from lcsc_opt.search.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
@@ -41,8 +41,7 @@ def run_landscape(
         The landscape's name, and one line with the result.
 
     Raises:
-        StudyStoreError: the stored landscape has other options, the objective has changed, or the losses of the search
-            had a penalty whose bound is not stored.
+        StudyStoreError: the stored landscape has other options, or the objective has changed.
         StudySpecError: the corners span no plane.
     """
     optimizer = OptimizerSpec(name=LANDSCAPE, options=dict(options))
@@ -56,8 +55,6 @@ def run_landscape(
         current = {"objective": executor.objective(plan).describe()}
         accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
     if plan.name not in our_studies(source.storage):
-        keeps = executor.loaded_evidence(plan).keeps
-        Penalty.of(searched, source.attributes, keeps=keeps).check_bound(refused="drawn as a landscape")
         objective = executor.objective(plan)
         gram = objective.gram()
         products = plane.products(gram)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from lcsc_opt.coefficients.spaces import (
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
-from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -62,7 +62,7 @@ class Plan:
     Attributes:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
-        origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients that it inherited.
+        origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
         live: functions that the caller handed over, for the names of the objective's settings that are no import.
     """
 
@@ -132,9 +132,12 @@ class Plan:
         return needs_gradient(self.optimizer)
 
     @property
-    def names_kept_metric(self) -> bool:
-        """Whether the objective's settings say that a metric is kept; once it is loaded, the objective itself knows."""
-        return bool(kept_metric(self.specification))
+    def is_bounded(self) -> bool:
+        """Whether losses have a penalty where a metric is kept: not those of grids, whose averages define EMA*.
+
+        A landscape has the bound of the search that it is of.
+        """
+        return self.optimizer.name not in (*BASELINES, LANDSCAPE)
 
     @property
     def ray(self) -> RayWorkers | None:
@@ -492,6 +495,30 @@ def plans(
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed
+
+
+def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]]) -> list[Plan]:
+    """The plans, with an EMA grid before the first search of each experiment that keeps a metric.
+
+    Args:
+        to_run: in the order in which they will run.
+        studies: name → attributes of all stored studies. A study that has its bound needs no grid.
+    """
+    grids: dict[tuple[str, str], Plan] = {}
+    for plan in to_run:
+        if plan.optimizer.name == EMA_GRID:
+            grids.setdefault((plan.spec.name, plan.objective_key), plan)
+    ordered: list[Plan] = []
+    for plan in to_run:
+        has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
+        if plan.is_bounded and kept_metric(plan.specification) and not has_bound:
+            key = (plan.spec.name, plan.objective_key)
+            if key not in grids:
+                grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),))
+                grids[key] = dataclasses.replace(grid, origin=None)
+            ordered.append(grids[key])
+        ordered.append(plan)
+    return list({plan.name: plan for plan in ordered}.values())
 
 
 def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:

@@ -18,8 +18,7 @@ from typing import Any, Literal
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.base.live_code import LIVE
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.kept_bound import KEPT_BOUND
-from lcsc_opt.database.names import BASELINES, is_search, split_name
+from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
@@ -78,7 +77,6 @@ class Evidence:
         why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
         why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
             that ask for a report. It is known before the objective is loaded, and not asked again.
-        keeps: whether a metric is kept, so that losses may have a penalty.
         objective: the objective, if it is loaded.
         refusal: the error in the objective's settings or code, if there is one.
         worker_environments: gives the environment variables of each worker of a plan, with which each sees its own
@@ -88,58 +86,9 @@ class Evidence:
     fingerprint: Mapping[str, Any]
     why_no_gradient: Callable[[], str | None] = lambda: None
     why_no_report: Callable[[], str | None] = lambda: None
-    keeps: bool = False
     objective: Objective | None = None
     refusal: LcscError | None = None
     worker_environments: Callable[[Plan], Sequence[Mapping[str, str]]] = lambda _: ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Penalty:
-    """The penalty for a kept metric in the losses of one study.
-
-    Attributes:
-        study: the name of the study.
-        bound: where the bound comes from. ``none``: losses have no penalty, since no metric is kept, or since the study
-            is a grid, whose averages define EMA*. ``measured``: the first trials of the study measure the bound.
-            ``copied``: a landscape has the bound of its search. ``lost``: 0.2.0 began the study, and stored no bound.
-    """
-
-    study: str
-    bound: Literal["none", "measured", "copied", "lost"]
-
-    @classmethod
-    def of(cls, plan: Plan, stored: Attributes | None, *, keeps: bool) -> Penalty:
-        """The penalty of a study.
-
-        Args:
-            plan: of the study.
-            stored: its attributes; ``None`` if it is new.
-            keeps: whether its objective keeps a metric.
-        """
-        optimizer = plan.optimizer.name
-        if not keeps or optimizer in BASELINES:
-            return cls(plan.name, "none")
-        if stored is not None and KEPT_BOUND not in stored:
-            return cls(plan.name, "lost")
-        if optimizer == LANDSCAPE:
-            return cls(plan.name, "copied")
-        return cls(plan.name, "measured")
-
-    def check_bound(self, *, refused: str = "continued") -> None:
-        """Refuse to add losses to a study whose bound is lost.
-
-        Args:
-            refused: what cannot be done with the study, for the message.
-
-        Raises:
-            StudyStoreError: 0.2.0 began the study, and it keeps a metric.
-        """
-        if self.bound == "lost":
-            raise StudyStoreError(
-                f"{self.study}: an older version bounded its losses by an EMA* that it did not store, so the study can "
-                f"be read, but not {refused}. Search again under another name: lcsc run FILE name=..."
-            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,7 +99,6 @@ class Resolved:
         plan: the specification, with the stored study's workers if the study file does not name any.
         state: ``finished`` if neither the search nor the report has anything left to do.
         stored: the study's attributes in the database; ``None`` if it is new.
-        penalty: for a kept metric.
         fingerprint: of the code that would run, as far as it is known; of a loaded objective it is complete.
         initial_attributes: written once, into a new study; empty before the objective is loaded.
         updated_attributes: written by every run if they have changed.
@@ -163,7 +111,6 @@ class Resolved:
     plan: Plan
     state: State
     stored: Attributes | None
-    penalty: Penalty
     fingerprint: Mapping[str, Any]
     initial_attributes: Attributes = dataclasses.field(default_factory=dict)
     updated_attributes: Attributes = dataclasses.field(default_factory=dict)
@@ -210,7 +157,6 @@ def resolve(
         plan=plan,
         state=_state(plan, stored),
         stored=stored,
-        penalty=Penalty.of(plan, stored, keeps=evidence.keeps),
         fingerprint=evidence.fingerprint,
         objective=objective,
         starts_over=starts_over,
@@ -225,8 +171,6 @@ def resolve(
     if stored is None:
         _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
     else:
-        if study.state == "unfinished":
-            study.penalty.check_bound()
         current = _completed(evidence, stored)
         if not measures:
             current = {"objective": current["objective"]}
@@ -248,8 +192,6 @@ def resolve(
 
     plan.check_report(evidence.why_no_report)
     initial: dict[str, Any] = {}  # stays empty until the objective is loaded
-    if study.penalty.bound == "measured":
-        notices.append(f"{plan.name}: keep: the first trials measure EMA* and the bound; they count in the budget")
     if objective is not None:
         plan.check_report_images(objective)
         initial = {**plan.initial_attributes(objective), "fingerprint": evidence.fingerprint}

@@ -76,7 +76,6 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         fingerprint,
         checked.why_no_gradient,
         checked.why_no_report,
-        keeps=plan.names_kept_metric,
         worker_environments=worker_environments,
     )
 
@@ -113,11 +112,9 @@ class ObjectiveLoader:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
         environment_now = current_environment(plan, objective)
         fingerprint = {**objective.fingerprint(), "environment": environment_now}
-        keeps = objective.images_for_bound > 0
         return Evidence(
             fingerprint,
             objective.why_no_gradient,
-            keeps=keeps,
             objective=objective,
             worker_environments=worker_environments,
         )

@@ -24,7 +24,6 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.search.api import Study
 from lcsc_opt.views import UNKNOWN, percent
 from lcsc_opt.views.curves import comparison_figure
-from lcsc_opt.views.figures.inline import bars_svg, curves_svg
 from lcsc_opt.views.ranking import headline, ranking, spread_text
 from lcsc_opt.views.tables import comparison_rows
 
@@ -163,13 +162,7 @@ class Result:
     def _repr_html_(self) -> str:
         studies = self._histories()
         sentence = html.escape(headline(ranking(studies), studies[0].metric))
-        parts = [f"<p><b>{sentence}</b></p>", self.compare()._repr_html_(), curves_svg(studies)]
-        best = self._best()
-        with reading(self.storage) as storage:
-            answer = HistoryReader(storage).answer(best)
-        if answer is not None:
-            parts.append(bars_svg(best.steps, answer.reshape(-1, len(best.steps)).mean(axis=0)))
-        return "".join(parts)
+        return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
     def _histories(self) -> tuple[StudyHistory, ...]:
         with reading(self.storage) as storage:

@@ -17,20 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import array_of, coefficients_of
-from lcsc_opt.database.kept_bound import is_baseline
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
-from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
+from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
 from lcsc_opt.optimizers.told_losses import ToldLosses
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
@@ -62,8 +60,8 @@ class Search:
         study: where everything is written.
         optimizer: freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
-        budget: the total over all runs of the study; inherited trials do not count, but baselines do.
-        first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others, unless trials are inherited.
+        budget: the total over all runs of the study.
+        first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         constraint: the bound of the kept metric, with which every candidate is evaluated.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
@@ -98,12 +96,9 @@ class Search:
 
         trials = study.trials_without_arrays()
         study.begin_summary(trials)
-        self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
-        own_trials = trials[len(self._inherited) :]
-        self._paid_baselines = _paid_baselines(trials)
-        self._stored = [trial for trial in own_trials if not is_baseline(trial)]
-        self._to_replay = study.with_arrays(self._stored)
-        if first is not None and not self._inherited:
+        self._stored = trials
+        self._to_replay = study.with_arrays(trials)
+        if first is not None:
             optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
         has_results = any(trial.state in SUCCEEDED for trial in trials)
@@ -112,8 +107,7 @@ class Search:
         self._told_losses = ToldLosses()
         self.best: tuple[float, int] | None = None
         self.told = 0
-        self._charged = charged_for_baselines(trials, budget.unit, images_per_evaluation)
-        self.spent = self._charged
+        self.spent = 0
 
     @property
     def failures(self) -> int:
@@ -128,13 +122,7 @@ class Search:
     @property
     def stored_spent(self) -> int:
         """What was spent of the budget before this run, in the budget's unit."""
-        searched = sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
-        return self._charged + searched
-
-    @property
-    def evaluations(self) -> int:
-        """How many trials have ended: those that were told, and the baselines."""
-        return len(self._paid_baselines) + self.told
+        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -146,9 +134,8 @@ class Search:
             StudyStoreError: the optimizer does not ask the stored candidates again.
             SearchFailedError: every trial failed, or more of them than the study allows.
         """
-        self._tell_inherited()
         number = 0
-        asked = self._charged  # what was spent on asks, in the budget's unit
+        asked = 0  # what was spent on asks, in the budget's unit
         while asked < self.budget.total:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_tell)
@@ -164,29 +151,11 @@ class Search:
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
-        return _price(request, self.budget.unit, self._images_per_evaluation)
-
-    def _tell_inherited(self) -> None:
-        """Tell what another study evaluated, in its order; the optimizer did not ask for it.
-
-        Losses that do not compare are told only to optimizers that follow gradients: others would favour lucky noise.
-        """
-        follows_gradients = getattr(self._optimizer, "needs_gradient", False)
-        for trial in self._study.with_arrays(self._inherited):
-            if is_baseline(trial):
-                continue
-            request = _request(trial)
-            if not (follows_gradients or request.compares(self._images_per_evaluation)):
-                continue
-            parameter = self._optimizer.parametrization.spawn_child(new_value=coefficients_of(trial))
-            attach_request(parameter, request)
-            loss, evaluation = self._to_tell(stored_outcome(trial), trial.number, request)
-            attach_evaluation(parameter, _with_fitting_gradient(evaluation, parameter.value.shape))
-            try:
-                self._tell(parameter, loss)
-            except TellNotAskedNotSupportedError as error:
-                raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
-        self._failing.forget()  # failures of the other study do not count
+        if self.budget.unit == "evaluations":
+            return 1
+        if request.images is None:
+            return self._images_per_evaluation
+        return request.images
 
     def _ask(self, number: int) -> _Trial:
         with blas_threads(1):
@@ -227,7 +196,7 @@ class Search:
         changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
             f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
-            "ones, so the search cannot be continued exactly; lcsc fork starts a new one from its trials. "
+            "ones, so the search cannot be continued exactly; lcsc fork starts a new one at its best coefficients. "
             f"Changed since it began: {changed}"
         )
 
@@ -294,41 +263,6 @@ class Search:
             self.best = (outcome.loss, number)
         told = self._told_losses.of_success(outcome)
         return told.loss, told
-
-
-def charged_for_baselines(trials: Sequence[FrozenTrial], unit: str, images_per_evaluation: int) -> int:
-    """What a study has paid for its baselines, in this unit of a budget.
-
-    Args:
-        trials: of the study.
-        unit: ``evaluations`` or ``images``.
-        images_per_evaluation: the images of a candidate that names no other number.
-    """
-    return sum(_price(_request(trial), unit, images_per_evaluation) for trial in _paid_baselines(trials))
-
-
-def _paid_baselines(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The baselines that a study has evaluated itself, in an earlier run or in this one."""
-    own_trials = [trial for trial in trials if "inherited" not in trial.user_attrs]
-    return [trial for trial in own_trials if is_baseline(trial) and trial.state.is_finished()]
-
-
-def _price(request: Request, unit: str, images_per_evaluation: int) -> int:
-    """What a candidate costs, in this unit of a budget."""
-    if unit == "evaluations":
-        return 1
-    if request.images is None:
-        return images_per_evaluation
-    return request.images
-
-
-def _with_fitting_gradient(evaluation: Evaluation | None, shape: tuple[int, ...]) -> Evaluation | None:
-    """What to attach for an inherited result: a gradient of one row does not fit where there are several now."""
-    if evaluation is None:
-        return None
-    if evaluation.gradient is not None and evaluation.gradient.shape != shape:
-        return dataclasses.replace(evaluation, gradient=None)
-    return evaluation
 
 
 def stored_outcome(trial: FrozenTrial) -> Outcome:

@@ -223,10 +223,7 @@ def _copied(
 
 
 def _room(device: torch.device) -> float:
-    """Bytes that columns may use, of a GPU's or the machine's memory; infinite if the system does not report it."""
+    """Bytes that columns may use, of a GPU's or the machine's memory."""
     if device != CPU:
         return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
-    try:
-        return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return float("inf")
+    return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -62,7 +62,6 @@ class _Curve:
         mean: ``[n]``, the mean over the seeds of the best loss so far; a seed that has ended keeps its best.
         lowest: ``[n]``, the lowest of the seeds.
         highest: ``[n]``, the highest of the seeds.
-        held_out: for each seed that has a held-out loss: what was spent at the end, and that loss.
     """
 
     optimizer: str
@@ -72,7 +71,6 @@ class _Curve:
     mean: Floats
     lowest: Floats
     highest: Floats
-    held_out: tuple[tuple[float, float], ...]
 
     @property
     def label(self) -> str:
@@ -87,7 +85,7 @@ class _Curve:
     @property
     def lowest_loss(self) -> float:
         """The lowest value that is drawn."""
-        return min([float(self.lowest.min()), *(loss for _, loss in self.held_out)])
+        return float(self.lowest.min())
 
 
 def default_axis(studies: Sequence[SummarizedStudy]) -> str:
@@ -115,10 +113,10 @@ def comparison_figure(
     log_y: bool = True,
     theme: Theme = "light",
 ) -> go.Figure:
-    """Best so far of each optimizer: mean and range over its seeds, EMA* as a line, held-out losses as marks.
+    """Best so far of each optimizer: mean and range over its seeds, EMA* as a line.
 
-    All but the marks are losses on the search's noise. ``axis`` is one of :data:`AXES`; ``None`` is the
-    :func:`default_axis`. The axis of losses is linear if one of them is not positive.
+    All are losses on the search's noise, of as many images as a candidate of the search. ``axis`` is one of
+    :data:`AXES`; ``None`` is the :func:`default_axis`. The axis of losses is linear if one of them is not positive.
     """
     axis = axis or default_axis(studies)
     lines = curves(studies, axis)
@@ -136,14 +134,14 @@ def comparison_figure(
     for line in lines:  # under all lines
         traces += _range_traces(line)
     for line in lines:
-        traces += _line_traces(line)
+        traces.append(_line_trace(line))
     metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
     x_options: dict[str, Any] = {}
     if axis == "evaluations" and not log_x and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
     panel = Panel(
         traces,
-        y=Axis(f"best {inert(metric)} so far<br>(marks: held out)", logarithmic=log_y, tick_format="~g"),
+        y=Axis(f"best {inert(metric)} so far", logarithmic=log_y, tick_format="~g"),
         level=level,
     )
     view = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
@@ -170,35 +168,19 @@ def _range_traces(curve: _Curve) -> list[go.Scatter]:
     ]
 
 
-def _line_traces(curve: _Curve) -> list[go.Scatter]:
-    """The mean over seeds, and a mark for each held-out loss."""
+def _line_trace(curve: _Curve) -> go.Scatter:
+    """The mean over seeds."""
     look = style(curve.optimizer)
-    name = inert(curve.label)
-    group = inert(curve.optimizer)
     width = 2.5 if curve.finished else 1.2
-    mean = go.Scatter(
+    return go.Scatter(
         x=curve.positions,
         y=curve.mean,
         mode="lines" if len(curve.positions) > 1 else "lines+markers",  # a line of one point cannot be seen
-        name=name,
-        legendgroup=group,
+        name=inert(curve.label),
+        legendgroup=inert(curve.optimizer),
         line={"color": look.colour, "dash": look.dash, "width": width, "shape": "hv"},
         hovertemplate=_HOVER,
     )
-    if not curve.held_out:
-        return [mean]
-    marks = go.Scatter(
-        x=[end for end, _ in curve.held_out],
-        y=[loss for _, loss in curve.held_out],
-        mode="markers",
-        name=f"{name}, held out",
-        legendgroup=group,
-        showlegend=False,
-        cliponaxis=False,
-        marker={"symbol": look.marker, "size": 10, "color": look.colour, "line": {"width": 1, "color": "#FFFFFF"}},
-        hovertemplate=_HOVER,
-    )
-    return [mean, marks]
 
 
 def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
@@ -209,10 +191,6 @@ def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
     positions = np.unique(np.concatenate([*(function.positions for function in step_functions), ends]))
     positions = thinned(positions[positions >= start])
     values = np.stack([function.at(positions) for function in step_functions])
-    held_out = []
-    for study, end in zip(studies, ends, strict=True):
-        if study.held_out_loss is not None:
-            held_out.append((end, study.sign * study.held_out_loss))
     values = studies[0].sign * values  # a maximized score is drawn as its user knows it
     return _Curve(
         optimizer=studies[0].optimizer,
@@ -222,7 +200,6 @@ def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
         mean=values.mean(axis=0),
         lowest=values.min(axis=0),
         highest=values.max(axis=0),
-        held_out=tuple(held_out),
     )
 
 

@@ -20,7 +20,7 @@ from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
-_METRIC_ORDER = ("fid_held_out", "precision", "recall")  # unseen images, fidelity, diversity
+_METRIC_ORDER = ("fid_held_out", "fid", "precision", "recall")  # unseen images, other features, fidelity, diversity
 _ALIKE = "not distinguishable"
 
 
@@ -231,9 +231,7 @@ def _ranked(
         ema_report = ema.held_out
         if ema.searched is not None:
             to_ema = _cost_to_reach(group, ema.searched)
-    below_ema = None
-    if not any(study.has_unknown_penalty for study in group):
-        below_ema = _below_ema(reports, ema_report)
+    below_ema = _below_ema(reports, ema_report)
     to_value = {}
     if value is not None:
         to_value = _cost_to_reach(group, sign * value)

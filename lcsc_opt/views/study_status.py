@@ -31,7 +31,7 @@ class Progress:
     Attributes:
         state: ``running``, ``finished``, ``interrupted`` or ``empty``.
         unit: the unit of the budget, ``evaluations`` or ``images``.
-        done: how much of the budget was spent; inherited trials do not count.
+        done: how much of the budget was spent.
         total: the budget; ``None`` if none is stored.
         per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.
         seconds_left: at that rate; ``None`` unless the study is running.
@@ -59,13 +59,11 @@ class Progress:
     def of(cls, study: StudyHistory) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""
         ended = study.finished
-        searched = ended[~ended["inherited"]]  # the time of inherited ones belongs to another study
         done = study.budget_spent
         total = study.budget_total
         state = study.progress_state
-        evaluations = study.evaluations - study.summary.inherited
-        charge_per_trial = done / max(evaluations, 1)
-        rate = _rate(searched, charge_per_trial)
+        charge_per_trial = done / max(study.evaluations, 1)
+        rate = _rate(ended, charge_per_trial)
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
@@ -212,7 +210,6 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "forked_from": summarized.forked_from,
-        "inherited_trials": summarized.summary.inherited,
         "code_changes": attributes.get("changes", []),
         "keeps": None if bound is None else _described_bound(bound, specification),
         "compared_trials": summarized.summary.compared,
@@ -232,7 +229,7 @@ def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
     """``precision at least 0.7463; EMA* (EMA 0.9995), trial 3 of digits/EMAGrid/0``."""
     metrics = ", ".join(kept_metric(specification)) or "a metric"
     limit = "at least" if bound.constraint.sign < 0 else "at most"
-    where = "among the first trials of this study" if bound.study is None else f"trial {bound.trial} of {bound.study}"
+    where = f"trial {bound.trial} of {bound.study}"
     return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
 
 

@@ -16,11 +16,12 @@ from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_o
 TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
 
-_BETTER = {1: "lower", -1: "higher", None: UNKNOWN}
+_ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better, unknown
+_SINGLE_IMAGES = ("precision", "recall")
 
 
 def report_table(rows: Sequence[MetricRow]) -> TextTable:
-    """The metric, which way is better, the answer, the baseline, the gain, each with its 95 % interval; real images.
+    """The metric with its better direction, the answer, the baseline, the gain, with 95 % intervals; real images.
 
     The columns for the baseline and for held-out real images exist if some metric has them.
     """
@@ -29,20 +30,25 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
         rows = rows[1:]  # the score has a row of its own, without the sign that makes it a loss
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
-    header = ["metric", "better", f"answer{level}"]
+    header = ["metric", f"answer{level}"]
     if against is not None:
         header += [f"{against}{level}", f"gain{level}"]
     if has_real_images:
         header.append("real images")
     texts = []
     for row in rows:
-        cells = [row.metric, _BETTER[row.sign], with_interval(row.value, row.interval, row.spread)]
+        cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
     return tuple(header), texts
+
+
+def with_arrow(metric: str, sign: int | None) -> str:
+    """``precision ↑``: the metric, and whether lower or higher values are better, as far as that is known."""
+    return f"{metric}{_ARROWS[sign]}"
 
 
 def _is_maximized(row: MetricRow, loss: MetricRow) -> bool:
@@ -65,25 +71,36 @@ def with_interval(
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 
 
-def comparison_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:
+def comparison_table(studies: Sequence[SummarizedStudy], *, all_metrics: bool = False) -> TextTable | None:
     """Each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
 
     The last row is real images that the loss does not see, if some are held out.
+
+    Args:
+        studies: of one experiment.
+        all_metrics: not only those that the verdict depends on, precision and recall.
     """
     ranked = ranking(studies)
-    names = metric_names(ranked)
+    report_rows = {row.metric: row for report in reports_of(studies) for row in report.rows}
+    names = [name for name in metric_names(ranked) if name in report_rows]
+    main_names = [name for name in names if _is_main(report_rows[name])]
+    if main_names and not all_metrics:
+        names = main_names
     if not names:
         return None
     rows = []
     for row in ranked:
         metrics = [spread_text(row.metrics.get(name)) for name in names]
         rows.append([row.label, spread_text(row.held_out), *metrics])
-    real_halves = {}
-    for report in reports_of(studies):
-        real_halves.update({row.metric: row.real_halves for row in report.rows if row.real_halves is not None})
-    if real_halves:
-        rows.append(["real images", UNKNOWN, *(number(real_halves.get(name)) for name in names)])
-    return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+    real_halves = [report_rows[name].real_halves for name in names]
+    if any(value is not None for value in real_halves):
+        rows.append(["real images", UNKNOWN, *map(number, real_halves)])
+    headers = [with_arrow(name, report_rows[name].sign) for name in names]
+    return ("optimizer", f"held-out {studies[0].metric}", *headers), rows
+
+
+def _is_main(row: MetricRow) -> bool:
+    return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
 
 
 def metric_names(ranked: Sequence[Ranked]) -> list[str]:

@@ -120,11 +120,6 @@ def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:
     assert (plain.trials[1].state.name, plain.trials[1].value) == ("PRUNED", 0.1)
 
 
-def test_trials_of_a_fork_keep_their_noise(asked: StoredStudy) -> None:
-    asked.copy("more/LCSC/0", {"steps": STEPS, "forked_from": asked.name})
-    assert read(StoredStudy.open(asked.storage, "more/LCSC/0")).best == 4
-
-
 # an experiment
 
 

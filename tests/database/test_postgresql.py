@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy, create, our_studies
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
@@ -127,7 +127,7 @@ def test_every_write_survives_a_lost_connection(
         for _ in range(2):
             study.attach(first, tmp_path, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
-        study.copy("fork/LCSC/0", {"steps": [1]})
+        create(storage, "fork/LCSC/0", {"steps": [1]})
     assert disturbed.lost >= 10
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()

@@ -119,18 +119,6 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
 
 
-def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> None:
-    source = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
-    source.copy("more/LCSC/0", {"steps": STEPS, "forked_from": source.name})
-    fork = StoredStudy.open(any_storage, "more/LCSC/0")
-    fork.finish(fork.add_candidate(Candidate(coefficients(3))), Evaluation(1.0, {}, COST))
-    (found,) = HistoryReader(any_storage).read("more")
-    assert found.forked_from == "digits/LCSC/0"
-    assert found.trials["inherited"].tolist() == [True, True, True, False]
-    assert found.finished["number"].tolist() == [0, 1, 2, 3]
-    assert found.reasons == {1: ("broken",)}
-
-
 def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/0", [])
     key = study.add_candidate(Candidate(coefficients(0)))

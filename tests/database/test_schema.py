@@ -17,9 +17,8 @@ NAME = "digits/LCSC/0"
 
 
 def test_a_study_names_the_version_of_its_format(storage: RDBStorage) -> None:
-    write_study(storage, NAME, [4.0]).copy("copy/LCSC/0", {"steps": STEPS})
-    for name in (NAME, "copy/LCSC/0"):
-        assert StoredStudy.open(storage, name).attributes["schema"] == SCHEMA
+    write_study(storage, NAME, [4.0])
+    assert StoredStudy.open(storage, NAME).attributes["schema"] == SCHEMA
 
 
 def test_a_study_without_a_version_is_read_and_continued(storage: RDBStorage) -> None:

@@ -51,7 +51,7 @@ def study(any_storage: RDBStorage) -> StoredStudy:
     numbers = [
         study.add_candidate(Candidate(COEFFICIENTS, images=7, noise=Noise("search", 3))),
         study.add_candidate(Candidate(ROWS)),
-        study.add_candidate(Candidate(COEFFICIENTS), baseline="EMA*"),
+        study.add_candidate(Candidate(COEFFICIENTS)),
         study.add_candidate(Candidate(ROWS)),
     ]
     study.finish(numbers[1], Evaluation(1 / 3, {"fid": 1e-300, "«ü»": math.nan}, gradient=ROWS / 7))
@@ -87,14 +87,3 @@ def test_arrays_are_read_a_few_trials_at_a_time(study: StoredStudy, monkeypatch:
     assert len(queries) == 1
     assert len(list(stream)) == len(trials) - 1
     assert len(queries) == math.ceil(len(trials) / 2)
-
-
-def test_a_copy_of_a_study_stores_arrays_as_its_source_does(study: StoredStudy) -> None:
-    study.copy("copy/LCSC/0", {"steps": [1, 2]})
-    copied = StoredStudy.open(study.storage, "copy/LCSC/0")
-    finished = [trial for trial in study.trials() if trial.state.is_finished()]
-    for trial, copy in zip(finished, copied.trials(), strict=True):
-        assert copy.user_attrs["coefficients"] == trial.user_attrs["coefficients"]
-        assert copy.user_attrs.get("gradient") == trial.user_attrs.get("gradient")
-    number, coefficients, _ = copied.chosen_trial(3)
-    assert (number, coefficients.tolist()) == (3, ROWS.tolist())

@@ -13,7 +13,7 @@ from lcsc_opt.base.records import Candidate, Constraint, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.objective.merge_sample_score import FEWEST_KEPT, MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
 from tests.objective.test_merge_sample_score import STEPS, Pixels, build
@@ -33,8 +33,8 @@ def far(seed: int) -> Candidate:
 
 
 def bound(kept: MergeSampleScore) -> Constraint:
-    """What bounds a search of this objective: one of the averages, on enough images."""
-    candidate = Candidate(ema_coefficients(STEPS, 0.9), images=kept.images_for_bound)
+    """What bounds a search of this objective: one of the averages."""
+    candidate = Candidate(ema_coefficients(STEPS, 0.9))
     constraint = kept.evaluate(candidate).constraint
     assert constraint is not None
     return constraint
@@ -54,16 +54,6 @@ def test_an_evaluation_without_a_constraint_has_no_penalty_and_measures_the_boun
     assert evaluation.constraint.value == evaluation.metrics["precision"]
     assert kept.evaluate(bounded(far(0), evaluation.constraint)).constraint is None
     assert plain.evaluate(far(0)).constraint is None
-
-
-@pytest.mark.parametrize(
-    ("keep", "images"),
-    [("precision", FEWEST_KEPT), ({"precision": 0.7}, IMAGES), ("hinge", IMAGES), (None, 0)],
-)
-def test_only_where_precision_is_the_bound_it_is_measured_on_more_images(
-    tmp_path: Path, keep: Any, images: int
-) -> None:
-    assert objective(tmp_path, keep).images_for_bound == images
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.optimizers import LCSCGradient, Request, attach_request, coefficient_array, request_of
+from lcsc_opt.optimizers import LCSCGradient, Request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
 from tests.optimizers.asking import AFFINE, STEPS, run, spend, tell
 
@@ -193,41 +193,6 @@ def test_plain_nevergrad_is_told_what_is_missing() -> None:
     optimizer = gradient_search()
     with pytest.raises(StudySpecError, match=r"told a loss without a gradient.*attach_evaluation"):
         optimizer.tell(optimizer.ask(), 1.0)
-
-
-# --- taking over another search
-
-
-def somewhere(seed: int) -> Coefficients:
-    return AFFINE.to_coefficients(0.1 * np.random.default_rng(seed).standard_normal(COUNT - 1))
-
-
-def inherit(optimizer: Any, coefficients: Coefficients, evaluation: Evaluation | None, *, gradient: bool) -> None:
-    """What the runner does with the trials of a study that this one was forked from."""
-    parameter = optimizer.parametrization.spawn_child(new_value=coefficients)
-    attach_request(parameter, Request(gradient=gradient))
-    tell(optimizer, parameter, evaluation, loss=1e6)
-
-
-def test_without_gradients_it_starts_where_the_other_search_was_best() -> None:
-    optimizer = gradient_search()
-    for seed, loss in ((3, 5.0), (4, 2.0), (5, 7.0)):
-        inherit(optimizer, somewhere(seed), Evaluation(loss), gradient=False)
-    inherit(optimizer, somewhere(6), None, gradient=False)
-    np.testing.assert_allclose(optimizer.recommend().value, somewhere(4), atol=1e-12)
-    candidate = optimizer.ask()
-    np.testing.assert_allclose(candidate.value, somewhere(4), atol=1e-12)
-    tell(optimizer, candidate, None, loss=1e6)
-    np.testing.assert_allclose(optimizer.ask().value, somewhere(4), atol=1e-12)
-
-
-def test_with_gradients_it_goes_on_from_the_last_one() -> None:
-    optimizer = gradient_search(step_size=0.01 * np.sqrt(COUNT - 1))
-    for seed in (3, 4):
-        inherit(optimizer, somewhere(seed), Quadratic()(somewhere(seed), gradient=True), gradient=True)
-    inherit(optimizer, somewhere(5), Evaluation(-1e9), gradient=False)  # a check: no place to go on from
-    moved = cosine_directions(COUNT).T @ (optimizer.ask().value - somewhere(4))
-    assert 0 < np.abs(moved).max() < 0.011
 
 
 def still_falling(checks: Sequence[float], unseen: Sequence[float] | None = None) -> bool:

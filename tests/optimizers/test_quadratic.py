@@ -11,7 +11,7 @@ import pytest
 from lcsc_opt.base.records import Coefficients, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
-from lcsc_opt.optimizers import LCSCQuadratic, Request, attach_request, coefficient_array, request_of
+from lcsc_opt.optimizers import LCSCQuadratic, Request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP
 from tests.optimizers.asking import run, spend, tell
@@ -169,16 +169,6 @@ def test_other_spaces_are_kept_to(space: CoefficientSpace) -> None:
     for candidate in run(optimizer, Merged(), 160):
         np.testing.assert_allclose(space.to_coefficients(space.to_free(candidate.value)), candidate.value, atol=1e-9)
     assert left(optimizer) < 0.7
-
-
-def test_it_begins_where_an_inherited_search_was_best() -> None:
-    optimizer = search()
-    for position, loss, images in ((0.3, 5.0, None), (0.5, 2.0, None), (0.6, 1.5, 200), (0.9, 1.0, None)):
-        value = AFFINE.origin + position * (MINIMUM - AFFINE.origin)
-        candidate = optimizer.parametrization.spawn_child(new_value=value)
-        attach_request(candidate, Request(images=images))
-        tell(optimizer, candidate, None if position == 0.9 else Evaluation(loss), loss=loss)
-    np.testing.assert_allclose(optimizer.ask().value, AFFINE.origin + 0.5 * (MINIMUM - AFFINE.origin), atol=1e-12)
 
 
 def test_plain_nevergrad_can_use_it() -> None:

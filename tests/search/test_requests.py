@@ -161,45 +161,6 @@ def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: in
     assert running.spent >= images > running.spent - 100
 
 
-def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
-    search(study, descent(), BudgetSpec(evaluations=4))
-    study.copy("f/Descent/0", {})
-    heir, fork = descent(), StoredStudy.open(study.storage, "f/Descent/0")
-    search(fork, heir, BudgetSpec(evaluations=1))
-    assert [request.images for request, _ in heir.heard] == [20, 20, None, 20, 20]
-    told = np.array(study.trials()[0].user_attrs["gradient"]) / unit_of(study)
-    assert gradients(heir)[0] == told.tobytes()
-    assert heir.heard[FAILING][1] is None
-
-
-class Listening(Descent):
-    """Asks plainly, and hears what it is told of trials that it did not ask for."""
-
-    needs_gradient = False
-
-    def _internal_ask_candidate(self) -> Any:
-        return self.parametrization.spawn_child(new_value=self._at)
-
-    def _internal_tell_not_asked(self, candidate: Any, loss: float) -> None:
-        self._internal_tell_candidate(candidate, loss)
-
-
-def test_who_follows_no_gradient_inherits_only_losses_that_compare(study: StoredStudy) -> None:
-    """A lucky noise, or few images, would otherwise be its best for ever."""
-    search(study, descent(), BudgetSpec(evaluations=6))
-    plain = [trial.number for trial in study.trials() if "noise" not in trial.user_attrs]
-    assert plain == [2, 5]
-    study.copy("f/Listening/0", {})
-    heir = Listening(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0))
-    running = search(StoredStudy.open(study.storage, "f/Listening/0"), heir, BudgetSpec(evaluations=1))
-    *inherited, (own, _) = heir.heard
-    losses = [study.trials()[number].value / unit_of(study, plain[0]) for number in plain]
-    assert [evaluation and evaluation.loss for _, evaluation in inherited] == losses
-    assert own == Request()
-    assert running.best is not None
-    assert running.best[1] in (*plain, 6)
-
-
 @dataclasses.dataclass
 class Answering(Objective):
     """Answers with what it is given."""

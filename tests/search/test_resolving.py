@@ -14,7 +14,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.search.plan import Plan, plans
-from lcsc_opt.search.resolving import Evidence, Penalty, Resolved, StoredStudies, StoredTrials, resolve
+from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, StoredTrials, resolve
 from tests.commands import Typed
 
 ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}
@@ -111,41 +111,6 @@ def test_a_finished_study_needs_no_code_and_says_that_it_changed() -> None:
     assert "fingerprint" not in moved.updated_attributes
     with pytest.raises(ObjectiveError, match="the file is gone"):
         resolve(plan(budget={"evaluations": 5}), studies(e_LCSC_0=finished), gone)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "stored", "bound"),
-    [
-        ("LCSC", None, "measured"),
-        ("LCSC", {"kept_bound": None}, "measured"),
-        ("LCSC", {}, "lost"),
-        ("Landscape", None, "copied"),
-        ("Landscape", {"kept_bound": None}, "copied"),
-        ("Landscape", {}, "lost"),
-        ("EMAGrid", None, "none"),
-        ("EMAGrid", {}, "none"),
-    ],
-)
-def test_the_penalty_of_a_study_follows_from_its_optimizer_and_from_what_is_stored(
-    optimizer: str, stored: dict[str, Any] | None, bound: str
-) -> None:
-    options = {"corners": ["ema:0.9", "ema:0.99", "last"]} if optimizer == "Landscape" else {}
-    studied = plan(optimizers=[{optimizer: options}] if options else [optimizer])
-    assert Penalty.of(studied, stored, keeps=True).bound == bound
-    assert Penalty.of(studied, stored, keeps=False).bound == "none"
-
-
-def test_a_finished_study_whose_bound_is_lost_is_resolved_and_gets_no_further_losses() -> None:
-    stored = begun(m="1")
-    del stored["kept_bound"]
-    keeping = Evidence({"environment": ENVIRONMENT, "code": {"m": "1"}}, keeps=True)
-    with pytest.raises(StudyStoreError, match="e/LCSC/0: an older version bounded its losses"):
-        resolve(plan(), studies(e_LCSC_0=stored), keeping)
-    stored["search_ended"] = {"evaluations": 4, "exhausted": False}
-    finished = resolve(plan(), studies(e_LCSC_0=stored), keeping)
-    assert finished.state == "finished"
-    with pytest.raises(StudyStoreError, match="can be read, but not continued"):
-        finished.penalty.check_bound()
 
 
 def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:

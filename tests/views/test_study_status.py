@@ -47,10 +47,6 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "state": [1, 3, 3, 2]}
     study = history([3.0, None, None, 2.0], ended=False, holder=ALIVE, budget={"images": 100}, columns=columns)
     assert Progress.of(study).done == 10 + 10 + 40 + 4
-    inherited = history(
-        [3.0, None, None, 2.0], budget={"images": 100}, columns={**columns, "inherited": [True, True, False, False]}
-    )
-    assert Progress.of(inherited).done == 40 + 4
     assert Progress.of(history([None, None], images=0.0, budget={"images": 100})).done == 0, "nobody knows how many"
 
 

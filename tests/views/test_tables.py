@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from lcsc_opt.database.report import MetricRow
+import dataclasses
+from typing import Any
+
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel, MetricRow
 from lcsc_opt.views import percent
 from lcsc_opt.views.ranking import Difference
-from lcsc_opt.views.tables import report_table
+from lcsc_opt.views.tables import comparison_table, report_table
+from tests.history_examples import history
 
 
 def test_the_columns_are_those_that_some_metric_has() -> None:
@@ -15,14 +19,14 @@ def test_the_columns_are_those_that_some_metric_has() -> None:
         MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True, real_halves=2.2),
     ]
     header, texts = report_table(rows)
-    assert header == ("metric", "better", "answer", "EMA*", "gain", "real images")
+    assert header == ("metric", "answer", "EMA*", "gain", "real images")
     assert texts == [
-        ["loss", "lower", "2.5", "28", "+25.5", "–"],
-        ["precision", "higher", "0.557", "0.62", "-0.063 (worse)", "–"],
-        ["near", "lower", "3.05", "2.87", "-0.18 (worse)", "2.2"],
+        ["loss ↓", "2.5", "28", "+25.5", "–"],
+        ["precision ↑", "0.557", "0.62", "-0.063 (worse)", "–"],
+        ["near ↓", "3.05", "2.87", "-0.18 (worse)", "2.2"],
     ]
     alone = report_table([MetricRow("near", None, 3.0, 0.1)])
-    assert alone == (("metric", "better", "answer"), [["near", "–", "3 ± 0.1"]])
+    assert alone == (("metric", "answer"), [["near", "3 ± 0.1"]])
 
 
 def test_intervals_are_shown_in_place_of_deviations() -> None:
@@ -33,9 +37,9 @@ def test_intervals_are_shown_in_place_of_deviations() -> None:
         MetricRow("near", 1, 3.05, 0.2, "EMA*", 2.87, 0.3, -0.18, 0.01, lost=True),
     ]
     header, texts = report_table(rows)
-    assert header == ("metric", "better", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
-    assert texts[0][2:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
-    assert texts[1][2:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
+    assert header == ("metric", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
+    assert texts[0][1:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
+    assert texts[1][1:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
 
 
 def test_nothing_gained_has_no_minus() -> None:
@@ -45,3 +49,24 @@ def test_nothing_gained_has_no_minus() -> None:
     assert gain == "+0 [+0, +0.25]"
     assert Difference(-0.0, -0.0, 1.0).text() == "+0 [0, 1]"
     assert percent(-0.0001) == "+0.0 %"
+
+
+def test_a_comparison_has_the_judges_precision_and_recall_and_with_all_metrics_the_others() -> None:
+    rows: list[dict[str, Any]] = [
+        {"metric": "loss", "sign": 1, "value": 2.0},
+        {"metric": "kid", "sign": 1, "value": 0.1},
+        {"metric": "recall", "sign": -1, "value": 0.5, "real_halves": 0.9},
+        {"metric": "fid@clip", "sign": 1, "value": 4.0, "cross_check": True},
+        {"metric": "fid_held_out", "sign": 1, "value": 3.0, "real_halves": 1.0},
+    ]
+    metrics = {row["metric"]: row["value"] for row in rows[1:]}
+    report = HeldOutReport(0, MeasuredModel(2.0, metrics), rows=tuple(MetricRow(**row) for row in rows))
+    study = history([3.0], held_out=2.0)
+    study = dataclasses.replace(study, held_out=report)
+    main = comparison_table([study])
+    assert main is not None
+    assert main[0] == ("optimizer", "held-out FID", "fid_held_out ↓", "fid@clip ↓", "recall ↑")
+    assert main[1] == [["LCSC", "2", "3", "4", "0.5"], ["real images", "–", "1", "–", "0.9"]]
+    everything = comparison_table([study], all_metrics=True)
+    assert everything is not None
+    assert {*everything[0]} - {*main[0]} == {"kid ↓"}
