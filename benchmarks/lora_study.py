@@ -23,14 +23,11 @@ import numpy as np
 from common import machine, write_json
 
 import lcsc_opt
-from lcsc_opt.base.contact_sheet import labelled_sheet, thumbnails
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.sampling.base import prompts_of
 
 STUDY = Path(__file__).parents[1] / "studies" / "lora"
 COLUMNS = {"FID": "fid_held_out@digits_lora:Features", "reward": "held_out_reward", "searched reward": "reward"}
-SHOWN = 20  # images on the sheet
 Model = tuple[Any, Coefficients]
 """An objective, and coefficients of its checkpoints."""
 NEEDS_ROWS = ("LCSCGradient",)
@@ -78,10 +75,7 @@ def measured(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str
     for optimizer, study in studies.items():
         name = "EMA*" if optimizer == "EMAGrid" else optimizer
         models[name] = (study.objective, study.coefficients)
-    values = {name: figures(*model, arguments.images) for name, model in models.items()}
-    if seed == arguments.seeds[0]:
-        write_sheet(models, folder / f"pairs-{arguments.steps}.png")
-    return values
+    return {name: figures(*model, arguments.images) for name, model in models.items()}
 
 
 def study_file(folder: Path, seed: int, optimizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -111,16 +105,6 @@ def figures(objective: Any, coefficients: Coefficients, images: int) -> dict[str
     """The values of :data:`COLUMNS`."""
     metrics = objective.evaluate(Candidate(coefficients, images=images, noise=HELD_OUT)).metrics
     return {name: metrics[metric] for name, metric in COLUMNS.items()}
-
-
-def write_sheet(models: Mapping[str, Model], path: Path) -> None:
-    """Two images of each prompt by each model, from the same noise."""
-    columns = []
-    prompts: list[str] = []
-    for objective, coefficients in models.values():
-        columns.append(thumbnails(objective.images(coefficients, HELD_OUT, SHOWN).numpy()))
-        prompts = prompts_of(objective.sampler, HELD_OUT, 0, SHOWN) or []
-    path.write_bytes(labelled_sheet(np.stack(columns, axis=1), rows=prompts, columns=[[name] for name in models]))
 
 
 def table(rows: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:

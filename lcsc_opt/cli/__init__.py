@@ -72,7 +72,6 @@ for _command in (
     results.evaluate,
     exports.export,
     exports.apply,
-    exports.average,
     results.landscape,
     results.dashboard,
     cleaning.delete,

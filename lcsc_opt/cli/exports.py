@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Output, Steps, Storage, StudyName, assignments, find_study, in_order_of
-from lcsc_opt.cli.output import print_json, print_table, say
+from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study, in_order_of
+from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
 _Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
@@ -97,122 +96,3 @@ def apply(
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
         merged = rebuild(stored_recipe, checkpoints, destination, key=key, steps=steps)
     say(f"{out}: {merged.title}, from {len(merged.steps)} checkpoints")
-
-
-def average(
-    checkpoints: Annotated[
-        list[str], typer.Argument(help="A LoRA's epochs, or a model's: files, a folder, globs, one packed trajectory.")
-    ],
-    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line; a row for each.")] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images of each column. Default: one a prompt, or 8; 500 with --reference."),
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(help="The folder of diffusers that they are for. Default: the one next to them.")
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="lcm, euler, dpm-solver++, ddim ... Default: the pipeline's own.")
-    ] = None,
-    sampling_steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 20,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="The scale of guidance. Default: the pipeline's, 1 with lcm.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, which is the same for all columns.")] = 0,
-    reward: Annotated[
-        str | None, typer.Option(help="Scores images: clip_score, pickscore, hpsv2, or module:function.")
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Real images, to measure the distance to them: a folder, an .npz, a data set.")
-    ] = None,
-    metric: Annotated[str, typer.Option(help="The distance to --reference, such as kid, fid@clip.")] = "fid",
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Weights of a reward or an extractor."),
-    ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND", help="A further column, such as last:4 or ema:0.999; may be repeated."),
-    ] = None,
-    most_checkpoints: Annotated[int, typer.Option(min=1, help="Of more, so many have a column, evenly spaced.")] = 24,
-    out: Annotated[Path, typer.Option("--output", "-o", help="The contact sheet, a PNG.")] = Path("averages.png"),
-    export: Annotated[Path | None, typer.Option(help="Write the best column, or --choose, as a model.")] = None,
-    choose: Annotated[
-        str | None, typer.Option(metavar="KIND", help="The column to export, such as step:300 or ema:0.999.")
-    ] = None,
-    form: _Form = None,
-    overwrite: _Overwrite = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the networks: fp32, bf16 or fp16.")] = "fp32",
-    lora_alpha: Annotated[float | None, typer.Option(help="If no file of the LoRA tells it.")] = None,
-    key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are.")] = None,
-    steps: Steps = None,
-    output: Output = "table",
-) -> None:
-    """Sample each checkpoint and the usual averages from the same noise, on one sheet; measure and export them."""
-    from lcsc_opt.base.errors import StudySpecError
-    from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.exports.comparing import compare_averages
-    from lcsc_opt.exports.writing import Destination
-
-    if steps is not None:
-        checkpoints = in_order_of(steps, checkpoints)
-    if out.suffix != ".png":
-        raise StudySpecError(f"{out}: the contact sheet is a PNG; end its name in .png")
-    if choose is not None and export is None:
-        raise StudySpecError("--choose: names what --export writes; give --export PATH, too")
-    if export is None and (form is not None or overwrite):
-        raise StudySpecError("--as and --overwrite: say how --export writes; give --export PATH, too")
-    if export is not None:
-        Destination.of(export, form=form, overwrite=overwrite)
-        if choose is None and (reward is None) == (reference is None):
-            raise StudySpecError("--export: give --choose KIND; or --reward or --reference, to choose the best by")
-    further = list(also or ())
-    if choose is not None:
-        further.append(choose)
-    compared = compare_averages(
-        checkpoints,
-        pipeline=pipeline,
-        prompts=prompts,
-        images=images,
-        sampler=sampler,
-        sampling_steps=sampling_steps,
-        guidance=guidance,
-        reward=reward,
-        reference=reference,
-        metric=metric,
-        weights=assignments(weights or ()),
-        also=further,
-        most_checkpoints=most_checkpoints,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        lora_alpha=lora_alpha,
-        key=key,
-        steps=steps,
-    )
-    write_atomically(out, compared.sheet(), error=StudySpecError)
-    rows = compared.rows_of_table()
-    if output == "json":
-        print_json(rows)
-    elif compared.metrics:
-        print_table(list(rows[0]), [_cells(row, compared.best) for row in rows])
-    say(f"{out}: {len(compared.averages)} columns of {len(compared.labels)} images, from the same noise")
-    if export is None:
-        say(f"next: lcsc apply {compared.best or 'KIND'} {' '.join(checkpoints)} -o best.safetensors")
-        return
-    form = form or compared.default_form(export)
-    destination = Destination.of(export, form=form, overwrite=overwrite)
-    recipe = compared.export(destination, choose)
-    say(f"{export}: {recipe.study}, from {len(recipe.steps)} checkpoints")
-
-
-def _cells(row: Mapping[str, str | float | None], best: str | None) -> list[str]:
-    """A row of the table of averages, with the best one marked."""
-    cells = []
-    for value in row.values():
-        if isinstance(value, str):
-            cells.append(f"{value} (best)" if value == best else value)
-        else:
-            cells.append(number(value))
-    return cells

@@ -18,7 +18,6 @@ from lcsc_opt.coefficients.profiles import (
     decay_coefficients,
     ema_coefficients,
     power_ema_coefficients,
-    window_ema_rates,
 )
 from lcsc_opt.trajectory import Trajectory
 
@@ -27,44 +26,14 @@ CoefficientsOf = Callable[[Trajectory], tuple[Trajectory, Coefficients]]
 
 _PROFILES = {"ema": ema_coefficients, "power": power_ema_coefficients}
 _WINDOWS = ("uniform", "last", "step")
-USUAL_WIDTHS = (0.05, 0.1, 0.2)  # of EDM2's power-function averages; wider ones are nearly uniform
-_SAME = 0.05  # half of Σ|a − b|, below which two averages are shown once
-EXPECTED = "uniform, last:N, step:N, ema:RATE (as ema:0.9999) or power:WIDTH (as power:0.1)"
+_EXPECTED = "uniform, last:N, step:N, ema:RATE (as ema:0.9999) or power:WIDTH (as power:0.1)"
 
 
-def usual_averages(steps: Sequence[int]) -> dict[str, Coefficients]:
-    """The averages that people try first: kind, as :func:`coefficients_named` reads it → coefficients ``[K]``.
-
-    The uniform one, that of the last half, three EMAs and three power-function EMAs of the window. Those that hardly
-    differ from an earlier one, or from a single checkpoint, are left out.
-
-    Args:
-        steps: the training step of each checkpoint, ``[K]``.
-
-    Raises:
-        StudySpecError: fewer than two steps, or they do not increase.
-    """
-    count = len(steps)
-    kinds = ["uniform", f"last:{count // 2}"]
-    for rate in window_ema_rates(steps)[2::2]:
-        rounded = 1 - float(f"{1 - rate:.2g}")  # so that the name is the very same average
-        kinds.append(f"ema:{rounded:.10g}")
-    kinds += [f"power:{width:g}" for width in USUAL_WIDTHS]
-    averages: dict[str, Coefficients] = {}
-    earlier: list[Coefficients] = list(np.eye(count))
-    for kind in kinds:
-        coefficients = coefficients_of_kind(kind, steps)
-        if all(np.abs(coefficients - already_listed).sum() / 2 > _SAME for already_listed in earlier):
-            averages[kind] = coefficients
-            earlier.append(coefficients)
-    return averages
-
-
-def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
+def _coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
     """The coefficients ``[K]`` of ``uniform``, ``last:N``, ``step:N``, ``ema:RATE`` or ``power:WIDTH``.
 
     Raises:
-        StudySpecError: it is none of these, or there is no such step, or not so many.
+        StudySpecError: its number is none or out of range, or there is no such step, or not so many.
     """
     name, _, text = kind.partition(":")
     if name in _PROFILES:
@@ -73,12 +42,10 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
             return _PROFILES[name](steps, value)
         except StudySpecError as error:
             raise StudySpecError(f"{kind}: {error}") from error
-    if name not in _WINDOWS:
-        raise StudySpecError(f"{kind}: expected {EXPECTED}")
     if kind == "uniform":
         return decay_coefficients(len(steps), len(steps))
     if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
-        raise StudySpecError(f"{kind}: expected {EXPECTED}")
+        raise StudySpecError(f"{kind}: expected {_EXPECTED}")
     if name == "last" and int(text) > len(steps):
         raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
     if name == "last":
@@ -93,22 +60,22 @@ def coefficients_of_kind(kind: str, steps: Sequence[int]) -> Coefficients:
     return one_hot
 
 
-def check_kind(kind: str) -> None:
-    """Refuse what :func:`coefficients_of_kind` would refuse, before checkpoints are read.
+def _check_kind(kind: str) -> None:
+    """Refuse what :func:`_coefficients_of_kind` would refuse, before checkpoints are read.
 
     Raises:
-        StudySpecError: it is none of the kinds, or its number is out of range.
+        StudySpecError: its number is none or out of range.
     """
     name, _, text = kind.partition(":")
     if name == "step" and text.isdecimal():
         return  # only the checkpoints tell whether there is such a step
     if name == "last" and text.isdecimal() and int(text) > 0:
         return  # nor whether there are so many
-    coefficients_of_kind(kind, (1, 2))  # of any two steps
+    _coefficients_of_kind(kind, (1, 2))  # of any two steps
 
 
 def coefficients_named(source: str) -> CoefficientsOf | None:
-    """A kind of :func:`coefficients_of_kind`, or a JSON file of coefficients, as a function of the checkpoints.
+    """``uniform``, ``last:N`` …, or a JSON file of coefficients, as a function of the checkpoints.
 
     A file holds ``[K]`` numbers, or has them under the key ``coefficients``, as what ``lcsc show STUDY --format json``
     prints; there may be ``[S, K]`` of them then, with ``layer_groups``, a mapping with the ``names`` ``[S]`` and the
@@ -123,12 +90,12 @@ def coefficients_named(source: str) -> CoefficientsOf | None:
     """
     name = source.partition(":")[0]
     if name in _PROFILES or name in _WINDOWS:
-        check_kind(source)
-        return lambda trajectory: (trajectory, coefficients_of_kind(source, trajectory.steps))
+        _check_kind(source)
+        return lambda trajectory: (trajectory, _coefficients_of_kind(source, trajectory.steps))
     path = Path(source)
     if not path.exists():
         raise StudySpecError(
-            f"{source}: no such file; expected {EXPECTED}; or the file of a recipe, an exported model or coefficients "
+            f"{source}: no such file; expected {_EXPECTED}; or the file of a recipe, an exported model or coefficients "
             "in JSON. lcsc export merges the answer of a study"
         )
     if path.suffix != ".json":

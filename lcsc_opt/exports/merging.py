@@ -15,7 +15,6 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext, cache_directory
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
@@ -46,7 +45,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
     _check_adapter(trajectory, to)
-    default_config = network_config(objective.sampler)
+    default_config = _network_config(objective.sampler)
     if default_config is None and to.config is None:
         to = dataclasses.replace(to, config=_model_folder(study))
     config = to.config_text(default_config)
@@ -55,7 +54,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         alphas = _searched_alphas(study)
         if alphas is None:
             alphas = trajectory.lora_alphas()
-        changes["lora"] = lora_naming(objective.sampler, alphas)
+        changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
         changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
@@ -133,50 +132,20 @@ def average(
     in the recipe; the rest is as for :func:`rebuild`. Files are packed into the cache.
 
     Raises:
-        TrajectoryError: checkpoints that cannot be read or do not belong together.
+        TrajectoryError: checkpoints that cannot be read or do not belong together, or that are no LoRAs where the form
+            is that of a LoRA.
         StudySpecError: the coefficients' number is not that of the checkpoints, or of their layer groups, or their sum
             is not one.
-        ObjectiveError: a folder of diffusers without a configuration.
+        ObjectiveError: a model folder for a LoRA, or without a configuration that the weights fit.
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
     packed = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     trajectory, coefficients = coefficients_of(packed)
-    return write_average(trajectory, coefficients, to, name=name, config=config)
-
-
-def write_average(
-    trajectory: Trajectory,
-    coefficients: Coefficients,
-    to: Destination,
-    *,
-    name: str,
-    config: str | None = None,
-    naming: LoraNaming | None = None,
-) -> Recipe:
-    """Combine the checkpoints of a trajectory, and write the model with its recipe inside.
-
-    Args:
-        trajectory: K checkpoints.
-        coefficients: ``[K]``, or a row for each layer group of the trajectory.
-        to: where the model is written, and how.
-        name: the model's in the recipe.
-        config: ``config.json`` of a model folder.
-        naming: what the names of a LoRA depend on; ``None`` is a U-Net's, with the alphas of the checkpoints.
-
-    Returns:
-        The recipe that is inside the model.
-
-    Raises:
-        ObjectiveError: a model folder for a LoRA, or weights that do not fit the configuration.
-        TrajectoryError: the form is that of a LoRA, and the checkpoints are not LoRAs.
-        StudyStoreError: the disk refuses.
-    """
     _check_adapter(trajectory, to)
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     if to.form == "lora":
-        naming = naming or LoraNaming(alphas=trajectory.lora_alphas())
-        recipe = recipe.model_copy(update={"lora": naming})
+        recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
     return _write(trajectory, recipe, to, config)
 
 
@@ -216,7 +185,7 @@ def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 
-def network_config(sampler: Sampler | None) -> str | None:
+def _network_config(sampler: Sampler | None) -> str | None:
     """The ``config.json`` of the network of a sampler, if it is one of diffusers."""
     for name in ("network", "denoiser"):  # alone, or of a pipeline
         network: Any = getattr(sampler, name, None)
@@ -225,7 +194,7 @@ def network_config(sampler: Sampler | None) -> str | None:
     return None
 
 
-def lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
+def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
     """What the names of a LoRA for the pipeline of a sampler depend on."""
     pipeline = getattr(sampler, "pipeline", None)
     unet_config = getattr(getattr(pipeline, "unet", None), "config", None)

@@ -360,7 +360,6 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
     assert files.studies[0].steps == (1, 2, 3)
     in_memory = search((state for state in states().values()), score=distance, storage=None)
     assert in_memory.studies[0].steps == (1, 2, 3, 4)
-    assert set(lcsc_opt.average(f"{step}.pt" for step in (1, 2, 3))) == {"weight"}
     numpy_steps = {np.int64(step): state for step, state in states().items()}
     result = search(numpy_steps, score=distance, storage=None, budget=np.int64(4))
     assert result.studies[0].steps == (1, 2, 3, 4)
@@ -458,12 +457,6 @@ def test_a_score_that_is_mended_is_searched_again(search: Any) -> None:
 def test_rows(search: Any) -> None:
     result = search(states(), score=lambda net: distance(net), rows="layers")
     assert result.coefficients.shape == (1, 4)
-
-
-def test_other_kinds_of_averages_are_refused() -> None:
-    for kind in ("median", None, 0.9):
-        with pytest.raises(lcsc_opt.LcscError, match="expected uniform"):
-            lcsc_opt.average(states(), kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
