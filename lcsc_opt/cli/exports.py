@@ -62,7 +62,7 @@ def export(
 def apply(
     recipe: Annotated[
         str,
-        typer.Argument(help="A recipe, an exported model, ema:RATE, power:WIDTH (EDM2's), or coefficients in JSON."),
+        typer.Argument(help="A recipe, an exported model, ema:RATE, power:WIDTH (EDM2's), uniform, last:N or step:N."),
     ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
     out: _Out,
@@ -75,18 +75,17 @@ def apply(
     config: _Config = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Merge by a recipe, bit for bit as before; or, without a study, by an EMA rate or given coefficients."""
-    from lcsc_opt.exports.coefficients import coefficients_named
+    """Merge by a recipe again; or, without a study, by an EMA rate or the like."""
+    from lcsc_opt.exports.coefficients import is_average
     from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 
     if steps is not None:
         checkpoints = in_order_of(steps, checkpoints)
-    named = coefficients_named(recipe)
-    if named is not None:
+    if is_average(recipe):
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        merged = average(checkpoints, named, destination, name=Path(recipe).name, key=key, steps=steps)
+        merged = average(checkpoints, recipe, destination, key=key, steps=steps)
     else:
         stored_recipe = Recipe.read(Path(recipe))
         if form is None and stored_recipe.lora is not None and out.suffix == ".safetensors":

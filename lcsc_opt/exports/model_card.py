@@ -33,8 +33,8 @@ _INTRODUCTION = """# {title}
 
 The weights are a linear combination of {count} checkpoints of one training run. Its coefficients were searched by
 lcsc_opt {recipe.lcsc_opt} (LCSC, [Liu et al. 2024](https://arxiv.org/abs/2404.02241)): trial {recipe.trial} of
-`{recipe.study}`. `lcsc show` prints the recipe that is inside the weights, and with the checkpoints `lcsc apply` makes
-the same bits again.
+`{recipe.study}`. `lcsc show` prints the recipe that is inside the weights; with it, `lcsc apply` merges the checkpoints
+again.
 """
 
 
