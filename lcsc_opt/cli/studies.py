@@ -282,7 +282,6 @@ def _print_recipe(shown: Recipe) -> None:
         "rows",
         "steps",
         "checkpoint_sha256",
-        "constant",
         "statistics",
         "lora",
     }

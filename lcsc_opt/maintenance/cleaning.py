@@ -20,14 +20,12 @@ from lcsc_opt.trajectory.manifest import Manifest
 
 TRAJECTORY = "trajectory"
 TRAINED_MODEL = "trained model"
-HUB_CHECKPOINTS = "hub checkpoints"
 UNFINISHED = "unfinished"
 
-_FOLDERS = ("", "trajectories", "references", "datasets", "hub")
+_FOLDERS = ("", "trajectories", "references", "datasets")
 _PATTERNS = {
     TRAJECTORY: r"trajectories/[0-9a-f]{24}\.trajectory",
     TRAINED_MODEL: r"[\w-]+-[0-9a-f]{16}(-\w+)?\.(trajectory|state|model|jsonl|yaml|samples)",
-    HUB_CHECKPOINTS: r"hub/[\w.-]+--[\w.-]+",
     "feature network": r"[\w-]+-network-[0-9a-f]{16}\.safetensors",
     "reference": r"references/([0-9a-f]{32}\.np[yz]|images-[0-9a-f]{32}\.json)",
     "dataset": r"datasets/(cifar-100?-(batches-py|python(\.tar\.gz)?)|(Fashion|K)?MNIST)",
@@ -67,8 +65,7 @@ class CacheEntry:
 
     def remove(self) -> bool:
         """Remove it, and return whether it is gone: it stays if a process may be writing it, or permissions forbid."""
-        may_be_written = self.kind in (UNFINISHED, HUB_CHECKPOINTS)
-        if may_be_written and _last_use(_file_statuses(self.path)) >= time.time() - _SETTLED_SECONDS:
+        if self.kind == UNFINISHED and _last_use(_file_statuses(self.path)) >= time.time() - _SETTLED_SECONDS:
             return False
         remove(self.path)
         return not self.path.exists()

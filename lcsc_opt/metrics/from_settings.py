@@ -24,8 +24,8 @@ from lcsc_opt.metrics.names import (
     DISTANCES,
     EXTRACTORS,
     FDR,
+    FID_HELD_OUT,
     HELD_OUT_REWARD,
-    OF_HELD_OUT,
     PIXELS,
     REWARD,
     THUMBNAILS,
@@ -49,9 +49,9 @@ class ScoreSettings(FrozenModel):
             of a network and in pixels, each relative to that of an average of the checkpoints. ``fdr@clip`` uses
             another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
         metrics: metrics that are reported with the loss in every evaluation.
-        held_out_metrics: metrics that are reported on held-out noise. The default is precision, recall, ``sliced`` and
-            ``near`` if the reference is images. FID in features that the loss does not see is added to every list
-            that is not empty, and the share of values outside [−1, 1] to all.
+        held_out_metrics: metrics that are reported on held-out noise. The default is precision and recall if the
+            reference is images. FID in features that the loss does not see is added to every list that is not empty,
+            and the share of values outside [−1, 1] to all.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
             ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
@@ -149,7 +149,7 @@ class MetricSuiteBuilder:
         self._loss_setting = self._loss_of_reference(settings.loss)
         self._loss = parse_loss(self._loss_setting, unguarded=settings.unguarded)
         reported = MetricName.parse_all(in_features_of(self._loss, settings.held_out_metrics or ()))
-        searched = MetricName.parse_searched(in_features_of(self._loss, settings.metrics))
+        searched = MetricName.parse_all(in_features_of(self._loss, settings.metrics))
         metrics = [*self._loss, *searched, *reported]
         if settings.keep is not None:
             metrics.append(parse_kept(settings.keep, self._loss))
@@ -278,7 +278,7 @@ class MetricSuiteBuilder:
             name,
             extractor,
             features=need_real_features(formulas),
-            held_out=not formulas.isdisjoint(OF_HELD_OUT) or MetricName("fid", name) in self._loss,
+            held_out=FID_HELD_OUT in formulas or MetricName("fid", name) in self._loss,
             batch_size=batch_size,
             cache=cache,
         )

@@ -33,8 +33,7 @@ class CheckpointSettings(NetworkSettings):
     """The settings of every objective that merges checkpoints: which ones, and how the network is run.
 
     Attributes:
-        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
-            revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
+        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         select: which of the checkpoints are combined.
         key: which state dict of each file.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to

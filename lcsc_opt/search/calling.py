@@ -91,8 +91,8 @@ def search(
     again by its ``name``. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
 
     Args:
-        checkpoints: files, a pattern, a folder, a packed trajectory, or ``hf://owner/name@step-*``; or state dicts,
-            as ``{step: state_dict}`` or as a list, whose steps are then 1, 2, …
+        checkpoints: files, a pattern, a folder, a packed trajectory; or state dicts, as ``{step: state_dict}`` or
+            as a list, whose steps are then 1, 2, …
         build: called without arguments; returns the network, with any weights.
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single

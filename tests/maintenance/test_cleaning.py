@@ -169,22 +169,14 @@ def test_a_trajectory_is_removed_by_its_name_once_no_study_of_the_database_uses_
     assert not (packed / path).exists()
 
 
-def test_trained_models_and_files_of_the_hub_are_listed(packed: Path, typed: Typed) -> None:
+def test_trained_models_are_listed_and_kept(packed: Path, typed: Typed) -> None:
     trained = [f"digits-cd-{16 * '0'}.{ending}" for ending in ("trajectory", "model", "state", "jsonl", "yaml")]
     for name in (*trained, f"digits-{16 * '1'}-half.trajectory"):
         (packed / name).mkdir()
-    weights = packed / "hub" / "owner--name" / ("0" * 40) / "step-10" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"x" * 100)
     rows = listed(typed)
     assert {name: rows[name]["kind"] for name in trained} == dict.fromkeys(trained, "trained model")
     assert rows[f"digits-{16 * '1'}-half.trajectory"]["kind"] == "trained model"
-    assert (rows["hub/owner--name"]["kind"], rows["hub/owner--name"]["bytes"]) == ("hub checkpoints", 100)
     typed("cache", "--clear", "--yes")
-    assert weights.exists(), "it may be fetched now"
-    os.utime(weights, (1e9, 1e9))  # long ago
-    typed("cache", "--clear", "--yes")
-    assert not weights.exists(), "it is fetched again"
     assert all((packed / name).exists() for name in trained), "to train again takes long"
     typed("cache", "--clear", trained[0], "--yes")
     assert [(packed / name).exists() for name in trained[:2]] == [False, True]

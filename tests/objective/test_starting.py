@@ -20,7 +20,6 @@ from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
-
 pytestmark = pytest.mark.usefixtures("workplace")
 
 

@@ -8,15 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.exports import Recipe
-from lcsc_opt.exports.exact_merge import merge_exactly
 from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
 from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.packing import check_checkpoints
@@ -216,9 +213,6 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
     row = [0.5, -0.25, 0.25, 1.5, -1.0]
     merged = sum(a * weights["weight"].double() for a, weights in zip(row, rounded, strict=True))
     torch.testing.assert_close(trajectory.merge(row)["weight"], merged.float())
-    exact = merge_exactly(trajectory, Recipe.of(trajectory, np.array(row), study="tests"))
-    torch.testing.assert_close(exact, trajectory.merge(row))
-    assert exact["weight"].dtype == torch.float32
     append(trajectory.path, 600)  # goes on as it began
     assert torch.equal(Trajectory.open(trajectory.path).checkpoint(-1)["weight"], state_dict(600)["weight"].to(half))
 
