@@ -95,7 +95,7 @@ class ScoreSettings(FrozenModel):
         """Whether held-out reports have FID in features that the loss does not see: always, unless none are wanted."""
         return self.adds_default_metrics or bool(self.held_out_metrics)
 
-    def why_no_gradient(self) -> str | None:
+    def why_no_gradient(self, context: BuildContext) -> str | None:  # noqa: ARG002 - for subclasses
         """Why these settings allow no gradient; ``None`` if they do."""
         return why_no_gradient(parse_loss(self.loss))
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
@@ -46,12 +45,12 @@ class Study:
     Attributes:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
-        live: functions that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
+        functions: those that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
     """
 
     name: str
     storage: str
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, repr=False, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -61,7 +60,7 @@ class Study:
             StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
-            return objective_of(StoredStudy.open(storage, self.name), self.live)
+            return objective_of(StoredStudy.open(storage, self.name), self.functions)
 
     @property
     def state(self) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import parse_settings
@@ -63,13 +62,13 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients that it inherited.
-        live: functions that the caller handed over, for the names of the objective's settings that are no import.
+        functions: those that the caller handed over, for the names of the objective's settings that are no import.
     """
 
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, study: StoredStudy) -> Plan:
