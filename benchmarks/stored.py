@@ -21,7 +21,7 @@ from fidelity import REPORTED, answer_of, objective_of
 from merge import make, measure
 from rows import DIGITS, metrics_of
 
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import pack
@@ -44,7 +44,7 @@ def main() -> None:
         size = exact.nbytes
         packed = exact
         if stored != "exact":
-            path = cache_directory() / "stored" / f"{exact.path.stem}-{stored}.trajectory"
+            path = DEFAULT_FILES / "stored" / f"{exact.path.stem}-{stored}.trajectory"
             path.parent.mkdir(exist_ok=True)
             packed = pack(exact.path, path, dtype=stored, overwrite=True)
         share = packed.nbytes / size

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.exports.coefficients import EXPECTED, coefficients_named
 from lcsc_opt.trajectory import Trajectory
@@ -42,8 +44,9 @@ def average(checkpoints: Any, kind: str = "uniform") -> dict[str, Tensor]:
     coefficients_of = coefficients_named(kind)
     if coefficients_of is None:
         raise StudySpecError(f"{kind}: is a recipe; expected {EXPECTED}")
-    trajectory, coefficients = coefficients_of(open_trajectory(checkpoints))
-    return trajectory.merge(coefficients)
+    with tempfile.TemporaryDirectory(prefix="lcsc-") as folder:
+        trajectory, coefficients = coefficients_of(open_trajectory(checkpoints, Path(folder)))
+        return trajectory.merge(coefficients)
 
 
 def check_openable(checkpoints: Any, *, key: str | None = None, steps: Sequence[int] | None = None) -> None:
@@ -55,16 +58,19 @@ def check_openable(checkpoints: Any, *, key: str | None = None, steps: Sequence[
     states = by_step(checkpoints)
     if states is None:
         patterns = as_patterns(checkpoints)
-        check_checkpoints(PackRequest(patterns=patterns, cache=cache_directory(), key=key, steps=steps))
+        check_checkpoints(PackRequest(patterns=patterns, folder=DEFAULT_FILES, key=key, steps=steps))
     else:
         check_state_dicts(states)
 
 
-def open_trajectory(checkpoints: Any, *, key: str | None = None, steps: Sequence[int] | None = None) -> Trajectory:
-    """Open checkpoints as users name them, or state dicts in memory; they are packed into the cache.
+def open_trajectory(
+    checkpoints: Any, folder: Path, *, key: str | None = None, steps: Sequence[int] | None = None
+) -> Trajectory:
+    """Open checkpoints as users name them, or state dicts in memory.
 
     Args:
         checkpoints: as for :func:`average`.
+        folder: where they are packed, unless they are a packed trajectory.
         key: which state dict of each file.
         steps: the training step of each file, ``[K]``; ``None`` reads them from metadata, contents and names.
 
@@ -74,5 +80,5 @@ def open_trajectory(checkpoints: Any, *, key: str | None = None, steps: Sequence
     checkpoints = listed(checkpoints)
     states = by_step(checkpoints)
     if states is None:
-        return open_or_pack(checkpoints, cache=cache_directory(), key=key, steps=steps)
-    return Trajectory.open(pack_state_dicts(states, cache_directory()))
+        return open_or_pack(checkpoints, folder=folder, key=key, steps=steps)
+    return Trajectory.open(pack_state_dicts(states, folder))

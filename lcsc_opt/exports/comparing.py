@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.contact_sheet import labelled_sheet, thumbnails
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Coefficients, Noise
 from lcsc_opt.base.settings import parse_settings
@@ -238,7 +238,7 @@ def compare_averages(
     }
     sampling = parse_settings(FolderSampling, options, source="average")
     sampling.check(with_prompts=listed_prompts is not None)
-    trajectory = open_trajectory(checkpoints, key=key, steps=steps)
+    trajectory = open_trajectory(checkpoints, DEFAULT_FILES, key=key, steps=steps)
     columns = _columns(trajectory, also, most_checkpoints)
     alphas = _alphas(trajectory, lora_alpha)
     sampler_of_folder = sampler_of(sampling, prompts=listed_prompts, lora_alphas=alphas)
@@ -361,7 +361,7 @@ class _Scores:
         """Reads the reference, and loads networks; ``None`` if nothing is measured."""
         suite = None
         if self._builder is not None:
-            suite = self._builder.build(device=device, cache=cache_directory())
+            suite = self._builder.build(device=device, folder=DEFAULT_FILES)
         if self._function is None:
             return suite
         name = getattr(self._function, "__name__", type(self._function).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
@@ -123,7 +124,7 @@ def average(
     """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
 
     ``coefficients_of`` comes from :func:`lcsc_opt.exports.coefficients.coefficients_named`, and ``name`` is the model's
-    in the recipe; the rest is as for :func:`rebuild`. Files are packed into the cache.
+    in the recipe; the rest is as for :func:`rebuild`. Files are packed beside it meanwhile.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
@@ -133,9 +134,12 @@ def average(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    packed = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
-    trajectory, coefficients = coefficients_of(packed)
-    return write_average(trajectory, coefficients, to, name=name, config=config)
+    beside = to.path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
+        packed = open_or_pack(patterns, folder=Path(folder), key=key, steps=steps)
+        trajectory, coefficients = coefficients_of(packed)
+        return write_average(trajectory, coefficients, to, name=name, config=config)
 
 
 def write_average(

@@ -18,7 +18,7 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
+from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, naming_setting, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -34,6 +34,7 @@ def load_objective(
     checkpoints: KnownCheckpoints | None = None,
     rows: Rule | None = None,
     functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
+    files: Path = DEFAULT_FILES,
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -46,6 +47,7 @@ def load_objective(
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
         rows: how layers are divided into groups with coefficients of their own.
         functions: those that the caller handed over, by their names in the settings.
+        files: the folder beside the database.
 
     Raises:
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
@@ -55,7 +57,7 @@ def load_objective(
     path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(study_folder, checkpoints, functions)
+    context = BuildContext(study_folder, checkpoints, functions, files)
     with naming_setting(spec.settings):
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
@@ -88,6 +90,7 @@ def check_objective(
     study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
     functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
+    files: Path = DEFAULT_FILES,
 ) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
@@ -100,7 +103,7 @@ def check_objective(
     settings: Any = None
     if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(study_folder, checkpoints, functions)
+    context = BuildContext(study_folder, checkpoints, functions, files)
     if hasattr(settings, "check"):
         with naming_setting(spec.settings):
             _call(path, settings.check, context=context)

@@ -27,7 +27,7 @@ from lcsc_opt.database.connection import open_storage, read_or_empty, reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import masked, storage_url
+from lcsc_opt.database.urls import files_directory, masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
@@ -205,6 +205,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     Raises:
         LcscError: the first thing that is wrong.
     """
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in to_run]
     with read_or_empty(url) as storage:
         studies = read_database(storage)
         resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
@@ -239,7 +240,7 @@ def run_plans(
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
     """
-    to_run = _by_objective(to_run)
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in _by_objective(to_run)]
     objectives = ObjectiveLoader() if objectives is None else objectives
     with read_or_empty(url) as storage:
         studies = read_database(storage)
@@ -323,7 +324,9 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
     specs, directory = _specifications(study_file)
-    return loading.load_objective(only_one(specs, source="load_objective").objective, study_folder=directory)
+    spec = only_one(specs, source="load_objective")
+    files = files_directory(storage_url(None, spec.storage))
+    return loading.load_objective(spec.objective, study_folder=directory, files=files)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:

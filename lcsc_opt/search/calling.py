@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
-from lcsc_opt.base.paths import SHIPPED, cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.settings import excerpt, near_miss, parse_settings
@@ -36,7 +36,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import read_or_empty
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
-from lcsc_opt.database.urls import storage_url, url_of_file
+from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.search.api import Study, run_plans
 from lcsc_opt.search.plan import Plan, plans
@@ -139,6 +139,7 @@ def search(
             url = url_of_file(f"{temporary}/{DEFAULT_FILE}")
         else:
             url = _url(storage)
+        call.files = files_directory(url)
         searches = _stored(url)
         experiment = name or call.default_name
         if not call.is_comparable:
@@ -189,6 +190,7 @@ class _Call:
         not_importable: argument → what it is, of those.
         held_out: what is reported, of a study file.
         default_name: of the experiment.
+        files: the folder beside the database.
     """
 
     file: str
@@ -198,6 +200,7 @@ class _Call:
     not_importable: dict[str, str]
     held_out: dict[str, Any] | None
     default_name: str
+    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(
@@ -295,17 +298,19 @@ class _Call:
             LcscError: the objective cannot be built, or a function raised an error.
         """
         plan = self.plans(content)[0]
-        checked = check_objective(plan.spec.objective, study_folder=plan.directory, functions=plan.functions)
+        checked = check_objective(
+            plan.spec.objective, study_folder=plan.directory, functions=self.functions, files=self.files
+        )
         return checked.why_no_gradient() is None
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
-        """Name the checkpoints in the settings; those in memory are packed into the cache first.
+        """Name the checkpoints in the settings; those in memory are packed first.
 
         Raises:
             TrajectoryError: those in memory are of different models, or not those that a stored study began with.
         """
         if isinstance(self.checkpoints, Mapping):
-            path = pack_state_dicts(self.checkpoints, cache_directory())
+            path = pack_state_dicts(self.checkpoints, self.files)
             began_with = {attributes.get("checkpoints") for attributes in stored.values()}
             if stored and Trajectory.open(path).sha256 not in began_with:
                 raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
@@ -338,7 +343,9 @@ class _Call:
     def plans(self, content: Mapping[str, Any]) -> list[Plan]:
         """The plans of a study file with this content, which have the functions."""
         specs: tuple[StudySpec, ...] = parse_studies(dict(content), source="lcsc_opt.search")
-        return [dataclasses.replace(plan, functions=self.functions) for plan in plans(specs, Path.cwd())]
+        return [
+            dataclasses.replace(plan, functions=self.functions, files=self.files) for plan in plans(specs, Path.cwd())
+        ]
 
     def default_rows(self, content: Mapping[str, Any]) -> Rule | None:
         """``layers`` for images wherever the gradient leads."""

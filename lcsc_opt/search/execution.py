@@ -480,7 +480,7 @@ def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
     """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
     plan = Plan.of(study)
     known = known_checkpoints(plan, read_database(study.storage).attributes)
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known))
+    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
     if alone is not None and plan.spec.space.rows is not None:
         alone.merge_in_rows(plan.spec.space.rows)
     return alone

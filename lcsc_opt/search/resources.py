@@ -66,7 +66,11 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
     checkpoints = known_checkpoints(plan, studies)
     try:
         checked = check_objective(
-            plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, functions=plan.functions
+            plan.spec.objective,
+            study_folder=plan.directory,
+            checkpoints=checkpoints,
+            functions=plan.functions,
+            files=plan.files,
         )
     except LcscError as error:
         return Evidence({"environment": environment_now, "code": {}}, refusal=error)
@@ -146,6 +150,7 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
         checkpoints=checkpoints,
         rows=plan.spec.space.rows,
         functions=plan.functions,
+        files=plan.files,
     )
 
 

@@ -87,21 +87,21 @@ def test_matching_revisions_are_packed_in_the_order_of_their_steps(
 ) -> None:
     client.suffix = suffix
     client.subfolder = subfolder
-    trajectory = open_or_pack([PATTERN], cache=tmp_path)
+    trajectory = open_or_pack([PATTERN], folder=tmp_path)
     assert trajectory.steps == (2, 10, 30)
     assert trajectory.merge([0, 1, 0])["a"].tolist() == [10, 10]
     assert client.fetched == [("owner/name", commit) for commit in ("c2", "ca", "cb")]
-    assert open_or_pack([PATTERN], cache=tmp_path).path == trajectory.path, "they are packed already"
+    assert open_or_pack([PATTERN], folder=tmp_path).path == trajectory.path, "they are packed already"
     assert len(client.fetched) == 3
     client.commits["step30"] = "cc"
-    assert open_or_pack([PATTERN], cache=tmp_path).merge([0, 0, 1])["a"].tolist() == [12, 12]
+    assert open_or_pack([PATTERN], folder=tmp_path).merge([0, 0, 1])["a"].tolist() == [12, 12]
 
 
 def test_only_what_is_selected_is_fetched(client: Hub, tmp_path: Path) -> None:
     selection = Selection(last=2)
     check_checkpoints(PackRequest([PATTERN], tmp_path, selection=selection))
     assert client.fetched == [("owner/name", "ca")]
-    assert open_or_pack([PATTERN], cache=tmp_path, selection=selection).steps == (10, 30)
+    assert open_or_pack([PATTERN], folder=tmp_path, selection=selection).steps == (10, 30)
     assert client.fetched == [("owner/name", "ca"), ("owner/name", "cb")]
 
 
@@ -115,12 +115,12 @@ def test_only_what_is_selected_is_fetched(client: Hub, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path: Path, pattern: str, message: str) -> None:
-    one_line(TrajectoryError, message, lambda: open_or_pack([Path(pattern)], cache=tmp_path))
+    one_line(TrajectoryError, message, lambda: open_or_pack([Path(pattern)], folder=tmp_path))
 
 
 def test_revisions_without_weights_are_one_line(client: Hub, tmp_path: Path) -> None:
     client.suffix = "onnx"
-    one_line(TrajectoryError, r"step2 holds neither \*.safetensors", lambda: open_or_pack([PATTERN], cache=tmp_path))
+    one_line(TrajectoryError, r"step2 holds neither \*.safetensors", lambda: open_or_pack([PATTERN], folder=tmp_path))
 
 
 def test_a_model_that_is_no_folder_is_asked_for_at_the_hub() -> None:
@@ -237,7 +237,7 @@ def test_folders_and_parts_in_the_cache_of_the_client_are_read(
 ) -> None:
     client_cache.add("step-1", files)
     client_cache.add("step-2", files)
-    [tensor] = open_or_pack(["hf://owner/cached@step-*"], cache=tmp_path).merge([0.5, 0.5]).values()
+    [tensor] = open_or_pack(["hf://owner/cached@step-*"], folder=tmp_path).merge([0.5, 0.5]).values()
     assert tensor[0, 1] == 3
 
 
@@ -259,5 +259,5 @@ def test_what_the_cache_of_the_client_holds_in_part_is_refused(
     one_line(
         TrajectoryError,
         r"hf://owner/cached@step-1 cannot be fetched",
-        lambda: open_or_pack([Path("hf://owner/cached@step-*")], cache=tmp_path),
+        lambda: open_or_pack([Path("hf://owner/cached@step-*")], folder=tmp_path),
     )

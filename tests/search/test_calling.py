@@ -310,13 +310,13 @@ def test_arguments_are_refused_before_the_score_is_called(search: Any, changed: 
     with pytest.raises(lcsc_opt.LcscError):
         search(states(), score=called.append, **changed)
     assert called == []
-    assert not Path("../cache/trajectories").exists()
+    assert not Path("studies.files").exists()
 
 
-def test_state_dicts_of_two_models_leave_nothing_in_the_cache(search: Any) -> None:
+def test_state_dicts_of_two_models_leave_nothing_packed(search: Any) -> None:
     with pytest.raises(lcsc_opt.LcscError, match="does not fit the first one"):
         search({**states(3), 2: states(1, 5)[1]}, score=distance)
-    assert list(Path("../cache/trajectories").iterdir()) == []
+    assert list(Path("studies.files").iterdir()) == []
 
 
 def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> None:
@@ -337,6 +337,29 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
 )
 def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
     assert _evaluations_or_seconds(budget) == seconds
+
+
+def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LCSC_CACHE")
+    before = set(tmp_path.rglob("*"))
+    result = search(states(), score=distance, storage=None)
+    assert list(Path(result._temporary).glob("studies.files/*.trajectory"))
+    assert set(result.merge()) == {"weight"}
+    del result
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_packed_checkpoints_lie_beside_their_database(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    search("*.pt", score=distance, storage="mine.db")
+    search(states(), score=distance, storage="sqlite:///other.db")
+    assert not (workplace.parent / "cache").exists()
+    assert len(list(Path("mine.files").glob("*.trajectory"))) == 1
+    assert len(list(Path("other.files").glob("*.trajectory"))) == 1
 
 
 def test_a_search_in_memory_that_fails_leaves_no_folder(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:

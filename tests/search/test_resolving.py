@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.search.plan import Plan, plans
@@ -183,7 +182,7 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     assert "scored/LCSC/0: held_out: nothing can be measured on selection noise: " in said
     assert "selection.txt" in said
     assert not (scored / "studies.db").exists()
-    assert not any(cache_directory().glob("**/*.trajectory"))
+    assert not (scored / "studies.files").exists()
     (scored / "selection.txt").write_text("0.5")
     said = typed("run", "scored.yaml", *options).err
     assert ("packing" in said) == (options == []), "a dry run packs nothing, and does not say so"
