@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
@@ -85,7 +87,7 @@ def rebuild(
     key: str | None = None,
     steps: Sequence[int] | None = None,
 ) -> Recipe:
-    """Combine the checkpoints of a recipe again, and write the model; files are packed into the cache.
+    """Combine the checkpoints of a recipe again, and write the model; files are packed beside it meanwhile.
 
     Args:
         recipe: the recipe of an exported model; its key and dtype hold where no other is given.
@@ -103,17 +105,14 @@ def rebuild(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    if len(patterns) == 1 and is_packed(Path(patterns[0])):
-        trajectory = Trajectory.open(patterns[0])
-    else:
-        if key is None:
-            key = recipe.key or None
-        trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps, dtype=recipe.stored)
-    naming = recipe.lora
-    if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
-        naming = LoraNaming(alphas=trajectory.lora_alphas())
-    recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
-    return _write(trajectory, recipe, to, config)
+    if key is None:
+        key = recipe.key or None
+    with _packed(patterns, to, key=key, steps=steps, dtype=recipe.stored) as trajectory:
+        naming = recipe.lora
+        if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
+            naming = LoraNaming(alphas=trajectory.lora_alphas())
+        recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
+        return _write(trajectory, recipe, to, config)
 
 
 def average(
@@ -127,7 +126,7 @@ def average(
     """Combine checkpoints once, and write the model with its recipe inside.
 
     ``name`` is the average's, as for :func:`~lcsc_opt.exports.coefficients.average_coefficients`; the rest is as for
-    :func:`rebuild`.
+    :func:`rebuild`. Files are packed beside the model meanwhile.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together, or that are no LoRAs where the form
@@ -137,12 +136,31 @@ def average(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
-    _check_adapter(trajectory, to)
-    recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
-    if to.form == "lora":
-        recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
-    return _write(trajectory, recipe, to, config)
+    with _packed(patterns, to, key=key, steps=steps) as trajectory:
+        _check_adapter(trajectory, to)
+        recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
+        if to.form == "lora":
+            recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
+        return _write(trajectory, recipe, to, config)
+
+
+@contextlib.contextmanager
+def _packed(
+    patterns: Sequence[str | Path],
+    to: Destination,
+    *,
+    key: str | None,
+    steps: Sequence[int] | None,
+    dtype: str | None = None,
+) -> Iterator[Trajectory]:
+    """The checkpoints of these patterns; files are packed beside the model that is written, while this is open."""
+    if len(patterns) == 1 and is_packed(Path(patterns[0])):
+        yield Trajectory.open(patterns[0])
+        return
+    beside = to.path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
+        yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
 
 
 def _write(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
@@ -36,6 +36,7 @@ from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.metrics.names import plugins_in_settings
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
@@ -61,13 +62,15 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
-        live: functions that the caller handed over, for the names of the objective's settings that are no import.
+        functions: those that the caller handed over, for the names of the objective's settings that are no import.
+        files: the folder beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
     """
 
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
+    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(cls, study: StoredStudy) -> Plan:
@@ -97,7 +100,7 @@ class Plan:
             directory = None
             if stored["directory"]:
                 directory = Path(stored["directory"])
-            return cls(spec, directory, stored["origin"])
+            return cls(spec, directory, stored["origin"], files=files_directory(study.storage.url))
         except (KeyError, TypeError, ValueError, StudySpecError) as error:
             raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
