@@ -20,8 +20,6 @@ from lcsc_opt.base import VERSION
 if TYPE_CHECKING:
     from lcsc_opt.base.errors import LcscError
     from lcsc_opt.base.records import Candidate, Evaluation
-    from lcsc_opt.exports.averaging import average
-    from lcsc_opt.exports.comparing import compare_averages
     from lcsc_opt.objective.contract import Objective
     from lcsc_opt.search.api import Study, compare, load_objective, load_study, run
     from lcsc_opt.search.calling import search
@@ -38,9 +36,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryWriter",
     "__version__",
-    "average",
     "compare",
-    "compare_averages",
     "load_objective",
     "load_study",
     "run",
@@ -55,9 +51,7 @@ _MODULES = {
     "Study": "lcsc_opt.search.api",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
-    "average": "lcsc_opt.exports.averaging",
     "compare": "lcsc_opt.search.api",
-    "compare_averages": "lcsc_opt.exports.comparing",
     "load_objective": "lcsc_opt.search.api",
     "load_study": "lcsc_opt.search.api",
     "run": "lcsc_opt.search.api",

@@ -1,8 +1,8 @@
 """The model of ``make demo``: a flow of drawn 16×16 letters, sampled in two steps, scored by FID.
 
 Its checkpoints, and the two networks whose features score images, come with lcsc_opt, so that a search begins at once.
-``benchmarks/letters.py`` trained them. As for ``characters.py``, a third of the letters trained all of them, searches
-compare with another third, and the last is for reports and decides when a gradient's search ends.
+``objectives/weights/train.py`` trained them. As for ``characters.py``, a third of the letters trained all of them,
+searches compare with another third, and the last is for reports and decides when a gradient's search ends.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny_pipelines
@@ -47,6 +47,18 @@ def save_kohya(network: Any, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "lora.safetensors")
     return folder / "lora.safetensors"
+
+
+TARGETS = ["to_q", "to_v", "to_out.0", "conv1"]
+KOHYA_EPOCHS = {100: "hat-000001.safetensors", 200: "hat-000002.safetensors", 300: "hat.safetensors"}
+
+
+def save_kohya_epochs(folder: Path) -> None:
+    """The epochs of a LoRA as kohya's trainer names them; the last one has no number."""
+    folder.mkdir(parents=True)
+    for step, name in KOHYA_EPOCHS.items():
+        weights = load_file(save_kohya(tiny_pipelines.adapted_unet(step, TARGETS), folder.with_suffix(".one")))
+        save_file(weights, folder / name, metadata={"ss_steps": str(step)})
 
 
 SAVERS: dict[str, Callable[[Any, Path], Path]] = {

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 import lcsc_opt
-from lcsc_opt.exports.averaging import average
 from lcsc_opt.search.calling import search
 
 EXAMPLES = {
     "search": search,  # the module of this name has the function's signature, and its own docstring
-    "average": average,
     "Candidate": lcsc_opt.Candidate,
     "Evaluation": lcsc_opt.Evaluation,
     "LcscError": lcsc_opt.LcscError,
@@ -25,7 +23,7 @@ EXAMPLES = {
 }
 
 
-WITHOUT = {"__version__", "load_objective", "compare_averages"}  # these need a study file, or a model of text to image
+WITHOUT = {"__version__", "load_objective"}  # which needs a study file
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -19,7 +19,7 @@ from tests.model_studies import write_model_study
 from tests.processes import script_process
 
 NAMES = {"Objective", "Study", "Trajectory", "TrajectoryWriter"} | {"compare", "load_objective", "load_study", "run"}
-NAMES |= {"Candidate", "Evaluation", "LcscError", "average", "compare_averages", "search", "__version__"}
+NAMES |= {"Candidate", "Evaluation", "LcscError", "search", "__version__"}
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 

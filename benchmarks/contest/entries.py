@@ -111,7 +111,7 @@ QUICK_CELLS = (Cell("digits", 50, 60_000, held_out=5_000, top=5, baselines=True)
 
 CONTENDERS = (
     Contender(EMA, "EMAGrid", random=False),
-    Contender("PowerEMAGrid", "PowerEMAGrid", random=False),
+    Contender("Grid, power", "Grid", {"profile": "power"}, random=False),
     Contender(PAPER, "LCSC"),
     Contender(GRADIENT, GRADIENT, share=0.1),
     Contender(f"{GRADIENT}, layers", GRADIENT, space={"rows": "layers"}, share=0.1),

@@ -23,10 +23,10 @@ class LcscError(Exception):
 
     >>> import lcsc_opt
     >>> try:
-    ...     lcsc_opt.average([])
+    ...     lcsc_opt.load_study("digits/LCSC/0", "sqlite:///nothing.db")
     ... except lcsc_opt.LcscError as error:
     ...     print(error)
-    checkpoints: expected paths or state dicts; the list is empty.
+    nothing.db: no such database; start a study with `lcsc run`, or give its --storage
     """
 
     exit_status = 2

@@ -138,7 +138,7 @@ def _path_in(content: Any, detail: Any) -> _Path:
             value = value[part]
             path.append(part)
     if isinstance(value, Mapping) and detail["type"] != "missing":
-        # a short form, such as {principal: 40}, has the value under another key
+        # a short form, such as {LCSC: 3}, has the value under another key
         path += [key for key, item in value.items() if item is detail["input"]][:1]
     if detail["type"] in ("missing", "extra_forbidden") and detail["loc"][-1:] != tuple(path[-1:]):
         path.append(detail["loc"][-1])  # the file lacks the key, or has its parent in a short form

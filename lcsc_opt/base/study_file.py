@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
 FILL_IN = "FILL IN"  # the start of a text that the user must replace
@@ -57,8 +57,8 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
-ROWS = ("layers", "blocks", "kinds")
-"""What may have a row of coefficients each without patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+LAYERS = "layers"
+"""The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 
 _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
 
@@ -66,38 +66,28 @@ _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched, and from where.
 
-    ``kind`` is ``affine``, ``convex`` or the ``principal`` directions. ``origin`` is an EMA rate per training step; by
-    default it is the middle one of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own:
-    ``layers``, ``blocks``, ``kinds``, or names with patterns.
+    ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
+    of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with
+    patterns.
     """
 
-    kind: Literal["affine", "convex", "principal"] = "affine"
-    directions: Annotated[int, pydantic.Field(ge=1)] | None = None
+    kind: Literal["affine", "convex"] = "affine"
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: str | dict[str, str | list[str]] | None = None
 
     @pydantic.field_validator("rows", mode="before")
     @classmethod
     def _is_a_rule(cls, value: Any) -> Any:
-        if value is None or value in ROWS:
+        if value is None or value == LAYERS:
             return value
         has_names = isinstance(value, Mapping)
         if not has_names:
-            hint = near_miss(str(value), ROWS)
-            raise ValueError(f"expected {', '.join(ROWS)} or {_ROWS_EXAMPLE}, got {excerpt(value)}{hint}")
+            raise ValueError(f"expected {LAYERS} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
         for patterns in value.values():
             listed = patterns if isinstance(patterns, list) else [patterns]
             if not all(isinstance(pattern, str) for pattern in listed):
                 raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
         return value
-
-    @pydantic.model_validator(mode="after")
-    def _directions_belong_to_principal(self) -> SpaceSpec:
-        if self.kind == "principal" and self.directions is None:
-            raise ValueError("principal: expected the number of directions, as in {principal: 40}")
-        if self.kind != "principal" and self.directions is not None:
-            raise ValueError(f"{self.kind}: expected no directions")
-        return self
 
 
 class OptimizerSpec(FrozenModel):
@@ -207,7 +197,7 @@ class RayWorkers(FrozenModel):
         return self
 
 
-_SETTINGS_OF_A_SPACE = ("rows", "origin", "directions")
+_SETTINGS_OF_A_SPACE = ("rows", "origin")
 
 Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 
@@ -252,9 +242,9 @@ class StudySpec(FrozenModel):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
-        """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed.
+        """``convex`` is short for ``{kind: convex}``; ``{convex: {origin: 0.99}}`` is allowed.
 
-        ``{rows: layers}`` is affine in each row; ``{rows: layers, principal: 40}`` and the others go with it.
+        ``{rows: layers}`` is affine in each row; ``{rows: layers, convex: {}}`` is convex.
         """
         if isinstance(value, str):
             return {"kind": value}
@@ -266,11 +256,11 @@ class StudySpec(FrozenModel):
             return value
         space["kind"] = kinds[0]
         settings = value[kinds[0]]
-        if isinstance(settings, Mapping):
-            space |= settings
-        elif settings is not None:
-            space["directions"] = settings
-        return space
+        if settings is None:
+            return space
+        if not isinstance(settings, Mapping):
+            return value
+        return {**space, **settings}
 
     @pydantic.field_validator("workers", mode="plain")
     @classmethod

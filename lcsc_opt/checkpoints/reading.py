@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
@@ -59,7 +58,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     Raises:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
     """
-    path = hub.fetched(Path(path))
+    path = Path(path)
     with _naming(path):
         if not path.is_dir():
             return _read_file(path, key)

@@ -158,9 +158,7 @@ def fork(
         list[str] | None,
         typer.Option(help="Search on these, the source's and later ones, starting from its best coefficients."),
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="Separate coefficients per layer, block or kind of layer: layers, blocks, kinds.")
-    ] = None,
+    rows: Annotated[str | None, typer.Option(help="layers: a row of coefficients for each layer.")] = None,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
 ) -> None:
@@ -279,7 +277,6 @@ def _print_recipe(shown: Recipe) -> None:
         "rows",
         "steps",
         "checkpoint_sha256",
-        "constant",
         "statistics",
         "lora",
     }

@@ -7,13 +7,12 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 
 __all__ = [
     "AffineSpace",
     "CoefficientSpace",
     "ConvexSpace",
-    "PrincipalSpace",
     "default_origin",
     "ema_coefficients",
     "normalize",

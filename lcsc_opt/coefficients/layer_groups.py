@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,13 +13,13 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.base.study_file import ROWS
+from lcsc_opt.base.study_file import LAYERS
 
 OTHER = "other"
 """The group of the tensors that no pattern matches."""
 
 Rule = str | Mapping[str, str | Sequence[str]]
-"""``layers``, ``blocks``, ``kinds``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
+"""``layers``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
 
 LORA_FACTORS = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -35,7 +35,6 @@ _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
 _MANY_CHECKPOINTS = 64
-_KINDS = ("norms", "norms", "linear", "convolutions")  # by axes of a weight: 0, 1, 2, more
 _MOST_NAMED = 3
 
 
@@ -57,19 +56,16 @@ class LayerGroups:
         return len(self.names)
 
     @classmethod
-    def by(cls, rule: Rule, shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str] | None = None) -> LayerGroups:
-        """Divide tensors, name → shape, by a rule.
+    def by(cls, rule: Rule, tensors: Collection[str], tied: Mapping[str, str] | None = None) -> LayerGroups:
+        """Divide tensors by a rule.
 
         * ``layers``: the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors.
-        * ``blocks``: the name up to its first part with a digit, as ``down_blocks.0``; else the layer. In kohya's
-          names, which have no dots, the parts are between underscores.
-        * ``kinds``: layers with convolutions, with other matrices, and with vectors only.
         * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. All other tensors
           are the group ``other``, with a notice.
 
         Args:
             rule: one of these.
-            shapes: name → shape.
+            tensors: their names.
             tied: a further name of a tensor → its first name. A tensor has one group: that of its first name, or that
                 of the pattern which matches any of its names.
 
@@ -77,10 +73,12 @@ class LayerGroups:
             StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
         """
         tied = tied or {}
-        if isinstance(rule, str):
-            group_of = _named_groups(rule, {name: shape for name, shape in shapes.items() if name not in tied})
+        if rule == LAYERS:
+            group_of = {name: _layer(name) for name in tensors if name not in tied}
+        elif isinstance(rule, str):
+            raise StudySpecError(f"space.rows: expected {LAYERS} or a mapping from names to patterns, got {rule!r}")
         else:
-            group_of = _matched_groups(rule, shapes, tied)
+            group_of = _matched_groups(rule, tensors, tied)
         group_of |= {name: group_of[first_name] for name, first_name in tied.items()}
         names = tuple(sorted(set(group_of.values()), key=_natural))
         rows = {name: row for row, name in enumerate(names)}
@@ -98,22 +96,6 @@ def mean_of_rows(coefficients: Coefficients) -> Coefficients:
     return mean
 
 
-def _named_groups(rule: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """Name of a tensor → its group, by ``layers``, ``blocks`` or ``kinds``."""
-    if rule not in ROWS:
-        expected = f"{', '.join(ROWS)} or a mapping from names to patterns"
-        raise StudySpecError(f"space.rows: expected {expected}, got {rule!r}{near_miss(rule, ROWS)}")
-    layers = {name: _layer(name) for name in shapes}
-    if rule == "layers":
-        return layers
-    if rule == "blocks":
-        return {name: _block(layer) for name, layer in layers.items()}
-    axes = dict.fromkeys(layers.values(), 0)  # the most that a tensor of the layer has
-    for name, layer in layers.items():
-        axes[layer] = max(axes[layer], len(shapes[name]))
-    return {name: _KINDS[min(axes[layer], 3)] for name, layer in layers.items()}
-
-
 def _layer(tensor: str) -> str:
     """The layer that a tensor belongs to; the module of a LoRA's factor."""
     module = _FACTOR.sub("", tensor)
@@ -123,17 +105,6 @@ def _layer(tensor: str) -> str:
     return layer or tensor
 
 
-def _block(layer: str) -> str:
-    kohya_block = re.match(r"lora_[^.]*?_\d+(?=_)", layer)
-    if kohya_block:
-        return kohya_block[0]
-    parts = layer.split(".")
-    for index, part in enumerate(parts):
-        if re.search(r"\d", part):
-            return ".".join(parts[: index + 1])
-    return layer
-
-
 def _natural(name: str) -> list[object]:
     """A key that sorts layer.9 before layer.10."""
     texts_and_numbers = re.split("([0-9]+)", name)
@@ -141,7 +112,7 @@ def _natural(name: str) -> list[object]:
 
 
 def _matched_groups(
-    rule: Mapping[str, str | Sequence[str]], shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str]
+    rule: Mapping[str, str | Sequence[str]], tensors: Collection[str], tied: Mapping[str, str]
 ) -> dict[str, str]:
     """First name of a tensor → the group whose pattern matches one of its names, or :data:`OTHER`, with a notice."""
     group_of: dict[str, str] = {}
@@ -149,9 +120,9 @@ def _matched_groups(
         if isinstance(patterns, str):
             patterns = [patterns]
         for pattern in patterns:
-            matches = fnmatch.filter(shapes, pattern)
+            matches = fnmatch.filter(tensors, pattern)
             if not matches:
-                guess = near_miss(pattern, list(shapes)) or f", as in {next(iter(shapes), '')!r}"
+                guess = near_miss(pattern, list(tensors)) or f", as in {next(iter(tensors), '')!r}"
                 raise StudySpecError(f"space.rows.{group}: {pattern!r} matches no tensor that varies{guess}")
             for name in matches:
                 first_name = tied.get(name, name)
@@ -160,7 +131,7 @@ def _matched_groups(
                     if first_name != name:
                         name = f"{name}, which is tied to {first_name},"
                     raise StudySpecError(f"space.rows: {name} matches {other_group} and {group}; it needs one row")
-    unmatched = sorted(set(shapes) - set(tied) - set(group_of))
+    unmatched = sorted(set(tensors) - set(tied) - set(group_of))
     if unmatched:
         shown = ", ".join(unmatched[:_MOST_NAMED])
         if len(unmatched) > _MOST_NAMED:

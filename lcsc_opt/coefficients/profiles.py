@@ -93,7 +93,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
     averages = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    return averages + [decay_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
+    return averages + [uniform_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
 
 
 def plain_average_count(steps: Sequence[int]) -> int:
@@ -106,25 +106,25 @@ def _plain_windows(count: int) -> list[int]:
     return [*(window for window in (1, 3, 10, 30, 100) if window < count), count]
 
 
-def decay_coefficients(total: int, last: int, decay: str = "linear") -> Coefficients:
-    """The merge of the last N checkpoints that imitates a decay of the learning rate over them.
+def uniform_coefficients(total: int, last: int) -> Coefficients:
+    """The average of the last N of ``total`` = K checkpoints: ``[K]``, sum to one."""
+    return normalize(np.arange(total, 0, -1) <= last)
+
+
+def decay_coefficients(total: int, last: int) -> Coefficients:
+    """The merge of the last N checkpoints that imitates a 1 - sqrt decay of the learning rate over them.
 
     Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
     often if checkpoint j = 0 … N - 1 of the window has the coefficient c_j = w_j - w_{j+1}, with w_0 = 1 and w_N = 0.
-    With w_j = 1 - j / N, the linear decay, that is the uniform average; with w_j = 1 - √(j / N), the first one weighs
-    most.
+    With w_j = 1 - √(j / N) the first one weighs most; the linear decay, w_j = 1 - j / N, is the uniform average.
 
     Args:
         total: K, the number of checkpoints, which count as equally far apart.
         last: N.
-        decay: ``linear`` or ``1-sqrt``.
 
     Returns:
         ``[K]``, non-negative, sum to one.
     """
-    window = np.arange(total, 0, -1) <= last
-    if decay == "linear":
-        return normalize(window)
     position = np.arange(last + 1)  # j
     factors = 1 - np.sqrt(position / position[-1])
     return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
@@ -172,7 +172,7 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         if is_used[-rows_used:].all():
             return f"average of {last_ones}"
         return f"average of {rows_used}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used, "1-sqrt"), atol=_COARSE):
+    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
     name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, rows_used)

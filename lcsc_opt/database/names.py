@@ -16,12 +16,7 @@ EMA_GRID = "EMAGrid"
 EMA = "EMA*"
 BASELINES = {
     EMA_GRID: EMA,
-    "PowerEMAGrid": "power-EMA*",
-    "UniformGrid": "uniform*",
-    "DecayGrid": "decay*",
-    "ExtraMergeGrid": "Extra-Merge*",
-    "EachCheckpoint": "best checkpoint",
-    "GreedySoup": "greedy soup",
+    "Grid": "best of the grid",
 }
 """Optimizer that only tries averages of a family → the name of its best, as in the paper's tables."""
 

@@ -23,32 +23,13 @@ FORMULAS: tuple[Formula, ...] = (
     "recall",
     "near",
     "hinge",
-    "sliced",
-    "cmmd",
-    "authenticity",
-    "clipped_density",
-    "clipped_coverage",
     "fid_held_out",
-    "fid_infinity",
-    "nearer_train",
     "reward",
     "held_out_reward",
     "spread",
     "outside",
 )
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
-    {
-        "is",
-        "precision",
-        "recall",
-        "authenticity",
-        "clipped_density",
-        "clipped_coverage",
-        "reward",
-        "held_out_reward",
-        "spread",
-    }
-)
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "reward", "held_out_reward", "spread"})
 PIXELS = "pixels"
 THUMBNAILS = "thumbnails"
 OWN_FEATURES: Mapping[Formula, str] = {
@@ -58,10 +39,9 @@ OWN_FEATURES: Mapping[Formula, str] = {
     "outside": "outside",
 }
 # Those for which mean and covariance of the reference are not enough.
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "fid_infinity", "is", *OWN_FEATURES}
-OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss
-OF_REPORTS: frozenset[Formula] = frozenset({"fid_infinity"})  # costs several FIDs, and has more noise than one
-DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
+FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward")
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
@@ -87,7 +67,7 @@ for _name in TRAINED:
 CROSS_CHECK = "cross_check"  # our own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # a loss: FID in several representations together, each relative to that of one average of the checkpoints
 OUTSIDE = "outside"
-DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
+DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better; they see quality and diversity
 REWARD: Final = "reward"
 HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a function that scores single images
 
@@ -130,15 +110,6 @@ class MetricName:
     def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
         """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
         return tuple(dict.fromkeys(cls.parse(name) for name in names))
-
-    @classmethod
-    def parse_searched(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
-        """The same of metrics that every evaluation has. Raises MetricError for one that only reports have."""
-        metrics = cls.parse_all(names)
-        for metric in metrics:
-            if metric.formula in OF_REPORTS:
-                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
-        return metrics
 
     @property
     def guide(self) -> MetricName:

@@ -7,15 +7,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from PIL import Image
 from pydantic import JsonValue
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.imports import import_dotted
-from lcsc_opt.base.paths import BuildContext, expanded_path
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ObjectiveSpec, experiment_name
@@ -27,8 +27,6 @@ from lcsc_opt.metrics.reference.images import ImageSet
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.network_scorer import takes_draw
 from lcsc_opt.objective.recognition import IMAGES, SCORE, Near, Proposal, Setting, propose
-from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.sampling.from_folder import has_text_encoder
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.sources import find_sources
 
@@ -256,12 +254,10 @@ def _settings_of_images(reference: Path | str | None) -> list[Setting]:
     if reference is None:
         meaning = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
     named = None if reference is None else str(reference)
-    settings = [Setting("reference", meaning, named)]
-    if named is None or not named.endswith(".npz"):  # precision compares with single real images
-        meaning = "must not get worse than that of the best average; not with a file of statistics"
-        settings.append(Setting("keep", meaning, "precision"))
-    settings.append(Setting("images", "the number of images of an evaluation; 10000 in the paper", IMAGES))
-    return settings
+    return [
+        Setting("reference", meaning, named),
+        Setting("images", "the number of images of an evaluation; 10000 in the paper", IMAGES),
+    ]
 
 
 def _answer(setting: Setting, ask: Ask) -> JsonValue:
@@ -315,45 +311,6 @@ def _near(folder: Path, given: Mapping[str, JsonValue]) -> Near:
             text = Path(str(given[name]))
     pipeline = _only(_pipelines(neighbours))
     return Near(reference, _image_shape(reference), text, pipeline)
-
-
-def pipeline_near(checkpoints: Any, *, of_texts: bool) -> Path:
-    """The folder of diffusers that the checkpoints belong to: their own, or the only pipeline next to it.
-
-    Args:
-        checkpoints: as users name them; only a path or a pattern has neighbours.
-        of_texts: whether the pipeline has a text encoder; others next to the checkpoints are passed over.
-
-    Raises:
-        ObjectiveError: there is none, or there are several.
-    """
-    pipelines: list[Path] = []
-    if isinstance(checkpoints, (list, tuple)) and len(checkpoints) > 0:
-        checkpoints = checkpoints[0]
-    if isinstance(checkpoints, (str, Path)):
-        folder = expanded_path(checkpoints, error=ObjectiveError)
-        around = _pipelines([folder, folder.parent])
-        if around:
-            return around[0]
-        network = _first_network(folder)
-        if network is not None and not of_texts:
-            return network
-        pipelines = [path for path in _pipelines(_neighbours(folder)) if has_text_encoder(path) == of_texts]
-        pipeline = _only(pipelines)
-        if pipeline is not None:
-            return pipeline
-    several = ", ".join(str(path) for path in pipelines) or "none next to the checkpoints"
-    raise ObjectiveError(f"pipeline: give the folder of diffusers that the checkpoints are for; found {several}")
-
-
-def _first_network(checkpoints: Path) -> Path | None:
-    """The folder of a checkpoint, if diffusers wrote the network's configuration with the weights."""
-    first = find_checkpoints(checkpoints)[0]
-    folder = first if first.is_dir() else first.parent
-    with contextlib.suppress(ObjectiveError):
-        DiffusersFolder.read(folder)
-        return folder
-    return None
 
 
 def _pipelines(paths: Sequence[Path]) -> list[Path]:

@@ -2,16 +2,7 @@
 
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
-from lcsc_opt.optimizers.grids import (
-    DecayGrid,
-    EachCheckpoint,
-    EMAGrid,
-    ExtraMergeGrid,
-    GreedySoup,
-    PlaneGrid,
-    PowerEMAGrid,
-    UniformGrid,
-)
+from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid
 from lcsc_opt.optimizers.parametrization import (
     Request,
     attach_evaluation,
@@ -27,17 +18,11 @@ from lcsc_opt.optimizers.registry import build_optimizer
 
 __all__ = [
     "LCSC",
-    "DecayGrid",
-    "EMAGrid",
-    "EachCheckpoint",
-    "ExtraMergeGrid",
-    "GreedySoup",
     "LCSCGradient",
     "LCSCQuadratic",
     "PlaneGrid",
-    "PowerEMAGrid",
+    "ProfileGrid",
     "Request",
-    "UniformGrid",
     "attach_evaluation",
     "attach_request",
     "build_optimizer",

@@ -1,8 +1,8 @@
 """``LCSC``: the evolutionary search of Liu et al. 2024, Algorithm 1, as a Nevergrad optimizer.
 
 What the paper leaves open (M_CP, how two parents are mixed, the size of the mutation and of a generation) are
-settings; their defaults were chosen by ``benchmarks/evolution_settings.py`` and are ours, not the paper's. Mutations
-from 0.005 to 0.014 do equally well there; so do 0.007 and 0.014 in the longer searches of ``benchmarks/optimizers.py``.
+settings; their defaults are ours, not the paper's. Mutations of 0.007 and 0.014 do equally well in the searches of
+``benchmarks/optimizers.py``.
 """
 
 from __future__ import annotations

@@ -52,10 +52,7 @@ _MOST_VIOLATION = 3.0  # standard errors
 
 MANY_CHECKPOINTS = 32
 STEP_WITH_FEW_CHECKPOINTS = 0.2
-"""A new study with fewer checkpoints, each layer with a row of coefficients of its own, begins with this step.
-
-It was measured by ``benchmarks/gradient_settings.py --few``, on trainings that are not reported.
-"""
+"""A new study with fewer checkpoints, each layer with a row of coefficients of its own, begins with this step."""
 
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
@@ -382,7 +379,7 @@ def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
     zero = space.to_free(origin)
     columns = [np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T]
     directions = np.stack(columns, axis=-1)
-    # except in a principal space, all rows have the same directions: one copy is enough
+    # in our own spaces all rows have the same directions: one copy is enough
     if np.allclose(directions, directions[:1], rtol=0, atol=1e-12):
         return np.broadcast_to(directions[:1].copy(), directions.shape)
     return directions

@@ -1,9 +1,9 @@
-"""Grids of baselines, such as ``EMAGrid`` for EMA*; ``GreedySoup``; and ``PlaneGrid`` for landscapes."""
+"""Grids of averages that need no search, such as ``EMAGrid`` for EMA*; and ``PlaneGrid`` for landscapes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import nevergrad as ng
@@ -11,6 +11,7 @@ import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
@@ -20,21 +21,80 @@ from lcsc_opt.coefficients.profiles import (
     normalize,
     plain_averages,
     power_ema_coefficients,
+    uniform_coefficients,
 )
-from lcsc_opt.optimizers.parametrization import Count, Numbers, failed, steps_of
+from lcsc_opt.optimizers.parametrization import Numbers, steps_of
+
+ProfileName = Literal["ema", "power", "uniform", "decay", "extrapolated", "single"]
+Steps = tuple[int, ...]
 
 _EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
-_Extrapolation = Annotated[float, Field(allow_inf_nan=False, ge=-0.5, le=10)]  # −0.5 is the average of both windows
-_Windows = Annotated[Sequence[Count], Field(min_length=1)]
 
 
-class _ProfileGrid(Optimizer):  # type: ignore[misc]
-    """Asks the profiles of its configuration in their order; then it is finished, and asks the best of them again."""
+def _powers(steps: Steps, widths: Sequence[float] | None) -> list[Coefficients]:
+    return [power_ema_coefficients(steps, width) for width in widths or POWER_EMA_SIGMAS]
+
+
+def _uniforms(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
+    return [uniform_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
+
+
+def _decays(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
+    """A linear decay of the learning rate is imitated by the uniform average."""
+    decays = [decay_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
+    return _uniforms(steps, windows) + decays
+
+
+def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
+    """Numbers of last checkpoints, each at most ``count``; by default 2, 4, 8 … and all."""
+    if windows is None:
+        windows = [2**power for power in range(1, count)] + [count]
+    for window in windows:
+        if window < 1 or window != int(window):
+            raise StudySpecError(f"values: expected whole numbers of checkpoints, got {window}")
+    return sorted({min(int(window), count) for window in windows})
+
+
+def _extrapolated(steps: Steps, extrapolations: Sequence[float] | None) -> list[Coefficients]:
+    """Of the last 1, 2, 4 … and a half of the checkpoints."""
+    half = len(steps) // 2
+    if half == 0:
+        return [normalize(np.ones(len(steps)))]
+    windows = [2**power for power in range(half) if 2**power < half] + [half]
+    return [
+        extrapolated_average(len(steps), window, extrapolation)
+        for window in windows
+        for extrapolation in extrapolations or _EXTRAPOLATIONS
+    ]
+
+
+def _singles(steps: Steps, chosen: Sequence[float] | None) -> list[Coefficients]:
+    one_hot_of_step = dict(zip(steps, np.eye(len(steps)), strict=True))
+    for step in chosen or ():
+        if step not in one_hot_of_step:
+            raise StudySpecError(f"values: there is no checkpoint of step {step}")
+    return [one_hot_of_step[int(step)] for step in chosen or steps]
+
+
+PROFILES: Mapping[ProfileName, Callable[[Steps, Sequence[float] | None], list[Coefficients]]] = {
+    "ema": plain_averages,
+    "power": _powers,
+    "uniform": _uniforms,
+    "decay": _decays,
+    "extrapolated": _extrapolated,
+    "single": _singles,
+}
+"""Profile → a function of the training steps ``[K]`` and of the values of its number, ``None`` for the usual ones. It
+lists ``[K]`` coefficients."""
+
+
+class _Grid(Optimizer):  # type: ignore[misc]
+    """Asks the points of its configuration in their order; then it is finished, and asks the best of them again."""
 
     def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        grid = config or EMAGrid()
-        self._to_ask = deque(grid.profiles(steps_of(self.parametrization)))
+        grid = config or ProfileGrid()
+        self._to_ask = deque(grid.points(steps_of(self.parametrization)))
 
     @property
     def finished(self) -> bool:
@@ -46,187 +106,35 @@ class _ProfileGrid(Optimizer):  # type: ignore[misc]
         return self.parametrization.spawn_child(new_value=value)
 
 
-class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over plain averages of the checkpoints, whose best is called EMA*.
-
-    They are EMAs (Liu et al. 2024, EMA* in Section 5.1 and Table 10), then uniform averages of the last checkpoints,
-    and the last one: on some models one of these is better than any EMA.
+class ProfileGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the averages of one family, in the registry as ``Grid``; ``EMAGrid`` is that of ``ema``.
 
     Args:
-        rates: per training step; by default the paper's seven, or seven others that the window can tell apart.
+        profile: the family; what its number is, and what is tried without ``values``:
+
+            * ``ema``: the rate per training step (Liu et al. 2024, EMA* in Section 5.1 and Table 10); the paper's
+              seven, or seven others that the window can tell apart. Then, in any case, the uniform averages of the last
+              1, 3, 10 … and all checkpoints: on some models one of these is better than any EMA. The best is EMA*.
+            * ``power``: the relative width of EDM2's power-function EMA (Karras et al. 2024).
+            * ``uniform``: how many of the last checkpoints; 2, 4, 8 … and all.
+            * ``decay``: the same, for merges that imitate a decay of the learning rate (WSM), linear and 1 - sqrt.
+            * ``extrapolated``: how far beyond the average of the last N checkpoints, along the line from that of the N
+              before them, in distances between the two (Extra-Merge); for N = 1, 2, 4 … and a half.
+            * ``single``: the training step of a checkpoint; all of them.
+        values: of that number.
     """
 
-    def __init__(self, *, rates: Numbers | None = None) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
+    def __init__(self, profile: ProfileName = "ema", *, values: Numbers | None = None) -> None:
+        super().__init__(_Grid, locals(), as_config=True)
 
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each rate, then of the uniform averages."""
-        return plain_averages(steps, self.config()["rates"])
+    def points(self, steps: Steps) -> list[Coefficients]:
+        """``[K]`` coefficients of each average, in the order in which they are asked.
 
-
-class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the widths of EDM2's power-function EMA (Karras et al. 2024).
-
-    Args:
-        sigma_rels: relative standard deviations of the profile.
-    """
-
-    def __init__(self, *, sigma_rels: Numbers = POWER_EMA_SIGMAS) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each width."""
-        return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.config()["sigma_rels"]]
-
-
-def _windows(windows: Sequence[int] | None, count: int) -> list[int]:
-    """The windows of a setting, each at most ``count``; by default 2, 4, 8 … and all."""
-    if not windows:
-        windows = [2**power for power in range(1, count)] + [count]
-    return sorted({min(window, count) for window in windows})
-
-
-class UniformGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the uniform averages of the last checkpoints.
-
-    Args:
-        windows: numbers of checkpoints; a larger one than all of them means all. By default 2, 4, 8 … and all.
-    """
-
-    def __init__(self, *, windows: _Windows | None = None) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each window."""
-        windows = _windows(self.config()["windows"], len(steps))
-        return [decay_coefficients(len(steps), window) for window in windows]
-
-
-class DecayGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over merges that imitate a decay of the learning rate (WSM), by :func:`decay_coefficients`.
-
-    Args:
-        decays: ``linear``, which is the uniform average, and ``1-sqrt``.
-        windows: numbers of last checkpoints, as for :class:`UniformGrid`.
-    """
-
-    def __init__(
-        self,
-        *,
-        decays: Annotated[Sequence[Literal["linear", "1-sqrt"]], Field(min_length=1)] = ("linear", "1-sqrt"),
-        windows: _Windows | None = None,
-    ) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each window, for one decay after the other."""
+        Raises:
+            StudySpecError: a value is out of range.
+        """
         options = self.config()
-        windows = _windows(options["windows"], len(steps))
-        return [decay_coefficients(len(steps), window, decay) for decay in options["decays"] for window in windows]
-
-
-class ExtraMergeGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over extrapolations along the line through two consecutive averages, by :func:`extrapolated_average`.
-
-    Args:
-        windows: numbers of checkpoints in an average; at most half of all. By default 1, 2, 4 … and a half.
-        extrapolations: how far beyond the later average, in distances between the two; zero is that average itself.
-    """
-
-    def __init__(
-        self,
-        *,
-        windows: _Windows | None = None,
-        extrapolations: Annotated[Sequence[_Extrapolation], Field(min_length=1)] = _EXTRAPOLATIONS,
-    ) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each extrapolation, for one window after the other."""
-        options = self.config()
-        half = len(steps) // 2
-        if half == 0:
-            return [normalize(np.ones(len(steps)))]
-        windows = options["windows"] or [2**power for power in range(half) if 2**power < half] + [half]
-        return [
-            extrapolated_average(len(steps), window, extrapolation)
-            for window in sorted({min(window, half) for window in windows})
-            for extrapolation in options["extrapolations"]
-        ]
-
-
-class EachCheckpoint(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over the checkpoints themselves."""
-
-    def __init__(self) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each checkpoint, one of them 1."""
-        return list(np.eye(len(steps)))
-
-
-class _GreedySoup(Optimizer):  # type: ignore[misc]
-    """One running :class:`GreedySoup`. What it asks next depends on every loss before, so it waits for each of them."""
-
-    no_parallelization = True
-
-    def __init__(self, *arguments: Any, config: Any = None, **options: Any) -> None:  # noqa: ARG002 - it has no options
-        super().__init__(*arguments, **options)
-        self._count = len(steps_of(self.parametrization))
-        # Checkpoints by their index: averages to ask next, first of each checkpoint alone.
-        self._to_ask: deque[tuple[int, ...]] = deque((index,) for index in range(self._count))
-        self._candidates: list[tuple[float, int]] = []  # loss and index of each checkpoint that was not yet added
-        self._soup: tuple[int, ...] = ()
-        self._soup_loss = np.inf
-
-    @property
-    def finished(self) -> bool:
-        """Whether every checkpoint was tried alone and in the soup."""
-        return not self._to_ask
-
-    def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self.finished:
-            return self.parametrization.spawn_child(new_value=self.recommend().value)
-        is_member = np.isin(np.arange(self._count), self._to_ask[0])
-        return self.parametrization.spawn_child(new_value=normalize(is_member))
-
-    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
-        if self.finished:
-            return
-        members = self._to_ask.popleft()
-        if not failed(candidate):
-            if not self._soup:
-                self._candidates.append((loss, members[0]))
-            elif loss <= self._soup_loss:
-                self._soup = members
-                self._soup_loss = loss
-        if not self._to_ask:
-            self._choose_next()
-
-    def _choose_next(self) -> None:
-        """Begin the soup with the best checkpoint, if all of them were tried alone; then add the next best one."""
-        if not self._soup and self._candidates:
-            self._candidates.sort(reverse=True)
-            self._soup_loss, best = self._candidates.pop()
-            self._soup = (best,)
-        if self._candidates:
-            _, next_best = self._candidates.pop()
-            self._to_ask.append((*self._soup, next_best))
-
-    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Ignore what another search evaluated: the recipe evaluates every checkpoint itself."""
-
-
-class GreedySoup(ConfiguredOptimizer):  # type: ignore[misc]
-    """The greedy soup (Wortsman et al. 2022, Recipe 1): K single checkpoints, then at most K - 1 averages.
-
-    The soup begins with the best checkpoint. The others are tried one by one, sorted by their own loss, and each is
-    added if the average of the soup does not get worse with it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(_GreedySoup, locals(), as_config=True)
+        return PROFILES[options["profile"]](steps, options["values"])
 
 
 class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
@@ -244,9 +152,9 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         corners: Annotated[Sequence[int | str], Field(min_length=3, max_length=3)] | None = None,
         size: Annotated[int, Field(ge=SMALLEST_SIZE, le=LARGEST_SIZE)] = DEFAULT_SIZE,
     ) -> None:
-        super().__init__(_ProfileGrid, locals(), as_config=True)
+        super().__init__(_Grid, locals(), as_config=True)
 
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+    def points(self, steps: Steps) -> list[Coefficients]:
         """``[K]`` coefficients of each point, from coarse to fine."""
         options = self.config()
         plane = Plane.through(options["corners"], steps)

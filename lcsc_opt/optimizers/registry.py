@@ -21,9 +21,9 @@ from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_mis
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
-from lcsc_opt.optimizers import grids
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
+from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, Positive, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
@@ -31,14 +31,9 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,
     "LCSCGradient": LCSCGradient,
     "LCSCQuadratic": LCSCQuadratic,
-    "EMAGrid": grids.EMAGrid,
-    "PowerEMAGrid": grids.PowerEMAGrid,
-    "UniformGrid": grids.UniformGrid,
-    "DecayGrid": grids.DecayGrid,
-    "ExtraMergeGrid": grids.ExtraMergeGrid,
-    "EachCheckpoint": grids.EachCheckpoint,
-    "GreedySoup": grids.GreedySoup,
-    LANDSCAPE: grids.PlaneGrid,
+    "EMAGrid": functools.partial(ProfileGrid, "ema"),
+    "Grid": ProfileGrid,
+    LANDSCAPE: PlaneGrid,
 }
 
 _STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's

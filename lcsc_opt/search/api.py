@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
@@ -28,7 +27,7 @@ from lcsc_opt.database.connection import open_storage, read_or_empty, reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import masked, storage_url
+from lcsc_opt.database.urls import files_directory, masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.callbacks import TrialCallback
@@ -47,12 +46,12 @@ class Study:
     Attributes:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
-        live: functions that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
+        functions: those that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
     """
 
     name: str
     storage: str
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, repr=False, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -62,7 +61,7 @@ class Study:
             StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
-            return objective_of(StoredStudy.open(storage, self.name), self.live)
+            return objective_of(StoredStudy.open(storage, self.name), self.functions)
 
     @property
     def state(self) -> str:
@@ -212,6 +211,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     Raises:
         LcscError: the first thing that is wrong.
     """
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in to_run]
     with read_or_empty(url) as storage:
         studies = read_database(storage)
         to_run = with_grids(to_run, studies.attributes)
@@ -250,7 +250,7 @@ def run_plans(
         SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
         Exception: what a callback raises, which ends the run.
     """
-    to_run = _by_objective(to_run)
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in _by_objective(to_run)]
     objectives = ObjectiveLoader() if objectives is None else objectives
     with read_or_empty(url) as storage:
         studies = read_database(storage)
@@ -337,7 +337,9 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
     specs, directory = _specifications(study_file)
-    return loading.load_objective(only_one(specs, source="load_objective").objective, study_folder=directory)
+    spec = only_one(specs, source="load_objective")
+    files = files_directory(storage_url(None, spec.storage))
+    return loading.load_objective(spec.objective, study_folder=directory, files=files)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
@@ -121,7 +120,7 @@ class Execution:
             with self._showing(search) as on_tell:
                 search.run(on_tell)
         if search.stopped:
-            notice(f"{study.name}: a callback has stopped the search; the next run continues it")
+            notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
         exhausted = getattr(optimizer, "finished", False)
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
@@ -442,16 +441,16 @@ def check_new_studies(
         resolve(plan, studies, evidence, accept_changes=accept_changes)
 
 
-def objective_of(study: StoredStudy, live: LiveFunctions | None = None) -> Objective:
+def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
     """The objective of a stored study. Loading it may train or read a model.
 
     Args:
         study: the study.
-        live: the functions that its caller handed over, where its settings name such.
+        functions: those that its caller handed over, where its settings name such.
     """
     plan = Plan.of(study)
-    if live is not None:
-        plan = dataclasses.replace(plan, live=live)
+    if functions is not None:
+        plan = dataclasses.replace(plan, functions=functions)
     return Executor(study.storage).objective(plan)
 
 
@@ -465,7 +464,7 @@ def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
     """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
     plan = Plan.of(study)
     known = known_checkpoints(plan, read_database(study.storage).attributes)
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known))
+    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
     if alone is not None and plan.spec.space.rows is not None:
         alone.merge_in_rows(plan.spec.space.rows)
     return alone

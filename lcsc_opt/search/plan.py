@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
     BudgetSpec,
@@ -28,12 +27,12 @@ from lcsc_opt.coefficients.spaces import (
     AffineSpace,
     CoefficientSpace,
     ConvexSpace,
-    PrincipalSpace,
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
@@ -57,13 +56,15 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
-        live: functions that the caller handed over, for the names of the objective's settings that are no import.
+        functions: those that the caller handed over, for the names of the objective's settings that are no import.
+        files: the folder beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
     """
 
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
+    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(cls, study: StoredStudy) -> Plan:
@@ -91,7 +92,7 @@ class Plan:
             directory = None
             if stored["directory"]:
                 directory = Path(stored["directory"])
-            return cls(spec, directory, stored["origin"])
+            return cls(spec, directory, stored["origin"], files=files_directory(study.storage.url))
         except (KeyError, TypeError, ValueError, StudySpecError) as error:
             raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
@@ -294,8 +295,8 @@ class Plan:
         """Refuse an objective that this plan cannot search, before any weights are read.
 
         Raises:
-            StudySpecError: it gives no gradient or no images, or has too few checkpoints for the space.
-            ObjectiveError: principal directions of an objective that has no weights.
+            StudySpecError: it gives no gradient or no images, or the space of a package cannot be made over it.
+            ObjectiveError: all checkpoints hold the same weights.
         """
         if objective.trajectory is not None and not objective.trajectory.varying:
             raise ObjectiveError(f"{self.name}: all checkpoints hold the same weights, so there is nothing to search")
@@ -303,14 +304,6 @@ class Plan:
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-        directions = spec.space.directions
-        if directions is None:
-            return
-        if objective.trajectory is None and objective.gram() is None:
-            raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
-        most = len(objective.steps) - 1
-        if directions > most:
-            raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {directions}")
 
     def advice(self, objective: Objective | None) -> Iterator[str]:
         """What to know before a new study begins, one line each.
@@ -352,19 +345,9 @@ class Plan:
             start = default_origin(steps)
         if groups is not None and spec.rows is not None:
             start = groups.in_rows(start)
-        return self._space_around(start, spec, objective)
-
-    @staticmethod
-    def _space_around(start: Coefficients, spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
-        """The space of the study file whose origin is ``start``, ``[K]`` or ``[S, K]``."""
-        steps = objective.steps
-        if spec.kind == "affine":
-            return AffineSpace(steps, start)
         if spec.kind == "convex":
             return ConvexSpace(steps, start)
-        gram = objective.gram()
-        assert gram is not None  # see check()
-        return PrincipalSpace.of(steps, start, gram, spec.directions or 0)
+        return AffineSpace(steps, start)
 
     def most(self, objective: Objective) -> BudgetSpec:
         """The budget, but no more than a grid has candidates."""
@@ -375,26 +358,24 @@ class Plan:
         return budget.with_total(min(budget.total, self._price(objective) * candidates))
 
     def why_incomplete(self, objective: Objective) -> str | None:
-        """Says that the budget ends before a grid, or before a soup is begun; ``None`` if it does not."""
+        """Says that the budget ends before a grid; ``None`` if it does not."""
         candidates = self._grid_size(objective)
-        if self.optimizer.name == "GreedySoup":  # tries each checkpoint alone before it adds one to another
-            candidates = len(objective.steps)
         if candidates is None:
             return None
         affordable = self.spec.budget.total // self._price(objective)
         if affordable >= candidates:
             return None
         return (
-            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} candidates, and "
-            f"{self.optimizer.name} begins with {candidates}: its best is the best of a part of them"
+            f"{self.name}: the budget of {self.spec.budget} ends after {affordable} of the grid's {candidates} "
+            "candidates: its best is the best of a part of them"
         )
 
     def _grid_size(self, objective: Objective) -> int | None:
         """How many candidates a grid has; ``None`` for other optimizers."""
-        profiles = getattr(configure(self.optimizer)[0], "profiles", None)
-        if profiles is None:
+        points = getattr(configure(self.optimizer)[0], "points", None)
+        if points is None:
             return None
-        return len(profiles(objective.steps))
+        return len(points(objective.steps))
 
     def _price(self, objective: Objective) -> int:
         """What one evaluation costs, in the unit of the budget."""

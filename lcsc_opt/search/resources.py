@@ -62,7 +62,11 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
     checkpoints = known_checkpoints(plan, studies)
     try:
         checked = check_objective(
-            plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
+            plan.spec.objective,
+            study_folder=plan.directory,
+            checkpoints=checkpoints,
+            functions=plan.functions,
+            files=plan.files,
         )
     except LcscError as error:
         return Evidence({"environment": environment_now, "code": {}}, refusal=error)
@@ -124,7 +128,8 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
         study_folder=plan.directory,
         checkpoints=checkpoints,
         rows=plan.spec.space.rows,
-        live=plan.live,
+        functions=plan.functions,
+        files=plan.files,
     )
 
 

@@ -136,7 +136,7 @@ def searched(name: str, file: str) -> float | None:
         {
             "name": name,
             "objective": {"file": file, "settings": settings},
-            "optimizers": ["EachCheckpoint"],
+            "optimizers": [{"Grid": {"profile": "single"}}],
             "budget": {"evaluations": 1},
         }
     )

@@ -66,10 +66,10 @@ def complaint(changes: Mapping[Any, Any]) -> str:
         ({"name": "CMA", "options": {"step_size": 0.1}}, OptimizerSpec(name="CMA", options={"step_size": 0.1})),
         ("affine", SpaceSpec()),
         ("convex", SpaceSpec(kind="convex")),
-        ({"principal": 40}, SpaceSpec(kind="principal", directions=40)),
-        ({"kind": "principal", "directions": 40}, SpaceSpec(kind="principal", directions=40)),
+        ({"convex": None}, SpaceSpec(kind="convex")),
+        ({"kind": "convex", "rows": "layers"}, SpaceSpec(kind="convex", rows="layers")),
         ({"affine": {"origin": 0.99}}, SpaceSpec(origin=0.99)),
-        ({"principal": {"directions": 3, "origin": 0.5}}, SpaceSpec(kind="principal", directions=3, origin=0.5)),
+        ({"rows": "layers", "convex": {"origin": 0.5}}, SpaceSpec(kind="convex", rows="layers", origin=0.5)),
     ],
 )
 def test_ways_to_write_an_optimizer_and_a_space(written: Any, meant: OptimizerSpec | SpaceSpec) -> None:
@@ -130,20 +130,20 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         (
             {"space": "afine"},
-            "space: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
+            "space: expected 'affine' or 'convex', got 'afine' (did you mean 'affine'?)",
         ),
         ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),
         # one of several forms
         (
             {"space": {"rows": 3}},
-            "space.rows: expected layers, blocks, kinds or names with patterns of tensors, as…",
+            "space.rows: expected layers or names with patterns of tensors, as…",
         ),
-        ({"space": {"rows": "layer"}}, f"space.rows: expected layers, blocks, kinds or {PATTERNS}, got 'layer' (did…"),
+        ({"space": {"rows": "layer"}}, f"space.rows: expected layers or {PATTERNS}, got 'layer'"),
         ({"space": {"rows": {"a": 3}}}, f"space.rows: expected {PATTERNS}, got {{'a': 3}}"),
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
-        ({"space": {"principal": "a"}}, "space.principal: expected a whole number, got 'a'"),
+        ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].LCSC: expected a mapping of keys to values, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a number, got 'all'"),
-        ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
+        ({"space": {"convex": 3}}, "space.convex: unknown key; expected one of kind, origin, rows, options"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},

@@ -11,7 +11,7 @@ from tests.commands import Typed
 STUDY = """
 name: said
 objective: {file: function.py, settings: {callable: "said_loss:lose", steps: [1, 2]}}
-optimizers: [EachCheckpoint]
+optimizers: [{Grid: {profile: single}}]
 budget: {evaluations: 2}
 held_out: {images: 10}
 """

@@ -30,7 +30,7 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e10, 1e15])
@@ -55,12 +55,7 @@ def convex(steps: Sequence[int]) -> ConvexSpace:
     return ConvexSpace(tuple(steps), ema_coefficients(steps, 0.99))
 
 
-def principal(steps: Sequence[int], seed: int = 0) -> PrincipalSpace:
-    count = len(steps)
-    return PrincipalSpace.of(tuple(steps), ema_coefficients(steps, 0.99), random_gram(count, seed), (count + 1) // 2)
-
-
-SPACES: tuple[Callable[[Sequence[int]], CoefficientSpace], ...] = (affine, convex, principal)
+SPACES: tuple[Callable[[Sequence[int]], CoefficientSpace], ...] = (affine, convex)
 
 
 def free_vector(dimension: int, magnitude: float, seed: int) -> np.ndarray:
@@ -72,14 +67,6 @@ def free_vector(dimension: int, magnitude: float, seed: int) -> np.ndarray:
     if seed % 5 == 2 and magnitude <= 1e6:
         free[generator.integers(dimension)] *= 1e6
     return free
-
-
-def random_gram(count: int, seed: int, rank: int | None = None) -> np.ndarray:
-    """Inner products of centered checkpoints, of a spectrum that falls."""
-    generator = np.random.default_rng(seed)
-    weights = generator.standard_normal((count, rank or 3 * count)) * np.geomspace(1, 0.05, rank or 3 * count)
-    weights -= weights.mean(axis=0)
-    return np.asarray(weights @ weights.T)
 
 
 def assert_average_of_training(profile: np.ndarray, steps: Sequence[int], keep: Callable[[int], float]) -> None:
@@ -194,8 +181,8 @@ def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() 
     [
         ([0, 1, 0], "step 200"),
         ([0.5, 0, 0.5], "average of 2"),
-        (decay_coefficients(3, 2, "1-sqrt"), "1-sqrt over the last 2"),
-        (decay_coefficients(3, 3, "1-sqrt"), "1-sqrt over all 3"),
+        (decay_coefficients(3, 2), "1-sqrt over the last 2"),
+        (decay_coefficients(3, 3), "1-sqrt over all 3"),
         (power_ema_coefficients((100, 200, 300), 0.2), "power EMA 0.2"),
         (power_ema_coefficients((100, 200, 300), 0.0625), "power EMA 0.0625"),
         ([0, -0.5, 1.5], "last checkpoint, extrapolated by 0.5"),
@@ -285,32 +272,6 @@ def test_convex_coefficients_are_not_negative(steps: tuple[int, ...], magnitude:
     clipped = np.maximum(space.origin + free, 0)
     if clipped.sum() > 1e-3:
         np.testing.assert_allclose(coefficients, clipped / clipped.sum(), rtol=1e-9, atol=1e-12)
-
-
-def basis_of(gram: np.ndarray, dimension: int) -> np.ndarray:
-    steps = tuple(range(len(gram)))
-    return PrincipalSpace.of(steps, np.eye(len(gram))[0], gram, dimension).basis
-
-
-@given(st.integers(2, 25), seeds)
-def test_the_principal_basis_is_orthonormal_and_sums_to_zero(count: int, seed: int) -> None:
-    # of the full dimension and of a Gram matrix without full rank: none of its columns may be the diagonal
-    basis = basis_of(random_gram(count, seed, rank=max(count // 2, 1)), count - 1)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(count - 1), atol=1e-12)
-    np.testing.assert_allclose(basis.sum(axis=0), 0, atol=1e-12)
-
-
-@given(st.integers(3, 25), seeds)
-def test_principal_directions_are_the_leading_singular_vectors_of_the_checkpoints(count: int, seed: int) -> None:
-    dimension = 1 + seed % 2
-    gram = random_gram(count, seed)
-    basis = basis_of(gram, dimension)
-    vectors, values, _ = np.linalg.svd(gram)
-    captured = np.trace(basis.T @ gram @ basis)
-    assert captured == pytest.approx(values[:dimension].sum(), rel=1e-9)
-    if values[0] > 1.01 * values[1]:
-        assert abs(basis[:, 0] @ vectors[:, 0]) == pytest.approx(1, abs=1e-9)
-    assert (basis[np.abs(basis).argmax(axis=0), np.arange(dimension)] > 0).all()
 
 
 @pytest.mark.parametrize("space_of", SPACES)

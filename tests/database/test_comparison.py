@@ -126,7 +126,7 @@ def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:
 def test_the_best_ema_is_the_finished_grid_with_the_lowest_held_out_loss() -> None:
     grids = ((1.0, 3.0), (2.0, 2.5), (0.5, None), (0.7, None))
     one, two, three, four = (history([loss], optimizer="EMAGrid", held_out=held_out) for loss, held_out in grids)
-    power = history([0.1], optimizer="PowerEMAGrid", held_out=0.1)
+    power = history([0.1], optimizer="Grid", held_out=0.1)
     stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
     empty = history([None], optimizer="EMAGrid")
     assert best_ema([power, empty, stopped, one, two, three]) is two

@@ -106,7 +106,7 @@ def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBSt
     assert reader.read_studies(["digits/LCSC/0"]) == ()
 
 
-@pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("UniformGrid", "uniform*")])
+@pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("Grid", "best of the grid")])
 def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: str, label: str) -> None:
     study = StoredStudy.open_or_create(storage, f"digits/{grid}/0", {"steps": STEPS})
     reader, found = HistoryReader(storage), []

@@ -11,15 +11,9 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
-from lcsc_opt.search.plan import Plan
 
 STEPS = (10, 20, 30)
-STUDY = {
-    **{"name": "e", "objective": {"file": "recorder.py"}, "optimizers": ["CMA"], "budget": {"evaluations": 1}},
-    "space": {"principal": 1},
-}
 
 
 def function(returned: Any) -> Objective:
@@ -49,15 +43,6 @@ def test_an_objective_is_called_with_coefficients_and_gives_its_loss() -> None:
 
 def test_an_objective_without_images_or_weights_says_so() -> None:
     assert (Recorder().images_per_evaluation, Recorder().trajectory, Recorder().gram()) == (0, None, None)
-    with pytest.raises(ObjectiveError, match=r"^space\.principal: this objective has no weights"):
-        Plan(parse_studies(STUDY, source="study")[0]).check(Recorder())
-
-
-def test_more_principal_directions_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recorder, "gram", lambda _: np.eye(3))
-    [asked] = parse_studies({**STUDY, "space": {"principal": 3}}, source="study")
-    with pytest.raises(StudySpecError, match=r"^space\.principal: expected 1 to 2 directions, got 3"):
-        Plan(asked).check(Recorder())
 
 
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -244,7 +244,7 @@ def test_a_score_without_data_for_a_report_says_so_before_anything_is_packed(
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:{score}"}
     checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), study_folder=place)
     assert checked.why_no_report() == reason
-    assert not (cache_directory() / "trajectories").exists()
+    assert not DEFAULT_FILES.exists()
 
 
 def test_statistics_of_batch_normalization_come_from_the_users_passes(
@@ -282,7 +282,7 @@ def test_the_worked_examples_train_and_are_searched(
     importlib.import_module(example).train(folder / "runs" / example, steps=8, every=2)
     small = ["budget.evaluations=2", "objective.settings.size=8", "held_out.images=20"]
     small += ["objective.settings.model=runs/text/checkpoint-8"] if example == "text" else []
-    assert lcsc(["run", f"{example}.yaml", *small, "--optimizer", "UniformGrid", "--optimizer", "LCSCGradient"]) == 0
+    assert lcsc(["run", f"{example}.yaml", *small, "--optimizer", "Grid", "--optimizer", "LCSCGradient"]) == 0
 
 
 def language_model(folder: Path) -> list[nn.Module]:

@@ -30,7 +30,7 @@ VERMILLION = "#D55E00"
 PURPLE = "#CC79A7"
 STYLES = {
     "EMAGrid": Style(GREY, "dash", "square"),
-    "PowerEMAGrid": Style(SKY, "dash", "square"),
+    "Grid": Style(SKY, "dash", "square"),
     "LCSC": Style(VERMILLION, "solid", "diamond"),
     "LCSCGradient": Style(ORANGE, "solid", "star"),
     "CMA": Style(BLUE, "solid", "circle"),

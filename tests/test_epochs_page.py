@@ -1,0 +1,60 @@
+"""``docs/formats.md``, "Which epoch of a LoRA": its study and its four commands, on a small pipeline."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+import lcsc_opt
+from lcsc_opt.base.settings import parse_yaml
+from tests import tiny_pipelines
+from tests.commands import Typed
+from tests.lora_files import KOHYA_EPOCHS, save_kohya_epochs
+
+if not (find_spec("peft") and find_spec("transformers")):
+    pytest.skip("needs peft and transformers", allow_module_level=True)
+
+PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
+
+
+@pytest.fixture
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The pipeline, the epochs of a LoRA as kohya names them, prompts and photographs."""
+    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 4)
+    tiny_pipelines.stable_diffusion(workplace / "words").save_pretrained(workplace / "sdxl")
+    save_kohya_epochs(workplace / "runs" / "lora")
+    (workplace / "prompts.txt").write_text("a cat\na red house\n")
+    (workplace / "photographs").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(workplace / "photographs" / f"{i}.png")
+    return workplace
+
+
+def test_the_four_commands_of_the_page_choose_an_epoch(place: Path, typed: Typed) -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("\n### Which epoch of a LoRA")[2].partition("\n## ")[0]
+    [(_, study), (_, commands)] = re.findall(r"^```(yaml|console)\n(.*?)^```$", text, re.M | re.S)
+    content: dict[str, Any] = parse_yaml(study)
+    small = {"sampler": {"name": "lcm", "steps": 1}, "images": 4, "dtype": "fp32", "device": "cpu"}
+    content["objective"]["settings"] |= {**small, "loss": "fid@tests.tiny_pipelines:Colours", "held_out_metrics": []}
+    content["held_out"] = {"images": 4, "top": 1}
+    (place / "epochs.yaml").write_text(yaml.safe_dump(content))
+    lines = [shlex.split(line.partition("  #")[0]) for line in commands.splitlines()]
+    assert [words[:2] for words in lines] == [["lcsc", name] for name in ("run", "compare", "report", "export")]
+    said = [typed(*words[1:]).out for words in lines]
+    assert "best of the grid (" in said[1]
+    assert "data:image/png" in (place / "epochs.html").read_text()
+    study = lcsc_opt.load_study("epochs/Grid/0")
+    exported = load_file(place / "best.safetensors")
+    epoch = load_file(place / "runs" / "lora" / KOHYA_EPOCHS[study.steps[study.coefficients.argmax()]])
+    assert exported.keys() == epoch.keys()
+    assert all(torch.equal(tensor, epoch[name]) for name, tensor in exported.items())
