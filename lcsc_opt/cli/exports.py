@@ -126,16 +126,14 @@ def average(
         float | None, typer.Option(min=0, help="The scale of guidance. Default: the pipeline's, 1 with lcm.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise, which is the same for all columns.")] = 0,
-    reward: Annotated[
-        str | None, typer.Option(help="Scores images: clip_score, pickscore, hpsv2, or module:function.")
-    ] = None,
+    reward: Annotated[str | None, typer.Option(help="Scores images: module:function.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="Real images, to measure the distance to them: a folder, an .npz, a data set.")
     ] = None,
     metric: Annotated[str, typer.Option(help="The distance to --reference, such as kid, fid@clip.")] = "fid",
     weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Weights of a reward or an extractor."),
+        typer.Option(metavar="NAME=PATH", help="Weights of an extractor."),
     ] = None,
     also: Annotated[
         list[str] | None,

@@ -194,12 +194,11 @@ def compare_averages(
             DDPM.
         sampling_steps: how many steps it makes.
         guidance: the scale of classifier-free guidance with prompts; by default the pipeline's, and 1 with ``lcm``.
-        reward: scores images: ``clip_score``, ``pickscore`` or ``hpsv2``, with their folder in ``weights``; or a
-            function of images ``[N, C, H, W]``, and of ``prompts`` if it takes them, that returns scores ``[N]``, or
-            its name as ``module:function``.
+        reward: scores images: a function of images ``[N, C, H, W]``, and of ``prompts`` if it takes them, that returns
+            scores ``[N]``, or its name as ``module:function``.
         reference: real images or their statistics, as in a study file.
         metric: the distance to them.
-        weights: reward or extractor → its weights.
+        weights: extractor → its weights.
         also: further columns, such as ``last:4`` or ``ema:0.999``.
         most_checkpoints: with more checkpoints than these, so many of them have columns, evenly spaced.
         seed: of all noise.
@@ -339,8 +338,8 @@ class _Scores:
             raise StudySpecError(f"reward: expected a name or a function, got {type(reward).__name__}")
         if reference is None and metric != DEFAULT_METRIC:
             raise StudySpecError(f"metric: {metric} is measured against real images; give reference")
-        if weights and reference is None and not isinstance(reward, str):
-            raise StudySpecError("weights: are of a feature network; give reference or the name of a reward")
+        if weights and reference is None:
+            raise StudySpecError("weights: are of a feature network; give reference")
         self._function = None if isinstance(reward, str) else reward
         self._builder: MetricSuiteBuilder | None = None
         self.decides = (reward is None) != (reference is None)
