@@ -22,6 +22,7 @@ from common import machine, parse, watched, write_json
 from safetensors.torch import save_file
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.exports import Recipe
 from lcsc_opt.trajectory import Trajectory, pack
 
 WIDTH, WORDS = 1024, 50_000
@@ -60,10 +61,12 @@ def measure(what: str, folder: Path) -> dict[str, float]:
     packed = folder / "run.trajectory"
     if what == "pack":
         return watched(lambda: pack(sorted(folder.glob("*.safetensors")), packed))
+    coefficients = np.array(json.loads((folder / "c.json").read_text()))
     if what == "merge":
-        coefficients = json.loads((folder / "c.json").read_text())
         return watched(lambda: Trajectory.open(packed).merge(coefficients))
-    return watched(lambda: lcsc(["apply", str(folder / "c.json"), str(packed), "-o", str(folder / "best.safetensors")]))
+    recipe = folder / "recipe.json"
+    recipe.write_text(Recipe.of(Trajectory.open(packed), coefficients, study="large").as_text())
+    return watched(lambda: lcsc(["apply", str(recipe), str(packed), "-o", str(folder / "best.safetensors")]))
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def result_of(trial: FrozenTrial) -> list[Any]:
 
 def packed_bytes(folder: Path) -> int:
     """The bytes of the packed checkpoints."""
-    [path] = (folder / "cache" / "trajectories").glob("*.trajectory")
+    [path] = folder.glob("*.files/*.trajectory")
     trajectory = Trajectory.open(path)
     return sum(file.stat().st_size for file in trajectory.path.rglob("*") if file.is_file())
 

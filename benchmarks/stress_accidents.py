@@ -21,7 +21,6 @@ OBJECTIVE = '''
 
 import time
 
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import open_or_pack
@@ -46,7 +45,7 @@ class Model(Objective):
 
 def build(settings, context):
     path = context.path(settings["checkpoints"])
-    return Model(open_or_pack([path], cache=cache_directory(), study_checkpoints=context.checkpoints))
+    return Model(open_or_pack([path], folder=context.files, study_checkpoints=context.checkpoints))
 '''
 STUDY = """
 name: model

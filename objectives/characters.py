@@ -2,8 +2,8 @@
 
 Nothing is downloaded: Pillow draws the letters with its own font, shifted, turned and shaded, and the U-Net is
 diffusers'. A third of the letters trains the model and the network whose features score it. Searches compare with
-another third. The last is for reports, and decides when a gradient's search ends. The first use trains both networks;
-afterwards they come from the cache.
+another third. The last is for reports, and decides when a gradient's search ends. The network ships, and the first
+use trains the model; afterwards it comes from the cache.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ class Settings(TrainedSettings):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     return MODEL.build(parse_settings(Settings, settings, source="objective.settings"))

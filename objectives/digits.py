@@ -1,8 +1,8 @@
 """The demo: a consistency model of 8×8 digits, trained here, sampled in one step, scored by FID.
 
 Data, network and features need no download: the digits are scikit-learn's own (UCI, 1,797 images), the U-Net is
-diffusers', and the features are those of a small classifier of the same digits. The first use trains both, in
-about three minutes on two cores; afterwards they come from the cache.
+diffusers', and the features are those of a small classifier of the same digits, which ships. The first use
+trains the model, in about three minutes on two cores; afterwards it comes from the cache.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ class Settings(TrainedSettings):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     return MODEL.build(parse_settings(Settings, settings, source="objective.settings"))

@@ -77,7 +77,7 @@ class Settings(TrainedSettings):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     guidance = Guidance(checked.guidance, checked.guidance_low, checked.guidance_high, checked.weak)
     return MODELS[checked.recipe].build(checked, guidance)

@@ -35,5 +35,5 @@ class Settings(TrainedSettings):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     return MODEL.build(parse_settings(Settings, settings, source="objective.settings"))

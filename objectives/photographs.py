@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the photographs are bundled with scikit-learn, and the U-Net is diffusers'. The features are
 those of a small network that is trained to tell the photograph and the part of it that a crop comes from. The first use
-trains both networks, in a few minutes on two cores; afterwards they come from the cache.
+trains the model, in a few minutes on two cores; afterwards it comes from the cache.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ class Settings(TrainedSettings):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     return MODEL.build(parse_settings(Settings, settings, source="objective.settings"))

@@ -37,7 +37,6 @@ from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.checkpoints.hub import model_folder
 from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
@@ -53,8 +52,7 @@ class Settings(CheckpointSettings):
 
     Attributes:
         model: ``module:function``, which returns the network; or a folder that ``save_pretrained`` of transformers or
-            diffusers wrote, or a model's name at the Hugging Face hub, whose configuration is used. For a command a
-            folder, or nothing.
+            diffusers wrote, whose configuration is used. For a command a folder, or nothing.
         score: ``module:function``, called with the model, and with ``draw`` if it has a parameter of that name.
         command: scores a model on the disk.
         text: a text file, on which the cross-entropy of a causal language model is measured, with the tokenizer in the
@@ -196,9 +194,18 @@ def _is_function(model: str, context: BuildContext) -> bool:
 
 
 def _folder(model: str, context: BuildContext) -> Path:
-    """A model's folder; one at the hub is downloaded, without its weights."""
+    """A model's folder.
+
+    Raises:
+        ObjectiveError: it does not exist.
+    """
     path = context.path(model)
-    return path if path.is_dir() else model_folder(model)
+    if not path.is_dir():
+        raise ObjectiveError(
+            f"model: {model} is no folder; where it moved, name its new place: "
+            "lcsc run FILE objective.settings.model=PLACE"
+        )
+    return path
 
 
 def _network_factory(model: str, context: BuildContext) -> Callable[[], Any]:

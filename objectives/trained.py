@@ -95,7 +95,7 @@ class Settings(TrainedSettings, TrainedModel):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
+    """Build the objective; the trajectory comes from the cache, or is trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check()
     cache = cache_directory()

@@ -16,7 +16,7 @@ from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_spec
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
@@ -107,7 +107,7 @@ def _runner(job: Job, plan: Plan) -> Executor:
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _RUNNERS:
         runner = Executor(open_storage(job.url, write=True))
-        with only_process(cache_directory() / f"contest-{job.cell.name}"):
+        with only_process(DEFAULT_FILES / f"contest-{job.cell.name}"):
             runner.objective(plan)
         _RUNNERS.clear()
         _RUNNERS[key] = runner

@@ -18,14 +18,12 @@ OBJECTIVES: tuple[tuple[str, str, Where, str], ...] = (  # label, study file, po
     ("CM of photographs", "features", {"file": 2}, ""),
     ("CM of photographs", "keep", {"keep": 0}, KEPT),
 )
-JUDGES = ("precision", "recall", "sliced", "near", "fdr")
-TITLE = """## Single images, and other metrics
+JUDGES = ("precision", "recall")
+TITLE = """## Single images
 
 Not in the paper in this form: what no search looked at, on held-out noise, mean ± standard deviation over seeds of the
-search. Precision and recall are better where they are higher, `sliced`, `near` and `fdr` where they are lower; `fdr` is
-FID over the FID of one half of the real images to the other ([evaluation_metrics.md](evaluation_metrics.md)). Searches
-with `keep: precision` were asked for EMA*'s precision ([why](evaluation_metrics.md#without-a-weight-to-tune-keep)):
-`lcsc run paper/keep`."""
+search. Precision and recall are better where they are higher. Searches with `keep: precision` were asked for EMA*'s
+precision ([why](evaluation_metrics.md#without-a-weight-to-tune-keep)): `lcsc run paper/keep`."""
 
 
 def judged_lines(found: Mapping[str, Points]) -> list[str]:

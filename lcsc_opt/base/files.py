@@ -18,7 +18,7 @@ from lcsc_opt.base.progress import notice
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
-ANOTHER_FOLDER = "choose another folder, or set LCSC_CACHE to one if this is the cache"
+ANOTHER_FOLDER = "choose another folder, or a database on another disk if this folder is beside it"
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 

@@ -10,12 +10,52 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.code import forget_changed_modules, module_file
 from lcsc_opt.base.errors import LcscError, MissingPackageError, ObjectiveError
-from lcsc_opt.base.live_code import LIVE
+
+HANDED_OVER = "<python>:"
+"""Begins the name of a function in settings that was handed over as an object; ``module:function`` can be imported."""
+
+_SCRIPT = "__main__"  # the module of scripts, notebooks and the REPL
+
+
+def importable_name(function: Callable[..., Any]) -> str | None:
+    """``module:function`` for a function or class at the top of a module or script; ``None`` for anything else.
+
+    Of a script this is the name under which others import it, in which ``import_dotted`` finds the script that runs.
+    """
+    module_name = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", "")
+    if not module_name or not name or "." in name:
+        return None
+    module = sys.modules.get(module_name)
+    imported_object = getattr(module, name, None)  # another object once an edited module was imported again
+    if getattr(imported_object, "__qualname__", None) != name:
+        return None
+    if getattr(imported_object, "__module__", None) != module_name:
+        return None
+    if module_name == _SCRIPT:
+        module_name = _name_of_script()
+    elif module_file(module_name) is None:
+        return None
+    return None if module_name is None else f"{module_name}:{name}"
+
+
+def _name_of_script() -> str | None:
+    """The module that the running script would be if it were imported; ``None`` in notebooks and the REPL."""
+    script = sys.modules[_SCRIPT]
+    file = getattr(script, "__file__", None)
+    if file is None:
+        return None
+    name = Path(file).stem if script.__spec__ is None else script.__spec__.name
+    found = module_file(name)
+    if found is None or not found.exists() or not found.samefile(file):
+        return None
+    return name
 
 
 def import_dotted(
@@ -38,11 +78,11 @@ def import_dotted(
     Raises:
         LcscError: of the type ``error``; the name has another form, its module raises an error, or it cannot be called.
     """
-    if name.startswith(LIVE):
+    if name.startswith(HANDED_OVER):
         if functions is None or name not in functions:
             raise error(
                 f"{setting}: its function was handed to lcsc_opt.search, and no other process can import it; call "
-                "lcsc_opt.search again with the same name, or give it from a module, with accept_changes=True"
+                "lcsc_opt.search again with resume=True"
             )
         return functions[name]
     module_name, _, attribute = name.partition(":")
@@ -53,7 +93,9 @@ def import_dotted(
         forget_changed_modules({module_name: file})
     allow_mismatched_torchvision()
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        runs_already = module_name == _name_of_script()
+        module = sys.modules[_SCRIPT] if runs_already else importlib.import_module(module_name)
+        function = getattr(module, attribute)
     except (ImportError, AttributeError) as reason:
         raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     except LcscError:
@@ -88,10 +130,6 @@ EXTRAS = {
     "accelerate": "train",
     "ot": "train",
     "ray": "ray",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "trackio": "trackio",
-    "mlflow": "mlflow",
 }
 """Package → the extra of lcsc_opt that brings it."""
 

@@ -38,8 +38,12 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
     return expanded
 
 
+DEFAULT_FILES = Path("studies.files")
+"""The folder of :attr:`BuildContext.files` beside the database that is used where none is named."""
+
+
 def cache_directory() -> Path:
-    """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder.
+    """Where models that objectives train are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder.
 
     Raises:
         StudySpecError: ``LCSC_CACHE`` is no path.
@@ -78,11 +82,14 @@ class BuildContext:
         directory: the study file's folder; ``None`` without a study file.
         checkpoints: the ones that the study was begun with; ``None`` for a new study.
         functions: name in the settings → function that the caller handed over, which no process can import.
+        files: the folder beside the database for what is made once for its studies, and can be made again: packed
+            checkpoints, statistics and features of references, data sets.
     """
 
     directory: Path | None = None
     checkpoints: KnownCheckpoints | None = None
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    files: Path = DEFAULT_FILES
 
     def path(self, path: str) -> Path:
         """A path or glob of the settings.

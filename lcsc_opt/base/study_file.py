@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
-from lcsc_opt.base.settings import FrozenModel, excerpt, near_miss, parse_settings, parse_yaml
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
 FILL_IN = "FILL IN"  # the start of a text that the user must replace
@@ -58,9 +57,6 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
-SPACES = ("affine", "convex")
-"""Our coefficient spaces; installed packages may add others."""
-
 LAYERS = "layers"
 """The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 
@@ -70,30 +66,14 @@ _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched, and from where.
 
-    ``kind`` is ``affine``, ``convex``, or the name of a space that an installed package adds, which may have
-    ``options``. ``origin`` is an EMA rate per training step; by default it is the middle one of the window's EMA rates.
-    ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with patterns.
+    ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
+    of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with
+    patterns.
     """
 
-    kind: str = "affine"
+    kind: Literal["affine", "convex"] = "affine"
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
     rows: str | dict[str, str | list[str]] | None = None
-    options: Settings = pydantic.Field(default_factory=dict)
-
-    @pydantic.field_validator("kind")
-    @classmethod
-    def _is_a_space(cls, value: str) -> str:
-        if value in SPACES:
-            return value
-        try:
-            plugin = find_plugin("spaces", value, error=StudySpecError)
-        except StudySpecError as error:
-            raise ValueError(str(error)) from error
-        if plugin is None:
-            names = [*SPACES, *plugin_names("spaces")]
-            choices = " or ".join([", ".join(f"'{name}'" for name in names[:-1]), f"'{names[-1]}'"])
-            raise ValueError(f"expected {choices}, got {excerpt(value)}{near_miss(value, names)}")
-        return value
 
     @pydantic.field_validator("rows", mode="before")
     @classmethod
@@ -108,17 +88,6 @@ class SpaceSpec(FrozenModel):
             if not all(isinstance(pattern, str) for pattern in listed):
                 raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
         return value
-
-    @pydantic.model_validator(mode="after")
-    def _options_belong_to_a_package(self) -> SpaceSpec:
-        if self.kind in SPACES and self.options:
-            raise ValueError(f"{self.kind}: has no option {', '.join(self.options)}")
-        return self
-
-    @property
-    def plugin(self) -> Plugin | None:
-        """The installed package that brings the space; ``None`` if it is ours."""
-        return None if self.kind in SPACES else find_plugin("spaces", self.kind, error=StudySpecError)
 
 
 class OptimizerSpec(FrozenModel):
@@ -237,8 +206,7 @@ class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
-    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`). ``log``
-    and ``notify``, a ``module:function``, change no result (:mod:`lcsc_opt.tracking.trackers`).
+    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     """
 
     name: Experiment
@@ -251,8 +219,6 @@ class StudySpec(FrozenModel):
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
-    log: Annotated[tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], pydantic.Field(strict=False)] = ()
-    notify: str | None = None
     vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
 
     @property
@@ -278,8 +244,7 @@ class StudySpec(FrozenModel):
     def _read_space(cls, value: Any) -> Any:
         """``convex`` is short for ``{kind: convex}``; ``{convex: {origin: 0.99}}`` is allowed.
 
-        A space of another package may have options: ``{NAME: {option: 3}}``. ``{rows: layers}`` is affine in each row;
-        ``{rows: layers, convex: {}}`` is convex.
+        ``{rows: layers}`` is affine in each row; ``{rows: layers, convex: {}}`` is convex.
         """
         if isinstance(value, str):
             return {"kind": value}
@@ -295,11 +260,7 @@ class StudySpec(FrozenModel):
             return space
         if not isinstance(settings, Mapping):
             return value
-        if kinds[0] in SPACES:
-            return {**space, **settings}
-        space |= {key: setting for key, setting in settings.items() if key in _SETTINGS_OF_A_SPACE}
-        space["options"] = {key: setting for key, setting in settings.items() if key not in space}
-        return space
+        return {**space, **settings}
 
     @pydantic.field_validator("workers", mode="plain")
     @classmethod

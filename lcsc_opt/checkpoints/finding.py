@@ -16,17 +16,14 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
-from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     TORCH_SUFFIXES,
     checkpoint_series,
-    checkpoint_suffixes,
     is_numbered,
     natural_order,
-    plugin_of_suffix,
     post_hoc_step,
     series_glob,
     step_in_name,
@@ -58,8 +55,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
             Accelerate); folders of them (``checkpoint-500``, ``checkpoint-1000`` …); and folders of files. States
-            of optimizers, schedulers and random numbers are left out. ``hf://owner/name@step-*`` are revisions at the
-            Hugging Face hub.
+            of optimizers, schedulers and random numbers are left out.
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
@@ -80,14 +76,14 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
             f"No checkpoint in {names}: expected {_expected()}; optimizer states are not checkpoints."
         )
     for path in checkpoints:
-        if not path.exists() and hub.repository_of(path) is None:
+        if not path.exists():
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
     return list(checkpoints)
 
 
 def _expected() -> str:
     """What a message says that checkpoints are."""
-    return f"files ending in {', '.join(checkpoint_suffixes())}, or folders named checkpoint-N"
+    return f"files ending in {', '.join(CHECKPOINT_SUFFIXES)}, or folders named checkpoint-N"
 
 
 def is_packed(path: Path) -> bool:
@@ -96,9 +92,6 @@ def is_packed(path: Path) -> bool:
 
 
 def _expand(pattern: Path, key: str | None) -> list[Path]:
-    revisions = hub.revisions(pattern)
-    if revisions is not None:
-        return _only_series(str(pattern), revisions)
     if pattern.is_dir():
         return _in_folder(pattern, key)
     if pattern.exists():
@@ -158,7 +151,7 @@ def _is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
     if path.name.startswith("."):
         return False
-    if path.suffix not in CHECKPOINT_SUFFIXES and plugin_of_suffix(path) is None:
+    if path.suffix not in CHECKPOINT_SUFFIXES:
         return False
     if path.name == WEIGHTS:  # of an unfinished trajectory
         return False
@@ -188,7 +181,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
     sizes = Counter(checkpoint_series(path) for path in paths)
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
         named = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
-        globs = sorted({_glob_of(path) for path in paths})
+        globs = sorted({series_glob(path) for path in paths})
         choices = " or ".join(globs[:_MOST_SERIES_NAMED])
         raise TrajectoryError(f"{place} holds several series of checkpoints: {named}. Choose one: {choices}")
     return sorted(paths, key=natural_order)
@@ -211,14 +204,6 @@ def _is_after(final: Path, paths: Sequence[Path]) -> bool:
     """Whether the metadata of a file tell a step after those of the others."""
     step = _step_in_metadata(final)
     return step is not None and all(step > checkpoint_step(path) for path in paths)
-
-
-def _glob_of(path: Path) -> str:
-    """A glob of the series of ``path``, as :func:`find_checkpoints` reads it."""
-    repository = hub.repository_of(path)
-    if repository is None:
-        return series_glob(path)
-    return f"hf://{repository}@{Path(series_glob(path)).name}"
 
 
 class Selection(FrozenModel):

@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
-
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
@@ -26,22 +23,6 @@ _SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_lo
 _TOKENS = re.compile(r"(tokens)[0-9.]+[KMBT]?", re.IGNORECASE)  # step10000-tokens21B of OLMo
 _PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
-
-
-def plugin_of_suffix(path: Path) -> Plugin | None:
-    """The installed package that reads files with this suffix; ``None`` for ours and for those that nobody reads.
-
-    Raises:
-        TrajectoryError: two packages read them.
-    """
-    if path.suffix in ("", *CHECKPOINT_SUFFIXES):
-        return None
-    return find_plugin("formats", path.suffix.removeprefix("."), error=TrajectoryError)
-
-
-def checkpoint_suffixes() -> list[str]:
-    """The suffixes of all files that can be read, with those of installed packages."""
-    return [*CHECKPOINT_SUFFIXES, *(f".{name}" for name in plugin_names("formats"))]
 
 
 def step_in_name(path: Path) -> int | None:
@@ -162,9 +143,6 @@ def _numbered_folder(path: Path) -> _NumberedFolder | None:
 
 
 def _without_suffix(name: str) -> str:
-    suffix = Path(name).suffix
-    if suffix and suffix.removeprefix(".") in plugin_names("formats"):
-        return name.removesuffix(suffix)
     for suffix in (*CHECKPOINT_SUFFIXES, ".index.json"):
         name = name.removesuffix(suffix)
     return name

@@ -13,13 +13,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.plugins import Plugin
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
-from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, checkpoint_suffixes, plugin_of_suffix
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 
@@ -60,7 +58,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     Raises:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
     """
-    path = hub.fetched(Path(path))
+    path = Path(path)
     with _naming(path):
         if not path.is_dir():
             return _read_file(path, key)
@@ -160,20 +158,7 @@ def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
         return read_distributed(path), {}
     if path.suffix in TORCH_SUFFIXES:
         return read_content(path), {}
-    plugin = plugin_of_suffix(path)
-    if plugin is not None:
-        return _read_by_plugin(path, plugin), {}
-    raise TrajectoryError(f"is not a checkpoint: expected {', '.join(checkpoint_suffixes())}.")
-
-
-def _read_by_plugin(path: Path, plugin: Plugin) -> Mapping[Any, Any]:
-    """What the reader of another package returns: tensors by name, also in nested dicts."""
-    reader = plugin.load(TrajectoryError)
-    with plugin.blamed(TrajectoryError, "cannot read it"):
-        content = reader(path)
-    if not isinstance(content, Mapping):
-        raise TrajectoryError(f"is read by {plugin}, which returned a {type(content).__name__}; expected a mapping.")
-    return content
+    raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -23,7 +23,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
-from lcsc_opt.cli import cleaning, exports, results, studies, training, trajectory
+from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
 app = typer.Typer(
     name="lcsc",
@@ -74,8 +74,7 @@ for _command in (
     exports.apply,
     results.landscape,
     results.dashboard,
-    cleaning.delete,
-    cleaning.cache,
+    deleting.delete,
 ):
     app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(trajectory.app, name="trajectory")

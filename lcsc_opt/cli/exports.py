@@ -31,24 +31,19 @@ def export(
     ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model with a model card.")
-    ] = None,
     storage: Storage = None,
 ) -> None:
     """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.database.history import as_known, sign_of
-    from lcsc_opt.exports import merging, publishing, writing
+    from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.search.execution import mergeable_objective_of
 
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    if push_to_hub is not None:
-        publishing.check_repository(push_to_hub, destination)
     stored = find_study(study, storage)
     objective = mergeable_objective_of(stored)
     if destination is None:
@@ -62,14 +57,12 @@ def export(
         held_out_loss: Any = recipe.held_out["loss"]
         line += f", held-out {sign * held_out_loss:.4g}"
     say(line)
-    if destination is not None and push_to_hub is not None:
-        say(publishing.push_to_hub(push_to_hub, destination, stored, objective, recipe))
 
 
 def apply(
     recipe: Annotated[
         str,
-        typer.Argument(help="A recipe, an exported model, ema:RATE, power:WIDTH (EDM2's), or coefficients in JSON."),
+        typer.Argument(help="A recipe, an exported model, ema:RATE, power:WIDTH (EDM2's), uniform, last:N or step:N."),
     ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
     out: _Out,
@@ -82,18 +75,17 @@ def apply(
     config: _Config = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Merge by a recipe, bit for bit as before; or, without a study, by an EMA rate or given coefficients."""
-    from lcsc_opt.exports.coefficients import coefficients_named
+    """Merge by a recipe again; or, without a study, by an EMA rate or the like."""
+    from lcsc_opt.exports.coefficients import is_average
     from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.exports.writing import Destination
 
     if steps is not None:
         checkpoints = in_order_of(steps, checkpoints)
-    named = coefficients_named(recipe)
-    if named is not None:
+    if is_average(recipe):
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-        merged = average(checkpoints, named, destination, name=Path(recipe).name, key=key, steps=steps)
+        merged = average(checkpoints, recipe, destination, key=key, steps=steps)
     else:
         stored_recipe = Recipe.read(Path(recipe))
         if form is None and stored_recipe.lora is not None and out.suffix == ".safetensors":

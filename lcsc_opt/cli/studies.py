@@ -12,7 +12,6 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.plugins import installed_plugins
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
@@ -185,9 +184,7 @@ def fork(
 
 
 def list_(
-    catalog: Annotated[
-        bool, typer.Option("--catalog", help="List objectives, studies, dashboards and what packages add.")
-    ] = False,
+    catalog: Annotated[bool, typer.Option("--catalog", help="List objectives, studies and dashboards.")] = False,
     experiment: Annotated[str | None, typer.Option(help="Only the studies of this experiment.")] = None,
     sort: Annotated[
         StudyOrder, typer.Option(help="created is oldest first; losses are lowest first, costs highest first.")
@@ -225,13 +222,11 @@ def _print_catalog(output: str) -> None:
     places: dict[str, dict[str, str]] = {}
     for kind in SUFFIXES:
         places[kind] = {name: str(path) for name, path in entries(kind).items()}
-    for plugin in installed_plugins():
-        places.setdefault(plugin.group, {})[plugin.name] = f"{plugin.distribution} {plugin.version}"
     if output == "json":
         print_json(places)
         return
     rows = [(kind, name, place) for kind, names in places.items() for name, place in names.items()]
-    print_table(("kind", "name", "file or package"), rows, left=3)
+    print_table(("kind", "name", "file"), rows, left=3)
 
 
 def show(
@@ -282,7 +277,6 @@ def _print_recipe(shown: Recipe) -> None:
         "rows",
         "steps",
         "checkpoint_sha256",
-        "constant",
         "statistics",
         "lora",
     }

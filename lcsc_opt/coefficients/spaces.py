@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.plugins import Plugin
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.settings import check_options
 from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
 _Array = npt.NDArray[np.float64]
@@ -77,66 +73,6 @@ class AffineSpace:
     def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:  # noqa: ARG002 - the map is linear
         """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
         return _reflect(gradient)[..., :-1]
-
-
-def load_space(plugin: Plugin, options: Mapping[str, Any]) -> Callable[..., CoefficientSpace]:
-    """What makes the space of another package, ``factory(steps, origin, **options)``.
-
-    Raises:
-        StudySpecError: it cannot be imported, or has no such options.
-    """
-    factory: Callable[..., CoefficientSpace] = plugin.load(StudySpecError)
-    with plugin.blamed(StudySpecError, "cannot be called"):
-        check_options(factory, options, source=f"space.{plugin.name}", positional=("steps", "origin"))
-    return factory
-
-
-def check_space(
-    plugin: Plugin, steps: tuple[int, ...], options: Mapping[str, Any], *, layer_groups: int | None
-) -> None:
-    """Refuse a space of another package that cannot be made over these checkpoints, before a study of it is stored.
-
-    It is tried with an origin that no space has by itself: coefficients that grow in proportion to their position.
-
-    Args:
-        plugin: the part of the package.
-        steps: ``[K]``.
-        options: of the study file.
-        layer_groups: S, the number of rows; ``None`` for one row for all layers.
-
-    Raises:
-        StudySpecError: as of :func:`space_of_plugin`.
-    """
-    origin = np.arange(1.0, len(steps) + 1)
-    origin /= origin.sum()
-    if layer_groups is not None:
-        origin = np.tile(origin, (layer_groups, 1))
-    space_of_plugin(plugin, steps, origin, options)
-
-
-def space_of_plugin(
-    plugin: Plugin, steps: tuple[int, ...], origin: Coefficients, options: Mapping[str, Any]
-) -> CoefficientSpace:
-    """The space of another package over these checkpoints.
-
-    Args:
-        plugin: the part of the package.
-        steps: ``[K]``.
-        origin: ``[K]`` or ``[S, K]``, to which the zero vector must map.
-        options: of the study file.
-
-    Raises:
-        StudySpecError: it cannot be made with these options, or does not begin at its origin.
-    """
-    factory = plugin.load(StudySpecError)
-    with plugin.blamed(StudySpecError, "cannot be made"):
-        space: CoefficientSpace = factory(steps, origin.copy(), **options)
-        start = np.asarray(space.to_coefficients(np.zeros(space.shape)), dtype=np.float64)
-        tuple(space.steps)
-        space.to_free(start)
-    if start.shape != origin.shape or not np.allclose(start, origin, rtol=0, atol=1e-9):
-        raise StudySpecError(f"{plugin}: expected the zero vector to map to the origin")
-    return space
 
 
 def _reflect(vectors: _Array) -> _Array:

@@ -11,7 +11,6 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
-LOGGED = "logged"  # which run of each tracker is the study's, and its last step there
 
 EMA_GRID = "EMAGrid"
 EMA = "EMA*"

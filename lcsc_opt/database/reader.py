@@ -37,7 +37,7 @@ from lcsc_opt.database.history import (
     sign_of,
 )
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, LOGGED, is_search, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, is_search, split_name
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -49,7 +49,7 @@ MOST_READ_AT_ONCE = 1000  # trials of a study that is drawn with all of them
 LATEST = 200  # trials of a longer study that are drawn
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 T = TypeVar("T")
-UNSEEN = (HOLDER, NODES, LOGGED, SUMMARY)  # attributes whose changes make no new revision
+UNSEEN = (HOLDER, NODES, SUMMARY)  # attributes whose changes make no new revision
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.database.history import COSTS, TRIAL, Trials
 from lcsc_opt.database.names import SUCCEEDED, short_metric
 
-_ABBREVIATIONS = ("fid", "kid", "cmmd")
+_ABBREVIATIONS = ("fid", "kid")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:

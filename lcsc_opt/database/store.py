@@ -18,7 +18,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        landscapes, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``kept_bound`` (EMA* and the bound of the kept metric),
-                       ``retry``, ``changes``, ``ray``, ``nodes``, ``log``, ``notify``, ``logged``, ``summary``
+                       ``retry``, ``changes``, ``ray``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
@@ -277,6 +277,11 @@ class StoredStudy:
         """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         return sorted(self._remembered(trials), key=lambda trial: trial.number)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial as Optuna reads it."""
+        trial_id = self._trial_id(number)
+        return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
 
     def trials_without_arrays(self) -> list[FrozenTrial]:
         """:meth:`trials` without ``coefficients``, ``gradient`` and Optuna's parameters."""

@@ -49,6 +49,15 @@ def sqlite_file(url: sa.URL) -> Path | None:
     return Path(str(url.database))
 
 
+def files_directory(url: str) -> Path:
+    """The folder for what the studies of a database need and can make again: ``studies.files`` next to ``studies.db``.
+
+    Of a server it is ``lcsc.files`` in the working directory.
+    """
+    file = sqlite_file(parse_url(url))
+    return Path("lcsc.files").absolute() if file is None else file.absolute().with_suffix(".files")
+
+
 def parse_url(url: str) -> sa.URL:
     """The URL with an installed driver.
 

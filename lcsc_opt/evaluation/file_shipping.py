@@ -191,7 +191,13 @@ class NodeObjective:
         if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
             os.chdir(self.working_directory)
         try:
-            return load_objective(spec, study_folder=self.study_directory, checkpoints=checkpoints, rows=self.rows)
+            return load_objective(
+                spec,
+                study_folder=self.study_directory,
+                checkpoints=checkpoints,
+                rows=self.rows,
+                files=cache_directory(),
+            )
         finally:
             os.chdir(copies)
 

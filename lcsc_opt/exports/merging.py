@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
+from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.exports.coefficients import CoefficientsOf
-from lcsc_opt.exports.exact_merge import CheckpointFiles, Checkpoints, cast, merge_exactly
+from lcsc_opt.exports.coefficients import average_coefficients
+from lcsc_opt.exports.model_card import model_card
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CONFIG, Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.trajectory import Trajectory, open_or_pack
-from lcsc_opt.trajectory.sources import find_sources
+from lcsc_opt.trajectory.layout import DTYPES, EXACT
 
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
     """Write the best model so far, or one trial's. It only reads the database: the study may be running meanwhile.
+
+    A model's folder gets a model card, too.
 
     Returns:
         The recipe inside the model.
@@ -54,8 +60,12 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
-        changes["statistics"] = save(cast(dict(statistics), to.dtype)).hex()
-    return _write(trajectory, recipe.model_copy(update=changes), to, config)
+        changes["statistics"] = save(_cast(statistics, to.dtype)).hex()
+    recipe = recipe.model_copy(update=changes)
+    card = None
+    if config is not None:
+        card = model_card(to.path.absolute().name, study, objective, recipe, config=config)
+    return _write(trajectory, recipe, to, config, card)
 
 
 def _model_folder(study: StoredStudy) -> Path | None:
@@ -77,7 +87,7 @@ def rebuild(
     key: str | None = None,
     steps: Sequence[int] | None = None,
 ) -> Recipe:
-    """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
+    """Combine the checkpoints of a recipe again, and write the model; files are packed beside it meanwhile.
 
     Args:
         recipe: the recipe of an exported model; its key and dtype hold where no other is given.
@@ -95,61 +105,139 @@ def rebuild(
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    checkpoints: Checkpoints
-    if len(patterns) == 1 and is_packed(Path(patterns[0])):
-        checkpoints = Trajectory.open(patterns[0])
-    else:
-        if key is None:
-            key = recipe.key
-        paths = find_sources(find_checkpoints(patterns, key=key), steps)
-        checkpoints = CheckpointFiles(paths, key=key)
-    naming = recipe.lora
-    if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
-        naming = LoraNaming(alphas=checkpoints.lora_alphas())
-    recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
-    return _write(checkpoints, recipe, to, config)
+    if key is None:
+        key = recipe.key or None
+    with _packed(patterns, to, key=key, steps=steps, dtype=recipe.stored) as trajectory:
+        naming = recipe.lora
+        if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
+            naming = LoraNaming(alphas=trajectory.lora_alphas())
+        recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
+        return _write(trajectory, recipe, to, config)
 
 
 def average(
     patterns: Sequence[str | Path],
-    coefficients_of: CoefficientsOf,
+    name: str,
     to: Destination,
     *,
-    name: str,
     key: str | None = None,
     steps: Sequence[int] | None = None,
 ) -> Recipe:
-    """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
+    """Combine checkpoints once, and write the model with its recipe inside.
 
-    ``coefficients_of`` comes from :func:`lcsc_opt.exports.coefficients.coefficients_named`, and ``name`` is the model's
-    in the recipe; the rest is as for :func:`rebuild`. Files are packed into the cache.
+    ``name`` is the average's, as for :func:`~lcsc_opt.exports.coefficients.average_coefficients`; the rest is as for
+    :func:`rebuild`. Files are packed beside the model meanwhile.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together, or that are no LoRAs where the form
             is that of a LoRA.
-        StudySpecError: the coefficients' number is not that of the checkpoints, or of their layer groups, or their sum
-            is not one.
+        StudySpecError: there is no such step, or there are not so many.
         ObjectiveError: a model folder for a LoRA, or without a configuration that the weights fit.
         StudyStoreError: the disk refuses.
     """
     config = to.config_text()
-    packed = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
-    trajectory, coefficients = coefficients_of(packed)
-    _check_adapter(trajectory, to)
-    recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    if to.form == "lora":
-        recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
-    return _write(trajectory, recipe, to, config)
+    with _packed(patterns, to, key=key, steps=steps) as trajectory:
+        _check_adapter(trajectory, to)
+        recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
+        if to.form == "lora":
+            recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
+        return _write(trajectory, recipe, to, config)
 
 
-def _write(checkpoints: Checkpoints, recipe: Recipe, to: Destination, config: str | None) -> Recipe:
+@contextlib.contextmanager
+def _packed(
+    patterns: Sequence[str | Path],
+    to: Destination,
+    *,
+    key: str | None,
+    steps: Sequence[int] | None,
+    dtype: str | None = None,
+) -> Iterator[Trajectory]:
+    """The checkpoints of these patterns; files are packed beside the model that is written, while this is open."""
+    if len(patterns) == 1 and is_packed(Path(patterns[0])):
+        yield Trajectory.open(patterns[0])
+        return
+    beside = to.path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
+        yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
+
+
+def _write(
+    trajectory: Trajectory, recipe: Recipe, to: Destination, config: str | None, card: str | None = None
+) -> Recipe:
     """Merge by a recipe and write the model. Returns the recipe."""
-    weights = merge_exactly(checkpoints, recipe)
-    if checkpoints.stored is not None:
-        notice(f"{to.path}: merged from checkpoints that were rounded to {checkpoints.stored} when they were packed")
+    weights = merge(trajectory, recipe)
+    if trajectory.stored is not None:
+        notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update(_statistics_in(recipe))
-    to.write(weights, recipe, config)
+    to.write(weights, recipe, config, card)
     return recipe
+
+
+def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
+    """The weights of a recipe, on the CPU, merged as a search merges them.
+
+    Checkpoints whose coefficient is zero are not needed, and there may be further ones. Sums are of float32 and depend
+    on the BLAS, so another machine's differ in the last bits. Floating-point tensors are of the recipe's dtype.
+
+    Raises:
+        StudySpecError: the recipe's coefficients do not sum to one.
+        TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
+            its dtype.
+    """
+    row_of, coefficients = recipe.in_rows()
+    places = recipe.find_needed(trajectory.steps)  # index in the recipe → index in the trajectory
+    _check_checkpoints(trajectory, recipe, places)
+    placed = np.zeros((len(coefficients), len(trajectory)))
+    placed[:, list(places.values())] = coefficients[:, list(places)]
+    groups = None
+    if recipe.rows:
+        row_of = {name: row_of.get(name, 0) for name in trajectory.names}
+        groups = LayerGroups(tuple(recipe.rows), row_of, recipe.rows)
+    merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
+    return _cast(merged, recipe.dtype)
+
+
+def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[int, int]) -> None:
+    """Refuse other checkpoints than the recipe's, and the same bytes in another layout."""
+    for index, place in places.items():
+        sha256 = trajectory.checkpoint_sha256[place]
+        expected = recipe.checkpoint_sha256[index]
+        if sha256 != expected:
+            advice = "Name the same file, or pass the right --key."
+            if trajectory.stored != recipe.stored:
+                advice = f"The recipe combines weights stored as {recipe.stored or EXACT}: name the files themselves."
+            raise TrajectoryError(
+                f"Step {recipe.steps[index]} {trajectory.sources[place]}: not the checkpoint that was combined: its "
+                f"weights have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. {advice}"
+            )
+    trajectory_sha256 = trajectory.layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
+    if trajectory_sha256 != recipe.trajectory_sha256:
+        raise TrajectoryError(
+            "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "
+            "use the files as they were saved."
+        )
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    """Copies on the CPU, each in a memory of its own: floating-point tensors in ``dtype``, if one is given.
+
+    Raises:
+        TrajectoryError: a weight is too large for ``dtype``.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        written_dtype = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            written_dtype = DTYPES[dtype]
+        copied = tensor.detach().to("cpu", written_dtype, copy=True).contiguous()
+        if written_dtype != tensor.dtype and not bool(torch.isfinite(copied).all()):
+            raise TrajectoryError(
+                f"Tensor {name!r} has values too large for {dtype}: pass --dtype float32, or bfloat16."
+            )
+        result[name] = copied
+    return result
 
 
 def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The recipe of a merged model: which checkpoints, with which coefficients, found by which trial.
 
-Every exported model holds it. It is enough to merge the same bits again from the same checkpoints.
+Every exported model holds it. It is enough to merge the model again from the same checkpoints.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: the version of the recipe's own format.
-        method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
@@ -65,7 +64,6 @@ class Recipe(pydantic.BaseModel):
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: the SHA-256 of all checkpoints together.
         stored: what the checkpoints' weights were rounded to; ``None`` if every bit was kept.
-        constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` if the training loop wrote the trajectory.
         dtype: the dtype of the exported model; ``None`` keeps that of each tensor.
         statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
@@ -81,7 +79,6 @@ class Recipe(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
 
     format: int = _FORMAT
-    method: Literal["linear"] = "linear"
     study: str
     trial: int | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -90,7 +87,6 @@ class Recipe(pydantic.BaseModel):
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
     stored: str | None = None
-    constant: tuple[str, ...] = ()
     key: str | None = None
     dtype: Dtype | None = None
     statistics: str | None = None
@@ -143,7 +139,6 @@ class Recipe(pydantic.BaseModel):
             checkpoint_sha256=trajectory.checkpoint_sha256,
             trajectory_sha256=trajectory.sha256,
             stored=trajectory.stored,
-            constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
             key=trajectory.metadata.get("key"),
             lcsc_opt=VERSION,
             versions=versions,
@@ -167,8 +162,8 @@ class Recipe(pydantic.BaseModel):
         """
         if objective.trajectory is None:
             raise ObjectiveError(
-                f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
-                f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
+                f"{study.name}: its objective combines no weights, so there is no model to export; in Python: "
+                f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{study.name}").coefficients)'
             )
         trial, coefficients, attributes = study.chosen_trial(number)
         trajectory = packed_trajectory(objective)

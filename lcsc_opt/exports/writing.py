@@ -27,6 +27,7 @@ from lcsc_opt.objective.model_files import PROCESSING_FILES
 from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
+CARD = "README.md"
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
 _DIFFUSERS_CLASS = "_class_name"  # in a configuration of diffusers
@@ -107,8 +108,10 @@ class Destination:
             )
         return default
 
-    def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None) -> None:
+    def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None, card: str | None = None) -> None:
         """Write weights, recipe and the ``config`` of :meth:`config_text`. No reader ever sees a part of it.
+
+        A folder also gets the model card, where there is one.
 
         A folder of transformers also gets the tokenizer and the like of the folder that ``config`` was read from.
 
@@ -124,7 +127,7 @@ class Destination:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as path:
-                self._write_to(path, weights, recipe.as_text(), config)
+                self._write_to(path, weights, recipe.as_text(), config, card)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             reason = " ".join(str(error).split())
             needed_bytes = sum(tensor.nbytes for tensor in weights.values())
@@ -140,6 +143,7 @@ class Destination:
         weights: dict[str, Tensor],
         recipe: str,
         config: str | None,
+        card: str | None,
     ) -> None:
         texts = {"format": "pt", ENTRY: recipe}
         if self.form == "diffusers":
@@ -148,6 +152,8 @@ class Destination:
             (path / FILE).write_text(recipe, encoding="utf-8")
             _write_shards(weights, path, str(config), texts)
             self._copy_processing_files(path)
+            if card is not None:
+                (path / CARD).write_text(card, encoding="utf-8")
         elif self.form == "pt":
             with path.open("wb") as file:  # given a path, torch would write its name into the file
                 torch.save({"state_dict": weights, ENTRY: recipe}, file)

@@ -11,9 +11,8 @@
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
 
     frechet.py          moments of features, which merge; two means and covariances → FID
-    grouped_fid.py      FID without groups of images, and of infinitely many
-    clipped.py          Clipped Density and Clipped Coverage
-    distances.py        KID, precision and recall, shares of copies, metrics of single samples, projections
+    distances.py        KID, precision and recall, metrics of single samples
+    leave_out.py        metrics without each of ten groups of images, for intervals
     extractors/         images → features [N, D]: published networks, and those of users
     bundled_images.py   small images without a download; extractors/bundled.py has feature networks for them
     reference/          the real images, in the features of an extractor; cached by content

@@ -6,7 +6,6 @@ Inception Score itself. The others run where the networks do, and what concerns 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Set
 
@@ -18,25 +17,16 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.jackknife import FEWEST_IN_A_GROUP, GROUPS
-from lcsc_opt.metrics.clipped import (
-    CLIPPED_NEIGHBOURS,
-    clipped_coverage,
-    clipped_density_of_each,
-    samples_in_spheres,
-)
 from lcsc_opt.metrics.distances import (
     EACH,
-    FIDELITY,
     NEIGHBOURHOOD,
     SUBSET_SEED,
-    distance_of_plugin,
     kernel_distance,
     precise_and_covered,
 )
 from lcsc_opt.metrics.frechet import Array, Moments
-from lcsc_opt.metrics.grouped_fid import FEWEST_IMAGES, GroupedFid
-from lcsc_opt.metrics.leave_out import GroupedSamples
-from lcsc_opt.metrics.names import FORMULAS, OF_REFERENCE_FEATURES, OF_REPORTS, Formula, need_real_features
+from lcsc_opt.metrics.leave_out import without_each_group
+from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -79,7 +69,7 @@ class FeatureMetrics:
         self._device = device
         dimension = reference.extractor.dimension
         is_small = total < dimension
-        needs_rows = gradient or is_small or need_real_features(formulas) or bool(formulas & OF_REPORTS)
+        needs_rows = gradient or is_small or need_real_features(formulas)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
@@ -87,7 +77,6 @@ class FeatureMetrics:
         self._logits: list[Features] = []
         self._values: dict[Formula, float] = {}
         self._gradients: dict[Formula, Array] = {}
-        self._fids: dict[bool, GroupedFid] = {}
 
     def update(self, features: Tensor | None, logits: Tensor | None = None) -> None:
         """Add features ``[B, D]`` and logits ``[B, classes]`` of float32 or float64, whichever are needed."""
@@ -142,66 +131,28 @@ class FeatureMetrics:
                 return distance
             case "is":
                 return self._inception_score()
-            case "fid_infinity":
-                return self._grouped_fid().extrapolated()
-            case "clipped_density":
-                samples = self._samples(1, CLIPPED_NEIGHBOURS + 1)
-                return min(1.0, float(clipped_density_of_each(samples, self.reference).mean()))
-            case "clipped_coverage":
-                samples = self._samples(CLIPPED_NEIGHBOURS, CLIPPED_NEIGHBOURS + 1)
-                members = torch.ones(len(samples), 1)
-                counts = samples_in_spheres(samples, self.reference, members)
-                return clipped_coverage(counts[:, 0], len(samples))
-            case "nearer_train" | "authenticity":
-                return _share(EACH[formula](self._samples(), self.reference))
             case _:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples()))
 
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
-        """A distance of samples ``[N, D]`` on their device: one of ours, or the metric of another package."""
-        if formula in FORMULAS:
-            return FIDELITY[formula](samples, self.reference)
-        return distance_of_plugin(formula, samples, self.reference)
-
-    def _grouped_fid(self, *, held_out: bool = False) -> GroupedFid:
-        """FID to the reference, or to held-out real images, of groups of the samples."""
-        if held_out not in self._fids:
-            rows = self._all_rows()
-            if len(rows) < FEWEST_IMAGES:
-                raise MetricError(f"fid_infinity needs at least {FEWEST_IMAGES} images, got {len(rows)}")
-            reference = self.reference.unseen if held_out else self.reference
-            self._fids[held_out] = GroupedFid(reference.frechet, rows)
-        return self._fids[held_out]
+        """A distance of samples ``[N, D]`` on their device."""
+        return EACH[formula](samples, self.reference).mean()
 
     def without_each_group(self, formula: Formula) -> Array | None:
         """``[G]``: a metric of the images that are not in one of ten groups, for each group.
 
-        ``None`` if there are fewer than 100 images, if their features were not kept, or for a metric of another
-        package, which may be slow.
+        ``None`` if there are fewer than 100 images, or if their features were not kept.
         """
-        if formula not in FORMULAS:
-            return None
         parts = self._logits if formula == "is" else self._rows  # [] if they were not kept
         if sum(map(len, parts)) < GROUPS * FEWEST_IN_A_GROUP:
             return None
-        match formula:
-            case "fid":
-                return self._grouped_fid().without_each_group()
-            case "fid_held_out":
-                return self._grouped_fid(held_out=True).without_each_group()
-            case "fid_infinity":
-                return self._grouped_fid().extrapolated_without_each_group()
-            case "is":
-                scores = scores_of_splits(self._all_logits())  # it is their mean, so the splits serve as the groups
-                means: Array = (scores.sum() - scores) / (len(scores) - 1)
-                return means
-            case _:
-                return self._grouped_samples.without_each_group(formula)
-
-    @functools.cached_property
-    def _grouped_samples(self) -> GroupedSamples:
-        return GroupedSamples(torch.from_numpy(self._all_rows()).to(self._device), self.reference)
+        if formula == "is":
+            scores = scores_of_splits(self._all_logits())  # it is their mean, so the splits serve as the groups
+            means: Array = (scores.sum() - scores) / (len(scores) - 1)
+            return means
+        samples = torch.from_numpy(self._all_rows()).to(self._device)
+        return without_each_group(formula, samples, self.reference)
 
     def _frechet_distance(self, reference: Reference) -> float:
         if self._moments.count:

@@ -24,8 +24,8 @@ from lcsc_opt.metrics.names import (
     DISTANCES,
     EXTRACTORS,
     FDR,
+    FID_HELD_OUT,
     HELD_OUT_REWARD,
-    OF_HELD_OUT,
     PIXELS,
     REWARD,
     THUMBNAILS,
@@ -49,9 +49,9 @@ class ScoreSettings(FrozenModel):
             of a network and in pixels, each relative to that of an average of the checkpoints. ``fdr@clip`` uses
             another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
         metrics: metrics that are reported with the loss in every evaluation.
-        held_out_metrics: metrics that are reported on held-out noise. The default is precision, recall, ``sliced`` and
-            ``near`` if the reference is images. FID in features that the loss does not see is added to every list
-            that is not empty, and the share of values outside [−1, 1] to all.
+        held_out_metrics: metrics that are reported on held-out noise. The default is precision and recall if the
+            reference is images. FID in features that the loss does not see is added to every list that is not empty,
+            and the share of values outside [−1, 1] to all.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
             ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
@@ -95,7 +95,7 @@ class ScoreSettings(FrozenModel):
         """Whether held-out reports have FID in features that the loss does not see: always, unless none are wanted."""
         return self.adds_default_metrics or bool(self.held_out_metrics)
 
-    def why_no_gradient(self) -> str | None:
+    def why_no_gradient(self, context: BuildContext) -> str | None:  # noqa: ARG002 - for subclasses
         """Why these settings allow no gradient; ``None`` if they do."""
         return why_no_gradient(parse_loss(self.loss))
 
@@ -149,7 +149,7 @@ class MetricSuiteBuilder:
         self._loss_setting = self._loss_of_reference(settings.loss)
         self._loss = parse_loss(self._loss_setting, unguarded=settings.unguarded)
         reported = MetricName.parse_all(in_features_of(self._loss, settings.held_out_metrics or ()))
-        searched = MetricName.parse_searched(in_features_of(self._loss, settings.metrics))
+        searched = MetricName.parse_all(in_features_of(self._loss, settings.metrics))
         metrics = [*self._loss, *searched, *reported]
         if settings.keep is not None:
             metrics.append(parse_kept(settings.keep, self._loss))
@@ -224,27 +224,27 @@ class MetricSuiteBuilder:
             if extractor not in self._rewards and extractor not in PUBLISHED:
                 find_extractor(extractor, weights=self._weights.get(extractor))
 
-    def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, cache: Path) -> MetricSuite:
+    def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, folder: Path) -> MetricSuite:
         """Load the networks, and read the reference images.
 
         Args:
             device: where networks run and distances are computed.
             batch_size: reference images that pass through a network at once.
-            cache: a folder for the statistics and features of the reference.
+            folder: for the statistics and features of the reference.
 
         Raises:
             MetricError: weights or a reference cannot be used.
         """
         references: dict[str, Reference] = {}
         for name in self._extractors:
-            references[name] = self._search_reference(name, device, batch_size, cache)
+            references[name] = self._search_reference(name, device, batch_size, folder)
 
         def report_references() -> dict[str, Reference]:
             loss_references = {name: references[name] for name in suite.extractors}
             built: dict[str, Reference] = {}
             if self._adds_defaults:
-                built |= self._loss_references_with_features(loss_references, batch_size, cache)
-            return built | self._cross_check_reference(device, batch_size, cache)
+                built |= self._loss_references_with_features(loss_references, batch_size, folder)
+            return built | self._cross_check_reference(device, batch_size, folder)
 
         suite = MetricSuite(
             references,
@@ -262,7 +262,7 @@ class MetricSuiteBuilder:
         name: str,
         device: torch.device | str,
         batch_size: int,
-        cache: Path,
+        folder: Path,
     ) -> Reference:
         """The reference of one extractor or reward, with only what the metrics of the settings need."""
         reward = self._rewards.get(name)
@@ -278,9 +278,9 @@ class MetricSuiteBuilder:
             name,
             extractor,
             features=need_real_features(formulas),
-            held_out=not formulas.isdisjoint(OF_HELD_OUT) or MetricName("fid", name) in self._loss,
+            held_out=FID_HELD_OUT in formulas or MetricName("fid", name) in self._loss,
             batch_size=batch_size,
-            cache=cache,
+            folder=folder,
         )
 
     def _built(
@@ -296,7 +296,7 @@ class MetricSuiteBuilder:
         return pixel_reference(settings.build(THUMBNAILS, Thumbnails(), **needs))
 
     def _loss_references_with_features(
-        self, references: Mapping[str, Reference], batch_size: int, cache: Path
+        self, references: Mapping[str, Reference], batch_size: int, folder: Path
     ) -> dict[str, Reference]:
         """The references of the loss with all features and the held-out images, for the default metrics of a report.
 
@@ -321,17 +321,17 @@ class MetricSuiteBuilder:
                 features=True,
                 held_out=True,
                 batch_size=batch_size,
-                cache=cache,
+                folder=folder,
             )
         return complete
 
-    def _cross_check_reference(self, device: torch.device | str, batch_size: int, cache: Path) -> dict[str, Reference]:
+    def _cross_check_reference(self, device: torch.device | str, batch_size: int, folder: Path) -> dict[str, Reference]:
         """The reference of the cross-check; a notice says why it is unavailable."""
         name = self._cross_check
         if name is None:
             return {}
         try:
-            reference = self._built_cross_check(name, device, batch_size, cache)
+            reference = self._built_cross_check(name, device, batch_size, folder)
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
@@ -340,12 +340,12 @@ class MetricSuiteBuilder:
                 return {}
             name = CROSS_CHECK
             notice(f"cross-check: {missing}, cannot be had: {reason}. {MetricName('fid', name)} stands in")
-            reference = self._built_cross_check(name, device, batch_size, cache)
+            reference = self._built_cross_check(name, device, batch_size, folder)
         if self._only_reward_with_reference and reference.features is None:
             _notice_too_many(name, reference.count or 0)
         return {name: reference}
 
-    def _built_cross_check(self, name: str, device: torch.device | str, batch_size: int, cache: Path) -> Reference:
+    def _built_cross_check(self, name: str, device: torch.device | str, batch_size: int, folder: Path) -> Reference:
         """The reference of one cross-check. Raises MetricError and what reading files and networks raises."""
         settings = self._image_settings(name)
         extractor: FeatureExtractor
@@ -362,7 +362,7 @@ class MetricSuiteBuilder:
             features_of_at_most=MOST_IMAGES,
             held_out=True,
             batch_size=batch_size,
-            cache=cache,
+            folder=folder,
         )
 
     def _advice_on_cross_check(self) -> str:

@@ -19,12 +19,11 @@ from lcsc_opt.metrics.names import (
     DIFFERENTIABLE,
     DISTANCES,
     FDR,
+    FID_HELD_OUT,
     HELD_OUT_REWARD,
     INCEPTION,
     KEPT,
-    OF_HELD_OUT,
     OF_LOSS_FEATURES,
-    OF_REPORTS,
     PIXELS,
     REWARD,
     Kept,
@@ -146,10 +145,8 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
     weights: dict[MetricName, float] = {}
     for text, weight in loss.items():
         metric = MetricName.parse(text)
-        if metric.formula in OF_HELD_OUT or metric.formula == HELD_OUT_REWARD:
+        if metric.formula in (FID_HELD_OUT, HELD_OUT_REWARD):
             raise MetricError(f"loss: {metric} is held out, and decides nothing; move it to held_out_metrics")
-        if metric.formula in OF_REPORTS:
-            raise MetricError(f"loss: {metric} is for reports only; search with fid, and name it in held_out_metrics")
         if metric in weights:
             raise MetricError(f"loss: {metric} is named twice")
         weights[metric] = abs(_checked_weight(metric, weight))

@@ -7,15 +7,14 @@ these metrics.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
 from lcsc_opt.base.settings import near_miss
 
 Formula = str
-"""One of :data:`FORMULAS`, or the name of a metric that an installed package adds."""
+"""One of :data:`FORMULAS`."""
 FORMULAS: tuple[Formula, ...] = (
     "fid",
     "kid",
@@ -24,32 +23,13 @@ FORMULAS: tuple[Formula, ...] = (
     "recall",
     "near",
     "hinge",
-    "sliced",
-    "cmmd",
-    "authenticity",
-    "clipped_density",
-    "clipped_coverage",
     "fid_held_out",
-    "fid_infinity",
-    "nearer_train",
     "reward",
     "held_out_reward",
     "spread",
     "outside",
 )
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset(
-    {
-        "is",
-        "precision",
-        "recall",
-        "authenticity",
-        "clipped_density",
-        "clipped_coverage",
-        "reward",
-        "held_out_reward",
-        "spread",
-    }
-)
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "reward", "held_out_reward", "spread"})
 PIXELS = "pixels"
 THUMBNAILS = "thumbnails"
 OWN_FEATURES: Mapping[Formula, str] = {
@@ -59,10 +39,9 @@ OWN_FEATURES: Mapping[Formula, str] = {
     "outside": "outside",
 }
 # Those for which mean and covariance of the reference are not enough.
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "fid_infinity", "is", *OWN_FEATURES}
-OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # of held-out images: never in a loss
-OF_REPORTS: frozenset[Formula] = frozenset({"fid_infinity"})  # costs several FIDs, and has more noise than one
-DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "sliced", "cmmd", "reward")
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
+FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward")
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
@@ -88,7 +67,7 @@ for _name in TRAINED:
 CROSS_CHECK = "cross_check"  # our own extractor for the cross-check; no study file can name it
 FDR = "fdr"  # a loss: FID in several representations together, each relative to that of one average of the checkpoints
 OUTSIDE = "outside"
-DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
+DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better; they see quality and diversity
 REWARD: Final = "reward"
 HELD_OUT_REWARD: Final = "held_out_reward"  # in place of an extractor: a function that scores single images
 
@@ -109,15 +88,18 @@ class MetricName:
         """
         formula, at, extractor = text.partition("@")
         if formula not in FORMULAS:
-            _check_plugin(formula, text)
+            raise MetricError(
+                f"{text!r} is not a metric{near_miss(formula, FORMULAS)}; known: {', '.join(FORMULAS)}, each "
+                "optionally with @extractor"
+            )
         if not at:
             return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
         if formula in (REWARD, HELD_OUT_REWARD):
             raise MetricError(f"{text!r}: the setting {formula} names the function, as module:function")
         module, _, factory = extractor.partition(":")
         is_factory = bool(module and factory)
-        if not is_factory and extractor not in (*EXTRACTORS, *MADE) and extractor_plugin(extractor) is None:
-            names = [*EXTRACTORS, *MADE, *plugin_names("extractors")]
+        names = [*EXTRACTORS, *MADE]
+        if not is_factory and extractor not in names:
             raise MetricError(
                 f"{extractor!r} is not an extractor{near_miss(extractor, names)}; known: {', '.join(names)}, or your "
                 "own as module:factory"
@@ -128,15 +110,6 @@ class MetricName:
     def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
         """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
         return tuple(dict.fromkeys(cls.parse(name) for name in names))
-
-    @classmethod
-    def parse_searched(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
-        """The same of metrics that every evaluation has. Raises MetricError for one that only reports have."""
-        metrics = cls.parse_all(names)
-        for metric in metrics:
-            if metric.formula in OF_REPORTS:
-                raise MetricError(f"metrics: {metric} is for reports only; move it to held_out_metrics")
-        return metrics
 
     @property
     def guide(self) -> MetricName:
@@ -153,10 +126,7 @@ class MetricName:
     @property
     def sign(self) -> int:
         """The sign of the metric in a loss: 1, or −1 where higher is better."""
-        higher_is_better = self.formula in HIGHER_IS_BETTER
-        if self.formula not in FORMULAS:
-            higher_is_better = getattr(load_metric(self.formula), "higher_is_better", False)
-        return -1 if higher_is_better else 1
+        return -1 if self.formula in HIGHER_IS_BETTER else 1
 
     @property
     def needs_reference(self) -> bool:
@@ -166,79 +136,9 @@ class MetricName:
     @property
     def is_differentiable(self) -> bool:
         """Whether it has a derivative in the features of the samples."""
-        if self.formula in FORMULAS:
-            return self.formula in DIFFERENTIABLE
-        return bool(getattr(load_metric(self.formula), "differentiable", False))
+        return self.formula in DIFFERENTIABLE
 
 
 def need_real_features(formulas: Iterable[Formula]) -> bool:
     """Whether any of these needs the features of all real images, not only their mean and covariance."""
-    return any(formula in OF_REFERENCE_FEATURES or formula not in FORMULAS for formula in formulas)
-
-
-def load_metric(formula: Formula) -> Callable[..., Any]:
-    """The metric of an installed package: samples ``[N, D]`` and real ones ``[M, D]`` → a number.
-
-    Attributes of it may say more: ``higher_is_better`` and ``differentiable``, both false by default.
-
-    Raises:
-        MetricError: there is none of this name, or it cannot be imported.
-    """
-    metric: Callable[..., Any] = metric_plugin(formula).load(MetricError)
-    return metric
-
-
-def metric_plugin(formula: Formula) -> Plugin:
-    """The installed package that brings a metric which is not ours.
-
-    Raises:
-        MetricError: none or two of them bring it; one that a stored study was made with may be gone.
-    """
-    plugin = _plugin_of_formula(formula)
-    if plugin is None:
-        raise MetricError(f"{formula}: no installed package has a metric of this name")
-    return plugin
-
-
-def _check_plugin(formula: str, text: str) -> None:
-    """Raise MetricError if no installed package brings the metric that ``text`` names, or it cannot be imported."""
-    if _plugin_of_formula(formula) is None:
-        formulas = [*FORMULAS, *plugin_names("metrics")]
-        raise MetricError(
-            f"{text!r} is not a metric{near_miss(formula, formulas)}; known: {', '.join(formulas)}, each optionally "
-            "with @extractor"
-        )
-    load_metric(formula)
-
-
-def _plugin_of_formula(formula: str) -> Plugin | None:
-    if formula in FORMULAS:
-        return None
-    return find_plugin("metrics", formula, error=MetricError)
-
-
-def extractor_plugin(name: str) -> Plugin | None:
-    """The installed package that brings an extractor; ``None`` for ours, a ``module:factory``, and what nobody has.
-
-    Raises:
-        MetricError: two packages bring one of this name.
-    """
-    if ":" in name or name in (*EXTRACTORS, *MADE):
-        return None
-    return find_plugin("extractors", name, error=MetricError)
-
-
-def plugins_in_settings(settings: Any) -> Iterator[Plugin]:
-    """The packages whose metrics and extractors settings name, in a key or a value."""
-    if isinstance(settings, str):
-        formula, _, extractor = settings.partition("@")
-        for plugin in (_plugin_of_formula(formula), extractor_plugin(extractor or settings)):
-            if plugin is not None:
-                yield plugin
-    elif isinstance(settings, Mapping):
-        for key, value in settings.items():
-            yield from plugins_in_settings(key)
-            yield from plugins_in_settings(value)
-    elif isinstance(settings, (list, tuple)):
-        for entry in settings:
-            yield from plugins_in_settings(entry)
+    return not OF_REFERENCE_FEATURES.isdisjoint(formulas)

@@ -1,10 +1,8 @@
 """The metrics of held-out reports: what a search may lose while its loss falls.
 
-Precision and recall tell fidelity and diversity apart, ``near`` measures single images, ``sliced`` is a distance other
-than FID, and FID in features that the loss does not use shows whether a gain is real. ``outside`` is the share of
-values that saving an image clips. If real images are held out, there are also FID to these, the share of samples that
-are nearer to an image of the reference than to any held-out one, and authenticity. Most need the features of the real
-images, which a file of statistics does not have.
+Precision and recall tell fidelity and diversity apart, and FID in features that the loss does not use shows whether a
+gain is real. ``outside`` is the share of values that saving an image clips. If real images are held out, there is also
+FID to these. Precision and recall need the features of the real images, which a file of statistics does not have.
 """
 
 from __future__ import annotations
@@ -17,11 +15,10 @@ import torch
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.loss import Loss
-from lcsc_opt.metrics.names import DISTANCES, OUTSIDE, PIXELS, REWARD, Formula, MetricName
+from lcsc_opt.metrics.names import DISTANCES, FID_HELD_OUT, OUTSIDE, PIXELS, REWARD, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
-REPORTED: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
-REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
+REPORTED: tuple[Formula, ...] = ("precision", "recall")
 
 BuildReferences = Callable[[], Mapping[str, Reference]]
 
@@ -93,7 +90,7 @@ class ReportMetrics:
                 continue
             metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
-                metrics += [MetricName(formula, name) for formula in REPORTED_WITH_HELD_OUT]
+                metrics.append(MetricName(FID_HELD_OUT, name))
         if REWARD in self._loss.extractors or len(self._loss.weights) > 1:
             metrics = [*self._loss.weights, *metrics]
         elif self._loss.keep is None:
@@ -127,14 +124,10 @@ class ReportMetrics:
             held_out_features = reference.held_out.known_features
             if len(held_out_features) <= NEIGHBOURHOOD:
                 continue
-            if metric.formula == "nearer_train":  # by chance, if samples are as near to both
-                train_count = len(reference.known_features)
-                values[str(metric)] = train_count / (train_count + len(held_out_features))
-                continue
             if name not in feature_metrics:
                 feature_metrics[name] = FeatureMetrics(reference, device=self._device)
                 feature_metrics[name].update(torch.from_numpy(held_out_features))
             # The held-out images stand for samples, so their FID to themselves becomes that to the reference.
-            formula = "fid" if metric.formula == "fid_held_out" else metric.formula
+            formula = "fid" if metric.formula == FID_HELD_OUT else metric.formula
             values[str(metric)] = feature_metrics[name].compute(formula)
         return values

@@ -20,8 +20,8 @@ from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
 from lcsc_opt.metrics.loss import Loss, LossSetting, in_features_of
 from lcsc_opt.metrics.names import (
+    FID_HELD_OUT,
     HELD_OUT_REWARD,
-    OF_HELD_OUT,
     OUTSIDE,
     REWARD,
     THUMBNAILS,
@@ -88,7 +88,7 @@ class MetricSuite:
         if HELD_OUT_REWARD in available:
             held_out_texts.append(HELD_OUT_REWARD)
         # in the order of reports: terms of the loss, further metrics, then what bounds it; each is computed once
-        search_metrics = (*self.loss.weights, *MetricName.parse_searched(metric_texts), *self.loss.metrics)
+        search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
         self._metrics = tuple(dict.fromkeys(search_metrics))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
 
@@ -248,7 +248,7 @@ def _check(metric: MetricName, reference: Reference) -> None:
             _ = reference.frechet
         if need_real_features([metric.formula]):
             _ = reference.known_features
-        if metric.formula in OF_HELD_OUT:
+        if metric.formula == FID_HELD_OUT:
             _ = reference.unseen
     except MetricError as error:
         raise MetricError(f"{metric}: {error}") from error

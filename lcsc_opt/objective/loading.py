@@ -18,14 +18,13 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import CodeFile, code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.live_code import LiveFunctions
-from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
+from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import FrozenModel, naming_setting, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 
-_NOTHING_LIVE = LiveFunctions()
+_NO_FUNCTIONS: Mapping[str, Callable[..., Any]] = {}
 
 
 def load_objective(
@@ -34,7 +33,8 @@ def load_objective(
     study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
     rows: Rule | None = None,
-    live: LiveFunctions = _NOTHING_LIVE,
+    functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
+    files: Path = DEFAULT_FILES,
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -46,7 +46,8 @@ def load_objective(
         study_folder: the study file's folder.
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
         rows: how layers are divided into groups with coefficients of their own.
-        live: functions that the caller handed over.
+        functions: those that the caller handed over, by their names in the settings.
+        files: the folder beside the database.
 
     Raises:
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
@@ -56,12 +57,12 @@ def load_objective(
     path = find("objectives", spec.file, study_folder=study_folder)
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
-    context = BuildContext(study_folder, checkpoints, live.functions)
+    context = BuildContext(study_folder, checkpoints, functions, files)
     with naming_setting(spec.settings):
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
-    code = {**code_of_settings(path, spec.settings), **code, **live.code}
+    code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     if rows is not None:
         objective.merge_in_rows(rows)
@@ -88,7 +89,8 @@ def check_objective(
     *,
     study_folder: Path | None = None,
     checkpoints: KnownCheckpoints | None = None,
-    live: LiveFunctions = _NOTHING_LIVE,
+    functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
+    files: Path = DEFAULT_FILES,
 ) -> CheckedObjective:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
@@ -101,12 +103,12 @@ def check_objective(
     settings: Any = None
     if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
         settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(study_folder, checkpoints, live.functions)
+    context = BuildContext(study_folder, checkpoints, functions, files)
     if hasattr(settings, "check"):
         with naming_setting(spec.settings):
             _call(path, settings.check, context=context)
     return CheckedObjective(
-        code={**code_of_settings(path, spec.settings), **live.code},
+        code=code_of_settings(path, spec.settings),
         why_no_gradient=_asked_once(path, settings, "why_no_gradient", context),
         why_no_report=_asked_once(path, settings, "why_no_report", context),
     )

@@ -152,7 +152,7 @@ class NetworkScorer:
             size: the number of items of an evaluation; this call uses at most :data:`TRIAL_SIZE`.
 
         Raises:
-            ObjectiveError: the function raised an error.
+            ObjectiveError: the function raised an error, or returned no number.
         """
         if varying is None:
             # running statistics have no gradient, and may be the same in all checkpoints
@@ -173,6 +173,7 @@ class NetworkScorer:
             raise ObjectiveError(f"score: {self._name}: raised {reason}") from error
         if _has_graph(score):
             return None
+        outcomes(self._metric, score)
         return f"{self._metric} returned {_no_graph(score)}"
 
     def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

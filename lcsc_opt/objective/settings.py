@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import MetricSuite
@@ -33,8 +33,7 @@ class CheckpointSettings(NetworkSettings):
     """The settings of every objective that merges checkpoints: which ones, and how the network is run.
 
     Attributes:
-        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once; or
-            revisions at the Hugging Face hub, ``hf://owner/name@step-*``.
+        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         select: which of the checkpoints are combined.
         key: which state dict of each file.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
@@ -47,7 +46,7 @@ class CheckpointSettings(NetworkSettings):
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
     def trajectory(self, context: BuildContext) -> Trajectory:
-        """Open the packed trajectory, or pack the checkpoints into the cache.
+        """Open the packed trajectory, or pack the checkpoints into the folder beside the database.
 
         A study that continues opens the checkpoints that it was begun with.
 
@@ -88,7 +87,7 @@ class CheckpointSettings(NetworkSettings):
         """Which checkpoints, and how they are packed."""
         return PackRequest(
             patterns=self.checkpoint_paths(context),
-            cache=cache_directory(),
+            folder=context.files,
             key=self.key,
             selection=self.select,
             dtype=self.stored,
@@ -140,7 +139,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         if batch_size == AUTO:
             batch_size = REFERENCE_BATCH_SIZE
         builder = MetricSuiteBuilder(self, context)
-        return builder.build(device=self.torch_device(), batch_size=batch_size, cache=cache_directory())
+        return builder.build(device=self.torch_device(), batch_size=batch_size, folder=context.files)
 
     def objective(self, sampler: Sampler, trajectory: Mergeable, context: BuildContext) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.

@@ -82,7 +82,7 @@ class SmallSettings(ScoreSettings):
         """
         loss = parse_loss(self.loss, unguarded=self.unguarded)
         reported = MetricName.parse_all(self.held_out_metrics or ())
-        metrics = [*loss, *MetricName.parse_searched(self.metrics), *reported]
+        metrics = [*loss, *MetricName.parse_all(self.metrics), *reported]
         if self.keep is not None:
             metrics.append(parse_kept(self.keep, loss))
         for metric in metrics:

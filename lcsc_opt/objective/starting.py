@@ -254,12 +254,10 @@ def _settings_of_images(reference: Path | str | None) -> list[Setting]:
     if reference is None:
         meaning = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
     named = None if reference is None else str(reference)
-    settings = [Setting("reference", meaning, named)]
-    if named is None or not named.endswith(".npz"):  # precision compares with single real images
-        meaning = "must not get worse than that of the best average; not with a file of statistics"
-        settings.append(Setting("keep", meaning, "precision"))
-    settings.append(Setting("images", "the number of images of an evaluation; 10000 in the paper", IMAGES))
-    return settings
+    return [
+        Setting("reference", meaning, named),
+        Setting("images", "the number of images of an evaluation; 10000 in the paper", IMAGES),
+    ]
 
 
 def _answer(setting: Setting, ask: Ask) -> JsonValue:

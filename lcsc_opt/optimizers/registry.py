@@ -1,4 +1,4 @@
-"""Optimizers by name: ours, everything in Nevergrad's registry, and those of installed packages."""
+"""Optimizers by name: ours, and everything in Nevergrad's registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.plugins import Plugin, find_plugin, plugin_names
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec
@@ -87,9 +86,6 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """
     if spec.name in OURS:
         return _configured(OURS[spec.name], spec), DEFAULT_STEP_SIZE
-    plugin = plugin_of(spec)
-    if plugin is not None:
-        return _configure_plugin(plugin, spec), DEFAULT_STEP_SIZE
     options = dict(spec.options)
     step_size_option = {}
     if _STEP_SIZE in options:
@@ -98,41 +94,19 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     return _configure_nevergrads(spec.name, options), float(settings.step_size)
 
 
-def plugin_of(spec: OptimizerSpec) -> Plugin | None:
-    """The installed package that brings an optimizer; ``None`` if it is ours, Nevergrad's or nobody's.
-
-    Raises:
-        StudySpecError: two packages bring one of this name.
-    """
-    if spec.name in OURS or spec.name in ng.optimizers.registry:
-        return None
-    return find_plugin("optimizers", spec.name, error=StudySpecError)
-
-
 def _configured(factory: Callable[..., ConfiguredOptimizer], spec: OptimizerSpec) -> ConfiguredOptimizer:
     """An optimizer with its options, which are checked against the annotations of its constructor."""
     check_options(factory, spec.options, source=f"optimizers.{spec.name}")
     return factory(**spec.options)
 
 
-def _configure_plugin(plugin: Plugin, spec: OptimizerSpec) -> ConfiguredOptimizer:
-    """An optimizer of another package; with any other result of its factory, its package is named."""
-    factory = plugin.load(StudySpecError)
-    with plugin.blamed(StudySpecError, "cannot be made"):
-        configured = _configured(factory, spec)
-    if not isinstance(configured, ConfiguredOptimizer):
-        raise StudySpecError(f"{plugin}: made a {type(configured).__name__}; expected Nevergrad's ConfiguredOptimizer")
-    return configured
-
-
 def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
     """An optimizer of Nevergrad's registry, with options in place of those it is registered with."""
     registry = ng.optimizers.registry
     if name not in registry:
-        from_packages = plugin_names("optimizers")
         raise StudySpecError(
-            f"optimizers.{name}: no such optimizer{near_miss(name, [*registry, *from_packages])}; "
-            f"ours are {', '.join([*OURS, *from_packages])}, and any name of Nevergrad's registry will do"
+            f"optimizers.{name}: no such optimizer{near_miss(name, registry)}; "
+            f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
     option_names = [_STEP_SIZE]  # which configure() has taken out of the options; here for the message

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
@@ -28,13 +27,14 @@ from lcsc_opt.database.connection import open_storage, read_or_empty, reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import masked, storage_url
+from lcsc_opt.database.urls import files_directory, masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.callbacks import TrialCallback
 from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
 from lcsc_opt.search.plan import Plan, plans, with_grids
 from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.search.resources import ObjectiveLoader, check_machine, evidence_before_loading, read_database
+from lcsc_opt.search.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -46,12 +46,12 @@ class Study:
     Attributes:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
-        live: functions that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
+        functions: those that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
     """
 
     name: str
     storage: str
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, repr=False, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -61,7 +61,7 @@ class Study:
             StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
-            return objective_of(StoredStudy.open(storage, self.name), self.live)
+            return objective_of(StoredStudy.open(storage, self.name), self.functions)
 
     @property
     def state(self) -> str:
@@ -162,6 +162,7 @@ def run(
     storage: str | None = None,
     accept_changes: bool = False,
     retry_failed: bool = False,
+    callbacks: Sequence[TrialCallback] = (),
 ) -> list[Study]:
     """Run the studies of a study file: unfinished ones continue, finished ones are skipped.
 
@@ -180,6 +181,9 @@ def run(
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study; earlier failures do not end it again.
+        callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
+            and in this process, with an ``optuna.Study`` and a ``FrozenTrial``. ``study.stop()`` ends the search after
+            the trials that are running; the same call again continues it (docs/api.md).
 
     Returns:
         A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
@@ -188,12 +192,13 @@ def run(
         LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
         SearchFailedError: a study failed, or is run by another process. The others were still run, and all evaluations
             are in the database.
+        Exception: what a callback raises; all evaluations are in the database.
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
     chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with messages_by_default(), each_notice_once():
-        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
+        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks)
     return [Study(plan.name, url) for plan in chosen]
 
 
@@ -206,6 +211,7 @@ def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -
     Raises:
         LcscError: the first thing that is wrong.
     """
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in to_run]
     with read_or_empty(url) as storage:
         studies = read_database(storage)
         to_run = with_grids(to_run, studies.attributes)
@@ -223,6 +229,7 @@ def run_plans(
     accept_changes: bool = False,
     retry_failed: bool = False,
     objectives: ObjectiveLoader | None = None,
+    callbacks: Sequence[TrialCallback] = (),
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
@@ -236,12 +243,14 @@ def run_plans(
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study.
         objectives: keeps an objective that is loaded already.
+        callbacks: as for :func:`run`.
 
     Raises:
         LcscError: the first plan that is refused; or the only study failed.
         SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
+        Exception: what a callback raises, which ends the run.
     """
-    to_run = _by_objective(to_run)
+    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in _by_objective(to_run)]
     objectives = ObjectiveLoader() if objectives is None else objectives
     with read_or_empty(url) as storage:
         studies = read_database(storage)
@@ -254,7 +263,9 @@ def run_plans(
         for study in resolved:
             name = study.plan.name
             try:
-                outcome = executor.run(study.plan, retry_failed=retry_failed and study.stored is not None)
+                outcome = executor.run(
+                    study.plan, retry_failed=retry_failed and study.stored is not None, callbacks=callbacks
+                )
             except LcscError as error:
                 if len(to_run) == 1:
                     raise
@@ -283,7 +294,7 @@ def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_c
         if study.state == "finished":  # the executor, which prints the notices of the others, skips it
             for line in study.notices:
                 notice(line)
-    check_machine([study.plan for study in resolved if study.state != "finished"])
+    check_clusters([study.plan for study in resolved if study.state != "finished"])
     return resolved
 
 
@@ -326,7 +337,9 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
     specs, directory = _specifications(study_file)
-    return loading.load_objective(only_one(specs, source="load_objective").objective, study_folder=directory)
+    spec = only_one(specs, source="load_objective")
+    files = files_directory(storage_url(None, spec.storage))
+    return loading.load_objective(spec.objective, study_folder=directory, files=files)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """``lcsc_opt.search``: arguments in Python → the plans that a study file would give, run by the same coordinator.
 
-What can be imported is named in the study as a study file would name it. Other functions are handed over as objects,
-and the study keeps digests of their code.
+What can be imported is named in the study as a study file would name it, and compared in the same way. Other functions
+are handed over as objects. Nobody can compare these with what they were, so they begin a search of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.base.live_code import LIVE, GivenNetwork, LiveCode, LiveFunctions, importable_name
-from lcsc_opt.base.paths import SHIPPED, BuildContext, cache_directory
+from lcsc_opt.base.imports import HANDED_OVER, importable_name
+from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.settings import excerpt, near_miss, parse_settings
@@ -36,15 +36,15 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import read_or_empty
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
-from lcsc_opt.database.urls import storage_url, url_of_file
-from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
+from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
+from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.search.api import Study, run_plans
+from lcsc_opt.search.callbacks import TrialCallback
 from lcsc_opt.search.plan import Plan, plans
 from lcsc_opt.search.resources import ObjectiveLoader
 from lcsc_opt.search.result import Result
-from lcsc_opt.search.trial_call import try_sampler, try_score
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import StateDicts, by_step, check_state_dicts, listed, pack_state_dicts
+from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
 DEFAULT_BUDGET = 100
 DEFAULT_FILE = "studies.db"
@@ -74,8 +74,10 @@ def search(
     storage: str | Path | None = DEFAULT_FILE,
     seed: int = 0,
     jobs: int = 1,
+    resume: bool = False,
     accept_changes: bool = False,
     retry_failed: bool = False,
+    callbacks: Sequence[TrialCallback] = (),
     **settings: Any,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
@@ -87,12 +89,15 @@ def search(
     >>> bool(result.merge()["weight"][0, 1] > 4)  # no average of the checkpoints is above 3
     True
 
-    The same call again continues what is unfinished, also after Ctrl-C, and returns what is finished: a study is found
-    again by its ``name``. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
+    Functions at the top of a module or of a script are stored by their names. The same call again continues what is
+    unfinished, also after Ctrl-C, and returns what is finished: a study is found again by its ``name``, and refused if
+    the file of a function has changed. What else a function may be (a lambda, a closure, a method, one of a notebook)
+    cannot be compared with what it was, nor can a network: then each call begins a new search, under the next free
+    name, unless ``resume`` is given. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
 
     Args:
-        checkpoints: files, a pattern, a folder, a packed trajectory, or ``hf://owner/name@step-*``; or state dicts,
-            as ``{step: state_dict}`` or as a list, whose steps are then 1, 2, …
+        checkpoints: files, a pattern, a folder, a packed trajectory; or state dicts, as ``{step: state_dict}`` or
+            as a list, whose steps are then 1, 2, …
         build: called without arguments; returns the network, with any weights.
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
@@ -114,15 +119,19 @@ def search(
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
             kept: a temporary database lives as long as the result.
         seed: of everything random in the search.
-        jobs: how many processes evaluate. They must be able to import ``build`` and ``score``.
+        jobs: how many processes evaluate. They must be able to import ``build`` and ``score`` from a module.
+        resume: continue the newest search of this name. That functions, network and data are those that it began with
+            is then the caller's word, wherever they are not functions of a module or script.
         accept_changes: continue although functions, versions or settings have changed.
-        retry_failed: repeat trials that failed after the last success, such as those of a score that is mended now.
+        retry_failed: repeat trials that failed after the last success, such as those of a score that has been fixed.
+        callbacks: functions of an ``optuna.Study`` and a ``FrozenTrial``, called after each trial that ends now, as for
+            :func:`lcsc_opt.run`.
         settings: further ones of the objective, as in a study file: ``maximize``, ``select``, ``device``, ``images`` …
 
     Raises:
-        LcscError: the arguments, the checkpoints or the database cannot be used; the line says what to do. Nothing is
-            stored then.
-        Exception: whatever ``build`` and ``score`` raise when they are first called.
+        LcscError: the arguments, the checkpoints or the database cannot be used, or a function raised an error; the
+            line says what to do.
+        Exception: what a callback raises.
     """
     if isinstance(checkpoints, Trajectory):
         checkpoints = checkpoints.path
@@ -135,10 +144,15 @@ def search(
             url = url_of_file(f"{temporary}/{DEFAULT_FILE}")
         else:
             url = _url(storage)
+        call.files = files_directory(url)
+        searches = _stored(url)
         experiment = name or call.default_name
-        stored = _stored(url, experiment)
+        if not call.is_comparable:
+            experiments = {split_name(study)[0] for study in searches}
+            experiment = _numbered(experiment, experiments, resume=resume)
+        stored = {study: attributes for study, attributes in searches.items() if split_name(study)[0] == experiment}
 
-        given = _optimizers(optimizers) or _stored_optimizers(stored) or ["EMAGrid", call.optimizer]
+        given = _optimizers(optimizers) or _stored_optimizers(stored) or ["EMAGrid", "LCSCQuadratic"]
         content = call.content(experiment, given, seed, jobs)
         if space is not None:
             content["space"] = _space(space)
@@ -149,16 +163,9 @@ def search(
             content["budget"] = {"evaluations": total}
         call.plans(content)  # refuses what is wrong before any function is called
 
-        if stored:
-            call.forget_what_is_not_stored(next(iter(stored.values())))
-            for used in call.live.unchecked:
-                notice(f"{experiment}: continues, and {used} cannot be compared with what it was when the study began")
-        else:
-            call.try_out()
-            if optimizers is None:
-                content["optimizers"] = ["EMAGrid", call.optimizer]
         call.place_checkpoints(experiment, stored)
-        loader = ObjectiveLoader()
+        if not stored and optimizers is None and call.has_gradient(content):
+            content["optimizers"] = ["EMAGrid", "LCSCGradient"]
         if rows == "auto" and "rows" not in content.get("space", {}):
             if stored:
                 chosen_rows = next(iter(stored.values()))["specification"]["space"].get("rows")
@@ -166,12 +173,20 @@ def search(
                 chosen_rows = call.default_rows(content)
             if chosen_rows is not None:
                 content.setdefault("space", {})["rows"] = chosen_rows
+        loader = ObjectiveLoader()
         if isinstance(total, float):
             content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
         chosen = call.plans(content)
-        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=loader)
+        run_plans(
+            chosen,
+            url,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            objectives=loader,
+            callbacks=callbacks,
+        )
         stack.pop_all()
-    studies = tuple(Study(plan.name, url, call.live) for plan in chosen)
+    studies = tuple(Study(plan.name, url, call.functions) for plan in chosen)
     return Result(experiment, url, studies, content, call.not_importable, temporary)
 
 
@@ -183,23 +198,21 @@ class _Call:
         file: the objective's, in the catalog.
         settings: its settings, without the checkpoints.
         checkpoints: patterns, or state dicts by their steps.
-        functions: argument → function, as it was given.
-        live: those that no process can import.
+        functions: name in the settings → function, of those that no process can import.
         not_importable: argument → what it is, of those.
         held_out: what is reported, of a study file.
-        optimizer: the one that suits the objective, once it was tried out.
         default_name: of the experiment.
+        files: the folder beside the database.
     """
 
     file: str
     settings: dict[str, Any]
     checkpoints: list[str] | StateDicts
     functions: dict[str, Function]
-    live: LiveFunctions
     not_importable: dict[str, str]
     held_out: dict[str, Any] | None
     default_name: str
-    optimizer: str = "LCSCQuadratic"
+    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(
@@ -248,6 +261,7 @@ class _Call:
                 settings["reference"] = str(reference) if isinstance(reference, Path) else reference
         functions: dict[str, Function] = {}
         not_importable = {}
+        only_here = {}
         for argument, (setting, function) in arguments.items():
             if setting in further:
                 raise StudySpecError(f"{setting}: {argument} gives it; leave {setting} out")
@@ -256,13 +270,17 @@ class _Call:
                 continue
             if not callable(function):
                 raise StudySpecError(f"{argument}: expected a function, got {type(function).__name__}")
-            functions[argument] = function
+            described = getattr(function, "__qualname__", type(function).__name__)
             dotted = importable_name(function)
-            settings[setting] = dotted or f"{LIVE}{argument}"
             if dotted is None:
-                not_importable[argument] = getattr(function, "__qualname__", type(function).__name__)
-        if jobs > 1 and not_importable:
-            named = " and ".join(f"{argument} ({text})" for argument, text in not_importable.items())
+                dotted = f"{HANDED_OVER}{argument}"
+                functions[dotted] = function
+                not_importable[argument] = described
+            if argument in not_importable or function.__module__ == "__main__":  # a worker would run the script again
+                only_here[argument] = described
+            settings[setting] = dotted
+        if jobs > 1 and only_here:
+            named = " and ".join(f"{argument} ({text})" for argument, text in only_here.items())
             raise StudySpecError(f"jobs={jobs}: other processes cannot import {named}; put it into a module, or jobs=1")
         default_name = getattr(score or sample, "__name__", "search")
         call = cls(
@@ -270,84 +288,41 @@ class _Call:
             settings=settings,
             checkpoints=by_step(checkpoints) or _patterns(checkpoints),
             functions=functions,
-            live=LiveFunctions(),
             not_importable=not_importable,
             held_out=report,
             default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
         )
-        call.live = call._live()
         _check_not_hidden(file)
-        _check_names(further, load_file(find("objectives", file)).Settings.model_fields)
+        settings_class = load_file(find("objectives", file)).Settings
+        _check_names(further, settings_class.model_fields)
+        parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         return call
 
-    def _live(self) -> LiveFunctions:
-        """The functions that cannot be imported, with the digests of their code as they are now."""
-        functions = {}
-        code = {}
-        unchecked = []
-        for argument in self.not_importable:
-            name = f"{LIVE}{argument}"
-            functions[name] = self.functions[argument]
-            own_code = LiveCode(name, self.functions[argument])
-            code.update(own_code.code)
-            unchecked += own_code.unchecked
-        return LiveFunctions(functions, code, tuple(dict.fromkeys(unchecked)))
+    @property
+    def is_comparable(self) -> bool:
+        """Whether a later call can tell that its functions are these: all of them can be imported."""
+        return not self.not_importable
 
-    def try_out(self) -> None:
-        """Call the functions once, with the weights of the last checkpoint. Whether there is a gradient is known then.
+    def has_gradient(self, content: Mapping[str, Any]) -> bool:
+        """Whether the score, or the sampled images, have a graph. This calls the functions once.
 
         Raises:
-            LcscError: the checkpoints, or what the functions return, cannot be used.
-            Exception: what the functions raise.
+            LcscError: the objective cannot be built, or a function raised an error.
         """
-        context = BuildContext(Path.cwd(), None, self.live.functions)
-        in_memory = isinstance(self.checkpoints, Mapping)
-        settings = dict(self.settings, checkpoints=["in memory"] if in_memory else self.checkpoints)
-        settings_class = load_file(find("objectives", self.file)).Settings
-        checked: Any = parse_settings(settings_class, settings, source="lcsc_opt.search")
-        if isinstance(self.checkpoints, Mapping):
-            check_state_dicts(self.checkpoints)
-            if isinstance(checked, ReferenceScoreSettings):
-                MetricSuiteBuilder(checked, context).check()
-            weights = dict(self.checkpoints[max(self.checkpoints)])
-        else:
-            checked.check(context)
-            weights = checked.last_weights(context)
-            _check_finite(weights)
-        if "score" in checked.model_fields_set:
-            reason = try_score(checked, context, self.functions, weights)
-        else:
-            reason = try_sampler(checked, self.functions, weights)
-        self.optimizer = "LCSCGradient" if reason is None else "LCSCQuadratic"
-        self._forget_what_calls_change()
-
-    def _forget_what_calls_change(self) -> None:
-        """Take the digests of values that a call itself changed, such as a list of past scores, out of the code."""
-        after = self._live().code
-        self._keep_code({name for name, file in after.items() if file.sha256 == self.live.code[name].sha256})
-
-    def forget_what_is_not_stored(self, stored: Mapping[str, Any]) -> None:
-        """Leave out the values that :meth:`try_out` left out when the study began.
-
-        A function that uses a new value has another source itself.
-        """
-        functions = {f"{LIVE}{argument}" for argument in self.functions}
-        self._keep_code({*functions, *stored["fingerprint"]["code"]})
-
-    def _keep_code(self, names: Set[str]) -> None:
-        """Count what has another name as unchecked."""
-        code = {name: file for name, file in self.live.code.items() if name in names}
-        changing = tuple(name.removeprefix(LIVE) for name in self.live.code if name not in code)
-        self.live = LiveFunctions(self.live.functions, code, (*self.live.unchecked, *changing))
+        plan = self.plans(content)[0]
+        checked = check_objective(
+            plan.spec.objective, study_folder=plan.directory, functions=self.functions, files=self.files
+        )
+        return checked.why_no_gradient() is None
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
-        """Name the checkpoints in the settings; those in memory are packed into the cache first.
+        """Name the checkpoints in the settings; those in memory are packed first.
 
         Raises:
             TrajectoryError: those in memory are of different models, or not those that a stored study began with.
         """
         if isinstance(self.checkpoints, Mapping):
-            path = pack_state_dicts(self.checkpoints, cache_directory())
+            path = pack_state_dicts(self.checkpoints, self.files)
             began_with = {attributes.get("checkpoints") for attributes in stored.values()}
             if stored and Trajectory.open(path).sha256 not in began_with:
                 raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
@@ -380,7 +355,9 @@ class _Call:
     def plans(self, content: Mapping[str, Any]) -> list[Plan]:
         """The plans of a study file with this content, which have the functions."""
         specs: tuple[StudySpec, ...] = parse_studies(dict(content), source="lcsc_opt.search")
-        return [dataclasses.replace(plan, live=self.live) for plan in plans(specs, Path.cwd())]
+        return [
+            dataclasses.replace(plan, functions=self.functions, files=self.files) for plan in plans(specs, Path.cwd())
+        ]
 
     def default_rows(self, content: Mapping[str, Any]) -> Rule | None:
         """``layers`` for images wherever the gradient leads."""
@@ -399,22 +376,12 @@ def _check_names(settings: Mapping[str, Any], fields: Collection[str]) -> None:
             raise StudySpecError(f"lcsc_opt.search: {name}: unknown argument{hint}")
 
 
-def _check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights of the last checkpoint with which no score could be finite.
-
-    Raises:
-        TrajectoryError: the message names the first tensor.
-    """
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise TrajectoryError(f"checkpoints: {name} of the last one holds NaN or infinity: leave it out.")
-
-
 def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what gives a copy, since its weights will change."""
     if not isinstance(build, nn.Module):
         return build
-    return GivenNetwork(copy.deepcopy(build))
+    network = copy.deepcopy(build)
+    return lambda: network
 
 
 def _space(space: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -451,15 +418,25 @@ def _url(storage: str | Path) -> str:
     return url_of_file(text)
 
 
-def _stored(url: str, experiment: str) -> dict[str, Mapping[str, Any]]:
-    """Name → attributes of the experiment's searches in the database."""
+def _stored(url: str) -> dict[str, Mapping[str, Any]]:
+    """Name → attributes of the searches in the database."""
     with read_or_empty(url) as storage:
         studies = our_studies(storage)
-    return {
-        name: attributes
-        for name, attributes in studies.items()
-        if is_search(name) and split_name(name)[0] == experiment
-    }
+    return {name: attributes for name, attributes in studies.items() if is_search(name)}
+
+
+def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
+    """``NAME``, or of the experiments ``NAME``, ``NAME-2``, … the newest one to ``resume``, else the next one."""
+    matches = [re.fullmatch(rf"{re.escape(name)}(?:-([1-9][0-9]*))?", experiment) for experiment in experiments]
+    numbers = [int(match[1] or 1) for match in matches if match is not None]
+    if not numbers:
+        return name
+    newest = max(numbers)
+    if resume:
+        return name if newest == 1 else f"{name}-{newest}"
+    new = f"{name}-{newest + 1}"
+    notice(f"{new}: a new search, since functions and networks of an earlier one cannot be compared (resume=True)")
+    return new
 
 
 def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:

@@ -20,7 +20,6 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.live_code import LiveFunctions
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
@@ -40,6 +39,7 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.search.bound import bound_of
+from lcsc_opt.search.callbacks import TrialCallback
 from lcsc_opt.search.failure_policy import retry_failures
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Plan
@@ -55,7 +55,6 @@ from lcsc_opt.search.resolving import (
 )
 from lcsc_opt.search.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
 from lcsc_opt.search.runner import Search
-from lcsc_opt.tracking.trackers import Reporting
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 
@@ -76,8 +75,17 @@ class Execution:
     objective: Objective
     pool: WorkerPool | None
 
-    def search(self) -> None:
-        """Search until the budget is spent. A search that has ended is left as it is."""
+    def search(self, callbacks: Sequence[TrialCallback] = ()) -> None:
+        """Search until the budget is spent. A search that has ended is left as it is.
+
+        One that a callback has stopped has not ended: it continues the next time.
+
+        Args:
+            callbacks: are called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Raises:
+            Exception: what a callback raises; all results so far are stored.
+        """
         plan = self.plan
         study = self.stored
         before = study.attributes
@@ -86,8 +94,9 @@ class Execution:
         budget = plan.most(self.objective)
         if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
-            study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        if before.get("held_out") is not None:  # of what an earlier run has found
+            study.set_attribute("held_out", None)
         incomplete = plan.why_incomplete(self.objective)
         if incomplete is not None:
             notice(incomplete)
@@ -106,9 +115,13 @@ class Execution:
                 in_flight=before["parallelism"]["in_flight"],
                 failures=plan.spec.failures,
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
+                callbacks=callbacks,
             )
-            with self._reporting(search) as on_tell:
+            with self._showing(search) as on_tell:
                 search.run(on_tell)
+        if search.stopped:
+            notice(f"{study.name}: a callback has stopped the search before its budget was spent")
+            return
         exhausted = getattr(optimizer, "finished", False)
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
@@ -143,10 +156,6 @@ class Execution:
         if plan.keep:
             attach_images(self.stored, self.objective)
         return report
-
-    def reporting(self) -> Reporting:
-        """Logs the study while this is open, and calls the user's function about it."""
-        return Reporting(self.stored, self.plan.spec.log, self.plan.spec.notify)
 
     def _bound(self) -> KeptBound | None:
         """The bound of the kept metric; ``None`` if the losses of this study have none."""
@@ -213,7 +222,7 @@ class Execution:
             yield evaluate
 
     @contextlib.contextmanager
-    def _reporting(self, search: Search) -> Iterator[Callable[[Search], None]]:
+    def _showing(self, search: Search) -> Iterator[Callable[[Search], None]]:
         """A progress line while this is open; yields what :meth:`Search.run` calls.
 
         The state of each machine's workers is written now and then, and at the end.
@@ -341,28 +350,32 @@ class Executor:
                     notice(f"{study.name}: {line}")
                 yield Execution(resolved.plan, study, objective, pool)
 
-    def run(self, plan: Plan, *, retry_failed: bool = False) -> str:
+    def run(self, plan: Plan, *, retry_failed: bool = False, callbacks: Sequence[TrialCallback] = ()) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
+
+        Args:
+            plan: of the study.
+            retry_failed: as for :meth:`open`.
+            callbacks: as for :meth:`Execution.search`.
 
         Returns:
             One line for people: the result.
 
         Raises:
             LcscError: as :meth:`open`.
+            Exception: what a callback raises.
         """
         stored = our_studies(self.storage).get(plan.name)
         if stored is None or retry_failed or not is_complete(plan, stored):
             measures = stored is None or retry_failed or self._accept_changes or not is_finished(plan, stored)
-            with self.open(plan, retry_failed=retry_failed, measures=measures) as execution, execution.reporting():
-                execution.search()
+            with self.open(plan, retry_failed=retry_failed, measures=measures) as execution:
+                execution.search(callbacks)
                 execution.report()
                 return self.outcome(plan)
         return f"finished already; {self._finished(plan, stored)}"
 
     def _finished(self, plan: Plan, stored: Attributes) -> str:
-        """The result of a finished study, whose trackers get what they lack."""
-        with Reporting(StoredStudy.open(self.storage, plan.name), plan.spec.log, None):
-            pass
+        """The result of a finished study."""
         line = self.outcome(plan) + _larger_report(plan, stored)
         if stored["search_ended"]["exhausted"]:
             line += "; the optimizer has nothing more to ask"
@@ -428,16 +441,16 @@ def check_new_studies(
         resolve(plan, studies, evidence, accept_changes=accept_changes)
 
 
-def objective_of(study: StoredStudy, live: LiveFunctions | None = None) -> Objective:
+def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
     """The objective of a stored study. Loading it may train or read a model.
 
     Args:
         study: the study.
-        live: the functions that its caller handed over, where its settings name such.
+        functions: those that its caller handed over, where its settings name such.
     """
     plan = Plan.of(study)
-    if live is not None:
-        plan = dataclasses.replace(plan, live=live)
+    if functions is not None:
+        plan = dataclasses.replace(plan, functions=functions)
     return Executor(study.storage).objective(plan)
 
 
@@ -451,7 +464,7 @@ def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
     """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
     plan = Plan.of(study)
     known = known_checkpoints(plan, read_database(study.storage).attributes)
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known))
+    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
     if alone is not None and plan.spec.space.rows is not None:
         alone.merge_in_rows(plan.spec.space.rows)
     return alone

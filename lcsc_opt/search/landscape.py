@@ -1,4 +1,4 @@
-"""Landscapes: the loss on the plane through three models, as an ordinary study that is logged and continued.
+"""Landscapes: the loss on the plane through three models, as an ordinary study that is stored and continued.
 
 The study is called ``experiment/Landscape/seed``. It has the objective, the noise and the failure policy of the study
 it was made from, so its losses can be compared with those of the experiment's searches.
@@ -88,7 +88,5 @@ def _landscape_plan(
         failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
         budget=BudgetSpec(evaluations=points),
         held_out=None,
-        log=(),
-        notify=None,
     )
     return dataclasses.replace(plan, origin=None)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.live_code import LiveFunctions
-from lcsc_opt.base.plugins import versions
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
     BudgetSpec,
@@ -28,21 +27,17 @@ from lcsc_opt.coefficients.spaces import (
     AffineSpace,
     CoefficientSpace,
     ConvexSpace,
-    check_space,
-    load_space,
-    space_of_plugin,
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.names import BASELINES, EMA_GRID
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.metrics.names import plugins_in_settings
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
     configure,
     needs_gradient,
-    plugin_of,
     prefers_sequential_asks,
     refuses_concurrent_asks,
 )
@@ -61,13 +56,15 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
-        live: functions that the caller handed over, for the names of the objective's settings that are no import.
+        functions: those that the caller handed over, for the names of the objective's settings that are no import.
+        files: the folder beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
     """
 
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
-    live: LiveFunctions = dataclasses.field(default_factory=LiveFunctions, compare=False)
+    functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
+    files: Path = DEFAULT_FILES
 
     @classmethod
     def of(cls, study: StoredStudy) -> Plan:
@@ -90,14 +87,12 @@ class Plan:
                 "budget": stored["budget"],
                 "failures": stored["failures"],
                 "held_out": stored["held_out_plan"],
-                "log": stored.get("log", []),
-                "notify": stored.get("notify"),
             }
             [spec] = parse_studies(content, source="its specification")
             directory = None
             if stored["directory"]:
                 directory = Path(stored["directory"])
-            return cls(spec, directory, stored["origin"])
+            return cls(spec, directory, stored["origin"], files=files_directory(study.storage.url))
         except (KeyError, TypeError, ValueError, StudySpecError) as error:
             raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
@@ -195,17 +190,9 @@ class Plan:
         return self.changed(budget=budget.with_total(total))
 
     @property
-    def packages(self) -> dict[str, str]:
-        """Installed package → version, of those whose parts the specification names: they change results."""
-        plugins = [plugin_of(self.optimizer), self.spec.space.plugin]
-        return versions([*plugins, *plugins_in_settings(self.spec.objective.settings)])
-
-    @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space"})
-        if not self.spec.space.options:  # which only spaces of other packages have
-            del specification["space"]["options"]
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
@@ -221,8 +208,6 @@ class Plan:
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": None if held_out is None else held_out.model_dump(),
             "ray": None if ray is None else ray.model_dump(),
-            "log": list(self.spec.log),
-            "notify": self.spec.notify,
         }
 
     def initial_attributes(self, objective: Objective) -> dict[str, Any]:
@@ -319,14 +304,6 @@ class Plan:
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-        if spec.space.plugin is not None:
-            groups = objective.layer_groups
-            check_space(
-                spec.space.plugin,
-                objective.steps,
-                spec.space.options,
-                layer_groups=None if groups is None else len(groups),
-            )
 
     def advice(self, objective: Objective | None) -> Iterator[str]:
         """What to know before a new study begins, one line each.
@@ -368,9 +345,6 @@ class Plan:
             start = default_origin(steps)
         if groups is not None and spec.rows is not None:
             start = groups.in_rows(start)
-        plugin = spec.plugin
-        if plugin is not None:
-            return space_of_plugin(plugin, steps, start, spec.options)
         if spec.kind == "convex":
             return ConvexSpace(steps, start)
         return AffineSpace(steps, start)
@@ -467,9 +441,6 @@ def plans(
         chosen = _optimizers(spec, optimizers)
         for optimizer in chosen:
             configure(optimizer)  # raises if an option is wrong
-        space = spec.space.plugin
-        if space is not None:
-            load_space(space, spec.space.options)
         for seed in seeds or spec.seeds:
             listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
     return listed

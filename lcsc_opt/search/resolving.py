@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
-from lcsc_opt.base.live_code import LIVE
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.objective.contract import Objective
@@ -267,10 +266,7 @@ def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTri
 
 
 def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
-    """Put the stored names of files and functions into a specification, where others may be the same.
-
-    Files may move, and functions that were handed over may be imported now: what they are, their digests tell.
-    """
+    """Put the stored names of files into a specification. Files may move: what they are, their digests tell."""
     described = stored["fingerprint"]["objective"]
     movable = []
     if stored.get("checkpoints"):
@@ -281,7 +277,6 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
         movable.append("model")
     settings = specification["objective"]["settings"]
     stored_settings = stored["specification"]["objective"]["settings"]
-    movable += [name for name, value in stored_settings.items() if str(value).startswith(LIVE)]
     for name in movable:
         if name in settings:
             settings[name] = stored_settings.get(name)
@@ -302,8 +297,7 @@ def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple
     changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
     if not changed:
         return ()
-    advice = "another name" if plan.live.functions else "lcsc run FILE name=..."
-    return (f"{plan.name}: finished before this changed: {changed}. {advice} starts a new search",)
+    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search",)
 
 
 def accepted_changes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -13,10 +12,8 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.plugins import versions
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.checkpoints.names import plugin_of_suffix
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -25,7 +22,6 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.search.plan import CHECKPOINTS, Plan
 from lcsc_opt.search.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
-from lcsc_opt.tracking.trackers import check_reporting
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
@@ -62,11 +58,15 @@ def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Ev
         plan: whose objective it is.
         studies: name → attributes of all stored studies.
     """
-    environment_now = _environment(plan.packages)
+    environment_now = environment()
     checkpoints = known_checkpoints(plan, studies)
     try:
         checked = check_objective(
-            plan.spec.objective, study_folder=plan.directory, checkpoints=checkpoints, live=plan.live
+            plan.spec.objective,
+            study_folder=plan.directory,
+            checkpoints=checkpoints,
+            functions=plan.functions,
+            files=plan.files,
         )
     except LcscError as error:
         return Evidence({"environment": environment_now, "code": {}}, refusal=error)
@@ -110,27 +110,13 @@ class ObjectiveLoader:
         trajectory = objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-        environment_now = current_environment(plan, objective)
-        fingerprint = {**objective.fingerprint(), "environment": environment_now}
+        fingerprint = {**objective.fingerprint(), "environment": environment()}
         return Evidence(
             fingerprint,
             objective.why_no_gradient,
             objective=objective,
             worker_environments=worker_environments,
         )
-
-
-def current_environment(plan: Plan, objective: Objective) -> dict[str, Any]:
-    """The environment, with the installed packages whose parts the plan names or that read its checkpoints' files."""
-    sources = getattr(objective.trajectory, "sources", ())
-    readers = versions(plugin_of_suffix(Path(source)) for source in sources)
-    return _environment({**plan.packages, **readers})
-
-
-def _environment(further_packages: Mapping[str, str]) -> dict[str, Any]:
-    """The environment, where ``further_packages``, package → version, add parts to a study."""
-    installed = environment()
-    return {**installed, "packages": {**installed["packages"], **further_packages}}
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
@@ -142,7 +128,8 @@ def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Obj
         study_folder=plan.directory,
         checkpoints=checkpoints,
         rows=plan.spec.space.rows,
-        live=plan.live,
+        functions=plan.functions,
+        files=plan.files,
     )
 
 
@@ -170,11 +157,11 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
     return None
 
 
-def check_machine(plans: Sequence[Plan]) -> None:
-    """Refuse plans that this machine cannot run: for want of trackers or the Ray cluster.
+def check_clusters(plans: Sequence[Plan]) -> None:
+    """Refuse plans whose Ray cluster cannot be used.
 
     Raises:
-        LcscError: a package is missing, or the cluster has no room.
+        LcscError: Ray is not installed, or the cluster has no room.
     """
     clusters = {plan.objective_key: plan for plan in plans}
     for plan in clusters.values():
@@ -182,8 +169,6 @@ def check_machine(plans: Sequence[Plan]) -> None:
             from lcsc_opt.evaluation.ray import check_cluster
 
             check_cluster(plan.ray, plan.spec.objective)
-    for plan in plans:
-        check_reporting(plan.spec.log, plan.spec.notify)
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:

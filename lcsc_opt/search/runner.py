@@ -30,6 +30,7 @@ from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
 from lcsc_opt.optimizers.told_losses import ToldLosses
+from lcsc_opt.search.callbacks import TrialCallback, TrialCallbacks
 from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
@@ -67,6 +68,10 @@ class Search:
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         changed: what changed since the study began, for the message when replay fails.
+        callbacks: are called after each trial that ends in this run, in the order of the tells.
+
+    Attributes:
+        stopped: whether a callback ended the search before its budget was spent.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Search:
         in_flight: int = 1,
         failures: FailureSpec | None = None,
         changed: str = "",
+        callbacks: Sequence[TrialCallback] = (),
     ) -> None:
         self.name = study.name
         self.budget = budget
@@ -93,6 +99,7 @@ class Search:
         self._most_in_flight = in_flight
         self._policy = FailureSpec() if failures is None else failures
         self._changed = changed
+        self._callbacks = TrialCallbacks(callbacks, study)
 
         trials = study.trials_without_arrays()
         study.begin_summary(trials)
@@ -108,6 +115,7 @@ class Search:
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
+        self.stopped = False
 
     @property
     def failures(self) -> int:
@@ -125,7 +133,7 @@ class Search:
         return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
-        """Search until the budget is spent or the optimizer has nothing more to ask.
+        """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
 
         Args:
             on_tell: is called after each tell, and every few seconds while there is nothing to tell.
@@ -133,6 +141,7 @@ class Search:
         Raises:
             StudyStoreError: the optimizer does not ask the stored candidates again.
             SearchFailedError: every trial failed, or more of them than the study allows.
+            Exception: what a callback raises; all results so far are stored.
         """
         number = 0
         asked = 0  # what was spent on asks, in the budget's unit
@@ -140,6 +149,9 @@ class Search:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
+                break
+            if self._callbacks.stopped:
+                self.stopped = True
                 break
             trial = self._ask(number)
             self._in_flight.append(trial)
@@ -214,6 +226,7 @@ class Search:
         self.spent += self._price(asked.request)
         on_tell(self)
         if asked.ended_now:
+            self._callbacks.call(asked.number)
             older_run = any(trial.number < asked.number and trial.outcome is None for trial in self._in_flight)
             self._failing.check_repetition(asked.outcome, asked.attempts, older_run=older_run)
         self._failing.check_share(self.told)

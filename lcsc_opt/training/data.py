@@ -32,12 +32,12 @@ LEARNING_RATE = 2e-3
 STEPS = 1000  # at most
 
 
-def load_images(name: str, *, cache: Path) -> tuple[Tensor, str | None]:
+def load_images(name: str, *, folder: Path) -> tuple[Tensor, str | None]:
     """``digits``, ``photographs``, ``characters``, ``cifar10``, or all images of a folder or a zip file.
 
     Args:
         name: one of these.
-        cache: a folder that keeps findings about files, and torchvision's CIFAR-10.
+        folder: keeps findings about files, and torchvision's CIFAR-10.
 
     Returns:
         ``[n, C, H, W]`` uint8, or float32 in [-1, 1]; and the name of the real images in a study file, ``None`` if they
@@ -50,22 +50,22 @@ def load_images(name: str, *, cache: Path) -> tuple[Tensor, str | None]:
         if name == bundled:
             return bundled_images(bundled)[0], None
     try:
-        images, reference = _image_set(name, cache)
+        images, reference = _image_set(name, folder)
         pixels = torch.cat([_as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
     return pixels, reference
 
 
-def _image_set(name: str, cache: Path) -> tuple[ImageSet, str]:
+def _image_set(name: str, folder: Path) -> tuple[ImageSet, str]:
     """CIFAR-10, or the images of a folder or a zip file; and their name in a study file."""
     if name == "cifar10":
         reference = "cifar10-train"
-        return ImageSet.of_dataset(reference, root=cache / "datasets"), reference
+        return ImageSet.of_dataset(reference, root=folder / "datasets"), reference
     path = expanded_path(name, error=TrainingError)
     if not path.exists():
         raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
-    return ImageSet.of_files(path, cache=cache / "references"), str(path.absolute())
+    return ImageSet.of_files(path, folder=folder), str(path.absolute())
 
 
 def write_images(path: Path, pixels: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
-from lcsc_opt.base.paths import BuildContext, cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
@@ -95,7 +95,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
 def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     """Read what the training needs, write the files that belong to it, and train. Gives the network."""
     recipe = training.recipe
-    pixels, reference = load_images(training.data, cache=cache_directory())
+    pixels, reference = load_images(training.data, folder=DEFAULT_FILES)
     teacher = None
     denoiser = None
     if training.teacher is not None:

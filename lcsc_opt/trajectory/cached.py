@@ -1,4 +1,4 @@
-"""Packed trajectories in the cache folder, and the request that names one."""
+"""Trajectories that are packed once into a folder, and the request that names one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PackRequest:
 
     Attributes:
         patterns: files, globs, folders, or one packed trajectory.
-        cache: the folder for files that can be computed again.
+        folder: where checkpoints are packed: that beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
         key: which state dict of each file.
         selection: which of the checkpoints are used.
         steps: the training step of each checkpoint; ``None`` reads them from names and contents.
@@ -31,7 +31,7 @@ class PackRequest:
     """
 
     patterns: Sequence[str | Path]
-    cache: Path
+    folder: Path
     key: str | None = None
     selection: Selection = dataclasses.field(default_factory=Selection)
     steps: Sequence[int] | None = None
@@ -74,18 +74,18 @@ class PackRequest:
         """
         return select_sources(self.sources(), self.selection)
 
-    def cached_path(self, sources: Sources) -> Path:
-        """The path in the cache of the trajectory packed from these sources; it need not exist yet."""
-        return packed_path(self.cache, sources_fingerprint(sources, self.key, self.stored))
+    def path_of(self, sources: Sources) -> Path:
+        """The path of the trajectory packed from these sources; it need not exist yet."""
+        return packed_path(self.folder, sources_fingerprint(sources, self.key, self.stored))
 
     def pack_once(self, sources: Sources) -> Trajectory:
-        """Pack these sources into the cache unless that is done. A second process waits for the first.
+        """Pack these sources unless that is done. A second process waits for the first.
 
         Raises:
             TrajectoryError: as :func:`pack_sources`.
         """
         fingerprint = sources_fingerprint(sources, self.key, self.stored)
-        out = packed_path(self.cache, fingerprint)
+        out = packed_path(self.folder, fingerprint)
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
@@ -93,9 +93,9 @@ class PackRequest:
         return Trajectory.open(out)
 
 
-def packed_path(cache: Path, fingerprint: str) -> Path:
-    """The path in the cache of a packed trajectory with this fingerprint."""
-    return cache / "trajectories" / f"{fingerprint[:24]}.trajectory"
+def packed_path(folder: Path, fingerprint: str) -> Path:
+    """The path of a packed trajectory with this fingerprint in the folder."""
+    return folder / f"{fingerprint[:24]}.trajectory"
 
 
 def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
@@ -103,9 +103,9 @@ def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
     return [patterns] if isinstance(patterns, (str, Path)) else patterns
 
 
-def find_in_cache(cache: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
-    """The packed trajectory of a study's checkpoints in the cache, whatever files it was packed from."""
-    for path in sorted((cache / "trajectories").glob("*.trajectory")):
+def find_packed(folder: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
+    """The packed trajectory of a study's checkpoints in the folder, whatever files it was packed from."""
+    for path in sorted(folder.glob("*.trajectory")):
         if is_packed(path):
             trajectory = Trajectory.holding(path, checkpoints)
             if trajectory is not None:

@@ -1,7 +1,7 @@
 """The checkpoints of a study that continues: exactly those that it began with, wherever they are now.
 
-A study knows its checkpoints by their steps and their hash. They are opened where they were packed, or found in the
-cache, or packed again; the folder that the study file names may have grown meanwhile, or be gone.
+A study knows its checkpoints by their steps and their hash. They are opened where they were packed, or found beside
+the database, or packed again; the folder that the study file names may have grown meanwhile, or be gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
-from lcsc_opt.trajectory.cached import PackRequest, find_in_cache
+from lcsc_opt.trajectory.cached import PackRequest, find_packed
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -22,7 +22,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     """Open a study's checkpoints. A notice says if what the study file names has changed.
 
     Raises:
-        TrajectoryError: they are neither where the study file says nor in the cache.
+        TrajectoryError: they are neither where the study file says nor beside the database.
     """
     if checkpoints.packed is not None:
         trajectory = Trajectory.holding(checkpoints.packed, checkpoints)
@@ -35,7 +35,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
             if Manifest.load(path).checkpoints[-1].step != checkpoints.steps[-1]:
                 _notice_change(request, checkpoints)
             return trajectory
-    return _from_cache_or_files(request, checkpoints)
+    return _from_folder_or_files(request, checkpoints)
 
 
 def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
@@ -48,16 +48,16 @@ def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
         return
     if set(checkpoints.steps) <= set(request.sources_if_any()):
         return
-    if checkpoints.moved or find_in_cache(request.cache, checkpoints) is None:
+    if checkpoints.moved or find_packed(request.folder, checkpoints) is None:
         raise _not_there(request, checkpoints)
 
 
-def _from_cache_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
+def _from_folder_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
     sources = request.sources_if_any()
     study_sources = {step: path for step, path in sources.items() if step in checkpoints.steps}
     trajectory: Trajectory | None = None
     if not checkpoints.moved:  # else they have to be at the new place
-        trajectory = find_in_cache(request.cache, checkpoints)
+        trajectory = find_packed(request.folder, checkpoints)
     if trajectory is None and len(study_sources) == len(checkpoints.steps):
         trajectory = request.pack_once(study_sources)
     if trajectory is None or trajectory.sha256 != checkpoints.sha256:
@@ -73,7 +73,7 @@ def _unchanged(request: PackRequest, checkpoints: KnownCheckpoints, sources: Sou
     steps = [step for step in sources if last_step is None or step <= last_step]
     if not steps or max(steps) != checkpoints.steps[-1]:
         return False
-    return Trajectory.holding(request.cached_path(study_sources), checkpoints) is not None
+    return Trajectory.holding(request.path_of(study_sources), checkpoints) is not None
 
 
 def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
@@ -94,8 +94,8 @@ def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     else:
         problem = f"is gone, with {begun_with}"
     return TrajectoryError(
-        f"{_named(request)}: {problem}, and the cache has no packed copy of them: put them back, or say where they are "
-        "now (lcsc run FILE objective.settings.checkpoints=PLACE), or give the study another name"
+        f"{_named(request)}: {problem}, and {request.folder} has no packed copy of them: put them back, or say where "
+        "they are now (lcsc run FILE objective.settings.checkpoints=PLACE), or give the study another name"
     )
 
 

@@ -1,4 +1,4 @@
-"""State dicts in memory → a packed trajectory in the cache, under the hash of their steps and weights."""
+"""State dicts in memory → a packed trajectory, named by the hash of their steps and weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ StateDicts = Mapping[int, Mapping[str, Tensor]]
 """Training step → state dict, in the order of the steps."""
 
 
-def pack_state_dicts(states: StateDicts, cache: Path) -> Path:
+def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
     """Pack state dicts unless that is done. The same steps and weights are the same trajectory.
 
     Args:
         states: at least two, of one model.
-        cache: the folder for trajectories and the like.
+        folder: for packed checkpoints.
 
     Returns:
         The path of the packed trajectory. It stays, like all packed trajectories, until it is deleted.
@@ -42,7 +42,7 @@ def pack_state_dicts(states: StateDicts, cache: Path) -> Path:
     for step, weights in states.items():
         digest.update(f"{step} {weights_sha256(weights)}\n".encode())
     fingerprint = digest.hexdigest()
-    out = packed_path(cache, fingerprint)
+    out = packed_path(folder, fingerprint)
     with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
         if out.exists():
             return out

@@ -94,7 +94,7 @@ def _packed_checkpoints(
 def open_or_pack(
     patterns: Patterns,
     *,
-    cache: Path,
+    folder: Path,
     key: str | None = None,
     selection: Selection = _EVERYTHING,
     steps: Sequence[int] | None = None,
@@ -103,13 +103,13 @@ def open_or_pack(
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
-    steps, the key and the dtype. They stay there until they are deleted. A second process that asks for the same
-    waits for the first. After an interruption the next call continues where it stopped.
+    A packed trajectory is named by the hash of the sources' paths, sizes and times, their steps, the key and the dtype.
+    It stays in ``folder`` until it is deleted. A second process that asks for the same waits for the first. After an
+    interruption the next call continues where it stopped.
 
     Args:
         patterns: one packed trajectory, or patterns as for :func:`pack`.
-        cache: the folder for files that can be made again.
+        folder: for packed checkpoints, as ``context.files`` of an objective.
         key: as for :func:`pack`; for a packed trajectory it must be the one it was packed with.
         selection: as for :func:`pack`; for a packed trajectory none, since its checkpoints were selected already.
         steps: as for :func:`pack`.
@@ -121,7 +121,7 @@ def open_or_pack(
     """
     request = PackRequest(
         patterns=as_patterns(patterns),
-        cache=cache,
+        folder=folder,
         key=key,
         selection=selection,
         steps=steps,
@@ -155,7 +155,7 @@ def check_checkpoints(request: PackRequest) -> None:
         _open_packed(request, path)
         return
     sources = request.selected_sources()
-    out = request.cached_path(sources)
+    out = request.path_of(sources)
     if not out.exists() and not is_packed(partial_path(out)):
         first = read_checkpoint(next(iter(sources.values())), key=request.key)
         check_room(out, first, len(sources), request.stored)

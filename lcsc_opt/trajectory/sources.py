@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import hub
 from lcsc_opt.checkpoints.finding import Selection, checkpoint_step, step_in_file
 from lcsc_opt.checkpoints.names import checkpoint_series
 from lcsc_opt.trajectory.layout import EXACT
@@ -96,9 +95,7 @@ def sources_fingerprint(sources: Sources, key: str | None, dtype: str) -> str:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds; zeros for a hub's revision."""
-    if hub.repository_of(path):  # its path names the revision, whose content never changes
-        return 0, 0
+    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds."""
     try:
         files = [path, *path.rglob("*")]
         status = [file.stat() for file in files if file.is_file()]

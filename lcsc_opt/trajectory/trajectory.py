@@ -165,6 +165,10 @@ class Trajectory:
         if rule is not None:
             varying = [spec.name for spec in self.tensors if spec.name in self.varying]
             groups = LayerGroups.by(rule, varying, self.tied)
+        return self.in_groups(groups)
+
+    def in_groups(self, groups: LayerGroups | None) -> Trajectory:
+        """The same trajectory, merged by these layer groups, which have all tensors that vary; ``None`` for one row."""
         return self._merged_by(self._merger.source, groups)
 
     @functools.cached_property
@@ -236,16 +240,8 @@ class Trajectory:
         """Where the tensors lie in each row."""
         return self._manifest.layout
 
-    def row_parts(self, index: int) -> Iterator[RowPart]:
-        """The bytes of a row in order, which are not copied: each tensor with its spec, padding with ``None``.
-
-        Raises:
-            TrajectoryError: the row has been overwritten since opening.
-        """
-        self._check()
-        yield from self._parts(self._merger.slots[index])
-
     def _parts(self, slot: int) -> Iterator[RowPart]:
+        """The bytes of a row in order, which are not copied: each tensor with its spec, padding with ``None``."""
         for spec, start, end in self.layout.spans():
             if spec is None:
                 yield None, self._rows.padding(slot, start, end)
@@ -425,7 +421,7 @@ class Trajectory:
 
 def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
     opened = Trajectory.open(path, steps=steps)
-    return opened._merged_by(opened._merger.source, groups)
+    return opened.in_groups(groups)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

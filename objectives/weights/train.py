@@ -3,7 +3,7 @@
     python objectives/weights/train.py
 
 Half an hour on one core: 20,000 steps, of which the checkpoints of the last 8,000 are shipped, one in 500, in float16,
-and the two networks whose features score the letters. Needs ``[train]``.
+and for each kind of bundled images the two networks whose features score them. Needs ``[train]``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from lcsc_opt.base.catalog import load_file
-from lcsc_opt.metrics.extractors.bundled import feature_network
+from lcsc_opt.metrics.extractors.bundled import SETTINGS, ship_feature_network
 from lcsc_opt.objective.small_images import TrainedSettings
 from lcsc_opt.trajectory import TrajectoryWriter
 
@@ -32,8 +32,9 @@ def main() -> None:
     with TrajectoryWriter(shipped, dtype="float16") as writer:
         for index in range(len(trained) - SHIPPED, len(trained)):
             writer.append(trained.steps[index], trained.checkpoint(index))
-    for second in (False, True):
-        feature_network("characters", second=second, cache=HERE)
+    for name in SETTINGS:
+        for second in (False, True):
+            ship_feature_network(name, second=second)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_one_width_of_a_post_hoc_ema_is_a_trajectory_and_several_are_refused_wit
     patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
     assert patterns == [str(folder / "0.*.pt"), str(folder / "1.*.pt")]
     assert found(patterns[1], folder) == ["1.50.pt", "1.100.pt", "1.1000.pt"]
-    trajectory = open_or_pack([patterns[1]], cache=tmp_path)
+    trajectory = open_or_pack([patterns[1]], folder=tmp_path)
     assert trajectory.steps == (50, 100, 1000)
     assert trajectory.merge([0, 1, 0])["w"].tolist() == torch.tensor([1.1, 1.1]).half().tolist()
 

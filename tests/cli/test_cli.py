@@ -183,7 +183,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     assert [text in printed for text in ("held out", "images", "noise")] == [True, False, False]
     assert "a held-out function has one" in typed("evaluate", "tiny/CMA/0", "--groups", "2", status=1).err
     said = typed.refused("export", "tiny/EMAGrid/0", "-o", "x.safetensors")  # it has no model
-    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in said
+    assert 'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("tiny/EMAGrid/0").coefficients)' in said
     assert not Path("x.safetensors").exists()
 
 

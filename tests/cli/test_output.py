@@ -16,7 +16,7 @@ from lcsc_opt.database.report import HeldOutReport, MeasuredModel, MetricRow
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
 
-METRICS = ("precision", "recall", "kid", "fid_held_out", "cross_check", "nearer_train", "fid@dinov2", "coverage")
+METRICS = ("precision", "recall", "kid", "fid_held_out", "cross_check", "near", "fid@dinov2", "coverage")
 COMPARED = (
     ("optimizer", "held-out fid", *METRICS),
     [("LCSCGradient", "5.51 ± 0.2", *("0.158 ± 0.01",) * 8), ("EMA* (EMA 0.985287)", "31.92", *("0.099",) * 8)],

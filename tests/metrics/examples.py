@@ -107,4 +107,4 @@ class Explosive:
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
     given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
-    return MetricSuiteBuilder(given, BuildContext()).build(cache=cache, batch_size=batch_size, device=device)
+    return MetricSuiteBuilder(given, BuildContext()).build(folder=cache, batch_size=batch_size, device=device)

@@ -35,7 +35,6 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 @pytest.fixture(autouse=True)
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 30)  # of keep: precision
     monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 40)
 
 

@@ -20,10 +20,7 @@ from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
-
-@pytest.fixture(autouse=True)
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.objective.merge_sample_score.FEWEST_KEPT", 50)  # of keep: precision
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def plain() -> None:

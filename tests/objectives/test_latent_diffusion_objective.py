@@ -24,8 +24,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
-from lcsc_opt.testing.contracts import check_objective
 from tests import tiny_pipelines
+from tests.contracts import check_objective
 from tests.objectives.image_objectives import one_line
 
 if not (find_spec("peft") and find_spec("transformers")):

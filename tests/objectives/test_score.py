@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
-from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -25,8 +25,8 @@ from lcsc_opt.objective.loading import check_objective as check_objective_settin
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.objective.weight_score import WeightScore
-from lcsc_opt.testing import check_objective
 from tests.commands import Typed
+from tests.contracts import check_objective
 from tests.objectives.image_objectives import one_line
 
 OWN = "tests.objectives.test_score"
@@ -244,7 +244,7 @@ def test_a_score_without_data_for_a_report_says_so_before_anything_is_packed(
     settings: Any = {"checkpoints": "model*.pt", "model": f"{OWN}:network", "score": f"{OWN}:{score}"}
     checked = check_objective_settings(ObjectiveSpec(file="score.py", settings=settings), study_folder=place)
     assert checked.why_no_report() == reason
-    assert not (cache_directory() / "trajectories").exists()
+    assert not DEFAULT_FILES.exists()
 
 
 def test_statistics_of_batch_normalization_come_from_the_users_passes(

@@ -118,7 +118,7 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:
     described = objective.describe()
     assert "cross_check" not in json.dumps(described)
     reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
-    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "sliced", "near", "outside"]
+    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "outside"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert objective.describe() == described
     second = feature_network(dataset(name), second=True)

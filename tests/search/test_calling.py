@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.live_code import GivenNetwork, LiveCode
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.search.calling import _evaluations_or_seconds
 from tests.commands import Typed
@@ -82,7 +83,7 @@ def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Pat
 @pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
     first = search(states(), score=without_graph, storage=name)
-    again = search(states(), score=without_graph, storage=name)
+    again = search(states(), score=without_graph, storage=name, resume=True)
     assert np.array_equal(again.coefficients, first.coefficients)
     assert [path.name for path in workplace.glob("*.db")] == [str(name)]
 
@@ -98,93 +99,69 @@ def test_a_score_without_a_graph_is_searched_without_gradients(search: Any) -> N
     assert not Path(folder).exists()
 
 
-def scaled(factor: float) -> Any:
-    return lambda net: factor * distance(net)
+class Loader:
+    """Data that nobody can compare with what they were."""
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.calls = 0
+
+    def distance(self, net: nn.Module) -> torch.Tensor:
+        self.calls += 1
+        return ((net.weight[0, 1] - self.target) ** 2).sum()
 
 
-def test_the_same_call_continues_and_another_function_is_refused(
-    search: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    first = search(states(), score=scaled(1.0))
-    more = search(states(), score=scaled(1.0), budget=6)
-    assert [len(study.trials) for study in first.studies][1] == 6
-    assert more.studies == first.studies
-    capfd.readouterr()
-    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.factor changed"):
-        search(states(), score=scaled(2.0), budget=8)
-    assert search(states(), score=scaled(2.0), budget=8, accept_changes=True)
-    with pytest.raises(lcsc_opt.LcscError, match="other checkpoints"):
-        search({**states(), 9: states()[1]}, score=scaled(2.0), budget=10)
+def on_a_line() -> dict[int, dict[str, torch.Tensor]]:
+    return {step: {"weight": torch.tensor([[0.0, step]])} for step in (1, 2, 3)}
 
 
-class Opaque:
-    value = 1.0
+def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    search = functools.partial(lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), budget=30)
+    near, far = Loader(5.0), Loader(50.0)
+    first = search(score=lambda net: near.distance(net))
+    second = search(score=lambda net: far.distance(net))
+    assert far.calls > 30
+    assert first.merge()["weight"][0, 1] == pytest.approx(4.385, abs=1e-3)
+    assert second.merge()["weight"][0, 1] != pytest.approx(4.385, abs=1e-3)
+    assert [first.name, second.name] == ["search", "search-2"]
+    assert "search-2: a new search" in capfd.readouterr().err
+    calls = far.calls
+    resumed = search(score=far.distance, name="search", resume=True)
+    assert resumed.studies == second.studies
+    assert far.calls == calls, "the search has ended"
 
 
-def test_what_cannot_be_compared_is_said_when_a_study_continues(search: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    opaque = Opaque()
-    seen: list[float] = []
-
-    def score(net: nn.Module) -> torch.Tensor:
-        seen.append(float(distance(net).detach()))
-        return distance(net) * opaque.value
-
-    search(states(), score=score)
-    assert "cannot be compared" not in capfd.readouterr().err
-    search(states(), score=score, budget=5)
-    said = capfd.readouterr().err
-    assert "score.opaque (Opaque) cannot be compared" in said
-    assert "changed" not in said, "a list that the score itself fills is no change"
+def test_a_temporary_function_is_not_taken_for_another_one(search: Any) -> None:
+    """Digests were once kept by ``id()``, which Python uses again."""
+    found = [search(states(), score=Loader(target).distance, optimizers="CMA").study.searched for target in (1, 2, 3)]
+    assert len(set(found)) == 3
 
 
-def test_a_network_that_is_given_counts_by_its_structure(search: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    net = Net()
+def test_functions_of_a_script_are_compared_like_those_of_a_module(workplace: Path) -> None:
+    script = workplace / "my_search.py"
+    text = """
+import sys, torch, lcsc_opt
 
-    def between(rows: slice) -> Any:
-        return lambda net: ((net.weight - TARGET)[:, rows] ** 2).sum()
+def build():
+    return torch.nn.Linear(2, 1, bias=False)
 
-    result = search(states(), build=net, score=between(slice(0, 3)))
-    net.load_state_dict(result.merge())
-    capfd.readouterr()
-    search(states(), build=net, score=between(slice(0, 3)), budget=5)
-    assert "cannot be compared" not in capfd.readouterr().err
-    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:build changed"):
-        search(states(), build=nn.Sequential(net), score=between(slice(0, 3)), budget=6)
-    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score\.rows changed"):
-        search(states(), build=net, score=between(slice(0, 2)), budget=6)
+def score(net):
+    return (net.weight[0, 1] - 5) ** 2
 
+states = {step: {"weight": torch.tensor([[0.0, step]])} for step in (1, 2, 3)}
+result = lcsc_opt.search(states, build=build, score=score, budget=int(sys.argv[1]), jobs=int(sys.argv[2]))
+print(result.name, len(result.studies[1].trials))
+"""
+    script.write_text(text)
 
-def plain_block() -> nn.Module:
-    class Block(Net):
-        def forward(self) -> Any:
-            return self.weight
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
 
-    return Block()
-
-
-def doubling_block() -> nn.Module:
-    class Block(Net):
-        def forward(self) -> Any:
-            return 2 * self.weight
-
-    return Block()
-
-
-def block_with_an_address() -> nn.Module:
-    class Block(Net):
-        def extra_repr(self) -> str:
-            return repr(object())
-
-    return Block()
-
-
-def test_a_network_that_is_given_counts_by_the_code_of_its_blocks() -> None:
-    def digests(block: nn.Module) -> dict[str, str]:
-        return LiveCode("build", GivenNetwork(nn.Sequential(block))).digests
-
-    assert digests(plain_block()) == digests(plain_block())
-    assert digests(plain_block()) != digests(doubling_block())
-    assert digests(block_with_an_address()) == digests(block_with_an_address()), "an address is no code"
+    assert run("4", "1").stdout == "score 4\n"
+    assert run("6", "1").stdout == "score 6\n"
+    assert "other processes cannot import build (build) and score (score)" in run("8", "2").stderr
+    script.write_text(text.replace("- 5", "- 50"))
+    assert "changed since it began: my_search changed" in run("8", "1").stderr
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(
@@ -199,12 +176,6 @@ def test_functions_of_a_module_make_a_study_file_that_continues(
     result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
     text = result.to_study_file("study.yaml")
     assert "score: called_from_module:score" in text
-    search("*.pt", build=lambda: Net(), score=lambda net: distance(net), name="moved")
-    moved = functools.partial(search, "*.pt", build=module.build, score=module.score, name="moved", budget=5)
-    with pytest.raises(lcsc_opt.LcscError, match=r"<python>:score.* gone.*accept_changes=True"):
-        moved(optimizers="LCSCGradient")
-    moved(accept_changes=True).to_study_file("moved.yaml")
-    assert lcsc(["run", "moved.yaml", "--budget", "6"]) == 0
     assert "finished already" in typed("run", "study.yaml").err
     assert lcsc(["run", "study.yaml", "--budget", "6"]) == 0
     assert len(result.studies[1].trials) == 6
@@ -256,12 +227,10 @@ def passes(net: nn.Module) -> None:
     [
         ("good", "must return a number.*got 'good'"),
         ("0.5", "must return a number.*got '0.5'"),
-        (1j, "must return a number; got 1j"),
+        (1j, "must return a number.*got 1j"),
         (torch.tensor(1j), "must return a number.*got tensor"),
-        ({"accuracy": "high"}, "score: must return a number; got 'high'"),
-        (torch.ones(2), r"returned a tensor of the shape \[2\]"),
-        ([1.0, 2.0], "returned a list"),
-        (float("nan"), "not finite"),
+        ({"accuracy": "high"}, "must return a number.*got 'high'"),
+        (torch.ones(2, 2), r"must return a number.*got the shape \[2, 2\]"),
         (None, "number"),
     ],
 )
@@ -270,16 +239,15 @@ def test_a_score_that_is_no_number_is_refused(search: Any, returned: Any, said: 
         search(states(), score=lambda net: returned)
     assert "\n" not in str(refused.value)
     assert not Path("studies.db").exists()
-    assert not Path("../cache/trajectories").exists()
 
 
 def test_an_error_of_the_users_is_theirs(search: Any) -> None:
     def score(net: nn.Module) -> float:
         return {}["missing"]
 
-    with pytest.raises(KeyError, match="missing") as raised:
+    with pytest.raises(lcsc_opt.LcscError, match=r"score: .*raised KeyError: 'missing'") as raised:
         search(states(), score=score)
-    assert raised.traceback[-1].name == "score"
+    assert isinstance(raised.value.__cause__, KeyError)
     assert not Path("studies.db").exists()
 
 
@@ -287,7 +255,6 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
     ("checkpoints", "changed", "said"),
     [
         ({**states(3), 2: states(1, 5)[1]}, {}, "the state dict of step 2"),
-        (states(3, 5), {}, "do not fit the network"),
         ([states(1)[1]] * 3, {}, "one memory"),
         ("runs/*.pt", {}, "No checkpoint"),
         ([], {}, "the list is empty"),
@@ -311,7 +278,8 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
         (states(), {"rows": "layer"}, "rows: expected layers or "),
         *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
-        (states(), {"build": lambda: 3}, "build: returned a int"),
+        (states(3, 5), {}, "do not fit"),
+        (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
         (states(), {"model": "a:b"}, "^model: build gives it"),
@@ -323,12 +291,9 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"optimizers": ["CMAA"]}, "no such optimizer"),
         (states(), {"space": "afine"}, "did you mean 'affine'"),
         (states(), {"space": ["affine"]}, "space: expected a name or a mapping"),
-        (states(), {"held_out": lambda net: "good"}, "held_out: must return a number; got 'good'"),
-        (states(), {"held_out": lambda net: torch.ones(2)}, r"held_out: returned a tensor of the shape \[2\]"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(search: Any, checkpoints: Any, changed: Any, said: str) -> None:
-    """An argument of the call is refused before any function is called or anything is packed."""
     with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
         search(checkpoints, **{"score": lambda net: distance(net), **changed})
     assert "\n" not in str(refused.value)
@@ -344,13 +309,13 @@ def test_arguments_are_refused_before_the_score_is_called(search: Any, changed: 
     with pytest.raises(lcsc_opt.LcscError):
         search(states(), score=called.append, **changed)
     assert called == []
-    assert not Path("../cache/trajectories").exists()
+    assert not Path("studies.files").exists()
 
 
-def test_state_dicts_of_two_models_leave_nothing_in_the_cache(search: Any) -> None:
+def test_state_dicts_of_two_models_leave_nothing_packed(search: Any) -> None:
     with pytest.raises(lcsc_opt.LcscError, match="does not fit the first one"):
         search({**states(3), 2: states(1, 5)[1]}, score=distance)
-    assert list(Path("../cache/trajectories").iterdir()) == []
+    assert list(Path("studies.files").iterdir()) == []
 
 
 def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> None:
@@ -365,14 +330,6 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
     assert result.studies[0].steps == (1, 2, 3, 4)
 
 
-def test_a_file_with_nan_is_said_before_it_is_scored(search: Any, workplace: Path) -> None:
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
-    torch.save({"weight": torch.full((1, 4), torch.nan)}, "9.pt")
-    with pytest.raises(lcsc_opt.LcscError, match="weight of the last one holds NaN or infinity"):
-        search("*.pt", score=distance)
-
-
 @pytest.mark.parametrize(
     ("budget", "seconds"), [("2 seconds", 2), ("1 minute", 60), ("5 m", 300), ("1.5min", 90), ("2 hours", 7200)]
 )
@@ -380,18 +337,34 @@ def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> Non
     assert _evaluations_or_seconds(budget) == seconds
 
 
+def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LCSC_CACHE")
+    before = set(tmp_path.rglob("*"))
+    result = search(states(), score=distance, storage=None)
+    assert list(Path(result._temporary).glob("studies.files/*.trajectory"))
+    assert set(result.merge()) == {"weight"}
+    del result
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_packed_checkpoints_lie_beside_their_database(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    search("*.pt", score=distance, storage="mine.db")
+    search(states(), score=distance, storage="sqlite:///other.db")
+    assert not (workplace.parent / "cache").exists()
+    assert len(list(Path("mine.files").glob("*.trajectory"))) == 1
+    assert len(list(Path("other.files").glob("*.trajectory"))) == 1
+
+
 def test_a_search_in_memory_that_fails_leaves_no_folder(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(Path.cwd()))
     with pytest.raises(lcsc_opt.LcscError):
         search(states(), score=lambda net: None, storage=None)
     assert list(Path.cwd().glob("lcsc-*")) == []
-
-
-def test_an_error_of_the_held_out_function_is_theirs(search: Any) -> None:
-    with pytest.raises(ZeroDivisionError) as raised:
-        search(states(), score=distance, held_out=lambda net: 1 / 0)
-    assert raised.traceback[-1].name == "<lambda>"
-    assert not Path("studies.db").exists()
 
 
 def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, workplace: Path) -> None:
@@ -403,7 +376,7 @@ def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, work
         result = search(checkpoints, score=without_graph, optimizers={"CMA": {"step_size": 0.1}, "EMAGrid": {}})
         assert [study.steps for study in result.studies] == [(1, 2, 3, 4)] * 2
     with pytest.raises(lcsc_opt.LcscError, match=r"step_size was 0\.1, is now 0\.2"):
-        search(opened, score=without_graph, optimizers={"CMA": {"step_size": 0.2}}, budget=6)
+        search(opened, score=without_graph, optimizers={"CMA": {"step_size": 0.2}}, budget=6, resume=True)
 
 
 def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) -> None:
@@ -417,7 +390,7 @@ def test_a_time_becomes_evaluations_and_stays_so(search: Any) -> None:
     first = search(states(), **options, budget=datetime.timedelta(seconds=0.2))
     many = len(first.studies[0].trials)
     assert 1 <= many <= 10
-    again = search(states(), **options, budget="10 min")
+    again = search(states(), **options, budget="10 min", resume=True)
     assert len(again.studies[0].trials) == many
 
 
@@ -432,11 +405,11 @@ def test_an_interrupted_search_goes_on(search: Any) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         search(states(), score=interrupted, optimizers="CMA")
-    result = search(states(), score=interrupted, optimizers="CMA")
+    result = search(states(), score=interrupted, optimizers="CMA", resume=True)
     assert [trial["state"] for trial in result.studies[0].trials] == ["COMPLETE"] * 4
 
 
-def test_a_score_that_is_mended_is_searched_again(search: Any) -> None:
+def test_a_score_that_was_fixed_is_searched_again(search: Any) -> None:
     """Its failures after the last success are repeated; no command could repeat those of a function of this process."""
     broken = [False]
 
@@ -448,9 +421,9 @@ def test_a_score_that_is_mended_is_searched_again(search: Any) -> None:
     search(states(), score=score, optimizers="CMA")
     broken[0] = True
     with pytest.raises(lcsc_opt.LcscError, match=r"raised the same error .* \(in Python: retry_failed=True\)"):
-        search(states(), score=score, optimizers="CMA", budget=12, accept_changes=True)
+        search(states(), score=score, optimizers="CMA", budget=12, resume=True)
     broken[0] = False
-    again = search(states(), score=score, optimizers="CMA", budget=12, accept_changes=True, retry_failed=True)
+    again = search(states(), score=score, optimizers="CMA", budget=12, resume=True, retry_failed=True)
     assert [trial["state"] for trial in again.studies[0].trials] == ["COMPLETE"] * 12
 
 
@@ -462,11 +435,10 @@ def test_rows(search: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"sample": lambda net, noise: net(noise) * torch.nan}, "sample: the last checkpoint samples values that are"),
         ({"sample": lambda net, noise: None}, "sample returned a NoneType; expected a tensor"),
         ({"sample": lambda net, noise: net(noise)[:1]}, r"expected floating point images \[2, C, H, W\]"),
         ({"reference": "nowhere"}, "nowhere does not exist"),
-        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference: expected a text, .* got tensor\(\[\[\[\[0"),
+        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference: expected text or a mapping.* got tensor\(\[\[\[\[0"),
         ({"image_shape": 8}, "image_shape: expected a list, got 8"),
         ({"held_out": 0}, "images: expected at least 2, got 0"),
     ],
@@ -488,7 +460,6 @@ def test_images_that_cannot_be_searched_are_refused_in_one_line(
         lcsc_opt.search(trained, **{**arguments, **changed})
     assert "\n" not in str(refused.value)
     assert not Path("studies.db").exists()
-    assert not Path("../cache/trajectories").exists()
 
 
 @pytest.fixture
@@ -559,78 +530,3 @@ def test_images_are_sampled_and_compared() -> None:
         )
         assert result.studies[1].name == f"{optimizer}/{optimizer}/0"
         assert result.studies[1].held_out is not None
-
-
-FACTORY = """
-def times(factor):
-    def score(x):
-        return x * factor
-    return score
-
-def twice(function):
-    def wrapper(x):
-        return 2 * function(x)
-    return wrapper
-"""
-
-
-def test_what_an_imported_factory_or_decorator_closes_over_counts(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workplace / "factory_of_scores.py").write_text(FACTORY)
-    monkeypatch.syspath_prepend(str(workplace))
-    import factory_of_scores  # type: ignore[import-not-found]
-
-    def code_with(part: Any) -> LiveCode:
-        return LiveCode("score", lambda x: part(x))
-
-    assert code_with(factory_of_scores.times(2)).digests == code_with(factory_of_scores.times(2)).digests
-    assert code_with(factory_of_scores.times(2)).digests != code_with(factory_of_scores.times(3)).digests
-    [unchecked] = code_with(factory_of_scores.times(object())).unchecked
-    assert unchecked == "score.part.factor (object)"
-    halves, thirds = (lambda x: x / 2), (lambda x: x / 3)
-    one = code_with(factory_of_scores.twice(halves)).digests
-    assert one != code_with(factory_of_scores.twice(thirds)).digests
-
-
-def test_two_variables_of_one_name_both_count() -> None:
-    def times(factor: float) -> Any:
-        def product(x: float) -> float:
-            return x * factor
-
-        product.__module__ = "__main__"  # as of a notebook: what it uses is named after the function that was given
-        return product
-
-    def digests(first: float, second: float) -> dict[str, str]:
-        part, other = times(first), times(second)
-        return LiveCode("score", lambda x: part(x) + other(x)).digests
-
-    assert digests(2, 3) == digests(2, 3)
-    assert digests(2, 3) != digests(5, 3)
-    assert digests(2, 3) != digests(2, 5)
-
-
-def test_all_attributes_of_a_class_count() -> None:
-    def digests(scale: list[float], inner: int = 1, set_to: str = "a") -> dict[str, str]:
-        class Part:
-            factors = scale
-
-            class Inner:
-                __module__ = "__main__"  # that of an imported module counts by its file
-                value = inner
-
-            @functools.cached_property
-            def cached(self) -> float:
-                return scale[0]
-
-            def _set(self, value: float) -> None:
-                self.kept = set_to
-
-            number = property(None, _set)
-
-        return LiveCode("score", Part).digests
-
-    assert digests([1.0]) == digests([1.0])
-    assert digests([1.0]) != digests([2.0])
-    assert digests([1.0]) != digests([1.0], inner=2)
-    assert digests([1.0]) != digests([1.0], set_to="b")

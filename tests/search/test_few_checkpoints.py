@@ -63,6 +63,7 @@ def searched(name: str, budget: int, **options: float) -> np.ndarray:
         budget=budget,
         optimizers=[{"LCSCGradient": options}],
         storage="sqlite:///few.db",
+        resume=True,
     )
     return np.array([trial["coefficients"] for trial in result.studies[0].trials])
 

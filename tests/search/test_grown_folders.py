@@ -20,11 +20,11 @@ from tests.commands import Typed
 from tests.model_studies import OBJECTIVE, state_dict
 
 STEPS = (10, 20, 30)
-IMPORTS = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory import open_or_pack\n"
+IMPORTS = "from lcsc_opt.trajectory import open_or_pack\n"
 OPENING = """
 def build(settings, context):
     path = context.path(settings["checkpoints"])
-    trajectory = open_or_pack([path], cache=cache_directory(), study_checkpoints=context.checkpoints)
+    trajectory = open_or_pack([path], folder=context.files, study_checkpoints=context.checkpoints)
     return Model(trajectory, 0.0, None)
 """
 OBJECTIVE_HERE = IMPORTS + OBJECTIVE.replace("Trajectory.open(path)", "path").partition("def build(")[0] + OPENING
@@ -52,7 +52,6 @@ def stored(name: str = NAME) -> StoredStudy:
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     Path("grown_model.py").write_text(OBJECTIVE_HERE)
     Path("grown.yaml").write_text(STUDY)
     return tmp_path
@@ -65,7 +64,7 @@ def begun() -> None:
 
 
 def packed() -> int:
-    return len(list(Path("cache/trajectories").glob("*.trajectory")))
+    return len(list(Path("studies.files").glob("*.trajectory")))
 
 
 COMMANDS = [
@@ -82,7 +81,7 @@ def grow() -> None:
 
 def copy_elsewhere() -> None:
     """Another study packs a copy; then the first study's own packed copy is lost."""
-    [own] = Path("cache/trajectories").iterdir()
+    [own] = Path("studies.files").iterdir()
     shutil.copytree("runs", "copied")
     Path("copied.yaml").write_text(
         STUDY.replace("grown\n", "copied\n").replace("checkpoints: runs", "checkpoints: copied")
@@ -134,7 +133,7 @@ def test_a_finished_study_whose_report_is_to_have_more_images_says_how(begun: No
 
 def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:
     write_others()
-    shutil.rmtree("cache")
+    shutil.rmtree("studies.files")
     said = typed("resume", NAME, "--budget", "6", status=2).err
     assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in said
 
@@ -142,7 +141,7 @@ def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typ
 def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typed: Typed) -> None:
     save(*STEPS, folder="others", shift=1)
     Path("runs").rename("elsewhere")
-    shutil.rmtree("cache")
+    shutil.rmtree("studies.files")
     export = ["export", NAME, "-o", "model.safetensors"]
     said = typed(*export, status=2).err
     assert "runs: is gone, with the 3 checkpoints that the study was begun with" in said
@@ -173,7 +172,7 @@ def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> N
 def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
     save(*STEPS)
     own = Path("grown_model.py")
-    selected = own.read_text().replace("cache_directory())", "cache_directory(), selection=Selection(last_step=20))")
+    selected = own.read_text().replace("context.files,", "context.files, selection=Selection(last_step=20),")
     own.write_text(f"from lcsc_opt.checkpoints.finding import Selection\n{selected}")
     assert "other checkpoints" not in typed(*RUN).err + typed(*RUN, "--budget", "4").err
 
@@ -255,4 +254,4 @@ class TestDryRun:
         Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": optimizers, "budget": {"evaluations": 4}}))
         assert message in self.refused(typed, "--optimizer", "LCSCGradient")
         assert message in typed("run", "grown.yaml", status=2).err
-        assert not Path("cache").exists()
+        assert not Path("studies.files").exists()

@@ -95,8 +95,7 @@ def test_a_rehearsal_and_a_few_trials_run_on_the_released_files(
     assert set(rows) == {"EMAGrid", "CMA"}
     assert all(math.isfinite(row["held_out"]) for row in rows.values())
 
-    cache = Path.cwd().parent / "cache" / "trajectories"
-    [packed] = [Trajectory.open(folder) for folder in cache.iterdir() if folder.suffix == ".trajectory"]
+    [packed] = [Trajectory.open(folder) for folder in Path("studies.files").iterdir() if folder.suffix == ".trajectory"]
     assert packed.steps == STEPS
     weights = network(STEPS[1], WIDTHS[0], 4 if name == "img512" else 3).state_dict()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in packed.checkpoint(1).items())

@@ -128,8 +128,7 @@ def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, ca
     [row] = json.loads(capsys.readouterr().out)
     assert row["evaluations"] == 3
     assert math.isfinite(row["held_out"])
-    cache = Path.cwd().parent / "cache" / "trajectories"
-    [packed] = [Trajectory.open(folder) for folder in cache.iterdir() if folder.suffix == ".trajectory"]
+    [packed] = [Trajectory.open(folder) for folder in Path("studies.files").iterdir() if folder.suffix == ".trajectory"]
     window = PAPER[path.stem][0]
     assert packed.steps == (last - window, last - 1000, last)
     raw = code_bases.weights(network(of(read_studies(path)[0]))(), last)

@@ -19,14 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import write_atomically
-from lcsc_opt.base.paths import BUNDLED_WEIGHTS, cache_directory
+from lcsc_opt.base.paths import BUNDLED_WEIGHTS
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.bundled_images import CHARACTERS, COLUMNS, FORMATS, ROWS, SIDE, SIZE, Bundled, bundled_images
@@ -146,8 +144,8 @@ class _Classifier(nn.Module):
         return F.silu(self.hidden(x.flatten(1)))
 
 
-def feature_network(name: Bundled, *, second: bool = False, cache: Path | None = None, **changes: Any) -> _Classifier:
-    """The classifier of these images: read from the cache, or as it ships, or trained and written to the cache.
+def feature_network(name: Bundled, *, second: bool = False, **changes: Any) -> _Classifier:
+    """The classifier of these images as it ships; with other settings it is trained.
 
     On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
     processor the weights differ by rounding, so the extractor's name differs, too.
@@ -155,35 +153,38 @@ def feature_network(name: Bundled, *, second: bool = False, cache: Path | None =
     Args:
         name: the name of the images.
         second: another network with other features, which no search uses.
-        cache: a folder, created when it does not exist; ``None`` is the user's.
         changes: ``seed``, ``dimension`` or ``epochs`` in place of the defaults.
-
-    Raises:
-        MetricError: the cached file cannot be written.
     """
-    settings = SETTINGS[name]
-    if second:
-        settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
-    settings = dataclasses.replace(settings, **changes)
-    text = json.dumps({"format": FORMATS[name], **dataclasses.asdict(settings)}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    file = f"{name}-network-{digest}.safetensors"
-    path = (cache or cache_directory()) / file
+    settings = _settings(name, second=second, **changes)
     network = _Classifier(settings)
-    if not (_load(network, path) or _load(network, BUNDLED_WEIGHTS / file)):
+    file = _file(settings)
+    if file.exists():
+        network.load_state_dict(load_file(file))
+    else:
         with torch_threads(1):  # small layers gain nothing from more
             _train(network, settings)
-        write_atomically(path, save(network.state_dict(), {"settings": text}), error=MetricError)
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def _load(network: _Classifier, file: Path) -> bool:
-    """Whether the network has its weights from the file now; not if the file is missing or damaged."""
-    try:
-        network.load_state_dict(load_file(file))
-    except (OSError, SafetensorError):
-        return False
-    return True
+def ship_feature_network(name: Bundled, *, second: bool) -> None:
+    """Train the network anew, and write it to where :func:`feature_network` finds it."""
+    file = _file(_settings(name, second=second))
+    file.unlink(missing_ok=True)
+    save_file(feature_network(name, second=second).state_dict(), file)
+
+
+def _settings(name: Bundled, *, second: bool, **changes: Any) -> _Settings:
+    settings = SETTINGS[name]
+    if second:
+        settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
+    return dataclasses.replace(settings, **changes)
+
+
+def _file(settings: _Settings) -> Path:
+    """Where the weights of these settings ship; named by all that decides them."""
+    text = json.dumps({"format": FORMATS[settings.name], **dataclasses.asdict(settings)}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return BUNDLED_WEIGHTS / f"{settings.name}-network-{digest}.safetensors"
 
 
 def _train(network: _Classifier, settings: _Settings) -> None:

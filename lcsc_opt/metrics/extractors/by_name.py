@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import has_parameter, import_dotted
-from lcsc_opt.base.plugins import Plugin
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
-from lcsc_opt.metrics.names import MADE, TRAINED, extractor_plugin
+from lcsc_opt.metrics.names import MADE, TRAINED
 
-_LACKS = "lacks name, dimension or the call images → features"
 PUBLISHED = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
 
 
@@ -54,7 +52,10 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
         options = {"device": device} if has_parameter(factory, "device") else {}
         extractor = factory(**options)
         if not isinstance(extractor, FeatureExtractor):
-            raise MetricError(f"extractor {name}: made {type(extractor).__name__}, which {_LACKS}")
+            raise MetricError(
+                f"extractor {name}: made {type(extractor).__name__}, which lacks name, dimension or the call images → "
+                "features"
+            )
         file = module_file(module)
         sources = {} if file is None else {module: file}
         return _FactoryExtractor(extractor, sources)
@@ -64,29 +65,11 @@ def find_extractor(name: str, *, weights: Path | None) -> Callable[[torch.device
 
 def _factory(name: str) -> tuple[Callable[..., Any], str]:
     """What makes an extractor that is not published, and the name of its module."""
-    plugin = extractor_plugin(name)
-    if plugin is not None:
-        factory = plugin.load(MetricError)
-        return _checked_factory(plugin, factory), factory.__module__
     dotted = MADE.get(name, name)
     factory = import_dotted(dotted, setting="extractor", error=MetricError)
     if name.removesuffix("2") in TRAINED:
         factory = functools.partial(factory, name.removesuffix("2"), second=name.endswith("2"))
     return factory, dotted.partition(":")[0]
-
-
-def _checked_factory(plugin: Plugin, factory: Callable[..., Any]) -> Callable[..., FeatureExtractor]:
-    """The factory of another package, whose errors name the package."""
-
-    @functools.wraps(factory)
-    def make(**options: Any) -> FeatureExtractor:
-        with plugin.blamed(MetricError, "cannot be made"):
-            extractor = factory(**options)
-        if not isinstance(extractor, FeatureExtractor):
-            raise MetricError(f"{plugin}: made {type(extractor).__name__}, which {_LACKS}")
-        return extractor
-
-    return make
 
 
 class _FactoryExtractor:

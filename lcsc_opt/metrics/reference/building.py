@@ -112,7 +112,7 @@ class ReferenceSettings(FrozenModel):
         features_of_at_most: int | None = None,
         held_out: bool,
         batch_size: int,
-        cache: Path,
+        folder: Path,
     ) -> Reference:
         """The reference in the features of ``extractor``.
 
@@ -123,13 +123,13 @@ class ReferenceSettings(FrozenModel):
             features_of_at_most: of more images than this, only mean and covariance; ``None`` for no limit.
             held_out: whether a metric needs the held-out images, if there are any.
             batch_size: images through the network at once.
-            cache: a folder for statistics and features.
+            folder: for statistics and features.
 
         Raises:
             MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
         """
         self.check()
-        builder = _Builder(alias, extractor, batch_size, cache / "references")
+        builder = _Builder(alias, extractor, batch_size, folder)
         images = builder.image_set(self.train)
         if images is None and self.held_out_fraction:
             raise MetricError(
@@ -197,20 +197,20 @@ class _Builder:
         alias: str,
         extractor: FeatureExtractor,
         batch_size: int,
-        cache: Path,
+        folder: Path,
     ) -> None:
         self._alias = alias
         self._extractor = extractor
         self._batch_size = batch_size
-        self._cache = cache
+        self._folder = folder
 
     def image_set(self, source: str) -> ImageSet | None:
         """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
         path = _path(source)
         if path is None:
-            return ImageSet.of_dataset(source, root=self._cache.parent / "datasets")
+            return ImageSet.of_dataset(source, root=self._folder / "datasets")
         if path.is_dir() or path.suffix.lower() == ".zip":
-            return ImageSet.of_files(path, cache=self._cache)
+            return ImageSet.of_files(path, folder=self._folder)
         return None
 
     def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
@@ -252,12 +252,12 @@ class _Builder:
         return Reference(self._extractor, gaussian, moments.count, identity, rows)
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
-        """The reference of images, whose statistics and features are kept in the cache."""
+        """The reference of images, whose statistics and features are kept."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
         identity = _digest(images.content, self._extractor.name)
-        statistics_file = self._cache / f"{identity[:32]}.npz"
-        features_file = self._cache / f"{identity[:32]}.npy"
+        statistics_file = self._folder / f"{identity[:32]}.npz"
+        features_file = self._folder / f"{identity[:32]}.npy"
         rows = _mapped(features_file) if features else None
         if not statistics_file.exists() or (features and rows is None):
             self._compute(images, statistics_file, features_file if features else None)
@@ -303,7 +303,7 @@ class _Builder:
 
 
 def _mapped(features_file: Path) -> Rows | None:
-    """Cached features, mapped so that the workers of one machine share the memory; ``None`` if missing or damaged."""
+    """Kept features, mapped so that the workers of one machine share the memory; ``None`` if missing or damaged."""
     try:
         rows: Rows = np.load(features_file, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):

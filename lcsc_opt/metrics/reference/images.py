@@ -105,10 +105,10 @@ class ImageSet:
         return cls(size, digest.hexdigest(), _as_marks(marks), lambda rows: pixels[rows], on_disk=False)
 
     @classmethod
-    def of_files(cls, path: Path, *, cache: Path) -> ImageSet:
+    def of_files(cls, path: Path, *, folder: Path) -> ImageSet:
         """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
-        All files are read once for their size and content. The result is kept in ``cache`` until a file changes its
+        All files are read once for their size and content. The result is kept in ``folder`` until a file changes its
         name, length or time. A notice counts the files that are not read as images, and one the images of which only
         the first frame is read.
 
@@ -123,14 +123,14 @@ class ImageSet:
         listing = hashlib.sha256(str(path.resolve()).encode())
         for entry in entries:
             listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
-        cache_file = cache / f"images-{listing.hexdigest()[:32]}.json"
+        kept_file = folder / f"images-{listing.hexdigest()[:32]}.json"
         try:
-            scan = _Scan(*json.loads(cache_file.read_text()))
+            scan = _Scan(*json.loads(kept_file.read_text()))
             height, width = scan.size
-        except (OSError, ValueError, TypeError):  # not cached yet, or damaged
+        except (OSError, ValueError, TypeError):  # not kept yet, or damaged
             scan = _scan(path, entries)
             height, width = scan.size
-            write_atomically(cache_file, json.dumps(scan).encode(), error=MetricError)
+            write_atomically(kept_file, json.dumps(scan).encode(), error=MetricError)
         if other_names:
             notice(f"{path}: not read as images: {_counted(other_names)}")
         if scan.animated:
@@ -259,7 +259,7 @@ def _of_other_files(names: Sequence[str]) -> str:
 
 
 class _Scan(NamedTuple):
-    """What is cached of a set of files.
+    """What is kept of a set of files.
 
     Attributes:
         size: height and width.

@@ -38,7 +38,7 @@ def all_bytes(image_set):
 
 
 def read(place):
-    return ImageSet.of_files(place, cache=place.parent / "cache")
+    return ImageSet.of_files(place, folder=place.parent / "cache")
 
 
 @pytest.mark.parametrize(

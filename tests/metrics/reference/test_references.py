@@ -35,7 +35,7 @@ def write_folder(path):
 
 
 def build(path, alias="inception", extractor=None, *, need=False, cache=None, batch_size=7):
-    place = {"batch_size": batch_size, "cache": cache or path.parent / "cache"}
+    place = {"batch_size": batch_size, "folder": cache or path.parent / "cache"}
     settings = ReferenceSettings.parse(path if isinstance(path, dict) else str(path))
     return settings.build(alias, extractor or Pixels(), features=need, held_out=False, **place)
 
@@ -164,7 +164,7 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
     assert extractor.seen == 60
     assert build(folder, extractor=extractor, need=True, cache=cache).features.shape == (30, D)
     assert extractor.seen == 60
-    [features_file] = (cache / "references").glob("*.npy")
+    [features_file] = cache.glob("*.npy")
     whole = features_file.read_bytes()
     for damaged in (whole[:-1], b""):
         features_file.write_bytes(damaged)

@@ -24,8 +24,8 @@ def write(path: Path, count: int = 60, seed: int = 0) -> Path:
     return folder
 
 
-def build(setting: Any, folder: Path, **changes: Any) -> Reference:
-    wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "cache": folder / "cache", **changes}
+def build(setting: Any, place: Path, **changes: Any) -> Reference:
+    wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "folder": place / "cache", **changes}
     return ReferenceSettings.parse(setting).build("inception", SplitPixels(), **wanted)
 
 
@@ -54,7 +54,7 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     assert 6 <= len(found.unseen.known_features) <= 30
     for i, path in enumerate(sorted(folder.iterdir(), reverse=True)):  # another order, other names
         path.rename(folder / f"renamed{i:03}.png")
-    again = build(setting, tmp_path, cache=tmp_path / "another")
+    again = build(setting, tmp_path, folder=tmp_path / "another")
     assert rows(again.held_out) == rows(found.held_out)
     assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
 

@@ -23,6 +23,7 @@ from lcsc_opt.checkpoints.finding import checkpoint_step
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
@@ -410,5 +411,5 @@ def _check_trials(study: StoredStudy) -> None:
     assert "no «image» 😀" in str(failed.user_attrs), "the reason of a failure is lost"
     assert finished.value == 1 / 3, f"a loss of {1 / 3!r} is read as {finished.value!r}"
     for attribute, written in (("coefficients", coefficients), ("gradient", gradient)):
-        stored = np.array(finished.user_attrs[attribute], dtype=np.float64)
+        stored = array_of(finished.user_attrs[attribute])
         assert stored.tobytes() == written.tobytes(), f"{attribute}: are read as other numbers than were written"

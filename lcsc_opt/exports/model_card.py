@@ -1,4 +1,4 @@
-"""An exported model at the Hugging Face hub, with a model card that says what was merged and how it scored."""
+"""The model card in an exported folder: what was merged, and how it scored."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 
 import yaml
 
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
-from lcsc_opt.checkpoints.hub import repository_of
 from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
-from lcsc_opt.exports.writing import CONFIG, Destination
+from lcsc_opt.exports.writing import CARD
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.tables import with_interval
 
-_CARD = "README.md"
 _INHERITED = (  # entries of the checkpoints' own card
     "license",
     "license_name",
@@ -36,118 +33,46 @@ _INTRODUCTION = """# {title}
 
 The weights are a linear combination of {count} checkpoints of one training run. Its coefficients were searched by
 lcsc_opt {recipe.lcsc_opt} (LCSC, [Liu et al. 2024](https://arxiv.org/abs/2404.02241)): trial {recipe.trial} of
-`{recipe.study}`. `lcsc show` prints the recipe that is inside the weights, and with the checkpoints `lcsc apply` makes
-the same bits again.
+`{recipe.study}`. `lcsc show` prints the recipe that is inside the weights; with it, `lcsc apply` merges the checkpoints
+again.
 """
 
 
-def check_repository(name: str, to: Destination | None) -> None:
-    """Before anything is merged, refuse what could not be uploaded; ``to`` is ``None`` for a recipe alone.
+def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Recipe, *, config: str) -> str:
+    """What was merged, with which coefficients, and what was measured, in Markdown and as ``model-index``.
 
-    Raises:
-        StudySpecError: the name is not valid on the hub, the user is not logged in, or no model is written.
+    Licence and base model are those of the checkpoints' own card, if one is in their folder or in the one above.
+
+    Args:
+        name: the model's.
+        study: it was found in.
+        objective: the study's, with a packed trajectory.
+        recipe: inside the model.
+        config: the model's ``config.json``.
     """
     client = import_extra("huggingface_hub")
-    if to is None:
-        raise StudySpecError("--push-to-hub uploads a model with its card: give --output the name of a model")
-    try:
-        import_extra("huggingface_hub.utils").validate_repo_id(name)
-    except ValueError as error:
-        raise StudySpecError(f"--push-to-hub: expected OWNER/NAME, got {name!r}") from error
-    if client.get_token() is None:
-        raise StudySpecError("--push-to-hub: not logged in to the hub: run hf auth login, or set HF_TOKEN")
-
-
-def push_to_hub(
-    name: str,
-    to: Destination,
-    study: StoredStudy,
-    objective: Objective,
-    recipe: Recipe,
-) -> str:
-    """Upload the export at ``to`` and its card, in one commit, to the repository ``name``; create it if necessary.
-
-    A new repository is public, unless its owner's are private by default.
-
-    Returns:
-        The address of the repository.
-
-    Raises:
-        StudyStoreError: the hub refuses or is out of reach; the export stays.
-    """
-    client = import_extra("huggingface_hub")
-    try:
-        api = client.HfApi()
-        repository = api.create_repo(name, exist_ok=True)
-        card = _model_card(repository.repo_id, to, study, objective, recipe)
-        contents = {_CARD: str(card).encode(), **_files_of(to.path)}
-        operations = []
-        for path_in_repo, content in contents.items():
-            operations.append(client.CommitOperationAdd(path_in_repo=path_in_repo, path_or_fileobj=content))
-        message = f"{recipe.title}, merged by lcsc_opt"
-        api.create_commit(repository.repo_id, operations, commit_message=message)
-    except Exception as error:  # the client raises what its transport does
-        reason = " ".join(str(error).split())[:200]
-        raise StudyStoreError(
-            f"{to.path} is written, but {name} at the hub was not ({type(error).__name__}: {reason}); "
-            f"later: hf upload {name} {to.path}, or the same command with --overwrite"
-        ) from error
-    return str(repository)
-
-
-def _files_of(export: Path, *, folder: Path = Path()) -> dict[str, Path]:
-    """Path in the repository → file, of a file, or of a folder whose files are put into this one."""
-    if not export.is_dir():
-        return {export.name: export}
-    files = sorted(path for path in export.rglob("*") if path.is_file())
-    return {(folder / path.relative_to(export)).as_posix(): path for path in files}
-
-
-def _model_card(
-    name: str,
-    to: Destination,
-    study: StoredStudy,
-    objective: Objective,
-    recipe: Recipe,
-) -> Any:
-    """The card: what was merged, with which coefficients, and what was measured, in Markdown and as ``model-index``.
-
-    Licence and base model are those of the checkpoints' own card, where they have one: in their folder, in the one
-    above, or in their repository at the hub, which is then the base model.
-    """
-    client = import_extra("huggingface_hub")
-    entries: dict[str, Any] = {}
     sources = [source for source in packed_trajectory(objective).sources if source]
+    entries: dict[str, Any] = {}
     if sources:  # else a training loop wrote the trajectory
         entries = _card_of_checkpoints(Path(sources[0]))
-    if to.form == "diffusers":
-        is_diffusers = "_class_name" in json.loads((to.path / CONFIG).read_text("utf-8"))
-        entries["library_name"] = "diffusers" if is_diffusers else "transformers"
+    is_diffusers = "_class_name" in json.loads(config)
+    entries["library_name"] = "diffusers" if is_diffusers else "transformers"
     entries["tags"] = ["lcsc", "merge"]
-    if to.form == "lora":
-        entries["tags"] += ["lora", "diffusers"]
     results = _results(_task_of(objective, entries), recipe)
     data = client.ModelCardData(model_name=name, eval_results=results, **entries)
-    introduction = _INTRODUCTION.format(title=name.split("/")[-1], count=len(recipe.steps), recipe=recipe)
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
-        introduction,
+        _INTRODUCTION.format(title=name, count=len(recipe.steps), recipe=recipe),
         _results_table(study, recipe),
         _coefficients_table(recipe),
     ]
-    return client.ModelCard("\n".join(sections))
+    return "\n".join(sections)
 
 
 def _card_of_checkpoints(source: Path) -> dict[str, Any]:
     """The entries that a merged model inherits from the card of the first checkpoint."""
-    repository = repository_of(source)
-    if repository is not None:
-        entries = _inherited_from(repository)
-        entries["base_model"] = repository
-        entries["base_model_relation"] = "merge"
-        return entries
     for folder in (source, *source.parents[:2]):  # of a file, or of a folder that a trainer wrote next to others
-        card = folder / _CARD
+        card = folder / CARD
         if card.is_file():
             entries = _inherited_from(card)
             if entries:
@@ -155,13 +80,12 @@ def _card_of_checkpoints(source: Path) -> dict[str, Any]:
     return {}
 
 
-def _inherited_from(card: str | Path) -> dict[str, Any]:
-    """``card``: a file, or a repository at the hub; empty if it has no card that can be read."""
+def _inherited_from(card: Path) -> dict[str, Any]:
+    """Empty if the card cannot be read."""
     client = import_extra("huggingface_hub")
-    errors = import_extra("huggingface_hub.errors")  # the client imports its modules when they are named
     try:
         entries = client.ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (errors.EntryNotFoundError, ValueError, yaml.YAMLError):
+    except (ValueError, yaml.YAMLError):
         return {}
     return {key: entries[key] for key in _INHERITED if entries.get(key)}
 
@@ -181,7 +105,7 @@ def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 
 def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
-    """The hub's name for the model's task."""
+    """The Hugging Face Hub's name for the model's task."""
     if entries.get("pipeline_tag"):
         return str(entries["pipeline_tag"])
     if not objective.images_per_evaluation:
@@ -192,7 +116,7 @@ def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
 
 
 def _results(task: str, recipe: Recipe) -> list[Any]:
-    """The measured metrics, in the hub's form."""
+    """The measured metrics, as ``model-index`` has them."""
     client = import_extra("huggingface_hub")
     experiment = recipe.study.split("/")[0]
     results = []

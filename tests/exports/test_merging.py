@@ -1,0 +1,97 @@
+"""A recipe is merged again as a search merges: from a packed trajectory or the files, up to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.exports import Recipe
+from lcsc_opt.exports.merging import merge
+from lcsc_opt.trajectory import Trajectory, pack
+from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
+
+COEFFICIENTS = np.array([-0.7, 0.3, 1.9, -0.9, 0.4])
+TWO = np.array([0.0, 0.5, 0.0, 0.0, 0.5])
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    return make_trajectory(tmp_path / "run.trajectory")
+
+
+def written(path: Path, *states: dict[str, Tensor]) -> Trajectory:
+    return make_trajectory(path, range(1, len(states) + 1), weights=lambda step: states[step - 1])
+
+
+def recipe(trajectory: Trajectory, coefficients: np.ndarray = COEFFICIENTS, dtype: str | None = None) -> Recipe:
+    return Recipe.of(trajectory, np.array(coefficients), study="tests", dtype=dtype)
+
+
+def packed_files(folder: Path, *steps: int) -> Trajectory:
+    files = []
+    for step in steps:
+        files.append(folder / f"model{step:06d}.safetensors")
+        save_file(state_dict(step), files[-1])
+    return pack(files, folder / "again.trajectory")
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
+def test_it_is_the_searchs_own_merge_rounded_to_the_dtype(trajectory: Trajectory, dtype: str | None) -> None:
+    searched = trajectory.merge(COEFFICIENTS)
+    merged = merge(trajectory, recipe(trajectory, dtype=dtype))
+    expected = {
+        name: tensor.to(getattr(torch, dtype)) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in searched.items()
+    }
+    torch.testing.assert_close(merged, expected)
+    assert merged["index"].dtype == torch.int16
+    total = sum(a * state_dict(step)["weight"].double() for a, step in zip(COEFFICIENTS, STEPS, strict=True))
+    torch.testing.assert_close(merged["weight"], torch.as_tensor(total).to(merged["weight"].dtype))
+
+
+def test_a_recipe_of_rows_is_merged_with_the_row_of_each_tensor(trajectory: Trajectory) -> None:
+    grouped = trajectory.in_rows("layers")
+    assert grouped.layer_groups is not None
+    rows = np.stack([np.roll(COEFFICIENTS, row) for row in range(len(grouped.layer_groups))])
+    merged = merge(trajectory, recipe(grouped, rows))
+    torch.testing.assert_close(merged, grouped.merge(rows))
+
+
+def test_checkpoints_with_coefficient_zero_are_not_needed_and_further_ones_do_no_harm(
+    trajectory: Trajectory, tmp_path: Path
+) -> None:
+    few = packed_files(tmp_path, 200, 500)
+    torch.testing.assert_close(merge(few, recipe(trajectory, TWO)), trajectory.merge(TWO))
+    torch.testing.assert_close(merge(trajectory, recipe(few, np.array([0.5, 0.5]))), few.merge([0.5, 0.5]))
+    with pytest.raises(TrajectoryError, match="3 of the 5 checkpoints that are combined are missing: 100, 300, 400"):
+        merge(few, recipe(trajectory))
+
+
+def test_a_single_checkpoint_comes_back_bit_for_bit(trajectory: Trajectory) -> None:
+    assert same_bits(merge(trajectory, recipe(trajectory, np.eye(5)[2])), state_dict(STEPS[2]))
+
+
+def test_swapped_names_are_refused(tmp_path: Path) -> None:
+    """The bytes of a row do not tell its names: two tensors of one shape that change places in all checkpoints."""
+
+    def tensors(step: int, *names: str) -> dict[str, Tensor]:
+        return {name: torch.full((64,), step / divisor) for name, divisor in zip(names, (3, 7), strict=True)}
+
+    trajectory = written(tmp_path / "a.trajectory", tensors(1, "a", "b"), tensors(2, "a", "b"))
+    other = written(tmp_path / "b.trajectory", tensors(1, "x", "y"), tensors(2, "x", "y"))
+    with pytest.raises(TrajectoryError, match="other tensor names"):
+        merge(other, recipe(trajectory, np.array([0.25, 0.75])))
+
+
+def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    trajectory = written(tmp_path / "large.trajectory", *({"w": torch.tensor([1e5 * step, 1.0])} for step in (1, 2)))
+    half = np.array([0.5, 0.5])
+    assert torch.isfinite(merge(trajectory, recipe(trajectory, half, "bfloat16"))["w"]).all()
+    with pytest.raises(TrajectoryError, match="'w' has values too large for float16: pass --dtype float32"):
+        merge(trajectory, recipe(trajectory, half, "float16"))

@@ -1,1 +1,0 @@
-"""One part of each kind for lcsc_opt."""
