@@ -301,7 +301,7 @@ class _Path:
         self.steps = 0
         self._space = space
         cosines = cosine_directions(start.shape[-1])
-        self._directions = _directions_of_rows(space, cosines)
+        self._directions = _free_directions(space, cosines)
         count = cosines.shape[1]
         self._step_size = step_size / np.sqrt(count)  # in each direction
         self._adam = _Adam((*space.shape[:-1], count))
@@ -322,10 +322,8 @@ class _Path:
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def _by_row(self, product: Callable[[_Free, _Free], _Free], rows: _Free) -> _Free:
-        """The product with the directions of each row. No BLAS: its bits depend on its threads."""
-        row_products = []
-        for directions, row in zip(self._directions, np.atleast_2d(rows), strict=True):
-            row_products.append(product(directions, row))
+        """The product of the directions and each row. No BLAS: its bits depend on its threads."""
+        row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
         return np.stack(row_products) if rows.ndim > 1 else row_products[0]
 
     def retreat(self) -> None:
@@ -373,16 +371,12 @@ def _along_directions(directions: _Free, components: _Free) -> _Free:
     return vector
 
 
-def _directions_of_rows(space: CoefficientSpace, cosines: _Free) -> _Free:
-    """``[S, d, K - 1]``: how the free vector of each row changes with one unit of each cosine direction."""
+def _free_directions(space: CoefficientSpace, cosines: _Free) -> _Free:
+    """``[d, K - 1]``: how the free vector, that of any row, changes with one unit of each cosine direction."""
     origin = space.to_coefficients(np.zeros(space.shape))
     zero = space.to_free(origin)
-    columns = [np.atleast_2d(space.to_free(origin + column) - zero) for column in cosines.T]
-    directions = np.stack(columns, axis=-1)
-    # in our own spaces all rows have the same directions: one copy is enough
-    if np.allclose(directions, directions[:1], rtol=0, atol=1e-12):
-        return np.broadcast_to(directions[:1].copy(), directions.shape)
-    return directions
+    columns = [np.atleast_2d(space.to_free(origin + column) - zero)[0] for column in cosines.T]
+    return np.stack(columns, axis=-1)
 
 
 def cosine_directions(count: int) -> npt.NDArray[np.float64]:

@@ -276,7 +276,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
-        (states(), {"rows": "layer"}, "did you mean 'layers'"),
+        (states(), {"rows": "layer"}, "rows: expected layers or "),
         *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
