@@ -33,8 +33,8 @@ from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.search.plan import most_in_flight
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.runner import Search
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)

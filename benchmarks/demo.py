@@ -20,7 +20,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.search.api import load_objective
+from lcsc_opt.study.api import load_objective
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure

@@ -33,8 +33,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.plan import most_in_flight
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.runner import Search
 
 FORK = multiprocessing.get_context("fork")
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")

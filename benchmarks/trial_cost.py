@@ -43,8 +43,8 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.optimizers import build_optimizer, candidate_of
-from lcsc_opt.search.execution import Executor
-from lcsc_opt.search.plan import Plan, plans
+from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.plan import Plan, plans
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 

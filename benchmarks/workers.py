@@ -38,8 +38,8 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.plan import most_in_flight
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.runner import Search
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # our own targets
 IMAGES = 1000

@@ -36,8 +36,8 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.search.execution import Executor
-from lcsc_opt.search.plan import plans
+from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.plan import plans
 from lcsc_opt.views.dashboard.server import application
 
 EXPERIMENTS = 10
@@ -367,7 +367,7 @@ def replay(url: str) -> tuple[float, float]:
 
 def replay_here(url: str) -> None:
     """Print what :func:`replay` returns. No trial is stored: the first new ask ends the search."""
-    from lcsc_opt.search.plan import Plan
+    from lcsc_opt.study.plan import Plan
 
     class AskedError(Exception):
         """A new candidate was asked."""

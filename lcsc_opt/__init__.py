@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lcsc_opt.base.errors import LcscError
     from lcsc_opt.base.records import Candidate, Evaluation
     from lcsc_opt.objective.contract import Objective
-    from lcsc_opt.search.api import Study, compare, load_objective, load_study, run
-    from lcsc_opt.search.calling import search
+    from lcsc_opt.study.api import Study, compare, load_objective, load_study, run
+    from lcsc_opt.study.calling import search
     from lcsc_opt.trajectory.trajectory import Trajectory
     from lcsc_opt.trajectory.writer import TrajectoryWriter
 
@@ -48,19 +48,18 @@ _MODULES = {
     "Evaluation": "lcsc_opt.base.records",
     "LcscError": "lcsc_opt.base.errors",
     "Objective": "lcsc_opt.objective.contract",
-    "Study": "lcsc_opt.search.api",
+    "Study": "lcsc_opt.study.api",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
-    "compare": "lcsc_opt.search.api",
-    "load_objective": "lcsc_opt.search.api",
-    "load_study": "lcsc_opt.search.api",
-    "run": "lcsc_opt.search.api",
+    "compare": "lcsc_opt.study.api",
+    "load_objective": "lcsc_opt.study.api",
+    "load_study": "lcsc_opt.study.api",
+    "run": "lcsc_opt.study.api",
+    "search": "lcsc_opt.study.calling",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":  # a package of this name, which can be called
-        return importlib.import_module("lcsc_opt.search")
     if name not in _MODULES:
         raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -27,7 +27,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("nevergrad", "torch", "alembic.runtime.environment", "optuna_dashboard", "lcsc_opt.cli"),
-        *("lcsc_opt.trajectory", "lcsc_opt.search.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
+        *("lcsc_opt.trajectory", "lcsc_opt.study.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
         "tests.forked",
     ]
 )

@@ -20,7 +20,7 @@ from lcsc_opt.database import lock
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.search.api import load_objective
+from lcsc_opt.study.api import load_objective
 from tests.contracts import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
 from tests.evaluation.staged_examples import Stages
 from tests.model_studies import write_model_study

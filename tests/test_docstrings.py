@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lcsc_opt
-from lcsc_opt.search.calling import search
+from lcsc_opt.study.calling import search
 
 EXAMPLES = {
     "search": search,  # the module of this name has the function's signature, and its own docstring

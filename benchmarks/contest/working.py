@@ -23,9 +23,9 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.execution import Executor
-from lcsc_opt.search.plan import Plan, plans
-from lcsc_opt.search.resolving import is_finished
+from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.resolving import is_finished
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""

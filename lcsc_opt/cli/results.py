@@ -194,9 +194,9 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.search.execution import Executor
-    from lcsc_opt.search.held_out import HeldOutPlan
-    from lcsc_opt.search.plan import Plan
+    from lcsc_opt.study.execution import Executor
+    from lcsc_opt.study.held_out import HeldOutPlan
+    from lcsc_opt.study.plan import Plan
 
     stored = find_study(study, storage, write=True)
     plan = HeldOutPlan.of(
@@ -263,7 +263,7 @@ def landscape(
 ) -> None:
     """Evaluate the loss on the plane through three models. The same command continues an unfinished landscape."""
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.search.landscape import run_landscape
+    from lcsc_opt.study.landscape import run_landscape
     from lcsc_opt.views.figures.writing import check_suffix, write_figures
     from lcsc_opt.views.landscape import Landscape
 

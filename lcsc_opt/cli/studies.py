@@ -20,7 +20,7 @@ from lcsc_opt.cli.output import print_described, print_json, print_report, print
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.search.resolving import Resolved
+    from lcsc_opt.study.resolving import Resolved
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
@@ -95,8 +95,8 @@ def run(
 ) -> None:
     """Run every search of a study file. Unfinished searches continue, and finished ones are skipped."""
     from lcsc_opt.database.urls import masked, storage_url
-    from lcsc_opt.search import api
-    from lcsc_opt.search.plan import plans
+    from lcsc_opt.study import api
+    from lcsc_opt.study.plan import plans
 
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
@@ -134,8 +134,8 @@ def resume(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Finish one study from the database, without its study file. --budget raises its budget."""
-    from lcsc_opt.search.execution import Executor
-    from lcsc_opt.search.plan import Plan
+    from lcsc_opt.study.execution import Executor
+    from lcsc_opt.study.plan import Plan
 
     stored = find_study(study, storage, write=True)
     plan = Plan.of(stored)
@@ -164,7 +164,7 @@ def fork(
 ) -> None:
     """Start a new study at the best coefficients of another one."""
     from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.search import api, forking
+    from lcsc_opt.study import api, forking
 
     stored = find_study(source, storage, write=True)
     new_optimizer = None

@@ -106,7 +106,7 @@ gc.freeze()  # no fork collects what was imported
 def script():
     import lcsc_opt
     from lcsc_opt.base import progress
-    from lcsc_opt.search import api
+    from lcsc_opt.study import api
 
     progress.notice("before")
     api.run_plans = lambda *_, **__: progress.notice("a notice")

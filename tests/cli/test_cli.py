@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.search.api import load_study
+from lcsc_opt.study.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.processes import lcsc_process

@@ -30,7 +30,7 @@ from lcsc_opt.evaluation import file_shipping
 from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
 from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.plan import Plan
+from lcsc_opt.study.plan import Plan
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for

@@ -18,7 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.search.plan import plans
+from lcsc_opt.study.plan import plans
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
 from tests.processes import Lcsc

@@ -30,11 +30,11 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory, masked, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.callbacks import TrialCallback
-from lcsc_opt.search.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
-from lcsc_opt.search.plan import Plan, plans, with_grids
-from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.search.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
+from lcsc_opt.study.plan import Plan, plans, with_grids
+from lcsc_opt.study.resolving import Evidence, Resolved, StoredStudies, resolve
+from lcsc_opt.study.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 

@@ -12,8 +12,8 @@ import yaml
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction
-from lcsc_opt.search.plan import Plan, plans
-from lcsc_opt.search.resolving import Evidence, Resolved, StoredStudies, StoredTrials, resolve
+from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.resolving import Evidence, Resolved, StoredStudies, StoredTrials, resolve
 from tests.commands import Typed
 
 ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}

@@ -22,8 +22,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.failure_policy import retry_failures
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.failure_policy import retry_failures
+from lcsc_opt.study.runner import Search
 from lcsc_opt.views.study_status import FailureReason, overview
 
 STEPS = (100, 200, 300, 400)

@@ -18,7 +18,7 @@ from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.search.landscape import run_landscape
+from lcsc_opt.study.landscape import run_landscape
 from tests.commands import Typed
 
 STEPS = [10, 20, 30, 40, 50]

@@ -1,6 +1,6 @@
 """EMA* of an experiment, and the bound of a kept metric: both are read from the experiment's EMA grid.
 
-The grid is a study of its own. :func:`lcsc_opt.search.plan.with_grids` puts it before the searches that keep a metric.
+The grid is a study of its own. :func:`lcsc_opt.study.plan.with_grids` puts it before the searches that keep a metric.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import datetime
-import inspect
 import math
 import operator
 import re
@@ -29,7 +28,7 @@ from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.settings import excerpt, near_miss, parse_settings
+from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
@@ -38,11 +37,11 @@ from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.objective.loading import check_objective
-from lcsc_opt.search.api import Study, run_plans
-from lcsc_opt.search.callbacks import TrialCallback
-from lcsc_opt.search.plan import Plan, plans
-from lcsc_opt.search.resources import ObjectiveLoader
-from lcsc_opt.search.result import Result
+from lcsc_opt.study.api import Study, run_plans
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.study.result import Result
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
@@ -78,7 +77,21 @@ def search(
     accept_changes: bool = False,
     retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
-    **settings: Any,
+    maximize: bool | None = None,
+    size: int | None = None,
+    image_shape: Sequence[int] | None = None,
+    images: int | None = None,
+    sampler_settings: Mapping[str, Any] | None = None,
+    nfe: int | None = None,
+    loss: str | Mapping[str, Any] | None = None,
+    keep: str | Mapping[str, float] | None = None,
+    held_out_metrics: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
+    select: Mapping[str, Any] | None = None,
+    batch_size: int | str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
 
@@ -105,8 +118,7 @@ def search(
         held_out: for a score, a function like it, on data that no search sees: the table compares its values. For
             images, how many the report samples.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
-            ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. The loss is ``fdr``, or ``loss`` of the settings. It
-            needs ``image_shape``.
+            ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
         name: of the experiment in the database; by default that of the score's function.
         optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
@@ -126,7 +138,21 @@ def search(
         retry_failed: repeat trials that failed after the last success, such as those of a score that has been fixed.
         callbacks: functions of an ``optuna.Study`` and a ``FrozenTrial``, called after each trial that ends now, as for
             :func:`lcsc_opt.run`.
-        settings: further ones of the objective, as in a study file: ``maximize``, ``select``, ``device``, ``images`` …
+        maximize: whether a higher score is better.
+        size: how many items a ``draw`` of the search has, for a score that asks for it.
+        image_shape: of the noise, ``(C, H, W)``.
+        images: how many an evaluation of the search samples; 10,000 by default.
+        sampler_settings: further arguments of ``sample``.
+        nfe: how often ``sample`` calls the network for an image, for costs and reports.
+        loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
+        keep: a metric that must not get worse than EMA*'s, as ``precision``, or metric → bound.
+        held_out_metrics: of the report; by default precision, recall and a cross-check.
+        weights: extractor → the file of its weights.
+        select: which checkpoints, as ``{"last": 50}``.
+        batch_size: of sampling; ``auto`` halves it whenever memory runs out.
+        device: ``auto`` (the default), ``cpu``, ``cuda``, ``cuda:1`` …
+        dtype: of the network: ``fp32`` (the default), ``bf16`` or ``fp16``.
+        settings: any others of the objective, by their names in a study file.
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used, or a function raised an error; the
@@ -136,7 +162,26 @@ def search(
     if isinstance(checkpoints, Trajectory):
         checkpoints = checkpoints.path
     with messages_by_default(), each_notice_once(), contextlib.ExitStack() as stack:
-        call = _Call.of(listed(checkpoints), build, score, held_out, sample, reference, jobs, settings)
+        named: dict[str, Any] = {
+            "maximize": maximize,
+            "size": size,
+            "image_shape": image_shape,
+            "images": images,
+            "sampler_settings": sampler_settings,
+            "nfe": nfe,
+            "loss": loss,
+            "keep": keep,
+            "held_out_metrics": held_out_metrics,
+            "weights": weights,
+            "select": select,
+            "batch_size": batch_size,
+            "device": device,
+            "dtype": dtype,
+        }
+        further = {key: value for key, value in named.items() if value is not None}
+        call = _Call.of(
+            listed(checkpoints), build, score, held_out, sample, reference, jobs, {**further, **(settings or {})}
+        )
         temporary = None
         if storage is None:
             temporary = tempfile.mkdtemp(prefix="lcsc-")
@@ -294,7 +339,6 @@ class _Call:
         )
         _check_not_hidden(file)
         settings_class = load_file(find("objectives", file)).Settings
-        _check_names(further, settings_class.model_fields)
         parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         return call
 
@@ -365,15 +409,6 @@ class _Call:
             return None
         searches = [plan for plan in self.plans(content) if plan.optimizer.name not in BASELINES]
         return "layers" if searches and all(plan.follows_gradients for plan in searches) else None
-
-
-def _check_names(settings: Mapping[str, Any], fields: Collection[str]) -> None:
-    """Refuse what is no setting and looks like an argument of :func:`search`."""
-    own_arguments = [name for name in inspect.signature(search).parameters if name != "settings"]
-    for name in settings:
-        hint = near_miss(name, own_arguments)
-        if name not in fields and hint:
-            raise StudySpecError(f"lcsc_opt.search: {name}: unknown argument{hint}")
 
 
 def _builder(build: Function | str) -> Function | str:

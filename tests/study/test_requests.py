@@ -21,7 +21,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.runner import Search
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails

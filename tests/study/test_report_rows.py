@@ -11,7 +11,7 @@ import pytest
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
-from lcsc_opt.search.report_rows import metric_rows, warning_of
+from lcsc_opt.study.report_rows import metric_rows, warning_of
 
 SIGNS = {"precision": -1, "near": 1}
 CLIP = "fid@clip"

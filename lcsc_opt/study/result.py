@@ -21,7 +21,7 @@ from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.search.api import Study
+from lcsc_opt.study.api import Study
 from lcsc_opt.views import UNKNOWN, percent
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.ranking import headline, ranking, spread_text

@@ -20,8 +20,8 @@ from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
-from lcsc_opt.search.plan import CHECKPOINTS, Plan
-from lcsc_opt.search.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
+from lcsc_opt.study.plan import CHECKPOINTS, Plan
+from lcsc_opt.study.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 

@@ -5,7 +5,7 @@
 There are two stages of knowledge. Before the objective is loaded, which may train a model, the evidence is the code and
 the environment; that is enough for ``--dry-run``, and to refuse most of what is wrong before anything is loaded or
 written. Once the objective is loaded, the evidence is its whole fingerprint, and it is also known what a new study
-begins with. :mod:`lcsc_opt.search.resources` reads all that is needed, :mod:`lcsc_opt.search.execution` does the work.
+begins with. :mod:`lcsc_opt.study.resources` reads all that is needed, :mod:`lcsc_opt.study.execution` does the work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.search.plan import CHECKPOINTS, Plan
+from lcsc_opt.study.plan import CHECKPOINTS, Plan
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""

@@ -18,7 +18,7 @@ from torch import nn
 
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.search.calling import _evaluations_or_seconds
+from lcsc_opt.study.calling import _evaluations_or_seconds
 from tests.commands import Typed
 
 TARGET = torch.linspace(-1, 1, 4)
@@ -214,7 +214,7 @@ def test_statistics_of_batch_normalization_need_the_functions(search: Any, typed
     def score(net: nn.Module) -> torch.Tensor:
         return net(torch.ones(2, 4)).sum()
 
-    search(trained, build=net, score=score, batch_norm="tests.search.test_calling:passes", optimizers="CMA")
+    search(trained, build=net, score=score, batch_norm="tests.study.test_calling:passes", optimizers="CMA")
     assert "handed to lcsc_opt.search" in typed.refused("export", "tried/CMA/0", "-o", "best.safetensors")
 
 

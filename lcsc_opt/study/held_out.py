@@ -39,8 +39,8 @@ from lcsc_opt.database.report import (
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.bound import known_ema
-from lcsc_opt.search.report_rows import metric_rows, warning_of
+from lcsc_opt.study.bound import known_ema
+from lcsc_opt.study.report_rows import metric_rows, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5

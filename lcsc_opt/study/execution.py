@@ -38,12 +38,12 @@ from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.search.bound import bound_of
-from lcsc_opt.search.callbacks import TrialCallback
-from lcsc_opt.search.failure_policy import retry_failures
-from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import (
+from lcsc_opt.study.bound import bound_of
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.failure_policy import retry_failures
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.resolving import (
     Attributes,
     Evidence,
     Resolved,
@@ -53,8 +53,8 @@ from lcsc_opt.search.resolving import (
     is_searched,
     resolve,
 )
-from lcsc_opt.search.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
+from lcsc_opt.study.runner import Search
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 

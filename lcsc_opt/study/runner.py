@@ -30,8 +30,8 @@ from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
 from lcsc_opt.optimizers.told_losses import ToldLosses
-from lcsc_opt.search.callbacks import TrialCallback, TrialCallbacks
-from lcsc_opt.search.failure_policy import ACCEPTED_FAILURES, FailurePolicy
+from lcsc_opt.study.callbacks import TrialCallback, TrialCallbacks
+from lcsc_opt.study.failure_policy import ACCEPTED_FAILURES, FailurePolicy
 
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
@@ -65,7 +65,7 @@ class Search:
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         constraint: the bound of the kept metric, with which every candidate is evaluated.
-        in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.search.plan.most_in_flight`.
+        in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.plan.most_in_flight`.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         changed: what changed since the study began, for the message when replay fails.
         callbacks: are called after each trial that ends in this run, in the order of the tells.

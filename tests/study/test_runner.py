@@ -28,8 +28,8 @@ from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome, evalu
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
-from lcsc_opt.search.plan import most_in_flight
-from lcsc_opt.search.runner import Search
+from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.runner import Search
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 16

@@ -14,7 +14,7 @@ import lcsc_opt
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.search.plan import Plan
+from lcsc_opt.study.plan import Plan
 from lcsc_opt.views.study_status import overview
 
 DEFAULTS = "optimizer_defaults"

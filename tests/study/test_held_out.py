@@ -20,7 +20,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
+from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 from tests.study_examples import STEPS, coefficients, write_study

@@ -18,10 +18,10 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.search.execution import Executor
-from lcsc_opt.search.plan import Plan
-from lcsc_opt.search.resolving import accepted_changes
-from lcsc_opt.search.resources import read_database
+from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.resolving import accepted_changes
+from lcsc_opt.study.resources import read_database
 
 _STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
