@@ -214,7 +214,7 @@ def test_statistics_of_batch_normalization_need_the_functions(search: Any, typed
     def score(net: nn.Module) -> torch.Tensor:
         return net(torch.ones(2, 4)).sum()
 
-    search(trained, build=net, score=score, batch_norm="tests.study.test_calling:passes", optimizers="CMA")
+    search(trained, build=net, score=score, settings={"batch_norm": "tests.study.test_calling:passes"}, optimizers="CMA")
     assert "handed to lcsc_opt.search" in typed.refused("export", "tried/CMA/0", "-o", "best.safetensors")
 
 
@@ -282,12 +282,12 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
-        (states(), {"model": "a:b"}, "^model: build gives it"),
-        (states(), {"score": None, "sample": distance, "sampler": "a:b"}, "^sampler: sample gives it"),
+        (states(), {"settings": {"model": "a:b"}}, "^model: build gives it"),
+        (states(), {"score": None, "sample": distance, "settings": {"sampler": "a:b"}}, "^sampler: sample gives it"),
         (states(), {"score": None, "sample": distance, "held_out": distance}, "^held_out: .* how many images"),
         (states(), {"score": None, "sample": distance, "held_out": True}, "^held_out: .* how many images"),
-        (states(), {"optimiser": ["CMA"]}, r"optimiser: unknown argument \(did you mean 'optimizers'\?\)"),
-        (states(), {"precision": 16}, "precision: unknown key"),
+        (states(), {"settings": {"precision": 16}}, "precision: unknown key"),
+        (states(), {"images": 16}, "images: unknown key"),
         (states(), {"optimizers": ["CMAA"]}, "no such optimizer"),
         (states(), {"space": "afine"}, "did you mean 'affine'"),
         (states(), {"space": ["affine"]}, "space: expected a name or a mapping"),
