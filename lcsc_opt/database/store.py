@@ -64,7 +64,7 @@ from lcsc_opt.database.trial_tables import read_trials, with_arrays
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
-"""The version of the stored format, as the table above describes it. Studies of 0.2.0 name none; it was the first."""
+"""The version of the stored format, as the table above describes it."""
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound

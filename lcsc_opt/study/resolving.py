@@ -398,7 +398,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         lines += _code_changes(before["code"], now["code"])
     if "objective" in now:
         current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
-        lines += differences(_with_model_files(before["objective"], current), current, "objective")
+        lines += differences(before["objective"], current, "objective")
     return "; ".join(lines)
 
 
@@ -417,24 +417,11 @@ def _objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     What only one of them describes is left out, such as an extractor that only one of them reports.
     """
     current = _without_neutral(now["objective"])
-    stored = _without_neutral(_with_model_files(before["objective"], current))
+    stored = _without_neutral(before["objective"])
     return _changes(
         {"objective": _common(stored, current)},
         {"objective": _common(current, stored)},
     )
-
-
-def _with_model_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The stored description of an objective, with the digests of the model's files that it lacks.
-
-    An older version stored none, and named the model's folder before the score.
-    """
-    if MODEL_FILES not in now or MODEL_FILES in before:
-        return before
-    score = before.get("score")
-    if str(score).endswith(f", {now.get('score')}"):
-        score = now["score"]
-    return {**before, "score": score, MODEL_FILES: now[MODEL_FILES]}
 
 
 def _without_neutral(value: Any) -> Any:

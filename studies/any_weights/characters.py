@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcsc_opt.training.images import drawn_characters
+from lcsc_opt.metrics.bundled_images import drawn_characters
 
 CLASSES = string.digits + string.ascii_uppercase
 POOL = 30_000  # characters of a group, from which draws choose

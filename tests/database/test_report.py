@@ -43,7 +43,7 @@ def test_what_is_stored_is_read_again() -> None:
     assert (least.sample, least.doubted) == ((None, (0,)), ())
 
 
-def test_a_report_of_version_0_2_0_is_read() -> None:
+def test_a_report_without_intervals_is_read() -> None:
     groups = [{"seed": 3, "loss": 2.5, "metrics": {"kid": 0.1}}]
     measured = {"loss": 2.5, "metrics": {"kid": 0.1}, "images": 20, "groups": groups}
     origin = {"study": "digits/EMAGrid/0", "trial": 2, "label": "EMA*"}

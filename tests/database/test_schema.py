@@ -1,4 +1,4 @@
-"""Which versions of the stored format are read: ours, that of 0.2.0, which had no number, and none that is newer."""
+"""Which versions of the stored format are read: ours, and none that is newer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import SCHEMA, StoredStudy
 from tests.commands import Typed
-from tests.study_examples import STEPS, coefficients, write_study
+from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
 
@@ -19,16 +17,6 @@ NAME = "digits/LCSC/0"
 def test_a_study_names_the_version_of_its_format(storage: RDBStorage) -> None:
     write_study(storage, NAME, [4.0])
     assert StoredStudy.open(storage, NAME).attributes["schema"] == SCHEMA
-
-
-def test_a_study_without_a_version_is_read_and_continued(storage: RDBStorage) -> None:
-    stored = optuna.create_study(storage=storage, study_name=NAME)
-    for name, value in {"steps": STEPS, "created": 1.0, "created_by": "lcsc_opt 0.2.0"}.items():
-        stored.set_user_attr(name, value)
-    study = StoredStudy.open(storage, NAME)
-    with study.hold():
-        study.finish(study.add_candidate(Candidate(coefficients(0))), Evaluation(1.5))
-    assert HistoryReader(storage).read_study(NAME).searched == 1.5
 
 
 def test_a_newer_version_is_one_sentence(workplace: object, typed: Typed) -> None:

@@ -19,8 +19,6 @@ from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.loading import check_objective as check_objective_settings
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.scorer import Draw
@@ -324,17 +322,6 @@ def test_a_study_knows_its_models_files_wherever_they_are(workplace: Path, typed
     typed("run", "gpt.yaml", MOVED)
     typed("resume", NAME, "--budget", "4")
     typed("run", "gpt.yaml", MOVED, "seeds=[1]")
-
-    stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), NAME)
-    fingerprint = stored.attributes["fingerprint"]
-    del fingerprint["objective"]["model_files"]  # as 0.2.0 stored it
-    fingerprint["objective"]["score"] = f"last, {OWN}:perplexity"
-    stored.set_attribute("fingerprint", fingerprint)
-    assert "with changes" not in typed("resume", NAME, "--budget", "5").err
-    typed("run", "gpt.yaml", MOVED, "seeds=[2]")
-    Path("last").rename("elsewhere")
-    moved_again = MOVED.replace("last", "elsewhere")
-    assert 'settings.model was "last"' in typed("run", "gpt.yaml", moved_again, status=2).err
 
 
 def perplexity(model: Any) -> Tensor:

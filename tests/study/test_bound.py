@@ -24,7 +24,7 @@ from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 
-STORED = Path(__file__).parents[1] / "stored_by_0_2_0"
+HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
 STEPS = (10, 20, 30, 40, 50, 60)
@@ -48,7 +48,7 @@ def sample(model, noise):
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Checkpoints, real images, and a sampler that counts."""
-    shutil.copy(STORED / "stored_parts.py", tmp_path)
+    shutil.copy(HERE / "stored_parts.py", tmp_path)
     write_parts(tmp_path, "KeyboardInterrupt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -214,7 +214,9 @@ def test_statistics_of_batch_normalization_need_the_functions(search: Any, typed
     def score(net: nn.Module) -> torch.Tensor:
         return net(torch.ones(2, 4)).sum()
 
-    search(trained, build=net, score=score, settings={"batch_norm": "tests.study.test_calling:passes"}, optimizers="CMA")
+    search(
+        trained, build=net, score=score, settings={"batch_norm": "tests.study.test_calling:passes"}, optimizers="CMA"
+    )
     assert "handed to lcsc_opt.search" in typed.refused("export", "tried/CMA/0", "-o", "best.safetensors")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +78,3 @@ def test_a_study_has_the_step_that_it_began_with(tmp_path: Path, monkeypatch: py
     assert study.attributes[DEFAULTS] == {"step_size": 0.2}
     assert overview(study)["optimizer_options"] == {"step_size": 0.2}, "which the study file does not say"
     assert (searched("new", 12)[:8] == new).all()
-
-
-def test_a_study_that_stored_no_step_continues_with_the_short_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Plan, "optimizer_defaults", lambda *_: {})
-    before = searched("old", 6)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    with sqlite3.connect("few.db") as database:  # studies of 0.2.0 lack the attribute
-        database.execute("DELETE FROM study_user_attributes WHERE key = ?", (DEFAULTS,))
-    continued = searched("old", 12)
-    assert (continued[:6] == before).all()
-    searched("short", 6, step_size=0.1)
-    assert (continued == searched("short", 12, step_size=0.1)).all()
