@@ -143,7 +143,7 @@ def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].LCSC: expected a mapping of keys to values, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: expected a number, got 'all'"),
-        ({"space": {"convex": 3}}, "space.convex: unknown key; expected one of kind, origin, rows, options"),
+        ({"space": {"convex": 3}}, "space.convex: unknown key; expected one of kind, origin, rows"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},
