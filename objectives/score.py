@@ -8,17 +8,8 @@
         score: my:accuracy        # (model) or (model, draw) -> a number
         maximize: true
 
-or with a command in place of ``score``, which gets each merged model on the disk::
-
-        model: runs/checkpoint-500                 # configuration and tokenizer
-        command: lm_eval --model hf --model_args pretrained={model} --tasks arc_easy --output_path {out}
-        read: results.arc_easy.acc
-        maximize: true
-
-or, for a causal language model, with ``text: corpus.txt``: its cross-entropy on that file.
-
 ``my`` is imported like any module; it may also be in the working directory or next to the study file. docs/score.md has
-more.
+more; studies/any_weights/ has a score of a language model, and one that runs a command.
 """
 
 from __future__ import annotations
@@ -29,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
@@ -37,11 +28,9 @@ from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.objective.command_scorer import CommandScorer
 from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
-from lcsc_opt.objective.text_loss import TextLoss
 from lcsc_opt.objective.weight_score import WeightScore, why_no_report
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.trajectory import Trajectory
@@ -52,12 +41,8 @@ class Settings(CheckpointSettings):
 
     Attributes:
         model: ``module:function``, which returns the network; or a folder that ``save_pretrained`` of transformers or
-            diffusers wrote, whose configuration is used. For a command a folder, or nothing.
+            diffusers wrote, whose configuration is used.
         score: ``module:function``, called with the model, and with ``draw`` if it has a parameter of that name.
-        command: scores a model on the disk.
-        text: a text file, on which the cross-entropy of a causal language model is measured, with the tokenizer in the
-            folder ``model``. Searches and reports use different parts of it.
-        read: where its number is in the JSON that the command writes.
         maximize: whether higher is better.
         size: the number of items of a ``draw`` of the search, if the score asks for it.
         held_out: ``module:function``, called like ``score``: the score of the final report, on data that no search
@@ -66,68 +51,36 @@ class Settings(CheckpointSettings):
             of batch normalization are estimated again.
     """
 
-    model: str | None = None
-    score: str | None = None
-    command: str | None = None
-    text: str | None = None
-    read: str | None = None
+    model: str
+    score: str
     maximize: bool = False
     size: Annotated[int, Field(ge=2)] | None = None
     held_out: str | None = None
     batch_norm: str | None = None
 
-    @model_validator(mode="after")
-    def _one_score(self) -> Settings:
-        given = [name for name in ("score", "command", "text") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError("expected one of score, command and text")
-        if self.command is None and self.model is None:
-            raise ValueError(f"{given[0]} needs a model: module:function, or a folder")
-        if self.text is not None and ":" in (self.model or ""):
-            raise ValueError("text needs a model's folder, in which its tokenizer is")
-        if self.read is not None and self.command is None:
-            raise ValueError("read belongs to a command")
-        if self.batch_norm is not None and self.command is not None:
-            raise ValueError("batch_norm belongs to a score")
-        if self.held_out is not None and self.score is None:
-            raise ValueError("held_out belongs to a score; a command is told {group}")
-        asks_for_size = "{size}" in (self.command or "") or "{size}" in (self.read or "")
-        if asks_for_size and self.size is None:
-            raise ValueError("the command asks for a {size}; give size")
-        return self
-
     def check(self, context: BuildContext) -> None:
-        """The checks of all objectives that merge checkpoints; also that functions, folder and command exist."""
+        """The checks of all objectives that merge checkpoints; also that functions and folder exist."""
         super().check(context)
-        if self.command is not None:
-            self.scorer(context)
-            return
-        self._score(context)
-        self._function("held_out", context)
-        self._function("batch_norm", context)
-        _network_factory(self.model or "", context)
+        for setting in ("score", "held_out", "batch_norm"):
+            self._function(setting, context)
+        _network_factory(self.model, context)
 
-    def scorer(self, context: BuildContext) -> NetworkScorer | CommandScorer:
+    def scorer(self, context: BuildContext) -> NetworkScorer:
         """What scores merged weights.
 
         Raises:
-            ObjectiveError: functions, folder, command or device are missing, or are not what they should be.
+            ObjectiveError: functions, folder or device are missing, or are not what they should be.
         """
-        if self.command is not None:
-            folder = None if self.model is None else _folder(self.model, context)
-            return CommandScorer(self.command, context, read=self.read, folder=folder)
-        score = self._score(context)
-        measured = score.name if isinstance(score, TextLoss) else self.score
-        model = self.model
-        assert model is not None  # see _one_score
+        score = self._function("score", context)
+        assert score is not None  # a setting that must be given
         model_files = None
-        names = [measured, self.held_out, self.batch_norm]
-        if _is_function(model, context):
-            names.insert(0, model)
+        names = [self.score, self.held_out, self.batch_norm]
+        if _is_function(self.model, context):
+            names.insert(0, self.model)
         else:  # wherever the folder is, its files count
-            model_files = digests(network_files(_folder(model, context)))
+            model_files = digests(network_files(_folder(self.model, context)))
         return NetworkScorer(
-            _network(model, context),
+            _network(self.model, context),
             score,
             self,
             held_out=self._function("held_out", context),
@@ -139,14 +92,6 @@ class Settings(CheckpointSettings):
     def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
         """The checkpoints, unless statistics of batch normalization are estimated for each merge."""
         return self.trajectory(context) if self.batch_norm is None else None
-
-    def _score(self, context: BuildContext) -> Callable[..., Any]:
-        """What scores a network, where no command does."""
-        if self.text is not None:
-            return TextLoss(context.path(self.text), _folder(self.model or "", context))
-        function = self._function("score", context)
-        assert function is not None  # see _one_score
-        return function
 
     def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
         """The function that a setting names; ``None`` where it names none."""
@@ -174,17 +119,16 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     trajectory = checked.trajectory(context)
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score has no argument draw, which would contain it; leave size out")
-    if isinstance(scorer, NetworkScorer):
-        last_checkpoint = np.zeros(len(trajectory.steps))
-        last_checkpoint[-1] = 1.0
-        scorer.load(trajectory.merge(last_checkpoint))
-        merged_statistics = scorer.merged_statistics(trajectory.varying)
-        if merged_statistics:
-            notice(
-                f"{merged_statistics[0]}: statistics of batch normalization are merged, "
-                "and merged variances may be negative; "
-                "batch_norm: module:function in the objective's settings estimates them again"
-            )
+    last_checkpoint = np.zeros(len(trajectory.steps))
+    last_checkpoint[-1] = 1.0
+    scorer.load(trajectory.merge(last_checkpoint))
+    merged_statistics = scorer.merged_statistics(trajectory.varying)
+    if merged_statistics:
+        notice(
+            f"{merged_statistics[0]}: statistics of batch normalization are merged, "
+            "and merged variances may be negative; "
+            "batch_norm: module:function in the objective's settings estimates them again"
+        )
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)
 
 

@@ -16,7 +16,7 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
-from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
+from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss, why_no_gradient
 from lcsc_opt.metrics.names import (
@@ -54,9 +54,8 @@ class ScoreSettings(FrozenModel):
             and the share of values outside [−1, 1] to all.
         keep: ``precision`` or another metric of single images, which may not get worse than at EMA*, or than a bound:
             ``{precision: 0.7}``. Without ``@extractor`` it is in the features of the loss.
-        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]; or ``clip_score``,
-            ``pickscore`` or ``hpsv2``, with their folder in ``weights``. It is the metric ``reward``. If the
-            loss contains it, reports have the default metrics in addition to ``held_out_metrics``.
+        reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]. It is the metric ``reward``.
+            If the loss contains it, reports have the default metrics in addition to ``held_out_metrics``.
         held_out_reward: another reward, which only held-out reports use.
         unguarded: whether the loss may be a reward without a distance between distributions.
     """
@@ -75,7 +74,7 @@ class ScoreSettings(FrozenModel):
         named_metrics = {*loss_metrics, *self.metrics, *(self.held_out_metrics or ())}
         for name in (REWARD, HELD_OUT_REWARD):
             if name in named_metrics and name not in self.rewards:
-                raise ValueError(f"{name} is a metric here, so give {name}: module:function, or {', '.join(PUBLISHED)}")
+                raise ValueError(f"{name} is a metric here, so give {name}: module:function")
         return self
 
     @property
@@ -106,7 +105,7 @@ class ReferenceScoreSettings(ScoreSettings):
     Attributes:
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. With ``train``
             and ``held_out``, or ``held_out_fraction``, some of them are used only in reports.
-        weights: extractor → file of its weights; missing ones are downloaded. Published rewards need their folder.
+        weights: extractor → file of its weights; missing ones are downloaded.
     """
 
     reference: str | dict[str, JsonValue] | None = None
@@ -177,8 +176,7 @@ class MetricSuiteBuilder:
                     f"reference: is missing for {metric.extractor}; give a folder of images, a file or a data set"
                 )
         for extractor in settings.weights:
-            if extractor not in PUBLISHED:
-                MetricName.parse(f"fid@{extractor}")  # raises if there is no such extractor
+            MetricName.parse(f"fid@{extractor}")  # raises if there is no such extractor
         self._weights = {extractor: context.path(path) for extractor, path in settings.weights.items()}
 
     def _cross_check_extractor(self, loss_extractors: Set[str]) -> str | None:
@@ -219,9 +217,9 @@ class MetricSuiteBuilder:
         for settings in self._references.values():
             settings.check()
         for reward in self._rewards.values():
-            find_reward(reward, weights=self._weights.get(reward))
+            find_reward(reward)
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
-            if extractor not in self._rewards and extractor not in PUBLISHED:
+            if extractor not in self._rewards:
                 find_extractor(extractor, weights=self._weights.get(extractor))
 
     def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, folder: Path) -> MetricSuite:
@@ -267,7 +265,7 @@ class MetricSuiteBuilder:
         """The reference of one extractor or reward, with only what the metrics of the settings need."""
         reward = self._rewards.get(name)
         if reward is not None:
-            return Reference(find_reward(reward, weights=self._weights.get(reward))(device))
+            return Reference(find_reward(reward))
         extractor = find_extractor(name, weights=self._weights.get(name))(device)
         metrics = [metric for metric in self._metrics if metric.extractor == name]
         if not any(metric.needs_reference for metric in metrics):

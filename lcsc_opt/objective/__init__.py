@@ -2,8 +2,8 @@
 
 ``contract`` is all that searches know. ``merge_sample_score`` is the objective over images: ``image_stages`` computes,
 ``gradient_pass`` leads the gradient back. ``weight_score`` is the objective for any other score, which a ``scorer``
-measures: a function (``network_scorer``) or a command (``command_scorer``). ``loading`` builds the objective that a
-study file names, and ``starting`` drafts a first study file.
+measures, by a function of the network (``network_scorer``). ``loading`` builds the objective that a study file names,
+and ``starting`` drafts a first study file.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise

@@ -63,7 +63,6 @@ class NetworkScorer:
         self._model_files = model_files
         self._metric = getattr(function, "__name__", "score").replace("<lambda>", "score")
         self.takes_draw = takes_draw(function) or held_out is not None
-        self.takes_group = self.takes_draw  # a draw has its seed and its group
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -20,7 +19,6 @@ SCORE = "score.py"
 """The objective for models that do not make images."""
 IMAGES = 2000  # of an evaluation, in the study files that are written here
 
-_LOSS_OF_ADAPTER = "{python} -m lcsc_opt.objective.text_loss"
 _NOISE_LEVEL = re.compile(r"time|temb|t_emb|noise|sigma", re.IGNORECASE)
 _DIFFUSERS_NETWORK = re.compile(r"UNet\w+|\w+Transformer\w*")
 
@@ -92,21 +90,15 @@ def propose(
         folder: the folder of the checkpoints, a glob, or a packed trajectory.
         last: the last of the checkpoints.
         tensors: its tensors.
-        given: the settings that the user gave; with ``reference`` the model makes images, with ``score`` or
-            ``command`` it does not.
+        given: the settings that the user gave; with ``reference`` the model makes images, with ``score`` it does not.
         near: what lies near the checkpoints.
     """
     base = folder if folder.is_dir() else folder.parent
     places = (last, last.parent, base, base.parent)
-    adapter = _first(places, _adapts_transformers)
-    if adapter is not None:
-        return _scored_by_command(adapter, near.text)
+    if _first(places, _adapts_transformers) is not None:
+        return _scored_by_function(None)
     transformers_model = _first(places, _is_of_transformers)
-    if "score" in given or "command" in given:
-        return _scored_by_function(transformers_model)
-    if transformers_model is not None and _is_causal(transformers_model):
-        return _scored_on_text(transformers_model, near.text)
-    if transformers_model is not None:
+    if "score" in given or transformers_model is not None:
         return _scored_by_function(transformers_model)
     if lora_flavour(tensors) is not None:
         return _text_to_image("lora", pipeline=near.pipeline, prompts=near.text)
@@ -128,47 +120,6 @@ def _scored_by_function(model: Path | None) -> Proposal:
         network = Setting("model", "its config.json; weights come from the checkpoints", str(model))
     score = Setting("score", "module:function, called as score(model, draw), or score(model); docs/score.md")
     return Proposal(SCORE, (network, score, _SIZE))
-
-
-def _scored_on_text(model: Path, text: Path | None) -> Proposal:
-    """The cross-entropy of a causal language model."""
-    network = Setting("model", "its config.json and tokenizer; weights come from the checkpoints", str(model))
-    return Proposal(SCORE, (network, _text(text), Setting("size", "sequences of an evaluation", 64)))
-
-
-def _scored_by_command(adapter: Path, text: Path | None) -> Proposal:
-    """The cross-entropy of an adapter, on a base model that is read anew for each evaluation."""
-    configuration = Setting("model", "the adapter's configuration", str(adapter))
-    if text is None:
-        base = _text_in_json(adapter / "adapter_config.json", "base_model_name_or_path") or "BASE"
-        example = (
-            f"lm_eval --model hf --model_args pretrained={base},peft={{model}} --tasks arc_easy --output_path {{out}}"
-        )
-        return Proposal(
-            SCORE,
-            (
-                configuration,
-                Setting("command", f"scores the adapter in {{model}}, such as {example}"),
-                Setting("read", "where in the JSON of the command its number is, such as results.arc_easy.acc"),
-                Setting("maximize", "whether higher is better", True),
-            ),
-        )
-    command = f"{_LOSS_OF_ADAPTER} {{model}} {shlex.quote(str(text))} {{group}} {{seed}} {{size}}"
-    return Proposal(
-        SCORE,
-        (
-            configuration,
-            Setting("command", "the cross-entropy on a text; any other command may take its place", command),
-            Setting("read", "where in the JSON of the command its numbers are", "losses"),
-            Setting("size", "sequences of an evaluation", 64),
-        ),
-    )
-
-
-def _text(text: Path | None) -> Setting:
-    if text is None:
-        return Setting("text", "a text file in UTF-8 to measure the cross-entropy on; or score: module:function")
-    return Setting("text", "the cross-entropy is measured on it", str(text))
 
 
 def _text_to_image(component: str, *, pipeline: Path | None, prompts: Path | None) -> Proposal:
@@ -247,15 +198,6 @@ def _adapts_transformers(folder: Path) -> bool:
 
 def _is_of_transformers(folder: Path) -> bool:
     return _text_in_json(folder / "config.json", "model_type") is not None
-
-
-def _is_causal(folder: Path) -> bool:
-    """Whether it is a language model that predicts the next token."""
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-        return str(architectures[0]).endswith("ForCausalLM")
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _is_of_diffusers(folder: Path) -> bool:

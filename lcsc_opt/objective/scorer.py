@@ -1,18 +1,13 @@
-"""The contract of scorers: the merged weights of any model → its score and other metrics.
-
-:class:`Scorer` is what an objective calls. :class:`Draw` says on which data it measures, and :func:`metrics_of` turns
-what a user's function or command returned into metrics.
-"""
+"""What a score is told and what it returns: the data of a :class:`Draw`, and its result as metrics."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
@@ -46,52 +41,6 @@ class Draw:
         if noise.group in (SELECTION.group, HELD_OUT.group):
             return cls(noise.group, seed, size)
         return cls(SEARCH.group, seed, size)
-
-
-class Scorer(Protocol):
-    """Scores a model with given weights.
-
-    Attributes:
-        device: where it expects the weights; candidates are merged there.
-        takes_draw: whether its data depend on the :class:`Draw`.
-        takes_group: whether they may depend on the group of the draw, and not only on its seed.
-    """
-
-    device: torch.device
-    takes_draw: bool
-    takes_group: bool
-
-    def measure(
-        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
-    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
-        """Measure the metrics, and the gradient of the score.
-
-        Args:
-            weights: name → tensor. They are used once; a scorer may clear the dictionary to free memory.
-            draw: on which data.
-            varying: the names of the weights to differentiate in; ``None`` computes no gradient.
-
-        Returns:
-            The metrics, the first of which is the score; and name → gradient of the score in that tensor.
-
-        Raises:
-            ObjectiveError: the score is no number, or the gradient is unavailable.
-            MetricError: a metric is not finite.
-        """
-
-    def why_no_gradient(self, varying: Collection[str] | None, size: int | None) -> str | None:
-        """Why gradients are unavailable, as the end of a sentence, or ``None``.
-
-        Args:
-            varying: the names of the weights to differentiate in; ``None`` stands for all.
-            size: the number of items of an evaluation.
-        """
-
-    def statistics(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Tensors of the model that are computed for these weights, by name; exports contain them."""
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able: every setting that changes the score, for the study's fingerprint."""
 
 
 def metrics_of(returned: Any, name: str) -> dict[str, float]:

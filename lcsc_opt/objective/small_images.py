@@ -28,7 +28,7 @@ from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import FORMATS, Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
-from lcsc_opt.metrics.extractors.rewards import PUBLISHED, find_reward
+from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.loss import parse_kept, parse_loss
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, MetricName
@@ -88,12 +88,8 @@ class SmallSettings(ScoreSettings):
         for metric in metrics:
             if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, OUTSIDE, *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
-        for name, reward in self.rewards.items():
-            if reward in PUBLISHED:
-                raise MetricError(
-                    f"{name}: {reward} scores photographs, and these images are small; expected module:function"
-                )
-            find_reward(reward, weights=None)
+        for reward in self.rewards.values():
+            find_reward(reward)
 
     def parts(self, dataset: Bundled) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images ``[n, C, H, W]``: to train on, to compare with in searches, and for held-out reports only."""
@@ -135,7 +131,7 @@ class SmallSettings(ScoreSettings):
         loss_reference = reference(feature_network(dataset).to(device))
         references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}
         for name, setting in self.rewards.items():
-            references[name] = Reference(find_reward(setting, weights=None)(device))
+            references[name] = Reference(find_reward(setting))
 
         def report_references() -> dict[str, Reference]:
             references_of_reports = {CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}

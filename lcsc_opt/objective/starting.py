@@ -93,7 +93,7 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
             search = search.fitted(ObjectiveSpec(file=proposal.file, settings=values), beside)
         except LcscError as error:
             problem = str(error)
-    has_size = search.held_out > 0 or "command" in values  # what else is scored, is scored on all of its data
+    has_size = search.held_out > 0  # what else is scored, is scored on all of its data
     lines = [_line(setting) for setting in settings if setting.name != "size" or has_size]
     advice = None if proposal.file == SCORE else advice_on_checkpoints(len(steps))
     if advice is not None:
@@ -187,10 +187,8 @@ class _Search:
         """What fits an objective of which only the settings are known."""
         if proposal.file != SCORE:
             return cls(f"{{rows: layers}}   # {_ROWS}", "LCSCGradient", evaluations=300, held_out=10_000)
-        draws = _drawn_items(values)
-        if any(setting.name == "command" for setting in proposal.settings):
-            return cls("affine", "LCSCQuadratic", evaluations=60, held_out=draws)
-        return cls("affine", "LCSCGradient", evaluations=100, held_out=draws)
+        size = values.get("size")  # a report on other data has as many items as the search
+        return cls("affine", "LCSCGradient", evaluations=100, held_out=size if isinstance(size, int) else 0)
 
     def fitted(self, spec: ObjectiveSpec, beside: Path) -> _Search:
         """The search without what the objective lacks: a gradient, or data for a report.
@@ -237,15 +235,6 @@ class _Search:
 
 _ROWS = "coefficients for each layer; one row for all: affine"
 _HELD_OUT = "the answer is chosen and reported on data that no search saw"
-
-
-def _drawn_items(values: Mapping[str, JsonValue]) -> int:
-    """The items of a report on other data: as many as the search's, which a score is known to have."""
-    command = str(values.get("command", ""))
-    if command and "{group}" not in command:
-        return 0
-    size = values.get("size")
-    return size if isinstance(size, int) else 0
 
 
 def _settings_of_images(reference: Path | str | None) -> list[Setting]:
@@ -306,9 +295,8 @@ def _near(folder: Path, given: Mapping[str, JsonValue]) -> Near:
     if "reference" in given:
         reference = Path(str(given["reference"]))
     text = _only([path for path in neighbours if path.suffix == ".txt" and path.stem not in _NO_TEXTS])
-    for name in ("text", "prompts"):
-        if name in given:
-            text = Path(str(given[name]))
+    if "prompts" in given:
+        text = Path(str(given["prompts"]))
     pipeline = _only(_pipelines(neighbours))
     return Near(reference, _image_shape(reference), text, pipeline)
 

@@ -1,4 +1,4 @@
-"""The objective that scores merged weights by any :class:`Scorer`: accuracy, perplexity, a loss with its gradient."""
+"""The objective that scores merged weights by a function: accuracy, perplexity, a loss with its gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
-from lcsc_opt.objective.scorer import Draw, Scorer
+from lcsc_opt.objective.network_scorer import NetworkScorer
+from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.trajectory import Trajectory
 
 
@@ -30,7 +31,7 @@ class WeightScore(Objective):
     def __init__(
         self,
         trajectory: Mergeable,
-        scorer: Scorer,
+        scorer: NetworkScorer,
         *,
         maximize: bool = False,
         size: int | None = None,
@@ -64,10 +65,7 @@ class WeightScore(Objective):
         """A score without a draw measures searches and reports on the same data."""
         if self.scorer.takes_draw:
             return None
-        return (
-            "the score has no argument draw (a command: no {group}, {seed} or {size}), so its data are always those of "
-            "the search"
-        )
+        return "the score has no argument draw, so its data are always those of the search"
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Merge, and call the score.
@@ -121,11 +119,11 @@ class WeightScore(Objective):
         return self.trajectory.merge(coefficients)
 
 
-def why_no_report(scorer: Scorer, weights: Mapping[str, Tensor], size: int | None) -> str | None:
+def why_no_report(scorer: NetworkScorer, weights: Mapping[str, Tensor], size: int | None) -> str | None:
     """Why a report on other noise could not be measured, or ``None``.
 
     A score that draws its own data may have none for a report, so it is measured once on each group of noise that a
-    report needs: a file of data for either may be missing. One that knows no groups is measured once.
+    report needs: a file of data for either may be missing.
 
     Args:
         scorer: the score.
@@ -134,12 +132,8 @@ def why_no_report(scorer: Scorer, weights: Mapping[str, Tensor], size: int | Non
     """
     if not scorer.takes_draw:
         return None
-    groups = [SELECTION, HELD_OUT]
-    if not scorer.takes_group:
-        groups = [HELD_OUT]
-    names = " and ".join(noise.group for noise in groups)
-    notice(f"the score is measured once on {names} noise, to see whether a report will be possible")
-    for noise in groups:
+    notice("the score is measured once on selection and held-out noise, to see whether a report will be possible")
+    for noise in (SELECTION, HELD_OUT):
         try:
             scorer.measure(dict(weights), Draw.of(noise, size))
         except (Exception, SystemExit) as error:  # whatever the score raises

@@ -272,8 +272,6 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
     if stored.get("checkpoints"):
         movable.append(CHECKPOINTS)
     if MODEL_FILES in described:
-        movable += ["model", "text"]
-    elif {"command", "files"} <= described.keys():
         movable.append("model")
     settings = specification["objective"]["settings"]
     stored_settings = stored["specification"]["objective"]["settings"]

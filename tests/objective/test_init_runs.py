@@ -5,10 +5,6 @@ Settings that no file can tell are given to ``init``; budgets are shortened on t
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,6 @@ from torch.nn import functional as F
 
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.objective import command_scorer, text_loss
-from lcsc_opt.objective.scorer import Draw
-from lcsc_opt.objective.text_loss import TextLoss, adapter_losses
 from tests import tiny_pipelines
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
@@ -96,88 +89,6 @@ def test_a_lora(capsys: pytest.CaptureFixture[str]) -> None:
     runs(capsys, study)
 
 
-def language_model(folder: Path) -> Any:
-    """A Llama of a few thousand parameters over single letters, with a tokenizer."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {letter: number for number, letter in enumerate([*LETTERS, "?"])}
-    letters = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config)
-
-
-def write_text() -> None:
-    Path("corpus.txt").write_text("the quick brown fox jumps over the lazy dog, and sleeps.\n" * 20)
-
-
-def test_a_language_model(capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (100, 200, 300):
-        folder = Path("out") / f"checkpoint-{step}"
-        network = language_model(folder)
-        tiny_pipelines.randomize(network, step)
-        network.save_pretrained(folder)
-    write_text()
-    study = init("out")
-    settings = study["objective"]["settings"]
-    assert settings["model"] == "out/checkpoint-300", "trainers delete the first ones"
-    assert (settings["text"], settings["size"]) == ("corpus.txt", 64)
-    assert study["optimizers"] == ["EMAGrid", "LCSCGradient"]
-    runs(capsys, study)
-
-
-def run_here(words: Sequence[str]) -> str:
-    """What the command for adapters prints, without a process that imports transformers and peft."""
-    *program, adapter, text, group, seed, size = words
-    assert program == [sys.executable, "-m", text_loss.__name__]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        text_loss.main([adapter, text, group, seed, size])
-    return printed.getvalue()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks a newer transformers
-def test_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its command is run here for what ``init`` tries, and by ``run`` as users have it, once."""
-    from peft import LoraConfig, get_peft_model
-
-    base = language_model(Path("base"))
-    tiny_pipelines.randomize(base, 0)
-    base.save_pretrained("base")
-    for step in (100, 200):
-        network = language_model(Path("base"))
-        network.name_or_path = "base"
-        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", base_model_name_or_path="base")
-        adapted = get_peft_model(network, config)
-        tiny_pipelines.randomize(adapted, step, only="lora_")
-        adapted.save_pretrained(f"out/checkpoint-{step}")
-    write_text()
-    with monkeypatch.context() as trying:
-        trying.setattr(command_scorer, "run_command", run_here)
-        study = init("out")
-    assert study["optimizers"] == ["EMAGrid", "LCSCQuadratic"]
-    assert study["held_out"] == {"images": 64, "top": 5}
-    assert study["objective"]["settings"]["command"].startswith("{python} -m ")
-    # one evaluation, and no dry run before it, since each is a process that imports transformers
-    assert lcsc(["run", "study.yaml", "--optimizer", "LCSCQuadratic", "--budget", "1", "~held_out"]) == 0
-    first = TextLoss(Path("corpus.txt"), Path("base"))
-    draw = Draw("search", 3, 20)
-    losses = adapter_losses(Path("out/checkpoint-100"), Path("corpus.txt"), draw)
-    assert len(losses) == 20
-    other = torch.cat(list(first(base, draw)))
-    assert not torch.allclose(other, torch.tensor(losses)), "the adapter changes the model"
-
-
 def classifier() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
 
@@ -245,18 +156,3 @@ def test_what_is_wrong_with_a_given_setting_is_said_at_once(capsys: pytest.Captu
     assert lcsc(["init", "out", f"model={OWN}:classifier", f"score={OWN}:nothing"]) == 0
     said = capsys.readouterr().err
     assert f"to be corrected: objective.settings.score: '{OWN}:nothing' cannot be imported" in said
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [(b"\xff\xfe", "cannot be read as UTF-8"), (b"short", "has 5 tokens; expected at least 100")],
-)
-def test_a_text_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str], text: bytes, message: str) -> None:
-    for step in (100, 200):
-        folder = Path("out") / f"checkpoint-{step}"
-        language_model(folder).save_pretrained(folder)
-    Path("corpus.txt").write_bytes(text)
-    init("out")
-    assert message in capsys.readouterr().err
-    assert lcsc(["run", "study.yaml", "--dry-run"]) == 2
-    assert message in capsys.readouterr().err

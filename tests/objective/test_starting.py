@@ -113,12 +113,12 @@ def test_answers_go_into_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"adapter_config.json": {"task_type": "CAUSAL_LM", "base_model_name_or_path": "me/base"}},
             ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
-            ["command: 'FILL IN: ", "pretrained=me/base,peft={model}", "- LCSCQuadratic"],
+            ["model: 'FILL IN", "score: 'FILL IN", "- LCSCGradient"],
         ),
         (  # what peft writes where no task was named
             {"adapter_config.json": {"auto_mapping": {"parent_library": "transformers.models.gpt2.modeling_gpt2"}}},
             ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"],
-            ["command: 'FILL IN: ", "- LCSCQuadratic"],
+            ["model: 'FILL IN", "score: 'FILL IN", "- LCSCGradient"],
         ),
     ],
     ids=["transformers", "classifier", "adapter", "adapter without a task"],

@@ -17,7 +17,7 @@ from lcsc_opt.trajectory import Trajectory
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     for step in (100, 200, 300):
         generator = torch.Generator().manual_seed(step)
         save_file({"w": torch.randn(50, generator=generator)}, tmp_path / f"model{step}.safetensors")

@@ -7,7 +7,8 @@ import pytest
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that the study file is in, and a cache of its own."""
+    """A folder that the study file is in, below the working directory."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "study"
     here.mkdir()

@@ -208,14 +208,8 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
     ("changes", "kind", "message"),
     [
         ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
-        ({"command": "true {model}"}, StudySpecError, "one of score, command and text"),
-        ({"model": None}, StudySpecError, "score needs a model"),
-        ({"read": "a"}, StudySpecError, "read belongs to a command"),
-        (
-            {"score": None, "model": None, "command": "true {model}", "read": "a.{size}"},
-            StudySpecError,
-            "asks for a .size.; give size",
-        ),
+        ({"model": None}, StudySpecError, "model: expected"),
+        ({"text": "corpus.txt"}, StudySpecError, "text: unknown key"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(

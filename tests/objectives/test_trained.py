@@ -254,7 +254,7 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 
 OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"training_steps": 3}, TrainingError, "checkpoint_every: .* every 2 steps .* of 3 training_steps; at most 1"),
-    ({"reward": "clip_score"}, MetricError, "reward: clip_score scores photographs, and these images are small"),
+    ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
     ({"images": 64}, StudySpecError, "objective.settings: images"),
     ({"loss": {"reward": -1, "fid": 1}}, StudySpecError, "reward is a metric here, so give reward: module:function"),

@@ -117,15 +117,34 @@ def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:
         resolve(plan(workers=2), studies(e_LCSC_0=stored), by_code())
 
 
+PARTS = """
+from pathlib import Path
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+
+def score(model, draw):
+    return float(Path(f"{draw.group}.txt").read_text())
+
+def broken(model, draw):
+    raise KeyError("los")
+"""
+
+
 @pytest.fixture
 def scored(workplace: Path) -> Path:
+    (workplace / "scored_parts.py").write_text(PARTS)
     for step in (10, 20, 30):
         torch.save({"weight": torch.full((4,), float(step))}, workplace / f"model{step}.pt")
     for group in ("search", "held-out"):
         (workplace / f"{group}.txt").write_text("0.5")
     settings = {
         "checkpoints": "model*.pt",
-        "command": "sh -c 'test -e $0 && cat $1.txt' {model} {group}",
+        "model": "scored_parts:Net",
+        "score": "scored_parts:score",
     }
     study = {
         "name": "scored",
@@ -155,14 +174,12 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
 
 
 def test_a_typo_in_the_settings_is_corrected_in_the_study_file(scored: Path, typed: Typed) -> None:
-    command = "objective.settings.command=sh -c 'cat $1.json' {model} loss"
-    (scored / "loss.json").write_text('{"loss": 0.5}')
-    run = ("run", "scored.yaml", "~held_out", command)
-    said = typed(*run, "objective.settings.read=los", status=1).err
-    assert "lcsc run FILE; lcsc show" in said
-    said = typed(*run, "objective.settings.read=loss").err
-    assert 'continues with changes: objective.read was "los", is now "loss"' in said
-    assert "best 0.5 after 3 evaluations" in said
+    run = ("run", "scored.yaml", "~held_out")
+    said = typed(*run, "objective.settings.score=scored_parts:broken", status=1).err
+    assert "after a correction of the objective's settings in the study file: lcsc run FILE" in said
+    said = typed(*run).err
+    assert "continues with changes: objective.score was" in said
+    assert "after 3 evaluations" in said
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])

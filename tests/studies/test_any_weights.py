@@ -1,0 +1,193 @@
+"""The scores in ``studies/any_weights`` that are examples: they run, on tiny networks, and measure what they say."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.objective.scorer import Draw
+from tests.metrics.network_files import seeded
+from tests.tiny_pipelines import randomize, tokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "studies" / "any_weights"
+LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The example that the test's parameter names."""
+    from lcsc_opt.base.imports import allow_mismatched_torchvision
+
+    allow_mismatched_torchvision()
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield importlib.import_module(request.param)
+    sys.modules.pop(request.param)
+
+
+def language_model(folder: Path) -> Any:
+    """A Llama of a few thousand parameters over single letters, with a tokenizer."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {letter: number for number, letter in enumerate([*LETTERS, "?"])}
+    letters = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?", pad_token="?").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save_models() -> Any:
+    """Three checkpoints in ``runs``; returns the last model."""
+    for step in (100, 200, 300):
+        folder = Path("runs") / f"checkpoint-{step}"
+        model = language_model(folder)
+        randomize(model, step)
+        model.save_pretrained(folder)
+    return model
+
+
+def study(score: str, **settings: Any) -> dict[str, Any]:
+    settings = {"checkpoints": "runs", "model": "runs/checkpoint-300", "score": score, "device": "cpu", **settings}
+    return {
+        "name": "example",
+        "objective": {"file": "score.py", "settings": settings},
+        "optimizers": ["EMAGrid"],
+        "budget": {"evaluations": 2},
+        "held_out": {"images": 4, "top": 1},
+    }
+
+
+def write(path: str, lines: int) -> None:
+    Path(path).write_text("".join(f"{'fox ' * (1 + line % 5)}and dog, {line}.\n" for line in range(lines)))
+
+
+@pytest.mark.parametrize("example", ["language_model"], indirect=True)
+def test_a_language_model_has_the_loss_of_its_trainer(
+    workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    monkeypatch.setattr(example, "TOKENIZER", "runs/checkpoint-300")
+    model = save_models().eval()
+    for file in example.TEXTS.values():
+        write(file, 16)
+    batches = list(example.loss(model, Draw("held-out", 0, 100)))
+    assert all(batch.requires_grad for batch in batches)
+    order = np.random.default_rng(0).permutation(16)
+    trainer = Trainer(
+        model,
+        TrainingArguments("out", per_device_eval_batch_size=example.BATCH, use_cpu=True, report_to=[]),
+        data_collator=DataCollatorForLanguageModeling(example.tokenizer(), mlm=False),
+        eval_dataset=[example.examples("held-out")[index] for index in order],
+    )
+    assert len(batches) == 2
+    assert torch.stack(batches).mean().item() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+    Path("study.yaml").write_text(yaml.safe_dump(study("language_model:loss", size=4)))
+    assert lcsc(["run", "study.yaml", "optimizers=[LCSCGradient]"]) == 0
+
+
+def clip(folder: Path) -> None:
+    """A CLIP with random weights, as ``save_pretrained`` writes it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tokens = tokenizer(folder)
+    layers = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}
+    ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
+    text = {"vocab_size": len(tokens), "max_position_embeddings": 16, **layers, **ends}
+    vision = {"image_size": 64, "patch_size": 32, **layers}
+    network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    with seeded(3):
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    for part in (network, tokens, CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)):
+        part.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("example", ["clip_reward"], indirect=True)
+@pytest.mark.parametrize("shape", [(40, 40), (50, 90)])
+def test_the_clip_score_is_that_of_transformers_own_processor(
+    workplace: Path, example: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    clip(workplace / "clip")
+    monkeypatch.setattr(example, "FOLDER", "clip")
+    prompts = ["a cat", "two dogs, old"]
+    levels = torch.randint(0, 256, (2, 3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in levels]
+    pixels = CLIPImageProcessor.from_pretrained("clip")(shown, return_tensors="pt")
+    texts = AutoTokenizer.from_pretrained("clip")(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = CLIPModel.from_pretrained("clip")(**pixels, **texts)
+    images = (levels / 127.5 - 1).requires_grad_()
+    scores: Tensor = example.score(images, prompts)
+    torch.testing.assert_close(scores, 100 * (found.image_embeds * found.text_embeds).sum(1), rtol=0, atol=1.5)
+    assert float(scores.detach().std()) > 2, "they tell images apart"
+    [gradient] = torch.autograd.grad(scores.sum(), images)
+    assert gradient.abs().sum() > 0
+
+
+def ended(process: int) -> bool:
+    """Whether a process ends within seconds."""
+    for _ in range(50):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+PROGRAM = """
+import json, sys
+folder, group, seed = sys.argv[1:]
+print("loading", folder)
+print(json.dumps({"accuracy": {"search": 0.25, "selection": 0.5, "held-out": 0.75}[group]}))
+"""
+
+
+@pytest.mark.parametrize("example", ["command"], indirect=True)
+def test_a_command_scores_a_model_on_the_disk(workplace: Path, example: Any, typed: Any) -> None:
+    save_models()
+    Path("evaluate.py").write_text(PROGRAM)
+    Path("study.yaml").write_text(yaml.safe_dump(study("command:accuracy", maximize=True)))
+    assert "held-out 0.75" in typed("run", "study.yaml").err
+
+
+@pytest.mark.parametrize("example", ["command"], indirect=True)
+def test_a_command_that_leaves_a_process_with_its_output_blocks_nothing(
+    workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    assert example.run(["sh", "-c", "sleep 60 & echo $!"], Path("output.txt")) == Path("output.txt").read_text()
+    left = int(Path("output.txt").read_text())
+    with pytest.raises(subprocess.CalledProcessError):
+        example.run(["sh", "-c", "sleep 60 & exit 3"], Path("output.txt"))
+    monkeypatch.setattr(example, "SECONDS", 0.5)
+    with pytest.raises(subprocess.TimeoutExpired):
+        example.run(["sh", "-c", "trap '' TERM; sleep 60"], Path("output.txt"))
+    assert time.monotonic() - start < 20
+    assert ended(left)
