@@ -56,6 +56,12 @@ class Content:
         return None
 
     @property
+    def epoch(self) -> int | None:
+        """The epoch that a file holds with the weights."""
+        value = (_entries(self._value) or {}).get("epoch")
+        return value if type(value) is int else None
+
+    @property
     def is_post_hoc_ema(self) -> bool:
         """Whether it is an average of ema-pytorch's PostHocEMA, all of whose entries have the dtype of the weights."""
         entries = _entries(self._value) or {}

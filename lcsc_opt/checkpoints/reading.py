@@ -156,7 +156,7 @@ def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
         return _read_safetensors(path)
     if path.name == METADATA:
         return read_distributed(path), {}
-    if path.suffix in TORCH_SUFFIXES:
+    if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path), {}
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 

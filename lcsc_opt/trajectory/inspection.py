@@ -10,7 +10,7 @@ from typing import Any
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.names import checkpoint_series
+from lcsc_opt.checkpoints.names import read_names
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
@@ -111,7 +111,7 @@ def _described(
     warnings: list[str],
 ) -> dict[str, Any]:
     """The part of :func:`inspect`'s answer that packed and unpacked checkpoints have in common."""
-    series = sorted(set(map(checkpoint_series, paths)))
+    series = sorted({named.series for named in read_names(paths)})
     if len(series) > 1:
         warnings = [f"several series of checkpoints: {', '.join(series)}", *warnings]
     return {

@@ -62,7 +62,7 @@ def pack(
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
     packed = _packed_checkpoints(patterns, out, key, steps)
     if packed is None:
-        paths = find_checkpoints(patterns, key=key)
+        paths = find_checkpoints(patterns, key=key, has_steps=steps is not None)
         sources = select_sources(find_sources(paths, steps), selection)
     else:
         sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)

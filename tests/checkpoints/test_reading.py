@@ -8,7 +8,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import GUESSED_KEYS
-from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.finding import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
@@ -51,12 +51,12 @@ def test_diffusers_folder(tmp_path, name):
     saved(root / "unet_ema" / name, OTHER)
     for path in (root / "unet", file):
         assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
-        assert checkpoint_step(path) == 500
+        assert checkpoint_steps([path])[0] == 500
     raw = read_checkpoint(root, key="unet")
     assert raw.key == "unet"
     assert same_bits(raw.tensors, WEIGHTS)
     assert_read(root, "unet_ema", OTHER)  # averages come before raw weights
-    assert checkpoint_step(root) == 500
+    assert checkpoint_steps([root])[0] == 500
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
