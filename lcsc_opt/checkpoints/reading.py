@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import Content
+from lcsc_opt.checkpoints.content import CHOOSE, Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
@@ -133,7 +133,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: using {key!r}; there is also {names} (choose with --key).")
+    notice(f"{path.name}: using {key!r}; there is also {names} ({CHOOSE}).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
@@ -199,7 +199,7 @@ def _check_entry(name: Any, value: Any, key: str) -> None:
         return
     place = f"{key}.{name}" if key and isinstance(name, str) else name
     raise TrajectoryError(
-        f"has {kind(value)} at {shown(place)!r}, not a tensor: pass --key, or save the weights alone."
+        f"has {kind(value)} at {shown(place)!r}, not a plain tensor: save the weights alone, or choose ({CHOOSE})."
     )
 
 

@@ -188,14 +188,14 @@ def _written(folder: Path, contents: dict[str, dict[str, object]]) -> list[Path]
     ],
 )
 def test_the_step_is_the_number_that_differs_between_the_names(tmp_path, names, steps):
-    paths = _written(tmp_path, dict.fromkeys(names, {}))
+    paths = _written(tmp_path, {name: {} for name in names})
     assert checkpoint_steps(find_checkpoints(paths)) == steps
 
 
 @pytest.mark.parametrize("names", [["checkpoint_1_4000.pt", "checkpoint_2_8000.pt"], ["m-3-45.pt", "m-4-30.pt"]])
 def test_two_numbers_that_may_be_the_step_are_a_question_unless_the_files_answer_it(tmp_path, names):
     with pytest.raises(TrajectoryError, match=r"not clear which number.*\((2 or 8000|4 or 30)\).*--steps"):
-        checkpoint_steps(find_checkpoints(_written(tmp_path, dict.fromkeys(names, {}))))
+        checkpoint_steps(find_checkpoints(_written(tmp_path, {name: {} for name in names})))
     by_epoch = {name: {"epoch": epoch} for epoch, name in zip((2, 1), names, strict=True)}
     if "m-3-45.pt" in names:  # the other number falls with the epoch
         assert checkpoint_steps(_written(tmp_path, by_epoch)) == [45, 30]
