@@ -20,7 +20,7 @@ GUESSED_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net",
 # which their trainers do not sample with: of JiT, icefall and Lightning
 _COMPANIONS = ("model_ema2", "model_avg", "current_model_state")
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
-CHOOSE = "key: NAME in the study file, --key NAME in other commands"
+CHOOSE = "key: NAME in a study file, --key NAME in commands"
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _SHADOW = "shadow_params"  # a list of averages without names
@@ -29,6 +29,7 @@ _MAX_GUESSES = 100  # parts that are searched for the state dict
 _MAX_SAMPLED = 10_000  # entries of a dict among which a tensor is searched
 _MAX_LISTED = 8  # keys in a message
 _MAX_KEY_PARTS = 32
+_MAX_PREFIX = 2_000  # characters
 
 
 class Content:
@@ -115,7 +116,7 @@ class Content:
             )
         if _is_list_of_averages(tensors):
             return _name_averages(tensors[_SHADOW], self._value)
-        return _of_pseudo_optimizer(tensors) or tensors
+        return _of_pseudo_optimizer(tensors) or _flattened(tensors) or _without_extra_states(tensors)
 
     def init_arguments(self, key: str) -> dict[str, Any]:
         """``class_name``, ``init_args`` and ``init_kwargs`` of NVlabs' network ``key``, as plain data.
@@ -177,7 +178,7 @@ def _guess_key(content: Any, seen: dict[int, str | None]) -> str | None:
             if _is_weights(part):
                 seen[id(part)] = _averaged_prefix(_entries(part) or {})
             elif is_usual:
-                seen[id(part)] = _guess_key(part, seen)
+                seen[id(part)] = "" if _is_model_in_parts(part) else _guess_key(part, seen)
         rest = seen[id(part)]
         if rest is not None:
             found[name] = f"{name}.{rest}" if rest else name
@@ -200,6 +201,37 @@ def _only_one(found: Mapping[str, str], parts: Mapping[Any, Any]) -> str:
     if len(chosen) > 1:
         raise TrajectoryError(f"holds several state dicts ({', '.join(map(shown, chosen))}): choose one ({CHOOSE}).")
     return chosen[0]
+
+
+def _is_model_in_parts(value: Any) -> bool:
+    """Whether these are nested dicts of nothing but tensors, as Megatron saves a model: no further choice."""
+    entries = _entries(value) or {}
+    if len(entries) == 1:  # which may be the state dict, under a name of its own
+        entries = _entries(next(iter(entries.values()))) or {}
+    has_parts = not all(map(_is_any_tensor, entries.values()))
+    return has_parts and entries.keys().isdisjoint(GUESSED_KEYS) and bool(_flattened(entries))
+
+
+def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
+    """The tensors of nested dicts, their names joined by dots; empty if there is anything else in them."""
+    tensors: dict[str, Any] = {}
+    pending: list[tuple[str, Any]] = [("", parts)]
+    while pending:
+        prefix, part = pending.pop()
+        entries = _entries(part)
+        if entries is None or len(prefix) > _MAX_PREFIX or len(tensors) + len(pending) > _MAX_SAMPLED:
+            return {}
+        for name, value in entries.items():
+            if _is_any_tensor(value):
+                tensors[f"{prefix}{name}"] = value
+            else:
+                pending.append((f"{prefix}{name}.", value))
+    return tensors
+
+
+def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Without what modules keep beside their weights (``get_extra_state``), unless that is a tensor."""
+    return {name: value for name, value in parts.items() if is_tensor(value) or not str(name).endswith("_extra_state")}
 
 
 def _is_any_tensor(value: Any) -> bool:

@@ -208,3 +208,37 @@ def test_quantized_tensors_are_named(tmp_path):
     quantized = torch.quantize_per_tensor(torch.randn(2, 2), 0.1, 0, torch.qint8)
     with pytest.raises(TrajectoryError, match=r"holds quantized tensors \(QInt8Storage\)"):
         read_checkpoint(saved(tmp_path / "m.pt", {"w": quantized}))
+
+
+def test_the_names_of_wrappers_are_left_out_wherever_they_are(tmp_path):
+    inside = {
+        "blocks.0._orig_mod.w": torch.ones(2),
+        "_fsdp_wrapped_module.head._checkpoint_wrapped_module.w": torch.ones(3),
+    }
+    assert list(read_checkpoint(saved(tmp_path / "inside.pt", inside)).tensors) == ["blocks.0.w", "head.w"]
+    beside = {"module.w": torch.ones(2), "module.batches": torch.tensor(3), "num_updates": torch.tensor(3)}
+    assert list(read_checkpoint(saved(tmp_path / "beside.pt", beside)).tensors) == ["w", "batches", "num_updates"]
+
+
+@pytest.mark.parametrize("head", [{}, {"word_embeddings_for_head": {"weight": torch.ones(4)}}])
+def test_a_model_in_nested_dicts_is_one_state_dict(tmp_path, head):
+    """As Megatron saves it."""
+    language_model = {
+        "embedding": {"word_embeddings": {"weight": torch.ones(2)}},
+        "encoder": {"layers.0.w": torch.ones(3)},
+    }
+    path = saved(
+        tmp_path / "m.pt", {"iteration": 3, "model": {"language_model": language_model, **head}, "rng_state": [1]}
+    )
+    names = ["language_model.embedding.word_embeddings.weight", "language_model.encoder.layers.0.w"]
+    found = read_checkpoint(path, key="model")
+    assert sorted(found.tensors) == sorted([*names, *(f"{name}.weight" for name in head)])
+    assert read_checkpoint(path).key.startswith("model")
+    assert len(read_checkpoint(path).tensors) == len(found.tensors)
+
+
+@pytest.mark.parametrize("extra", [None, {"recipe": "fp8"}])
+def test_extra_states_that_are_no_tensors_are_left_out(tmp_path, extra):
+    content = {**WEIGHTS, "layer._extra_state": extra}
+    assert_read(saved(tmp_path / "m.pt", content), "")
+    assert_read(saved(tmp_path / "n.pt", {"model": content}), "model")
