@@ -69,9 +69,11 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
     """
     parts = [_StepPart.of_file(path) for path in paths]
     for alike in _alike(parts):
-        if len({parts[place].values for place in alike}) == 1:  # no number differs: that of the folder may
+        values = {parts[place].values for place in alike}
+        is_one_number = len(alike) == 1 and values != {()}
+        if len(values) == 1 and not is_one_number:  # no number differs: that of the folder may
             for place in alike:
-                parts[place] = _StepPart.of_folder(paths[place], single=len(alike) == 1) or parts[place]
+                parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
     named: dict[int, Named] = {}
     for alike in _alike(parts):
         steps = _which_are_steps([parts[place].values for place in alike])
@@ -110,13 +112,8 @@ class _StepPart(NamedTuple):
         return cls(0, text, tuple(_possible_steps(text)))
 
     @classmethod
-    def of_folder(cls, path: Path, *, single: bool) -> _StepPart | None:
-        """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none.
-
-        Of a ``single`` path, only where the name of the file has no number.
-        """
-        if single and cls.of_file(path).numbers:
-            return None
+    def of_folder(cls, path: Path) -> _StepPart | None:
+        """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
         nearest_folders = path.absolute().parts[-2:-4:-1]
         for depth, folder in enumerate(nearest_folders, start=1):
             if _NUMBERED_FOLDER.fullmatch(folder):
