@@ -315,10 +315,10 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     columns = [*zip(*by_name, strict=True)]
     possible = [column for column in columns if _increases_with(column, epochs_inside)]
     if len(possible) != 1:
-        numbers = " or ".join(str(column[-1]) for column in columns)
+        listed = " or ".join(str(column[-1]) for column in columns)
         problem = "which number in its name is the step" if possible else "whether the epochs inside or the name count"
         raise TrajectoryError(
-            f"{paths[-1]}: it is not clear {problem} ({numbers}): rename the files, as model-100.pt, or pass --steps."
+            f"{paths[-1]}: it is not clear {problem} ({listed}): rename the files, as model-100.pt, or pass --steps."
         )
     return [*possible[0]]
 
