@@ -114,6 +114,51 @@ def read_csv(name: str) -> list[list[str]]:
         return list(csv.reader(line for line in file if not line.startswith("#")))[1:]
 
 
+def measure_missing(
+    name: str,
+    keys: Sequence[tuple[Any, ...]],
+    measure: Callable[..., Sequence[float]],
+    *,
+    named: Sequence[str],
+    metrics: Sequence[str],
+    shown: Sequence[str] | None = None,
+    baseline: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Measure what ``results/NAME.csv`` lacks, and print a table of means over seeds with their standard deviations.
+
+    Args:
+        name: of the results.
+        keys: the texts and whole numbers that say what to measure.
+        measure: key → metrics.
+        named: the columns of a key; one of them is ``seed``.
+        metrics: the columns that follow.
+        shown: those that the table has; ``None`` for all.
+        baseline: name → metrics, for rows at the head of the table.
+    """
+    print(machine())
+    known = {tuple(row[: len(named)]): [float(value or "nan") for value in row[len(named) :]] for row in read_csv(name)}
+    for key in keys:
+        texts = tuple(map(str, key))
+        if texts not in known:
+            known[texts] = list(measure(*key))
+            rows = [(*one, *(round(value, 4) for value in values)) for one, values in known.items()]
+            write_csv(name, (*named, *metrics), rows)
+            print(*key, *(f"{value:.3g}" for value in known[texts]), flush=True)
+    seed, shown = named.index("seed"), shown or metrics
+    groups: dict[tuple[str, ...], list[Sequence[float]]] = {}
+    for first, values in (baseline or {}).items():
+        alone = (first, *([""] * (len(named) - 2)))
+        groups[alone] = [values]
+    for key, found in known.items():
+        groups.setdefault((*key[:seed], *key[seed + 1 :]), []).append(found)
+    table = [[*named[:seed], *named[seed + 1 :], "seeds", *shown]]
+    for group, several in groups.items():
+        of = dict(zip(metrics, zip(*several, strict=True), strict=True))
+        named_so = [f"{int(text):,}" if text.isdecimal() else text for text in group]
+        table.append([*named_so, str(len(several)), *(cell(of[metric]) for metric in shown)])
+    print(*markdown(table), sep="\n")
+
+
 def cell(values: Sequence[float]) -> str:
     """Mean and sample standard deviation."""
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
