@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import logging
 import os
@@ -23,7 +22,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
-from lcsc_opt.evaluation.file_shipping import NodeObjective
+from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, WorkerSettings, load_evaluator
 from lcsc_opt.objective.contract import Objective
@@ -68,9 +67,6 @@ def ray_workers(
             ray = connection.enter_context(_connected(settings.address, {"working_dir": copies}))
         cluster = _Cluster(ray, settings, spec)
         cluster.check()
-        if load.packed is not None:
-            node = ray.get_runtime_context().get_node_id()
-            load = dataclasses.replace(load, packed=dataclasses.replace(load.packed, node=node))
         environment: dict[str, str] = {}
         if not cluster.gpus:  # Ray hides the GPUs of others only from workers that have one
             # not above: a worker imports this module before it sets what torch reads when it is imported
