@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import DEFAULT_FILES, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -34,6 +34,7 @@ class NodeObjective:
         software: the software of the coordinator.
         checkpoints: those of the objective's trajectory, with its path on the coordinator; ``None`` without one.
         rows: how layers are divided into groups with coefficients of their own.
+        files: the folder beside the database.
     """
 
     spec: ObjectiveSpec
@@ -43,6 +44,7 @@ class NodeObjective:
     software: dict[str, Any]
     checkpoints: KnownCheckpoints | None
     rows: Rule | None
+    files: Path
 
     @classmethod
     def collect(
@@ -51,6 +53,7 @@ class NodeObjective:
         study: Path | None,
         objective: Objective,
         copies: Path,
+        files: Path = DEFAULT_FILES,
     ) -> NodeObjective:
         """Copy the user's own code into the empty folder ``copies``; ``study`` is the study's folder."""
         from lcsc_opt.trajectory import Trajectory
@@ -75,6 +78,7 @@ class NodeObjective:
             software=_software(),
             checkpoints=checkpoints,
             rows=None if groups is None else groups.rule,
+            files=files.absolute(),
         )
 
     def __call__(self) -> Objective:
@@ -97,7 +101,13 @@ class NodeObjective:
         if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
             os.chdir(self.working_directory)
         try:
-            return load_objective(spec, study_folder=self.study_directory, checkpoints=self.checkpoints, rows=self.rows)
+            return load_objective(
+                spec,
+                study_folder=self.study_directory,
+                checkpoints=self.checkpoints,
+                rows=self.rows,
+                files=self.files,
+            )
         finally:
             os.chdir(copies)
 
@@ -109,7 +119,7 @@ class NodeObjective:
         if Trajectory.holding(self.checkpoints.packed, self.checkpoints) is None:
             raise TrajectoryError(
                 f"has no {self.checkpoints.packed} with the checkpoints of the search; "
-                "put it, or LCSC_CACHE, on a file system that all nodes share"
+                "put it, or the study's database, on a file system that all nodes share"
             )
 
     def _check_software(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.node_objective import NodeObjective
@@ -46,6 +47,7 @@ def ray_workers(
     *,
     expected: dict[str, Any],
     study: Path | None = None,
+    files: Path = DEFAULT_FILES,
 ) -> Iterator[WorkerPool]:
     """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
 
@@ -57,13 +59,14 @@ def ray_workers(
         objective: as this process has loaded it.
         expected: the fingerprint that each worker's objective must have.
         study: the study file's folder.
+        files: the folder beside the database, which all nodes see.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no node with room for a worker.
     """
     with contextlib.ExitStack() as connection:
         with tempfile.TemporaryDirectory() as copies:  # Ray has them once it is connected
-            load = NodeObjective.collect(spec, study, objective, Path(copies))
+            load = NodeObjective.collect(spec, study, objective, Path(copies), files)
             ray = connection.enter_context(_connected(settings.address, {"working_dir": copies}))
         cluster = _Cluster(ray, settings, spec)
         cluster.check()

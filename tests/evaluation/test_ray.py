@@ -132,7 +132,7 @@ def test_a_node_that_lacks_the_trajectory_is_one_line(own_files: Path, cluster: 
     (own_files / "run.trajectory" / MANIFEST).unlink()  # so that no node finds it there
     wanted = RayWorkers(ray=1, address=cluster.address)
     place = re.escape(str(own_files / "run.trajectory"))
-    said = rf"^node (one|two): has no {place} with the checkpoints of the search; put it, or LCSC_CACHE"
+    said = rf"^node (one|two): has no {place} with the checkpoints of the search; put it, or the study's database,"
     with pytest.raises(TrajectoryError, match=said):
         loss_there(wanted, SPEC, objective, own_files)
 
