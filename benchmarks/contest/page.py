@@ -23,7 +23,9 @@ SUMMARY_HEADER = (
     *(f"{name}{end}" for name in CROSSINGS for end in ("", "_low", "_high", "_median_seed", "_seeds_reached")),
     *("difference", "difference_low", "difference_high", "verdict"),
 )
-TABLE_HEADER = "| optimizer | images | model calls | FID | cross-check FID | images to LCSC's end | seconds | against the best |"
+TABLE_HEADER = (
+    "| optimizer | images | model calls | FID | cross-check FID | images to LCSC's end | seconds | against the best |"
+)
 
 
 def point_rows(cell: Cell, contenders: Sequence[Curves]) -> list[tuple[Any, ...]]:
