@@ -170,7 +170,7 @@ def tabulate(chosen: Selection, *, docs: bool) -> None:
     print(write_csv(f"{chosen.name}_summary", SUMMARY_HEADER, rows))
     draw(chosen, field, docs=docs)
     if docs:
-        _write_page(found, tables)
+        _write_page(found)
 
 
 def read(chosen: Selection, cell: Cell) -> list[Curves]:
@@ -209,7 +209,7 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
         print(path)
 
 
-def _write_page(found: dict[Cell, list[Result]], tables: Sequence[str]) -> None:
+def _write_page(found: dict[Cell, list[Result]]) -> None:
     page = DOCS / "benchmarks.md"
     figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
