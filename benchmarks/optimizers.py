@@ -213,6 +213,7 @@ def _write_page(found: dict[Cell, list[Result]]) -> None:
     page = DOCS / "benchmarks.md"
     figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
+    tables = cell_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     blocks = {"machine": [machine()], "figures": figures, "order": order_table(found)}
     insert(page, {**blocks, "tables": tables, "pictures": pictures})
     print(page)
