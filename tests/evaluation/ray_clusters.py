@@ -57,9 +57,9 @@ def small_cluster(**head: Any) -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-def add_node(cluster: Cluster, *, env_vars: dict[str, str] | None = None, **node: Any) -> Any:
+def add_node(cluster: Cluster, **node: Any) -> Any:
     """One more machine."""
-    return cluster.add_node(**{**NODE, "env_vars": {**ENVIRONMENT, **(env_vars or {})}, **node})
+    return cluster.add_node(**{**NODE, **node})
 
 
 @contextlib.contextmanager
