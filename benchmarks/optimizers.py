@@ -22,7 +22,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from common import RESULTS, machine, read_csv, write_csv
