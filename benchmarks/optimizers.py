@@ -22,7 +22,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from common import RESULTS, machine, read_csv, write_csv
@@ -170,7 +169,7 @@ def tabulate(chosen: Selection, *, docs: bool) -> None:
     print(write_csv(f"{chosen.name}_summary", SUMMARY_HEADER, rows))
     draw(chosen, field, docs=docs)
     if docs:
-        _write_page(found, tables)
+        _write_page(found)
 
 
 def read(chosen: Selection, cell: Cell) -> list[Curves]:
@@ -209,10 +208,11 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
         print(path)
 
 
-def _write_page(found: dict[Cell, list[Result]], tables: Sequence[str]) -> None:
+def _write_page(found: dict[Cell, list[Result]]) -> None:
     page = DOCS / "benchmarks.md"
     figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
+    tables = cell_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     blocks = {"machine": [machine()], "figures": figures, "order": order_table(found)}
     insert(page, {**blocks, "tables": tables, "pictures": pictures})
     print(page)

@@ -363,7 +363,7 @@ def test_a_step_of_a_recipe_is_that_of_the_cpu(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-# budgets: figures of docs/performance.md
+# budgets: figures of docs/benchmarks.md
 
 
 @pretended
