@@ -7,17 +7,23 @@ import csv
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.reproducibility import environment
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+COMMANDS: dict[str, str] = load_file(ROOT / "objectives" / "trained.py").COMMANDS
 
 
 def parse(text: str | None, *, small: Mapping[str, Any] | None = None, **options: Any) -> argparse.Namespace:
@@ -171,3 +177,33 @@ def write_json(name: str, content: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path
+
+
+def training_command(name: str, *options: str, folder: Path, output: str = "") -> list[str] | None:
+    """The command that trains a model of ``objectives/trained.py``, or continues to; ``None`` if it is trained.
+
+    Args:
+        name: of one of its ``COMMANDS``.
+        options: of ``lcsc train``, in place of the command's.
+        folder: where the command will be run; the trajectory is in its folder ``models``.
+        output: the trajectory's name without its suffix; by default the command's.
+    """
+    output = output or name
+    model = folder / "models" / f"{output}.model"
+    if (model / "unet" / "diffusion_pytorch_model.safetensors").is_file():  # which a training writes last
+        return None
+    words = [str(ROOT / word) if word.startswith("studies/") else word for word in shlex.split(COMMANDS[name])[1:]]
+    resume = ["--resume"] if (model / "training.json").is_file() else []
+    program = "from lcsc_opt.cli import main; main()"
+    samples = ["--samples-every", "0"]
+    return [sys.executable, "-c", program, *words, *samples, *options, *resume, "-o", f"models/{output}.trajectory"]
+
+
+def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") -> Path:
+    """The trajectory of such a model, trained first, in one thread, if it is not there yet."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    command = training_command(name, *options, folder=folder, output=output)
+    if command is not None:
+        threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=True)
+    return folder / "models" / f"{output or name}.trajectory"

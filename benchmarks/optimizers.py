@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import RESULTS, machine, read_csv, write_csv
+from common import RESULTS, machine, read_csv, trained, write_csv
 from contest.answers import answers, from_table, measured
 from contest.drawing import cost_curve, objective_figure
 from contest.entries import CELLS, CONTENDERS, EMA, PAPER, QUICK_CELLS, Cell, Contender
@@ -140,6 +140,8 @@ def run(chosen: Selection, processes: int) -> int:
     jobs = chosen.jobs()
     missing = [job for job in jobs if not is_done(reader, job)]
     print(f"{len(jobs)} studies, {len(jobs) - len(missing)} of them done", flush=True)
+    for cell in dict.fromkeys(job.cell for job in missing):
+        trained(cell.objective, f"--checkpoint-every={cell.checkpoint_every}", output=cell.name)
     start, failed = time.perf_counter(), 0
     try:
         for count, line in enumerate(work(missing, processes) if missing else (), start=1):
