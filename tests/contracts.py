@@ -19,7 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.finding import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -314,7 +314,7 @@ def check_checkpoint(
     """
     _compare(read_checkpoint(path, key=key).tensors, tensors)
     if step is not None:
-        read_step = checkpoint_step(path)
+        read_step = checkpoint_steps([path])[0]
         assert read_step == step, f"{path}: its step is read as {read_step}, expected {step}"
     if path.is_file():
         for share in CUTS:

@@ -6,25 +6,21 @@ Networks that were pickled whole are read by :mod:`lcsc_opt.checkpoints.modules`
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_weights
 from lcsc_opt.checkpoints.pickles import Record, shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind
+from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, other_tensor
 
-_AVERAGE_KEYS = (
-    "ema",
-    "ema_state_dict",
-    "state_dict_ema",
-    "model_ema",
-    "ema_model",
-    "model_ema1",  # of JiT, RiT and JLT, the one that they sample with; model_ema2 is the other
-    "ema_optimizer",  # of torchtitan, and "ema" later
-)
-_RAW_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet")
-GUESSED_KEYS = (*_AVERAGE_KEYS, *_RAW_KEYS)
+_AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
+GUESSED_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet", "module")
+# which their trainers do not sample with: of JiT, icefall and Lightning
+_COMPANIONS = ("model_ema2", "model_avg", "current_model_state")
+_STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
+CHOOSE = "key: NAME in a study file, --key NAME in commands"
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _SHADOW = "shadow_params"  # a list of averages without names
@@ -33,6 +29,7 @@ _MAX_GUESSES = 100  # parts that are searched for the state dict
 _MAX_SAMPLED = 10_000  # entries of a dict among which a tensor is searched
 _MAX_LISTED = 8  # keys in a message
 _MAX_KEY_PARTS = 32
+_MAX_PREFIX = 2_000  # characters
 
 
 class Content:
@@ -56,25 +53,31 @@ class Content:
         return None
 
     @property
+    def epoch(self) -> int | None:
+        """The epoch that a file holds with the weights."""
+        value = (_entries(self._value) or {}).get("epoch")
+        return value if type(value) is int else None
+
+    @property
     def is_post_hoc_ema(self) -> bool:
         """Whether it is an average of ema-pytorch's PostHocEMA, all of whose entries have the dtype of the weights."""
         entries = _entries(self._value) or {}
         return "initted" in entries and isinstance(entries.get("step"), TensorRef)
 
     def guess(self) -> str:
-        """The key of the state dict: ``""`` when all entries are tensors, else the first usual key that has tensors.
+        """The key of the state dict: ``""`` when all entries are tensors, else of the only one, or the only average.
 
         Raises:
-            TrajectoryError: no usual key has any.
+            TrajectoryError: there is none, or several of which none is the only average.
         """
-        key = _guess_key(self._value, {id(self._value)})
+        key = _guess_key(self._value, {id(self._value): None})
         if key is not None:
             return key
         parts = _parts(self._value)
         if parts is None:
             raise TrajectoryError(f"holds {kind(self._value)}, not a state dict: save model.state_dict().")
         names = _listed(parts) or "nothing"
-        raise TrajectoryError(f"holds no state dict in a usual place: pass --key; it has {names}.")
+        raise TrajectoryError(f"holds no state dict in a usual place: choose one ({CHOOSE}); it has {names}.")
 
     def other_keys(self, key: str) -> list[str]:
         """The keys of other state dicts than the one under ``key``; NVlabs' losses are left out."""
@@ -84,7 +87,7 @@ class Content:
         names = []
         for name, value in itertools.islice((_entries(self._value) or {}).items(), _MAX_GUESSES):
             is_candidate = isinstance(name, str) and name != first_part and _is_weights(value)
-            if is_candidate and (name in GUESSED_KEYS or not is_module(value)):
+            if is_candidate and (name in GUESSED_KEYS or not (is_module(value) or _STATES.fullmatch(name))):
                 names.append(name)
         return names[:_MAX_LISTED]
 
@@ -113,7 +116,7 @@ class Content:
             )
         if _is_list_of_averages(tensors):
             return _name_averages(tensors[_SHADOW], self._value)
-        return _of_pseudo_optimizer(tensors) or tensors
+        return _of_pseudo_optimizer(tensors) or _flattened(tensors) or _without_extra_states(tensors)
 
     def init_arguments(self, key: str) -> dict[str, Any]:
         """``class_name``, ``init_args`` and ``init_kwargs`` of NVlabs' network ``key``, as plain data.
@@ -155,27 +158,85 @@ def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:
     return None
 
 
-def _guess_key(content: Any, seen: set[int]) -> str | None:
-    """``seen``: the parts that were searched before, so that shared parts cost nothing again."""
+def _guess_key(content: Any, seen: dict[int, str | None]) -> str | None:
+    """``seen``: what was found in the parts that were searched before, so that shared parts cost nothing again."""
     if is_module(content):
         return ""
     parts = _entries(content)
     if not parts or len(seen) > _MAX_GUESSES:
         return None
-    if all(is_tensor(value) for value in parts.values()):
+    if all(_is_any_tensor(value) for value in parts.values()):
         return _averaged_prefix(parts)
-    for key in GUESSED_KEYS:
-        part = parts.get(key)
-        if id(part) in seen:
+    has_tensors = any(is_tensor(value) and value.shape for value in parts.values())  # beside other things
+    found: dict[str, str] = {}
+    for name, part in itertools.islice(parts.items(), _MAX_SAMPLED):
+        is_usual = name in GUESSED_KEYS or (isinstance(name, str) and _AVERAGE.fullmatch(name) is not None)
+        if not is_usual and (has_tensors or not isinstance(name, str) or _STATES.fullmatch(name)):
             continue
-        seen.add(id(part))
-        if _is_weights(part):
-            rest: str | None = _averaged_prefix(_entries(part) or {})
-        else:
-            rest = _guess_key(part, seen)
+        if id(part) not in seen:
+            seen[id(part)] = None  # a part may contain itself
+            if _is_weights(part):
+                seen[id(part)] = _averaged_prefix(_entries(part) or {})
+            elif is_usual:
+                seen[id(part)] = "" if _is_model_in_parts(part) else _guess_key(part, seen)
+        rest = seen[id(part)]
         if rest is not None:
-            return f"{key}.{rest}" if rest else key
-    return _averaged_prefix(parts) if _is_weights(content) else None
+            found[name] = f"{name}.{rest}" if rest else name
+    if not found:
+        return _averaged_prefix(parts) if _is_weights(content) else None
+    return found[_only_one(found, parts)]
+
+
+def _only_one(found: Mapping[str, str], parts: Mapping[Any, Any]) -> str:
+    """The only state dict, or the only average, by the convention of its trainer.
+
+    Raises:
+        TrajectoryError: there are several.
+    """
+    candidates = [name for name in found if name not in _COMPANIONS] or [*found]
+    averages = [name for name in candidates if _AVERAGE.fullmatch(name)]
+    if "message_hub" in parts and "state_dict" in found:  # of mmengine, whose ema_state_dict has the raw weights
+        averages = ["state_dict"]
+    chosen = averages or candidates
+    if len(chosen) > 1:
+        raise TrajectoryError(f"holds several state dicts ({', '.join(map(shown, chosen))}): choose one ({CHOOSE}).")
+    return chosen[0]
+
+
+def _is_model_in_parts(value: Any) -> bool:
+    """Whether these are nested dicts of nothing but tensors, as Megatron saves a model: no further choice."""
+    entries = _entries(value) or {}
+    if len(entries) == 1:  # which may be the state dict, under a name of its own
+        entries = _entries(next(iter(entries.values()))) or {}
+    has_parts = not all(map(_is_any_tensor, entries.values()))
+    return has_parts and entries.keys().isdisjoint(GUESSED_KEYS) and bool(_flattened(entries))
+
+
+def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
+    """The tensors of nested dicts, their names joined by dots; empty if there is anything else in them."""
+    tensors: dict[str, Any] = {}
+    pending: list[tuple[str, Any]] = [("", parts)]
+    while pending:
+        prefix, part = pending.pop()
+        entries = _entries(part)
+        if entries is None or len(prefix) > _MAX_PREFIX or len(tensors) + len(pending) > _MAX_SAMPLED:
+            return {}
+        for name, value in entries.items():
+            if _is_any_tensor(value):
+                tensors[f"{prefix}{name}"] = value
+            else:
+                pending.append((f"{prefix}{name}.", value))
+    return tensors
+
+
+def _without_extra_states(parts: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Without what modules keep beside their weights (``get_extra_state``), unless that is a tensor."""
+    return {name: value for name, value in parts.items() if is_tensor(value) or not str(name).endswith("_extra_state")}
+
+
+def _is_any_tensor(value: Any) -> bool:
+    """Whether it is a tensor, also one that cannot be read."""
+    return is_tensor(value) or bool(other_tensor(value))
 
 
 def _entries(value: Any) -> Mapping[Any, Any] | None:
@@ -200,7 +261,7 @@ def _is_weights(value: Any) -> bool:
         return True
     entries = _entries(value) or {}
     sample = itertools.islice(entries.values(), _MAX_SAMPLED)
-    return any(is_tensor(entry) for entry in sample) or _is_list_of_averages(entries)
+    return any(_is_any_tensor(entry) for entry in sample) or _is_list_of_averages(entries)
 
 
 def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 from collections import Counter
@@ -21,12 +22,10 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     TORCH_SUFFIXES,
-    checkpoint_series,
     is_numbered,
     natural_order,
     post_hoc_step,
-    series_glob,
-    step_in_name,
+    read_names,
 )
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
@@ -47,20 +46,22 @@ _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
-def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
+def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> list[Path]:
     """The checkpoints that ``patterns`` stand for, each once.
 
-    Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed.
+    Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed. The
+    files of one folder, one glob, or a list that a shell expanded are treated alike.
 
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
             Accelerate); folders of them (``checkpoint-500``, ``checkpoint-1000`` …); and folders of files. States
             of optimizers, schedulers and random numbers are left out.
         key: which state dict; it may name a subfolder of a checkpoint folder.
+        has_steps: whether the user names the steps of all files of a list, so that nothing depends on their names.
 
     Raises:
         TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
-            series of checkpoints in one folder or glob, such as averages of several rates.
+            series of checkpoints, such as averages of several rates.
     """
     if isinstance(patterns, (str, Path)):
         patterns = [patterns]
@@ -69,7 +70,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         path = expanded_path(pattern, error=TrajectoryError)
         is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
         if not is_state:  # a shell's glob may name them
-            checkpoints.update(dict.fromkeys(_expand(path, key)))
+            checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
     if not checkpoints:
         names = ", ".join(map(str, patterns[:4])) or "an empty list"
         raise TrajectoryError(
@@ -78,7 +79,10 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     for path in checkpoints:
         if not path.exists():
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
-    return list(checkpoints)
+    if has_steps and len(patterns) > 1:
+        return list(checkpoints)
+    place = patterns[0] if len(patterns) == 1 else "The list"
+    return _only_series(str(place), list(checkpoints))
 
 
 def _expected() -> str:
@@ -106,7 +110,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         ) from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
-    return _only_series(str(pattern), [*checkpoints, *_weights_files(matches)])
+    return [*checkpoints, *_weights_files(matches)]
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
@@ -119,12 +123,12 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     numbered = [path for path in entries if _CHECKPOINT_FOLDER.fullmatch(path.name)]
     checkpoints = [path for path in numbered if not path.is_file() and _is_checkpoint(path, key)]
     if checkpoints:
-        return _only_series(str(folder), checkpoints)
+        return checkpoints
     if _is_checkpoint(folder, key):
         return [folder]
     files = _weights_files(entries)
     if files:
-        return _only_series(str(folder), files)
+        return files
     if (folder / _INNER_FOLDER).is_dir():
         return _in_folder(folder / _INNER_FOLDER, key)
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
@@ -151,7 +155,7 @@ def _is_weights_file(path: Path) -> bool:
     """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
     if path.name.startswith("."):
         return False
-    if path.suffix not in CHECKPOINT_SUFFIXES:
+    if not path.name.endswith(CHECKPOINT_SUFFIXES):
         return False
     if path.name == WEIGHTS:  # of an unfinished trajectory
         return False
@@ -159,7 +163,7 @@ def _is_weights_file(path: Path) -> bool:
 
 
 def _only_series(place: str, paths: list[Path]) -> list[Path]:
-    """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series.
+    """The paths of a series, in their order; ``last.ckpt`` and its like are left out of a numbered one.
 
     Raises:
         TrajectoryError: the paths are of several series; the message has a glob for each.
@@ -173,18 +177,18 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
         return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
-    is_one_series = len({checkpoint_series(path) for path in numbered}) == 1
+    is_one_series = len({named.series for named in read_names(numbered)}) == 1
     if unnumbered and is_one_series and len(numbered) > 1:
         names = ", ".join(path.name for path in unnumbered)
         notice(f"{names} in {place} left out: no step in the name")
-        paths = numbered
-    sizes = Counter(checkpoint_series(path) for path in paths)
+        return numbered
+    names_read = read_names(paths)
+    sizes = Counter(named.series for named in names_read)
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
-        named = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
-        globs = sorted({series_glob(path) for path in paths})
-        choices = " or ".join(globs[:_MOST_SERIES_NAMED])
-        raise TrajectoryError(f"{place} holds several series of checkpoints: {named}. Choose one: {choices}")
-    return sorted(paths, key=natural_order)
+        listed = ", ".join(f"{series} ({count})" for series, count in sorted(sizes.items()))
+        choices = " or ".join(sorted({named.glob for named in names_read})[:_MOST_SERIES_NAMED])
+        raise TrajectoryError(f"{place} holds several series of checkpoints: {listed}. Choose one: {choices}")
+    return paths
 
 
 def _final_file(paths: Sequence[Path]) -> Path | None:
@@ -203,7 +207,7 @@ def _final_file(paths: Sequence[Path]) -> Path | None:
 def _is_after(final: Path, paths: Sequence[Path]) -> bool:
     """Whether the metadata of a file tell a step after those of the others."""
     step = _step_in_metadata(final)
-    return step is not None and all(step > checkpoint_step(path) for path in paths)
+    return step is not None and all(step > earlier for earlier in checkpoint_steps(paths))
 
 
 class Selection(FrozenModel):
@@ -286,34 +290,54 @@ def _nearest_to_grid(positions: list[int], ages: list[int], interval: int) -> li
     return sorted(-negative_position for _, negative_position in nearest.values())
 
 
-def checkpoint_step(path: str | Path) -> int:
-    """The training step of a checkpoint; no weights are read.
+def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
+    """The training step of each checkpoint of a run; no weights are read.
 
-    A file that tells its own step is believed, whatever its name is: ``step`` or ``ss_steps`` in the metadata of
-    safetensors; ``global_step``, ``step`` or ``iteration`` inside a torch file. Else the name tells it: the number
-    behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of one of the two folders around
-    it, such as ``checkpoint-N`` or ``N``.
+    Files that all tell their own step are believed, whatever their names are: ``step`` or ``ss_steps`` in the metadata
+    of safetensors; ``global_step``, ``step`` or ``iteration`` inside a torch file. Else the names tell it
+    (:func:`read_names`), by a number that increases with the steps or epochs inside the files.
 
     Raises:
-        TrajectoryError: there is no number in any of these places.
+        TrajectoryError: there is no number in any of these places, or more than one may be the step.
     """
-    path = Path(path)
-    step = step_in_file(path)
-    if step is None:
-        step = step_in_name(path)
-    if step is None:
+    steps_inside, epochs_inside = zip(*map(_counters_in_file, paths), strict=True)
+    inside = [step for step in steps_inside if step is not None]
+    if len(inside) == len(paths):
+        return inside
+    by_name = [named.numbers for named in read_names(paths)]
+    for path, numbers in zip(paths, by_name, strict=True):
+        if not numbers:
+            raise TrajectoryError(
+                f"{path} has no step in its name or contents: rename it, as model-100.pt, or pack with --steps."
+            )
+    if len({len(numbers) for numbers in by_name}) > 1:
+        by_name = [numbers[-1:] for numbers in by_name]
+    columns = [*zip(*by_name, strict=True)]
+    possible = [column for column in columns if _increases_with(column, epochs_inside)]
+    if len(possible) != 1:
+        numbers = " or ".join(str(column[-1]) for column in columns)
+        problem = "which number in its name is the step" if possible else "whether the epochs inside or the name count"
         raise TrajectoryError(
-            f"{path} has no step in its name or contents: rename it, as model-100.pt, or pack with --steps."
+            f"{paths[-1]}: it is not clear {problem} ({numbers}): rename the files, as model-100.pt, or pass --steps."
         )
-    return step
+    return [*possible[0]]
+
+
+def _increases_with(numbers: Sequence[int], epochs: Sequence[int | None]) -> bool:
+    """Whether numbers come in the order of the epochs, as far as these are known."""
+    known = sorted((epoch, number) for epoch, number in zip(epochs, numbers, strict=True) if epoch is not None)
+    return all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(known))
 
 
 def step_in_file(path: Path) -> int | None:
     """The step inside a file: in the metadata of safetensors, or next to a torch file's weights."""
+    return _counters_in_file(path)[0]
+
+
+def _counters_in_file(path: Path) -> tuple[int | None, int | None]:
+    """The step and the epoch inside a file."""
     step = _step_in_metadata(path)
-    if step is None:
-        step = _step_in_torch_file(path)
-    return step
+    return _counters_in_torch_file(path) if step is None else (step, None)
 
 
 def _step_in_metadata(path: Path) -> int | None:
@@ -331,16 +355,17 @@ def _step_in_metadata(path: Path) -> int | None:
     return int(training_info["step"])
 
 
-def _step_in_torch_file(path: Path) -> int | None:
-    if path.suffix not in TORCH_SUFFIXES or not path.is_file():
-        return None
+def _counters_in_torch_file(path: Path) -> tuple[int | None, int | None]:
+    if not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
+        return None, None
     with contextlib.suppress(Exception):  # a damaged file can raise anything, and its name may tell the step
         content = Content(read_content(path))
         step = content.step
         if step is None and content.is_post_hoc_ema:  # its step is rounded to float16; that in the name is not
-            return post_hoc_step(path)
+            return post_hoc_step(path), None
         if isinstance(step, TensorRef):
             step = int(map_tensors(path, {"step": step})["step"])
         if step is not None and 0 <= step < _MAX_STEP:
-            return step
-    return None
+            return step, content.epoch
+        return None, content.epoch
+    return None, None

@@ -1,93 +1,91 @@
-"""What the name of a checkpoint tells: its training step, its series, and its place in natural order."""
+"""What the names of checkpoints tell: their training steps, their series, and their natural order.
+
+Names are read together, since only their differences tell which number is the step.
+"""
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
-# "digits" are the step itself, and "removed" is what a series' name does not have
-_STEP_WITH_WORD = re.compile(
-    r"(?P<removed>(?:step|iter|iteration)s?[=_-]?(?P<digits>[0-9]{1,18}))(?![0-9])", re.IGNORECASE
-)
-_WHOLE_NUMBER = re.compile(
-    r"(?<![0-9.])(?P<removed>(?P<digits>[0-9]{1,18}))(?![0-9]|\.[0-9])"  # not a part of 0.9999
-)
+_NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M
+# "removed" is what a series' name does not have
+_STEP_WITH_WORD = re.compile(rf"(?P<removed>(?:step|iter|iteration)s?[=_-]?{_NUMBER})", re.IGNORECASE)
+_WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")
 _WIDTH_AND_STEP = re.compile(
     r"[0-9]{1,3}(?P<removed>\.(?P<digits>[1-9][0-9]{0,17}))"  # 0.50.pt of ema-pytorch's PostHocEMA
 )
-_SETTING = re.compile(r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?")  # epoch=3, val_loss=0.25
-_TOKENS = re.compile(r"(tokens)[0-9.]+[KMBT]?", re.IGNORECASE)  # step10000-tokens21B of OLMo
-_PRECISION = re.compile(r"(?:fp|bf|float)[0-9]+", re.IGNORECASE)
+_SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
+_EPOCH = r"(?<![A-Za-z])(?:epochs?|ep)[=_-]?[0-9]+"
+_METRIC = (
+    r"(?<![A-Za-z])(?:fid|kid|loss|acc|accuracy|top[15]|psnr|ssim|lpips|mse|mae|rmse|bleu|ppl|auc|miou|iou|f1|"
+    r"reward|wer|cer)[=_-]?-?[0-9.]+[kKmM]?"
+)
+_TOKENS = r"tokens[0-9.]+[KMBT]?"  # step10000-tokens21B of OLMo
+_DATE = (
+    r"(?<![0-9])20[0-9]{2}(?P<dash>[-_.]?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12][0-9]|3[01])"
+    r"(?:[-_T ]*[0-9]{2}[-_.:]?[0-9]{2}[-_.:]?[0-9]{2})?(?![0-9])"
+)
+_PRECISION = r"(?:fp|bf|float)[0-9]+"
+_DECIMAL = r"[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
+_NO_STEP = re.compile(f"{_METRIC}|{_TOKENS}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
+_NO_STEP_NOR_EPOCH = re.compile(f"{_NO_STEP.pattern}|{_EPOCH}", re.IGNORECASE)
+_ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_TOKENS}|{_DATE}", re.IGNORECASE)  # what changes with the step
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
 
 
-def step_in_name(path: Path) -> int | None:
-    """The training step that a checkpoint's name tells, or ``None``.
+class Named(NamedTuple):
+    """What the names of several checkpoints tell about one of them.
 
-    It is the number behind "step" or "iter"; else the last whole number (``model012345.pt``); else N of one of the two
-    folders around it: ``checkpoint-N``, ``step_N``, or a bare ``N``, so ``2024/model.pt`` is of step 2024. A name such
+    Attributes:
+        numbers: those that may be its training step: one as a rule, none, or several that differ between the names.
+        series: the name without step, epoch, date, tokens and metrics. Only checkpoints of one series make a
+            trajectory.
+        glob: the path with ``*`` in place of these.
+    """
+
+    numbers: tuple[int, ...]
+    series: str
+    glob: str
+
+
+def read_names(paths: Sequence[Path]) -> list[Named]:
+    """What the names of checkpoints tell about each.
+
+    The step is the number behind "step" or "iter"; else the only whole number that differs between names that are
+    otherwise the same, but for epochs, if there is another, metrics and dates; else N of one of the two folders around
+    the file: ``checkpoint-N``, ``step_N``, or a bare ``N``. Of one name alone it is the last whole number. A name such
     as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of PostHocEMA hold their step.
+
+    ``ema_0.9999_012345.pt`` is of the series ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
+    ``network-snapshot-0.050``, ``0.5000.pt`` of ``0``, ``checkpoint-500/unet`` of ``checkpoint/unet``.
     """
-    if _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name)):  # only the content tells it from an EMA's rate
-        return None
-    step = _find_step(_without_suffix(path.name))
-    if step is not None:
-        return int(step["digits"])
-    numbered_folder = _numbered_folder(path)
-    return None if numbered_folder is None else numbered_folder.step
-
-
-def checkpoint_series(path: str | Path) -> str:
-    """The series in a folder that a checkpoint belongs to: its name without step, epoch, tokens and metrics.
-
-    ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
-    ``network-snapshot-0.050``, ``0.5000.pt`` of ``0``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints
-    of one series make a trajectory.
-    """
-    path = Path(path)
-    name = _without_suffix(path.name)
-    series = _series_of_name(name)
-    if series is not None:
-        return series
-    numbered_folder = _numbered_folder(path)
-    if numbered_folder is None:
-        return name
-    parts = path.absolute().parts
-    folder = _without_suffix(parts[-1 - numbered_folder.depth])
-    inside = parts[len(parts) - numbered_folder.depth : -1]
-    return "/".join((_series_of_name(folder) or "step", *inside, name))
+    parts = [_StepPart.of_file(path) for path in paths]
+    for alike in _alike(parts):
+        values = {parts[place].values for place in alike}
+        is_one_number = len(alike) == 1 and values != {()}
+        if len(values) == 1 and not is_one_number:  # no number differs: that of the folder may
+            for place in alike:
+                parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
+    named: dict[int, Named] = {}
+    for alike in _alike(parts):
+        steps = _which_are_steps([parts[place].values for place in alike])
+        for place in alike:
+            named[place] = parts[place].named(paths[place], steps)
+    return [named[place] for place in range(len(paths))]
 
 
 def post_hoc_step(path: Path) -> int | None:
     """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
     width_and_step = _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name))
     return None if width_and_step is None else int(width_and_step["digits"])
-
-
-def series_glob(path: Path) -> str:
-    """A glob of the series of a checkpoint: its path, with ``*`` for the step and for settings such as ``epoch=3``."""
-    depth = 0  # of the part with the step, above the name
-    if _find_step(_without_suffix(path.name)) is None:
-        numbered_folder = _numbered_folder(path)
-        if numbered_folder is not None:
-            depth = numbered_folder.depth
-    if depth >= len(path.parts):  # the working directory is in that folder
-        path = path.absolute()
-    parts = list(path.parts)
-    place = len(parts) - 1 - depth
-    stem = _without_suffix(parts[place])
-    suffix = parts[place].removeprefix(stem)
-    step = _find_step(stem)
-    if step is not None:
-        stem = f"{stem[: step.start('digits')]}*{stem[step.end('digits') :]}"
-        stem = _SETTING.sub(lambda setting: f"{setting[0].partition('=')[0]}=*", stem)
-        stem = _TOKENS.sub(r"\1*", stem)
-    parts[place] = stem + suffix
-    return str(Path(*parts))
 
 
 def natural_order(path: Path) -> list[object]:
@@ -101,48 +99,104 @@ def is_numbered(path: Path) -> bool:
     return re.search("[0-9]", path.stem) is not None
 
 
-def _find_step(name: str) -> re.Match[str] | None:
-    """The step in a name without its suffix."""
-    width_and_step = _WIDTH_AND_STEP.fullmatch(name)
-    if width_and_step is not None:
-        return width_and_step
-    # the digits of fp16 are no step
-    without_precision = _PRECISION.sub(lambda precision: "x" * len(precision[0]), name)
-    for pattern in (_STEP_WITH_WORD, _WHOLE_NUMBER):
-        matches = list(pattern.finditer(without_precision))
-        if matches:
-            return matches[-1]
-    return None
-
-
-def _series_of_name(name: str) -> str | None:
-    """``name`` without its step, settings such as ``epoch=3``, and the separators that remain; ``None`` without one."""
-    step = _find_step(name)
-    if step is None:
-        return None
-    constant = name[: step.start("removed")] + name[step.end("removed") :]
-    constant = _TOKENS.sub("", _SETTING.sub("", constant))
-    return re.sub(r"([-_. ])[-_. ]+", r"\1", constant).strip("-_. ") or "step"
-
-
-class _NumberedFolder(NamedTuple):
-    """A folder such as ``checkpoint-500``: how far above a path it is, 1 or 2, and its step."""
+class _StepPart(NamedTuple):
+    """The part of a path that may hold the step: its name, or that of a folder ``depth`` above it."""
 
     depth: int
-    step: int
+    text: str
+    numbers: tuple[re.Match[str], ...]
+
+    @classmethod
+    def of_file(cls, path: Path) -> _StepPart:
+        text = _without_suffix(path.name)
+        return cls(0, text, tuple(_possible_steps(text)))
+
+    @classmethod
+    def of_folder(cls, path: Path) -> _StepPart | None:
+        """The nearest folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
+        nearest_folders = path.absolute().parts[-2:-4:-1]
+        for depth, folder in enumerate(nearest_folders, start=1):
+            if _NUMBERED_FOLDER.fullmatch(folder):
+                text = _without_suffix(folder)
+                return cls(depth, text, tuple(_possible_steps(text)))
+        return None
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(_value(number["digits"]) for number in self.numbers)
+
+    @property
+    def skeleton(self) -> tuple[int, str]:
+        return self.depth, _ASIDE.sub("", self._without(self.numbers, "*"))
+
+    def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
+        text = self.text
+        for number in reversed(numbers):
+            group = "digits" if mark else "removed"
+            text = text[: number.start(group)] + mark + text[number.end(group) :]
+        return text
+
+    def named(self, path: Path, steps: Sequence[int]) -> Named:
+        """What is told by the numbers at the places ``steps``."""
+        numbers = [self.numbers[place] for place in steps]
+        series = self.text
+        if numbers:
+            series = _ASIDE.sub("", self._without(numbers, ""))
+            series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
+        if self.depth >= len(path.parts):  # the working directory is in that folder
+            path = path.absolute()
+        parts = [*path.parts]
+        place = len(parts) - 1 - self.depth
+        if self.depth:
+            series = "/".join((series, *path.absolute().parts[-self.depth : -1], _without_suffix(path.name)))
+        pattern = self._without(numbers, "\0")
+        if numbers:
+            pattern = _ASIDE.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
+        parts[place] = pattern + parts[place].removeprefix(self.text)
+        values = tuple(_value(number["digits"]) for number in numbers)
+        if _WIDTH_AND_STEP.fullmatch(self.text):  # only the content tells it from an EMA's rate
+            values = ()
+        return Named(values, series, glob.escape(str(Path(*parts))).replace("\0", "*"))
 
 
-def _numbered_folder(path: Path) -> _NumberedFolder | None:
-    """The nearest such folder of ``checkpoint-500/model.pt`` or ``checkpoint-500/unet/model.pt``; ``None`` for none."""
-    nearest_folders = path.absolute().parts[-2:-4:-1]
-    for depth, folder in enumerate(nearest_folders, start=1):
-        numbered = _NUMBERED_FOLDER.fullmatch(folder)
-        if numbered is not None:
-            return _NumberedFolder(depth, int(numbered[1]))
-    return None
+def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
+    """The places of parts that differ in their numbers alone."""
+    places: dict[tuple[int, str], list[int]] = {}
+    for place, part in enumerate(parts):
+        places.setdefault(part.skeleton, []).append(place)
+    return [*places.values()]
+
+
+def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
+    """Which of the numbers of similar names may be the steps."""
+    columns = [*zip(*values, strict=True)]
+    varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    if any(len(set(columns[place])) == len(values) for place in varying):
+        return varying
+    return varying[-1:] or [*range(len(columns))][-1:]  # several series, or one name
+
+
+def _possible_steps(name: str) -> list[re.Match[str]]:
+    """The numbers in a name without its suffix that may be its step."""
+    width_and_step = _WIDTH_AND_STEP.fullmatch(name)
+    if width_and_step is not None:
+        return [width_and_step]
+    without = [
+        no_step.sub(lambda found: re.sub("[0-9]", "x", found[0]), name) for no_step in (_NO_STEP_NOR_EPOCH, _NO_STEP)
+    ]
+    with_word = [*_STEP_WITH_WORD.finditer(without[0])]
+    if with_word:
+        return with_word[-1:]
+    return [*_WHOLE_NUMBER.finditer(without[0])] or [*_WHOLE_NUMBER.finditer(without[1])]
+
+
+def _value(digits: str) -> int:
+    """The number that is meant by ``012345`` or ``1.5M``."""
+    thousands = {"k": 1, "m": 2}.get(digits[-1].lower(), 0)
+    return int(Decimal(digits[:-1] if thousands else digits) * 1000**thousands)
 
 
 def _without_suffix(name: str) -> str:
-    for suffix in (*CHECKPOINT_SUFFIXES, ".index.json"):
+    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json"):
         name = name.removesuffix(suffix)
     return name

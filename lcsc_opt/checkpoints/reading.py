@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import Content
+from lcsc_opt.checkpoints.content import CHOOSE, Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 
-_WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
+_DATA_PARALLEL = "module."
 _MAX_WRAPPERS = 8  # around one another
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 2_000
@@ -71,6 +72,23 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     checkpoint = read_checkpoint(weights.file, key=rest)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
+
+
+def check_last_key(last: Path, key: str) -> None:
+    """Refuse a key that was chosen in the first file where the last one has another: an average may begin later.
+
+    Raises:
+        TrajectoryError: as :func:`read_checkpoint`; or the file ``last`` would be read by another key.
+    """
+    if last.is_dir() or not last.name.endswith(TORCH_SUFFIXES):
+        return
+    with _naming(last):
+        last_key = Content(read_content(last)).guess()
+        if last_key != key:
+            raise TrajectoryError(
+                f"would be read by the key {last_key!r}, and the first checkpoint by {key!r}: leave out those without "
+                f"the average (first_step), or choose one ({CHOOSE})."
+            )
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:
@@ -133,7 +151,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
     names = ", ".join(shown(name) for name in alternatives)
-    notice(f"{path.name}: using {key!r}; there is also {names} (choose with --key).")
+    notice(f"{path.name}: using {key!r}; there is also {names} ({CHOOSE}).")
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
@@ -156,7 +174,7 @@ def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
         return _read_safetensors(path)
     if path.name == METADATA:
         return read_distributed(path), {}
-    if path.suffix in TORCH_SUFFIXES:
+    if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path), {}
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 
@@ -199,7 +217,7 @@ def _check_entry(name: Any, value: Any, key: str) -> None:
         return
     place = f"{key}.{name}" if key and isinstance(name, str) else name
     raise TrajectoryError(
-        f"has {kind(value)} at {shown(place)!r}, not a tensor: pass --key, or save the weights alone."
+        f"has {kind(value)} at {shown(place)!r}, not a plain tensor: save the weights alone, or choose ({CHOOSE})."
     )
 
 
@@ -217,14 +235,16 @@ def _bytes_on_disk(path: Path) -> int:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
-    prefix = ""
+    """Without the names of wrappers: anywhere, but ``module.`` of ``DataParallel`` only before all but counters."""
+    unwrapped = dict(tensors)
+    for wrapper in _WRAPPERS:
+        unwrapped = {name.replace(wrapper, ""): tensor for name, tensor in unwrapped.items()}
     for _ in range(_MAX_WRAPPERS):
-        for wrapper in _WRAPPERS:
-            if tensors and all(name.startswith(prefix + wrapper) for name in tensors):
-                prefix += wrapper
-                break
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        weights = [name for name, tensor in unwrapped.items() if tensor.dim()]
+        if not weights or not all(name.startswith(_DATA_PARALLEL) for name in weights):
+            break
+        unwrapped = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in unwrapped.items()}
+    return unwrapped if len(unwrapped) == len(tensors) else dict(tensors)
 
 
 def _is_index(path: Path) -> bool:

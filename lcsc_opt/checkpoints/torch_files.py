@@ -55,6 +55,12 @@ _REBUILD_TENSOR = {
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_tensor_v3",
 }
+_OTHER_TENSORS = {
+    "torch._utils._rebuild_sparse_tensor": "sparse tensor",
+    "torch._utils._rebuild_qtensor": "quantized tensor",
+    "torch._utils._rebuild_nested_tensor": "nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "tensor without data",
+}
 _RETURN_THEIR_ARGUMENT = {
     "builtins.set",
     "builtins.frozenset",
@@ -94,10 +100,19 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, (Tensor, TensorRef))
 
 
+def other_tensor(value: object) -> str:
+    """What kind of tensor a record is that cannot be read, such as ``sparse tensor``; empty for anything else."""
+    if not isinstance(value, Record):
+        return ""
+    if value.name == "torch._tensor._rebuild_from_type_v2" and len(value.args) > 1:
+        return shown(getattr(value.args[1], "name", "tensor")).rpartition(".")[2]  # DTensor
+    return _OTHER_TENSORS.get(value.name, "")
+
+
 def kind(value: object) -> str:
     """The type of a value, in words for a message."""
     if isinstance(value, Record):
-        return f"a {shown(value.name)}"
+        return f"a {other_tensor(value) or shown(value.name)}"
     return "a Tensor" if is_tensor(value) else f"a {type(value).__name__}"
 
 
@@ -248,7 +263,10 @@ class _Storages:
     def __call__(self, identity: Any) -> Any:
         if identity[0] == "module":  # old files have the source code of a class with it
             return identity[1]
-        dtype = _STORAGE_DTYPES[identity[1].name.rpartition(".")[2]]
+        storage_type = identity[1].name.rpartition(".")[2]
+        if storage_type.startswith(("QInt", "QUInt")):
+            raise TrajectoryError(f"holds quantized tensors ({storage_type}): save the weights dequantized.")
+        dtype = _STORAGE_DTYPES[storage_type]
         key = identity[2]
         count = identity[4]
         if type(key) is not str or type(count) is not int or not 0 <= count < _MAX_NUMBER:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+
+_QUANTIZED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALES = (".absmax", "_scale", "_scales", "_scale_inv")  # behind the name of a quantized tensor
+_SCALES_BESIDE = ("SCB", "scale", "scales", "weight_scale")  # of bitsandbytes, GPTQ, AWQ, torchao
+# spectral norm's singular vectors beside the weight that they were computed from: of torch, old and new, and BigGAN
+_DERIVED = (
+    (re.compile(r"_[uv]$"), "_orig"),
+    (re.compile(r"\.[0-9]+\._[uv]$"), ".original"),
+    (re.compile(r"(?<![^.])(u|sv)[0-9]+$"), "sv0"),
+)
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
@@ -33,6 +44,39 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
             f"Tensor {unknown!r} is {error.args[0]}, which safetensors cannot hold: write a .pt file (--as pt)."
         ) from error
     _sort_header(path, texts)
+
+
+def check_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors whose linear combinations are no weights.
+
+    Raises:
+        TrajectoryError: an integer-quantized tensor beside its scales, or an empty placeholder of DeepSpeed's ZeRO-3.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dim() == 1 and not len(tensor) and name.endswith("weight"):
+            raise TrajectoryError(
+                f"Tensor {name!r} is empty, as the placeholders of DeepSpeed's ZeRO-3 are: save with "
+                "stage3_gather_16bit_weights_on_model_save, or convert the checkpoints with zero_to_fp32.py."
+            )
+        if tensor.dtype in _QUANTIZED and tensor.dim() > 1:
+            beside = name.rpartition(".")[0]
+            scales = [f"{name}{ending}" for ending in _SCALES] + [f"{beside}.{ending}" for ending in _SCALES_BESIDE]
+            scale = next((scale for scale in scales if scale in tensors), None)
+            if scale is not None:
+                raise TrajectoryError(
+                    f"Tensor {name!r} is quantized ({tensor.dtype}, with the scales {scale!r}), so its numbers cannot "
+                    "be combined: save the weights dequantized, as bfloat16."
+                )
+
+
+def derived_buffers(names: Collection[str]) -> set[str]:
+    """The buffers that were computed from the weights beside them: a combination of several is not that of any."""
+    derived = set()
+    for name in names:
+        for ending, source in _DERIVED:
+            if ending.search(name) and ending.sub(source, name) in names:
+                derived.add(name)
+    return derived
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

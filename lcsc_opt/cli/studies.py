@@ -48,6 +48,7 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
+    key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
     """Write a study file for checkpoints. Settings that they do not determine are asked for, or marked in the file."""
     from lcsc_opt.base.files import write_atomically
@@ -58,6 +59,8 @@ def init(
     given_settings = assignments(settings or ())
     if reference is not None:
         given_settings["reference"] = reference
+    if key is not None:
+        given_settings["key"] = key
     text, summary, missing, problem = draft(checkpoints, given_settings, ask=_ask, beside=out.parent)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")

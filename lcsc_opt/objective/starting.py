@@ -74,10 +74,12 @@ def draft(folder: Path, given: Mapping[str, JsonValue], *, ask: Ask, beside: Pat
         last = folder
         tensors = trajectory.checkpoint(-1)
     else:
-        sources = find_sources(find_checkpoints(folder))
+        named_key = given.get("key")
+        key = named_key if isinstance(named_key, str) else None
+        sources = find_sources(find_checkpoints(folder, key=key))
         steps = tuple(sources)
         last = [*sources.values()][-1]  # the first ones may be deleted while the training goes on
-        tensors = read_checkpoint(last).tensors
+        tensors = read_checkpoint(last, key=key).tensors
     near = _near(folder, given)
     proposal = propose(folder, last, tensors, given=given, near=near)
     settings = [Setting("checkpoints", "a folder, a glob, or a packed trajectory", str(folder)), *proposal.settings]

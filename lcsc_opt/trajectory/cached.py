@@ -57,7 +57,7 @@ class PackRequest:
         Raises:
             TrajectoryError: there are none, or their steps are unknown.
         """
-        return find_sources(find_checkpoints(self.patterns, key=self.key), self.steps)
+        return find_sources(find_checkpoints(self.patterns, key=self.key, has_steps=self.steps is not None), self.steps)
 
     def sources_if_any(self) -> dict[int, Path]:
         """As :meth:`sources`, but empty if the checkpoints are gone or no longer form a trajectory."""

@@ -13,7 +13,7 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint
+from lcsc_opt.checkpoints.reading import Checkpoint, check_last_key, read_checkpoint
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
@@ -58,6 +58,8 @@ def pack_sources(
         reader = _Reader(Manifest.load(partial).metadata["key"])  # LoRA's alphas are in the metadata already
     else:
         first = read_checkpoint(next(iter(sources.values())), key=key)
+        if key is None:
+            check_last_key([*sources.values()][-1], first.key)
         _announce(out, first, len(sources), dtype)
         reader = _Reader(first.key, first)
         alphas = _lora_alphas(first, list(sources.values())[-1])

@@ -134,10 +134,6 @@ def _check_tensors(step: int, weights: Mapping[str, Any]) -> None:
             raise TrajectoryError(
                 f"checkpoints: the state dict of step {step}: {name} is a {kind}, not a tensor.{advice}"
             )
-        if value.is_floating_point() and not value.isfinite().all():
-            raise TrajectoryError(
-                f"checkpoints: the state dict of step {step}: {name} holds NaN or infinity: leave this checkpoint out."
-            )
 
 
 def _layout(writer: MatrixWriter, step: int, weights: Mapping[str, Tensor]) -> Layout:

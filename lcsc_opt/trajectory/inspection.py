@@ -10,8 +10,8 @@ from typing import Any
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.names import checkpoint_series
-from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.names import read_names
+from lcsc_opt.checkpoints.reading import check_last_key, read_checkpoint
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
 from lcsc_opt.trajectory.sources import find_sources
@@ -89,6 +89,8 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
         steps = list(sources)
         paths = list(sources.values())
     first = read_checkpoint(paths[0], key=key)
+    if key is None:
+        check_last_key(paths[-1], first.key)
     layout = Layout.of(first.tensors)
     return {
         "path": shown,
@@ -111,7 +113,7 @@ def _described(
     warnings: list[str],
 ) -> dict[str, Any]:
     """The part of :func:`inspect`'s answer that packed and unpacked checkpoints have in common."""
-    series = sorted(set(map(checkpoint_series, paths)))
+    series = sorted({named.series for named in read_names(paths)})
     if len(series) > 1:
         warnings = [f"several series of checkpoints: {', '.join(series)}", *warnings]
     return {

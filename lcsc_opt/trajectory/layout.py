@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.weights import difference
+from lcsc_opt.checkpoints.weights import check_weights, derived_buffers, difference
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
 EXACT = "exact"
@@ -66,7 +66,7 @@ class TensorSpec:
 
     @property
     def merged(self) -> bool:
-        """Whether it is part of linear combinations; other tensors are copied."""
+        """Whether its dtype is one of linear combinations; other tensors are copied."""
         return self.dtype in MERGED
 
     @property
@@ -140,10 +140,11 @@ class Layout:
             stored: what floating-point tensors are rounded to; ``None`` keeps the dtype of each.
 
         Raises:
-            TrajectoryError: no tensor at all, or one whose kind or dtype cannot be stored.
+            TrajectoryError: no tensor at all, one whose kind or dtype cannot be stored, or one that is no weight.
         """
         if not tensors:
             raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
+        check_weights(tensors)
         return cls.arranged(
             (name, tuple(tensor.shape), _dtype_name(name, tensor, stored)) for name, tensor in tensors.items()
         )
@@ -177,10 +178,14 @@ class Layout:
         return {spec.name: spec.shape for spec in self.tensors}
 
     def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
-        """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
+        """The fewest segments with all tensors that a merge combines.
+
+        These have a merged dtype, and are neither constant nor computed from other weights.
+        """
         segments: list[Segment] = []
+        combined = varying - derived_buffers(self.shapes)
         neighbours = itertools.groupby(
-            self.tensors, key=lambda spec: (spec.dtype, spec.merged and spec.name in varying)
+            self.tensors, key=lambda spec: (spec.dtype, spec.merged and spec.name in combined)
         )
         for (_, is_combined), specs in neighbours:
             segment = Segment(tuple(specs))

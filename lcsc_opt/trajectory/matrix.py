@@ -233,14 +233,19 @@ class MatrixWriter:
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             for spec, content in manifest.layout.row_parts(tensors):
                 hashing = _start(pool, digest.update, content.numpy().data)
+                varies = spec is None or spec.name in manifest.varying
+                if spec is not None and not varies and last_row is not None:
+                    last_content = last_row(spec)
+                    varies = not torch.equal(content, last_content)
+                    if varies:
+                        _check_mergeable(spec)
+                        varying.append(spec.name)
+                        _check_finite(last_content, spec, manifest.checkpoints[-1].step, manifest.stored)
                 for first in range(0, len(content), WRITE_BYTES):
                     piece = content[first : first + WRITE_BYTES]
-                    if spec is not None and spec.merged:
-                        _check_finite(piece.view(spec.torch_dtype), spec, step, manifest.stored)
+                    if spec is not None:
+                        _check_finite(piece, spec, step, manifest.stored, varies=varies)
                     self._write_bytes(piece.numpy().data)
-                if spec is not None and spec.name not in manifest.varying and _differs(spec, content, last_row):
-                    _check_mergeable(spec)
-                    varying.append(spec.name)
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
@@ -282,20 +287,22 @@ def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -
         )
 
 
-def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None) -> None:
-    """Refuse NaN and infinity in a tensor that is merged, or a part of it."""
-    least, most = torch.aminmax(content)  # thirty times faster than isfinite of all
+def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | None, *, varies: bool = True) -> None:
+    """Refuse NaN and infinity in the bytes of a tensor that is merged, or a part of it.
+
+    A constant may hold infinity, as a causal mask does, unless it was rounded: infinity may come from that.
+    """
+    if not spec.merged or not len(content):
+        return
+    least, most = torch.aminmax(content.view(spec.torch_dtype))  # thirty times faster than isfinite of all
     if torch.isfinite(least) and torch.isfinite(most):
+        return
+    if not varies and stored is None and not torch.isnan(least):
         return
     rounded = "" if stored is None else f" in {stored}"
     raise TrajectoryError(
         f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out."
     )
-
-
-def _differs(spec: TensorSpec, content: Tensor, last_row: Callable[[TensorSpec], Tensor] | None) -> bool:
-    """Whether the bytes of a tensor are not those in the last row, if there is one."""
-    return last_row is not None and not torch.equal(content, last_row(spec))
 
 
 def _check_mergeable(spec: TensorSpec) -> None:

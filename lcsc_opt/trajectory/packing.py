@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.reading import check_last_key, read_checkpoint
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
 from lcsc_opt.trajectory.continuing import check_again, open_again
 from lcsc_opt.trajectory.filling import check_room, is_trajectory, pack_sources, partial_path
@@ -62,7 +62,7 @@ def pack(
         raise TrajectoryError(f"{out} exists: name another output, or pass --overwrite.")
     packed = _packed_checkpoints(patterns, out, key, steps)
     if packed is None:
-        paths = find_checkpoints(patterns, key=key)
+        paths = find_checkpoints(patterns, key=key, has_steps=steps is not None)
         sources = select_sources(find_sources(paths, steps), selection)
     else:
         sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)
@@ -158,6 +158,8 @@ def check_checkpoints(request: PackRequest) -> None:
     out = request.path_of(sources)
     if not out.exists() and not is_packed(partial_path(out)):
         first = read_checkpoint(next(iter(sources.values())), key=request.key)
+        if request.key is None:
+            check_last_key([*sources.values()][-1], first.key)
         check_room(out, first, len(sources), request.stored)
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import Selection, checkpoint_step, step_in_file
-from lcsc_opt.checkpoints.names import checkpoint_series
+from lcsc_opt.checkpoints.finding import Selection, checkpoint_steps, step_in_file
 from lcsc_opt.trajectory.layout import EXACT
 
 Sources = Mapping[int, Path]
@@ -30,7 +29,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
             checkpoints differ; or two checkpoints have the same step.
     """
     if steps is None:
-        steps = [checkpoint_step(path) for path in paths]
+        steps = checkpoint_steps(paths)
     else:
         steps = [int(step) for step in steps]
         _check_steps(paths, steps)
@@ -38,9 +37,9 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
     for step, path in sorted(zip(steps, paths, strict=True)):
         earlier = sources.get(step)
         if earlier is not None:
-            same_series = checkpoint_series(earlier) == checkpoint_series(path)
-            advice = "Leave one out." if same_series else "Name the files of one series."
-            raise TrajectoryError(f"Step {step} appears twice: {earlier} and {path}. {advice}")
+            raise TrajectoryError(
+                f"Step {step} appears twice: {earlier} and {path}. Leave one out, or name the files of one series."
+            )
         sources[step] = path
     return sources
 

@@ -52,7 +52,7 @@ def forget_peak() -> None:
 def read(path: str) -> dict[str, Any]:
     global watching
     from lcsc_opt.base.errors import TrajectoryError
-    from lcsc_opt.checkpoints.finding import checkpoint_step
+    from lcsc_opt.checkpoints.finding import checkpoint_steps
     from lcsc_opt.checkpoints.reading import read_checkpoint
 
     events.clear()
@@ -61,7 +61,7 @@ def read(path: str) -> dict[str, Any]:
     outcome, message = "read", ""
     watching = True
     try:
-        checkpoint_step(Path(path).parent / f"step=1{Path(path).suffix}")
+        checkpoint_steps([Path(path).parent / f"step=1{Path(path).suffix}"])[0]
         for tensor in read_checkpoint(path).tensors.values():
             tensor.ne(
                 tensor

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.finding import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, optimizer_state, saved, weights
 from tests.trajectory.trajectory_examples import same_bits
@@ -21,7 +21,7 @@ def test_ddim_without_an_average(tmp_path):
     path = saved(tmp_path / "ckpt.pth", [MODEL, optimizer_state(), 3, 4000])
     assert read_checkpoint(path).key == "model"
     assert same_bits(read_checkpoint(path).tensors, MODEL)
-    assert checkpoint_step(path) == 4000
+    assert checkpoint_steps([path])[0] == 4000
 
 
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), net(1)])
@@ -67,7 +67,7 @@ def test_accelerate_folder_by_key(tmp_path):
     ):
         assert read_checkpoint(folder, key=key).key == found
         assert same_bits(read_checkpoint(folder, key=key).tensors, expected)
-    assert checkpoint_step(folder) == 7
+    assert checkpoint_steps([folder])[0] == 7
     for key in ("model_2", "../checkpoint_7", "model_1.x.y", "optimizer"):
         with pytest.raises(TrajectoryError, match="checkpoint_7"):
             read_checkpoint(folder, key=key)

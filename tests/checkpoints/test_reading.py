@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.content import GUESSED_KEYS
-from lcsc_opt.checkpoints.finding import checkpoint_step
+from lcsc_opt.checkpoints.content import CHOOSE, GUESSED_KEYS
+from lcsc_opt.checkpoints.finding import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
@@ -39,7 +39,9 @@ def test_usual_keys_are_found(tmp_path, key):
 def test_nested_keys_are_found_and_followed(tmp_path):
     content = {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}, "ema_0.99": {"a": OTHER}}
     path = saved(tmp_path / "m.pt", content)
-    assert read_checkpoint(path).key == "ema.model"
+    assert read_checkpoint(saved(tmp_path / "one.pt", {"ema": content["ema"]})).key == "ema.model"
+    with pytest.raises(TrajectoryError, match=r"several state dicts \(ema, ema_0.99\): choose one \(key: NAME"):
+        read_checkpoint(path)
     assert same_bits(read_checkpoint(path, key="ema_0.99.a").tensors, OTHER)
     assert same_bits(read_checkpoint(path, key="deep.er.still").tensors, OTHER)
 
@@ -51,12 +53,12 @@ def test_diffusers_folder(tmp_path, name):
     saved(root / "unet_ema" / name, OTHER)
     for path in (root / "unet", file):
         assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
-        assert checkpoint_step(path) == 500
+        assert checkpoint_steps([path])[0] == 500
     raw = read_checkpoint(root, key="unet")
     assert raw.key == "unet"
     assert same_bits(raw.tensors, WEIGHTS)
     assert_read(root, "unet_ema", OTHER)  # averages come before raw weights
-    assert checkpoint_step(root) == 500
+    assert checkpoint_steps([root])[0] == 500
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
@@ -145,7 +147,7 @@ def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
     read_checkpoint(both, key="ema")
     assert capsys.readouterr().err == ""
     read_checkpoint(both)
-    assert capsys.readouterr().err == "lcsc: both.pt: using 'ema'; there is also model (choose with --key).\n"
+    assert capsys.readouterr().err == f"lcsc: both.pt: using 'ema'; there is also model ({CHOOSE}).\n"
 
 
 @pytest.mark.parametrize(("key", "wrap"), [("", lambda module: module), ("model", lambda module: {"model": module})])
@@ -155,3 +157,88 @@ def test_a_whole_pickled_module_gives_its_weights(tmp_path, key, wrap):
     path = saved(tmp_path / "m.pt", wrap(module))
     assert_read(path, key, module.state_dict())
     assert list(read_checkpoint(path).tensors) == list(module.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"my_weights": WEIGHTS, "epoch": 3, "rng": {"cpu": torch.zeros(3)}}, "my_weights"),
+        ({"module": WEIGHTS, "global_steps": 3}, "module"),  # of DeepSpeed
+        ({"params": OTHER, "params_ema": WEIGHTS}, "params_ema"),  # of BasicSR
+        ({"G": OTHER, "D": OTHER, "G_ema": WEIGHTS}, "G_ema"),  # of StyleGAN
+        ({"model": OTHER, "ema": {"decay": 0.9, "shadow": WEIGHTS}}, "ema.shadow"),
+        ({"state_dict": WEIGHTS, "ema_state_dict": OTHER, "message_hub": {}, "meta": {}}, "state_dict"),  # of mmengine
+    ],
+)
+def test_the_only_state_dict_or_the_only_average_is_taken(tmp_path, content, key):
+    assert_read(saved(tmp_path / "m.pt", content), key)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"generator": WEIGHTS, "discriminator": OTHER},
+        {"model": WEIGHTS, "text_encoder": OTHER, "epoch": 1},
+        {"model": WEIGHTS, "ema_0.999": OTHER, "ema_0.9999": OTHER},
+    ],
+)
+def test_of_several_state_dicts_one_has_to_be_chosen(tmp_path, content):
+    path = saved(tmp_path / "m.pt", content)
+    *_, first, second = [name for name in content if name != "epoch"]
+    with pytest.raises(TrajectoryError, match=rf"several state dicts \({first}, {second}\): choose one \(key: NAME"):
+        read_checkpoint(path)
+    assert same_bits(read_checkpoint(path, key=second).tensors, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.eye(3).to_sparse(), "has a sparse tensor at 'w', not a plain tensor"),
+        (torch.empty(2, device="meta"), "has a tensor without data at 'w', not a plain tensor"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_named(tmp_path, tensor, said):
+    for content in ({"w": tensor}, {"model": {"w": tensor}}):
+        with pytest.raises(TrajectoryError, match=said.replace("'w'", "'(model.)?w'")):
+            read_checkpoint(saved(tmp_path / "m.pt", content))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantized_tensors_are_named(tmp_path):
+    quantized = torch.quantize_per_tensor(torch.randn(2, 2), 0.1, 0, torch.qint8)
+    with pytest.raises(TrajectoryError, match=r"holds quantized tensors \(QInt8Storage\)"):
+        read_checkpoint(saved(tmp_path / "m.pt", {"w": quantized}))
+
+
+def test_the_names_of_wrappers_are_left_out_wherever_they_are(tmp_path):
+    inside = {
+        "blocks.0._orig_mod.w": torch.ones(2),
+        "_fsdp_wrapped_module.head._checkpoint_wrapped_module.w": torch.ones(3),
+    }
+    assert list(read_checkpoint(saved(tmp_path / "inside.pt", inside)).tensors) == ["blocks.0.w", "head.w"]
+    beside = {"module.w": torch.ones(2), "module.batches": torch.tensor(3), "num_updates": torch.tensor(3)}
+    assert list(read_checkpoint(saved(tmp_path / "beside.pt", beside)).tensors) == ["w", "batches", "num_updates"]
+
+
+@pytest.mark.parametrize("head", [{}, {"word_embeddings_for_head": {"weight": torch.ones(4)}}])
+def test_a_model_in_nested_dicts_is_one_state_dict(tmp_path, head):
+    """As Megatron saves it."""
+    language_model = {
+        "embedding": {"word_embeddings": {"weight": torch.ones(2)}},
+        "encoder": {"layers.0.w": torch.ones(3)},
+    }
+    path = saved(
+        tmp_path / "m.pt", {"iteration": 3, "model": {"language_model": language_model, **head}, "rng_state": [1]}
+    )
+    names = ["language_model.embedding.word_embeddings.weight", "language_model.encoder.layers.0.w"]
+    found = read_checkpoint(path, key="model")
+    assert sorted(found.tensors) == sorted([*names, *(f"{name}.weight" for name in head)])
+    assert read_checkpoint(path).key.startswith("model")
+    assert len(read_checkpoint(path).tensors) == len(found.tensors)
+
+
+@pytest.mark.parametrize("extra", [None, {"recipe": "fp8"}])
+def test_extra_states_that_are_no_tensors_are_left_out(tmp_path, extra):
+    content = {**WEIGHTS, "layer._extra_state": extra}
+    assert_read(saved(tmp_path / "m.pt", content), "")
+    assert_read(saved(tmp_path / "n.pt", {"model": content}), "model")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_step, find_checkpoints
-from lcsc_opt.checkpoints.names import checkpoint_series, series_glob, step_in_name
+from lcsc_opt.checkpoints.finding import checkpoint_steps, find_checkpoints
+from lcsc_opt.checkpoints.names import read_names
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
 
@@ -28,18 +28,18 @@ from tests.trajectory.trajectory_examples import state_dict
     ],
 )
 def test_step_in_the_name(name, step):
-    assert checkpoint_step(name) == step
+    assert checkpoint_steps([Path(name)])[0] == step
 
 
 def test_step_in_the_metadata_comes_first(tmp_path):
     path = tmp_path / "lora-000004.safetensors"
     save_file(state_dict(1), path, metadata={"ss_steps": "800"})
-    assert checkpoint_step(path) == 800
+    assert checkpoint_steps([path])[0] == 800
     assert read_checkpoint(path).metadata["ss_steps"] == "800"
     save_file(state_dict(1), path, metadata={"step": "9", "ss_steps": "800"})
-    assert checkpoint_step(path) == 9
+    assert checkpoint_steps([path])[0] == 9
     save_file(state_dict(1), path, metadata={"step": "unknown"})
-    assert checkpoint_step(path) == 4
+    assert checkpoint_steps([path])[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -47,32 +47,32 @@ def test_step_in_the_metadata_comes_first(tmp_path):
 )
 def test_no_step_asks_for_steps(name):
     with pytest.raises(TrajectoryError, match="--steps"):
-        checkpoint_step(name)
+        checkpoint_steps([Path(name)])[0]
 
 
 def test_step_inside_the_file_comes_before_a_bare_number_in_the_name(tmp_path):
     path = tmp_path / "epoch=10.ckpt"
     for name in ("global_step", "step", "iteration"):
         torch.save({name: 4321, "optimizer": {"step": 7}, "state_dict": state_dict(1)}, path)
-        assert checkpoint_step(path) == 4321
+        assert checkpoint_steps([path])[0] == 4321
     for value in (True, -1, 2.5, torch.ones(3)):  # which is no step
         torch.save({"step": value, "model": state_dict(1)}, path)
-        assert checkpoint_step(path) == 10
+        assert checkpoint_steps([path])[0] == 10
 
 
 def test_step_inside_the_file_is_believed_whatever_the_name_is(tmp_path):
     """Old versions of Lightning name the file after the step before, and people rename files."""
     torch.save({"global_step": 4321, "state_dict": state_dict(1)}, tmp_path / "step=9.ckpt")
-    assert checkpoint_step(tmp_path / "step=9.ckpt") == 4321
+    assert checkpoint_steps([tmp_path / "step=9.ckpt"])[0] == 4321
 
 
 @pytest.mark.parametrize("step", [torch.tensor(70), torch.tensor(70, dtype=torch.int32)])
 def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
     torch.save({"step": step, "initted": torch.tensor(True), **state_dict(1)}, tmp_path / "model5.pt")
-    assert checkpoint_step(tmp_path / "model5.pt") == 70
+    assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 70
     for value in (torch.tensor(70.0), torch.tensor(True), torch.tensor([70]), torch.tensor(-3)):
         torch.save({"step": value, **state_dict(1)}, tmp_path / "model5.pt")
-        assert checkpoint_step(tmp_path / "model5.pt") == 5
+        assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 5
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
     ],
 )
 def test_series_is_the_name_without_what_changes(name, series):
-    assert checkpoint_series(name) == series
-    assert checkpoint_series(f"some/run7/{name}") == series
+    for path in (Path(name), Path("some/run7") / name):
+        assert read_names([path])[0].series == series
 
 
 def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +103,10 @@ def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, m
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     for path in (Path("model.pt"), folder / "model.pt"):
-        assert step_in_name(path) == 500
-        assert checkpoint_series(path) == "checkpoint/unet/model"
-        assert series_glob(path) == str(tmp_path / "checkpoint-*" / "unet" / "model.pt")
+        pattern = str(tmp_path / "checkpoint-*" / "unet" / "model.pt")
+        assert read_names([path]) == [((500,), "checkpoint/unet/model", pattern)]
     monkeypatch.chdir(tmp_path)
-    assert series_glob(Path("checkpoint-500/unet/model.pt")) == "checkpoint-*/unet/model.pt"
+    assert read_names([Path("checkpoint-500/unet/model.pt")])[0].glob == "checkpoint-*/unet/model.pt"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, m
     ],
 )
 def test_glob_of_a_series_matches_it(name, pattern):
-    assert series_glob(Path("runs") / name) == f"runs/{pattern}"
+    assert read_names([Path("runs") / name])[0].glob == f"runs/{pattern}"
     assert (Path("runs") / name).match(pattern)
 
 
@@ -131,9 +130,9 @@ def test_the_rate_of_an_average_is_no_step(tmp_path: Path) -> None:
     path = tmp_path / "0.9999.pt"
     torch.save({"w": torch.zeros(2)}, path)
     with pytest.raises(TrajectoryError, match="has no step in its name or contents"):
-        checkpoint_step(path)
+        checkpoint_steps([path])[0]
     torch.save({"w": torch.zeros(2), "step": torch.tensor(50)}, path)
-    assert checkpoint_step(path) == 50
+    assert checkpoint_steps([path])[0] == 50
 
 
 @pytest.mark.parametrize(
@@ -156,8 +155,67 @@ def test_the_last_file_of_a_loras_training_is_its_last_epoch(
     for metadata in ({"ss_steps": "300"}, {"training_info": '{"step": 300, "epoch": 3}'}):
         save(final, metadata)
         assert find_checkpoints(tmp_path) == [*expected, tmp_path / f"{final}.safetensors"]
-        assert checkpoint_step(tmp_path / f"{final}.safetensors") == 300
+        assert checkpoint_steps([tmp_path / f"{final}.safetensors"])[0] == 300
     for no_later in (None, {"ss_steps": "200"}):
         save(final, no_later)
         assert find_checkpoints(tmp_path) == expected
         assert "left out: no later step in its metadata" in capsys.readouterr().err
+
+
+def _written(folder: Path, contents: dict[str, dict[str, object]]) -> list[Path]:
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": state_dict(1), **content}, folder / name)
+    return [folder / name for name in contents]
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["epoch_1_fid_80.pt", "epoch_2_fid_45.pt", "epoch_3_fid_30.pt"], [1, 2, 3]),
+        (["model_5_acc91.pt", "model_10_acc93.pt"], [5, 10]),
+        (["epoch_1_500.pt", "epoch_1_1000.pt", "epoch_2_1500.pt"], [500, 1000, 1500]),
+        (["checkpoint.25.pt", "checkpoint.100.pt"], [25, 100]),
+        (["ema.0.999.25.pt", "ema.0.999.50.pt"], [25, 50]),
+        (["checkpoint-1.pth.tar", "checkpoint-10.pth.tar"], [1, 10]),
+        (["model_2_20.pt.tar", "model_2_30.pt.tar"], [20, 30]),
+        (["model_500k.pt", "model_1.5M.pt", "model_2M.pt"], [500_000, 1_500_000, 2_000_000]),
+        (["gpt2-124M-10k.pt", "gpt2-124M-20k.pt"], [10_000, 20_000]),
+        (["run_2024-01-30_7.pt", "run_2024-02-01_9.pt"], [7, 9]),
+        (["20240130-121530-step7.pt", "20240130-131530-step9.pt"], [7, 9]),
+        (["global_step100/mp_rank_00_model_states.pt", "global_step200/mp_rank_00_model_states.pt"], [100, 200]),
+        (["checkpoint-5/model_0.pt", "checkpoint-6/model_0.pt"], [5, 6]),
+    ],
+)
+def test_the_step_is_the_number_that_differs_between_the_names(tmp_path, names, steps):
+    paths = _written(tmp_path, {name: {} for name in names})
+    assert checkpoint_steps(find_checkpoints(paths)) == steps
+
+
+@pytest.mark.parametrize("names", [["checkpoint_1_4000.pt", "checkpoint_2_8000.pt"], ["m-3-45.pt", "m-4-30.pt"]])
+def test_two_numbers_that_may_be_the_step_are_a_question_unless_the_files_answer_it(tmp_path, names):
+    with pytest.raises(TrajectoryError, match=r"not clear which number.*\((2 or 8000|4 or 30)\).*--steps"):
+        checkpoint_steps(find_checkpoints(_written(tmp_path, {name: {} for name in names})))
+    by_epoch = {name: {"epoch": epoch} for epoch, name in zip((2, 1), names, strict=True)}
+    if "m-3-45.pt" in names:  # the other number falls with the epoch
+        assert checkpoint_steps(_written(tmp_path, by_epoch)) == [45, 30]
+    by_step = {name: {"global_step": step} for step, name in zip((70, 80), names, strict=True)}
+    assert checkpoint_steps(_written(tmp_path, by_step)) == [70, 80]
+
+
+def test_a_number_that_falls_with_the_epochs_inside_is_no_step(tmp_path):
+    paths = _written(tmp_path, {"best_80.pt": {"epoch": 1}, "best_45.pt": {"epoch": 2}})
+    with pytest.raises(TrajectoryError, match="whether the epochs inside or the name count"):
+        checkpoint_steps(paths)
+
+
+@pytest.mark.parametrize("other", ["target_model", "ema_0.99"])
+def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, other):
+    folder = tmp_path / "run[1]"
+    paths = _written(folder, {f"{name}_{step}.pt": {} for name in ("model", other) for step in (10, 20)})
+    for patterns in (folder, paths):
+        with pytest.raises(TrajectoryError, match="several series") as refusal:
+            find_checkpoints(patterns)
+        for choice in str(refusal.value).split("Choose one: ")[1].split(" or "):
+            assert len(find_checkpoints(choice)) == 2
+    assert len(find_checkpoints(paths, has_steps=True)) == 4

@@ -52,11 +52,22 @@ def test_key_of_the_first_is_taken_from_all(tmp_path):
     torch.save({"ema": state_dict(1), "model": state_dict(2)}, tmp_path / "m1.pt")
     torch.save({"model": state_dict(4)}, tmp_path / "m2.pt")
     paths = [tmp_path / "m1.pt", tmp_path / "m2.pt"]
-    with pytest.raises(TrajectoryError, match=r"m2\.pt has no key 'ema'"):
+    with pytest.raises(
+        TrajectoryError, match=r"m2\.pt would be read by the key 'model', and the first checkpoint by 'ema'"
+    ):
         pack(paths, tmp_path / "t")
     trajectory = pack(paths, tmp_path / "t", key="model")
     assert same_bits(trajectory.checkpoint(0), state_dict(2))
     assert trajectory.metadata["key"] == "model"
+
+
+@pytest.mark.parametrize("average", ["ema", "model_ema"])
+def test_an_average_that_begins_later_in_a_run_is_a_question(tmp_path, average):
+    torch.save({"model": state_dict(2)}, tmp_path / "m1.pt")
+    torch.save({"model": state_dict(4), average: state_dict(5)}, tmp_path / "m2.pt")
+    with pytest.raises(TrajectoryError, match=rf"m2\.pt would be read by the key '{average}'.*first_step"):
+        pack(tmp_path, tmp_path / "t")
+    assert same_bits(pack(tmp_path, tmp_path / "t", key="model").checkpoint(0), state_dict(2))
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -1,0 +1,91 @@
+"""Tensors in checkpoints that are no weights: refused, or copied from one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
+
+
+def packed(folder: Path, *states: dict[str, Tensor]) -> Trajectory:
+    for step, state in enumerate(states, start=1):
+        torch.save(state, folder / f"m_{step}.pt")
+    return pack(folder, folder / "run.trajectory")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a.weight": torch.empty(0), "a.bias": torch.empty(0)},  # all in the ZeRO-3 partitions
+        {"a.weight": torch.empty(0), "norm.weight": torch.ones(3)},  # small ones are kept whole
+    ],
+)
+def test_placeholders_of_zero_3_are_refused(tmp_path, state):
+    with pytest.raises(TrajectoryError, match=r"'a.weight' is empty.*ZeRO-3"):
+        packed(tmp_path, state, state)
+    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match="ZeRO-3"):
+        writer.append(1, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "scale"),
+    [
+        ("fc.weight", torch.int8, "fc.SCB"),  # bitsandbytes
+        ("fc.weight", torch.uint8, "fc.weight.absmax"),  # nf4
+        ("fc.qweight", torch.int32, "fc.scales"),  # GPTQ, AWQ
+        ("fc.weight", torch.float8_e4m3fn, "fc.weight_scale_inv"),
+    ],
+)
+def test_quantized_weights_are_refused_with_their_scales(tmp_path, name, dtype, scale):
+    state = {name: torch.ones(2, 2).to(dtype), scale: torch.ones(2)}
+    with pytest.raises(TrajectoryError, match=rf"'{name}' is quantized \({dtype}, with the scales '{scale}'\)"):
+        packed(tmp_path, state, state)
+
+
+def test_integers_without_scales_are_copied(tmp_path):
+    states = [{"w": torch.full((2,), step), "position": torch.ones(2, 2, dtype=torch.int32)} for step in (1.0, 2.0)]
+    assert packed(tmp_path, *states).merge([0.5, 0.5])["position"].equal(states[0]["position"])
+
+
+@pytest.mark.parametrize("infinity", [float("-inf"), float("inf")])
+def test_a_constant_mask_of_infinity_is_copied(tmp_path, infinity):
+    mask = torch.full((3, 3), infinity).triu(1)
+    trajectory = packed(tmp_path, *({"w": torch.full((2,), step), "mask": mask} for step in (1.0, 2.0, 3.0)))
+    merged = trajectory.merge([0.5, 0.25, 0.25])
+    assert merged["mask"].equal(mask)
+    assert merged["w"].tolist() == [1.75, 1.75]
+
+
+@pytest.mark.parametrize("values", [(1.0, float("inf")), (float("inf"), 1.0), (float("nan"), float("nan"))])
+def test_infinity_that_changes_and_every_nan_are_refused(tmp_path, values):
+    step = next(step for step, value in enumerate(values, start=1) if value != 1)
+    with pytest.raises(TrajectoryError, match=rf"'w' at step {step} holds NaN or infinity"):
+        packed(tmp_path, *({"w": torch.tensor([value, 2.0])} for value in values))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normalize", [spectral_norm, parametrizations.spectral_norm])
+def test_singular_vectors_of_spectral_norm_come_from_one_checkpoint(tmp_path, normalize):
+    net = nn.Sequential(normalize(nn.Linear(4, 3)), nn.Linear(3, 1))
+    states = []
+    for _ in range(2):
+        net.train()
+        nn.init.normal_(next(parameter for parameter in net.parameters() if parameter.dim() == 2))
+        net(torch.randn(8, 4))
+        states.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+    vectors = [name for name in states[0] if name.endswith(("_u", "_v"))]
+    assert len(vectors) == 2
+    merged = packed(tmp_path, *states).merge([0.4, 0.6])
+    for name, tensor in merged.items():
+        assert tensor.equal(states[1][name]) == (name in vectors or states[0][name].equal(states[1][name]))
+
+
+def test_a_weight_that_is_only_called_so_is_merged(tmp_path):
+    states = [{"low.weight_u": torch.full((2,), step), "low.weight_v": torch.full((2,), step)} for step in (1.0, 3.0)]
+    assert packed(tmp_path, *states).merge([0.5, 0.5])["low.weight_u"].tolist() == [2, 2]
