@@ -16,5 +16,4 @@ COPY dashboards dashboards
 RUN pip install --no-cache-dir -c constraints.txt '.[all]' 'ray[default]'
 
 WORKDIR /studies
-ENV LCSC_CACHE=/cache
 CMD ["lcsc", "--help"]

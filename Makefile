@@ -14,7 +14,9 @@ DEMO := demo
 DEMO_CHANGES :=
 ifneq ($(TRAIN),)
 DEMO := demo_trained
-DEMO_CHANGES := name=$(DEMO) objective.file=characters.py budget.evaluations=50
+DEMO_CHANGES := name=$(DEMO) objective.file=trained.py objective.settings.checkpoints=models/letters.trajectory objective.settings.nfe=4 budget.evaluations=50
+# the file that a training writes last
+DEMO_MODEL := models/letters.model/unet/diffusion_pytorch_model.safetensors
 endif
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc works around that, your own scripts need README's one line"
 	@touch $@
 
-demo: setup ## search checkpoints of a small model of letters, compare in demo.html (2 minutes; TRAIN=1 trains one first)
+demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of letters, compare in demo.html (2 minutes; TRAIN=1 trains one first)
 	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES)
 	@$(BIN)/lcsc report $(DEMO)
 	@echo "First images and curves: file://$(CURDIR)/$(DEMO).html; one more search follows"
@@ -49,6 +51,9 @@ demo: setup ## search checkpoints of a small model of letters, compare in demo.h
 	@echo "Open in a browser: file://$(CURDIR)/$(DEMO).html, images before and after, curves, coefficients of each layer"
 	@echo "The same, live:    $(BIN)/lcsc dashboard, then http://127.0.0.1:8080"
 	@echo "The found model:   $(BIN)/lcsc export $(DEMO)/LCSCGradient/0 -o best.safetensors"
+
+models/letters.model/unet/diffusion_pytorch_model.safetensors: | setup
+	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 coupling=independent --data characters --steps 600 --checkpoint-every 6 -o models/letters.trajectory $(if $(wildcard models/letters.model),--resume)
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=

@@ -7,17 +7,23 @@ import csv
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.reproducibility import environment
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+COMMANDS: dict[str, str] = load_file(ROOT / "objectives" / "trained.py").COMMANDS
 
 
 def parse(text: str | None, *, small: Mapping[str, Any] | None = None, **options: Any) -> argparse.Namespace:
@@ -114,6 +120,51 @@ def read_csv(name: str) -> list[list[str]]:
         return list(csv.reader(line for line in file if not line.startswith("#")))[1:]
 
 
+def measure_missing(
+    name: str,
+    keys: Sequence[tuple[Any, ...]],
+    measure: Callable[..., Sequence[float]],
+    *,
+    named: Sequence[str],
+    metrics: Sequence[str],
+    shown: Sequence[str] | None = None,
+    baseline: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Measure what ``results/NAME.csv`` lacks, and print a table of means over seeds with their standard deviations.
+
+    Args:
+        name: of the results.
+        keys: the texts and whole numbers that say what to measure.
+        measure: key → metrics.
+        named: the columns of a key; one of them is ``seed``.
+        metrics: the columns that follow.
+        shown: those that the table has; ``None`` for all.
+        baseline: name → metrics, for rows at the head of the table.
+    """
+    print(machine())
+    known = {tuple(row[: len(named)]): [float(value or "nan") for value in row[len(named) :]] for row in read_csv(name)}
+    for key in keys:
+        texts = tuple(map(str, key))
+        if texts not in known:
+            known[texts] = list(measure(*key))
+            rows = [(*one, *(round(value, 4) for value in values)) for one, values in known.items()]
+            write_csv(name, (*named, *metrics), rows)
+            print(*key, *(f"{value:.3g}" for value in known[texts]), flush=True)
+    seed, shown = named.index("seed"), shown or metrics
+    groups: dict[tuple[str, ...], list[Sequence[float]]] = {}
+    for first, values in (baseline or {}).items():
+        alone = (first, *([""] * (len(named) - 2)))
+        groups[alone] = [values]
+    for key, found in known.items():
+        groups.setdefault((*key[:seed], *key[seed + 1 :]), []).append(found)
+    table = [[*named[:seed], *named[seed + 1 :], "seeds", *shown]]
+    for group, several in groups.items():
+        of = dict(zip(metrics, zip(*several, strict=True), strict=True))
+        named_so = [f"{int(text):,}" if text.isdecimal() else text for text in group]
+        table.append([*named_so, str(len(several)), *(cell(of[metric]) for metric in shown)])
+    print(*markdown(table), sep="\n")
+
+
 def cell(values: Sequence[float]) -> str:
     """Mean and sample standard deviation."""
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
@@ -126,3 +177,33 @@ def write_json(name: str, content: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path
+
+
+def training_command(name: str, *options: str, folder: Path, output: str = "") -> list[str] | None:
+    """The command that trains a model of ``objectives/trained.py``, or continues to; ``None`` if it is trained.
+
+    Args:
+        name: of one of its ``COMMANDS``.
+        options: of ``lcsc train``, in place of the command's.
+        folder: where the command will be run; the trajectory is in its folder ``models``.
+        output: the trajectory's name without its suffix; by default the command's.
+    """
+    output = output or name
+    model = folder / "models" / f"{output}.model"
+    if (model / "unet" / "diffusion_pytorch_model.safetensors").is_file():  # which a training writes last
+        return None
+    words = [str(ROOT / word) if word.startswith("studies/") else word for word in shlex.split(COMMANDS[name])[1:]]
+    resume = ["--resume"] if (model / "training.json").is_file() else []
+    program = "from lcsc_opt.cli import main; main()"
+    samples = ["--samples-every", "0"]
+    return [sys.executable, "-c", program, *words, *samples, *options, *resume, "-o", f"models/{output}.trajectory"]
+
+
+def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") -> Path:
+    """The trajectory of such a model, trained first, in one thread, if it is not there yet."""
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    command = training_command(name, *options, folder=folder, output=output)
+    if command is not None:
+        threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=True)
+    return folder / "models" / f"{output or name}.trajectory"

@@ -2,14 +2,13 @@
 
     python benchmarks/demo.py
 
-Runs the demo's commands in ``results/demo.db`` with a cache of its own, prints how long each takes, in wall time and in
+Runs the demo's commands in ``results/demo.db``, prints how long each takes, in wall time and in
 CPU seconds, and the comparison, and draws the pictures of ``docs/images/``. After an interruption the same command
 continues; stages that are done cost seconds then.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -38,12 +37,11 @@ def main() -> None:
     """Run what is missing, print, draw."""
     parse(__doc__)
     RESULTS.mkdir(exist_ok=True)
-    os.environ["LCSC_CACHE"] = str(RESULTS / "demo.cache")
     url = f"sqlite:///{RESULTS / 'demo.db'}"
     run = ["run", "demo", "--storage", url]
     print(machine())
     seconds = [
-        measured("letters, both networks", train),
+        measured("letters, both networks", load),
         measured("EMAGrid", lambda: lcsc([*run, "--optimizer", "EMAGrid"])),
         measured("LCSCGradient", lambda: lcsc([*run, "--optimizer", "LCSCGradient"])),
         measured("LCSC", lambda: lcsc([*run, *ONE_ROW])),
@@ -55,8 +53,8 @@ def main() -> None:
     draw(storage)
 
 
-def train() -> int:
-    """Draw the letters, train the model and the network of features: all that searches need first."""
+def load() -> int:
+    """Draw the letters, load the model and the networks of features: all that searches need first."""
     load_objective("demo")
     return 0
 

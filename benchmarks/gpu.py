@@ -59,7 +59,7 @@ def main() -> None:
     tested = subprocess.run(command, check=False).returncode
     found = {**fids(device, arguments.quick), **trials(arguments, device)}
     loop = {row["way"]: row for row in writer.measure(os.cpu_count() or 1, 2 if arguments.quick else 5, device)}
-    rates, _ = workers.digits(*((2, 1) if arguments.quick else (60, 3)), training_steps=200)
+    rates, _ = workers.digits(*((2, 1) if arguments.quick else (60, 3)), "--steps=200", output="digits-200-steps")
     should = expected(arguments.checkpoints, arguments.images, quick=arguments.quick)
     tables: list[list[tuple[str, ...]]] = [
         [("what", "seconds", "an H100 SXM, expected", "bound by")],

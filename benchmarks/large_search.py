@@ -267,11 +267,10 @@ def search_with_kills(folder: Path, evaluations: int) -> tuple[list[ProcessRecor
 def run_until(folder: Path, stop_after: int | None) -> ProcessRecord:
     """Run the search; kill it half a trial after so many results are in the database, or let it end (``None``)."""
     command = [str(Path(sys.executable).with_name("lcsc")), "run", "study.yaml"]
-    environment = {**os.environ, "LCSC_CACHE": str(folder / "cache")}
     first = results(folder)
     record = ProcessRecord("ended", (first, first), [], [])
     with (folder / "log").open("a") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         try:
             for count in looks(process, folder, record):
                 if stop_after is not None and count >= stop_after:

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, parse, write_json
+from common import machine, parse, trained, write_json
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -243,7 +243,8 @@ INSTEAD = {"sum": add, "stack": stack, "in place": add_in_place}
 
 def digits() -> dict[str, dict[str, float]]:
     """The effect of storing fewer bits on the FID of a found combination."""
-    objective: Any = load_objective(ObjectiveSpec(file="digits.py", settings={"images": 10_000}))
+    settings = {"checkpoints": str(trained("digits")), "images": 10_000}
+    objective: Any = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
     exact = objective.trajectory
     coefficients = follow_gradient(objective)
     print(f"digits: K = {len(exact)}, sum of |a| {np.abs(coefficients).sum():.2f}")

@@ -22,10 +22,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from common import RESULTS, machine, read_csv, write_csv
+from common import RESULTS, machine, read_csv, trained, write_csv
 from contest.answers import answers, from_table, measured
 from contest.drawing import cost_curve, objective_figure
 from contest.entries import CELLS, CONTENDERS, EMA, PAPER, QUICK_CELLS, Cell, Contender
@@ -141,6 +140,8 @@ def run(chosen: Selection, processes: int) -> int:
     jobs = chosen.jobs()
     missing = [job for job in jobs if not is_done(reader, job)]
     print(f"{len(jobs)} studies, {len(jobs) - len(missing)} of them done", flush=True)
+    for cell in dict.fromkeys(job.cell for job in missing):
+        trained(cell.objective, f"--checkpoint-every={cell.checkpoint_every}", output=cell.name)
     start, failed = time.perf_counter(), 0
     try:
         for count, line in enumerate(work(missing, processes) if missing else (), start=1):
@@ -170,7 +171,7 @@ def tabulate(chosen: Selection, *, docs: bool) -> None:
     print(write_csv(f"{chosen.name}_summary", SUMMARY_HEADER, rows))
     draw(chosen, field, docs=docs)
     if docs:
-        _write_page(found, tables)
+        _write_page(found)
 
 
 def read(chosen: Selection, cell: Cell) -> list[Curves]:
@@ -209,10 +210,11 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
         print(path)
 
 
-def _write_page(found: dict[Cell, list[Result]], tables: Sequence[str]) -> None:
+def _write_page(found: dict[Cell, list[Result]]) -> None:
     page = DOCS / "benchmarks.md"
     figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
+    tables = cell_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     blocks = {"machine": [machine()], "figures": figures, "order": order_table(found)}
     insert(page, {**blocks, "tables": tables, "pictures": pictures})
     print(page)

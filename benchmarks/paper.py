@@ -2,7 +2,8 @@
 
     python benchmarks/paper.py [--quick] [--table NAME …] [--seeds 5] [--jobs 2] [--tables]
 
-All studies are in ``results/paper.db``: after an interruption, the same command continues. ``--tables`` only writes the
+Models are trained first, by ``lcsc train``, into ``results/models/``. All studies are in ``results/paper.db``: after
+an interruption, the same command continues. ``--tables`` only writes the
 page of the finished studies. ``--jobs`` processes run at once, each with one thread and a study file with one seed. EMA
 grids are run first and once; then all files run with one seed before any with the next. ``--quick`` has short
 trainings, short searches and two seeds, in ``results/paper_quick.*``.
@@ -15,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import math
 import os
 import signal
 import statistics
@@ -24,15 +26,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine
+from common import COMMANDS, RESULTS, machine, training_command
 from reproduction.claims import OPTIMIZERS, Points
 from reproduction.costs import MEASURED, cost_lines
 from reproduction.page import page
 from reproduction.published import TABLES
 
-from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
@@ -43,33 +43,47 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000", "held_out.top=2")
+QUICK = ("held_out.images=2000", "held_out.top=2")
+QUICK_STEPS = {"digits": 1000, "digits_ddpm": 1000, "photographs": 1000}  # of trainings; 100 of all others
 QUICK_BUDGET = "budget.evaluations=20"
-FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
+FEW_IMAGES = ("objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
-SAMPLING = ("images", "nfe", "select", "held_out_metrics", "keep")  # settings that do not change the training
 _running: set[subprocess.Popen[str]] = set()
-TRAINED = "trained.py"  # the objective that keeps the seconds of its training
+TEACHER = "edm"
+TAUGHT = ("cd", "cd_32")
 QUICK_VARIED = {
-    "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
-    "ct": (*FEW_STEPS, PARTS, "held_out.top=1"),
-    "dm": (*FEW_STEPS, "held_out.top=1"),
-    "samples": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
-    "iterations": ("vary.budget.evaluations=[15,30,60]", "vary.objective.file=[digits.py]"),
-    "convex": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
+    "cd": (*FEW_IMAGES, PARTS, "held_out.top=1"),
+    "ct": (*FEW_IMAGES, PARTS, "held_out.top=1"),
+    "dm": (*FEW_IMAGES, "held_out.top=1"),
+    "samples": (QUICK_BUDGET, "vary.objective.settings.checkpoints=[models/digits.trajectory]"),
+    "iterations": (
+        "vary.budget.evaluations=[15,30,60]",
+        "vary.objective.settings.checkpoints=[models/digits.trajectory]",
+    ),
+    "convex": (QUICK_BUDGET, "vary.objective.settings.checkpoints=[models/digits.trajectory]"),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
-    "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
-    "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
+    "ema": (
+        QUICK_BUDGET,
+        "vary.objective.settings.checkpoints=[models/digits.trajectory,models/digits_ddpm.trajectory]",
+    ),
+    "features": (
+        QUICK_BUDGET,
+        "vary.objective.settings.checkpoints=[models/digits.trajectory,models/digits_ddpm.trajectory]",
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One study file with one seed: its searches, or the EMA grids that the searches are compared with."""
+    """One study file with one seed: its searches, or the EMA grids that the searches are compared with.
+
+    ``folder`` is where it is run, with the trajectories in ``models/``.
+    """
 
     study: str
     seed: int
     overrides: tuple[str, ...]
+    folder: Path
     grids: bool = False
 
     @property
@@ -95,7 +109,7 @@ class Job:
         program = "from lcsc_opt.cli import main; main()"
         command = [sys.executable, "-c", program, "run", str(self.path), *self.overrides]
         chosen = [f"--optimizer={optimizer}" for optimizer in self.optimizers]
-        return _failure([*command, *chosen, "--seed", str(self.seed), "--storage", url])
+        return _failure([*command, *chosen, "--seed", str(self.seed), "--storage", url], self.folder)
 
     def __str__(self) -> str:
         return f"{self.study}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
@@ -113,15 +127,16 @@ def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
     it needs.
     """
     wanted = {table.study: seeds or table.seeds for table in TABLES}
+    folder = RESULTS / "paper_quick" if quick else RESULTS
     borrowed = {table.study for table in TABLES if table.beside in chosen}
     overrides = {study: (*QUICK, *QUICK_VARIED.get(study, (QUICK_BUDGET,))) if quick else () for study in chosen}
     searches = [
-        Job(study, seed, overrides[study])
+        Job(study, seed, overrides[study], folder)
         for seed in range(max(wanted[study] for study in chosen))
         for study in chosen
         if seed < wanted[study] and study not in borrowed
     ]
-    return [*(Job(study, 0, overrides[study], grids=True) for study in chosen), *searches]
+    return [*(Job(study, 0, overrides[study], folder, grids=True) for study in chosen), *searches]
 
 
 def main() -> None:
@@ -136,7 +151,7 @@ def main() -> None:
     everything = jobs(studies, seeds, quick=arguments.quick)
     chosen = [job for job in everything if job.study in (arguments.table or [job.study])]
     try:
-        failed = 0 if arguments.tables else run(chosen, url, arguments.jobs)
+        failed = 0 if arguments.tables else run(chosen, url, arguments.jobs, quick=arguments.quick)
         out = RESULTS / f"{name}.md" if arguments.quick else ROOT / "docs" / "paper.md"
         out.write_text(written(everything, url, quick=arguments.quick))
         print(out)
@@ -166,12 +181,12 @@ def unfinished(job: Job, reader: HistoryReader) -> list[str]:
     return [study for study in job.studies() if study not in ended]
 
 
-def run(chosen: Sequence[Job], url: str, processes: int) -> int:
+def run(chosen: Sequence[Job], url: str, processes: int, *, quick: bool) -> int:
     """Run the missing jobs; returns how many failed."""
     reader = HistoryReader(open_storage(url, write=True))
     missing = [job for job in chosen if unfinished(job, reader)]
     print(f"{machine()}\n{len(chosen)} runs of study files, {len(chosen) - len(missing)} of them done", flush=True)
-    train(missing, processes)
+    train(missing, processes, quick=quick)
     failed = _run_all([job for job in missing if job.grids], url, processes)
     lacking = {job.study for job in failed}  # without EMA*, which every search is compared with at its end
     searches = [job for job in missing if not job.grids and job.study not in lacking]
@@ -199,37 +214,37 @@ def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
     return failed
 
 
-def train(missing: Sequence[Job], processes: int) -> None:
-    """Train every model once, in one thread each, so that searches do not train it at the same time."""
-    specs = [spec for job in missing for spec in job.specs()]
-    needed = {str(content): content for content in map(_training, specs)}
+def train(missing: Sequence[Job], processes: int, *, quick: bool) -> None:
+    """Train every model that the jobs need, in one thread each; a teacher before its students."""
+    if not missing:
+        return
+    folder = missing[0].folder
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    named = {Path(spec.objective.settings.get("checkpoints", "")).stem for job in missing for spec in job.specs()}
+    students = [name for name in COMMANDS if name in named]
+    teachers = [TEACHER] if named.intersection(TAUGHT) else []
+
+    def train_one(name: str) -> str | None:
+        options = ["--steps", str(QUICK_STEPS.get(name, 100))] if quick else []
+        command = training_command(name, *options, folder=folder)
+        return None if command is None else _failure(command, folder)
+
     with (
-        progress("trainings", len(needed)) as advance,
+        progress("trainings", len(teachers) + len(students)) as advance,
         concurrent.futures.ThreadPoolExecutor(processes) as pool,
     ):
-        for content, failure in zip(needed.values(), pool.map(_train, needed.values()), strict=True):
-            advance(note=content["objective"]["file"])
-            if failure is not None:
-                print(f"training of {content['objective']['file']}: {failure}", flush=True)
+        for names in (teachers, students):
+            for name, failure in zip(names, pool.map(train_one, names), strict=True):
+                advance(note=name)
+                if failure is not None:
+                    print(f"training of {name}: {failure}", flush=True)
 
 
-def _training(spec: StudySpec) -> dict[str, Any]:
-    """A study file with the objective and only the settings that change its training."""
-    settings = {key: value for key, value in spec.objective.settings.items() if key not in SAMPLING}
-    objective = {"file": spec.objective.file, "settings": settings}
-    return {"name": "training", "objective": objective, "optimizers": ["EMAGrid"], "budget": {"evaluations": 1}}
-
-
-def _train(content: dict[str, Any]) -> str | None:
-    program = "import json, sys, lcsc_opt; lcsc_opt.load_objective(json.loads(sys.argv[1]))"
-    return _failure([sys.executable, "-c", program, json.dumps(content)])
-
-
-def _failure(command: Sequence[str]) -> str | None:
-    """Run a command in one thread; gives the last line of its errors if it failed."""
+def _failure(command: Sequence[str], folder: Path) -> str | None:
+    """Run a command in a folder, in one thread; gives the last line of its errors if it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder) as process:
         _running.add(process)
         _, errors = process.communicate()
         _running.remove(process)
@@ -266,14 +281,20 @@ def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
             optimizer: {study.seed: study for study in studies if study.optimizer == optimizer}
             for optimizer in (*OPTIMIZERS, EMA_GRID)
         }
-        if spec.objective.file == TRAINED and (seconds := _training_seconds(spec.objective.settings)) is not None:
+        seconds = _training_seconds(spec.objective.settings, job.folder)
+        if seconds is not None:
             training[tuple(point.values())] = seconds
     return Points(values, found, training)
 
 
-def _training_seconds(settings: Mapping[str, Any]) -> float | None:
-    seconds: float | None = load_file(ROOT / "objectives" / TRAINED).training_seconds(settings, cache_directory())
-    return seconds
+def _training_seconds(settings: Mapping[str, Any], folder: Path) -> float | None:
+    """The seconds that training took up to the last selected checkpoint; ``None`` if its curve is not there."""
+    curve = folder / Path(settings["checkpoints"]).with_suffix(".jsonl") if "checkpoints" in settings else None
+    if curve is None or not curve.is_file():
+        return None
+    last_step = settings.get("select", {}).get("last_step", math.inf)
+    points = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
+    return max((float(point["seconds"]) for point in points if point["step"] <= last_step), default=None)
 
 
 def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:

@@ -126,9 +126,8 @@ def _copy(begun: Path, name: str) -> Path:
 
 
 def _lcsc(place: Path, arguments: Sequence[str]) -> int:
-    """``lcsc`` in a process of its own, with a cache of its own."""
+    """``lcsc`` in a process of its own."""
     os.chdir(place)
-    os.environ["LCSC_CACHE"] = str(place / "cache")
     return lcsc(arguments)
 
 

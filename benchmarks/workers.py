@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-from common import machine, parse, write_json
+from common import machine, parse, trained, write_json
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
@@ -63,11 +63,12 @@ def main() -> None:
         )
 
 
-def digits(evaluations: int, rounds: int, **settings: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def digits(
+    evaluations: int, rounds: int, *options: str, output: str = ""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Trials per second of each way, in each round, and the share of workers' time spent on sampling and features."""
-    load = functools.partial(
-        load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES, "loss": "fid", **settings})
-    )
+    settings = {"checkpoints": str(trained("digits", *options, output=output)), "images": IMAGES, "loss": "fid"}
+    load = functools.partial(load_objective, ObjectiveSpec(file="trained.py", settings=settings))
     objective = load()
     with contextlib.closing(WorkerPool(load, 2)) as pool:
         _warm_up(pool, Candidate(default_origin(objective.steps)))

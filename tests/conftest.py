@@ -188,20 +188,17 @@ def any_storage(any_url: str) -> RDBStorage:
 def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
     from lcsc_opt.metrics.extractors import bundled
-    from lcsc_opt.objective import small_images
 
-    monkeypatch.setattr(small_images, "THREADS", 1)
     for name, settings in bundled.SETTINGS.items():
         monkeypatch.setitem(bundled.SETTINGS, name, dataclasses.replace(settings, epochs=1))
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with a cache of its own and no storage in the environment."""
+    """An empty working directory with no storage in the environment."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LCSC_STORAGE", raising=False)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     return folder

@@ -61,7 +61,7 @@ def test_the_page_and_the_modules_have_the_same_names() -> None:
 
 def test_the_changelog_and_the_citation_are_of_this_version() -> None:
     root, version = Path(__file__).parents[1], lcsc_opt.__version__
-    assert f"\n## [{version}] - 20" in (root / "CHANGELOG.md").read_text()
+    assert re.search(rf"\n## \[{re.escape(version)}\] - (20\d\d-|unreleased\n)", (root / "CHANGELOG.md").read_text())
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
 
 

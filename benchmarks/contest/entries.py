@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from common import RESULTS
+
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 
 PER_EVALUATION = 1000
@@ -21,7 +23,6 @@ SHARES = (100, 20, 10, 5, 2, 1)
 """Answers are also looked at after these parts of the budget: one hundredth, one twentieth, …"""
 
 TRAINING_STEPS = {"digits": 4000, "digits_ddpm": 1000, "photographs": 3000}
-SETTINGS: dict[str, dict[str, Any]] = {"digits": {}, "digits_ddpm": {"nfe": 10}, "photographs": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Cell:
     """One objective with K checkpoints, on which everything competes with the same number of images.
 
     Attributes:
-        objective: the name of a file in ``objectives/``.
+        objective: the name of a model of ``objectives/trained.py``.
         checkpoints: K.
         images: the budget of a search.
         held_out: images on which an answer is measured.
@@ -48,6 +49,11 @@ class Cell:
     def name(self) -> str:
         """The name in the names of studies."""
         return f"{self.objective}-{self.checkpoints}"
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Training steps between two checkpoints."""
+        return TRAINING_STEPS[self.objective] // self.checkpoints
 
     @property
     def title(self) -> str:
@@ -129,11 +135,11 @@ def study_spec(cell: Cell, contender: Contender) -> StudySpec:
     Contenders with the same optimizer and different settings are experiments with different names.
     """
     name = cell.name if contender.label == contender.optimizer else f"{cell.name}.{slug(contender.label)}"
-    steps = TRAINING_STEPS[cell.objective] // cell.checkpoints
-    settings = {"images": PER_EVALUATION, "checkpoint_every": steps, "loss": "fid", **SETTINGS[cell.objective]}
+    checkpoints = str(RESULTS / "models" / f"{cell.name}.trajectory")
+    settings = {"checkpoints": checkpoints, "images": PER_EVALUATION, "loss": "fid"}
     content: dict[str, Any] = {
         "name": name,
-        "objective": {"file": f"{cell.objective}.py", "settings": settings},
+        "objective": {"file": "trained.py", "settings": settings},
         "space": contender.space,
         "optimizers": [{contender.optimizer: contender.options}],
         "budget": {"images": max(round(cell.images * contender.share), PER_EVALUATION)},

@@ -24,8 +24,7 @@ SUMMARY_HEADER = (
     *("difference", "difference_low", "difference_high", "verdict"),
 )
 TABLE_HEADER = (
-    "| optimizer | seeds | images | model calls | FID | as `lcsc run` answers | cross-check FID | images to EMA* "
-    "| images to LCSC's end | at a tenth | transfer | seconds | against the best |"
+    "| optimizer | images | model calls | FID | cross-check FID | images to LCSC's end | seconds | against the best |"
 )
 
 
@@ -96,16 +95,11 @@ def order_table(found: Mapping[Cell, Sequence[Result]]) -> list[str]:
 def _table_row(result: Result) -> str:
     cells = (
         label(result.label),
-        result.seeds,
         f"{result.images:,.0f}",
         f"{result.model_calls:,.0f}",
         shown(result.held_out),
-        shown(result.chosen),
         shown(result.cross_check),
-        shown_crossing(result.to_ema),
         shown_crossing(result.to_paper),
-        "" if result.label == PAPER else shown(result.at_tenth),
-        shown(result.transfer),
         f"{result.seconds:,.0f}",
         result.verdict if result.difference is None else f"{result.difference.mean:+.3g}, {result.verdict}",
     )

@@ -15,8 +15,6 @@ from typing import Any
 from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_spec
 from lcsc_opt.base.errors import SearchFailedError
-from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
@@ -100,15 +98,10 @@ def _do(job: Job) -> str:
 
 
 def _runner(job: Job, plan: Plan) -> Executor:
-    """The plan's objective in this process, which is loaded once for all studies of a cell.
-
-    Loading may train a model. Only one process trains it, and the others wait.
-    """
+    """The plan's objective in this process, which is loaded once for all studies of a cell."""
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _RUNNERS:
         runner = Executor(open_storage(job.url, write=True))
-        with only_process(DEFAULT_FILES / f"contest-{job.cell.name}"):
-            runner.objective(plan)
         _RUNNERS.clear()
         _RUNNERS[key] = runner
     return _RUNNERS[key]

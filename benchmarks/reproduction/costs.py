@@ -13,9 +13,9 @@ from reproduction.quality import CD_END, CT_END, HOURS, STAGES
 from reproduction.table import Table
 
 MEASURED = (  # label, study file, and point of the file
-    ("CM of digits", "features", {"file": 0}),
-    ("DM of digits", "features", {"file": 1}),
-    ("CM of photographs", "features", {"file": 2}),
+    ("CM of digits", "features", {"checkpoints": 0}),
+    ("DM of digits", "features", {"checkpoints": 1}),
+    ("CM of photographs", "features", {"checkpoints": 2}),
     ("CD of digits, NFE 1", "cd", CD_END),
     ("CT of digits, NFE 1", "ct", CT_END),
     ("DM of digits, NFE 10", "dm", {"nfe": 0}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reproduction.quality import QUALITY
 from reproduction.table import Claim, Setting, Table
 
-CM, DM, COLOUR = {"file": 0}, {"file": 1}, {"file": 2}
+CM, DM, COLOUR = {"checkpoints": 0}, {"checkpoints": 1}, {"checkpoints": 2}
 CD_250K = 4.08  # EMA at 250K iterations, Table 11; the paper has no EMA* there
 
 TABLES = (

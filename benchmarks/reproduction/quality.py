@@ -7,9 +7,9 @@ from reproduction.table import Claim, Setting, Table
 Judges = dict[str, tuple[float, float]]
 
 
-def _at(batch: int, step: int, nfe: int | None = None) -> dict[str, int]:
+def _at(checkpoints: int, step: int, nfe: int | None = None) -> dict[str, int]:
     """A point of ``cd.yaml`` or ``ct.yaml``."""
-    return {"batch_size": batch, "last_step": step, **({} if nfe is None else {"nfe": nfe})}
+    return {"checkpoints": checkpoints, "last_step": step, **({} if nfe is None else {"nfe": nfe})}
 
 
 def _judges(lcsc: tuple[float, float, float], ema: tuple[float, float, float]) -> Judges:

@@ -14,8 +14,8 @@ KEPT = ", keep: precision"
 OBJECTIVES: tuple[tuple[str, str, Where, str], ...] = (  # label, study file, point of the file, end of searches' names
     ("CM of digits, K = 200", "seeds", {}, ""),
     ("CM of digits, K = 50", "interval", {"interval": 2}, ""),
-    ("DM of digits", "samples", {"file": 1, "images": 2}, ""),
-    ("CM of photographs", "features", {"file": 2}, ""),
+    ("DM of digits", "samples", {"checkpoints": 1, "images": 2}, ""),
+    ("CM of photographs", "features", {"checkpoints": 2}, ""),
     ("CM of photographs", "keep", {"keep": 0}, KEPT),
 )
 JUDGES = ("precision", "recall")

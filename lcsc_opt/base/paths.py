@@ -1,9 +1,8 @@
-"""Finds the files that a study names, and the cache folder for files that can be computed again."""
+"""Finds the files that a study names."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,21 +39,6 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
 
 DEFAULT_FILES = Path("studies.files")
 """The folder of :attr:`BuildContext.files` beside the database that is used where none is named."""
-
-
-def cache_directory() -> Path:
-    """Where models that objectives train are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder.
-
-    Raises:
-        StudySpecError: ``LCSC_CACHE`` is no path.
-    """
-    own_folder = os.environ.get("LCSC_CACHE")
-    if own_folder:
-        return expanded_path(own_folder, error=StudySpecError)
-    user_cache = os.environ.get("XDG_CACHE_HOME")
-    if user_cache:
-        return Path(user_cache) / "lcsc_opt"
-    return Path.home() / ".cache" / "lcsc_opt"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import logging
 import os
@@ -21,9 +20,10 @@ from typing import Any
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.progress import hand_notices_to, notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
-from lcsc_opt.evaluation.file_shipping import NodeObjective
+from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, WorkerSettings, load_evaluator
 from lcsc_opt.objective.contract import Objective
@@ -47,6 +47,7 @@ def ray_workers(
     *,
     expected: dict[str, Any],
     study: Path | None = None,
+    files: Path = DEFAULT_FILES,
 ) -> Iterator[WorkerPool]:
     """Workers on a cluster, which has the study's own files while this is open; they begin as nodes have room.
 
@@ -58,19 +59,17 @@ def ray_workers(
         objective: as this process has loaded it.
         expected: the fingerprint that each worker's objective must have.
         study: the study file's folder.
+        files: the folder beside the database, which all nodes see.
 
     Raises:
         StudySpecError: there is no Ray, no cluster, or no node with room for a worker.
     """
     with contextlib.ExitStack() as connection:
         with tempfile.TemporaryDirectory() as copies:  # Ray has them once it is connected
-            load = NodeObjective.collect(spec, study, objective, Path(copies))
+            load = NodeObjective.collect(spec, study, objective, Path(copies), files)
             ray = connection.enter_context(_connected(settings.address, {"working_dir": copies}))
         cluster = _Cluster(ray, settings, spec)
         cluster.check()
-        if load.packed is not None:
-            node = ray.get_runtime_context().get_node_id()
-            load = dataclasses.replace(load, packed=dataclasses.replace(load.packed, node=node))
         environment: dict[str, str] = {}
         if not cluster.gpus:  # Ray hides the GPUs of others only from workers that have one
             # not above: a worker imports this module before it sets what torch reads when it is imported

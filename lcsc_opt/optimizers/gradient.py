@@ -124,6 +124,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._check_losses: list[float] = []
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
+        self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
@@ -207,7 +208,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
         need less noise and less of FID's bias. They are never more than a check has.
         """
-        noise = Noise("gradient", self._noise_base + self.num_ask)
+        noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
         images = None  # the objective samples none
         if self._samples_images:
             most = self._check_images or np.inf
@@ -250,6 +251,23 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if pending.number >= self._retreated_at:
             self._path.retreat()
             self._retreated_at = self.num_ask
+
+    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """Continue where another search ended: at its last gradient, or at its best loss if it has no gradients."""
+        if failed(candidate):
+            return
+        evaluation = evaluation_of(candidate)
+        request = request_of(candidate)
+        free = self._space.to_free(candidate.value)
+        if evaluation is not None and evaluation.gradient is not None:
+            self._gradient_images += self._check_images if request.images is None else request.images
+            self._path.free = free
+            self._path.step(candidate.value, evaluation.gradient, delay=0)
+            self._dual_ascent.update(evaluation)
+        elif self._path.steps == 0 and loss < self._best_told and request.compares():
+            self._best_told = loss
+            self._path.free = free
+            self._path.average = free
 
     def _internal_provide_recommendation(self) -> _Free:
         """The average of the iterates, in Nevergrad's form."""

@@ -22,7 +22,15 @@ from pydantic import Field
 
 from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.parametrization import Count, Positive, Request, attach_request, failed, start_of
+from lcsc_opt.optimizers.parametrization import (
+    Count,
+    Positive,
+    Request,
+    attach_request,
+    failed,
+    request_of,
+    start_of,
+)
 
 _Vector = npt.NDArray[np.float64]
 
@@ -210,6 +218,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         self._options = (config or LCSCQuadratic()).config()
         self._origin = start_of(self.parametrization)  # [K] or [S, K]
+        self._best_told = math.inf  # of candidates that it did not ask
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
         self._pending: dict[str, _Asked] = {}  # by uid
         self._radius = _FIRST_RADIUS
@@ -402,6 +411,14 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             self._radius = min(1.5 * self._radius, _LARGEST_RADIUS)
         elif gain < 0.25 * asked.promised_gain:
             self._radius = max(0.7 * self._radius, _SMALLEST_RADIUS)
+
+    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """Begin at the best candidate that another search evaluated plainly."""
+        if self.num_ask or failed(candidate) or not request_of(candidate).compares():
+            return
+        if loss < self._best_told:
+            self._best_told = loss
+            self._origin = np.asarray(candidate.value, dtype=np.float64)
 
     def _internal_provide_recommendation(self) -> _Vector:
         """The best of the stage, in Nevergrad's form."""

@@ -205,7 +205,7 @@ def open_workers(
         from lcsc_opt.evaluation.ray import ray_workers
 
         spec = plan.spec.objective
-        with ray_workers(plan.ray, spec, objective, expected=expected, study=plan.directory) as pool:
+        with ray_workers(plan.ray, spec, objective, expected=expected, study=plan.directory, files=plan.files) as pool:
             yield pool
     elif plan.workers == 1 and not plan.devices:
         yield None

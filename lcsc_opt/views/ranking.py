@@ -379,7 +379,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     if alike:
         return f"{line}; {_listed(alike)} not distinguishable over {winner.seeds} seeds"
     if len(reported) > 1 and winner.seeds == 1:
-        return f"{line}; one seed each, so this may be chance"
+        return f"{line}; one seed each"
     return line
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Constraint
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -26,7 +25,9 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import RECIPES, Batch
+from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, placement
 from tests.accelerators import pretend
 from tests.accelerators.pretend import COUNTS, Options, slow
@@ -208,7 +209,6 @@ def test_weights_may_change_right_after_append(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     for step in (10, 20, 30):
         torch.manual_seed(step)
         torch.save({"model": Network().state_dict()}, tmp_path / f"model{step:06d}.pt")
@@ -254,12 +254,14 @@ def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, mad
     assert there.evaluate(second).loss == pytest.approx(here.evaluate(second).loss, rel=1e-4)
 
 
-@pytest.mark.parametrize(("file", "nfe"), [("digits.py", 1), ("digits_ddpm.py", 2)])
-def test_an_objective_that_trains_its_model_searches_on_the_device(
-    folder: Path, networks_train_briefly: None, file: str, nfe: int
+@pytest.mark.parametrize(("recipe", "nfe"), [("ict", 1), ("ddpm", 2)])
+def test_a_model_that_was_trained_here_is_searched_on_the_device(
+    folder: Path, networks_train_briefly: None, new_accelerator: None, recipe: str, nfe: int
 ) -> None:
-    settings = {"images": 65, "batch_size": 65, "training_steps": 2, "checkpoint_every": 1, "nfe": nfe}
-    objective = load_file(ROOT / "objectives" / file).build(settings)
+    out = folder / "run.trajectory"
+    preparing.run(Training(preparing.parse_recipe(recipe, ()), "digits", out, steps=2, checkpoint_every=1))
+    settings = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": nfe}
+    objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
     rates = [Candidate(ema_coefficients(objective.steps, rate)) for rate in (0.5, 0.7)]
     objective.evaluate(rates[0])
     COUNTS.clear()
@@ -314,7 +316,6 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
     expected = small("cpu", folder).evaluate(candidate).loss
     for memory in (20_000, 2**20):
         monkeypatch.setattr(Options, "memory", pretend.used(0) + memory)  # what tests before have left stays
-        monkeypatch.setenv("LCSC_CACHE", str(folder / f"cache{memory}"))
         objective = small("pretend", folder, batch_size="auto")
         assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
         assert COUNTS["out_of_memory"] > 0 or memory == 2**20
@@ -363,7 +364,7 @@ def test_a_step_of_a_recipe_is_that_of_the_cpu(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-# budgets: figures of docs/performance.md
+# budgets: figures of docs/benchmarks.md
 
 
 @pretended

@@ -32,15 +32,15 @@ def write(folder: Path, name: str, text: str = GOOD) -> Path:
 
 def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(workplace: Path) -> None:
     study = workplace / "elsewhere"
-    assert find("objectives", "digits.py", study_folder=study) == (SHIPPED / "objectives") / "digits.py"
-    here = write(workplace / "objectives", "digits.py")
-    assert find("objectives", "digits.py", study_folder=study) == here
-    near = write(study, "digits.py")
-    for name, file in (("digits.py", near), ("digits", near), (str(here), here)):
+    assert find("objectives", "trained.py", study_folder=study) == (SHIPPED / "objectives") / "trained.py"
+    here = write(workplace / "objectives", "trained.py")
+    assert find("objectives", "trained.py", study_folder=study) == here
+    near = write(study, "trained.py")
+    for name, file in (("trained.py", near), ("trained", near), (str(here), here)):
         assert find("objectives", name, study_folder=study) == file
     with pytest.raises(StudySpecError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\)"):
         find("objectives", "digit")
-    for name in ("~nobody-at-all/digits.py", "x" * 256):
+    for name in ("~nobody-at-all/trained.py", "x" * 256):
         with pytest.raises(StudySpecError, match=r"; (write the whole|check the) path$"):
             find("objectives", name)
         with pytest.raises(StudySpecError, match=r"; (write the whole|check the) path$"):

@@ -25,7 +25,7 @@ from tests.study_examples import read_study_file
 
 MINIMAL = """
 name: digits
-objective: {file: digits.py}
+objective: {file: trained.py}
 optimizers: [LCSC]
 budget: {evaluations: 300}
 """

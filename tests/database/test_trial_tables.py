@@ -28,7 +28,8 @@ def described(trial: FrozenTrial) -> dict[str, Any]:
     attributes = dict(trial.user_attrs)
     for name in ARRAYS:
         if name in attributes:
-            array = array_of(attributes[name])
+            stored = attributes[name]
+            array = array_of(stored) if isinstance(stored, dict) else stored
             attributes[name] = (array.shape, array.tobytes())
     return {
         "number": trial.number,

@@ -20,14 +20,12 @@ def importable_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Ray cluster of a node with a CPU, and of one with two, two GPUs, and a cache of its own."""
-    other = {"LCSC_CACHE": str(tmp_path_factory.mktemp("other") / "cache")}
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of a node with a CPU, and of one with two and two GPUs."""
     from tests.evaluation.ray_clusters import add_node, small_cluster  # Ray is optional
 
     with small_cluster(num_cpus=1, node_name="one") as c:
-        add_node(c, num_cpus=2, num_gpus=2, node_name="two", env_vars=other)
-        c.other_cache = Path(other["LCSC_CACHE"])
+        add_node(c, num_cpus=2, num_gpus=2, node_name="two")
         yield c
 
 

@@ -16,6 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
@@ -57,9 +58,9 @@ def small_cluster(**head: Any) -> Iterator[Cluster]:
             cluster.shutdown()
 
 
-def add_node(cluster: Cluster, *, env_vars: dict[str, str] | None = None, **node: Any) -> Any:
+def add_node(cluster: Cluster, **node: Any) -> Any:
     """One more machine."""
-    return cluster.add_node(**{**NODE, "env_vars": {**ENVIRONMENT, **(env_vars or {})}, **node})
+    return cluster.add_node(**{**NODE, **node})
 
 
 @contextlib.contextmanager
@@ -98,4 +99,4 @@ def refused(folder: Path, typed: Typed, *arguments: str, **changes: Any) -> str:
 
 def trials(url: str, name: str) -> list[tuple[Any, ...]]:
     study = StoredStudy.open(open_storage(url, write=False), name)
-    return [(t.number, t.user_attrs["coefficients"], t.value, t.state.name) for t in study.trials()]
+    return [(t.number, coefficients_of(t).tolist(), t.value, t.state.name) for t in study.trials()]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.paths import MANIFEST
@@ -26,12 +26,12 @@ from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import file_shipping
-from lcsc_opt.evaluation.file_shipping import NodeObjective, PackedTrajectory
+from lcsc_opt.evaluation import node_objective
+from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.study.plan import Plan
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for
 from tests.processes import Lcsc, lcsc_process
@@ -119,7 +119,7 @@ def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
 
 
 def test_the_study_s_own_code_travels_with_the_job(own_files: Path, cluster: Any) -> None:
-    packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # is sent in another way
+    packed = (own_files / "run.trajectory").rename(own_files.with_name("run.trajectory"))  # nodes see it
     spec = SPEC.model_copy(update={"settings": {**SPEC.settings, "checkpoints": str(packed)}})
     objective = load_objective(spec, study_folder=own_files)
     wanted = RayWorkers(ray=1, address=cluster.address)
@@ -127,17 +127,26 @@ def test_the_study_s_own_code_travels_with_the_job(own_files: Path, cluster: Any
     assert loss_there(wanted, spec, objective, own_files, lambda: own_files.rename(hidden)) == 4.25
 
 
-def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Path, cluster: Any) -> None:
-    trajectory = Trajectory.open(own_files / "run.trajectory")
-    with connected(cluster):
-        here = ray.get_runtime_context().get_node_id()
-        packed = dataclasses.replace(PackedTrajectory.of(trajectory), node=here)
-        (trajectory.path / MANIFEST).unlink()  # so that the node, which is this machine, does not find it there
-        [two] = [node["NodeID"] for node in ray.nodes() if node["NodeName"] == "two" and node["Alive"]]
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(two, soft=False)
-        there = ray.remote(PackedTrajectory.on_this_machine).options(num_cpus=0, scheduling_strategy=strategy)
-        assert [ray.get(there.remote(packed)) for _ in range(2)] == 2 * [cluster.other_cache / packed.in_cache]
-    assert Trajectory.open(cluster.other_cache / packed.in_cache).sha256 == trajectory.sha256
+def test_a_node_that_lacks_the_trajectory_is_one_line(own_files: Path, cluster: Any) -> None:
+    objective = load_objective(SPEC, study_folder=own_files)
+    (own_files / "run.trajectory" / MANIFEST).unlink()  # so that no node finds it there
+    wanted = RayWorkers(ray=1, address=cluster.address)
+    place = re.escape(str(own_files / "run.trajectory"))
+    said = rf"^node (one|two): has no {place} with the checkpoints of the search; put it, or the study's database,"
+    with pytest.raises(TrajectoryError, match=said):
+        loss_there(wanted, SPEC, objective, own_files)
+
+
+def test_a_node_that_has_other_checkpoints_at_the_place_is_one_line(own_files: Path) -> None:
+    copies = own_files.with_name("copies")
+    load = NodeObjective.collect(SPEC, own_files, load_objective(SPEC, study_folder=own_files), copies)
+    assert load().trajectory is not None
+    shutil.rmtree(own_files / "run.trajectory")
+    with TrajectoryWriter(own_files / "run.trajectory") as writer:
+        for step in (1, 2, 3):
+            writer.append(step, {"weights": torch.full((1000,), 2.0 * step)})
+    with pytest.raises(TrajectoryError, match=r"^has no .*run\.trajectory with the checkpoints of the search; put it"):
+        load()
 
 
 def test_a_cluster_that_is_too_small_is_one_line(folder: Path, typed: Typed, cluster: Any) -> None:
@@ -174,34 +183,12 @@ def test_a_job_that_a_worker_cannot_read_is_the_cause_of_its_end() -> None:
     assert kills == [actor]
 
 
-def no_space(_: Any) -> bytes:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_node_whose_cache_cannot_be_written_is_one_line(
-    own_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed = PackedTrajectory.of(Trajectory.open(own_files / "run.trajectory"))
-    packed = dataclasses.replace(packed, node="ab" * 28)
-    (packed.path / MANIFEST).unlink()
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(TrajectoryError, match="Cannot write to"):
-        packed.on_this_machine()
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "full"))
-    monkeypatch.setattr(ray, "get", no_space)
-    remote = types.SimpleNamespace(remote=lambda *_: None)
-    monkeypatch.setattr(ray, "remote", lambda _: types.SimpleNamespace(options=lambda **_: remote))
-    with pytest.raises(TrajectoryError, match=r"cannot be fetched to .*: No space left on device"):
-        packed.on_this_machine()
-
-
 def test_a_node_with_other_software_is_refused_by_its_name(
     folder: Path, typed: Typed, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = environment()
     known["packages"]["nevergrad"] = "99.0"
-    monkeypatch.setattr(file_shipping, "environment", lambda: known)  # of the coordinator
+    monkeypatch.setattr(node_objective, "environment", lambda: known)  # of the coordinator
     workers = {"ray": 1, "cpus": 2, "gpus": 0, "address": cluster.address}
     said = typed.refused("run", study_file(folder, workers=workers))
     assert re.search("node two: has other software than the coordinator: nevergrad .*, not 99.0; install", said)

@@ -16,6 +16,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.study_file import read_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.study.plan import plans
@@ -46,7 +47,7 @@ def stored(name: str = "e/CMA/0") -> StoredStudy:
 
 
 def asked(name: str = "e/CMA/0") -> list[list[float]]:
-    return [trial.user_attrs["coefficients"] for trial in stored(name).trials()]
+    return [coefficients_of(trial).tolist() for trial in stored(name).trials()]
 
 
 def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 
@@ -78,15 +76,3 @@ def test_what_is_no_gradient_is_an_error(returned: Any) -> None:
     objective = CoefficientFunction(sum, STEPS, name="total", gradient=lambda _: returned)
     with pytest.raises(ObjectiveError, match=r"^the gradient of total was .*; it must return \[3\] numbers$"):
         objective.evaluate(Candidate(np.full(3, 1 / 3)), gradient=True)
-
-
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("LCSC_CACHE", raising=False)
-    assert cache_directory() == tmp_path / "home" / ".cache" / "lcsc_opt"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_directory() == tmp_path / "xdg" / "lcsc_opt"
-    monkeypatch.setenv("LCSC_CACHE", "~/mine")
-    assert cache_directory() == tmp_path / "home" / "mine"
-    assert not (tmp_path / "xdg").exists(), "asking makes no folder"

@@ -9,7 +9,6 @@ import pytest
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that the study file is in, below the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "study"
     here.mkdir()
     return here

@@ -1,8 +1,7 @@
-"""Objectives that train their own model: ``digits``, ``digits_ddpm``, ``photographs``, and any recipe."""
+"""Objectives over bundled images: ``trained``, of models that ``lcsc train`` trained, and ``letters``, which ship."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,83 +9,89 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from lcsc_opt.base.catalog import load_file
-from lcsc_opt.base.errors import LcscError, MetricError, StudySpecError, TrainingError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_file import ObjectiveSpec, read_studies
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
-from lcsc_opt.metrics.bundled_images import Bundled, bundled_images, drawn_characters
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
-from lcsc_opt.objective.loading import check_objective
+from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling import DiffusersFolder, ImageNoise
+from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.training import preparing
-from lcsc_opt.training.models import Model
-from lcsc_opt.training.recipes.consistency import Ct
+from lcsc_opt.training.trainer import Training
 
 ROOT = Path(__file__).parents[2]
-TINY = {"images": 70, "batch_size": 32, "training_steps": 6, "checkpoint_every": 2}
-CT = {**TINY, "recipe": "ct", "recipe_settings": {"batch_size": 4}}
-EDM = {"recipe": "edm", "recipe_settings": {"batch_size": 4}, "training_steps": 4, "checkpoint_every": 2}
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "digits": ("digits", {**TINY, "nfe": 2}),
-    "digits_ddpm": ("digits_ddpm", {**TINY, "nfe": 4}),
-    "photographs": ("photographs", TINY),
-    "characters": ("characters", {**TINY, "nfe": 2}),
-    "ct": ("trained", {**CT, "nfe": 2}),
+TINY = {"images": 70, "batch_size": 32}
+KINDS: dict[str, tuple[str, list[str], Bundled]] = {  # name → recipe, its settings, data
+    "digits": ("ict", [], "digits"),
+    "digits_ddpm": ("ddpm", [], "digits"),
+    "photographs": ("ict", ["sigma_max=80"], "photographs"),
 }
-OWN = ["digits", "digits_ddpm", "photographs", "characters"]
+NFE = {"digits": 1, "digits_ddpm": 10, "photographs": 1}  # of the recipes
 FIRST, LAST = np.array([0.5, -0.5, 1.0]), np.array([0.0, 0.0, 1.0])
 MODULE = load_file(ROOT / "objectives" / "trained.py")
 CROPS, PARTS = bundled_images("photographs")
-LETTERS = torch.from_numpy(drawn_characters(list("ABCDEFGHIJ" * 30), np.random.default_rng(0))).float()[:, None]
 FEW = {
     "digits": bundled_images("digits"),
     "photographs": (CROPS[::8].clone(), PARTS[::8].clone()),
-    "characters": (LETTERS, torch.arange(300) % 10),
 }
+LETTERS = tuple(tensor[:600].clone() for tensor in bundled_images("characters"))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trajectory of three checkpoints of every kind."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (recipe, settings, data) in KINDS.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        preparing.run(
+            Training(
+                recipe=preparing.parse_recipe(recipe, ["batch_size=4", *settings]),
+                data=data,
+                out=folder / f"{name}.trajectory",
+                steps=6,
+                checkpoint_every=2,
+                network=ROOT / "studies" / "photographs.json" if name == "photographs" else None,
+            )
+        )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def use_cache(cache: Path, networks_train_briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images(networks_train_briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (bundled, small_images):
-        monkeypatch.setattr(module, "bundled_images", FEW.__getitem__)
-    monkeypatch.setenv("LCSC_CACHE", str(cache))
+        monkeypatch.setattr(module, "bundled_images", {**FEW, "characters": LETTERS}.__getitem__)
 
 
-def build(name: str, /, **changes: Any) -> MergeSampleScore:
-    file, settings = KINDS[name]
-    objective = load_file(ROOT / "objectives" / f"{file}.py").build({**settings, **changes})
-    assert isinstance(objective, MergeSampleScore)
-    return objective
+@pytest.fixture
+def build(models: Path) -> Any:
+    def built(name: str, /, **changes: Any) -> MergeSampleScore:
+        settings = {"checkpoints": f"{name}.trajectory", **TINY, **changes}
+        objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+        assert isinstance(objective, MergeSampleScore)
+        return objective
 
-
-def dataset(name: str) -> Bundled:
-    return name if name in ("photographs", "characters") else "digits"  # type: ignore[return-value]
+    return built
 
 
 def fid(features: Any, mean: Any, cov: Any) -> float:
     return FrechetReference(features.mean(0), np.cov(features, rowvar=False)).distance(mean, cov)
 
 
-# what all of them do
-
-
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "characters"])  # for which: the test of parts
-def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str, build: Any) -> None:
     objective, coefficients = build(name, loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     assert objective.steps == (2, 4, 6)
-    assert objective.sampler.nfe == KINDS[name][1].get("nfe", 1)
+    assert objective.sampler.nfe == NFE[name]
     first = objective.evaluate(Candidate(coefficients))
     assert first.metrics == {"fid": first.loss}
     assert (first.cost.images, first.cost.model_calls) == (70, 70 * objective.sampler.nfe)
@@ -97,11 +102,11 @@ def test_it_is_an_objective_whose_loss_is_fid_against_the_real_images(name: str)
     assert len({first.loss, other, held_out}) == 3
     assert objective.describe() == json.loads(json.dumps(objective.describe()))
     sampled = objective.features(objective.images(coefficients, SEARCH, 70))
-    real = objective.features(FEW[dataset(name)][0])
+    real = objective.features(FEW[KINDS[name][2]][0])
     assert first.loss == pytest.approx(fid(sampled, real.mean(0), np.cov(real, rowvar=False)), rel=1e-4)
 
 
-def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first() -> None:
+def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first(build: Any) -> None:
     average, other = power_ema_coefficients((2, 4, 6), 0.10), ema_coefficients((2, 4, 6), 0.7)
     first, again = build("digits"), build("digits")
     assert first(average) == pytest.approx(1.0)
@@ -113,7 +118,7 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
     assert first.describe() == again.describe() == build("digits").describe()
 
 
-def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:
+def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> None:
     objective, coefficients = build(name := "digits_ddpm", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
     described = objective.describe()
     assert "cross_check" not in json.dumps(described)
@@ -121,14 +126,14 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported() -> None:
     assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "outside"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert objective.describe() == described
-    second = feature_network(dataset(name), second=True)
+    second = feature_network(KINDS[name][2], second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
-    real = Reference.of_images(second, FEW[dataset(name)][0]).frechet
+    real = Reference.of_images(second, FEW[KINDS[name][2]][0]).frechet
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
 
 
 def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_is_wanted(
-    tmp_path: Path, monkeypatch: Any
+    tmp_path: Path, monkeypatch: Any, build: Any
 ) -> None:
     (tmp_path / "own_reward.py").write_text("def bright(images):\n    return images.mean((1, 2, 3))\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -145,41 +150,22 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     assert {"recall", "fid@cross_check"} <= set(searched)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "searched", "kept"),
-    [
-        ("digits", "half", slice(0, None, 2), slice(1, None, 2)),
-        ("characters", "thirds", slice(1, None, 3), slice(2, None, 3)),
-    ],
-)
-def test_a_part_of_the_images_is_kept_for_reports(name: str, data: str, searched: slice, kept: slice) -> None:
-    part, real = build(name, loss="fid", data=data), FEW[dataset(name)][0]
-    assert part.trajectory.path.stem.endswith(f"-{data}")
-    seen = Reference.of_images(part.scores.extractor, real[searched]).frechet
-    sampled = part.features(part.images(LAST, SEARCH, 70))
-    assert part(LAST) == pytest.approx(fid(sampled, seen.mean, seen.cov), rel=1e-4)
-    other = Reference.of_images(part.scores.extractor, real[kept]).frechet
-    assert part.evaluate(Candidate(LAST)).unseen == pytest.approx(fid(sampled, other.mean, other.cov), rel=1e-4)
-    assert part.evaluate(Candidate(LAST), gradient=True).unseen is None
-    assert "fid_held_out" in part.evaluate(Candidate(LAST, noise=HELD_OUT)).metrics
+def test_searches_of_the_letters_see_one_third_and_reports_another() -> None:
+    letters = load_file(ROOT / "objectives" / "letters.py").build({**TINY, "loss": "fid"})
+    last = np.eye(len(letters.steps))[-1]
+    searched, held_out = (
+        Reference.of_images(letters.scores.extractor, LETTERS[0][start::3]).frechet for start in (1, 2)
+    )
+    sampled = letters.features(letters.images(last, SEARCH, 70))
+    assert letters(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
+    unseen = letters.evaluate(Candidate(last)).unseen
+    assert unseen == pytest.approx(fid(sampled, held_out.mean, held_out.cov), rel=1e-4)
+    assert letters.evaluate(Candidate(last), gradient=True).unseen is None
+    assert "fid_held_out" in letters.evaluate(Candidate(last, noise=HELD_OUT)).metrics
 
 
-def test_nothing_is_trained_on_the_characters_that_searches_and_reports_see(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-    seen = (LETTERS.clone(), FEW["characters"][1])
-    seen[0][1::3] = seen[0][2::3] = torch.nan
-    for module in (bundled, small_images):
-        monkeypatch.setattr(module, "bundled_images", lambda _: seen)
-    assert all(weight.isfinite().all() for weight in feature_network("characters").parameters())
-    with pytest.raises(MetricError, match="finite"):  # of the reference; the training went well
-        build("characters", data="thirds")
-    assert len(list(tmp_path.glob("characters-*.trajectory"))) == 1
-
-
-@pytest.mark.parametrize(("name", "sigma"), [("digits", 20.0), ("photographs", 80.0), ("ct", 20.0)])
-def test_one_step_of_a_consistency_model_is_its_function_of_noise(name: str, sigma: float) -> None:
+@pytest.mark.parametrize(("name", "sigma"), [("digits", 20.0), ("photographs", 80.0)])
+def test_one_step_of_a_consistency_model_is_its_function_of_noise(name: str, sigma: float, build: Any) -> None:
     objective = build(name, nfe=1)
     found = objective.images(FIRST, HELD_OUT, 5)  # which loads the weights
     network = objective.sampler.weights.trained  # type: ignore[attr-defined]
@@ -189,71 +175,53 @@ def test_one_step_of_a_consistency_model_is_its_function_of_noise(name: str, sig
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-# which model is trained
+# which model, and what is refused
 
 
-def test_the_seed_alone_decides_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sha256, threads = build("digits_ddpm").trajectory.sha256, torch.get_num_threads()
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-    torch.set_num_threads(4)
-    with torch.no_grad():
-        again = build("digits_ddpm")
-    assert torch.get_num_threads() == 4
-    torch.set_num_threads(threads)
-    assert again.trajectory.sha256 == sha256
-    assert not list(tmp_path.glob("*.partial"))
+def test_a_selection_is_as_if_training_had_ended_there(build: Any) -> None:
+    assert build("digits", select={"last_step": 4}).steps == (2, 4)
+
+
+def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -> None:
+    assert build("digits_ddpm", nfe=3).sampler.nfe == 3
+    record = models / "digits_ddpm.model" / "training.json"
+    written = record.read_text()
+    record.unlink()
+    try:
+        with pytest.raises(ObjectiveError, match="dataset: expected one of digits, photographs, characters, got None"):
+            build("digits_ddpm")
+        with pytest.raises(ObjectiveError, match=r"nfe: digits_ddpm\.trajectory has no record of its training"):
+            build("digits_ddpm", dataset="digits")
+        assert build("digits_ddpm", dataset="digits", nfe=2).sampler.nfe == 2
+    finally:
+        record.write_text(written)
+
+
+@pytest.mark.parametrize("name", MODULE.COMMANDS)
+def test_a_missing_trajectory_is_refused_with_the_command_that_trains_it(name: str, tmp_path: Path) -> None:
+    spec = ObjectiveSpec(file="trained.py", settings={"checkpoints": f"models/{name}.trajectory"})
+    with pytest.raises(ObjectiveError) as refused:
+        check_objective(spec, study_folder=tmp_path)
+    assert str(refused.value).endswith(f"does not exist; train it first: {MODULE.COMMANDS[name]}")
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "method", "calls"),
-    [("ct", Ct, "loss", 3), ("ct", Model, "write_weights", 0)],
+    "path", [*ROOT.glob("studies/*.yaml"), *ROOT.glob("studies/paper/*.yaml")], ids=lambda p: p.stem
 )
-def test_a_training_that_was_killed_comes_to_the_same_weights(
-    name: str, kind: type, method: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, run, made = build(name)([0.2, 0.3, 0.5]), getattr(kind, method), itertools.count()
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-
-    def killed(*given: Any) -> Any:
-        if next(made) == calls:
-            raise KeyboardInterrupt
-        return run(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, method, killed)
-        with pytest.raises(KeyboardInterrupt):
-            build(name)
-    assert build(name)([0.2, 0.3, 0.5]) == whole
+def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path) -> None:
+    named = {str(spec.objective.settings.get("checkpoints")) for spec in read_studies(path)}
+    needed = [name for name in MODULE.COMMANDS if f"models/{name}.trajectory" in named]
+    if "cd" in needed:
+        needed = ["edm", *needed]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[: len(needed)] == [f"# {MODULE.COMMANDS[name]}" for name in needed]
 
 
-@pytest.mark.parametrize("recipe", ["cd", "ect"])
-def test_the_teacher_is_trained_before_and_once(recipe: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, run = [], preparing.run
-    monkeypatch.setattr(
-        preparing, "run", lambda training, **how: (trained.append(training.recipe.name), run(training, **how))[1]
-    )
-    teacher = {**EDM, "training_seed": len(recipe)}
-    objective = build("ct", recipe=recipe, teacher=teacher)
-    again = build("ct", recipe=recipe, teacher=teacher, nfe=1, select={"last_step": 4})
-    assert trained == ["edm", recipe]
-    assert (again.trajectory.path, again.steps) == (objective.trajectory.path, (2, 4))
-    settings = {**CT, "recipe": recipe, "teacher": {**teacher, "training_steps": 6}}
-    assert MODULE.place(MODULE.Settings(**settings), cache).name != objective.trajectory.path.name
+def test_the_makefile_trains_the_letters_by_the_same_command() -> None:
+    assert MODULE.COMMANDS["letters"] in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_checkpoint(tmp_path: Path) -> None:
-    assert MODULE.training_seconds(CT, tmp_path) is None
-    curve = MODULE.sibling_path(MODULE.place(MODULE.Settings(**CT), tmp_path), ".jsonl")
-    curve.write_text("".join(json.dumps({"step": step, "loss": 1, "seconds": step / 2}) + "\n" for step in (2, 4, 6)))
-    assert MODULE.training_seconds(CT, tmp_path) == 3
-    assert MODULE.training_seconds({**CT, "select": {"last_step": 5}}, tmp_path) == 2
-
-
-# what is refused, before anything is trained
-
-
-OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
-    ({"training_steps": 3}, TrainingError, "checkpoint_every: .* every 2 steps .* of 3 training_steps; at most 1"),
+WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
     ({"images": 64}, StudySpecError, "objective.settings: images"),
@@ -261,40 +229,19 @@ OF_ALL: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
     ({"keep": {"precision": 70}}, MetricError, "keep: {'precision': 70.0} cannot be kept"),
     ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images have features of one network only"),
-]
-OF_RECIPES: list[tuple[dict[str, Any], type[LcscError], str]] = [
-    ({"recipe": "ctt"}, TrainingError, "ctt: no such recipe"),
-    ({"recipe": "slct"}, TrainingError, "slct: trains on latents"),
-    ({"recipe": "cd"}, TrainingError, "teacher: cd needs a model"),
-    (
-        {"recipe": "cd", "teacher": {**EDM, "checkpoint_every": 3}},
-        TrainingError,
-        "checkpoint_every: .* every 3 steps .* of 4 training_steps; at most 2",
-    ),
-    ({"teacher": EDM}, TrainingError, "teacher: ct needs no model"),
-    ({"recipe_settings": {"sigma_mx": 3}}, StudySpecError, "sigma_mx: unknown key"),
+    ({"dataset": "faces"}, StudySpecError, "dataset"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong"), [*(("digits", wrong) for wrong in OF_ALL), *(("ct", wrong) for wrong in OF_RECIPES)]
-)
-def test_settings_that_do_not_fit(name: str, wrong: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "empty"))
+@pytest.mark.parametrize("wrong", WRONG)
+def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
     change, error, message = wrong
     with pytest.raises(error, match=message):
-        build(name, **change)
-    assert not (tmp_path / "empty").exists()
+        build("digits", **change)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_precision_can_be_kept_and_losses_summed(name: str) -> None:
-    check_objective(ObjectiveSpec(file=f"{name}.py", settings={"keep": "precision", "loss": {"fid": 1, "near": 6}}))
-
-
-def test_what_a_training_left_before_its_first_state_is_no_hindrance(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
-    model = MODULE.sibling_path(MODULE.place(MODULE.Settings(**CT), tmp_path), ".model")
-    model.mkdir(parents=True)
-    (model / "training.json").write_text("{")
-    assert DiffusersFolder.read(build("ct").trajectory.path).path == model
+def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
+    kept = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
+    check_objective(ObjectiveSpec(file="letters.py", settings=kept))
+    settings = {"checkpoints": "digits.trajectory", **kept}
+    check_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)

@@ -52,7 +52,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_parts(tmp_path, "KeyboardInterrupt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     import stored_parts  # type: ignore[import-not-found]  # it was copied to the temporary folder
 
     stored_parts.write_checkpoints(tmp_path / "checkpoints")

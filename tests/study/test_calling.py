@@ -343,7 +343,6 @@ def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypa
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("LCSC_CACHE")
     before = set(tmp_path.rglob("*"))
     result = search(states(), score=distance, storage=None)
     assert list(Path(result._temporary).glob("studies.files/*.trajectory"))
@@ -357,7 +356,6 @@ def test_packed_checkpoints_lie_beside_their_database(search: Any, workplace: Pa
         torch.save(state, workplace / f"{step}.pt")
     search("*.pt", score=distance, storage="mine.db")
     search(states(), score=distance, storage="sqlite:///other.db")
-    assert not (workplace.parent / "cache").exists()
     assert len(list(Path("mine.files").glob("*.trajectory"))) == 1
     assert len(list(Path("other.files").glob("*.trajectory"))) == 1
 

@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import Plane, plane_grid
+from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.landscape import Landscape
@@ -45,7 +46,7 @@ def write_landscape(
         "steps": STEPS,
         "budget": {"evaluations": len(planned), "images": None},
         "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size}}},
-        "plane": {"products": plane.directions.tolist() if products is None else products},
+        "plane": {"products": stored_array(plane.directions if products is None else products)},
     }
     study = StoredStudy.open_or_create(storage, name, attributes)
     for number, (x, y) in enumerate(planned[:points]):
@@ -93,7 +94,7 @@ def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
 def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:
     theta = np.random.default_rng(0).normal(size=(3, 9))
     directions = theta[1:] - theta[0]
-    write_landscape(storage, products=(directions @ (theta - theta.mean(axis=0)).T).tolist())
+    write_landscape(storage, products=directions @ (theta - theta.mean(axis=0)).T)
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     found = read(storage)
     expected = [np.linalg.lstsq(directions.T, coefficients(n) @ theta - theta[0], rcond=None)[0] for n in (0, 1)]

@@ -155,7 +155,7 @@ EMA, CLOSE = ("EMAGrid", [10.0, 10.0, 10.0]), ("CMA", [1.9, 2.0, 2.1])
             "± 0.1, 80 % below EMA*; LCSC and DE not distinguishable over 3 seeds",
         ),
         ([CLOSE, ("LCSC", [4.0, 4.1, 4.2])], "± 0.1"),
-        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed each, so this may be chance"),
+        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed each"),
         ([("CMA", [2.0])], ""),
     ],
 )

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
-from lcsc_opt.sampling.network import network_output
 
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
 Coupling = Literal["optimal-transport", "independent"]
@@ -39,7 +38,6 @@ class Batch:
         generator: the generator of this step's random numbers, on the device of the images.
         noise_scale: the network's noise input is ``noise_scale * ln(sigma)``.
         teacher: the teacher of a distillation.
-        labels: ``[N]`` int64, the classes that a class-conditional network is told; ``None`` for others.
     """
 
     images: Tensor
@@ -50,13 +48,6 @@ class Batch:
     generator: torch.Generator
     noise_scale: float = SONG_NOISE
     teacher: Denoiser | None = None
-    labels: Tensor | None = None
-
-    def output(self, inputs: Tensor, times: Tensor) -> Tensor:
-        """What the network gives for inputs ``[N, C, H, W]`` at times ``[N]``, told the classes if it has such."""
-        if self.labels is None:
-            return network_output(self.network, inputs, times)
-        return network_output(self.network, inputs, times, class_labels=self.labels)
 
     def normal(self, coupling: Coupling = "independent") -> Tensor:
         """Standard normal noise of the images' shape.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.sampling.consistency import EDM_NOISE
+from lcsc_opt.sampling.network import network_output
 from lcsc_opt.training.recipes.base import (
     Batch,
     Count,
@@ -47,7 +48,7 @@ class Ddpm(TrainingRecipe):
         t = torch.randint(self.timesteps, (len(images),), generator=batch.generator, device=images.device)
         epsilon = batch.normal()
         noisy = _noise_schedule(self.timesteps, self.beta_schedule).add_noise(images, epsilon, t)
-        return F.mse_loss(batch.output(noisy, t), epsilon)
+        return F.mse_loss(network_output(batch.network, noisy, t), epsilon)
 
     def scheduler(self) -> dict[str, Any]:
         """DPM-Solver++ on the schedule of the training."""
@@ -128,7 +129,7 @@ class Flow(TrainingRecipe):
         noise = batch.normal(self.coupling)
         share = torch.rand(len(noise), generator=batch.generator, device=noise.device)
         mixed = column(share) * noise + column(1 - share) * batch.images
-        velocity = batch.output(mixed, _FLOW_TIMESTEPS * share)
+        velocity = network_output(batch.network, mixed, _FLOW_TIMESTEPS * share)
         return (velocity - (noise - batch.images)).square().mean()
 
     def scheduler(self) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""A study's objective on a machine of a cluster, which has the same software and sees the same files.
+
+The user's own code, which is the objective's file and the modules that this imports, comes with the job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.paths import DEFAULT_FILES, KnownCheckpoints
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import load_objective
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeObjective:
+    """Loads a study's objective on a machine of the cluster, where its code has arrived; picklable.
+
+    Attributes:
+        spec: the specification of the objective.
+        study_directory: the study file's folder on the coordinator.
+        working_directory: the working directory of the coordinator.
+        objective_file: on the coordinator; ``None`` if it belongs to the library.
+        software: the software of the coordinator.
+        checkpoints: those of the objective's trajectory, with its path on the coordinator; ``None`` without one.
+        rows: how layers are divided into groups with coefficients of their own.
+        files: the folder beside the database.
+    """
+
+    spec: ObjectiveSpec
+    study_directory: Path | None
+    working_directory: Path
+    objective_file: Path | None
+    software: dict[str, Any]
+    checkpoints: KnownCheckpoints | None
+    rows: Rule | None
+    files: Path
+
+    @classmethod
+    def collect(
+        cls,
+        spec: ObjectiveSpec,
+        study: Path | None,
+        objective: Objective,
+        copies: Path,
+        files: Path = DEFAULT_FILES,
+    ) -> NodeObjective:
+        """Copy the user's own code into the empty folder ``copies``; ``study`` is the study's folder."""
+        from lcsc_opt.trajectory import Trajectory
+
+        objective_file = None
+        for name, file in objective.code.items():
+            if name == file.path.name:  # modules have names without a suffix
+                objective_file = file.path
+                shutil.copyfile(file.path, copies / name)
+            else:
+                _copy_module(name, file.path, copies)
+        checkpoints = None
+        trajectory = objective.trajectory
+        if isinstance(trajectory, Trajectory):
+            checkpoints = KnownCheckpoints(trajectory.sha256, trajectory.steps, packed=trajectory.path.resolve())
+        groups = objective.layer_groups
+        return cls(
+            spec=spec,
+            study_directory=None if study is None else study.resolve(),
+            working_directory=Path.cwd(),
+            objective_file=objective_file,
+            software=_software(),
+            checkpoints=checkpoints,
+            rows=None if groups is None else groups.rule,
+            files=files.absolute(),
+        )
+
+    def __call__(self) -> Objective:
+        """Load it, in the process's first working directory, which has the copies.
+
+        Raises:
+            StudySpecError: this machine has other software than the coordinator, which would change results.
+            TrajectoryError: the trajectory is not at its path here.
+            LcscError: the objective cannot be loaded.
+        """
+        self._check_software()
+        self._check_trajectory()
+        copies = Path.cwd()
+        spec = self.spec
+        if self.objective_file is not None:
+            copy = copies / self.objective_file.name
+            if copy.is_file():  # a program that was connected to Ray before has sent none
+                spec = spec.model_copy(update={"file": str(copy)})
+        sys.path.append(str(copies))
+        if self.working_directory.is_dir():  # on a shared file system, paths in settings mean the same files
+            os.chdir(self.working_directory)
+        try:
+            return load_objective(
+                spec,
+                study_folder=self.study_directory,
+                checkpoints=self.checkpoints,
+                rows=self.rows,
+                files=self.files,
+            )
+        finally:
+            os.chdir(copies)
+
+    def _check_trajectory(self) -> None:
+        from lcsc_opt.trajectory import Trajectory  # with torch, whose import would take most of a worker's start
+
+        if self.checkpoints is None or self.checkpoints.packed is None:
+            return
+        if Trajectory.holding(self.checkpoints.packed, self.checkpoints) is None:
+            raise TrajectoryError(
+                f"has no {self.checkpoints.packed} with the checkpoints of the search; "
+                "put it, or the study's database, on a file system that all nodes share"
+            )
+
+    def _check_software(self) -> None:
+        differences = []
+        for name, version in _software().items():
+            expected = self.software.get(name)
+            if version == expected:
+                continue
+            if name == "blas" and set(version) <= set(expected or ()):  # the coordinator may have loaded more of them
+                continue
+            differences.append(f"{name} {version}, not {expected}")
+        if differences:
+            raise StudySpecError(
+                f"has other software than the coordinator: {', '.join(differences)}; install the same there"
+            )
+
+
+def _copy_module(name: str, path: Path, copies: Path) -> None:
+    """Copy a module, with the folders of its packages."""
+    module = copies.joinpath(*name.split("."))
+    copy = module / path.name if path.name == "__init__.py" else module.with_suffix(".py")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
+
+
+def _software() -> dict[str, Any]:
+    """JSON-able: versions, BLAS, and a digest of this library's own code, which may change without its version."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    current = environment()
+    return {
+        **current["packages"],
+        "machine": current["machine"],
+        "blas": current["blas"],
+        "lcsc_opt's code": digest.hexdigest()[:12],
+    }
