@@ -38,8 +38,8 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
     near = write(study, "trained.py")
     for name, file in (("trained.py", near), ("trained", near), (str(here), here)):
         assert find("objectives", name, study_folder=study) == file
-    with pytest.raises(StudySpecError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\)"):
-        find("objectives", "digit")
+    with pytest.raises(StudySpecError, match=r"traine: no such file in objectives \(did you mean 'trained'\?\)"):
+        find("objectives", "traine")
     for name in ("~nobody-at-all/trained.py", "x" * 256):
         with pytest.raises(StudySpecError, match=r"; (write the whole|check the) path$"):
             find("objectives", name)
