@@ -243,7 +243,7 @@ INSTEAD = {"sum": add, "stack": stack, "in place": add_in_place}
 
 def digits() -> dict[str, dict[str, float]]:
     """The effect of storing fewer bits on the FID of a found combination."""
-    settings = {"checkpoints": str(trained("digits")), "images": 10_000}
+    settings: dict[str, Any] = {"checkpoints": str(trained("digits")), "images": 10_000}
     objective: Any = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
     exact = objective.trajectory
     coefficients = follow_gradient(objective)

@@ -220,7 +220,7 @@ def train(missing: Sequence[Job], processes: int, *, quick: bool) -> None:
         return
     folder = missing[0].folder
     (folder / "models").mkdir(parents=True, exist_ok=True)
-    named = {Path(spec.objective.settings.get("checkpoints", "")).stem for job in missing for spec in job.specs()}
+    named = {Path(str(spec.objective.settings.get("checkpoints", ""))).stem for job in missing for spec in job.specs()}
     students = [name for name in COMMANDS if name in named]
     teachers = [TEACHER] if named.intersection(TAUGHT) else []
 

@@ -91,13 +91,13 @@ def ray_node_killed(folder: Path) -> Found:
     statuses = [lcsc_process("run", study_file(place, workers=2, **shared)).status]
     shared |= {"objective": {"file": "stages_on_ray.py", "settings": settings}, "storage": urls[1]}
     with small_cluster(num_cpus=1, node_name="one") as cluster:
-        node: Any = add_node(cluster, **two)  # type: ignore[arg-type]
+        node: Any = add_node(cluster, **two)
         file = study_file(place, workers={"ray": 2, "address": cluster.address}, **shared)
         running = Lcsc("run", file)  # no fork of this process, which asks the cluster
         while len(processes(log)) < 7 and running.process.exitcode is None:
             time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
-        add_node(cluster, **two)  # type: ignore[arg-type]
+        add_node(cluster, **two)
         go.touch()
         statuses.append(running.wait().status)
     local, remote = (trials(url, "e/LCSCGradient/0") for url in urls)

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import machine, parse, trained, write_json
@@ -67,7 +68,8 @@ def digits(
     evaluations: int, rounds: int, *options: str, output: str = ""
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Trials per second of each way, in each round, and the share of workers' time spent on sampling and features."""
-    settings = {"checkpoints": str(trained("digits", *options, output=output)), "images": IMAGES, "loss": "fid"}
+    checkpoints = str(trained("digits", *options, output=output))
+    settings: dict[str, Any] = {"checkpoints": checkpoints, "images": IMAGES, "loss": "fid"}
     load = functools.partial(load_objective, ObjectiveSpec(file="trained.py", settings=settings))
     objective = load()
     with contextlib.closing(WorkerPool(load, 2)) as pool:

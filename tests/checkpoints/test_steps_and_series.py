@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_the_last_file_of_a_loras_training_is_its_last_epoch(
         assert "left out: no later step in its metadata" in capsys.readouterr().err
 
 
-def _written(folder: Path, contents: dict[str, dict[str, object]]) -> list[Path]:
+def _written(folder: Path, contents: Mapping[str, Mapping[str, object]]) -> list[Path]:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model": state_dict(1), **content}, folder / name)

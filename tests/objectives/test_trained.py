@@ -241,7 +241,7 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
-    kept = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
+    kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
     check_objective(ObjectiveSpec(file="letters.py", settings=kept))
     settings = {"checkpoints": "digits.trajectory", **kept}
     check_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
