@@ -266,6 +266,7 @@ def test_a_model_that_was_trained_here_is_searched_on_the_device(
     objective.evaluate(rates[0])
     COUNTS.clear()
     evaluation = objective.evaluate(rates[1], gradient=True)
+    assert evaluation.gradient is not None
     assert np.isfinite([evaluation.loss, *evaluation.gradient]).all()
     assert COUNTS["to_host_bytes"] < 70 * 8 * 8 * 4 + 70 * 64 * 8, "images were taken to the host"
 
