@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import Field
 
@@ -105,7 +105,7 @@ class Settings(SmallSettings):
             raise ObjectiveError(
                 f"nfe: {self.checkpoints} has no record of its training; give the model calls for one image"
             )
-        return dataset, nfe
+        return cast("Bundled", dataset), nfe
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
