@@ -105,7 +105,7 @@ class Settings(SmallSettings):
             raise ObjectiveError(
                 f"nfe: {self.checkpoints} has no record of its training; give the model calls for one image"
             )
-        return cast(Bundled, dataset), nfe
+        return cast("Bundled", dataset), nfe
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:

@@ -81,7 +81,7 @@ def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, caps
     assert OF_FILES
     for path in OF_FILES:  # with the files: tests/test_enhance_page.py and tests/studies
         assert lcsc(["run", str(path), "--dry-run"]) == 2
-        named = re.findall(r"checkpoints: (\S+)", path.read_text())
+        named = re.findall(r"checkpoints: \[?([^\s,\]}]+)", path.read_text())
         assert any(name in capsys.readouterr().err for name in named)
     assert not any(workplace.iterdir())
 
