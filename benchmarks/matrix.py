@@ -33,7 +33,16 @@ NOBODY = "65534"
 HERE = "{}.{}".format(*sys.version_info)
 DEBIAN = "/usr/bin/python3"
 OLDEST = {"OPENBLAS_CORETYPE": "Nehalem", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-ROOMS_OF_NUMBERS = ("base", "checkpoints", "coefficients", "database", "metrics", "objective", "optimizers", "test_contracts.py")
+ROOMS_OF_NUMBERS = (
+    "base",
+    "checkpoints",
+    "coefficients",
+    "database",
+    "metrics",
+    "objective",
+    "optimizers",
+    "test_contracts.py",
+)
 MANY_CORES = """
 import os
 os.cpu_count = lambda: 64
