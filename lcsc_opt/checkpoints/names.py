@@ -123,16 +123,19 @@ class _StepPart(NamedTuple):
 
     @property
     def values(self) -> tuple[int, ...]:
+        """The numbers."""
         return tuple(_value(number["digits"]) for number in self.numbers)
 
     @property
     def skeleton(self) -> tuple[int, str]:
+        """What is the same in names that differ in their numbers alone."""
         return self.depth, _ASIDE.sub("", self._without(self.numbers, "*"))
 
     def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
+        """The text with ``mark`` in place of these numbers; without a mark, the word before each goes with it."""
+        group = "digits" if mark else "removed"
         text = self.text
         for number in reversed(numbers):
-            group = "digits" if mark else "removed"
             text = text[: number.start(group)] + mark + text[number.end(group) :]
         return text
 
@@ -145,7 +148,7 @@ class _StepPart(NamedTuple):
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
         if self.depth >= len(path.parts):  # the working directory is in that folder
             path = path.absolute()
-        parts = [*path.parts]
+        parts = list(path.parts)
         place = len(parts) - 1 - self.depth
         if self.depth:
             series = "/".join((series, *path.absolute().parts[-self.depth : -1], _without_suffix(path.name)))
@@ -164,16 +167,18 @@ def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
     places: dict[tuple[int, str], list[int]] = {}
     for place, part in enumerate(parts):
         places.setdefault(part.skeleton, []).append(place)
-    return [*places.values()]
+    return list(places.values())
 
 
 def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
     """Which of the numbers of similar names may be the steps."""
-    columns = [*zip(*values, strict=True)]
+    columns = list(zip(*values, strict=True))
     varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
     if any(len(set(columns[place])) == len(values) for place in varying):
         return varying
-    return varying[-1:] or [*range(len(columns))][-1:]  # several series, or one name
+    if varying:  # of several series
+        return varying[-1:]
+    return list(range(len(columns)))[-1:]  # of one name
 
 
 def _possible_steps(name: str) -> list[re.Match[str]]:
@@ -181,13 +186,17 @@ def _possible_steps(name: str) -> list[re.Match[str]]:
     width_and_step = _WIDTH_AND_STEP.fullmatch(name)
     if width_and_step is not None:
         return [width_and_step]
-    without = [
-        no_step.sub(lambda found: re.sub("[0-9]", "x", found[0]), name) for no_step in (_NO_STEP_NOR_EPOCH, _NO_STEP)
-    ]
-    with_word = [*_STEP_WITH_WORD.finditer(without[0])]
+    without_epoch = _blanked(name, _NO_STEP_NOR_EPOCH)
+    with_word = list(_STEP_WITH_WORD.finditer(without_epoch))
     if with_word:
         return with_word[-1:]
-    return [*_WHOLE_NUMBER.finditer(without[0])] or [*_WHOLE_NUMBER.finditer(without[1])]
+    numbers = list(_WHOLE_NUMBER.finditer(without_epoch))
+    return numbers or list(_WHOLE_NUMBER.finditer(_blanked(name, _NO_STEP)))
+
+
+def _blanked(name: str, pattern: re.Pattern[str]) -> str:
+    """The name with an ``x`` for each digit of what matches, so that places stay."""
+    return pattern.sub(lambda found: re.sub("[0-9]", "x", found[0]), name)
 
 
 def _value(digits: str) -> int:

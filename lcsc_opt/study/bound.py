@@ -5,11 +5,8 @@ The grid is a study of its own. :func:`lcsc_opt.study.plan.with_grids` puts it b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
-
-from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients, Constraint
@@ -44,32 +41,15 @@ def bound_of(study: StoredStudy) -> KeptBound:
 def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
     experiment = split_name(study.name)[0]
-    return ema_of_grids(study.storage, experiment, study.attributes["fingerprint"])
-
-
-def ema_of_grids(
-    storage: RDBStorage, experiment: str, fingerprint: Mapping[str, Any]
-) -> tuple[StudyHistory, Coefficients] | None:
-    """EMA*: the best of an experiment's finished EMA grids, and its answer; ``None`` without a grid.
-
-    Args:
-        storage: of the experiment's studies.
-        experiment: their name.
-        fingerprint: the objective and the code in it are those of the grid.
-    """
-    studies = our_studies(storage)
+    function = _function_of(study.attributes)
     grids = []
-    for name, attributes in studies.items():
-        if not is_search(name):
-            continue
-        study_experiment, optimizer, _ = split_name(name)
-        if (study_experiment, optimizer) != (experiment, EMA_GRID):
-            continue
-        if _function_of(attributes["fingerprint"]) == _function_of(fingerprint):
+    for name, attributes in our_studies(study.storage).items():
+        is_grid = is_search(name) and split_name(name)[:2] == (experiment, EMA_GRID)
+        if is_grid and _function_of(attributes) == function:
             grids.append(name)
     if not grids:
         return None
-    reader = HistoryReader(storage)
+    reader = HistoryReader(study.storage)
     ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
@@ -79,6 +59,7 @@ def ema_of_grids(
     return ema, coefficients
 
 
-def _function_of(fingerprint: Mapping[str, Any]) -> Any:
-    """The objective and the code of a fingerprint, as they are stored: tuples are lists in the database."""
-    return json.loads(json.dumps([fingerprint["objective"], fingerprint.get("code")]))
+def _function_of(attributes: Mapping[str, Any]) -> Any:
+    """The objective and the code in a stored study's fingerprint."""
+    fingerprint = attributes["fingerprint"]
+    return fingerprint["objective"], fingerprint.get("code")

@@ -160,7 +160,7 @@ class Execution:
     def _bound(self) -> KeptBound | None:
         """The bound of the kept metric; ``None`` if the losses of this study have none."""
         bound = KeptBound.of(self.stored.attributes)
-        if bound is not None or not (self.objective.keeps and self.plan.is_bounded):
+        if bound is not None or self.plan.is_grid or not self.objective.keeps:
             return bound
         bound = bound_of(self.stored)
         self.stored.set_attribute(KEPT_BOUND, bound.to_json())

@@ -71,12 +71,12 @@ def fork(
     trials = read_database(source.storage).trials
     accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
     attributes: dict[str, Any] = {"forked_from": source.name}
-    if not checkpoints:
-        attributes[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
-    else:
+    if checkpoints:
         before = packed_trajectory(executor.objective(source_plan))
         now = packed_trajectory(executor.objective(plan))
         origin = _coefficients_on(origin, before, now, source=source.name)
+    elif not plan.is_grid:
+        attributes[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
 
     resolved = executor.resolve(dataclasses.replace(plan, origin=origin.tolist()))
     executor.create(resolved, attributes)

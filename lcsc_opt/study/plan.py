@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lcsc_opt.coefficients.spaces import (
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
-from lcsc_opt.database.names import BASELINES, EMA_GRID
+from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -125,12 +125,12 @@ class Plan:
         return needs_gradient(self.optimizer)
 
     @property
-    def is_bounded(self) -> bool:
-        """Whether losses have a penalty where a metric is kept: not those of grids, whose averages define EMA*.
+    def is_grid(self) -> bool:
+        """Whether candidates are listed, not searched: averages, one of which is EMA*, or the points of a landscape.
 
-        A landscape has the bound of the search that it is of.
+        Where a metric is kept, the losses of averages have no penalty, and a landscape has the bound of its search.
         """
-        return self.optimizer.name not in (*BASELINES, LANDSCAPE)
+        return self.optimizer.name in (*BASELINES, LANDSCAPE)
 
     @property
     def ray(self) -> RayWorkers | None:
@@ -316,7 +316,7 @@ class Plan:
 
     def _advice_on_rows(self, objective: Objective | None) -> Iterator[str]:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
-        if self.spec.space.rows is None or self.optimizer.name in (*BASELINES, LANDSCAPE):
+        if self.spec.space.rows is None or self.is_grid:
             return
         images = None if objective is None else objective.real_images_per_dimension
         if not self.follows_gradients:
@@ -333,8 +333,7 @@ class Plan:
 
         Grids get the affine space, which contains their profiles exactly; another space may not reach them.
         """
-        is_grid = self.optimizer.name in (*BASELINES, LANDSCAPE)
-        spec = SpaceSpec() if is_grid else self.spec.space
+        spec = SpaceSpec() if self.is_grid else self.spec.space
         steps = objective.steps
         groups = objective.layer_groups
         if self.origin is not None:
@@ -449,6 +448,8 @@ def plans(
 def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]]) -> list[Plan]:
     """The plans, with an EMA grid before the first search of each experiment that keeps a metric.
 
+    That is the grid of the plans, else one that is stored, else a new one.
+
     Args:
         to_run: in the order in which they will run.
         studies: name → attributes of all stored studies. A study that has its bound needs no grid.
@@ -457,17 +458,28 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
     for plan in to_run:
         if plan.optimizer.name == EMA_GRID:
             grids.setdefault((plan.spec.name, plan.objective_key), plan)
-    ordered: list[Plan] = []
+    ordered: dict[str, Plan] = {}
     for plan in to_run:
         has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
-        if plan.is_bounded and kept_metric(plan.specification) and not has_bound:
+        if kept_metric(plan.specification) and not plan.is_grid and not has_bound:
             key = (plan.spec.name, plan.objective_key)
             if key not in grids:
-                grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),))
-                grids[key] = dataclasses.replace(grid, origin=None)
-            ordered.append(grids[key])
-        ordered.append(plan)
-    return list({plan.name: plan for plan in ordered}.values())
+                grids[key] = _grid_for(plan, studies)
+            ordered.setdefault(grids[key].name, grids[key])
+        ordered.setdefault(plan.name, plan)
+    return list(ordered.values())
+
+
+def _grid_for(plan: Plan, studies: Iterable[str]) -> Plan:
+    """The EMA grid of a plan's experiment, with the seed of the first that is stored: nothing in it is random."""
+    seeds = list(plan.spec.seeds)
+    for name in filter(is_search, studies):
+        experiment, optimizer, seed = split_name(name)
+        if (experiment, optimizer) == (plan.spec.name, EMA_GRID):
+            seeds = [seed]
+            break
+    grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),), seeds=tuple(seeds))
+    return dataclasses.replace(grid, origin=None)
 
 
 def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:

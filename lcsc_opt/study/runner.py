@@ -284,7 +284,6 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = attributes.get("gradient")
-        constraint = attributes.get("constraint")
         return Evaluation(
             trial.value,
             attributes.get("metrics", {}),
@@ -292,7 +291,6 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             gradient=gradient,
             violation=attributes.get("violation"),
             unseen=attributes.get("unseen"),
-            constraint=None if constraint is None else Constraint(**constraint),
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 

@@ -254,3 +254,19 @@ def test_show_names_the_bound_and_a_dry_run_lists_the_grid(typed: Typed) -> None
     value = bound_of(study).constraint.value
     assert described["keeps"].startswith(f"precision@stored_parts:Means at least {value:.4g}; EMA* (")
     assert json.loads(json.dumps(study.attributes["kept_bound"])) == bound_of(study).to_json()
+
+
+def test_another_seed_has_the_bound_of_the_grid_that_is_there() -> None:
+    run(specification())
+    sampled = sampled_images()
+    [other] = run(specification(), seeds=[1])
+    assert stored_names() == ["kept/EMAGrid/0", "kept/LCSC/0", "kept/LCSC/1"]
+    assert bound_of(other).study == "kept/EMAGrid/0"
+    assert sampled_images() == sampled + 20 * IMAGES
+
+
+def test_a_grid_that_is_forked_from_a_search_has_no_penalty(typed: Typed) -> None:
+    [source] = run(specification(budget={"images": 3 * IMAGES}))
+    typed("fork", source.name, "forked", "--optimizer", "EMAGrid", "--storage", URL)
+    assert trials("forked/EMAGrid/0")
+    assert not any("violation" in trial.user_attrs for trial in trials("forked/EMAGrid/0"))
