@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
-		echo "torchvision does not fit this torch: lcsc works around that, your own scripts need README's one line"
+		echo "torchvision does not fit this torch: lcsc works around that; docs/training.md has two lines for scripts of your own"
 	@touch $@
 
 demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of letters, compare in demo.html (2 minutes; TRAIN=1 trains one first)
