@@ -1,8 +1,9 @@
-"""``lcsc run``, ``resume``, ``list``, ``show``."""
+"""``lcsc init``, ``run``, ``fork``, ``list``, ``show``."""
 
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,14 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, assignments, find_study, open_database
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, assignments, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.study.resolving import Resolved
+    from lcsc_opt.study.plan import Plan
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
@@ -36,6 +36,7 @@ class StudyOrder(str, enum.Enum):
     SECONDS = "seconds"
 
 
+_STORED = re.compile(r".+/[^/]+/\d+")  # experiment/optimizer/seed
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
@@ -80,7 +81,10 @@ def _ask(name: str, what: str) -> str | None:
 
 
 def run(
-    study_file: Annotated[str, typer.Argument(help="A study file, or the name of one in studies/.")],
+    studies: Annotated[
+        str,
+        typer.Argument(metavar="FILE|STUDY", help="A study file, the name of one in studies/, or a stored study."),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -90,65 +94,65 @@ def run(
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
-    storage: Storage = None,
-    ray: _Ray = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
-    accept_changes: AcceptChanges = False,
-) -> None:
-    """Run every search of a study file. Unfinished searches continue, and finished ones are skipped."""
-    from lcsc_opt.database.urls import masked, storage_url
-    from lcsc_opt.study import api
-    from lcsc_opt.study.plan import plans
-
-    path = find("studies", study_file)
-    specs = read_studies(path, overrides or ())
-    if ray is not None:
-        specs = tuple(spec.on_ray(ray) for spec in specs)
-    url = storage_url(storage, specs[0].storage)
-    chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
-    if dry_run:
-        resolved = api.dry_run(chosen, url, accept_changes=accept_changes)
-        _print_resolved(resolved, title=f"would run, in {masked(url)}")
-    else:
-        api.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
-
-
-def _print_resolved(studies: Sequence[tuple[Resolved, int]], *, title: str) -> None:
-    """Print the notices of each study, then a table of the studies and how many evaluations they have."""
-    rows = []
-    for study, evaluations in studies:
-        for line in study.notices:
-            notice(line)
-        plan = study.plan
-        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
-        rows.append((plan.name, options or "defaults", plan.spec.budget, f"{evaluations} evaluations"))
-    print_table(("study", "optimizer options", "budget", "done"), rows, title=title)
-
-
-def resume(
-    study: StudyName,
-    budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the study's budget.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
     ] = False,
     storage: Storage = None,
     ray: _Ray = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Evaluate one candidate on one batch, and print what would be run.")
+    ] = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
-    """Finish one study from the database, without its study file. --budget raises its budget."""
-    from lcsc_opt.study.execution import Executor
-    from lcsc_opt.study.plan import Plan
+    """Run every search of a study file, or a stored study. What is unfinished continues; what is finished is skipped.
 
-    stored = find_study(study, storage, write=True)
-    plan = Plan.of(stored)
-    if budget is not None:
-        plan = plan.with_budget(budget)
-    if ray is not None:
-        plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    executor = Executor(stored.storage, accept_changes=accept_changes)
-    outcome = executor.run(plan, retry_failed=retry_failed)
-    say(f"{plan.name}: {outcome}")
+    A stored study, as digits/LCSC/0, needs no study file.
+    """
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.study.plan import Plan, plans
+    from lcsc_opt.study.running import Run, run_plans
+
+    if _STORED.fullmatch(studies) and not Path(studies).exists():
+        if overrides or optimizer or seed:
+            raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
+        stored = find_study(studies, storage, write=True)
+        chosen = [Plan.of(stored)]
+        url = stored.storage.url
+        if budget is not None:
+            chosen = [chosen[0].with_budget(budget)]
+        if ray is not None:
+            chosen = [chosen[0].changed(workers=chosen[0].spec.on_ray(ray).workers)]
+    else:
+        path = find("studies", studies)
+        specs = read_studies(path, overrides or ())
+        if ray is not None:
+            specs = tuple(spec.on_ray(ray) for spec in specs)
+        url = storage_url(storage, specs[0].storage)
+        chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+    if dry_run:
+        rehearsed = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
+        rehearsed.rehearse()
+        _print_plans(rehearsed.plans, url)
+    else:
+        run_plans(chosen, url, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+
+
+def _print_plans(plans: Sequence[Plan], url: str) -> None:
+    """Print a table of the studies and how many evaluations they have."""
+    from lcsc_opt.database.connection import read_or_empty
+    from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.database.urls import masked
+
+    with read_or_empty(url) as storage:
+        summaries = HistoryReader(storage).summaries([plan.name for plan in plans])
+    evaluations = {study.study: study.evaluations for study in summaries}
+    rows = []
+    for plan in plans:
+        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
+        done = f"{evaluations.get(plan.name, 0)} evaluations"
+        rows.append((plan.name, options or "defaults", plan.spec.budget, done))
+    print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
 
 
 def fork(
@@ -167,12 +171,15 @@ def fork(
 ) -> None:
     """Start a new study at the best coefficients of another one."""
     from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study import api, forking
+    from lcsc_opt.study import forking
+    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.study.running import run_plans
 
     stored = find_study(source, storage, write=True)
     new_optimizer = None
     if optimizer is not None:
         new_optimizer = parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
+    objectives = ObjectiveLoader()
     plan = forking.fork(
         stored,
         new,
@@ -182,8 +189,9 @@ def fork(
         checkpoints=checkpoints or (),
         rows=rows,
         accept_changes=accept_changes,
+        objectives=objectives,
     )
-    api.run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes)
+    run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes, objectives=objectives)
 
 
 def list_(

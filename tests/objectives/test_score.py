@@ -304,23 +304,23 @@ def test_a_study_knows_its_models_files_wherever_they_are(workplace: Path, typed
     config = Path("out/of/gpt/checkpoint-3/config.json")
     original = config.read_text()
     config.write_text(original.replace("1e-05", "1e-02"))
-    said = typed("resume", NAME, "--budget", "4", status=2).err
+    said = typed("run", NAME, "--budget", "4", status=2).err
     assert "changed since it began: objective.model_files.config.json was" in said
     config.write_text(original)
     tokenizer = Path("out/of/gpt/checkpoint-3/tokenizer.json")
     tokenizer.write_text("{}")
-    assert "model_files.tokenizer.json was null" in typed("resume", NAME, "--budget", "4", status=2).err
+    assert "model_files.tokenizer.json was null" in typed("run", NAME, "--budget", "4", status=2).err
     tokenizer.unlink()
 
     Path("out/of/gpt/checkpoint-3").rename("last")
-    said = typed("resume", NAME, "--budget", "4", status=2).err
+    said = typed("run", NAME, "--budget", "4", status=2).err
     assert "model: out/of/gpt/checkpoint-3 is no folder" in said
     assert f"{MOVED[:-4]}PLACE" in said
     typed("export", NAME, "-o", "best.safetensors")
     typed("export", NAME, "-o", "best", "--config", "last")
     assert lcsc_opt.load_study(NAME).merge().keys() >= {"transformer.wte.weight"}
     typed("run", "gpt.yaml", MOVED)
-    typed("resume", NAME, "--budget", "4")
+    typed("run", NAME, "--budget", "4")
     typed("run", "gpt.yaml", MOVED, "seeds=[1]")
 
 
