@@ -27,7 +27,7 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images
+from lcsc_opt.sampling.base import fewest_report_images, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -157,7 +157,7 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return self.sampler.weights.why_no_gradient(self.trajectory.varying)
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
 
     @property
     def layer_groups(self) -> LayerGroups | None:
