@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +12,8 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, read_studies
+from lcsc_opt.base.settings import parse_settings, parse_yaml
+from lcsc_opt.base.study_file import FILL_IN, OptimizerSpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, assignments, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
@@ -36,47 +35,46 @@ class StudyOrder(str, enum.Enum):
     SECONDS = "seconds"
 
 
+class ModelKind(str, enum.Enum):
+    """What checkpoints are: each kind has a template of a study file."""
+
+    DIFFUSERS = "diffusers"
+    EDM = "edm"
+    LORA = "lora"
+    MODULE = "module"
+    SCORE = "score"
+
+
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
 def init(
+    kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in model=my:build score=my:loss."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in reference=photographs."),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
-    reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
-    """Write a study file for checkpoints. Settings that they do not determine are asked for, or marked in the file."""
+    """Write a study file for checkpoints, and list its lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists():
+    if out.exists() and FILL_IN not in out.read_text(encoding="utf-8", errors="replace"):
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    given_settings = assignments(settings or ())
-    if reference is not None:
-        given_settings["reference"] = reference
+    given = assignments(settings or ())
     if key is not None:
-        given_settings["key"] = key
-    text, summary, missing, problem = draft(checkpoints, given_settings, ask=_ask, beside=out.parent)
+        given["key"] = key
+    text, summary = draft(kind.value, checkpoints, given)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
+    missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
-        say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
-    elif problem:
-        say(f"to be corrected: {problem}; then: lcsc run {out} --dry-run")
-    else:
-        say(f"next: lcsc run {out}")
-
-
-def _ask(name: str, what: str) -> str | None:
-    """Ask the user for a setting, if there is a terminal. An empty answer leaves it to be filled in."""
-    if not sys.stdin.isatty():
-        return None
-    return str(typer.prompt(f"{name}: {what}", default="", show_default=False, err=True)) or None
+        say("\n".join(["to be filled in:", *missing]))
+    say(f"next: lcsc run {out}")
 
 
 def run(
@@ -97,12 +95,13 @@ def run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Run every search of a study file. Unfinished searches continue, and finished ones are skipped."""
+    path = find("studies", study_file)
+    specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
+
     from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.study import api
     from lcsc_opt.study.plan import plans
 
-    path = find("studies", study_file)
-    specs = read_studies(path, overrides or ())
     if ray is not None:
         specs = tuple(spec.on_ray(ray) for spec in specs)
     url = storage_url(storage, specs[0].storage)
