@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +12,8 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, read_studies
+from lcsc_opt.base.settings import parse_settings, parse_yaml
+from lcsc_opt.base.study_file import FILL_IN, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import AcceptChanges, Output, Storage, assignments, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
@@ -36,48 +35,47 @@ class StudyOrder(str, enum.Enum):
     SECONDS = "seconds"
 
 
+class ModelKind(str, enum.Enum):
+    """What checkpoints are: each kind has a template of a study file."""
+
+    DIFFUSERS = "diffusers"
+    EDM = "edm"
+    LORA = "lora"
+    MODULE = "module"
+    SCORE = "score"
+
+
 _STORED = re.compile(r".+/[^/]+/\d+")  # experiment/optimizer/seed
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
 def init(
+    kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in model=my:build score=my:loss."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in reference=photographs."),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
-    reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
-    """Write a study file for checkpoints. Settings that they do not determine are asked for, or marked in the file."""
+    """Write a study file for checkpoints, and list its lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists():
+    if out.exists() and FILL_IN not in out.read_text(encoding="utf-8", errors="replace"):
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    given_settings = assignments(settings or ())
-    if reference is not None:
-        given_settings["reference"] = reference
+    given = assignments(settings or ())
     if key is not None:
-        given_settings["key"] = key
-    text, summary, missing, problem = draft(checkpoints, given_settings, ask=_ask, beside=out.parent)
+        given["key"] = key
+    text, summary = draft(kind.value, checkpoints, given)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
+    missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
-        say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
-    elif problem:
-        say(f"to be corrected: {problem}; then: lcsc run {out} --dry-run")
-    else:
-        say(f"next: lcsc run {out}")
-
-
-def _ask(name: str, what: str) -> str | None:
-    """Ask the user for a setting, if there is a terminal. An empty answer leaves it to be filled in."""
-    if not sys.stdin.isatty():
-        return None
-    return str(typer.prompt(f"{name}: {what}", default="", show_default=False, err=True)) or None
+        say("\n".join(["to be filled in:", *missing]))
+    say(f"next: lcsc run {out}")
 
 
 def run(
@@ -109,33 +107,57 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file.
     """
-    from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study.plan import Plan, plans
-    from lcsc_opt.study.running import Run, run_plans
-
-    if _STORED.fullmatch(studies) and not Path(studies).exists():
-        if overrides or optimizer or seed:
-            raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
-        stored = find_study(studies, storage, write=True)
-        chosen = [Plan.of(stored)]
-        url = stored.storage.url
-        if budget is not None:
-            chosen = [chosen[0].with_budget(budget)]
-        if ray is not None:
-            chosen = [chosen[0].changed(workers=chosen[0].spec.on_ray(ray).workers)]
+    is_stored = _STORED.fullmatch(studies) and not Path(studies).exists()
+    if is_stored and (overrides or optimizer or seed):
+        raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
+    if is_stored:
+        chosen, url = _stored_plan(studies, storage, budget=budget, ray=ray)
     else:
         path = find("studies", studies)
-        specs = read_studies(path, overrides or ())
-        if ray is not None:
-            specs = tuple(spec.on_ray(ray) for spec in specs)
-        url = storage_url(storage, specs[0].storage)
-        chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+        specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
+        chosen, url = _plans_of_file(specs, path, storage, optimizer, seed, budget=budget, ray=ray)
+
+    from lcsc_opt.study.running import Run, run_plans
+
     if dry_run:
         rehearsed = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
         rehearsed.rehearse()
         _print_plans(rehearsed.plans, url)
     else:
         run_plans(chosen, url, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+
+
+def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str | None) -> tuple[list[Plan], str]:
+    """The plan of a stored study, and the URL of its database."""
+    from lcsc_opt.study.plan import Plan
+
+    stored = find_study(name, storage, write=True)
+    plan = Plan.of(stored)
+    if budget is not None:
+        plan = plan.with_budget(budget)
+    if ray is not None:
+        plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
+    return [plan], stored.storage.url
+
+
+def _plans_of_file(
+    specs: Sequence[StudySpec],
+    path: Path,
+    storage: str | None,
+    optimizers: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    *,
+    budget: int | None,
+    ray: str | None,
+) -> tuple[list[Plan], str]:
+    """The plans of a study file, and the URL of its database."""
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.study.plan import plans
+
+    if ray is not None:
+        specs = [spec.on_ray(ray) for spec in specs]
+    chosen = plans(specs, path.parent, optimizers=optimizers or (), seeds=seeds or (), budget=budget)
+    return chosen, storage_url(storage, specs[0].storage)
 
 
 def _print_plans(plans: Sequence[Plan], url: str) -> None:
