@@ -68,10 +68,10 @@ class Run:
             LcscError: the first thing that is wrong.
         """
         with self._reading() as storage:
+            studies = our_studies(storage)
             for plan in self.plans:
-                stored = our_studies(storage).get(plan.name)
-                if not self._is_finished(plan, stored):
-                    with self._prepared(plan, storage):
+                if not self._is_finished(plan, studies.get(plan.name)):
+                    with self._prepared(plan, studies, storage):
                         pass
 
     def run(self, plan: Plan, callbacks: Sequence[TrialCallback] = ()) -> str:
@@ -90,10 +90,11 @@ class Run:
         """
         with contextlib.ExitStack() as stack:
             with self._reading() as storage:
-                stored = our_studies(storage).get(plan.name)
+                studies = our_studies(storage)
+                stored = studies.get(plan.name)
                 if stored is not None and self._is_finished(plan, stored):
                     return _finished(plan, stored, storage)
-                study = stack.enter_context(self._prepared(plan, storage))
+                study = stack.enter_context(self._prepared(plan, studies, storage))
             if self._storage is None:
                 self._storage = open_storage(self._url, write=True)
             stack.enter_context(study.held(self._storage))
@@ -119,13 +120,12 @@ class Run:
         return stored is not None and not self._retry_failed and is_complete(plan, stored)
 
     @contextlib.contextmanager
-    def _prepared(self, plan: Plan, storage: RDBStorage) -> Iterator[PreparedStudy]:
+    def _prepared(self, plan: Plan, studies: Mapping[str, Attributes], storage: RDBStorage) -> Iterator[PreparedStudy]:
         """A study that may run, whose objective has been rehearsed.
 
         Raises:
             LcscError: it may not run; no other study of the same objective is tried then.
         """
-        studies = our_studies(storage)
         key = plan.objective_key
         if key in self._refused:
             raise self._refused[key]
@@ -138,7 +138,8 @@ class Run:
         with prepared(
             plan,
             objective,
-            storage,
+            studies,
+            trials=lambda name: read_trials(storage, name),
             accept_changes=self._accept_changes,
             retry_failed=self._retry_failed and stored is not None,
             # a finished study is opened only to store where its files are now
@@ -223,8 +224,18 @@ def evaluate(plan: Plan, storage: RDBStorage, held_out: HeldOutPlan, *, accept_c
     Raises:
         LcscError: as :func:`prepared`; or the objective has no held-out loss.
     """
-    objective = ObjectiveLoader().load(plan, our_studies(storage))
-    with prepared(plan, objective, storage, accept_changes=accept_changes) as study, study.held(storage):
+    studies = our_studies(storage)
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(
+            prepared(
+                plan,
+                ObjectiveLoader().load(plan, studies),
+                studies,
+                trials=lambda name: read_trials(storage, name),
+                accept_changes=accept_changes,
+            )
+        )
+        stack.enter_context(study.held(storage))
         return study.evaluate(held_out)
 
 
