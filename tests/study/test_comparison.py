@@ -170,7 +170,7 @@ def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed
     run = ("run", "scored.yaml", "~held_out")
     said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
     assert "scored: the first evaluation on search noise failed: KeyError: 'los'" in said
-    assert 'scored_parts.py", line 14, in broken' in said
+    assert "in broken" in said
     assert not (scored / "studies.db").exists()
     assert "after 3 evaluations" in typed(*run).err
 
@@ -228,7 +228,7 @@ def sampled(workplace: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("sampler=sampled_parts:without_graph", "with a gradient failed"),
+        ("sampler=sampled_parts:without_graph", "have no graph"),
         ("sampler=sampled_parts:of_other_channels", "search noise"),
         ("reference=nowhere.npz", "nowhere.npz"),
     ],
