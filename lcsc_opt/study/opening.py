@@ -42,7 +42,6 @@ from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
-from lcsc_opt.study.failure_policy import retry_failures
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.rehearsal import rehearse
@@ -160,7 +159,7 @@ class PreparedStudy:
                 if value != stored.get(name):
                     study.set_attribute(name, value)
             if self._retry_failed or compared.starts_over:
-                retried = retry_failures(study)
+                retried = study.retry_failed()
                 line = f"retrying {retried} trials that failed after the last success"
                 if retried:
                     line += "; earlier failures are kept, because later candidates depend on them"
