@@ -441,7 +441,7 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
             grids.setdefault((plan.spec.name, plan.objective_key), plan)
     ordered: dict[str, Plan] = {}
     for plan in to_run:
-        has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
+        has_bound = studies.get(plan.name, plan.further).get(KEPT_BOUND) is not None
         if kept_metric(plan.specification) and not plan.is_grid and not has_bound:
             key = (plan.spec.name, plan.objective_key)
             if key not in grids:

@@ -17,6 +17,8 @@ from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.failure_policy import innermost_frame
 
+_NOTICED_SECONDS = 0.1
+
 
 def rehearse(
     name: str,
@@ -69,6 +71,9 @@ def _sentence(failure: Failure, candidate: Candidate, gradient: bool) -> str:
 
 
 def _say_duration(name: str, seconds: float, *, gradient: bool) -> None:
+    """Print how long a trial takes, where anybody would notice."""
+    if seconds < _NOTICED_SECONDS:
+        return
     duration = f"{seconds:.2g} s"
     if seconds >= 100:
         duration = str(datetime.timedelta(seconds=round(seconds)))

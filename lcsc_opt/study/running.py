@@ -39,7 +39,6 @@ class Run:
 
     Attributes:
         plans: in the order in which they run.
-        has_begun: whether a study was written.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class Run:
         self._rehearsed: set[str] = set()  # keys of objectives
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
         self._storage = open_existing(url)
-        self.has_begun = False
         files = files_directory(url)
         ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
         self.plans = with_grids(ordered, self._studies())
@@ -98,6 +96,10 @@ class Run:
         """
         studies = self._studies()
         stored = studies.get(plan.name)
+        if stored is not None and is_finished(plan, stored) and not self._retry_failed:
+            changed = changed_since_finished(plan, stored, code_now(plan))
+            if changed is not None:
+                notice(changed)
         if self._storage is not None and stored is not None and self._is_finished(plan, stored):
             return _finished(plan, stored, self._storage)
         with contextlib.ExitStack() as stack:
@@ -105,7 +107,6 @@ class Run:
             if self._storage is None:
                 self._storage = open_storage(self._url, write=True)
             stack.enter_context(study.held(self._storage))
-            self.has_begun = True
             study.search(callbacks)
             study.report()
             return outcome_of(plan, self._storage)
@@ -122,6 +123,11 @@ class Run:
     def _is_finished(self, plan: Plan, stored: Attributes | None) -> bool:
         return stored is not None and not self._retry_failed and is_complete(plan, stored)
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no objective of these studies could be loaded and rehearsed."""
+        return {plan.objective_key for plan in self.plans} == self._refused.keys()
+
     @contextlib.contextmanager
     def _prepared(self, plan: Plan, studies: Mapping[str, Attributes]) -> Iterator[PreparedStudy]:
         """A study that may run, whose objective has been rehearsed.
@@ -132,6 +138,7 @@ class Run:
         key = plan.objective_key
         if key in self._refused:
             raise self._refused[key]
+        plan.check_devices()
         stored = studies.get(plan.name)
         try:
             objective = self._objectives.load(plan, studies)
@@ -190,7 +197,7 @@ def run_plans(
         callbacks: as of :meth:`Run.run`.
 
     Raises:
-        LcscError: nothing could be begun, or the only study failed.
+        LcscError: no objective could be loaded and rehearsed, or the only study failed.
         SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
         Exception: what a callback raises, which ends the run.
     """
@@ -207,7 +214,7 @@ def run_plans(
             try:
                 outcome = run.run(plan, callbacks)
             except LcscError as error:
-                if len(run.plans) == 1 or not run.has_begun:
+                if len(run.plans) == 1 or run.is_hopeless:
                     raise
                 outcome = str(error).removeprefix(f"{plan.name}: ")
                 failed[plan.name] = outcome
@@ -276,9 +283,6 @@ def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
     line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has nothing more to ask"
-    changed = changed_since_finished(plan, stored, code_now(plan))
-    if changed is not None:
-        notice(changed)
     return line
 
 
