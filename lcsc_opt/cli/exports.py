@@ -39,7 +39,7 @@ def export(
     from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.study.execution import mergeable_objective_of
+    from lcsc_opt.study.running import mergeable_objective_of
 
     destination = None
     if out.suffix != ".json":
