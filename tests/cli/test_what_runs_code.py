@@ -50,6 +50,7 @@ READ_ONLY = [
     ["compare", "own"],
     ["report", "own", "-o", "report.html"],
     ["apply", "best.safetensors", "model10.pt", "model20.pt", "model30.pt", "-o", "same.safetensors"],
+    ["init", "score", "model*.pt", "model=own_program:score", "score=own_program:score"],
     ["trajectory", "show", "model10.pt", "model20.pt"],
     ["delete", "own/LCSC/0", "--yes"],
 ]
