@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
-from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
+from lcsc_opt.trajectory.packing import open_request
 
 
 class CheckpointsAlone(Objective):
@@ -46,24 +51,60 @@ class CheckpointsAlone(Objective):
         return {"trajectory": self.trajectory.sha256}
 
     @classmethod
-    def of(cls, spec: ObjectiveSpec, context: BuildContext) -> CheckpointsAlone | None:
-        """The checkpoints, if nothing else of the objective is needed to merge them.
-
-        Args:
-            spec: the objective's file and settings.
-            context: has the checkpoints that the study was begun with, and no functions.
+    def of(cls, study: StoredStudy) -> CheckpointsAlone | None:
+        """The checkpoints that a study was begun with; no file of the objective is run for them.
 
         Returns:
-            ``None`` where only the whole objective can merge.
+            ``None`` where only the whole objective can merge: it names no checkpoints, or statistics of batch
+            normalization are estimated for each merge.
 
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        make_importable(context.directory)
-        module = load_file(find("objectives", spec.file, study_folder=context.directory))
-        settings_class = getattr(module, "Settings", None)
-        if not (isinstance(settings_class, type) and issubclass(settings_class, CheckpointSettings)):
+        stored = study.attributes
+        if not stored.get("checkpoints"):
             return None
-        settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-        trajectory = settings.trajectory_alone(context)
-        return None if trajectory is None else cls(trajectory)
+        directory = None
+        if stored["directory"]:
+            directory = Path(stored["directory"])
+        known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]))
+        context = BuildContext(directory, known, files=files_directory(study.storage.url))
+        spec = ObjectiveSpec(**stored["specification"]["objective"])
+        trajectory = _open(spec.settings, context, known)
+        if trajectory is None:
+            return None
+        has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
+        if has_statistics and not _merges_statistics(spec, context):
+            return None
+        alone = cls(trajectory)
+        rows = stored["specification"]["space"]["rows"]
+        if rows is not None:
+            alone.merge_in_rows(rows)
+        return alone
+
+
+def _open(settings: dict[str, Any], context: BuildContext, known: KnownCheckpoints) -> Trajectory | None:
+    """The checkpoints of the setting ``checkpoints``; of an objective without it, those packed beside the database."""
+    patterns = settings.get("checkpoints")
+    if not patterns:
+        return find_packed(context.files, known)
+    request = PackRequest(
+        patterns=[context.path(str(pattern)) for pattern in as_patterns(patterns)],
+        folder=context.files,
+        key=settings.get("key"),
+        selection=Selection(**settings.get("select", {})),
+        dtype=settings.get("stored"),
+        study_checkpoints=known,
+    )
+    return open_request(request)
+
+
+def _merges_statistics(spec: ObjectiveSpec, context: BuildContext) -> bool:
+    """Whether an objective merges the statistics of batch normalization as it merges weights."""
+    make_importable(context.directory)
+    module = load_file(find("objectives", spec.file, study_folder=context.directory))
+    settings_class = getattr(module, "Settings", None)
+    if not hasattr(settings_class, "merges_statistics"):
+        return False
+    settings: Any = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
+    return bool(settings.merges_statistics)

@@ -29,9 +29,10 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory, masked, storage_url
 from lcsc_opt.objective import loading
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
+from lcsc_opt.study.execution import Executor, check_new_studies, objective_of
 from lcsc_opt.study.plan import Plan, plans, with_grids
 from lcsc_opt.study.resolving import Evidence, Resolved, StoredStudies, resolve
 from lcsc_opt.study.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
@@ -144,7 +145,7 @@ class Study:
     @property
     def _mergeable(self) -> Objective:
         with reading(self.storage) as storage:
-            alone = checkpoints_alone_of(StoredStudy.open(storage, self.name))
+            alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
 
     @property

@@ -20,7 +20,6 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec
@@ -33,8 +32,7 @@ from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Out
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
-from lcsc_opt.exports import attach_images
-from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
+from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
@@ -53,7 +51,7 @@ from lcsc_opt.study.resolving import (
     is_searched,
     resolve,
 )
-from lcsc_opt.study.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
+from lcsc_opt.study.resources import ObjectiveLoader, open_workers, read_database
 from lcsc_opt.study.runner import Search
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -452,19 +450,3 @@ def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]]
     if functions is not None:
         plan = dataclasses.replace(plan, functions=functions)
     return Executor(study.storage).objective(plan)
-
-
-def mergeable_objective_of(study: StoredStudy) -> Objective:
-    """As :func:`objective_of`, to merge and not to evaluate: the model, functions and data may not be needed."""
-    alone = checkpoints_alone_of(study)
-    return objective_of(study) if alone is None else alone
-
-
-def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
-    """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
-    plan = Plan.of(study)
-    known = known_checkpoints(plan, read_database(study.storage).attributes)
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
-    if alone is not None and plan.spec.space.rows is not None:
-        alone.merge_in_rows(plan.spec.space.rows)
-    return alone
