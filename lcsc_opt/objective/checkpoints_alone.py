@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
+from lcsc_opt.trajectory.continuing import steps_after
 from lcsc_opt.trajectory.packing import open_request
 
 
@@ -62,17 +65,18 @@ class CheckpointsAlone(Objective):
             TrajectoryError: the checkpoints are gone, or are others.
         """
         stored = study.attributes
-        if not stored.get("checkpoints"):
+        context = _context(study)
+        if context is None or context.checkpoints is None:
             return None
-        directory = None
-        if stored["directory"]:
-            directory = Path(stored["directory"])
-        known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]))
-        context = BuildContext(directory, known, files=files_directory(study.storage.url))
         spec = ObjectiveSpec(**stored["specification"]["objective"])
-        trajectory = _open(spec.settings, context, known)
-        if trajectory is None:
-            return None
+        request = _request(spec.settings, context)
+        if request is not None:
+            trajectory = open_request(request)
+        else:
+            packed = find_packed(context.files, context.checkpoints)
+            if packed is None:
+                return None
+            trajectory = packed
         has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
         if has_statistics and not _merges_statistics(spec, context):
             return None
@@ -83,20 +87,50 @@ class CheckpointsAlone(Objective):
         return alone
 
 
-def _open(settings: dict[str, Any], context: BuildContext, known: KnownCheckpoints) -> Trajectory | None:
-    """The checkpoints of the setting ``checkpoints``; of an objective without it, those packed beside the database."""
+def new_checkpoints(study: StoredStudy) -> str:
+    """What the place of a study's checkpoints holds by now, after its last one, and the command that searches it, too.
+
+    Empty if there is nothing new, or the study names no checkpoints.
+    """
+    context = _context(study)
+    if context is None or context.checkpoints is None:
+        return ""
+    settings = study.attributes["specification"]["objective"]["settings"]
+    request = _request(settings, context)
+    if request is None:
+        return ""
+    steps = steps_after(request, context.checkpoints)
+    if not steps:
+        return ""
+    place = " ".join(f"--checkpoints {shlex.quote(pattern)}" for pattern in as_patterns(settings["checkpoints"]))
+    return f"{len(steps)} new checkpoints, up to step {steps[-1]}, are searched by: lcsc fork {study.name} NAME {place}"
+
+
+def _context(study: StoredStudy) -> BuildContext | None:
+    """Where a study's checkpoints are looked for; ``None`` for a study without."""
+    stored = study.attributes
+    if not stored.get("checkpoints"):
+        return None
+    directory = None
+    if stored["directory"]:
+        directory = Path(stored["directory"])
+    known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]))
+    return BuildContext(directory, known, files=files_directory(study.storage.url))
+
+
+def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:
+    """The request for the setting ``checkpoints``; ``None`` for an objective without it."""
     patterns = settings.get("checkpoints")
     if not patterns:
-        return find_packed(context.files, known)
-    request = PackRequest(
+        return None
+    return PackRequest(
         patterns=[context.path(str(pattern)) for pattern in as_patterns(patterns)],
         folder=context.files,
         key=settings.get("key"),
         selection=Selection(**settings.get("select", {})),
         dtype=settings.get("stored"),
-        study_checkpoints=known,
+        study_checkpoints=context.checkpoints,
     )
-    return open_request(request)
 
 
 def _merges_statistics(spec: ObjectiveSpec, context: BuildContext) -> bool:

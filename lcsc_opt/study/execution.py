@@ -33,6 +33,7 @@ from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
+from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
@@ -377,7 +378,8 @@ class Executor:
         line = self.outcome(plan) + _larger_report(plan, stored)
         if stored["search_ended"]["exhausted"]:
             line += "; the optimizer has nothing more to ask"
-        return line
+        new = "" if plan.is_grid else new_checkpoints(StoredStudy.open(self.storage, plan.name))
+        return f"{line}; {new}" if new else line
 
     def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
         """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.
