@@ -188,7 +188,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
         return []
     if not study.running:
         numbers = ", ".join(str(trial) for _, trial in waiting)
-        return [html.P(f"No result of trial {numbers} yet; lcsc resume evaluates it again.", className="note")]
+        return [html.P(f"No result of trial {numbers} yet; lcsc run evaluates it again.", className="note")]
     now = time.time()
     ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
     return [html.P(f"Evaluating {ages}.", className="note")]

@@ -25,14 +25,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -53,12 +51,6 @@ class Settings(ImageObjectiveSettings):
     classes: Positive | None = None
     labels: Labels | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that both functions can be imported."""
-        super().check(context)
-        import_dotted(self.model, setting="model", functions=context.functions)
-        import_dotted(self.sampler, setting="sampler", functions=context.functions)
-
     def function_sampler(self, context: BuildContext) -> FunctionSampler:
         """The sampler, with the weights that the network begins with.
 
@@ -78,24 +70,11 @@ class Settings(ImageObjectiveSettings):
             name=f"{self.model} {self.model_settings}, {self.sampler}",
         )
 
-    def why_no_gradient(self, context: BuildContext) -> str | None:
-        """Why there is no gradient. This samples two images, with the weights that the network begins with."""
-        reason = super().why_no_gradient(context)
-        if reason is not None:
-            return reason
-        sampler = self.function_sampler(context)
-        state = sampler.weights.trained.state_dict()
-        names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
-        with torch.enable_grad(), sampler.weights.differentiable(names):
-            images = sampler.sample(SEARCH, 0, 2)
-        if images.requires_grad:
-            return None
-        return f"the images of {self.sampler} have no graph; let it sample without no_grad and inference_mode"
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
     return checked.objective(checked.function_sampler(context), checked.trajectory(context), context)
 
 

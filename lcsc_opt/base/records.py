@@ -85,6 +85,7 @@ class Candidate:
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
+        rehearsal: whether nobody compares the loss: one batch of images is enough.
     """
 
     coefficients: Coefficients
@@ -92,6 +93,7 @@ class Candidate:
     noise: Noise = SEARCH
     keep_weight: float | None = None
     constraint: Constraint | None = None
+    rehearsal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def export(
     stored = find_study(study, storage)
     objective: Objective | None = CheckpointsAlone.of(stored)
     if objective is None or (destination is not None and merging.needs_network(stored, objective, destination)):
-        from lcsc_opt.study.execution import objective_of  # which imports all optimizers
+        from lcsc_opt.study.running import objective_of  # which imports all optimizers
 
         objective = objective_of(stored)
     if destination is None:

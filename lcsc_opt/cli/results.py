@@ -194,7 +194,7 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.study.execution import Executor
+    from lcsc_opt.study import running
     from lcsc_opt.study.held_out import HeldOutPlan
     from lcsc_opt.study.plan import Plan
 
@@ -207,7 +207,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    report = Executor(stored.storage, accept_changes=accept_changes).evaluate(Plan.of(stored), plan)
+    report = running.evaluate(Plan.of(stored), stored.storage, plan, accept_changes=accept_changes)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":

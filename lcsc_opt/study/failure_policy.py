@@ -54,7 +54,7 @@ class FailurePolicy:
         self._printed.add(failure.reason)
         lines = [f"{self._name}: trial {number}: {failure.reason}"]
         if failure.retry:
-            lines += _innermost_frame(failure.traceback)
+            lines += innermost_frame(failure.traceback)
         notice("\n".join(lines))
 
     def add(self, failure: Failure, *, accepted: bool = False) -> None:
@@ -122,13 +122,13 @@ class FailurePolicy:
     @property
     def _command(self) -> str:
         """What continues the study once the cause is removed."""
-        command = f"lcsc resume {self._name} --retry-failed (in Python: retry_failed=True)"
+        command = f"lcsc run {self._name} --retry-failed (in Python: retry_failed=True)"
         if not self._has_results:  # so settings may still be others
             command += ", or, after a correction of the objective's settings in the study file: lcsc run FILE"
         return command
 
 
-def _innermost_frame(traceback: str) -> list[str]:
+def innermost_frame(traceback: str) -> list[str]:
     """The lines of a traceback about where it was raised, without the last one, which is the reason."""
     lines = traceback.rstrip().splitlines()
     frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]

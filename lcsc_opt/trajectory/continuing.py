@@ -39,20 +39,6 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     return _from_folder_or_files(request, checkpoints)
 
 
-def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
-    """Refuse what :func:`open_again` would refuse before it packs.
-
-    Raises:
-        TrajectoryError: as :func:`open_again`.
-    """
-    if request.packed_path is not None:
-        return
-    if set(checkpoints.steps) <= set(request.sources_if_any()):
-        return
-    if checkpoints.moved or find_packed(request.folder, checkpoints) is None:
-        raise _not_there(request, checkpoints)
-
-
 def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int]:
     """The steps after a study's last one of checkpoints that a new study would search; none is read.
 

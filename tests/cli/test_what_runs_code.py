@@ -38,7 +38,7 @@ STUDY = {
 RUN_IT = [
     ["run", "own.yaml", "--dry-run"],
     ["run", "own.yaml", "--budget", "4"],
-    ["resume", "own/LCSC/0", "--budget", "5"],
+    ["run", "own/LCSC/0", "--budget", "5"],
     ["evaluate", "own/LCSC/0", "--top", "1"],
     ["fork", "own/LCSC/0", "more", "--budget", "4"],
     ["landscape", "own/LCSC/0", "--grid", "2"],

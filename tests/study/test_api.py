@@ -78,7 +78,7 @@ def test_a_study_that_fails_does_not_stop_the_others(
 def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:
     only = ["run", study_file, "--optimizer", "LCSC"]
     assert lcsc(only) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "6"]) == 0
+    assert lcsc(["run", "several/LCSC/0", "--budget", "6"]) == 0
     for lower in ([], ["--budget", "5"]):
         assert "finished already" in typed(*only, *lower).err
     assert states(typed)["LCSC"] == ("finished", 6)
@@ -91,7 +91,7 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
         edited = {**content, "held_out": {"top": top}, "budget": {"evaluations": budget}}
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "7"]) == 0
+    assert lcsc(["run", "several/LCSC/0", "--budget", "7"]) == 0
     report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
     assert len(report["chosen_from"]) == 4
 

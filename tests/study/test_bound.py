@@ -192,7 +192,7 @@ def test_a_search_without_a_finished_grid_says_what_to_run(typed: Typed) -> None
     [study] = run(specification(budget={"images": 3 * IMAGES}))
     StoredStudy.open(open_storage(URL, write=True), "kept/EMAGrid/0").delete()
     study.set_attribute("kept_bound", None)
-    said = typed("resume", study.name, "--budget", str(5 * IMAGES), "--storage", URL, status=2).err
+    said = typed("run", study.name, "--budget", str(5 * IMAGES), "--storage", URL, status=2).err
     assert "no finished EMAGrid study of this objective; run that first" in said
 
 

@@ -1,0 +1,260 @@
+"""Runs the studies of one database, one after the other. A dry run is a run that stops before the first trial."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import LcscError, SearchFailedError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.database.connection import open_storage, read_or_empty
+from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.urls import files_directory, masked
+from lcsc_opt.objective.checkpoints_alone import new_checkpoints
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.comparison import Attributes, changed_since_finished, is_complete, is_finished
+from lcsc_opt.study.held_out import HeldOutPlan
+from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
+from lcsc_opt.study.plan import Plan, with_grids
+from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
+
+
+class Run:
+    """Studies of one database that run one after the other; those of one objective follow each other.
+
+    Args:
+        plans: of the studies. An EMA grid is added where a metric is kept.
+        url: of the database.
+        accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        retry_failed: repeat trials that failed after the last success of a study.
+        objectives: keeps an objective that is loaded already.
+
+    Attributes:
+        plans: in the order in which they run.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        url: str,
+        *,
+        accept_changes: bool = False,
+        retry_failed: bool = False,
+        objectives: ObjectiveLoader | None = None,
+    ) -> None:
+        self._url = url
+        self._accept_changes = accept_changes
+        self._retry_failed = retry_failed
+        self._objectives = ObjectiveLoader() if objectives is None else objectives
+        self._rehearsed: set[str] = set()  # keys of objectives
+        self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
+        self._storage: RDBStorage | None = None
+        files = files_directory(url)
+        ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
+        with self._reading() as storage:
+            self.plans = with_grids(ordered, our_studies(storage))
+
+    def rehearse(self) -> None:
+        """Do all that comes before the first trial of each objective, and write no study.
+
+        Raises:
+            LcscError: the first thing that is wrong.
+        """
+        with self._reading() as storage:
+            for plan in self.plans:
+                stored = our_studies(storage).get(plan.name)
+                if not self._is_finished(plan, stored):
+                    with self._prepared(plan, storage):
+                        pass
+
+    def run(self, plan: Plan, callbacks: Sequence[TrialCallback] = ()) -> str:
+        """Search until the budget is spent, then report on held-out noise. Finished work is not repeated.
+
+        Args:
+            plan: of the study.
+            callbacks: called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Returns:
+            One line for people: the result.
+
+        Raises:
+            LcscError: the study cannot run, or fails.
+            Exception: what a callback raises.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._reading() as storage:
+                stored = our_studies(storage).get(plan.name)
+                if stored is not None and self._is_finished(plan, stored):
+                    return _finished(plan, stored, storage)
+                study = stack.enter_context(self._prepared(plan, storage))
+            if self._storage is None:
+                self._storage = open_storage(self._url, write=True)
+            stack.enter_context(study.held(self._storage))
+            study.search(callbacks)
+            study.report()
+            return outcome_of(plan, self._storage)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a study was written."""
+        return self._storage is not None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[RDBStorage]:
+        """The database; a missing one is empty until the first study is written."""
+        if self._storage is not None:
+            yield self._storage
+            return
+        with read_or_empty(self._url) as storage:
+            yield storage
+
+    def _is_finished(self, plan: Plan, stored: Attributes | None) -> bool:
+        return stored is not None and not self._retry_failed and is_complete(plan, stored)
+
+    @contextlib.contextmanager
+    def _prepared(self, plan: Plan, storage: RDBStorage) -> Iterator[PreparedStudy]:
+        """A study that may run, whose objective has been rehearsed.
+
+        Raises:
+            LcscError: it may not run; no other study of the same objective is tried then.
+        """
+        studies = our_studies(storage)
+        key = plan.objective_key
+        if key in self._refused:
+            raise self._refused[key]
+        stored = studies.get(plan.name)
+        try:
+            objective = self._objectives.load(plan, studies)
+        except LcscError as error:
+            self._refused[key] = error
+            raise
+        with prepared(
+            plan,
+            objective,
+            storage,
+            accept_changes=self._accept_changes,
+            retry_failed=self._retry_failed and stored is not None,
+            # a finished study is opened only to store where its files are now
+            measures=self._retry_failed or self._accept_changes or stored is None or not is_finished(plan, stored),
+        ) as study:
+            if key not in self._rehearsed:
+                try:
+                    study.rehearse(self._without_result(key, studies, storage))
+                except LcscError as error:
+                    self._refused[key] = error
+                    raise
+                self._rehearsed.add(key)
+            yield study
+
+    def _without_result(self, key: str, studies: Collection[str], storage: RDBStorage) -> list[Plan]:
+        """The plans with this objective of whose studies no trial has succeeded."""
+
+        def has_result(name: str) -> bool:
+            return name in studies and read_trials(storage, name).succeeded
+
+        return [plan for plan in self.plans if plan.objective_key == key and not has_result(plan.name)]
+
+
+def run_plans(
+    to_run: Sequence[Plan],
+    url: str,
+    *,
+    on_end: Callable[[str], None] = lambda _: None,
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    objectives: ObjectiveLoader | None = None,
+    callbacks: Sequence[TrialCallback] = (),
+) -> None:
+    """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
+
+    A missing database is created when the first study has been rehearsed.
+
+    Args:
+        to_run: the plans.
+        url: the URL of the database.
+        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
+        accept_changes: as of :class:`Run`.
+        retry_failed: as of :class:`Run`.
+        objectives: as of :class:`Run`.
+        callbacks: as of :meth:`Run.run`.
+
+    Raises:
+        LcscError: nothing could be begun, or the only study failed.
+        SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
+        Exception: what a callback raises, which ends the run.
+    """
+    run = Run(
+        to_run,
+        url,
+        accept_changes=accept_changes,
+        retry_failed=retry_failed,
+        objectives=objectives,
+    )
+    failed: dict[str, str] = {}
+    try:
+        for plan in run.plans:
+            try:
+                outcome = run.run(plan, callbacks)
+            except LcscError as error:
+                if len(run.plans) == 1 or not run.has_begun:
+                    raise
+                outcome = str(error).removeprefix(f"{plan.name}: ")
+                failed[plan.name] = outcome
+            on_end(f"{plan.name}: {outcome}")
+    finally:
+        on_end(f"database: {masked(url)}")
+    if failed:
+        first, reason = next(iter(failed.items()))
+        raise SearchFailedError(
+            f"{len(failed)} of {len(run.plans)} studies did not finish: {', '.join(failed)}. {first}: {reason}"
+        )
+
+
+def evaluate(plan: Plan, storage: RDBStorage, held_out: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:
+    """Report on the held-out noise of a stored study. One whose losses no longer compare is refused.
+
+    Raises:
+        LcscError: as :func:`prepared`; or the objective has no held-out loss.
+    """
+    objective = ObjectiveLoader().load(plan, our_studies(storage))
+    with prepared(plan, objective, storage, accept_changes=accept_changes) as study, study.held(storage):
+        return study.evaluate(held_out)
+
+
+def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
+    """The objective of a stored study. Loading it may read a model.
+
+    Args:
+        study: the study.
+        functions: those that its caller handed over, where its settings name such.
+    """
+    plan = Plan.of(study)
+    if functions is not None:
+        plan = dataclasses.replace(plan, functions=functions)
+    return loader_of(plan, our_studies(study.storage))()
+
+
+def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
+    """The result of a finished study."""
+    line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
+    if stored["search_ended"]["exhausted"]:
+        line += "; the optimizer has nothing more to ask"
+    changed = changed_since_finished(plan, stored, code_now(plan))
+    if changed is not None:
+        notice(changed)
+    new = "" if plan.is_grid else new_checkpoints(StoredStudy.open(storage, plan.name))
+    return f"{line}; {new}" if new else line
+
+
+def _by_objective(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans in their order, but those of one objective together: only one objective is in memory at a time."""
+    groups: dict[str, list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(plan.objective_key, []).append(plan)
+    return [plan for group in groups.values() for plan in group]
