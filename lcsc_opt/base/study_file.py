@@ -164,12 +164,11 @@ class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
     A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
-    tried again. The search stops when at least ten trials ended and more than the share ``stop_share`` of them failed.
-    It stops sooner if trial after trial raises the same error, unless ``stop_share`` is raised.
+    tried again. The search stops when ``in_a_row`` trials have failed one after the other; ``None`` lets it go on.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
-    stop_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+    in_a_row: Annotated[int, pydantic.Field(ge=1)] | None = 5
 
 
 class RayWorkers(FrozenModel):

@@ -20,6 +20,7 @@ from lcsc_opt.cli.output import print_described, print_json, print_report, print
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
     from lcsc_opt.study.plan import Plan
+    from lcsc_opt.study.running import Run
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
@@ -122,7 +123,7 @@ def run(
     if dry_run:
         rehearsed = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
         rehearsed.rehearse()
-        _print_plans(rehearsed.plans, url)
+        _print_plans(rehearsed, url)
     else:
         run_plans(chosen, url, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
 
@@ -160,17 +161,13 @@ def _plans_of_file(
     return chosen, storage_url(storage, specs[0].storage)
 
 
-def _print_plans(plans: Sequence[Plan], url: str) -> None:
+def _print_plans(run: Run, url: str) -> None:
     """Print a table of the studies and how many evaluations they have."""
-    from lcsc_opt.database.connection import read_or_empty
-    from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
 
-    with read_or_empty(url) as storage:
-        summaries = HistoryReader(storage).summaries([plan.name for plan in plans])
-    evaluations = {study.study: study.evaluations for study in summaries}
+    evaluations = run.evaluations()
     rows = []
-    for plan in plans:
+    for plan in run.plans:
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
         done = f"{evaluations.get(plan.name, 0)} evaluations"
         rows.append((plan.name, options or "defaults", plan.spec.budget, done))

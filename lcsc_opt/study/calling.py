@@ -32,7 +32,7 @@ from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.connection import read_or_empty
+from lcsc_opt.database.connection import open_existing
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
@@ -452,8 +452,11 @@ def _url(storage: str | Path) -> str:
 
 def _stored(url: str) -> dict[str, Mapping[str, Any]]:
     """Name → attributes of the searches in the database."""
-    with read_or_empty(url) as storage:
-        studies = our_studies(storage)
+    storage = open_existing(url)
+    if storage is None:
+        return {}
+    studies = our_studies(storage)
+    storage.engine.dispose()
     return {name: attributes for name, attributes in studies.items() if is_search(name)}
 
 

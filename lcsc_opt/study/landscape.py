@@ -23,8 +23,6 @@ from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.resources import ObjectiveLoader, read_trials
 from lcsc_opt.study.running import Run
 
-_STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
-
 
 def run_landscape(
     source: StoredStudy, options: Mapping[str, Any], *, images: int | None = None, seed: int = 0
@@ -93,7 +91,8 @@ def _landscape_plan(
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(optimizer,),
         seeds=(seed,),
-        failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
+        # models far from the corners often cannot sample
+        failures=spec.failures.model_copy(update={"in_a_row": None}),
         budget=BudgetSpec(evaluations=points),
         held_out=None,
     )

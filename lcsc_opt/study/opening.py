@@ -2,7 +2,7 @@
 
 ::
 
-    with prepared(plan, objective, studies) as study:  # compared, with its workers; nothing is written
+    with prepared(plan, objective, studies, trials=…) as study:  # compared, with its workers; nothing is written
         study.rehearse(gradient=True, report=True)
         with study.held(storage):
             study.search()  # ask → write → evaluate → write → tell
@@ -30,7 +30,7 @@ from lcsc_opt.database.history import NODES, sign_of
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
@@ -41,12 +41,11 @@ from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.comparison import Attributes, Compared, compare, is_searched
-from lcsc_opt.study.failure_policy import retry_failures
+from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.rehearsal import rehearse
-from lcsc_opt.study.resources import fingerprint_of, open_workers, read_trials
+from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
@@ -56,8 +55,9 @@ _NODES_SECONDS = 10.0  # between two writes of the workers' state
 def prepared(
     plan: Plan,
     objective: Objective,
-    storage: RDBStorage,
+    studies: Mapping[str, Attributes],
     *,
+    trials: Callable[[str], StoredTrials],
     accept_changes: bool = False,
     retry_failed: bool = False,
     measures: bool = True,
@@ -67,7 +67,8 @@ def prepared(
     Args:
         plan: of the study.
         objective: what it searches.
-        storage: of the stored studies with which it is compared; it may be open for reading only.
+        studies: name → attributes of all stored studies, with which it is compared.
+        trials: gives the trials of a stored study.
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
             the search.
@@ -79,14 +80,13 @@ def prepared(
         LcscError: the objective, this machine or the Ray cluster does not allow the plan.
             What a node lacks shows when its worker starts.
     """
-    studies = our_studies(storage)
     fingerprint = fingerprint_of(objective)
     compared = compare(
         plan,
         studies,
         objective,
         fingerprint,
-        trials=lambda name: read_trials(storage, name),
+        trials=trials,
         accept_changes=accept_changes,
         measures=measures,
     )
@@ -159,7 +159,7 @@ class PreparedStudy:
                 if value != stored.get(name):
                     study.set_attribute(name, value)
             if self._retry_failed or compared.starts_over:
-                retried = retry_failures(study)
+                retried = study.retry_failed()
                 line = f"retrying {retried} trials that failed after the last success"
                 if retried:
                     line += "; earlier failures are kept, because later candidates depend on them"

@@ -11,14 +11,15 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.connection import open_storage, read_or_empty
+from lcsc_opt.database.connection import open_existing, open_storage
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import files_directory, masked
 from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.comparison import Attributes, changed_since_finished, is_complete, is_finished
+from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
 from lcsc_opt.study.plan import Plan, with_grids
@@ -37,6 +38,7 @@ class Run:
 
     Attributes:
         plans: in the order in which they run.
+        has_begun: whether a study was written.
     """
 
     def __init__(
@@ -54,11 +56,11 @@ class Run:
         self._objectives = ObjectiveLoader() if objectives is None else objectives
         self._rehearsed: set[str] = set()  # keys of objectives
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
-        self._storage: RDBStorage | None = None
+        self._storage = open_existing(url)
+        self.has_begun = False
         files = files_directory(url)
         ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
-        with self._reading() as storage:
-            self.plans = with_grids(ordered, our_studies(storage))
+        self.plans = with_grids(ordered, self._studies())
 
     def rehearse(self) -> None:
         """Do all that comes before the first trial of each objective, and write no study.
@@ -66,12 +68,18 @@ class Run:
         Raises:
             LcscError: the first thing that is wrong.
         """
-        with self._reading() as storage:
-            for plan in self.plans:
-                stored = our_studies(storage).get(plan.name)
-                if not self._is_finished(plan, stored):
-                    with self._prepared(plan, storage):
-                        pass
+        studies = self._studies()
+        for plan in self.plans:
+            if not self._is_finished(plan, studies.get(plan.name)):
+                with self._prepared(plan, studies):
+                    pass
+
+    def evaluations(self) -> dict[str, int]:
+        """Name → number of evaluations, of those of the studies that are stored."""
+        if self._storage is None:
+            return {}
+        summaries = HistoryReader(self._storage).summaries([plan.name for plan in self.plans])
+        return {study.study: study.evaluations for study in summaries}
 
     def run(self, plan: Plan, callbacks: Sequence[TrialCallback] = ()) -> str:
         """Search until the budget is spent, then report on held-out noise. Finished work is not repeated.
@@ -87,44 +95,39 @@ class Run:
             LcscError: the study cannot run, or fails.
             Exception: what a callback raises.
         """
+        studies = self._studies()
+        stored = studies.get(plan.name)
+        if self._storage is not None and stored is not None and self._is_finished(plan, stored):
+            return _finished(plan, stored, self._storage)
         with contextlib.ExitStack() as stack:
-            with self._reading() as storage:
-                stored = our_studies(storage).get(plan.name)
-                if stored is not None and self._is_finished(plan, stored):
-                    return _finished(plan, stored, storage)
-                study = stack.enter_context(self._prepared(plan, storage))
+            study = stack.enter_context(self._prepared(plan, studies))
             if self._storage is None:
                 self._storage = open_storage(self._url, write=True)
             stack.enter_context(study.held(self._storage))
+            self.has_begun = True
             study.search(callbacks)
             study.report()
             return outcome_of(plan, self._storage)
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether a study was written."""
-        return self._storage is not None
+    def _studies(self) -> Mapping[str, Attributes]:
+        """Name → attributes of all stored studies. A missing database is made when the first study is written."""
+        return {} if self._storage is None else our_studies(self._storage)
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[RDBStorage]:
-        """The database; a missing one is empty until the first study is written."""
-        if self._storage is not None:
-            yield self._storage
-            return
-        with read_or_empty(self._url) as storage:
-            yield storage
+    def _trials(self, name: str) -> StoredTrials:
+        """The trials of a stored study."""
+        assert self._storage is not None  # it is stored
+        return read_trials(self._storage, name)
 
     def _is_finished(self, plan: Plan, stored: Attributes | None) -> bool:
         return stored is not None and not self._retry_failed and is_complete(plan, stored)
 
     @contextlib.contextmanager
-    def _prepared(self, plan: Plan, storage: RDBStorage) -> Iterator[PreparedStudy]:
+    def _prepared(self, plan: Plan, studies: Mapping[str, Attributes]) -> Iterator[PreparedStudy]:
         """A study that may run, whose objective has been rehearsed.
 
         Raises:
             LcscError: it may not run; no other study of the same objective is tried then.
         """
-        studies = our_studies(storage)
         key = plan.objective_key
         if key in self._refused:
             raise self._refused[key]
@@ -137,7 +140,8 @@ class Run:
         with prepared(
             plan,
             objective,
-            storage,
+            studies,
+            trials=self._trials,
             accept_changes=self._accept_changes,
             retry_failed=self._retry_failed and stored is not None,
             # a finished study is opened only to store where its files are now
@@ -145,18 +149,18 @@ class Run:
         ) as study:
             if key not in self._rehearsed:
                 try:
-                    study.rehearse(self._without_result(key, studies, storage))
+                    study.rehearse(self._without_result(key, studies))
                 except LcscError as error:
                     self._refused[key] = error
                     raise
                 self._rehearsed.add(key)
             yield study
 
-    def _without_result(self, key: str, studies: Collection[str], storage: RDBStorage) -> list[Plan]:
+    def _without_result(self, key: str, studies: Collection[str]) -> list[Plan]:
         """The plans with this objective of whose studies no trial has succeeded."""
 
         def has_result(name: str) -> bool:
-            return name in studies and read_trials(storage, name).succeeded
+            return name in studies and self._trials(name).succeeded
 
         return [plan for plan in self.plans if plan.objective_key == key and not has_result(plan.name)]
 
@@ -222,8 +226,18 @@ def evaluate(plan: Plan, storage: RDBStorage, held_out: HeldOutPlan, *, accept_c
     Raises:
         LcscError: as :func:`prepared`; or the objective has no held-out loss.
     """
-    objective = ObjectiveLoader().load(plan, our_studies(storage))
-    with prepared(plan, objective, storage, accept_changes=accept_changes) as study, study.held(storage):
+    studies = our_studies(storage)
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(
+            prepared(
+                plan,
+                ObjectiveLoader().load(plan, studies),
+                studies,
+                trials=lambda name: read_trials(storage, name),
+                accept_changes=accept_changes,
+            )
+        )
+        stack.enter_context(study.held(storage))
         return study.evaluate(held_out)
 
 

@@ -171,7 +171,7 @@ def test_callbacks_get_failed_trials(run: Callable[..., lcsc_opt.Study], monkeyp
     first = run(name="sound").trials[0]["coefficients"][0]
     monkeypatch.setenv("FAIL", str(first))
     recorder = Recorder()
-    run(recorder, budget={"evaluations": 12}, failures={"retries": 0, "stop_share": 1.0})
+    run(recorder, budget={"evaluations": 12}, failures={"retries": 0, "in_a_row": None})
     assert recorder.numbers == list(range(12))
     failed = [trial for trial in recorder.trials if trial.state == TrialState.FAIL]
     assert 0 < len(failed) < 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def test_a_study_that_another_process_changed_meanwhile_is_refused() -> None:
 
 
 PARTS = """
+import importlib
 from pathlib import Path
 import torch
 
@@ -168,7 +170,7 @@ def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed
     run = ("run", "scored.yaml", "~held_out")
     said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
     assert "scored: the first evaluation on search noise failed: KeyError: 'los'" in said
-    assert 'scored_parts.py", line 14, in broken' in said
+    assert "in broken" in said
     assert not (scored / "studies.db").exists()
     assert "after 3 evaluations" in typed(*run).err
 
@@ -226,7 +228,7 @@ def sampled(workplace: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("sampler=sampled_parts:without_graph", "with a gradient failed"),
+        ("sampler=sampled_parts:without_graph", "have no graph"),
         ("sampler=sampled_parts:of_other_channels", "search noise"),
         ("reference=nowhere.npz", "nowhere.npz"),
     ],
@@ -253,3 +255,25 @@ def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehears
 def test_advice_about_rows_is_given_once(scored: Path, typed: Typed, options: list[str]) -> None:
     command = ("run", "scored.yaml", "space.rows=layers", "held_out=null", *options)
     assert typed(*command).err.count("scored/LCSC/0: without a gradient, more rows do not help") == 1
+
+
+def test_one_start_parses_compares_and_configures_once(
+    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, int] = {}
+
+    def counted(module: str, name: str) -> None:
+        original = getattr(importlib.import_module(module), name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", call)
+
+    counted("lcsc_opt.study.opening", "compare")
+    counted("lcsc_opt.study.running", "our_studies")
+    counted("lcsc_opt.base.study_file", "parse_studies")
+    counted("lcsc_opt.objective.loading", "load_file")
+    typed("run", "scored.yaml", "~held_out")
+    assert calls == {"compare": 1, "our_studies": 2, "parse_studies": 1, "load_file": 1}
