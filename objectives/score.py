@@ -33,7 +33,6 @@ from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.trajectory import Trajectory
 
 
 class Settings(CheckpointSettings):
@@ -58,6 +57,11 @@ class Settings(CheckpointSettings):
     held_out: str | None = None
     batch_norm: str | None = None
 
+    @property
+    def merges_statistics(self) -> bool:
+        """Only ``batch_norm`` estimates them."""
+        return self.batch_norm is None
+
     def scorer(self, context: BuildContext) -> NetworkScorer:
         """What scores merged weights.
 
@@ -81,10 +85,6 @@ class Settings(CheckpointSettings):
             name=", ".join(name for name in names if name),
             model_files=model_files,
         )
-
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
-        """The checkpoints, unless statistics of batch normalization are estimated for each merge."""
-        return self.trajectory(context) if self.batch_norm is None else None
 
     def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
         """The function that a setting names; ``None`` where it names none."""

@@ -29,13 +29,12 @@ from pydantic import Field, JsonValue
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import HANDED_OVER, import_dotted
+from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
-from lcsc_opt.trajectory import Trajectory
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -70,14 +69,6 @@ class Settings(ImageObjectiveSettings):
             settings=self,
             name=f"{self.model} {self.model_settings}, {self.sampler}",
         )
-
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
-        """The checkpoints, if no other process can build the network: it may be needed for its configuration."""
-        if not (self.model.startswith(HANDED_OVER) or self.sampler.startswith(HANDED_OVER)):
-            return None
-        trajectory = self.trajectory(context)
-        needs_statistics = any(name.endswith("running_var") for name in trajectory.varying)
-        return None if needs_statistics else trajectory
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:

@@ -44,6 +44,11 @@ class CheckpointSettings(NetworkSettings):
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
+    @property
+    def merges_statistics(self) -> bool:
+        """Whether the statistics of batch normalization are merged like weights, and not estimated for each merge."""
+        return False
+
     def trajectory(self, context: BuildContext) -> Trajectory:
         """Open the packed trajectory, or pack the checkpoints into the folder beside the database.
 
@@ -53,17 +58,6 @@ class CheckpointSettings(NetworkSettings):
             TrajectoryError: there are no checkpoints that can be merged.
         """
         return open_request(self._pack_request(context))
-
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:  # noqa: ARG002 - for subclasses
-        """As :meth:`trajectory`, if nothing else is needed to merge; then the model and the data may be gone.
-
-        Returns:
-            ``None`` if the objective may merge in a way of its own, or estimates statistics of batch normalization.
-
-        Raises:
-            TrajectoryError: there are no checkpoints that can be merged.
-        """
-        return None
 
     def _pack_request(self, context: BuildContext) -> PackRequest:
         """Which checkpoints, and how they are packed."""

@@ -29,10 +29,11 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory, storage_url
 from lcsc_opt.objective import loading
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.plan import plans
-from lcsc_opt.study.running import checkpoints_alone_of, objective_of, run_plans
+from lcsc_opt.study.running import objective_of, run_plans
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -142,7 +143,7 @@ class Study:
     @property
     def _mergeable(self) -> Objective:
         with reading(self.storage) as storage:
-            alone = checkpoints_alone_of(StoredStudy.open(storage, self.name))
+            alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
 
     @property

@@ -79,7 +79,8 @@ class FailurePolicy:
     def _error(self, what: str) -> SearchFailedError:
         return SearchFailedError(
             f"{self._name}: {what}; the last one: {self._last_reason}. Fix the cause, then run: "
-            f"lcsc run {self._name} --retry-failed (in Python: retry_failed=True); "
+            f"lcsc run {self._name} --retry-failed (in Python: retry_failed=True), with --accept-changes if your code "
+            f"changed; "
             f"lcsc show {self._name} prints the whole traceback"
         )
 

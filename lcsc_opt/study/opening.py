@@ -35,7 +35,7 @@ from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Out
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
-from lcsc_opt.exports import attach_images
+from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS

@@ -10,21 +10,20 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import files_directory, masked
-from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
+from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
 from lcsc_opt.study.plan import Plan, with_grids
-from lcsc_opt.study.resources import ObjectiveLoader, code_now, known_checkpoints, loader_of, read_trials
+from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
 
 
 class Run:
@@ -262,28 +261,13 @@ def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]]
     return loader_of(plan, our_studies(study.storage))()
 
 
-def mergeable_objective_of(study: StoredStudy) -> Objective:
-    """As :func:`objective_of`, to merge and not to evaluate: the model, functions and data may not be needed."""
-    alone = checkpoints_alone_of(study)
-    return objective_of(study) if alone is None else alone
-
-
-def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
-    """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
-    plan = Plan.of(study)
-    known = known_checkpoints(plan, our_studies(study.storage))
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
-    if alone is not None and plan.spec.space.rows is not None:
-        alone.merge_in_rows(plan.spec.space.rows)
-    return alone
-
-
 def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
     """The result of a finished study."""
     line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has nothing more to ask"
-    return line
+    new = "" if plan.is_grid else new_checkpoints(StoredStudy.open(storage, plan.name))
+    return f"{line}; {new}" if new else line
 
 
 def _by_objective(plans: Sequence[Plan]) -> list[Plan]:
