@@ -1,7 +1,7 @@
 """A study file: YAML in, one frozen and validated specification out.
 
-All errors are reported at once, each with its path in the file, what was expected, and the nearest known name where a
-key or a value looks misspelt. Nothing deeper in the library reads the YAML again.
+All errors are reported at once, each with its path in the file and what was expected; an unknown key also with the
+nearest known one. Nothing deeper in the library reads the YAML again.
 """
 
 from __future__ import annotations

@@ -225,11 +225,10 @@ def test_an_objective_that_always_fails_is_refused_with_the_place_where_it_faile
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
     said = typed.refused("run", "tiny.yaml", *command.split())
     assert message in said
-    assert "Input should" not in said
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-@pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
+@pytest.mark.usefixtures("new_accelerator")
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     training = ["ict", "--data", "digits", "--steps", "12", "--checkpoint-every", "2", "--samples-every", "0"]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
