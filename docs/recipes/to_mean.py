@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -13,4 +14,4 @@ if TYPE_CHECKING:
 def to_mean(samples: Tensor, reference: Reference) -> Tensor:
     """``[N]``: the distance of each of ``[N, D]`` samples to the mean of the real images' features."""
     real = reference.features_on(samples.device).to(samples.dtype)  # [M, D]
-    return (samples - real.mean(dim=0)).norm(dim=1)
+    return torch.linalg.vector_norm(samples - real.mean(dim=0), dim=1)
