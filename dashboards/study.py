@@ -65,7 +65,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             _progress(study, progress),
             _nodes(study),
             _failures(study),
-            _links(study),
+            parts.study_link(study, "images", "Its images"),
             *(figures.get(key, no_update) for key in FIGURES),
             parts.refresh_interval([study]),
             signatures,
@@ -94,13 +94,6 @@ def _content() -> list[Any]:
         html.Div(id="metrics"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
-    ]
-
-
-def _links(study: StudyHistory) -> list[Any]:
-    return [
-        parts.optuna_link(study, "This study in optuna-dashboard"),
-        parts.study_link(study, "images", "Its images"),
     ]
 
 

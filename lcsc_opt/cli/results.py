@@ -292,11 +292,11 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     storage: Storage = None,
 ) -> None:
-    """Compare optimizers in the browser, live. Studies are only read. optuna-dashboard is served as well."""
+    """Compare optimizers in the browser, live. Studies are only read."""
     from lcsc_opt.database.connection import open_storage
     from lcsc_opt.database.urls import is_there, masked
 
-    for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
+    for package in ("dash", "dash_ag_grid"):
         import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 

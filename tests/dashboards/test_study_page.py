@@ -18,7 +18,6 @@ from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
 from tests.study_examples import add_result
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/LCSC/0"
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times", "distances")}
 

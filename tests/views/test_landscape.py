@@ -21,7 +21,6 @@ from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
 
 
