@@ -129,7 +129,7 @@ def _metrics(study: StudyHistory) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
-    header, rows = report_table(study.held_out.rows)
+    header, rows = report_table(study.held_out)
     return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
 
 

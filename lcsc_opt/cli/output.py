@@ -157,6 +157,6 @@ def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
 
     if report is None or not report.rows:
         return
-    header, rows = report_table(report.rows)
+    header, rows = report_table(report)
     baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
     print_table(header, rows, title=title, optional=(*baseline, "real images"))

@@ -152,6 +152,12 @@ class MeasuredModel:
             "groups": [group.to_json() for group in self.groups],
         }
 
+    def value(self, metric: str) -> float | None:
+        """The mean of a metric, or of ``loss``; ``None`` if it was not measured in all groups."""
+        if metric == "loss":
+            return self.loss
+        return self.metrics.get(metric)
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the groups of noise; reports that store no groups are of seed 0."""
@@ -359,6 +365,10 @@ class HeldOutReport:
         """Images and groups of noise: losses compare only where these are the same, since FID depends on both."""
         return self.images, self.seeds
 
+    def baseline(self, name: str) -> MeasuredModel | None:
+        """What was measured of the baseline of this name; ``None`` if it was not."""
+        return next((baseline.measured for baseline in self.baselines if baseline.name == name), None)
+
     @property
     def doubted(self) -> tuple[str, ...]:
         """The metrics that did not improve with the loss."""
@@ -375,6 +385,20 @@ class HeldOutReport:
         if grid is None or grid.sample != self.sample:
             return None
         return grid.loss
+
+
+def score_row(rows: Sequence[MetricRow]) -> MetricRow:
+    """The row of the loss; of a maximized score, that of the metric which is the loss times −1.
+
+    Args:
+        rows: of a report, the loss first.
+    """
+    loss, *metrics = rows
+    for row in metrics:
+        is_negative = row.value == -loss.value and (row.baseline or 0.0) == -(loss.baseline or 0.0)
+        if row.sign == -1 and is_negative:
+            return row
+    return loss
 
 
 def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:

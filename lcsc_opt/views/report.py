@@ -200,7 +200,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
     held_out = study.held_out
     metrics = None
     if held_out is not None and held_out.rows:
-        metrics = report_table(held_out.rows)
+        metrics = report_table(held_out)
     figures = own_figures(reader, study, studies, _SECTION_TITLES)
     return {
         "name": study.study,

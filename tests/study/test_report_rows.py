@@ -93,6 +93,23 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
     assert report(both).doubted == (CLIP, "precision")
 
 
+def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> None:
+    answer = model([2.5], **{CLIP: [3.0]})
+    found = rows(answer, model([28.0], **{CLIP: [9.0]}))
+    last = model([1.5], **{CLIP: [3.5]})
+    assert warning_of(found, rows(answer, last), kept={}) == (
+        "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint, or search "
+        "again, with more evaluations or more images in each"
+    )
+    judged = model([3.5], **{CLIP: [2.0]})
+    assert "worse than the last checkpoint: fid@clip 2 → 3;" in (warning_of(found, rows(answer, judged), kept={}) or "")
+    assert warning_of(found, rows(answer, model([2.6], **{CLIP: [3.5]})), kept={}) is None
+    score = model([-0.85], accuracy=[0.85])
+    lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), signs={})
+    alone = metric_rows(score, signs={})
+    assert (warning_of(alone, lost, kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
+
+
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     answer = model([29.0], precision=[0.60], near=[2.8])
