@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import Coefficients, Noise
+from lcsc_opt.base.records import Coefficients, Noise, SamplerTitle
 from lcsc_opt.database.names import EMA
 
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
@@ -76,19 +76,28 @@ class MeasurementKey:
 
     Attributes:
         model: a hash of its coefficients.
-        sample: number of images, group and seed of the noise.
+        sample: number of images, group and seed of the noise; and which sampler, if it is not the search's.
     """
 
     model: str
     sample: str
 
     @classmethod
-    def of(cls, coefficients: Coefficients, images: int, noise: Noise) -> MeasurementKey:
-        """The key of a model with these coefficients, ``[K]`` or ``[S, K]``; 0 ``images`` if none are sampled."""
-        return cls(
-            model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16],
-            sample=f"{images} {noise.group} {noise.seed}",
-        )
+    def of(
+        cls, coefficients: Coefficients, images: int, noise: Noise, sampler: SamplerTitle | None = None
+    ) -> MeasurementKey:
+        """The key of a model.
+
+        Args:
+            coefficients: ``[K]`` or ``[S, K]``.
+            images: how many; 0 if none are sampled.
+            noise: the group.
+            sampler: ``None`` for that of the search, if any.
+        """
+        sample = f"{images} {noise.group} {noise.seed}"
+        if sampler is not None:
+            sample += f" {sampler.sha256[:16]}"
+        return cls(model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16], sample=sample)
 
     def find(self, measured: Mapping[str, Any] | None, *, seed: int) -> Measurement | None:
         """The measurement on noise of this seed among those of the attribute; ``None`` if it is not there."""
@@ -301,6 +310,8 @@ class HeldOutReport:
         baselines: what was measured on the same noise, too.
         rows: the loss, and all metrics that are not the loss itself.
         warning: one line if the loss is below its baseline, but other metrics did not follow.
+        sampler: how the images were made; ``None`` without images.
+        also: the same answer, measured in another sampler; ``None`` if the objective has one only.
     """
 
     trial: int | None
@@ -309,6 +320,8 @@ class HeldOutReport:
     baselines: tuple[Baseline, ...] = ()
     rows: tuple[MetricRow, ...] = ()
     warning: str | None = None
+    sampler: str | None = None
+    also: HeldOutReport | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> HeldOutReport | None:
@@ -323,6 +336,8 @@ class HeldOutReport:
             baselines=tuple(Baseline.from_json(name, baseline) for name, baseline in baselines.items()),
             rows=tuple(MetricRow.from_json(row) for row in stored.get("rows") or ()),
             warning=stored.get("warning"),
+            sampler=stored.get("sampler"),
+            also=cls.from_json(stored.get("also")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -338,6 +353,10 @@ class HeldOutReport:
         stored["rows"] = [dataclasses.asdict(row) for row in self.rows]
         if self.warning is not None:
             stored["warning"] = self.warning
+        if self.sampler is not None:
+            stored["sampler"] = self.sampler
+        if self.also is not None:
+            stored["also"] = self.also.to_json()
         return stored
 
     @property

@@ -16,7 +16,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CARD
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.tables import with_interval
+from lcsc_opt.views.tables import report_table, with_interval
 
 _INHERITED = (  # entries of the checkpoints' own card
     "license",
@@ -174,6 +174,11 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     if has_intervals and report is not None:
         images = f"{report.images:,}" if report.images else "so many"
         remarks += f"\n[95 %]: intervals for the noise of sampling {images} images; of a gain, on the same noise.\n"
+    if report is not None and report.sampler is not None:
+        remarks += f"\nSampled with {report.sampler}.\n"
+    if report is not None and report.also is not None:
+        remarks += f"\nHeld out, with {report.also.sampler}, {report.also.images:,} images:\n\n"
+        remarks += _table(*report_table(report.also))
     if report is not None and report.warning:
         remarks += f"\n{report.warning}\n"
     return f"## Results\n\n{_table(heads, lines)}{remarks}"

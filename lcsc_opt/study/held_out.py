@@ -8,6 +8,9 @@ The last checkpoint is scored there before the search: its number is also in the
 evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise. A warning says that
 the loss is better than that EMA's while another metric is worse, or the cross-check is not better; that the answer is
 worse than the last checkpoint; and that a metric which ``keep`` was to hold is worse.
+
+If the objective has a second sampler, the answer and its baselines are measured there once, too, with as many images as
+in an evaluation of the search. A warning says that a gain turns there: the answer belongs to its sampler.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from lcsc_opt.base.records import (
     Coefficients,
     Constraint,
     Noise,
+    SamplerTitle,
 )
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -45,12 +49,13 @@ from lcsc_opt.database.report import (
     MeasuredModel,
     Measurement,
     MeasurementKey,
+    MetricRow,
 )
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.bound import known_ema, siblings
-from lcsc_opt.study.report_rows import metric_rows, warning_of
+from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5
@@ -188,8 +193,10 @@ def score_held_out(
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
+    samplers = objective.samplers
     models = _baseline_models(study, objective, plan, has_metrics=bool(signs))
-    steps = len(best_trials) + plan.groups * (1 + len(models))
+    groups = plan.groups + len(samplers[1:])
+    steps = len(best_trials) + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, signs, advance)
@@ -201,35 +208,97 @@ def score_held_out(
             measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen), constraint=constraint)
-        baselines = _measure_baselines(models, measurements)
-    rows_against = functools.partial(
-        metric_rows,
-        answer,
-        signs=signs,
-        real_halves=objective.real_halves() if signs else {},
-        cross_check=objective.cross_check_metric,
-    )
-    rows = rows_against(_baseline(baselines, EMA, _DEFAULT_EMA))
-    rows_against_last = rows_against(_baseline(baselines, LAST_CHECKPOINT))
+        answer = _Model(_trial_name(study, chosen), coefficients_of(chosen))
+        found = _Compared.of(answer, models, measurements, objective, constraint)
+        elsewhere = None
+        if len(samplers) > 1:
+            images = min(plan.images, objective.images_per_evaluation)
+            second = dataclasses.replace(plan, images=images, groups=1)
+            measurements = _Measurements(study, second, evaluate, signs, advance, sampler=(1, samplers[1]))
+            try:
+                elsewhere = _Compared.of(answer, models, measurements, objective)  # the bound is not of this sampler
+            except SearchFailedError as error:
+                notice(f"{samplers[1].text}: {error}; it is left out")
     kept_bounds: Mapping[str, float | None] = {}
     if not _is_grid(study):
         kept_bounds = kept_metric(study.attributes.get("specification") or {})
-    possible_warnings = (warning_of(rows, rows_against_last, kept=kept_bounds), _overfitting(trials))
+    possible_warnings = [warning_of(found.rows, found.against_last, kept=kept_bounds)]
+    also = None
+    if elsewhere is not None:
+        turned_warning = turned(found.rows, elsewhere.rows, samplers)
+        possible_warnings.append(turned_warning or turned(found.against_last, elsewhere.against_last, samplers))
+        also = HeldOutReport(
+            trial=chosen.number,
+            answer=elsewhere.answer,
+            baselines=elsewhere.baselines,
+            rows=elsewhere.rows,
+            sampler=samplers[1].text,
+        )
+    possible_warnings.append(_overfitting(trials))
     warnings = [warning for warning in possible_warnings if warning is not None]
     report = HeldOutReport(
         trial=chosen.number,
-        answer=answer,
+        answer=found.answer,
         selection=selection,
-        baselines=baselines,
-        rows=rows,
+        baselines=found.baselines,
+        rows=found.rows,
         warning="; ".join(warnings) or None,
+        sampler=samplers[0].text if samplers else None,
+        also=also,
     )
     if report.warning is not None:
         notice(f"{study.name}: {report.warning}")
     if plan.keep:
         study.set_attribute(HELD_OUT_REPORT, report.to_json())
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """The answer and its baselines, on the same noise and from the same sampler.
+
+    Attributes:
+        answer: what was measured of it.
+        baselines: those that could be evaluated.
+        rows: each metric, against EMA* or the default EMA.
+        against_last: the same against the last checkpoint.
+    """
+
+    answer: MeasuredModel
+    baselines: tuple[Baseline, ...]
+    rows: tuple[MetricRow, ...]
+    against_last: tuple[MetricRow, ...]
+
+    @classmethod
+    def of(
+        cls,
+        answer: _Model,
+        models: Sequence[_Model],
+        measurements: _Measurements,
+        objective: Objective,
+        constraint: Constraint | None = None,
+    ) -> _Compared:
+        """Measure all of them.
+
+        Raises:
+            SearchFailedError: the answer cannot be evaluated.
+        """
+        measured = measurements.held_out(answer.coefficients, answer.name, constraint=constraint)
+        baselines = _measure_baselines(models, measurements)
+        signs = objective.evaluation_metrics
+        rows_against = functools.partial(
+            metric_rows,
+            measured,
+            signs=signs,
+            real_halves=objective.real_halves() if signs else {},
+            cross_check=objective.cross_check_metric,
+        )
+        return cls(
+            answer=measured,
+            baselines=baselines,
+            rows=rows_against(_baseline(baselines, EMA, _DEFAULT_EMA)),
+            against_last=rows_against(_baseline(baselines, LAST_CHECKPOINT)),
+        )
 
 
 def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
@@ -272,9 +341,10 @@ def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
 
 
 class _Measurements:
-    """Losses and metrics of models on noise, stored by coefficients, number of images and noise.
+    """Losses and metrics of models on noise, stored by coefficients, number of images, noise and sampler.
 
-    Held-out measurements that lack one of the ``metrics`` are repeated.
+    Held-out measurements that lack one of the ``metrics`` are repeated. ``sampler`` is the index of another sampler
+    than the search's, and what it is called.
     """
 
     def __init__(
@@ -284,12 +354,15 @@ class _Measurements:
         evaluate: Evaluate,
         metrics: Collection[str],
         advance: Callable[..., None],
+        *,
+        sampler: tuple[int, SamplerTitle] | None = None,
     ) -> None:
         self._study = study
         self._images = plan.images
         self._evaluate = evaluate
         self._metrics = set(metrics)
         self._advance = advance
+        self._sampler, self._sampler_title = sampler or (0, None)
         self._seeds = range(plan.first_group, plan.first_group + plan.groups)
 
     def on(
@@ -313,7 +386,7 @@ class _Measurements:
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(coefficients, self._images, noise)
+        key = MeasurementKey.of(coefficients, self._images, noise, self._sampler_title)
         measurement = self._stored(key, noise, shared=shared)
         if measurement is None:
             candidate = Candidate(
@@ -321,6 +394,7 @@ class _Measurements:
                 images=self._images or None,
                 noise=noise,
                 constraint=constraint,
+                sampler=self._sampler,
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
@@ -360,8 +434,8 @@ class _Measurements:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _BaselineModel:
-    """A model that the answer is compared with, before it is measured; :class:`Baseline` is the measured one."""
+class _Model:
+    """The answer, or a model that it is compared with, before it is measured; :class:`Baseline` is a measured one."""
 
     name: str
     coefficients: Coefficients
@@ -370,15 +444,13 @@ class _BaselineModel:
     label: str | None = None
 
 
-def _baseline_models(
-    study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool
-) -> list[_BaselineModel]:
+def _baseline_models(study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool) -> list[_Model]:
     """The models that the answer is compared with: the last checkpoint, and an EMA if one is wanted.
 
     None is wanted for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are
     compared.
     """
-    last_checkpoint = _BaselineModel(LAST_CHECKPOINT, _last(objective))
+    last_checkpoint = _Model(LAST_CHECKPOINT, _last(objective))
     if _is_grid(study) or not (plan.baselines or has_metrics):
         return [last_checkpoint]
     return [last_checkpoint, _ema_model(study, objective, plan)]
@@ -393,7 +465,7 @@ def _last(objective: Objective) -> Coefficients:
     return np.eye(len(objective.steps))[-1]
 
 
-def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _BaselineModel:
+def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _Model:
     """The first EMA that is known.
 
     1. EMA* that bounded a kept metric in the search;
@@ -402,23 +474,23 @@ def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _
     """
     bound = KeptBound.of(study.attributes)
     if bound is not None:
-        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
+        bounding_ema = _Model(EMA, bound.coefficients, label=bound.label)
         if bound.study in our_studies(study.storage):  # else the grid was deleted
             bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
         return bounding_ema
     known_best = known_ema(study)
     if known_best is not None:
         ema, coefficients = known_best
-        return _BaselineModel(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)
+        return _Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)
     if plan.baselines:
         notice(
             f"{split_name(study.name)[0]} has no finished EMAGrid study of the same objective, so EMA* is not known: "
             "one EMA is measured instead; for EMA* run the study file with --optimizer EMAGrid"
         )
-    return _BaselineModel(_DEFAULT_EMA, default_origin(objective.steps))
+    return _Model(_DEFAULT_EMA, default_origin(objective.steps))
 
 
-def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurements) -> tuple[Baseline, ...]:
+def _measure_baselines(models: Sequence[_Model], measurements: _Measurements) -> tuple[Baseline, ...]:
     """The baselines on held-out noise, without those that cannot be evaluated."""
     baselines = []
     for model in models:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
-from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.base.records import STANDARD_ERROR, SamplerTitle
 from lcsc_opt.database.report import (
     SINGLE_GROUP_NOISE,
     Baseline,
@@ -279,6 +279,29 @@ def _doubt(rows: Sequence[MetricRow], *, is_kept: bool) -> str | None:
     loss = rows[0]
     moved = " and ".join(row.change for row in doubted)
     return f"against {loss.against} the {loss.change}, but {moved}: {_advice(loss, doubted, is_kept=is_kept)}"
+
+
+def turned(rows: Sequence[MetricRow], elsewhere: Sequence[MetricRow], samplers: Sequence[SamplerTitle]) -> str | None:
+    """The warning that the loss or a judge of it gained, and is worse in another sampler; ``None`` if none is.
+
+    Args:
+        rows: the rows of a report, the loss first.
+        elsewhere: those of the other sampler.
+        samplers: that of the rows, and the other.
+    """
+    gained = {}
+    for row in rows:
+        if (row.metric == "loss" or row.is_judge) and row.gain is not None and row.gain > 0:
+            gained[row.metric] = row
+    lost = [row for row in elsewhere if row.lost and row.metric in gained]
+    if not lost:
+        return None
+    here = " and ".join(gained[row.metric].change for row in lost)
+    there = " and ".join(row.change for row in lost)
+    return (
+        f"against {rows[0].against} the gain turns in another sampler: {here} with {samplers[0].text}, but {there} "
+        f"with {samplers[1].text}; use the answer only with the sampler that it was searched with"
+    )
 
 
 def _broken_bound(row: MetricRow, bound: float | None) -> str | None:

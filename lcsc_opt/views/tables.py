@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,6 +97,24 @@ def comparison_table(studies: Sequence[SummarizedStudy], *, all_metrics: bool = 
         rows.append(["real images", UNKNOWN, *map(number, real_halves)])
     headers = [with_arrow(name, report_rows[name].sign) for name in names]
     return ("optimizer", f"held-out {studies[0].metric}", *headers), rows
+
+
+def by_sampler(studies: Sequence[SummarizedStudy]) -> list[tuple[str, list[SummarizedStudy]]]:
+    """``held out, DDIMScheduler, 3 model calls an image`` → the studies with the reports of this sampler.
+
+    The sampler of the search comes first, then the one that only reports have, if any.
+    """
+    elsewhere = [
+        dataclasses.replace(study, held_out=study.held_out.also)
+        for study in studies
+        if study.held_out is not None and study.held_out.also is not None
+    ]
+    titled = []
+    for group in (list(studies), elsewhere):
+        sampler = next((report.sampler for report in reports_of(group) if report.sampler is not None), None)
+        if group:
+            titled.append(("held out" if sampler is None else f"held out, {sampler}", group))
+    return titled
 
 
 def _is_main(row: MetricRow) -> bool:

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import (
+    HELD_OUT,
+    SEARCH,
+    SELECTION,
+    Candidate,
+    Coefficients,
+    Cost,
+    Evaluation,
+    Noise,
+    SamplerTitle,
+)
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
@@ -184,6 +194,52 @@ def test_without_a_report_the_last_checkpoint_is_scored_as_the_search_scores(
     assert "last checkpoint, step 300, search noise: fid 0.625;" in capsys.readouterr().err
     score_last_checkpoint(study, Measured(broken=0), PLAN)
     assert "last checkpoint on held-out noise: RuntimeError: out of memory" in capsys.readouterr().err
+
+
+class InTwoSamplers(Measured):
+    """Found in 3 steps, where the answer is far better than EMA*; in 12 steps it is worse."""
+
+    images_per_evaluation = 10
+
+    @property
+    def samplers(self) -> tuple[SamplerTitle, ...]:
+        return SamplerTitle("DDIM, 3 model calls an image", "a"), SamplerTitle("DDIM, 12 model calls an image", "b")
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
+        if self._broken == "elsewhere" and candidate.sampler == 1:
+            raise RuntimeError("out of memory")
+        if candidate.sampler == 1:
+            assert (candidate.images, candidate.constraint) == (10, None)
+            loss = 3 - evaluation.loss
+            evaluation = Evaluation(loss, {"fid": loss, **self._metrics(loss)})
+        return evaluation
+
+
+def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_shows_both(
+    study: StoredStudy, typed: Typed
+) -> None:
+    grid(study)
+    objective = InTwoSamplers()
+    report = score_held_out(study, objective, PLAN)
+    assert report.also is not None
+    assert (report.also.images, report.also.sampler) == (10, "DDIM, 12 model calls an image")
+    assert [baseline.name for baseline in report.also.baselines] == ["last checkpoint", "EMA*"]
+    assert row(report, CROSS_CHECK).gain > 0 > row(report.also, CROSS_CHECK).gain
+    assert (report.warning or "").startswith("against EMA* the gain turns in another sampler: loss")
+    assert stored(study) == report
+    asked = len(objective.asked)
+    assert score_held_out(study, objective, PLAN) == report
+    assert len(objective.asked) == asked, "each is measured once"
+    shown = " ".join(typed("show", STUDY).out.split())
+    compared = " ".join(typed("compare", "small").out.split())
+    for text in (shown, compared):
+        assert "held out, DDIM, 3 model calls an image" in text
+    assert "held out, 10 images, DDIM, 12 model calls an image" in shown
+    assert "held out, DDIM, 12 model calls an image" in compared
+    assert study.chosen_trial()[2]["held_out"]["sampler"] == "DDIM, 3 model calls an image"
+    broken = score_held_out(study, InTwoSamplers(broken="elsewhere"), dataclasses.replace(PLAN, images=9))
+    assert broken.also is None
 
 
 def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_report(
