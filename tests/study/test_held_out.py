@@ -231,8 +231,9 @@ def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_
     asked = len(objective.asked)
     assert score_held_out(study, objective, PLAN) == report
     assert len(objective.asked) == asked, "each is measured once"
-    shown = " ".join(typed("show", STUDY).out.split())
-    compared = " ".join(typed("compare", "small").out.split())
+    database = ("--storage", study.storage.url)
+    shown = " ".join(typed("show", STUDY, *database).out.split())
+    compared = " ".join(typed("compare", "small", *database).out.split())
     for text in (shown, compared):
         assert "held out, DDIM, 3 model calls an image" in text
     assert "held out, 10 images, DDIM, 12 model calls an image" in shown
