@@ -122,8 +122,15 @@ def _metrics(study: StudyHistory) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
-    header, rows = report_table(study.held_out.rows)
-    return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
+    sections = []
+    for report in (study.held_out, study.held_out.also):
+        if report is not None:
+            title = "Evaluation metrics, held out"
+            if report.sampler is not None:
+                title += f", {report.sampler}"
+            header, rows = report_table(report)
+            sections.append(parts.section(title, parts.table(header, rows, text=2)))
+    return sections
 
 
 def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: Theme) -> dict[str, str]:

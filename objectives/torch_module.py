@@ -19,6 +19,9 @@ not clipped. If it has parameters of these names, it also gets
 * ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
 * ``nfe``: the number of model calls per image;
 * ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
+
+``also: {sampler_settings: {steps: 50}, nfe: 50}`` is a second way to sample, in which reports measure the answer once
+more.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import AlsoSettings, parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
@@ -39,7 +42,7 @@ from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Settings(ImageObjectiveSettings):
+class Settings(ImageObjectiveSettings, AlsoSettings):
     """The settings of all objectives over images, and the two functions with their arguments."""
 
     model: str
@@ -51,15 +54,15 @@ class Settings(ImageObjectiveSettings):
     classes: Positive | None = None
     labels: Labels | None = None
 
-    def function_sampler(self, context: BuildContext) -> FunctionSampler:
-        """The sampler, with the weights that the network begins with.
+    def function_sampler(self, context: BuildContext, network: nn.Module | None = None) -> FunctionSampler:
+        """The sampler of a network; without one, of a new one, with the weights that it begins with.
 
         Raises:
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
         noise = self.noise()
         return FunctionSampler(
-            _network(self, context),
+            network or _network(self, context),
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
             image_shape=self.image_shape,
             nfe=self.nfe,
@@ -75,7 +78,10 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)
-    return checked.objective(checked.function_sampler(context), checked.trajectory(context), context)
+    sampler = checked.function_sampler(context)
+    second = second_of(checked)
+    also = None if second is None else second.function_sampler(context, sampler.network)
+    return checked.objective(sampler, checked.trajectory(context), context, also=also)
 
 
 def _network(checked: Settings, context: BuildContext) -> nn.Module:

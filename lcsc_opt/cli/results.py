@@ -52,7 +52,7 @@ def compare(
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
-    from lcsc_opt.views.tables import comparison_rows, comparison_table
+    from lcsc_opt.views.tables import by_sampler, comparison_rows, comparison_table
 
     if plot is None and axis is not None:
         raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
@@ -69,10 +69,11 @@ def compare(
         _print_ranking(experiment, points, varied_keys(points))
     else:
         _print_ranking(experiment, points)
-        metrics = comparison_table(studies, all_metrics=all_metrics)
-        if metrics is not None:
-            header, rows = metrics
-            print_table(header, rows, title="\nevaluation metrics, held out", optional=header[2:])
+        for title, reported in by_sampler(studies):
+            metrics = comparison_table(reported, all_metrics=all_metrics)
+            if metrics is not None:
+                header, rows = metrics
+                print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     if not is_sweep:
         warning = different_samples(studies)
         if warning is not None:

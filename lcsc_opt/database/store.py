@@ -464,7 +464,8 @@ class StoredStudy:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         description = {**trial.user_attrs, "loss": trial.value}
         if report.get("trial") == number:
-            description["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
+            keys = ("loss", "metrics", "images", "groups", "sampler")
+            description["held_out"] = {key: report.get(key) for key in keys}
         [whole_trial] = self.with_arrays([trial])
         return number, coefficients_of(whole_trial), description
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise, SamplerTitle
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
@@ -27,7 +27,7 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, why_no_graph
+from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
@@ -70,6 +70,7 @@ class MergeSampleScore(StagedObjective):
             batch size, or a quarter of an automatic one. It does not change the loss.
         device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
+        also: samples from the same model in another way, for reports.
     """
 
     trajectory: Mergeable
@@ -86,6 +87,7 @@ class MergeSampleScore(StagedObjective):
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
+        also: Sampler | None = None,
     ) -> None:
         for warning in scores.warnings(images):
             notice(warning)
@@ -97,6 +99,7 @@ class MergeSampleScore(StagedObjective):
         self._images = images
         self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
         self._batch_norm = batch_norm
+        self._samplers = (sampler,) if also is None else (sampler, also)
         self._placed: _Placed | None = None
         self._gradient_pass: GradientPass | None = None
 
@@ -109,6 +112,11 @@ class MergeSampleScore(StagedObjective):
     def images_per_evaluation(self) -> int:
         """The number of images of a candidate of a search."""
         return self._images
+
+    @property
+    def samplers(self) -> Sequence[SamplerTitle]:
+        """The sampler of searches, and the one that only reports use."""
+        return tuple(title_of(sampler) for sampler in self._samplers)
 
     @property
     def fewest_report_images(self) -> int:
@@ -220,7 +228,7 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("features"):
             state = metrics.state
         count = last - first
-        return state, merging_cost + watch.cost(images=count, model_calls=count * self.sampler.nfe)
+        return state, merging_cost + watch.cost(images=count, model_calls=count * self._samplers[candidate.sampler].nfe)
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
@@ -302,7 +310,10 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _stages(self) -> ImageStages:
-        return ImageStages(self.sampler, self.scores, self._batch_norm)
+        return self._stages_with(self.sampler)
+
+    def _stages_with(self, sampler: Sampler) -> ImageStages:
+        return ImageStages(sampler, self.scores, self._batch_norm)
 
     @property
     def _source(self) -> Mergeable:
@@ -364,7 +375,7 @@ class MergeSampleScore(StagedObjective):
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``."""
         metrics = self._metrics(candidate, gradient=False)
-        self._add_images(metrics, candidate.noise, first, last, watch)
+        self._add_images(metrics, candidate, first, last, watch)
         return metrics
 
     def _first_gradient_pass(
@@ -377,7 +388,7 @@ class MergeSampleScore(StagedObjective):
         """The metrics of the images ``[first, last)``, with the features that the gradient needs."""
         metrics = self._metrics(candidate, gradient=True)
         start_of_last = self._batch_sizes.start_of_last(first, last)
-        self._add_images(metrics, candidate.noise, first, start_of_last, watch)
+        self._add_images(metrics, candidate, first, start_of_last, watch)
         self._gradient_pass = GradientPass(self._stages, self._source, candidate, first, last)
         try:
             self._gradient_pass.sample_last_batch(metrics, start_of_last, watch)
@@ -410,18 +421,20 @@ class MergeSampleScore(StagedObjective):
     def _add_images(
         self,
         metrics: ImageMetrics,
-        noise: Noise,
+        candidate: Candidate,
         first: int,
         last: int,
         watch: Stopwatch,
     ) -> None:
         """Sample the images ``[first, last)`` without a graph, and add them to ``metrics``."""
+        noise = candidate.noise
+        stages = self._stages_with(self._samplers[candidate.sampler])
         for start, stop in self._batch_sizes.batches(first, last):
             stop_if_told()
             with watch.timing("sample"):
-                images = self._stages.sample(noise, start, stop)
+                images = stages.sample(noise, start, stop)
             with watch.timing("features"):
-                self._stages.add_features(metrics, images, noise, start)
+                stages.add_features(metrics, images, noise, start)
 
 
 def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:

@@ -117,8 +117,21 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         builder = MetricSuiteBuilder(self, context)
         return builder.build(device=self.torch_device(), batch_size=batch_size, folder=context.files)
 
-    def objective(self, sampler: Sampler, trajectory: Mergeable, context: BuildContext) -> MergeSampleScore:
+    def objective(
+        self,
+        sampler: Sampler,
+        trajectory: Mergeable,
+        context: BuildContext,
+        *,
+        also: Sampler | None = None,
+    ) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
+
+        Args:
+            sampler: of searches.
+            trajectory: the checkpoints.
+            context: of the study file.
+            also: samples from the same model in another way, for reports.
 
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
@@ -135,6 +148,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
+            also=also,
         )
 
     @staticmethod

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from lcsc_opt.base.records import Noise
+from lcsc_opt.base.records import Noise, SamplerTitle
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -40,6 +42,16 @@ class Sampler(Protocol):
 
     def describe(self) -> dict[str, object]:
         """Every setting that changes the images, for the study's fingerprint."""
+
+
+def title_of(sampler: Sampler) -> SamplerTitle:
+    """What a sampler is called: by its scheduler, if it has one."""
+    described = sampler.describe()
+    names = (described.get("scheduler"), described.get("sampler"), type(sampler).__name__)
+    name = next(name for name in names if isinstance(name, str))
+    calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
+    settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
+    return SamplerTitle(f"{name}, {calls} an image", hashlib.sha256(settings.encode()).hexdigest())
 
 
 def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:

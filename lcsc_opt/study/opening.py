@@ -42,7 +42,7 @@ from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
-from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_last_checkpoint
 from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.resources import fingerprint_of, open_workers
@@ -183,6 +183,8 @@ class PreparedStudy:
         before = study.attributes
         if is_searched(plan, before):
             return
+        with self._one_by_one() as evaluate:
+            score_last_checkpoint(study, self.objective, self._report_plan(), evaluate)
         budget = plan.most(self.objective)
         if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
@@ -219,14 +221,23 @@ class PreparedStudy:
 
     def report(self) -> None:
         """Report on held-out noise as the study file asks, unless there is a report."""
+        if self.plan.spec.held_out is None or self.stored.attributes.get("held_out") is not None:
+            return
+        plan = self._report_plan()
+        if plan is None:
+            notice(f"{self.plan.spec.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
+            return
+        self.evaluate(plan)
+
+    def _report_plan(self) -> HeldOutPlan | None:
+        """The plan of the report that the study file asks for; ``None`` if there will be none."""
         held_out = self.plan.spec.held_out
-        if held_out is None or self.stored.attributes.get("held_out") is not None:
-            return
-        reason = self.objective.why_nothing_held_out()
-        if reason is not None:
-            notice(f"{self.plan.spec.name}: nothing is held out: {reason}")
-            return
-        self.evaluate(HeldOutPlan(held_out.images_with(self.objective.report_images), held_out.top))
+        if held_out is None or self.objective.why_nothing_held_out() is not None:
+            return None
+        images = 0
+        if self.objective.images_per_evaluation:
+            images = held_out.images_with(self.objective.report_images)
+        return HeldOutPlan(images, held_out.top)
 
     def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
         """Choose among the best trials on selection noise, and report the chosen one on held-out noise.
