@@ -65,7 +65,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             _progress(study, progress),
             _nodes(study),
             _failures(study),
-            _links(study),
+            parts.study_link(study, "images", "Its images"),
             *(figures.get(key, no_update) for key in FIGURES),
             parts.refresh_interval([study]),
             signatures,
@@ -97,13 +97,6 @@ def _content() -> list[Any]:
     ]
 
 
-def _links(study: StudyHistory) -> list[Any]:
-    return [
-        parts.optuna_link(study, "This study in optuna-dashboard"),
-        parts.study_link(study, "images", "Its images"),
-    ]
-
-
 def _headline(study: StudyHistory, progress: Progress) -> str:
     """The state of a study, in one line."""
     state = f"{study.study} is {progress.state}"
@@ -129,8 +122,15 @@ def _metrics(study: StudyHistory) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
-    header, rows = report_table(study.held_out.rows)
-    return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
+    sections = []
+    for report in (study.held_out, study.held_out.also):
+        if report is not None:
+            title = "Evaluation metrics, held out"
+            if report.sampler is not None:
+                title += f", {report.sampler}"
+            header, rows = report_table(report)
+            sections.append(parts.section(title, parts.table(header, rows, text=2)))
+    return sections
 
 
 def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: Theme) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
         return []
     if not study.running:
         numbers = ", ".join(str(trial) for _, trial in waiting)
-        return [html.P(f"No result of trial {numbers} yet; lcsc resume evaluates it again.", className="note")]
+        return [html.P(f"No result of trial {numbers} yet; lcsc run evaluates it again.", className="note")]
     now = time.time()
     ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
     return [html.P(f"Evaluating {ages}.", className="note")]

@@ -16,11 +16,43 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
+Second = TypeVar("Second", bound="AlsoSettings")
+
 
 class FrozenModel(pydantic.BaseModel):
     """A validated mapping: frozen, no unknown keys, no conversion of types."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class AlsoSettings(FrozenModel):
+    """Settings of sampling, of which reports use a second version.
+
+    Attributes:
+        also: the settings that differ there; ``None`` if there is no second version.
+    """
+
+    also: dict[str, pydantic.JsonValue] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_second(self) -> AlsoSettings:
+        try:
+            second_of(self)
+        except StudySpecError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def second_of(settings: Second) -> Second | None:
+    """The settings with those of ``also``; ``None`` if there is no second version.
+
+    Raises:
+        StudySpecError: they are not valid.
+    """
+    if settings.also is None:
+        return None
+    given = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
+    return parse_settings(type(settings), {**given, **settings.also}, source="also")
 
 
 def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:

@@ -22,7 +22,7 @@ from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
-from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
@@ -210,7 +210,7 @@ def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -
 def test_a_missing_trajectory_is_refused_with_the_command_that_trains_it(name: str, tmp_path: Path) -> None:
     spec = ObjectiveSpec(file="trained.py", settings={"checkpoints": f"models/{name}.trajectory"})
     with pytest.raises(ObjectiveError) as refused:
-        check_objective(spec, study_folder=tmp_path)
+        load_objective(spec, study_folder=tmp_path)
     assert str(refused.value).endswith(f"does not exist; train it first: {MODULE.COMMANDS[name]}")
 
 
@@ -251,6 +251,6 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
     kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    check_objective(ObjectiveSpec(file="letters.py", settings=kept))
+    load_objective(ObjectiveSpec(file="letters.py", settings=kept))
     settings = {"checkpoints": "digits.trajectory", **kept}
-    check_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+    load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)

@@ -183,7 +183,7 @@ def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typ
     result = search(states(), score=distance, held_out=lambda net: distance(net))
     with pytest.raises(lcsc_opt.LcscError, match=r"cannot import build \(.*lambda.*held_out"):
         result.to_study_file()
-    assert "handed to lcsc_opt.search" in typed("resume", "tried/LCSCGradient/0", "--budget", "9", status=2).err
+    assert "handed to lcsc_opt.search" in typed("run", "tried/LCSCGradient/0", "--budget", "9", status=2).err
 
 
 @pytest.mark.parametrize("rows", [None, "layers"])
