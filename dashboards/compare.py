@@ -397,7 +397,7 @@ def _settings(studies: Sequence[SummarizedStudy]) -> Any:
 
 
 def _studies(studies: Sequence[SummarizedStudy]) -> Any:
-    header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating", "")
+    header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating")
     return parts.table(header, [_study(study) for study in studies], text=2)
 
 
@@ -411,7 +411,6 @@ def _study(study: SummarizedStudy) -> list[Any]:
         number(study.shown(study.searched)),
         f"{study.images:,}",
         duration(study.seconds),
-        parts.optuna_link(study),
     ]
 
 

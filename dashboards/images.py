@@ -44,7 +44,14 @@ def build(storage: RDBStorage) -> dash.Dash:
         interval = parts.refresh_interval(studies)
         if signature == seen:
             return *[no_update] * 4, interval, no_update
-        return "", _headline(study), _links(study), _panes(study, images), interval, signature
+        return (
+            "",
+            _headline(study),
+            parts.study_link(study, text="This study"),
+            _panes(study, images),
+            interval,
+            signature,
+        )
 
     return page.app
 
@@ -69,13 +76,6 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
             if image.artifact_id == asked_id:
                 return parts.image_response(image.content)
     return parts.image_response(None)
-
-
-def _links(study: SummarizedStudy) -> list[Any]:
-    return [
-        parts.study_link(study, text="This study"),
-        parts.optuna_link(study, "Its trials in optuna-dashboard"),
-    ]
 
 
 def _content() -> list[Any]:

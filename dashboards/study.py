@@ -65,7 +65,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             _progress(study, progress),
             _nodes(study),
             _failures(study),
-            _links(study),
+            parts.study_link(study, "images", "Its images"),
             *(figures.get(key, no_update) for key in FIGURES),
             parts.refresh_interval([study]),
             signatures,
@@ -94,13 +94,6 @@ def _content() -> list[Any]:
         html.Div(id="metrics"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
-    ]
-
-
-def _links(study: StudyHistory) -> list[Any]:
-    return [
-        parts.optuna_link(study, "This study in optuna-dashboard"),
-        parts.study_link(study, "images", "Its images"),
     ]
 
 
@@ -195,7 +188,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
         return []
     if not study.running:
         numbers = ", ".join(str(trial) for _, trial in waiting)
-        return [html.P(f"No result of trial {numbers} yet; lcsc resume evaluates it again.", className="note")]
+        return [html.P(f"No result of trial {numbers} yet; lcsc run evaluates it again.", className="note")]
     now = time.time()
     ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
     return [html.P(f"Evaluating {ages}.", className="note")]

@@ -95,15 +95,11 @@ class Settings(ImageObjectiveSettings):
     guidance: GuidanceSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the folder holds a model."""
-        super().check(context)
-        DiffusersFolder.read(context.path(self.model))
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
     folder = DiffusersFolder.read(context.path(checked.model))
     trajectory = checked.trajectory(context)
     sampler_of = _samplers(checked, folder, trajectory, context)

@@ -138,15 +138,12 @@ class Settings(ImageObjectiveSettings):
     guide: GuideSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the network's class can be imported."""
-        super().check(context)
-        import_dotted(self.network, setting="network")
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
+    import_dotted(checked.network, setting="network")
     trajectory = checked.trajectory(context)
     denoiser = _denoiser(checked, trajectory, context)
     noise = checked.noise()

@@ -68,13 +68,6 @@ class Settings(ImageObjectiveSettings):
             raise ValueError("lora_alpha is for component: lora")
         return self
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the prompts can be read."""
-        super().check(context)
-        self.prompts_of_file(context)
-        if self.held_out_prompts is not None:
-            read_prompts(context.path(self.held_out_prompts))
-
     def prompts_of_file(self, context: BuildContext) -> tuple[str, ...]:
         """The prompts; of a new study, each of them must be sampled."""
         prompts = read_prompts(context.path(self.prompts))
@@ -86,6 +79,7 @@ class Settings(ImageObjectiveSettings):
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
     prompts = checked.prompts_of_file(context)
     held_out_prompts = None
     if checked.held_out_prompts is not None:

@@ -26,7 +26,7 @@ from unittest import mock
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        *("nevergrad", "torch", "alembic.runtime.environment", "optuna_dashboard", "lcsc_opt.cli"),
+        *("nevergrad", "torch", "alembic.runtime.environment", "lcsc_opt.cli"),
         *("lcsc_opt.trajectory", "lcsc_opt.study.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
         "tests.forked",
     ]

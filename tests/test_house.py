@@ -28,11 +28,9 @@ HEAVY = {"torch", "torchvision", "diffusers", "sklearn", "plotly", "nevergrad"}
 HEAVIER = HEAVY | {"optuna", "sqlalchemy", "scipy", "pandas"}
 
 IMPORT_IN_TURN = """
-import importlib, json, sys, warnings
+import importlib, json, sys
 found = []
 for names in json.loads(sys.argv[1]):
-    if "lcsc_opt.views.dashboard.server" in names:
-        warnings.simplefilter("ignore")  # optuna-dashboard's own
     for name in names:
         importlib.import_module(name)
     found.append(sorted(sys.modules))

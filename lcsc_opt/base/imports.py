@@ -123,7 +123,6 @@ EXTRAS = {
     "torchvision": "images",
     "dash": "dashboard",
     "dash_ag_grid": "dashboard",
-    "optuna_dashboard": "dashboard",
     "kaleido": "dashboard",
     "transformers": "text-to-image",
     "peft": "text-to-image",

@@ -86,6 +86,7 @@ class Candidate:
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
         sampler: which of the objective's samplers makes the images; searches use the first.
+        rehearsal: whether nobody compares the loss: one batch of images is enough.
     """
 
     coefficients: Coefficients
@@ -94,6 +95,7 @@ class Candidate:
     keep_weight: float | None = None
     constraint: Constraint | None = None
     sampler: int = 0
+    rehearsal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,7 +195,7 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.study.execution import Executor
+    from lcsc_opt.study import running
     from lcsc_opt.study.held_out import HeldOutPlan
     from lcsc_opt.study.plan import Plan
 
@@ -208,7 +208,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    report = Executor(stored.storage, accept_changes=accept_changes).evaluate(Plan.of(stored), plan)
+    report = running.evaluate(Plan.of(stored), stored.storage, plan, accept_changes=accept_changes)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":
@@ -293,11 +293,11 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     storage: Storage = None,
 ) -> None:
-    """Compare optimizers in the browser, live. Studies are only read. optuna-dashboard is served as well."""
+    """Compare optimizers in the browser, live. Studies are only read."""
     from lcsc_opt.database.connection import open_storage
     from lcsc_opt.database.urls import is_there, masked
 
-    for package in ("dash", "dash_ag_grid", "optuna_dashboard"):
+    for package in ("dash", "dash_ag_grid"):
         import_extra(package)
     from lcsc_opt.views.dashboard.server import serve
 

@@ -58,7 +58,7 @@ def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Reci
     is_diffusers = "_class_name" in json.loads(config)
     entries["library_name"] = "diffusers" if is_diffusers else "transformers"
     entries["tags"] = ["lcsc", "merge"]
-    results = _results(_task_of(objective, entries), recipe)
+    results = _results(_task_of(study, entries), recipe)
     data = client.ModelCardData(model_name=name, eval_results=results, **entries)
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
@@ -104,13 +104,14 @@ def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
     return numbers
 
 
-def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
+def _task_of(study: StoredStudy, entries: Mapping[str, Any]) -> str:
     """The Hugging Face Hub's name for the model's task."""
     if entries.get("pipeline_tag"):
         return str(entries["pipeline_tag"])
-    if not objective.images_per_evaluation:
+    settings = study.attributes["specification"]["objective"]["settings"]
+    if "score" in settings:  # of any weights
         return "other"
-    if hasattr(objective.sampler, "prompts_of"):
+    if "prompts" in settings:
         return "text-to-image"
     return "unconditional-image-generation"
 

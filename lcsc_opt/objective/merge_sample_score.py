@@ -27,12 +27,13 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, title_of
+from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+FEWEST_REHEARSED = 32  # images, of which every metric can be computed
 UNITS_AT = 0.10  # sigma_rel of the average whose FIDs are the units of fdr: near EMA* of most trainings
 
 Merged = tuple[dict[str, Tensor], Cost]
@@ -164,7 +165,7 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return self.sampler.weights.why_no_gradient(self.trajectory.varying)
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
 
     @property
     def layer_groups(self) -> LayerGroups | None:
@@ -188,12 +189,14 @@ class MergeSampleScore(StagedObjective):
         }
 
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on."""
+        """How many images a candidate is evaluated on; of a rehearsal, one batch."""
+        if candidate.rehearsal:
+            return min(self._images, max(self._batch_sizes.without_graph, FEWEST_REHEARSED))
         return self._images if candidate.images is None else candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
-        self._measure_units()
+        self._measure_units(candidate)
         watch = Stopwatch()
         with watch.timing("merge"):
             weights = self._source.merge(candidate.coefficients)
@@ -235,7 +238,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._measure_units()
+        self._measure_units(candidate)
         watch = Stopwatch()
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
@@ -324,13 +327,13 @@ class MergeSampleScore(StagedObjective):
             self._placed = placed
         return placed.on_device
 
-    def _measure_units(self) -> None:
-        """Measure what ``fdr`` divides by, unless that is done or another loss is searched.
+    def _measure_units(self, candidate: Candidate) -> None:
+        """Measure what ``fdr`` divides by, unless that is done, another loss is searched, or nobody compares the loss.
 
         Raises:
             ObjectiveError: the average has no FID.
         """
-        if not self.scores.loss.relative:
+        if candidate.rehearsal or not self.scores.loss.relative:
             return
         average = power_ema_coefficients(self.steps, UNITS_AT)
         try:

@@ -68,6 +68,12 @@ def fewest_report_images(sampler: Sampler) -> int:
     return fewest
 
 
+def why_no_graph(sampler: Sampler) -> str | None:
+    """Why sampled images have no graph, as the end of a sentence; ``None`` if they have one, as far as is known."""
+    check: Callable[[], str | None] | None = getattr(sampler, "why_no_graph", None)
+    return None if check is None else check()
+
+
 @runtime_checkable
 class DifferentiableSampler(Sampler, Protocol):
     """A sampler whose images have a graph while grad mode is on."""

@@ -15,7 +15,6 @@ from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, write_study, written
 from tests.study_examples import add_result
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
 
 

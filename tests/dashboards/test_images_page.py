@@ -11,7 +11,6 @@ from lcsc_opt.views.artifacts import artifact_directory
 from tests.dashboard_site import Site, write_study
 from tests.study_examples import PNG, attach
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 STUDY = "digits/LCSC/0"
 
 

@@ -18,7 +18,6 @@ from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
 from tests.study_examples import add_result
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/LCSC/0"
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times", "distances")}
 
@@ -151,7 +150,7 @@ def test_without_trials_or_studies_it_says_what_to_run(url: str) -> None:
     write_study(url, NAME, [], ended=False)
     shown = draw(Site(url))
     assert "no result yet" in shown["headline"]["children"]
-    assert "lcsc resume" in json.dumps(shown["coefficients-new"])
+    assert "lcsc run" in json.dumps(shown["coefficients-new"])
 
 
 def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str) -> None:

@@ -11,8 +11,6 @@ from tests.dashboard_site import Site, write_study
 from tests.study_examples import PNG
 from tests.views.test_trainings import write_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
-
 
 @pytest.fixture
 def database(url: str) -> str:

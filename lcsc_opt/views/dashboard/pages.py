@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 HOME = "/lcsc/"
 _MENU_START = ("compare", "study", "images", "landscape")  # other pages follow by name
-_ROOT = "optuna"  # the page that is not under HOME, since it links to itself from the root
-_ROOT_TITLE = "optuna-dashboard"
-ROOT_PATH = "/dashboard/"
 _STATIC = f"{HOME}_static"
 _POLICY = {
     "default-src": "'self'",
@@ -43,7 +40,6 @@ _POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'self'",
 }
-_ARTIFACT_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'; sandbox"
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -52,17 +48,16 @@ def site(storage: RDBStorage) -> Application:
     """Every page over ``storage``, as one WSGI application."""
     files = {name: file.resolve() for name, file in entries("dashboards").items()}
     names = [name for name in _MENU_START if name in files]
-    names += sorted(files.keys() - {_ROOT, *_MENU_START})
+    names += sorted(files.keys() - {*_MENU_START})
     menu = {name: f"{HOME}{quote(name)}" for name in names}
     source = masked(storage.url)
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
         mounts[path] = _page(storage, name, files[name], _header(menu, name, source))
-    first_page = next(iter(menu.values()), ROOT_PATH)
+    first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
     mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
-    root = _root(storage, files[_ROOT]) if _ROOT in files else _redirect(HOME)
-    application: Application = DispatcherMiddleware(root, mounts)
+    application: Application = DispatcherMiddleware(_redirect(HOME), mounts)
     return application
 
 
@@ -153,7 +148,7 @@ def _header(menu: Mapping[str, str], current: str, source: str) -> str:
         links += f"<a {attributes}>{html.escape(_title(name))}</a>"
     return (
         '<a class="skip" href="#content">Skip to the content</a>'
-        f'<header class="site"><nav aria-label="Pages">{links}<a href="{ROOT_PATH}">{_ROOT_TITLE}</a></nav>'
+        f'<header class="site"><nav aria-label="Pages">{links}</nav>'
         f'<span class="source" title="the study database">{html.escape(source)}</span>'
         '<button type="button" id="theme-switch" aria-pressed="false">Dark</button></header>'
     )
@@ -182,27 +177,6 @@ def _redirect(path: str) -> Application:
         if request.path.strip("/"):
             return Response("no such page\n", HTTPStatus.NOT_FOUND, mimetype="text/plain")
         return Response(status=HTTPStatus.FOUND, headers={"Location": path}, mimetype="text/plain")
-
-    application: Application = answer
-    return application
-
-
-def _root(storage: RDBStorage, file: Path) -> Application:
-    """optuna-dashboard, but for the bare address, which leads to our pages; files that it shows cannot run scripts."""
-    try:
-        inner: Application = load_file(file).build(storage)
-    except Exception as error:
-        notice(f"dashboard: {file}: {type(error).__name__}: {error}")
-        return _redirect(HOME)
-
-    @Request.application
-    def answer(request: Request) -> Response:
-        if request.path == "/":
-            return Response(status=HTTPStatus.FOUND, headers={"Location": HOME}, mimetype="text/plain")
-        response = Response.from_app(inner, request.environ, buffered=True)
-        if request.path.startswith("/artifacts/"):
-            response.headers["Content-Security-Policy"] = _ARTIFACT_POLICY
-        return response
 
     application: Application = answer
     return application

@@ -21,7 +21,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
+from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.figures.theme import CONFIG
 from lcsc_opt.views.ranking import ranking
 
@@ -234,11 +234,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
 def study_link(study: SummarizedStudy, page: str = "study", text: str | None = None) -> html.A:
     """To a page of ours about a study."""
     return html.A(text or study.study, href=f"{HOME}{page}?{urlencode({'study': study.study})}")
-
-
-def optuna_link(study: SummarizedStudy, text: str = "optuna-dashboard") -> html.A:
-    """To the same study in optuna-dashboard."""
-    return html.A(text, href=f"{ROOT_PATH}studies/{study.study_id}")
 
 
 def panes(images: Iterable[ServedImage], note: str) -> Content:

@@ -1,6 +1,6 @@
-"""Serves the pages of ``dashboards/`` and the whole of optuna-dashboard over one study database. Never writes to it.
+"""Serves the pages of ``dashboards/`` over one study database, under ``/lcsc/``. Never writes to it.
 
-Ours are under ``/lcsc/``, a page for each file; optuna-dashboard is at ``/``. Every request passes the guard first.
+Every request passes the guard first.
 """
 
 from __future__ import annotations
@@ -154,5 +154,5 @@ def _host_name(request: Request) -> str | None:
 def _with_headers(answer: Response) -> Response:
     for name, value in _HEADERS.items():
         answer.headers.setdefault(name, value)
-    answer.headers.pop("Access-Control-Allow-Origin", None)  # which optuna-dashboard sends with artifacts
+    answer.headers.pop("Access-Control-Allow-Origin", None)  # of a page that is somebody else's application
     return answer

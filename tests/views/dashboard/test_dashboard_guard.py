@@ -9,7 +9,6 @@ from werkzeug.test import Client
 from lcsc_opt.views.dashboard.server import guarded
 from tests.dashboard_site import HOST
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 CALLBACK = "/lcsc/compare/_dash-update-component"
 
 

@@ -1,10 +1,12 @@
-"""Runs resolved studies: the search, then the report on held-out noise.
+"""One study of a run: compared once with the database, rehearsed, searched and reported.
 
 ::
 
-    with Executor(storage).open(plan) as study:
-        study.search()  # ask → write → evaluate → write → tell
-        study.report()  # the answer on held-out noise
+    with prepared(plan, objective, studies, trials=…) as study:  # compared, with its workers; nothing is written
+        study.rehearse(gradient=True, report=True)
+        with study.held(storage):
+            study.search()  # ask → write → evaluate → write → tell
+            study.report()  # the answer on held-out noise
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec
@@ -28,52 +30,142 @@ from lcsc_opt.database.history import NODES, sign_of
 from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
-from lcsc_opt.exports import attach_images
-from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
+from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.failure_policy import retry_failures
+from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_last_checkpoint
 from lcsc_opt.study.plan import Plan
-from lcsc_opt.study.resolving import (
-    Attributes,
-    Evidence,
-    Resolved,
-    StoredStudies,
-    is_complete,
-    is_finished,
-    is_searched,
-    resolve,
-)
-from lcsc_opt.study.resources import ObjectiveLoader, known_checkpoints, open_workers, read_database
+from lcsc_opt.study.rehearsal import rehearse
+from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Execution:
-    """A resolved study whose lock is held; :meth:`Executor.open` makes it.
+@contextlib.contextmanager
+def prepared(
+    plan: Plan,
+    objective: Objective,
+    studies: Mapping[str, Attributes],
+    *,
+    trials: Callable[[str], StoredTrials],
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    measures: bool = True,
+) -> Iterator[PreparedStudy]:
+    """A study that may run, with its workers. Nothing is written.
+
+    Args:
+        plan: of the study.
+        objective: what it searches.
+        studies: name → attributes of all stored studies, with which it is compared.
+        trials: gives the trials of a stored study.
+        accept_changes: continue although the code, the versions or the reference have changed.
+        retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
+            the search.
+        measures: whether losses will be added; if not, other code and versions are no matter.
+
+    Raises:
+        StudyStoreError: it was created with other code, checkpoints or settings, or its losses would not compare with
+            those of the experiment's other studies.
+        LcscError: the objective, this machine or the Ray cluster does not allow the plan.
+            What a node lacks shows when its worker starts.
+    """
+    fingerprint = fingerprint_of(objective)
+    compared = compare(
+        plan,
+        studies,
+        objective,
+        fingerprint,
+        trials=trials,
+        accept_changes=accept_changes,
+        measures=measures,
+    )
+    for line in compared.notices:
+        notice(line)
+    with open_workers(compared.plan, objective, fingerprint, {**studies, plan.name: compared.attributes}) as pool:
+        yield PreparedStudy(compared, objective, pool, retry_failed=retry_failed)
+
+
+class PreparedStudy:
+    """A study that :func:`prepared` has compared.
 
     Attributes:
         plan: its specification.
-        stored: the study in the database.
         objective: what is searched.
         pool: the workers; ``None`` if this process evaluates.
+        stored: the study in the database, while it is :meth:`held`.
     """
 
-    plan: Plan
     stored: StoredStudy
-    objective: Objective
-    pool: WorkerPool | None
+
+    def __init__(
+        self, compared: Compared, objective: Objective, pool: WorkerPool | None, *, retry_failed: bool
+    ) -> None:
+        self.plan = compared.plan
+        self.objective = objective
+        self.pool = pool
+        self._compared = compared
+        self._retry_failed = retry_failed
+
+    def rehearse(self, plans: Sequence[Plan]) -> None:
+        """Evaluate one candidate on one batch, as the searches and the reports of these plans will.
+
+        Args:
+            plans: those of this objective that have no result yet.
+
+        Raises:
+            StudySpecError: the objective does not allow one of them.
+            ObjectiveError: the candidate could not be evaluated.
+        """
+        if not plans:
+            return
+        for plan in plans:
+            plan.check(self.objective)
+        space = self.plan.space(self.objective)
+        evaluator = self._evaluator(self._compared.before["parallelism"])
+        with contextlib.closing(evaluator):
+            rehearse(
+                self.plan.spec.name,
+                self.objective,
+                self._persistently(evaluator),
+                space.to_coefficients(np.zeros(space.shape)),
+                gradient=any(plan.follows_gradients for plan in plans),
+                report=any(plan.spec.held_out is not None for plan in plans),
+            )
+
+    @contextlib.contextmanager
+    def held(self, storage: RDBStorage) -> Iterator[None]:
+        """Create or open the study, and hold its lock while this is open.
+
+        Raises:
+            StudyStoreError: another process runs the study, or has changed it since it was compared.
+        """
+        compared = self._compared
+        study = StoredStudy.open_or_create(storage, self.plan.name, compared.attributes)
+        with study.hold():
+            stored = study.attributes
+            compared.check_unchanged(stored)
+            for name, value in compared.updated.items():
+                if value != stored.get(name):
+                    study.set_attribute(name, value)
+            if self._retry_failed or compared.starts_over:
+                retried = study.retry_failed()
+                line = f"retrying {retried} trials that failed after the last success"
+                if retried:
+                    line += "; earlier failures are kept, because later candidates depend on them"
+                notice(f"{study.name}: {line}")
+            self.stored = study
+            yield
 
     def search(self, callbacks: Sequence[TrialCallback] = ()) -> None:
         """Search until the budget is spent. A search that has ended is left as it is.
@@ -103,7 +195,7 @@ class Execution:
         if incomplete is not None:
             notice(incomplete)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
-        with contextlib.closing(self._evaluator()) as evaluator:
+        with contextlib.closing(self._evaluator(before["parallelism"])) as evaluator:
             bound = self._bound()
             optimizer = self._optimizer()
             search = Search(
@@ -200,8 +292,7 @@ class Execution:
             )
         return optimizer
 
-    def _evaluator(self) -> Evaluator:
-        parallelism = self.stored.attributes["parallelism"]
+    def _evaluator(self, parallelism: Mapping[str, Any]) -> Evaluator:
         in_flight = parallelism["in_flight"]
         if self.pool is None:
             if in_flight > 1 and isinstance(self.objective, StagedObjective):
@@ -222,15 +313,20 @@ class Execution:
         else:
             evaluator = InProcessEvaluator(self.objective)
 
-        def evaluate(candidate: Candidate) -> Outcome:
+        with contextlib.closing(evaluator):
+            yield self._persistently(evaluator)
+
+    def _persistently(self, evaluator: Evaluator) -> Callable[..., Outcome]:
+        """``evaluate(candidate, gradient=False)``, tried as often as the study file allows."""
+
+        def evaluate(candidate: Candidate, *, gradient: bool = False) -> Outcome:
             for _ in range(self.plan.spec.failures.retries + 1):
-                outcome = evaluator.submit(candidate).result()
+                outcome = evaluator.submit(candidate, gradient=gradient).result()
                 if not (isinstance(outcome, Failure) and outcome.retry):
                     break
             return outcome
 
-        with contextlib.closing(evaluator):
-            yield evaluate
+        return evaluate
 
     @contextlib.contextmanager
     def _showing(self, search: Search) -> Iterator[Callable[[Search], None]]:
@@ -275,147 +371,21 @@ class Execution:
             self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
 
 
-class Executor:
-    """Opens and runs the studies of one database.
-
-    It keeps the objective that it loaded last, which studies share, so plans of one objective should follow each other.
-
-    Args:
-        storage: of the studies.
-        accept_changes: continue studies although the code, the versions or the reference have changed.
-        objectives: what loads objectives; one that is loaded already is not loaded again.
-    """
-
-    def __init__(
-        self,
-        storage: RDBStorage,
-        *,
-        accept_changes: bool = False,
-        objectives: ObjectiveLoader | None = None,
-    ) -> None:
-        self.storage = storage
-        self._accept_changes = accept_changes
-        self._objectives = ObjectiveLoader() if objectives is None else objectives
-
-    def objective(self, plan: Plan) -> Objective:
-        """The plan's objective; loading it may train or read a model."""
-        return self._objectives.load(plan, lambda: our_studies(self.storage))
-
-    def loaded_evidence(self, plan: Plan) -> Evidence:
-        """What is known of the plan's objective once it is loaded.
-
-        Raises:
-            TrajectoryError: the weights on the disk are damaged.
-        """
-        return self._objectives.evidence(plan, lambda: our_studies(self.storage))
-
-    def resolve(self, plan: Plan, *, measures: bool = True) -> Resolved:
-        """The study as the database has it now, compared with the loaded objective; arguments as for :func:`resolve`.
-
-        Raises:
-            LcscError: as :meth:`open`.
-        """
-        evidence = self.loaded_evidence(plan)
-        studies = read_database(self.storage)  # only now, since loading may have taken hours
-        return resolve(plan, studies, evidence, accept_changes=self._accept_changes, measures=measures)
-
-    def create(self, resolved: Resolved, attributes: Mapping[str, Any]) -> None:
-        """Store a new study, with further attributes."""
-        for line in resolved.notices:
-            notice(line)
-        StoredStudy.open_or_create(self.storage, resolved.plan.name, {**resolved.attributes, **attributes})
-
-    @contextlib.contextmanager
-    def open(self, plan: Plan, *, retry_failed: bool = False, measures: bool = True) -> Iterator[Execution]:
-        """Create or open a study, and hold its lock while this is open.
-
-        Args:
-            plan: of the study.
-            retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
-                the search.
-            measures: whether losses will be added; a finished study is also opened to store where its files are now.
-
-        Raises:
-            StudyStoreError: another process runs the study, it was created with other code, checkpoints or settings,
-                or its losses would not compare with those of the experiment's other studies.
-            LcscError: the objective, this machine or the Ray cluster does not allow the plan; nothing is stored then.
-                What a node lacks shows when its worker starts.
-        """
-        resolved = self.resolve(plan, measures=measures)
-        objective = resolved.objective
-        assert objective is not None  # the evidence was of the loaded objective
-        with open_workers(resolved, objective, our_studies(self.storage)) as pool:
-            study = StoredStudy.open_or_create(self.storage, plan.name, resolved.attributes)
-            with study.hold():
-                stored = study.attributes
-                for name, value in resolved.updated_attributes.items():
-                    if value != stored.get(name):
-                        study.set_attribute(name, value)
-                for line in resolved.notices:
-                    notice(line)
-                if retry_failed or resolved.starts_over:
-                    retried = retry_failures(study)
-                    line = f"retrying {retried} trials that failed after the last success"
-                    if retried:
-                        line += "; earlier failures are kept, because later candidates depend on them"
-                    notice(f"{study.name}: {line}")
-                yield Execution(resolved.plan, study, objective, pool)
-
-    def run(self, plan: Plan, *, retry_failed: bool = False, callbacks: Sequence[TrialCallback] = ()) -> str:
-        """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
-
-        Args:
-            plan: of the study.
-            retry_failed: as for :meth:`open`.
-            callbacks: as for :meth:`Execution.search`.
-
-        Returns:
-            One line for people: the result.
-
-        Raises:
-            LcscError: as :meth:`open`.
-            Exception: what a callback raises.
-        """
-        stored = our_studies(self.storage).get(plan.name)
-        if stored is None or retry_failed or not is_complete(plan, stored):
-            measures = stored is None or retry_failed or self._accept_changes or not is_finished(plan, stored)
-            with self.open(plan, retry_failed=retry_failed, measures=measures) as execution:
-                execution.search(callbacks)
-                execution.report()
-                return self.outcome(plan)
-        return f"finished already; {self._finished(plan, stored)}"
-
-    def _finished(self, plan: Plan, stored: Attributes) -> str:
-        """The result of a finished study."""
-        line = self.outcome(plan) + _larger_report(plan, stored)
-        if stored["search_ended"]["exhausted"]:
-            line += "; the optimizer has nothing more to ask"
-        return line
-
-    def evaluate(self, plan: Plan, held_out: HeldOutPlan) -> HeldOutReport:
-        """Report on held-out noise, as :meth:`Execution.evaluate`. A study whose losses no longer compare is refused.
-
-        Raises:
-            LcscError: as :meth:`open` and :meth:`Execution.evaluate`.
-        """
-        with self.open(plan) as execution:
-            return execution.evaluate(held_out)
-
-    def outcome(self, plan: Plan) -> str:
-        """One line for people: the result of a study."""
-        study = HistoryReader(self.storage).read_summary(plan.name)
-        line = "no result on the search's noise"
-        if study.searched is not None:
-            line = f"best {study.sign * study.searched:.4g}"
-        if study.held_out_loss is not None:
-            line += f", held-out {study.sign * study.held_out_loss:.4g}"
-        line += f" after {study.evaluations} evaluations"
-        if study.summary.failed:
-            line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
-        return line
+def outcome_of(plan: Plan, storage: RDBStorage) -> str:
+    """One line for people: the result of a study."""
+    study = HistoryReader(storage).read_summary(plan.name)
+    line = "no result on the search's noise"
+    if study.searched is not None:
+        line = f"best {study.sign * study.searched:.4g}"
+    if study.held_out_loss is not None:
+        line += f", held-out {study.sign * study.held_out_loss:.4g}"
+    line += f" after {study.evaluations} evaluations"
+    if study.summary.failed:
+        line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
+    return line
 
 
-def _larger_report(plan: Plan, stored: Attributes) -> str:
+def larger_report(plan: Plan, stored: Attributes) -> str:
     """What makes the report that the study file asks for by now, if the study's has fewer images."""
     report = HeldOutReport.from_json(stored.get("held_out"))
     held_out = plan.spec.held_out
@@ -425,57 +395,3 @@ def _larger_report(plan: Plan, stored: Attributes) -> str:
         return ""
     command = f"lcsc evaluate {plan.name} --images {held_out.images} --keep"
     return f"; the report is of {report.images} images: {command}"
-
-
-def check_new_studies(
-    resolved: Sequence[Resolved], studies: StoredStudies, objectives: ObjectiveLoader, *, accept_changes: bool = False
-) -> None:
-    """Refuse what the first objective does not allow, before anything is written.
-
-    The other objectives are loaded when their turn comes: only one is in memory at a time.
-
-    Args:
-        resolved: studies in the order in which they will run, resolved without their objectives.
-        studies: the contents of the database.
-        objectives: loads the first objective, and keeps it.
-        accept_changes: as of :class:`Executor`.
-
-    Raises:
-        LcscError: a new study with the first objective could not be searched.
-    """
-    first = resolved[0].plan.objective_key
-    new = [study.plan for study in resolved if study.state == "new" and study.plan.objective_key == first]
-    if not new:
-        return
-    evidence = objectives.evidence(new[0], lambda: studies.attributes)
-    for plan in new:
-        resolve(plan, studies, evidence, accept_changes=accept_changes)
-
-
-def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
-    """The objective of a stored study. Loading it may train or read a model.
-
-    Args:
-        study: the study.
-        functions: those that its caller handed over, where its settings name such.
-    """
-    plan = Plan.of(study)
-    if functions is not None:
-        plan = dataclasses.replace(plan, functions=functions)
-    return Executor(study.storage).objective(plan)
-
-
-def mergeable_objective_of(study: StoredStudy) -> Objective:
-    """As :func:`objective_of`, to merge and not to evaluate: the model, functions and data may not be needed."""
-    alone = checkpoints_alone_of(study)
-    return objective_of(study) if alone is None else alone
-
-
-def checkpoints_alone_of(study: StoredStudy) -> CheckpointsAlone | None:
-    """The checkpoints of a stored study, if nothing else of its objective is needed to merge them."""
-    plan = Plan.of(study)
-    known = known_checkpoints(plan, read_database(study.storage).attributes)
-    alone = CheckpointsAlone.of(plan.spec.objective, BuildContext(plan.directory, known, files=plan.files))
-    if alone is not None and plan.spec.space.rows is not None:
-        alone.merge_in_rows(plan.spec.space.rows)
-    return alone
