@@ -85,8 +85,8 @@ class Candidate:
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
-        sampler: which of the objective's samplers makes the images; searches use the first.
         rehearsal: whether nobody compares the loss: one batch of images is enough.
+        sampler: which of the objective's samplers makes the images; searches use the first.
     """
 
     coefficients: Coefficients
@@ -94,8 +94,8 @@ class Candidate:
     noise: Noise = SEARCH
     keep_weight: float | None = None
     constraint: Constraint | None = None
-    sampler: int = 0
     rehearsal: bool = False
+    sampler: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
