@@ -61,8 +61,10 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
         noise = self.noise()
+        if network is None:
+            network = _network(self, context)
         return FunctionSampler(
-            network or _network(self, context),
+            network,
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
             image_shape=self.image_shape,
             nfe=self.nfe,

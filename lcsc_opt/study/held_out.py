@@ -362,7 +362,10 @@ class _Measurements:
         self._evaluate = evaluate
         self._metrics = set(metrics)
         self._advance = advance
-        self._sampler, self._sampler_title = sampler or (0, None)
+        self._sampler = 0
+        self._sampler_title: SamplerTitle | None = None
+        if sampler is not None:
+            self._sampler, self._sampler_title = sampler
         self._seeds = range(plan.first_group, plan.first_group + plan.groups)
 
     def on(
@@ -462,7 +465,9 @@ def _is_grid(study: StoredStudy) -> bool:
 
 def _last(objective: Objective) -> Coefficients:
     """``[K]``, those of the last checkpoint."""
-    return np.eye(len(objective.steps))[-1]
+    coefficients = np.zeros(len(objective.steps))
+    coefficients[-1] = 1.0
+    return coefficients
 
 
 def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _Model:

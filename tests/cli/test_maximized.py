@@ -13,6 +13,7 @@ import yaml
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.ranking import headline, ranking
@@ -102,6 +103,8 @@ def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
     studies = database.read_summaries("up")
     rows = ranking(studies)
     assert rows == sorted(rows, key=lambda row: -row.held_out.mean if row.held_out else 0.0), "the highest is first"
+    assert LAST_CHECKPOINT in [row.optimizer for row in rows]
+    rows = [row for row in rows if row.optimizer != LAST_CHECKPOINT]
     for row in rows:
         assert row.searched is not None
         assert row.searched.mean > 0

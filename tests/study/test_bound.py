@@ -176,7 +176,7 @@ def test_the_bound_is_the_ema_of_the_report() -> None:
     assert bound.study == grid.name
     report = HeldOutReport.from_json(study.attributes["held_out"])
     assert report is not None
-    [baseline] = report.baselines
+    _, baseline = report.baselines
     assert (baseline.study, baseline.trial) == (grid.name, bound.trial)
     row = next(row for row in report.rows if row.metric == "precision@stored_parts:Means")
     assert ("did not hold" in str(report.warning)) == row.lost

@@ -138,6 +138,7 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     studies = [measured("EMAGrid", 10.0, 100), measured("LCSC", 2.0, 100, ema=10.0)]
     for study in studies:
         measured_last = MeasuredModel(last, {}, 100)
+        assert study.held_out is not None
         report = dataclasses.replace(study.held_out, baselines=(Baseline(LAST_CHECKPOINT, measured_last),))
         object.__setattr__(study, "held_out", report)
     rows = ranking(studies)
