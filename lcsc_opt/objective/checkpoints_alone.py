@@ -103,7 +103,9 @@ def new_checkpoints(study: StoredStudy) -> str:
     if not steps:
         return ""
     place = " ".join(f"--checkpoints {shlex.quote(pattern)}" for pattern in as_patterns(settings["checkpoints"]))
-    return f"{len(steps)} new checkpoints, up to step {steps[-1]}, are searched by: lcsc fork {study.name} NAME {place}"
+    return (
+        f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: lcsc fork {study.name} NAME {place}"
+    )
 
 
 def _context(study: StoredStudy) -> BuildContext | None:

@@ -30,4 +30,9 @@ def test_apply_writes_a_lora_with_its_alphas(workplace: Path, typed: Typed, flav
     torch.testing.assert_close(deltas(pipeline.unet), expected, rtol=1e-5, atol=1e-7)
     typed("apply", "second.safetensors", "lora", "-o", "again.safetensors")
     assert Path("again.safetensors").read_bytes() == Path("second.safetensors").read_bytes()
-    assert "An adapter needs none" in typed.refused("apply", "uniform", "lora", "-o", "folder")
+    if flavour == "peft":
+        typed("apply", "uniform", "lora", "-o", "folder")
+        assert {path.name for path in Path("folder").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    else:
+        said = typed("apply", "uniform", "lora", "-o", "folder", status=2).err
+        assert "an adapter's folder needs its own configuration" in said
