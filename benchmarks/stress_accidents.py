@@ -58,7 +58,7 @@ NAMES = tuple(f"model/{optimizer}/{seed}" for optimizer in ("OnePlusOne", "CMA")
 
 
 def grown_folder(folder: Path, *, kills: int) -> Found:
-    """A study's folder of checkpoints grows, a file is touched, all is moved; ``lcsc resume`` is killed."""
+    """A study's folder of checkpoints grows, a file is touched, all is moved; ``lcsc run`` is killed."""
     begun, resume = _place(folder / "grown"), ("resume", NAMES[0], "--budget", "40")
     _call(begun, "run", "study.yaml")
     expected = _undisturbed(begun, resume)

@@ -128,7 +128,7 @@ def search(url: str, work: Work, evaluator: Evaluator | None = None) -> None:
     with contextlib.closing(evaluator), opened(url, write=True) as storage:
         study = StoredStudy.open_or_create(storage, work.name, {"steps": list(STEPS)})
         with study.hold():
-            budget, failures = BudgetSpec(evaluations=work.evaluations), FailureSpec(stop_share=1)
+            budget, failures = BudgetSpec(evaluations=work.evaluations), FailureSpec(in_a_row=None)
             width = most_in_flight(work.workers)
             running = Search(study, optimizer, evaluator, budget=budget, in_flight=width, failures=failures)
             running.run()

@@ -43,8 +43,8 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.optimizers import build_optimizer, candidate_of
-from lcsc_opt.study.execution import Executor
 from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.running import run_plans
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 
@@ -284,9 +284,7 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
         "budget": {"evaluations": trials},
     }
     [plan] = plans(parse_studies(spec, source="benchmark"), None)
-    storage = open_storage(url, write=True)
-    Executor(storage).run(plan)
-    storage.engine.dispose()
+    run_plans([plan], url)
 
 
 def trial_count(url: str, name: str = LONG) -> int:
@@ -333,8 +331,8 @@ def replay_here(url: str, name: str) -> None:
     storage = open_storage(url, write=True)
     with _printed_costs(), contextlib.suppress(_AskedError):
         plan = Plan.of(StoredStudy.open(storage, name))
-        executor = Executor(storage, accept_changes=True)  # this script may have changed since it made the study
-        executor.run(plan.with_budget(plan.spec.budget.total + 1))
+        longer = plan.with_budget(plan.spec.budget.total + 1)
+        run_plans([longer], url, accept_changes=True)  # this script may have changed since it made the study
 
 
 def read_by_optuna_here(url: str, name: str) -> None:

@@ -36,8 +36,8 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.study.execution import Executor
 from lcsc_opt.study.plan import plans
+from lcsc_opt.study.running import run_plans
 from lcsc_opt.views.dashboard.server import application
 
 EXPERIMENTS = 10
@@ -111,7 +111,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
         "budget": {"evaluations": trials},
     }
     [plan] = plans(parse_studies(spec, source="benchmark"), None)
-    Executor(storage).run(plan)
+    run_plans([plan], storage.url)
 
 
 def copy_short(file: Path) -> None:
@@ -382,7 +382,7 @@ def replay_here(url: str) -> None:
     asked = False
     with mock.patch.object(StoredStudy, "add_candidate", refuse):
         try:
-            Executor(storage, accept_changes=True).run(plan)  # this file may have changed since it made the database
+            run_plans([plan], url, accept_changes=True)  # this file may have changed since it made the database
         except AskedError:
             asked = True
     assert asked, "the search ended without a new ask"

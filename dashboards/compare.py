@@ -36,7 +36,7 @@ from lcsc_opt.views.ranking import (
     varied_keys,
 )
 from lcsc_opt.views.study_status import duration
-from lcsc_opt.views.tables import comparison_table, settings_table
+from lcsc_opt.views.tables import by_sampler, comparison_table, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
@@ -268,10 +268,12 @@ def _content() -> list[Any]:
 
 
 def _metrics(studies: Sequence[SummarizedStudy]) -> Any:
-    table = comparison_table(studies)
-    if table is None:
-        return ""
-    return parts.section("Evaluation metrics, held out", parts.table(*table))
+    sections = []
+    for title, reported in by_sampler(studies):
+        table = comparison_table(reported)
+        if table is not None:
+            sections.append(parts.section(f"Evaluation metrics, {title}", parts.table(*table)))
+    return sections
 
 
 def _trade_off(studies: Sequence[SummarizedStudy], across: str | None, up: str | None, theme: Theme) -> Any:

@@ -77,7 +77,7 @@ def _headline(landscape: Landscape) -> str:
         progress = f", after {evaluated:,} of {landscape.total:,} points"
     lowest = landscape.lowest
     if lowest is None:
-        return f"{name} has no value yet{progress}. Continue it: lcsc resume {name}"
+        return f"{name} has no value yet{progress}. Continue it: lcsc run {name}"
     place = f"({lowest.x:.3g}, {lowest.y:.3g})"
     return f"{name}: lowest {landscape.metric} on the plane {lowest.loss:.4g} at {place}{progress}"
 

@@ -122,8 +122,15 @@ def _metrics(study: StudyHistory) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
-    header, rows = report_table(study.held_out.rows)
-    return parts.section("Evaluation metrics, held out", parts.table(header, rows, text=2))
+    sections = []
+    for report in (study.held_out, study.held_out.also):
+        if report is not None:
+            title = "Evaluation metrics, held out"
+            if report.sampler is not None:
+                title += f", {report.sampler}"
+            header, rows = report_table(report)
+            sections.append(parts.section(title, parts.table(header, rows, text=2)))
+    return sections
 
 
 def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: Theme) -> dict[str, str]:
@@ -181,7 +188,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
         return []
     if not study.running:
         numbers = ", ".join(str(trial) for _, trial in waiting)
-        return [html.P(f"No result of trial {numbers} yet; lcsc resume evaluates it again.", className="note")]
+        return [html.P(f"No result of trial {numbers} yet; lcsc run evaluates it again.", className="note")]
     now = time.time()
     ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
     return [html.P(f"Evaluating {ages}.", className="note")]

@@ -16,6 +16,12 @@ type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single
     sampler: {name: ddim, steps: 50, step: {eta: 1.0}, scheduler: {clip_sample: false}}
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
 
+Reports measure the answer, EMA* and the last checkpoint in a second sampler, too: the pipeline's own scheduler with its
+own number of steps (1000 of a ``DDPMPipeline``), where ``model`` is a pipeline's folder. ``also`` names another one,
+and ``also: null`` leaves it out:
+
+    sampler: {name: ddim, steps: 10, also: {steps: 50}}
+
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
 one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance; with ``low: 0.2``
 and ``high: 0.8`` only between these shares of the training's timesteps. ``guidance: {scale: 1.5, weak: ema:0.99}`` is
@@ -26,13 +32,14 @@ writes this setting into its study files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.base.settings import FrozenModel, parse_settings, second_of
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
@@ -88,24 +95,34 @@ class Settings(ImageObjectiveSettings):
     guidance: GuidanceSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the folder holds a model."""
-        super().check(context)
-        DiffusersFolder.read(context.path(self.model))
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
     folder = DiffusersFolder.read(context.path(checked.model))
     trajectory = checked.trajectory(context)
-    sampler = _sampler(checked, folder, trajectory, context)
-    return checked.objective(sampler, trajectory, context)
+    sampler_of = _samplers(checked, folder, trajectory, context)
+    second = _second(checked.sampler, folder)
+    also = None if second is None else sampler_of(second)
+    return checked.objective(sampler_of(checked.sampler), trajectory, context, also=also)
 
 
-def _sampler(
+def _second(settings: SchedulerSettings, folder: DiffusersFolder) -> SchedulerSettings | None:
+    """What only reports use: ``also``, else the pipeline's own scheduler with its own number of steps."""
+    if "also" in settings.model_fields_set:
+        return second_of(settings)
+    steps = folder.pipeline_steps()
+    if steps is None or folder.scheduler is None:
+        return None
+    own = SchedulerSettings(steps=steps)
+    return None if own == settings else own
+
+
+def _samplers(
     checked: Settings, folder: DiffusersFolder, trajectory: Mergeable, context: BuildContext
-) -> DiffusersSampler:
+) -> Callable[[SchedulerSettings], DiffusersSampler]:
+    """What makes samplers of one network: settings → sampler."""
     settings = checked.sampler
     if folder.scheduler is None and not settings.scheduler:
         notice(
@@ -126,22 +143,26 @@ def _sampler(
         if guidance.weak is not None:
             weak = with_weak_weights(folder.network(), guidance.weak, trajectory)
             module = Autoguidance(network, weak, guidance=guidance.scale)
-    return DiffusersSampler(
-        module,
-        build_scheduler(settings.name, folder.scheduler, settings.scheduler),
-        steps=settings.steps,
-        timesteps=settings.timesteps,
-        image_shape=image_shape,
-        noise=noise,
-        labels=_labels(checked, folder, noise),
-        decoder=decoder,
-        timestep_scale=folder.timestep_scale,
-        step_options=settings.step,
-        settings=checked,
-        trained=network,
-        calls=getattr(module, "calls", 1),
-        guidance_interval=interval,
-    )
+
+    def sampler_of(settings: SchedulerSettings) -> DiffusersSampler:
+        return DiffusersSampler(
+            module,
+            build_scheduler(settings.name, folder.scheduler, settings.scheduler),
+            steps=settings.steps,
+            timesteps=settings.timesteps,
+            image_shape=image_shape,
+            noise=noise,
+            labels=_labels(checked, folder, noise),
+            decoder=decoder,
+            timestep_scale=folder.timestep_scale,
+            step_options=settings.step,
+            settings=checked,
+            trained=network,
+            calls=getattr(module, "calls", 1),
+            guidance_interval=interval,
+        )
+
+    return sampler_of
 
 
 def _labels(checked: Settings, folder: DiffusersFolder, noise: ImageNoise) -> ClassLabels | None:

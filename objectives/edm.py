@@ -21,6 +21,8 @@ Samplers, with NVlabs' defaults for the noise levels:
     sampler: {name: heun, steps: 256, s_churn: 40, s_min: 0.05, s_max: 50, s_noise: 1.003}    # stochastic
     sampler: {name: dpm-solver++, steps: 10, scheduler: {solver_order: 3}}
 
+``also: {steps: 18}`` in it is a second sampler with other settings, in which reports measure the answer once more.
+
 A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
 or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network,
 ``guide: {weak: ema:0.99, scale: 1.7}`` from an average of the checkpoints, or from one of them, by its step. With
@@ -43,7 +45,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.base.settings import AlsoSettings, FrozenModel, parse_settings, second_of
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.weights import difference, weights_sha256
@@ -71,7 +73,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 STOCHASTIC = ("s_churn", "s_min", "s_max", "s_noise")
 
 
-class SamplerSettings(FrozenModel):
+class SamplerSettings(AlsoSettings):
     """Noise levels of Karras et al. 2022, Eq. 5. ``s_*`` (Algorithm 2) are heun's, ``scheduler`` is dpm-solver++'s."""
 
     name: Literal["heun", "dpm-solver++"] = "heun"
@@ -136,27 +138,30 @@ class Settings(ImageObjectiveSettings):
     guide: GuideSettings | None = None
     decoder: DecoderSettings | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the network's class can be imported."""
-        super().check(context)
-        import_dotted(self.network, setting="network")
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
+    import_dotted(checked.network, setting="network")
     trajectory = checked.trajectory(context)
     denoiser = _denoiser(checked, trajectory, context)
     noise = checked.noise()
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
-    sampler = _sampler(checked, denoiser, labels, _decoder(checked, denoiser.network, context))
-    return checked.objective(sampler, trajectory, context)
+    decoder = _decoder(checked, denoiser.network, context)
+    sampler = _sampler(checked, checked.sampler, denoiser, labels, decoder)
+    second = second_of(checked.sampler)
+    also = None if second is None else _sampler(checked, second, denoiser, labels, decoder)
+    return checked.objective(sampler, trajectory, context, also=also)
 
 
 def _sampler(
-    checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | None, decoder: LatentDecoder | None
+    checked: Settings,
+    settings: SamplerSettings,
+    denoiser: EdmDenoiser,
+    labels: ClassLabels | None,
+    decoder: LatentDecoder | None,
 ) -> Sampler:
-    settings = checked.sampler
     network = denoiser.network
     shared: dict[str, Any] = {
         "image_shape": _image_shape(network),

@@ -28,14 +28,6 @@ class Settings(FrozenModel):
     gradient: str | None = None
     held_out: str | None = None
 
-    def check(self) -> None:
-        """Import the functions, and raise an error if one cannot be imported."""
-        build(self.model_dump())
-
-    def why_no_gradient(self) -> str | None:
-        """Why there is no gradient, as the end of a sentence; ``None`` if ``gradient`` names one."""
-        return build(self.model_dump()).why_no_gradient()
-
 
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import parse_settings, second_of
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
@@ -39,7 +39,7 @@ class Settings(ImageObjectiveSettings):
         pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
         component: what the checkpoints hold: the pipeline's ``unet`` or ``transformer``, or a ``lora``.
         lora_alpha: of LoRA checkpoints, if neither they nor a configuration next to them contain it.
-        sampler: scheduler and steps; without a name the pipeline's own scheduler.
+        sampler: scheduler and steps; without a name the pipeline's own scheduler. ``also`` is another one, for reports.
         guidance_scale: above 1 every step needs two model calls (one for a latent consistency model).
         negative_prompt: guidance leads away from it; by default the pipeline's.
         prompts: a text file, one prompt a line, at most as many as ``images``; image i has prompt i mod n. Each is
@@ -68,13 +68,6 @@ class Settings(ImageObjectiveSettings):
             raise ValueError("lora_alpha is for component: lora")
         return self
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that the prompts can be read."""
-        super().check(context)
-        self.prompts_of_file(context)
-        if self.held_out_prompts is not None:
-            read_prompts(context.path(self.held_out_prompts))
-
     def prompts_of_file(self, context: BuildContext) -> tuple[str, ...]:
         """The prompts; of a new study, each of them must be sampled."""
         prompts = read_prompts(context.path(self.prompts))
@@ -86,14 +79,19 @@ class Settings(ImageObjectiveSettings):
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check(context)
     prompts = checked.prompts_of_file(context)
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))
     trajectory = checked.trajectory(context)
     alphas = _alphas(checked, trajectory)
+    pipeline = _pipeline(checked, context)
+    trained_with = pipeline.scheduler
+    if checked.sampler.name or checked.sampler.scheduler:
+        pipeline.scheduler = _scheduler(trained_with, checked.sampler)
     sampler = LatentDiffusionSampler(
-        _pipeline(checked, context),
+        pipeline,
         component=checked.component,
         prompts=prompts,
         held_out_prompts=held_out_prompts,
@@ -107,7 +105,16 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
         options=checked.sampler.step,
         alphas=alphas,
     )
-    return checked.objective(sampler, trajectory, context)
+    second = second_of(checked.sampler)
+    also = None
+    if second is not None:
+        also = sampler.with_scheduler(
+            _scheduler(trained_with, second),
+            steps=second.steps,
+            timesteps=second.timesteps,
+            options=second.step,
+        )
+    return checked.objective(sampler, trajectory, context, also=also)
 
 
 def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
@@ -120,12 +127,13 @@ def _alphas(checked: Settings, trajectory: Trajectory) -> LoraAlphas | None:
 
 
 def _pipeline(checked: Settings, context: BuildContext) -> Any:
-    """The pipeline, from a folder or the hub, with the scheduler of the settings."""
+    """The pipeline, from a folder or the hub."""
     path = context.path(checked.pipeline)
     name = str(path) if path.exists() else checked.pipeline
-    pipeline = load_pipeline(name, checked, lora=checked.component == "lora")
-    sampler = checked.sampler
-    if sampler.name or sampler.scheduler:
-        trained_with = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
-        pipeline.scheduler = build_scheduler(sampler.name, trained_with, sampler.scheduler)
-    return pipeline
+    return load_pipeline(name, checked, lora=checked.component == "lora")
+
+
+def _scheduler(trained_with: Any, sampler: SchedulerSettings) -> Any:
+    """The scheduler of the settings, from the pipeline's own."""
+    config = {**trained_with.config, "_class_name": type(trained_with).__name__}
+    return build_scheduler(sampler.name, config, sampler.scheduler)

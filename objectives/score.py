@@ -31,9 +31,8 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
-from lcsc_opt.objective.weight_score import WeightScore, why_no_report
+from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.trajectory import Trajectory
 
 
 class Settings(CheckpointSettings):
@@ -58,12 +57,10 @@ class Settings(CheckpointSettings):
     held_out: str | None = None
     batch_norm: str | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives that merge checkpoints; also that functions and folder exist."""
-        super().check(context)
-        for setting in ("score", "held_out", "batch_norm"):
-            self._function(setting, context)
-        _network_factory(self.model, context)
+    @property
+    def merges_statistics(self) -> bool:
+        """Only ``batch_norm`` estimates them."""
+        return self.batch_norm is None
 
     def scorer(self, context: BuildContext) -> NetworkScorer:
         """What scores merged weights.
@@ -89,27 +86,12 @@ class Settings(CheckpointSettings):
             model_files=model_files,
         )
 
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
-        """The checkpoints, unless statistics of batch normalization are estimated for each merge."""
-        return self.trajectory(context) if self.batch_norm is None else None
-
     def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:
         """The function that a setting names; ``None`` where it names none."""
         name = getattr(self, setting)
         if name is None:
             return None
         return import_dotted(name, setting=setting, functions=context.functions)
-
-    def why_no_gradient(self, context: BuildContext) -> str | None:
-        """Why there is no gradient. This calls the score once, with the weights that the model begins with."""
-        return self.scorer(context).why_no_gradient(None, self.size)
-
-    def why_no_report(self, context: BuildContext) -> str | None:
-        """Why a report could not be measured. This calls a score that draws its data twice, on the last checkpoint."""
-        scorer = self.scorer(context)
-        if not scorer.takes_draw:
-            return None
-        return why_no_report(scorer, self.last_weights(context), self.size)
 
 
 def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:

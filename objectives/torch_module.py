@@ -19,30 +19,30 @@ not clipped. If it has parameters of these names, it also gets
 * ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
 * ``nfe``: the number of model calls per image;
 * ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
+
+``also: {sampler_settings: {steps: 50}, nfe: 50}`` is a second way to sample, in which reports measure the answer once
+more.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import HANDED_OVER, import_dotted
+from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.records import SEARCH
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import AlsoSettings, parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
-from lcsc_opt.trajectory import Trajectory
 
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Settings(ImageObjectiveSettings):
+class Settings(ImageObjectiveSettings, AlsoSettings):
     """The settings of all objectives over images, and the two functions with their arguments."""
 
     model: str
@@ -54,21 +54,15 @@ class Settings(ImageObjectiveSettings):
     classes: Positive | None = None
     labels: Labels | None = None
 
-    def check(self, context: BuildContext) -> None:
-        """The checks of all objectives over images; also that both functions can be imported."""
-        super().check(context)
-        import_dotted(self.model, setting="model", functions=context.functions)
-        import_dotted(self.sampler, setting="sampler", functions=context.functions)
-
-    def function_sampler(self, context: BuildContext) -> FunctionSampler:
-        """The sampler, with the weights that the network begins with.
+    def function_sampler(self, context: BuildContext, network: nn.Module | None = None) -> FunctionSampler:
+        """The sampler of a network; without one, of a new one, with the weights that it begins with.
 
         Raises:
             ObjectiveError: a function cannot be imported, or the first one makes no network.
         """
         noise = self.noise()
         return FunctionSampler(
-            _network(self, context),
+            network or _network(self, context),
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
             image_shape=self.image_shape,
             nfe=self.nfe,
@@ -79,33 +73,15 @@ class Settings(ImageObjectiveSettings):
             name=f"{self.model} {self.model_settings}, {self.sampler}",
         )
 
-    def why_no_gradient(self, context: BuildContext) -> str | None:
-        """Why there is no gradient. This samples two images, with the weights that the network begins with."""
-        reason = super().why_no_gradient(context)
-        if reason is not None:
-            return reason
-        sampler = self.function_sampler(context)
-        state = sampler.weights.trained.state_dict()
-        names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
-        with torch.enable_grad(), sampler.weights.differentiable(names):
-            images = sampler.sample(SEARCH, 0, 2)
-        if images.requires_grad:
-            return None
-        return f"the images of {self.sampler} have no graph; let it sample without no_grad and inference_mode"
-
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:
-        """The checkpoints, if no other process can build the network: it may be needed for its configuration."""
-        if not (self.model.startswith(HANDED_OVER) or self.sampler.startswith(HANDED_OVER)):
-            return None
-        trajectory = self.trajectory(context)
-        needs_statistics = any(name.endswith("running_var") for name in trajectory.varying)
-        return None if needs_statistics else trajectory
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    return checked.objective(checked.function_sampler(context), checked.trajectory(context), context)
+    checked.check(context)
+    sampler = checked.function_sampler(context)
+    second = second_of(checked)
+    also = None if second is None else second.function_sampler(context, sampler.network)
+    return checked.objective(sampler, checked.trajectory(context), context, also=also)
 
 
 def _network(checked: Settings, context: BuildContext) -> nn.Module:

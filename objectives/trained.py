@@ -22,7 +22,7 @@ from pydantic import Field
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import MANIFEST, BuildContext
-from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.settings import parse_settings, second_of
 from lcsc_opt.metrics.bundled_images import Bundled
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.small_images import SmallSettings
@@ -55,6 +55,7 @@ class Settings(SmallSettings):
         checkpoints: the trajectory of ``lcsc train``.
         dataset: what the model makes; by default what it was trained on.
         nfe: model calls per image; by default those of the recipe, 1 of a consistency model and 10 of others.
+            ``also: {nfe: 12}`` is what only reports use.
     """
 
     checkpoints: str
@@ -115,15 +116,24 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     path = checked.path(context)
     dataset, nfe = checked.images_and_steps(path)
     folder = DiffusersFolder.read(path)
-    sampler = DiffusersSampler(
-        folder.network(),
-        build_scheduler(None, folder.scheduler),
-        steps=nfe,
-        image_shape=folder.image_shape(),
-        noise=ImageNoise(checked.noise_seed),
-        timestep_scale=folder.timestep_scale,
-    )
-    return checked.objective(dataset, Trajectory.open(path), sampler)
+    module = folder.network()
+
+    def sampler(steps: int) -> DiffusersSampler:
+        return DiffusersSampler(
+            module,
+            build_scheduler(None, folder.scheduler),
+            steps=steps,
+            image_shape=folder.image_shape(),
+            noise=ImageNoise(checked.noise_seed),
+            timestep_scale=folder.timestep_scale,
+        )
+
+    second = second_of(checked)
+    also = None
+    if second is not None:
+        _, more_steps = second.images_and_steps(path)
+        also = sampler(more_steps)
+    return checked.objective(dataset, Trajectory.open(path), sampler(nfe), also=also)
 
 
 def _training_record(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import gc
 import os
 import pathlib
@@ -182,15 +181,6 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def any_storage(any_url: str) -> RDBStorage:
     return open_storage(any_url, write=True)
-
-
-@pytest.fixture
-def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
-    from lcsc_opt.metrics.extractors import bundled
-
-    for name, settings in bundled.SETTINGS.items():
-        monkeypatch.setitem(bundled.SETTINGS, name, dataclasses.replace(settings, epochs=1))
 
 
 @pytest.fixture

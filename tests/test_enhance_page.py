@@ -33,7 +33,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
+@pytest.mark.usefixtures("new_accelerator")
 def test_the_tutorial_runs_as_it_is_printed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}
     assert {language for language, _ in blocks()} == {"console", "python"}

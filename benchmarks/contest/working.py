@@ -18,12 +18,13 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.comparison import is_finished
 from lcsc_opt.study.plan import Plan, plans
-from lcsc_opt.study.resolving import is_finished
+from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.study.running import Run
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -31,7 +32,7 @@ UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group
 
 
 FAILED = "FAILED"
-_RUNNERS: dict[str, Executor] = {}
+_LOADER = ObjectiveLoader()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +98,15 @@ def _do(job: Job) -> str:
     return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
 
 
-def _runner(job: Job, plan: Plan) -> Executor:
-    """The plan's objective in this process, which is loaded once for all studies of a cell."""
-    key = f"{job.url} {plan.spec.objective.model_dump_json()}"
-    if key not in _RUNNERS:
-        runner = Executor(open_storage(job.url, write=True))
-        _RUNNERS.clear()
-        _RUNNERS[key] = runner
-    return _RUNNERS[key]
-
-
 def search_and_measure(job: Job) -> str:
-    """Search and measure one study, as far as that is not done yet."""
-    plan = job.plan
-    runner = _runner(job, plan)
-    outcome = runner.run(plan)
-    study = StoredStudy.open(runner.storage, plan.name)
+    """Search and measure one study, as far as that is not done yet. Studies of one objective load it once."""
+    run = Run([job.plan], job.url, objectives=_LOADER)
+    [plan] = run.plans
+    outcome = run.run(plan)
+    storage = open_storage(job.url, write=True)
+    study = StoredStudy.open(storage, plan.name)
     with study.hold():
-        measure(study, runner.objective(plan), job.cell)
+        measure(study, _LOADER.load(plan, our_studies(storage)), job.cell)
     return outcome
 
 

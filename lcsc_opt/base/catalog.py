@@ -67,9 +67,9 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
     if kind == "studies" and path.exists():
-        advice = "lcsc init FOLDER writes one"
+        advice = "lcsc init KIND FOLDER writes one"
         if path.is_dir():
-            advice = f"lcsc init {path} writes one"
+            advice = f"lcsc init KIND {path} writes one"
         elif path.suffix == ".py":
             advice = f"python {path} runs a script"
         raise StudySpecError(f"{path}: expected a study file, which ends in {' or '.join(SUFFIXES[kind])}; {advice}")

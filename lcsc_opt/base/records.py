@@ -85,6 +85,8 @@ class Candidate:
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
+        rehearsal: whether nobody compares the loss: one batch of images is enough.
+        sampler: which of the objective's samplers makes the images; searches use the first.
     """
 
     coefficients: Coefficients
@@ -92,6 +94,21 @@ class Candidate:
     noise: Noise = SEARCH
     keep_weight: float | None = None
     constraint: Constraint | None = None
+    rehearsal: bool = False
+    sampler: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerTitle:
+    """How images are sampled.
+
+    Attributes:
+        text: for people, as ``DDIMScheduler, 10 model calls an image``.
+        sha256: of all settings that change the images.
+    """
+
+    text: str
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)

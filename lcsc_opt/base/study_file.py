@@ -1,7 +1,7 @@
 """A study file: YAML in, one frozen and validated specification out.
 
-All errors are reported at once, each with its path in the file, what was expected, and the nearest known name where a
-key or a value looks misspelt. Nothing deeper in the library reads the YAML again.
+All errors are reported at once, each with its path in the file and what was expected; an unknown key also with the
+nearest known one. Nothing deeper in the library reads the YAML again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
-FILL_IN = "FILL IN"  # the start of a text that the user must replace
-_BLANK = f"{FILL_IN}: "
+FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
@@ -165,12 +164,11 @@ class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
     A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
-    tried again. The search stops when at least ten trials ended and more than the share ``stop_share`` of them failed.
-    It stops sooner if trial after trial raises the same error, unless ``stop_share`` is raised.
+    tried again. The search stops when ``in_a_row`` trials have failed one after the other; ``None`` lets it go on.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
-    stop_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+    in_a_row: Annotated[int, pydantic.Field(ge=1)] | None = 5
 
 
 class RayWorkers(FrozenModel):
@@ -308,7 +306,8 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
             key that the file varies then has only this value. ``~held_out`` removes a key.
 
     Raises:
-        StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
+        StudySpecError: the lines that are still to be filled in; or one line that names every wrong key with its path,
+            of the first point that is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -319,6 +318,9 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
         raise StudySpecError(f"{path}: is empty; a study file has at least name, objective, optimizers and budget")
     for override in overrides:
         content = _overridden(content, override)
+    missing = lines_to_fill_in(text, content)
+    if missing:
+        raise StudySpecError("\n".join([f"{path}: to be filled in:", *missing]))
     return parse_studies(content, source=" ".join([str(path), *overrides]))
 
 
@@ -402,25 +404,29 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
         StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
     """
     if not isinstance(content, Mapping) or VARY not in content:
-        return (_parsed(content, source),)
+        return (parse_settings(StudySpec, content, source=source),)
     studies = []
     for point, end_of_name in points(content, source=source):
         # ``vary: {}`` is one point whose name has no end
-        studies.append(_parsed(point, f"{source} {end_of_name}".rstrip()))
+        studies.append(parse_settings(StudySpec, point, source=f"{source} {end_of_name}".rstrip()))
     return tuple(studies)
 
 
-def _parsed(content: Any, source: str) -> StudySpec:
-    blanks = list(_blanks(content, ""))
-    if blanks:
-        raise StudySpecError(f"{source}: to be filled in: {'; '.join(blanks)}")
-    return parse_settings(StudySpec, content, source=source)
+def lines_to_fill_in(text: str, content: Any) -> list[str]:
+    """The lines of a study file that ``lcsc init`` left to the user; their comments say what belongs there.
+
+    Args:
+        text: of the file.
+        content: what it means, with the overrides of a command line.
+    """
+    written = {line.partition(":")[0].strip(): line for line in text.splitlines() if FILL_IN in line}
+    return [written.get(key, f"{key}: {FILL_IN}") for key in _keys_to_fill_in(content)]
 
 
-def _blanks(content: Any, path: str) -> Iterator[str]:
-    """The values that ``lcsc init`` could not determine: the path of each, and what belongs there."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _blanks(value, f"{path}.{key}".removeprefix("."))
-    elif isinstance(content, str) and content.startswith(_BLANK):
-        yield f"{path}, {content.removeprefix(_BLANK)}"
+def _keys_to_fill_in(content: Any) -> Iterator[str]:
+    if not isinstance(content, Mapping):
+        return
+    for key, value in content.items():
+        if value == FILL_IN:
+            yield str(key)
+        yield from _keys_to_fill_in(value)

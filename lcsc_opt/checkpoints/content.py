@@ -50,7 +50,7 @@ class Content:
                 return value
             if isinstance(value, TensorRef) and _is_whole_number(value):
                 return value
-        return None
+        return _updates_of_fairseq(entries)
 
     @property
     def epoch(self) -> int | None:
@@ -138,6 +138,15 @@ def _is_ddim_list(value: Any) -> bool:
         return False
     optimizer = _entries(value[1]) or {}
     return "param_groups" in optimizer and _is_weights(value[0])
+
+
+def _updates_of_fairseq(entries: Mapping[Any, Any]) -> int | None:
+    """The number of updates at the end of fairseq's ``optimizer_history``."""
+    history = entries.get("optimizer_history")
+    if not isinstance(history, list) or not history:
+        return None
+    updates = (_entries(history[-1]) or {}).get("num_updates")
+    return updates if type(updates) is int and 0 <= updates < 10**18 else None
 
 
 def _is_whole_number(tensor: TensorRef) -> bool:

@@ -1,4 +1,4 @@
-"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT and torch.distributed."""
+"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT, DeepSpeed and torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _COMPONENTS = (  # running averages come before raw weights
     "pytorch_model_fsdp_0",
     "model_and_optim",  # of OLMo-core
 )
+_DEEPSPEED = "mp_rank_{:02}_model_states.pt"  # one for each rank of model parallelism
+WITH_MORE_INSIDE = (METADATA, _DEEPSPEED.format(0))  # files in which the state dict has to be found
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
 _PICKLED_FILES = [f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")]
@@ -68,7 +70,7 @@ def find_weights(folder: Path, key: str | None) -> FolderWeights:
     if subfolder_or_file is not None:
         return subfolder_or_file
     file = _weights_file(folder)
-    if file is not None and file.name == METADATA:
+    if file is not None and file.name in WITH_MORE_INSIDE:
         return FolderWeights(file, "", rest=key)
     raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
 
@@ -116,6 +118,8 @@ def _weights_file(folder: Path) -> Path | None:
                 return file
     if any(folder.glob("*.distcp")):
         return folder / METADATA
+    if (folder / _DEEPSPEED.format(0)).is_file() and not (folder / _DEEPSPEED.format(1)).exists():
+        return folder / _DEEPSPEED.format(0)
     for name in _WEIGHTS_FILES:
         variants = _variants(folder, name)
         if len(variants) > 1:

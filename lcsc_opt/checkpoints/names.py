@@ -88,6 +88,11 @@ def post_hoc_step(path: Path) -> int | None:
     return None if width_and_step is None else int(width_and_step["digits"])
 
 
+def torch_suffix(path: Path) -> str:
+    """The ending of a torch file's name, such as ``.pth.tar``; empty for other names."""
+    return max((suffix for suffix in TORCH_SUFFIXES if path.name.endswith(suffix)), key=len, default="")
+
+
 def natural_order(path: Path) -> list[object]:
     """The key that sorts ``model2.pt`` before ``model10.pt``."""
     texts_and_numbers = re.split("([0-9]+)", str(path))

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.content import CHOOSE, Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.folders import find_weights, is_plain_name
+from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     if weights.alternatives:
         _say_choice(path, weights.key, weights.alternatives)
     rest = weights.rest
-    if weights.file.name == METADATA and not rest:
+    if weights.file.name in WITH_MORE_INSIDE and not rest:
         rest = None  # the whole content is in one file, so the state dict in it is guessed
     checkpoint = read_checkpoint(weights.file, key=rest)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]
@@ -129,7 +129,7 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     averaged weights under the model's names.
     """
     content = Content(module.state_dict())
-    return _unwrapped(content.state_dict(content.guess()))
+    return unwrapped(content.state_dict(content.guess()))
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
         if other_keys:
             _say_choice(path, key, other_keys)
     tensors = _tensors(path, content.state_dict(key), key)
-    return Checkpoint(_unwrapped(tensors), key, metadata)
+    return Checkpoint(unwrapped(tensors), key, metadata)
 
 
 def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
@@ -234,17 +234,17 @@ def _bytes_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Without the names of wrappers: anywhere, but ``module.`` of ``DataParallel`` only before all but counters."""
-    unwrapped = dict(tensors)
+    bare = dict(tensors)
     for wrapper in _WRAPPERS:
-        unwrapped = {name.replace(wrapper, ""): tensor for name, tensor in unwrapped.items()}
+        bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
     for _ in range(_MAX_WRAPPERS):
-        weights = [name for name, tensor in unwrapped.items() if tensor.dim()]
+        weights = [name for name, tensor in bare.items() if tensor.shape]
         if not weights or not all(name.startswith(_DATA_PARALLEL) for name in weights):
             break
-        unwrapped = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in unwrapped.items()}
-    return unwrapped if len(unwrapped) == len(tensors) else dict(tensors)
+        bare = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in bare.items()}
+    return bare if len(bare) == len(tensors) else dict(tensors)
 
 
 def _is_index(path: Path) -> bool:

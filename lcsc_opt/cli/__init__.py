@@ -63,7 +63,6 @@ for _command in (
     training.train,
     studies.init,
     studies.run,
-    studies.resume,
     studies.fork,
     studies.list_,
     studies.show,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,15 @@ from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study, in_order
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
-_Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a model folder.")]
+if TYPE_CHECKING:
+    from lcsc_opt.objective.contract import Objective
+
+_Out = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="A .safetensors file, a file with the checkpoints' own ending, or a model folder."
+    ),
+]
 _Form = Annotated[
     str | None,
     typer.Option("--as", help="safetensors, pt, diffusers or lora. Default: by the suffix of PATH."),
@@ -39,13 +47,17 @@ def export(
     from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.study.execution import mergeable_objective_of
+    from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     stored = find_study(study, storage)
-    objective = mergeable_objective_of(stored)
+    objective: Objective | None = CheckpointsAlone.of(stored)
+    if objective is None or (destination is not None and merging.needs_network(stored, objective, destination)):
+        from lcsc_opt.study.running import objective_of  # which imports all optimizers
+
+        objective = objective_of(stored)
     if destination is None:
         recipe = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
@@ -90,7 +102,7 @@ def apply(
         stored_recipe = Recipe.read(Path(recipe))
         if form is None and stored_recipe.lora is not None and out.suffix == ".safetensors":
             form = "lora"  # as it was exported before
-        if config is None and (Path(recipe) / "config.json").is_file():  # the recipe is in a folder of diffusers
+        if config is None and Path(recipe).is_dir():  # a folder that was exported has its configuration
             config = Path(recipe)
         destination = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
         merged = rebuild(stored_recipe, checkpoints, destination, key=key, steps=steps)

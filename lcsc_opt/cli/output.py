@@ -152,11 +152,15 @@ def say(message: str) -> None:
 
 
 def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
-    """Print the rows of a held-out report as a table; nothing if there is none."""
+    """Print the rows of a held-out report as a table, and those in another sampler; nothing if there is none."""
     from lcsc_opt.views.tables import report_table
 
     if report is None or not report.rows:
         return
-    header, rows = report_table(report.rows)
+    if report.sampler is not None:
+        title += f", {report.sampler}"
+    header, rows = report_table(report)
     baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
     print_table(header, rows, title=title, optional=(*baseline, "real images"))
+    if report.also is not None:
+        print_report(report.also, title=f"\nheld out, {report.also.images:,} images")

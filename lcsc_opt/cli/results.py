@@ -52,7 +52,7 @@ def compare(
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
-    from lcsc_opt.views.tables import comparison_rows, comparison_table
+    from lcsc_opt.views.tables import by_sampler, comparison_rows, comparison_table
 
     if plot is None and axis is not None:
         raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
@@ -69,10 +69,11 @@ def compare(
         _print_ranking(experiment, points, varied_keys(points))
     else:
         _print_ranking(experiment, points)
-        metrics = comparison_table(studies, all_metrics=all_metrics)
-        if metrics is not None:
-            header, rows = metrics
-            print_table(header, rows, title="\nevaluation metrics, held out", optional=header[2:])
+        for title, reported in by_sampler(studies):
+            metrics = comparison_table(reported, all_metrics=all_metrics)
+            if metrics is not None:
+                header, rows = metrics
+                print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     if not is_sweep:
         warning = different_samples(studies)
         if warning is not None:
@@ -194,7 +195,7 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.study.execution import Executor
+    from lcsc_opt.study import running
     from lcsc_opt.study.held_out import HeldOutPlan
     from lcsc_opt.study.plan import Plan
 
@@ -207,7 +208,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    report = Executor(stored.storage, accept_changes=accept_changes).evaluate(Plan.of(stored), plan)
+    report = running.evaluate(Plan.of(stored), stored.storage, plan, accept_changes=accept_changes)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":

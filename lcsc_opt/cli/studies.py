@@ -1,9 +1,9 @@
-"""``lcsc run``, ``resume``, ``list``, ``show``."""
+"""``lcsc init``, ``run``, ``fork``, ``list``, ``show``."""
 
 from __future__ import annotations
 
 import enum
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +12,15 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, StudyName, assignments, find_study, open_database
+from lcsc_opt.base.settings import parse_settings, parse_yaml
+from lcsc_opt.base.study_file import FILL_IN, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, assignments, find_study, open_database
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.study.resolving import Resolved
+    from lcsc_opt.study.plan import Plan
+    from lcsc_opt.study.running import Run
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
@@ -36,51 +36,54 @@ class StudyOrder(str, enum.Enum):
     SECONDS = "seconds"
 
 
+class ModelKind(str, enum.Enum):
+    """What checkpoints are: each kind has a template of a study file."""
+
+    DIFFUSERS = "diffusers"
+    EDM = "edm"
+    LORA = "lora"
+    MODULE = "module"
+    SCORE = "score"
+
+
+_STORED = re.compile(r".+/[^/]+/\d+")  # experiment/optimizer/seed
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
 def init(
+    kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
     checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in model=my:build score=my:loss."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in reference=photographs."),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
-    reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
-    """Write a study file for checkpoints. Settings that they do not determine are asked for, or marked in the file."""
+    """Write a study file for checkpoints, and list its lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists():
+    if out.exists() and FILL_IN not in out.read_text(encoding="utf-8", errors="replace"):
         raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
-    given_settings = assignments(settings or ())
-    if reference is not None:
-        given_settings["reference"] = reference
+    given = assignments(settings or ())
     if key is not None:
-        given_settings["key"] = key
-    text, summary, missing, problem = draft(checkpoints, given_settings, ask=_ask, beside=out.parent)
+        given["key"] = key
+    text, summary = draft(kind.value, checkpoints, given)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
+    missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
-        say(f"to be filled in: {', '.join(missing)}; then: lcsc run {out} --dry-run")
-    elif problem:
-        say(f"to be corrected: {problem}; then: lcsc run {out} --dry-run")
-    else:
-        say(f"next: lcsc run {out}")
-
-
-def _ask(name: str, what: str) -> str | None:
-    """Ask the user for a setting, if there is a terminal. An empty answer leaves it to be filled in."""
-    if not sys.stdin.isatty():
-        return None
-    return str(typer.prompt(f"{name}: {what}", default="", show_default=False, err=True)) or None
+        say("\n".join(["to be filled in:", *missing]))
+    say(f"next: lcsc run {out}")
 
 
 def run(
-    study_file: Annotated[str, typer.Argument(help="A study file, or the name of one in studies/.")],
+    studies: Annotated[
+        str,
+        typer.Argument(metavar="FILE|STUDY", help="A study file, the name of one in studies/, or a stored study."),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -90,65 +93,85 @@ def run(
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
-    storage: Storage = None,
-    ray: _Ray = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
-    accept_changes: AcceptChanges = False,
-) -> None:
-    """Run every search of a study file. Unfinished searches continue, and finished ones are skipped."""
-    from lcsc_opt.database.urls import masked, storage_url
-    from lcsc_opt.study import api
-    from lcsc_opt.study.plan import plans
-
-    path = find("studies", study_file)
-    specs = read_studies(path, overrides or ())
-    if ray is not None:
-        specs = tuple(spec.on_ray(ray) for spec in specs)
-    url = storage_url(storage, specs[0].storage)
-    chosen = plans(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
-    if dry_run:
-        resolved = api.dry_run(chosen, url, accept_changes=accept_changes)
-        _print_resolved(resolved, title=f"would run, in {masked(url)}")
-    else:
-        api.run_plans(chosen, url, on_end=say, accept_changes=accept_changes)
-
-
-def _print_resolved(studies: Sequence[tuple[Resolved, int]], *, title: str) -> None:
-    """Print the notices of each study, then a table of the studies and how many evaluations they have."""
-    rows = []
-    for study, evaluations in studies:
-        for line in study.notices:
-            notice(line)
-        plan = study.plan
-        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
-        rows.append((plan.name, options or "defaults", plan.spec.budget, f"{evaluations} evaluations"))
-    print_table(("study", "optimizer options", "budget", "done"), rows, title=title)
-
-
-def resume(
-    study: StudyName,
-    budget: Annotated[int | None, typer.Option(min=1, help="A higher total, in the unit of its budget.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the study's budget.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
     ] = False,
     storage: Storage = None,
     ray: _Ray = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Evaluate one candidate on one batch, and print what would be run.")
+    ] = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
-    """Finish one study from the database, without its study file. --budget raises its budget."""
-    from lcsc_opt.study.execution import Executor
+    """Run every search of a study file, or a stored study. What is unfinished continues; what is finished is skipped.
+
+    A stored study, as digits/LCSC/0, needs no study file.
+    """
+    is_stored = _STORED.fullmatch(studies) and not Path(studies).exists()
+    if is_stored and (overrides or optimizer or seed):
+        raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
+    if is_stored:
+        chosen, url = _stored_plan(studies, storage, budget=budget, ray=ray)
+    else:
+        path = find("studies", studies)
+        specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
+        chosen, url = _plans_of_file(specs, path, storage, optimizer, seed, budget=budget, ray=ray)
+
+    from lcsc_opt.study.running import Run, run_plans
+
+    if dry_run:
+        rehearsed = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
+        rehearsed.rehearse()
+        _print_plans(rehearsed, url)
+    else:
+        run_plans(chosen, url, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+
+
+def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str | None) -> tuple[list[Plan], str]:
+    """The plan of a stored study, and the URL of its database."""
     from lcsc_opt.study.plan import Plan
 
-    stored = find_study(study, storage, write=True)
+    stored = find_study(name, storage, write=True)
     plan = Plan.of(stored)
     if budget is not None:
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    executor = Executor(stored.storage, accept_changes=accept_changes)
-    outcome = executor.run(plan, retry_failed=retry_failed)
-    say(f"{plan.name}: {outcome}")
+    return [plan], stored.storage.url
+
+
+def _plans_of_file(
+    specs: Sequence[StudySpec],
+    path: Path,
+    storage: str | None,
+    optimizers: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    *,
+    budget: int | None,
+    ray: str | None,
+) -> tuple[list[Plan], str]:
+    """The plans of a study file, and the URL of its database."""
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.study.plan import plans
+
+    if ray is not None:
+        specs = [spec.on_ray(ray) for spec in specs]
+    chosen = plans(specs, path.parent, optimizers=optimizers or (), seeds=seeds or (), budget=budget)
+    return chosen, storage_url(storage, specs[0].storage)
+
+
+def _print_plans(run: Run, url: str) -> None:
+    """Print a table of the studies and how many evaluations they have."""
+    from lcsc_opt.database.urls import masked
+
+    evaluations = run.evaluations()
+    rows = []
+    for plan in run.plans:
+        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
+        done = f"{evaluations.get(plan.name, 0)} evaluations"
+        rows.append((plan.name, options or "defaults", plan.spec.budget, done))
+    print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
 
 
 def fork(
@@ -167,12 +190,15 @@ def fork(
 ) -> None:
     """Start a new study at the best coefficients of another one."""
     from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study import api, forking
+    from lcsc_opt.study import forking
+    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.study.running import run_plans
 
     stored = find_study(source, storage, write=True)
     new_optimizer = None
     if optimizer is not None:
         new_optimizer = parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
+    objectives = ObjectiveLoader()
     plan = forking.fork(
         stored,
         new,
@@ -182,8 +208,9 @@ def fork(
         checkpoints=checkpoints or (),
         rows=rows,
         accept_changes=accept_changes,
+        objectives=objectives,
     )
-    api.run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes)
+    run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes, objectives=objectives)
 
 
 def list_(

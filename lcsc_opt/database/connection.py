@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.urls import masked, parse_url, sqlite_file, url_of_file, without_secrets
+from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -100,9 +99,8 @@ def reading(url: str) -> Iterator[RDBStorage]:
         storage.engine.dispose()
 
 
-@contextlib.contextmanager
-def read_or_empty(url: str) -> Iterator[RDBStorage]:
-    """A study database to read; if it does not exist yet, a temporary empty one.
+def open_existing(url: str) -> RDBStorage | None:
+    """Open a study database to write; ``None`` if it does not exist yet, or holds no studies.
 
     So a study that is refused before its search begins leaves no database behind.
 
@@ -110,17 +108,11 @@ def read_or_empty(url: str) -> Iterator[RDBStorage]:
         StudyStoreError: one line that says why it cannot be opened, or created.
     """
     file = sqlite_file(parse_url(url))
-    if file is None:
-        with reading(url) as storage:
-            yield storage
-        return
-    _check_sqlite_file(file, write=True)
-    with tempfile.TemporaryDirectory() as folder:
+    if file is not None:
+        _check_sqlite_file(file, write=True)
         if not (file.exists() and _has_studies_table(file)):
-            url = url_of_file(f"{folder}/empty.db")
-            open_storage(url, write=True).engine.dispose()
-        with reading(url) as storage:
-            yield storage
+            return None
+    return open_storage(url, write=True)
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:

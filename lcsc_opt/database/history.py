@@ -211,7 +211,8 @@ class SummarizedStudy:
 
     def as_row(self) -> dict[str, Any]:
         """What ``lcsc list --format json`` prints of a study."""
-        rows = () if self.held_out is None else self.held_out.rows
+        report = self.held_out
+        rows = () if report is None else report.rows
         return {
             "study": self.study,
             "optimizer": self.optimizer,
@@ -221,6 +222,7 @@ class SummarizedStudy:
             "searched": self.searched,
             "held_out": self.held_out_loss,
             "held_out_images": self.held_out_images,
+            "sampler": None if report is None else report.sampler,
             "evaluations": self.evaluations,
             "images": self.images,
             "seconds": self.seconds,

@@ -14,6 +14,7 @@ HOLDER = "holder"  # its last coordinator
 
 EMA_GRID = "EMAGrid"
 EMA = "EMA*"
+LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has
 BASELINES = {
     EMA_GRID: EMA,
     "Grid": "best of the grid",

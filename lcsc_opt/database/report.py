@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import Coefficients, Noise
+from lcsc_opt.base.records import Coefficients, Noise, SamplerTitle
 from lcsc_opt.database.names import EMA
 
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
@@ -76,19 +76,28 @@ class MeasurementKey:
 
     Attributes:
         model: a hash of its coefficients.
-        sample: number of images, group and seed of the noise.
+        sample: number of images, group and seed of the noise; and which sampler, if it is not the search's.
     """
 
     model: str
     sample: str
 
     @classmethod
-    def of(cls, coefficients: Coefficients, images: int, noise: Noise) -> MeasurementKey:
-        """The key of a model with these coefficients, ``[K]`` or ``[S, K]``; 0 ``images`` if none are sampled."""
-        return cls(
-            model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16],
-            sample=f"{images} {noise.group} {noise.seed}",
-        )
+    def of(
+        cls, coefficients: Coefficients, images: int, noise: Noise, sampler: SamplerTitle | None = None
+    ) -> MeasurementKey:
+        """The key of a model.
+
+        Args:
+            coefficients: ``[K]`` or ``[S, K]``.
+            images: how many; 0 if none are sampled.
+            noise: the group.
+            sampler: ``None`` for that of the search, if any.
+        """
+        sample = f"{images} {noise.group} {noise.seed}"
+        if sampler is not None:
+            sample += f" {sampler.sha256[:16]}"
+        return cls(model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16], sample=sample)
 
     def find(self, measured: Mapping[str, Any] | None, *, seed: int) -> Measurement | None:
         """The measurement on noise of this seed among those of the attribute; ``None`` if it is not there."""
@@ -151,6 +160,12 @@ class MeasuredModel:
             "images": self.images,
             "groups": [group.to_json() for group in self.groups],
         }
+
+    def value(self, metric: str) -> float | None:
+        """The mean of a metric, or of ``loss``; ``None`` if it was not measured in all groups."""
+        if metric == "loss":
+            return self.loss
+        return self.metrics.get(metric)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -295,6 +310,8 @@ class HeldOutReport:
         baselines: what was measured on the same noise, too.
         rows: the loss, and all metrics that are not the loss itself.
         warning: one line if the loss is below its baseline, but other metrics did not follow.
+        sampler: how the images were made; ``None`` without images.
+        also: the same answer, measured in another sampler; ``None`` if the objective has one only.
     """
 
     trial: int | None
@@ -303,6 +320,8 @@ class HeldOutReport:
     baselines: tuple[Baseline, ...] = ()
     rows: tuple[MetricRow, ...] = ()
     warning: str | None = None
+    sampler: str | None = None
+    also: HeldOutReport | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> HeldOutReport | None:
@@ -317,6 +336,8 @@ class HeldOutReport:
             baselines=tuple(Baseline.from_json(name, baseline) for name, baseline in baselines.items()),
             rows=tuple(MetricRow.from_json(row) for row in stored.get("rows") or ()),
             warning=stored.get("warning"),
+            sampler=stored.get("sampler"),
+            also=cls.from_json(stored.get("also")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -332,6 +353,10 @@ class HeldOutReport:
         stored["rows"] = [dataclasses.asdict(row) for row in self.rows]
         if self.warning is not None:
             stored["warning"] = self.warning
+        if self.sampler is not None:
+            stored["sampler"] = self.sampler
+        if self.also is not None:
+            stored["also"] = self.also.to_json()
         return stored
 
     @property
@@ -359,6 +384,10 @@ class HeldOutReport:
         """Images and groups of noise: losses compare only where these are the same, since FID depends on both."""
         return self.images, self.seeds
 
+    def baseline(self, name: str) -> MeasuredModel | None:
+        """What was measured of the baseline of this name; ``None`` if it was not."""
+        return next((baseline.measured for baseline in self.baselines if baseline.name == name), None)
+
     @property
     def doubted(self) -> tuple[str, ...]:
         """The metrics that did not improve with the loss."""
@@ -375,6 +404,20 @@ class HeldOutReport:
         if grid is None or grid.sample != self.sample:
             return None
         return grid.loss
+
+
+def score_row(rows: Sequence[MetricRow]) -> MetricRow:
+    """The row of the loss; of a maximized score, that of the metric which is the loss times −1.
+
+    Args:
+        rows: of a report, the loss first.
+    """
+    loss, *metrics = rows
+    for row in metrics:
+        is_negative = row.value == -loss.value and (row.baseline or 0.0) == -(loss.baseline or 0.0)
+        if row.sign == -1 and is_negative:
+            return row
+    return loss
 
 
 def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:

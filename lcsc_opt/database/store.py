@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -56,7 +57,7 @@ from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
-from lcsc_opt.database.lock import Coordinator, lock_of
+from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.names import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
@@ -68,8 +69,6 @@ SCHEMA = 1
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have no bound
-_CREATION_SECONDS = 30.0  # how long another process may take to create a study
-_WRITTEN_BY_CREATE = ("created", "created_by", "schema")
 T = TypeVar("T")
 
 
@@ -208,8 +207,7 @@ class StoredStudy:
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
         """Open a study, or create it with ``attributes``; of two processes that race for it, one creates it."""
-        if name not in our_studies(storage):
-            create(storage, name, attributes, exist_ok=True)
+        create(storage, name, attributes)
         return cls.open(storage, name)
 
     # the study's attributes
@@ -466,7 +464,8 @@ class StoredStudy:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         description = {**trial.user_attrs, "loss": trial.value}
         if report.get("trial") == number:
-            description["held_out"] = {key: report.get(key) for key in ("loss", "metrics", "images", "groups")}
+            keys = ("loss", "metrics", "images", "groups", "sampler")
+            description["held_out"] = {key: report.get(key) for key in keys}
         [whole_trial] = self.with_arrays([trial])
         return number, coefficients_of(whole_trial), description
 
@@ -507,64 +506,18 @@ class StoredStudy:
         self._write(lambda: delete_study(self.storage, self.key, self.name))
 
 
-def create(
-    storage: RDBStorage,
-    name: str,
-    attributes: Mapping[str, Any],
-    *,
-    exist_ok: bool = False,
-) -> None:
-    """Create a study without trials. Readers see it only once it is complete.
+def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
+    """Create a study without trials, in one transaction, unless there is one of this name."""
 
-    Raises:
-        StudyStoreError: a study of that name exists, or another process creates it.
-    """
-    lock = lock_of(storage, name)
-    deadline = time.monotonic() + _CREATION_SECONDS
-    while not in_database(storage, lock.take):
-        if exist_ok and name in our_studies(storage):
+    def write() -> None:
+        with contextlib.suppress(KeyError):
+            storage.get_study_id_from_name(name)
             return
-        if time.monotonic() > deadline:
-            raise StudyStoreError(f"{name}: is being created by another process")
-        time.sleep(0.05)
-    try:
-        study = _new_study(storage, name, exist_ok=exist_ok)
-        if study is None:
-            return
-        study.set_attribute("created", time.time())
-        study.set_attribute("schema", SCHEMA)
-        for attribute, value in attributes.items():
-            if attribute not in _WRITTEN_BY_CREATE:
-                study.set_attribute(attribute, value)
-        study.set_attribute("created_by", f"lcsc_opt {VERSION}")  # last: it makes the study visible
-    finally:
-        lock.free()
+        ours = {"created": time.time(), "schema": SCHEMA, "created_by": f"lcsc_opt {VERSION}"}
+        # another process may create it, and so may an earlier attempt whose commit was not acknowledged
+        with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
+            key = storage.create_new_study([StudyDirection.MINIMIZE], name)
+            for attribute, value in {**attributes, **ours}.items():
+                storage.set_study_user_attr(key, attribute, value)
 
-
-def _new_study(storage: RDBStorage, name: str, *, exist_ok: bool) -> StoredStudy | None:
-    """An empty study of this name; ``None`` if it exists and may exist.
-
-    Raises:
-        StudyStoreError: it exists, and is ours or of another program.
-    """
-    study = _open_or_create_empty(storage, name)
-    attributes = study.attributes
-    if not attributes and not study._next_number:
-        return study
-    if _is_made_by_us(attributes) and exist_ok:
-        return None
-    if _is_made_by_us(attributes) or "created" not in attributes:
-        raise StudyStoreError(f"{name}: exists already; give the study another name")
-    study.delete()  # whoever began to create it was killed
-    return _open_or_create_empty(storage, name)
-
-
-def _open_or_create_empty(storage: RDBStorage, name: str) -> StoredStudy:
-    def key() -> int:
-        try:
-            return storage.get_study_id_from_name(name)
-        except KeyError:
-            with quiet_optuna():
-                return storage.create_new_study([StudyDirection.MINIMIZE], name)
-
-    return StoredStudy(storage, name, in_database(storage, key))
+    in_database(storage, write)

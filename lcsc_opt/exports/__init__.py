@@ -4,7 +4,6 @@
 of ``writing``, a folder with its ``model_card``, and ``images`` keeps images with the study.
 """
 
-from lcsc_opt.exports.images import attach_images
 from lcsc_opt.exports.recipe import Recipe
 
-__all__ = ["Recipe", "attach_images"]
+__all__ = ["Recipe"]

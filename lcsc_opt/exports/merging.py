@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,22 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import is_packed
+from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.names import torch_suffix
+from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import average_coefficients
-from lcsc_opt.exports.model_card import model_card
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
-from lcsc_opt.exports.writing import CONFIG, Destination
+from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
+from lcsc_opt.sampling.diffusers_folder import find_model_config
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
+
+_MOST_NAMED = 8  # of what is left out, in a message
 
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
@@ -47,11 +52,9 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     """
     recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
+    to = _with_config(to, trajectory, _named_folders(study))
     _check_adapter(trajectory, to)
-    default_config = _network_config(objective.sampler)
-    if default_config is None and to.config is None:
-        to = dataclasses.replace(to, config=_model_folder(study))
-    config = to.config_text(default_config)
+    config = to.config_text(_network_config(objective.sampler))
     changes: dict[str, Any] = {}
     if to.form == "lora":
         alphas = _searched_alphas(study)
@@ -64,19 +67,62 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     recipe = recipe.model_copy(update=changes)
     card = None
     if config is not None:
+        from lcsc_opt.exports.model_card import model_card  # which imports what draws figures
+
         card = model_card(to.path.absolute().name, study, objective, recipe, config=config)
     return _write(trajectory, recipe, to, config, card)
 
 
-def _model_folder(study: StoredStudy) -> Path | None:
-    """The folder with a configuration that the setting ``model`` of a score names; ``None`` if it names none."""
-    model = study.attributes["specification"]["objective"]["settings"].get("model")
-    if not isinstance(model, str):
+def needs_network(study: StoredStudy, objective: Objective, to: Destination) -> bool:
+    """Whether an export needs the network or the pipeline of the whole objective, beside what is merged."""
+    if to.form == "diffusers":
+        trajectory = packed_trajectory(objective)
+        has_config = _with_config(to, trajectory, _named_folders(study)).config is not None
+        return not has_config and lora_flavour(trajectory.names) is None
+    return to.form == "lora"
+
+
+def _with_config(to: Destination, trajectory: Trajectory, folders: Iterable[Path] = ()) -> Destination:
+    """With the configuration that lies with the last checkpoint, else in one of the folders of models.
+
+    Only folders need one. Where none is found, or the user named one, the destination stays as it is.
+    """
+    if to.form != "diffusers" or to.config is not None:
+        return to
+    is_adapter = lora_flavour(trajectory.names) is not None
+    candidates = [_last_folder(trajectory)]
+    for folder in folders:
+        with contextlib.suppress(ObjectiveError):
+            candidates.append(find_model_config(folder))
+    for candidate in candidates:
+        if candidate is not None:
+            found = dataclasses.replace(to, config=candidate)
+            with contextlib.suppress(ObjectiveError):
+                found.config_text()
+                if found.is_adapter_folder == is_adapter:
+                    return found
+    return to
+
+
+def _last_folder(trajectory: Trajectory) -> Path | None:
+    """The folder that the last checkpoint's weights are in; ``None`` if it is not known, or gone."""
+    source = trajectory.sources[-1]
+    if not source:
         return None
+    path = Path(source)
+    if path.is_dir():
+        with contextlib.suppress(TrajectoryError):
+            return find_weights(path, trajectory.metadata.get("key")).file.parent
+    return path.parent if path.is_file() else None
+
+
+def _named_folders(study: StoredStudy) -> list[Path]:
+    """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
+    settings = study.attributes["specification"]["objective"]["settings"]
     directory = study.attributes["directory"]
     context = BuildContext(None if directory is None else Path(directory))
-    folder = context.path(model)
-    return folder if (folder / CONFIG).is_file() else None
+    names = [settings.get(name) for name in ("model", "checkpoints")]
+    return [context.path(name) for name in names if isinstance(name, str)]
 
 
 def rebuild(
@@ -104,10 +150,11 @@ def rebuild(
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    config = to.config_text()
     if key is None:
         key = recipe.key or None
     with _packed(patterns, to, key=key, steps=steps, dtype=recipe.stored) as trajectory:
+        to = _with_config(to, trajectory)
+        config = to.config_text()
         naming = recipe.lora
         if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
             naming = LoraNaming(alphas=trajectory.lora_alphas())
@@ -135,9 +182,10 @@ def average(
         ObjectiveError: a model folder for a LoRA, or without a configuration that the weights fit.
         StudyStoreError: the disk refuses.
     """
-    config = to.config_text()
     with _packed(patterns, to, key=key, steps=steps) as trajectory:
+        to = _with_config(to, trajectory)
         _check_adapter(trajectory, to)
+        config = to.config_text()
         recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
         if to.form == "lora":
             recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
@@ -171,8 +219,30 @@ def _write(
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update(_statistics_in(recipe))
-    to.write(weights, recipe, config, card)
+    to.write(weights, recipe, config, card, _document(trajectory, weights, to))
     return recipe
+
+
+def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:
+    """The last checkpoint's file with these weights, for a file of the same ending: its trainer loads it as its own."""
+    source = trajectory.sources[-1]
+    if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
+        return None
+    try:
+        document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights)
+    except (TrajectoryError, OSError, ValueError) as error:
+        notice(f"{to.path}: a state dict and its recipe, which the trainer may not load: {error}")
+        return None
+    if document is None:
+        return None
+    if document.left_out:
+        notice(f"{to.path}: left out of the last checkpoint's file, as more than plain data: {_some_of(document)}")
+    return document.entries
+
+
+def _some_of(document: Document) -> str:
+    names = document.left_out[:_MOST_NAMED]
+    return ", ".join(names) + (" …" if len(names) < len(document.left_out) else "")
 
 
 def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
@@ -254,13 +324,13 @@ def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
     flavour = lora_flavour(trajectory.names)
     if flavour is None:
         return
-    if to.form == "diffusers":
+    if to.form == "diffusers" and not to.is_adapter_folder:
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
-            f"{to.path}: an adapter is written as a file, not as a model folder. For PEFT: -o {file}, and copy the "
-            "checkpoints' adapter_config.json next to it; for a pipeline of diffusers: --as lora"
+            f"{to.path}: an adapter's folder needs its own configuration. For PEFT: --config FOLDER of a checkpoint, "
+            f"or -o {file}, and put an adapter_config.json next to it; for a pipeline of diffusers: --as lora"
         )
-    if to.form != "lora" and flavour != "kohya":
+    if to.form in ("safetensors", "pt") and flavour != "kohya":
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
 
 

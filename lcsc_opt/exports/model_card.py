@@ -11,12 +11,12 @@ import yaml
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
-from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
+from lcsc_opt.database.report import Baseline, HeldOutReport, Interval, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CARD
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.tables import with_interval
+from lcsc_opt.views.tables import report_table, with_interval
 
 _INHERITED = (  # entries of the checkpoints' own card
     "license",
@@ -58,7 +58,7 @@ def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Reci
     is_diffusers = "_class_name" in json.loads(config)
     entries["library_name"] = "diffusers" if is_diffusers else "transformers"
     entries["tags"] = ["lcsc", "merge"]
-    results = _results(_task_of(objective, entries), recipe)
+    results = _results(_task_of(study, entries), recipe)
     data = client.ModelCardData(model_name=name, eval_results=results, **entries)
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
@@ -104,13 +104,14 @@ def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
     return numbers
 
 
-def _task_of(objective: Objective, entries: Mapping[str, Any]) -> str:
+def _task_of(study: StoredStudy, entries: Mapping[str, Any]) -> str:
     """The Hugging Face Hub's name for the model's task."""
     if entries.get("pipeline_tag"):
         return str(entries["pipeline_tag"])
-    if not objective.images_per_evaluation:
+    settings = study.attributes["specification"]["objective"]["settings"]
+    if "score" in settings:  # of any weights
         return "other"
-    if hasattr(objective.sampler, "prompts_of"):
+    if "prompts" in settings:
         return "text-to-image"
     return "unconditional-image-generation"
 
@@ -140,7 +141,7 @@ def _results(task: str, recipe: Recipe) -> list[Any]:
 def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     """The metrics on the search's noise and on noise that no choice saw.
 
-    There also the baseline's, the gain, and the 95 % intervals of all three, as far as the report has them.
+    There also EMA*'s, the gain, and the 95 % intervals of all three, as far as the report has them; other baselines.
     """
     measured = _metrics(recipe)
     report = None
@@ -154,6 +155,10 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     heads = ["metric", "searched", f"held-out noise{level}"]
     if against is not None:
         heads += [f"{against}, held-out noise{level}", f"gain{level}"]
+    others: list[Baseline] = []
+    if report is not None:
+        others = [baseline for baseline in report.baselines if baseline.name != against]
+    heads += [f"{baseline.name}, held-out noise" for baseline in others]
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
         row = rows.get(metric, MetricRow(metric, None, 0.0))
@@ -164,11 +169,17 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
         if against is not None:
             cells.append(_cell(row.baseline, row.baseline_interval))
             cells.append("" if row.gain is None else with_interval(row.gain, row.gain_interval, form="+.3g"))
+        cells += [_cell(baseline.measured.value(metric)) for baseline in others]
         lines.append([f"`{metric}`", *cells])
     remarks = ""
     if has_intervals and report is not None:
         images = f"{report.images:,}" if report.images else "so many"
         remarks += f"\n[95 %]: intervals for the noise of sampling {images} images; of a gain, on the same noise.\n"
+    if report is not None and report.sampler is not None:
+        remarks += f"\nSampled with {report.sampler}.\n"
+    if report is not None and report.also is not None:
+        remarks += f"\nHeld out, with {report.also.sampler}, {report.also.images:,} images:\n\n"
+        remarks += _table(*report_table(report.also))
     if report is not None and report.warning:
         remarks += f"\n{report.warning}\n"
     return f"## Results\n\n{_table(heads, lines)}{remarks}"

@@ -21,6 +21,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import import_extra
+from lcsc_opt.checkpoints.lora import lora_flavour
+from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.weights import difference, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.objective.model_files import PROCESSING_FILES
@@ -29,16 +31,11 @@ from lcsc_opt.sampling.lora import to_diffusers
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
 CARD = "README.md"
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
 _DIFFUSERS_CLASS = "_class_name"  # in a configuration of diffusers
 _TRANSFORMERS_TYPE = "model_type"  # in one of transformers
-_FORM_OF_SUFFIX: dict[str, Form] = {
-    ".safetensors": "safetensors",
-    ".pt": "pt",
-    ".pth": "pt",
-    ".ckpt": "pt",
-    ".bin": "pt",
-}
+_PEFT_TYPE = "peft_type"  # in one of PEFT
 _DTYPES_IN_CONFIG = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files name them
 
@@ -108,10 +105,18 @@ class Destination:
             )
         return default
 
-    def write(self, weights: dict[str, Tensor], recipe: Recipe, config: str | None, card: str | None = None) -> None:
+    def write(
+        self,
+        weights: dict[str, Tensor],
+        recipe: Recipe,
+        config: str | None,
+        card: str | None = None,
+        document: Mapping[Any, Any] | None = None,
+    ) -> None:
         """Write weights, recipe and the ``config`` of :meth:`config_text`. No reader ever sees a part of it.
 
-        A folder also gets the model card, where there is one.
+        A folder also gets the model card, where there is one. A file of torch holds the ``document`` that has the
+        weights in it, else their state dict.
 
         A folder of transformers also gets the tokenizer and the like of the folder that ``config`` was read from.
 
@@ -127,7 +132,7 @@ class Destination:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as path:
-                self._write_to(path, weights, recipe.as_text(), config, card)
+                self._write_to(path, weights, recipe.as_text(), config, card, document or {"state_dict": weights})
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             reason = " ".join(str(error).split())
             needed_bytes = sum(tensor.nbytes for tensor in weights.values())
@@ -144,11 +149,13 @@ class Destination:
         recipe: str,
         config: str | None,
         card: str | None,
+        document: Mapping[Any, Any],
     ) -> None:
         texts = {"format": "pt", ENTRY: recipe}
         if self.form == "diffusers":
             path.mkdir()
-            (path / CONFIG).write_text(str(config), encoding="utf-8")
+            name = ADAPTER_CONFIG if _PEFT_TYPE in json.loads(str(config)) else CONFIG
+            (path / name).write_text(str(config), encoding="utf-8")
             (path / FILE).write_text(recipe, encoding="utf-8")
             _write_shards(weights, path, str(config), texts)
             self._copy_processing_files(path)
@@ -156,7 +163,7 @@ class Destination:
                 (path / CARD).write_text(card, encoding="utf-8")
         elif self.form == "pt":
             with path.open("wb") as file:  # given a path, torch would write its name into the file
-                torch.save({"state_dict": weights, ENTRY: recipe}, file)
+                torch.save({**document, ENTRY: recipe}, file)
         else:
             write_safetensors(weights, path, texts)
 
@@ -169,19 +176,26 @@ class Destination:
                     shutil.copyfile(file, folder / file.name)
 
     @property
+    def is_adapter_folder(self) -> bool:
+        """Whether it is a folder with the configuration of an adapter of PEFT."""
+        return self.form == "diffusers" and self._config_file is not None and self._config_file.name == ADAPTER_CONFIG
+
+    @property
     def _config_file(self) -> Path | None:
         if self.config is None or not self.config.is_dir():
             return self.config
-        return self.config / CONFIG
+        adapter_config = self.config / ADAPTER_CONFIG
+        return adapter_config if adapter_config.is_file() else self.config / CONFIG
 
 
 def _form_of(path: Path) -> Form:
     if not path.suffix:
         return "diffusers"
-    form = _FORM_OF_SUFFIX.get(path.suffix)
-    if form is None:
-        raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
-    return form
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if torch_suffix(path) not in ("", ".pkl"):
+        return "pt"
+    raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
 
 
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -195,11 +209,11 @@ def _read_config(file: Path) -> str:
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ObjectiveError(f"--config: {file} cannot be read as a configuration: {error}") from error
-    keys = (_DIFFUSERS_CLASS, _TRANSFORMERS_TYPE)
+    keys = (_DIFFUSERS_CLASS, _TRANSFORMERS_TYPE, _PEFT_TYPE)
     if not isinstance(content, dict) or not any(isinstance(content.get(key), str) for key in keys):
         raise ObjectiveError(
-            f"--config: {file} is not for a model of diffusers or transformers ({', '.join(keys)}); "
-            "name a model's folder"
+            f"--config: {file} is not for a model of diffusers or transformers, or an adapter of PEFT "
+            f"({', '.join(keys)}); name a model's folder"
         )
     return text
 
@@ -224,8 +238,11 @@ def _named_by_diffusers(weights: Mapping[str, Tensor], naming: LoraNaming) -> di
 def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: Mapping[str, str]) -> None:
     """Write one file; or as ``save_pretrained``, several of :data:`SHARD_BYTES` at most and an index."""
     stem = "model"
-    if _DIFFUSERS_CLASS in json.loads(config):
+    described = json.loads(config)
+    if _DIFFUSERS_CLASS in described:
         stem = "diffusion_pytorch_model"
+    elif _PEFT_TYPE in described:
+        stem = "adapter_model"
     hub = import_extra("huggingface_hub")
     split = hub.split_torch_state_dict_into_shards(
         weights, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
@@ -240,7 +257,12 @@ def _write_shards(weights: dict[str, Tensor], folder: Path, config: str, texts: 
 
 def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the model of a configuration: a library would fill gaps with random numbers."""
-    network = _network_on_meta(json.loads(config))
+    described = json.loads(config)
+    if _PEFT_TYPE in described:
+        if lora_flavour(weights) != "peft":
+            raise ObjectiveError("the configuration is an adapter's, and the merged model is not an adapter of PEFT")
+        return
+    network = _network_on_meta(described)
     tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
     state_dict = network.state_dict()
     names = [name for name in state_dict if name in weights or name not in tied_names]

@@ -18,7 +18,7 @@ from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
-from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss, why_no_gradient
+from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss
 from lcsc_opt.metrics.names import (
     CROSS_CHECK,
     DISTANCES,
@@ -93,10 +93,6 @@ class ScoreSettings(FrozenModel):
     def adds_cross_check(self) -> bool:
         """Whether held-out reports have FID in features that the loss does not see: always, unless none are wanted."""
         return self.adds_default_metrics or bool(self.held_out_metrics)
-
-    def why_no_gradient(self, context: BuildContext) -> str | None:  # noqa: ARG002 - for subclasses
-        """Why these settings allow no gradient; ``None`` if they do."""
-        return why_no_gradient(parse_loss(self.loss))
 
 
 class ReferenceScoreSettings(ScoreSettings):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
-from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
+from lcsc_opt.trajectory.continuing import steps_after
+from lcsc_opt.trajectory.packing import open_request
 
 
 class CheckpointsAlone(Objective):
@@ -46,24 +54,91 @@ class CheckpointsAlone(Objective):
         return {"trajectory": self.trajectory.sha256}
 
     @classmethod
-    def of(cls, spec: ObjectiveSpec, context: BuildContext) -> CheckpointsAlone | None:
-        """The checkpoints, if nothing else of the objective is needed to merge them.
-
-        Args:
-            spec: the objective's file and settings.
-            context: has the checkpoints that the study was begun with, and no functions.
+    def of(cls, study: StoredStudy) -> CheckpointsAlone | None:
+        """The checkpoints that a study was begun with; no file of the objective is run for them.
 
         Returns:
-            ``None`` where only the whole objective can merge.
+            ``None`` where only the whole objective can merge: it names no checkpoints, or statistics of batch
+            normalization are estimated for each merge.
 
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        make_importable(context.directory)
-        module = load_file(find("objectives", spec.file, study_folder=context.directory))
-        settings_class = getattr(module, "Settings", None)
-        if not (isinstance(settings_class, type) and issubclass(settings_class, CheckpointSettings)):
+        stored = study.attributes
+        context = _context(study)
+        if context is None or context.checkpoints is None:
             return None
-        settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-        trajectory = settings.trajectory_alone(context)
-        return None if trajectory is None else cls(trajectory)
+        spec = ObjectiveSpec(**stored["specification"]["objective"])
+        request = _request(spec.settings, context)
+        if request is not None:
+            trajectory = open_request(request)
+        else:
+            packed = find_packed(context.files, context.checkpoints)
+            if packed is None:
+                return None
+            trajectory = packed
+        has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
+        if has_statistics and not _merges_statistics(spec, context):
+            return None
+        alone = cls(trajectory)
+        rows = stored["specification"]["space"]["rows"]
+        if rows is not None:
+            alone.merge_in_rows(rows)
+        return alone
+
+
+def new_checkpoints(study: StoredStudy) -> str:
+    """What the place of a study's checkpoints holds by now, after its last one, and the command that searches it, too.
+
+    Empty if there is nothing new, or the study names no checkpoints.
+    """
+    context = _context(study)
+    if context is None or context.checkpoints is None:
+        return ""
+    settings = study.attributes["specification"]["objective"]["settings"]
+    request = _request(settings, context)
+    if request is None:
+        return ""
+    steps = steps_after(request, context.checkpoints)
+    if not steps:
+        return ""
+    place = " ".join(f"--checkpoints {shlex.quote(pattern)}" for pattern in as_patterns(settings["checkpoints"]))
+    return f"{len(steps)} new checkpoints, up to step {steps[-1]}, are searched by: lcsc fork {study.name} NAME {place}"
+
+
+def _context(study: StoredStudy) -> BuildContext | None:
+    """Where a study's checkpoints are looked for; ``None`` for a study without."""
+    stored = study.attributes
+    if not stored.get("checkpoints"):
+        return None
+    directory = None
+    if stored["directory"]:
+        directory = Path(stored["directory"])
+    known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]))
+    return BuildContext(directory, known, files=files_directory(study.storage.url))
+
+
+def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:
+    """The request for the setting ``checkpoints``; ``None`` for an objective without it."""
+    patterns = settings.get("checkpoints")
+    if not patterns:
+        return None
+    return PackRequest(
+        patterns=[context.path(str(pattern)) for pattern in as_patterns(patterns)],
+        folder=context.files,
+        key=settings.get("key"),
+        selection=Selection(**settings.get("select", {})),
+        dtype=settings.get("stored"),
+        study_checkpoints=context.checkpoints,
+    )
+
+
+def _merges_statistics(spec: ObjectiveSpec, context: BuildContext) -> bool:
+    """Whether an objective merges the statistics of batch normalization as it merges weights."""
+    make_importable(context.directory)
+    module = load_file(find("objectives", spec.file, study_folder=context.directory))
+    settings_class = getattr(module, "Settings", None)
+    if not hasattr(settings_class, "merges_statistics"):
+        return False
+    settings: Any = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
+    return bool(settings.merges_statistics)

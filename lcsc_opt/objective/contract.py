@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, SamplerTitle
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
@@ -178,6 +178,11 @@ class Objective(abc.ABC):
     def report_images(self) -> int | None:
         """The number of images of a held-out report where nobody says; ``None`` for what is usual for FID."""
         return None
+
+    @property
+    def samplers(self) -> Sequence[SamplerTitle]:
+        """How images are sampled: in searches, then in another way that only reports use, if any; else empty."""
+        return ()
 
     @property
     def fewest_report_images(self) -> int:

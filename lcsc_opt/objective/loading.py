@@ -1,25 +1,22 @@
 """Loading the objective that a study file names: its file is run, its settings are checked, and it is built.
 
-An objective's file has a function ``build(settings, context)``, and may have a class ``Settings`` with the methods
-``check(context)``, ``why_no_gradient(context)`` and ``why_no_report(context)``. The context says where the study file
-is and which checkpoints it was begun with. Any of these functions may leave the parameter ``context`` out.
+An objective's file has a function ``build(settings, context)``. The context says where the study file is and which
+checkpoints it was begun with; the function may leave that parameter out.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import CodeFile, code_of_settings
+from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
-from lcsc_opt.base.settings import FrozenModel, naming_setting, parse_settings
+from lcsc_opt.base.settings import naming_setting
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
@@ -69,51 +66,6 @@ def load_objective(
     return objective
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckedObjective:
-    """What is known of an objective whose settings have been checked, before it is loaded.
-
-    Attributes:
-        code: name → file of the objective's code, as far as its settings name it.
-        why_no_gradient: says why there is no gradient, or ``None`` if there may be one.
-        why_no_report: says why a report on other noise could not be measured, or ``None`` if it may be.
-    """
-
-    code: Mapping[str, CodeFile]
-    why_no_gradient: Callable[[], str | None]
-    why_no_report: Callable[[], str | None]
-
-
-def check_objective(
-    spec: ObjectiveSpec,
-    *,
-    study_folder: Path | None = None,
-    checkpoints: KnownCheckpoints | None = None,
-    functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
-    files: Path = DEFAULT_FILES,
-) -> CheckedObjective:
-    """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
-
-    The objective's file takes part if it has a class ``Settings``. Arguments and errors are those of
-    :func:`load_objective`.
-    """
-    make_importable(study_folder)
-    path = find("objectives", spec.file, study_folder=study_folder)
-    settings_class: Any = getattr(load_file(path), "Settings", None)
-    settings: Any = None
-    if isinstance(settings_class, type) and issubclass(settings_class, FrozenModel):
-        settings = parse_settings(settings_class, dict(spec.settings), source="objective.settings")
-    context = BuildContext(study_folder, checkpoints, functions, files)
-    if hasattr(settings, "check"):
-        with naming_setting(spec.settings):
-            _call(path, settings.check, context=context)
-    return CheckedObjective(
-        code=code_of_settings(path, spec.settings),
-        why_no_gradient=_asked_once(path, settings, "why_no_gradient", context),
-        why_no_report=_asked_once(path, settings, "why_no_report", context),
-    )
-
-
 def make_importable(study_folder: Path | None) -> None:
     """Modules next to the study file and in the working directory can be imported from now on."""
     for folder in (study_folder, Path()):
@@ -138,16 +90,3 @@ def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: Bu
         raise
     except Exception as error:
         raise StudySpecError(f"{path}: {function.__name__} raised {type(error).__name__}: {error}") from error
-
-
-def _asked_once(path: Path, settings: object, method: str, context: BuildContext) -> Callable[[], str | None]:
-    """A method of the settings that gives a reason; settings without it have none."""
-
-    @functools.cache
-    def answer() -> str | None:
-        if not hasattr(settings, method):
-            return None
-        reason: str | None = _call(path, getattr(settings, method), context=context)
-        return reason
-
-    return answer

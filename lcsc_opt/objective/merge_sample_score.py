@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise, SamplerTitle
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
@@ -27,12 +27,13 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images
+from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+FEWEST_REHEARSED = 32  # images, of which every metric can be computed
 UNITS_AT = 0.10  # sigma_rel of the average whose FIDs are the units of fdr: near EMA* of most trainings
 
 Merged = tuple[dict[str, Tensor], Cost]
@@ -69,6 +70,7 @@ class MergeSampleScore(StagedObjective):
             batch size, or a quarter of an automatic one. It does not change the loss.
         device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
+        also: samples from the same model in another way, for reports.
     """
 
     trajectory: Mergeable
@@ -85,6 +87,7 @@ class MergeSampleScore(StagedObjective):
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
+        also: Sampler | None = None,
     ) -> None:
         for warning in scores.warnings(images):
             notice(warning)
@@ -96,6 +99,7 @@ class MergeSampleScore(StagedObjective):
         self._images = images
         self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
         self._batch_norm = batch_norm
+        self._samplers = (sampler,) if also is None else (sampler, also)
         self._placed: _Placed | None = None
         self._gradient_pass: GradientPass | None = None
 
@@ -108,6 +112,11 @@ class MergeSampleScore(StagedObjective):
     def images_per_evaluation(self) -> int:
         """The number of images of a candidate of a search."""
         return self._images
+
+    @property
+    def samplers(self) -> Sequence[SamplerTitle]:
+        """The sampler of searches, and the one that only reports use."""
+        return tuple(title_of(sampler) for sampler in self._samplers)
 
     @property
     def fewest_report_images(self) -> int:
@@ -156,7 +165,7 @@ class MergeSampleScore(StagedObjective):
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
-        return self.sampler.weights.why_no_gradient(self.trajectory.varying)
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
 
     @property
     def layer_groups(self) -> LayerGroups | None:
@@ -180,12 +189,14 @@ class MergeSampleScore(StagedObjective):
         }
 
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on."""
+        """How many images a candidate is evaluated on; of a rehearsal, one batch."""
+        if candidate.rehearsal:
+            return min(self._images, max(self._batch_sizes.without_graph, FEWEST_REHEARSED))
         return self._images if candidate.images is None else candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
-        self._measure_units()
+        self._measure_units(candidate)
         watch = Stopwatch()
         with watch.timing("merge"):
             weights = self._source.merge(candidate.coefficients)
@@ -217,7 +228,7 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("features"):
             state = metrics.state
         count = last - first
-        return state, merging_cost + watch.cost(images=count, model_calls=count * self.sampler.nfe)
+        return state, merging_cost + watch.cost(images=count, model_calls=count * self._samplers[candidate.sampler].nfe)
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
@@ -227,7 +238,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._measure_units()
+        self._measure_units(candidate)
         watch = Stopwatch()
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
@@ -299,7 +310,10 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _stages(self) -> ImageStages:
-        return ImageStages(self.sampler, self.scores, self._batch_norm)
+        return self._stages_with(self.sampler)
+
+    def _stages_with(self, sampler: Sampler) -> ImageStages:
+        return ImageStages(sampler, self.scores, self._batch_norm)
 
     @property
     def _source(self) -> Mergeable:
@@ -313,13 +327,13 @@ class MergeSampleScore(StagedObjective):
             self._placed = placed
         return placed.on_device
 
-    def _measure_units(self) -> None:
-        """Measure what ``fdr`` divides by, unless that is done or another loss is searched.
+    def _measure_units(self, candidate: Candidate) -> None:
+        """Measure what ``fdr`` divides by, unless that is done, another loss is searched, or nobody compares the loss.
 
         Raises:
             ObjectiveError: the average has no FID.
         """
-        if not self.scores.loss.relative:
+        if candidate.rehearsal or not self.scores.loss.relative:
             return
         average = power_ema_coefficients(self.steps, UNITS_AT)
         try:
@@ -361,7 +375,7 @@ class MergeSampleScore(StagedObjective):
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``."""
         metrics = self._metrics(candidate, gradient=False)
-        self._add_images(metrics, candidate.noise, first, last, watch)
+        self._add_images(metrics, candidate, first, last, watch)
         return metrics
 
     def _first_gradient_pass(
@@ -374,7 +388,7 @@ class MergeSampleScore(StagedObjective):
         """The metrics of the images ``[first, last)``, with the features that the gradient needs."""
         metrics = self._metrics(candidate, gradient=True)
         start_of_last = self._batch_sizes.start_of_last(first, last)
-        self._add_images(metrics, candidate.noise, first, start_of_last, watch)
+        self._add_images(metrics, candidate, first, start_of_last, watch)
         self._gradient_pass = GradientPass(self._stages, self._source, candidate, first, last)
         try:
             self._gradient_pass.sample_last_batch(metrics, start_of_last, watch)
@@ -407,18 +421,20 @@ class MergeSampleScore(StagedObjective):
     def _add_images(
         self,
         metrics: ImageMetrics,
-        noise: Noise,
+        candidate: Candidate,
         first: int,
         last: int,
         watch: Stopwatch,
     ) -> None:
         """Sample the images ``[first, last)`` without a graph, and add them to ``metrics``."""
+        noise = candidate.noise
+        stages = self._stages_with(self._samplers[candidate.sampler])
         for start, stop in self._batch_sizes.batches(first, last):
             stop_if_told()
             with watch.timing("sample"):
-                images = self._stages.sample(noise, start, stop)
+                images = stages.sample(noise, start, stop)
             with watch.timing("features"):
-                self._stages.add_features(metrics, images, noise, start)
+                stages.add_features(metrics, images, noise, start)
 
 
 def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:

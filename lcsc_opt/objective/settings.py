@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
@@ -22,7 +21,7 @@ from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest
-from lcsc_opt.trajectory.packing import check_checkpoints, open_request, read_last
+from lcsc_opt.trajectory.packing import open_request
 
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
@@ -45,6 +44,11 @@ class CheckpointSettings(NetworkSettings):
     key: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
+    @property
+    def merges_statistics(self) -> bool:
+        """Whether the statistics of batch normalization are merged like weights, and not estimated for each merge."""
+        return False
+
     def trajectory(self, context: BuildContext) -> Trajectory:
         """Open the packed trajectory, or pack the checkpoints into the folder beside the database.
 
@@ -54,34 +58,6 @@ class CheckpointSettings(NetworkSettings):
             TrajectoryError: there are no checkpoints that can be merged.
         """
         return open_request(self._pack_request(context))
-
-    def trajectory_alone(self, context: BuildContext) -> Trajectory | None:  # noqa: ARG002 - for subclasses
-        """As :meth:`trajectory`, if nothing else is needed to merge; then the model and the data may be gone.
-
-        Returns:
-            ``None`` if the objective may merge in a way of its own, or estimates statistics of batch normalization.
-
-        Raises:
-            TrajectoryError: there are no checkpoints that can be merged.
-        """
-        return None
-
-    def last_weights(self, context: BuildContext) -> dict[str, Tensor]:
-        """The weights of the last checkpoint: name → tensor. Checkpoints that are not packed stay so.
-
-        Raises:
-            TrajectoryError: there are no checkpoints that can be merged.
-        """
-        return read_last(self._pack_request(context))
-
-    def check(self, context: BuildContext) -> None:
-        """Refuse what building the objective would refuse, as far as that is known without reading all weights.
-
-        Raises:
-            TrajectoryError, ObjectiveError: checkpoints or a device are missing.
-        """
-        self.torch_device()
-        check_checkpoints(self._pack_request(context))
 
     def _pack_request(self, context: BuildContext) -> PackRequest:
         """Which checkpoints, and how they are packed."""
@@ -117,12 +93,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     gradient_batch_size: Positive | None = None
 
     def check(self, context: BuildContext) -> None:
-        """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
+        """Refuse what needs no weights and no images to be seen, before checkpoints are packed.
 
         Raises:
-            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
+            MetricError, ObjectiveError: a reference, weights of an extractor or a device are missing.
         """
-        super().check(context)
+        self.torch_device()
         MetricSuiteBuilder(self, context).check()
 
     def noise(self) -> ImageNoise:
@@ -141,8 +117,21 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         builder = MetricSuiteBuilder(self, context)
         return builder.build(device=self.torch_device(), batch_size=batch_size, folder=context.files)
 
-    def objective(self, sampler: Sampler, trajectory: Mergeable, context: BuildContext) -> MergeSampleScore:
+    def objective(
+        self,
+        sampler: Sampler,
+        trajectory: Mergeable,
+        context: BuildContext,
+        *,
+        also: Sampler | None = None,
+    ) -> MergeSampleScore:
         """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
+
+        Args:
+            sampler: of searches.
+            trajectory: the checkpoints.
+            context: of the study file.
+            also: samples from the same model in another way, for reports.
 
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
@@ -159,6 +148,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
+            also=also,
         )
 
     @staticmethod

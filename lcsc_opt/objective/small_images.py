@@ -13,6 +13,7 @@ from pydantic import Field
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.settings import AlsoSettings
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
@@ -30,7 +31,7 @@ from lcsc_opt.trajectory import Trajectory
 ALL = slice(None)
 
 
-class SmallSettings(ScoreSettings):
+class SmallSettings(ScoreSettings, AlsoSettings):
     """Settings of an objective whose model makes bundled images.
 
     Attributes:
@@ -70,6 +71,7 @@ class SmallSettings(ScoreSettings):
         *,
         searched: slice = ALL,
         held_out: slice | None = None,
+        also: Sampler | None = None,
     ) -> MergeSampleScore:
         """Merge the selected checkpoints, sample, and score by the networks of ``dataset``.
 
@@ -79,6 +81,7 @@ class SmallSettings(ScoreSettings):
             sampler: from the settings' noise.
             searched: the real images that searches compare with.
             held_out: those for reports only; ``None`` if there are none.
+            also: samples from the same model in another way, for reports.
         """
         device = accelerator.find("auto")  # where the sampler is, too
         if self.select.given:
@@ -91,6 +94,7 @@ class SmallSettings(ScoreSettings):
             images=self.images,
             batch_size=self.batch_size,
             device=device,
+            also=also,
         )
 
     def _metric_suite(

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
@@ -117,26 +116,3 @@ class WeightScore(Objective):
             self.trajectory = self.trajectory.on(self.scorer.device)
         self._on_device = True
         return self.trajectory.merge(coefficients)
-
-
-def why_no_report(scorer: NetworkScorer, weights: Mapping[str, Tensor], size: int | None) -> str | None:
-    """Why a report on other noise could not be measured, or ``None``.
-
-    A score that draws its own data may have none for a report, so it is measured once on each group of noise that a
-    report needs: a file of data for either may be missing.
-
-    Args:
-        scorer: the score.
-        weights: of any checkpoint.
-        size: the number of items of an evaluation; ``None`` leaves it to the score.
-    """
-    if not scorer.takes_draw:
-        return None
-    notice("the score is measured once on selection and held-out noise, to see whether a report will be possible")
-    for noise in (SELECTION, HELD_OUT):
-        try:
-            scorer.measure(dict(weights), Draw.of(noise, size))
-        except (Exception, SystemExit) as error:  # whatever the score raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return f"nothing can be measured on {noise.group} noise: {reason.rstrip('.')}"
-    return None

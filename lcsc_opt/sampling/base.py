@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from lcsc_opt.base.records import Noise
+from lcsc_opt.base.records import Noise, SamplerTitle
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -42,6 +44,16 @@ class Sampler(Protocol):
         """Every setting that changes the images, for the study's fingerprint."""
 
 
+def title_of(sampler: Sampler) -> SamplerTitle:
+    """What a sampler is called: by its scheduler, if it has one."""
+    described = sampler.describe()
+    names = (described.get("scheduler"), described.get("sampler"), type(sampler).__name__)
+    name = next(name for name in names if isinstance(name, str))
+    calls = "1 model call" if sampler.nfe == 1 else f"{sampler.nfe} model calls"
+    settings = json.dumps({**described, "nfe": sampler.nfe}, sort_keys=True, default=str)
+    return SamplerTitle(f"{name}, {calls} an image", hashlib.sha256(settings.encode()).hexdigest())
+
+
 def prompts_of(sampler: Sampler, noise: Noise, start: int, stop: int) -> list[str] | None:
     """The prompts of the images that ``sampler.sample`` gives for these arguments; ``None`` if it has none."""
     prompts: Callable[[Noise, int, int], list[str]] | None = getattr(sampler, "prompts_of", None)
@@ -54,6 +66,12 @@ def fewest_report_images(sampler: Sampler) -> int:
     """The images of a report with which each of the sampler's prompts has one; 0 if it has none."""
     fewest: int = getattr(sampler, "fewest_report_images", 0)
     return fewest
+
+
+def why_no_graph(sampler: Sampler) -> str | None:
+    """Why sampled images have no graph, as the end of a sentence; ``None`` if they have one, as far as is known."""
+    check: Callable[[], str | None] | None = getattr(sampler, "why_no_graph", None)
+    return None if check is None else check()
 
 
 @runtime_checkable

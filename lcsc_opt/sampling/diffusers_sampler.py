@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
-from lcsc_opt.base.settings import FrozenModel, near_miss
+from lcsc_opt.base.settings import AlsoSettings, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
@@ -54,7 +54,7 @@ ALWAYS = (0.0, 1.0)
 """The interval of guidance that acts at all timesteps."""
 
 
-class SchedulerSettings(FrozenModel):
+class SchedulerSettings(AlsoSettings):
     """``sampler:`` of a study file.
 
     Attributes:
@@ -63,6 +63,7 @@ class SchedulerSettings(FrozenModel):
         timesteps: the steps themselves, if the scheduler accepts them: ``[22, 0]`` for a consistency model.
         scheduler: settings that replace those of its configuration: ``{solver_order: 3, clip_sample: false}``.
         step: further arguments of each step: ``{eta: 0.5}`` for DDIM.
+        also: what differs in the sampler that only reports use: ``{steps: 50}``.
     """
 
     name: SchedulerName | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Noise
+from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
@@ -97,6 +97,16 @@ class FunctionSampler(NetworkSampler):
             self._range_checked = True
             self._warn_of_range(images.detach())
         return images.to(torch.promote_types(images.dtype, torch.float32))
+
+    def why_no_graph(self) -> str | None:
+        """Why images have no graph, or ``None``. This samples two images, with the weights that are in the network."""
+        state = self.weights.trained.state_dict()
+        names = {name for name in state if not name.endswith(("running_mean", "running_var"))}
+        with torch.enable_grad(), self.weights.differentiable(names):
+            images = self.sample(SEARCH, 0, 2)
+        if images.requires_grad:
+            return None
+        return f"the images of {self.name} have no graph; let it sample without no_grad and inference_mode"
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""

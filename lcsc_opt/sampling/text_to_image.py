@@ -7,6 +7,7 @@ prompts and generators. Nothing that a pipeline's folder holds is run.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import inspect
@@ -199,28 +200,52 @@ class LatentDiffusionSampler:
             raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
         self.denoiser = _denoiser(pipeline)
         self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
-        self._schedule = schedule_arguments(steps, timesteps)
-        self._options = {**self._schedule, **(options or {})}
-        for name in self._options:
-            if not self._has_argument(name):
-                raise ObjectiveError(f"sampler: {type(pipeline).__name__} has no argument {name!r}")
         self._guidance_scale = guidance_scale
         self._negative_prompt = negative_prompt
         # a network that embeds the guidance needs no second call
         embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
         self._guided = self._has_argument("negative_prompt") and not embeds_guidance and guidance_scale > 1
-        self.nfe = len(set_timesteps(pipeline.scheduler, self._schedule))
+        self._set_schedule(steps, timesteps, options)
+        self.alphas = alphas
+        self._lora: LoraAdapter | None = None
+        if component == "lora":
+            self._lora = LoraAdapter(pipeline, alphas)
+        self._encoded_prompts = EncodedPrompts()
+
+    def with_scheduler(
+        self,
+        scheduler: Any,
+        *,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> LatentDiffusionSampler:
+        """A sampler from the same networks, whose weights :meth:`load` of this one sets.
+
+        Raises:
+            ObjectiveError: an option that does not fit.
+        """
+        other = copy.copy(self)
+        other.pipeline = copy.copy(self.pipeline)
+        other.pipeline.scheduler = scheduler
+        other._set_schedule(steps, timesteps, options)
+        return other
+
+    def _set_schedule(
+        self, steps: int | None, timesteps: Sequence[int] | None, options: Mapping[str, Any] | None
+    ) -> None:
+        self._schedule = schedule_arguments(steps, timesteps)
+        self._options = {**self._schedule, **(options or {})}
+        for name in self._options:
+            if not self._has_argument(name):
+                raise ObjectiveError(f"sampler: {type(self.pipeline).__name__} has no argument {name!r}")
+        self.nfe = len(set_timesteps(self.pipeline.scheduler, self._schedule))
         if self._guided:
             self.nfe *= 2
         self.recomputed = self.nfe
         is_compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
         if self.nfe == 1 or is_compiled:  # a compiler would see the repeated calls
             self.recomputed = 0
-        self.alphas = alphas
-        self._lora: LoraAdapter | None = None
-        if component == "lora":
-            self._lora = LoraAdapter(pipeline, alphas)
-        self._encoded_prompts = EncodedPrompts()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""

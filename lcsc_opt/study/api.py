@@ -17,24 +17,23 @@ from optuna.trial import FrozenTrial
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
+from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.connection import open_storage, read_or_empty, reading
+from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import files_directory, masked, storage_url
+from lcsc_opt.database.urls import files_directory, storage_url
 from lcsc_opt.objective import loading
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.execution import Executor, check_new_studies, checkpoints_alone_of, objective_of
-from lcsc_opt.study.plan import Plan, plans, with_grids
-from lcsc_opt.study.resolving import Evidence, Resolved, StoredStudies, resolve
-from lcsc_opt.study.resources import ObjectiveLoader, check_clusters, evidence_before_loading, read_database
+from lcsc_opt.study.plan import plans
+from lcsc_opt.study.running import objective_of, run_plans
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -144,7 +143,7 @@ class Study:
     @property
     def _mergeable(self) -> Objective:
         with reading(self.storage) as storage:
-            alone = checkpoints_alone_of(StoredStudy.open(storage, self.name))
+            alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
 
     @property
@@ -200,110 +199,6 @@ def run(
     with messages_by_default(), each_notice_once():
         run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks)
     return [Study(plan.name, url) for plan in chosen]
-
-
-def dry_run(to_run: Sequence[Plan], url: str, *, accept_changes: bool = False) -> list[tuple[Resolved, int]]:
-    """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
-
-    Returns:
-        Each resolved study, with the number of its stored evaluations.
-
-    Raises:
-        LcscError: the first thing that is wrong.
-    """
-    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in to_run]
-    with read_or_empty(url) as storage:
-        studies = read_database(storage)
-        to_run = with_grids(to_run, studies.attributes)
-        resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
-        summaries = HistoryReader(storage).summaries([plan.name for plan in to_run])
-    evaluations = {study.study: study.evaluations for study in summaries}
-    return [(study, evaluations.get(study.plan.name, 0)) for study in resolved]
-
-
-def run_plans(
-    to_run: Sequence[Plan],
-    url: str,
-    *,
-    on_end: Callable[[str], None] = lambda _: None,
-    accept_changes: bool = False,
-    retry_failed: bool = False,
-    objectives: ObjectiveLoader | None = None,
-    callbacks: Sequence[TrialCallback] = (),
-) -> None:
-    """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
-
-    Studies of one objective follow each other. Plans that could never be searched are refused before any runs, and a
-    missing database is created after that.
-
-    Args:
-        to_run: the plans.
-        url: the URL of the database.
-        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
-        accept_changes: continue although the code, the versions or the reference have changed since a study began.
-        retry_failed: repeat trials that failed after the last success of a study.
-        objectives: keeps an objective that is loaded already.
-        callbacks: as for :func:`run`.
-
-    Raises:
-        LcscError: the first plan that is refused; or the only study failed.
-        SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
-        Exception: what a callback raises, which ends the run.
-    """
-    to_run = [dataclasses.replace(plan, files=files_directory(url)) for plan in _by_objective(to_run)]
-    objectives = ObjectiveLoader() if objectives is None else objectives
-    with read_or_empty(url) as storage:
-        studies = read_database(storage)
-        to_run = with_grids(to_run, studies.attributes)
-        resolved = _resolve_by_code(to_run, studies, accept_changes=accept_changes)
-        check_new_studies(resolved, studies, objectives, accept_changes=accept_changes)
-    executor = Executor(open_storage(url, write=True), accept_changes=accept_changes, objectives=objectives)
-    failed: dict[str, str] = {}
-    try:
-        for study in resolved:
-            name = study.plan.name
-            try:
-                outcome = executor.run(
-                    study.plan, retry_failed=retry_failed and study.stored is not None, callbacks=callbacks
-                )
-            except LcscError as error:
-                if len(to_run) == 1:
-                    raise
-                outcome = str(error).removeprefix(f"{name}: ")
-                failed[name] = outcome
-            on_end(f"{name}: {outcome}")
-    finally:
-        on_end(f"database: {masked(url)}")
-    if failed:
-        first, reason = next(iter(failed.items()))
-        raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not finish: {', '.join(failed)}. {first}: {reason}"
-        )
-
-
-def _resolve_by_code(to_run: Sequence[Plan], studies: StoredStudies, *, accept_changes: bool) -> list[Resolved]:
-    """Resolve studies as far as that is possible without their objectives, and check this machine for them."""
-    evidence: dict[str, Evidence] = {}
-    resolved = []
-    for plan in to_run:
-        key = plan.objective_key
-        if key not in evidence:
-            evidence[key] = evidence_before_loading(plan, studies.attributes)
-        resolved.append(resolve(plan, studies, evidence[key], accept_changes=accept_changes))
-    for study in resolved:
-        if study.state == "finished":  # the executor, which prints the notices of the others, skips it
-            for line in study.notices:
-                notice(line)
-    check_clusters([study.plan for study in resolved if study.state != "finished"])
-    return resolved
-
-
-def _by_objective(to_run: Sequence[Plan]) -> list[Plan]:
-    """The plans in their order, but those of one objective together: only one objective is in memory at a time."""
-    groups: dict[str, list[Plan]] = {}
-    for plan in to_run:
-        groups.setdefault(plan.objective_key, []).append(plan)
-    return [plan for group in groups.values() for plan in group]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:

@@ -40,13 +40,7 @@ def bound_of(study: StoredStudy) -> KeptBound:
 
 def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
-    experiment = split_name(study.name)[0]
-    function = _function_of(study.attributes)
-    grids = []
-    for name, attributes in our_studies(study.storage).items():
-        is_grid = is_search(name) and split_name(name)[:2] == (experiment, EMA_GRID)
-        if is_grid and _function_of(attributes) == function:
-            grids.append(name)
+    grids = [name for name in siblings(study) if split_name(name)[1] == EMA_GRID]
     if not grids:
         return None
     reader = HistoryReader(study.storage)
@@ -57,6 +51,17 @@ def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
     if coefficients is None:
         return None
     return ema, coefficients
+
+
+def siblings(study: StoredStudy) -> dict[str, dict[str, Any]]:
+    """Name → attributes of the experiment's searches with this study's objective and code, itself included."""
+    experiment = split_name(study.name)[0]
+    function = _function_of(study.attributes)
+    return {
+        name: attributes
+        for name, attributes in our_studies(study.storage).items()
+        if is_search(name) and split_name(name)[0] == experiment and _function_of(attributes) == function
+    }
 
 
 def _function_of(attributes: Mapping[str, Any]) -> Any:

@@ -32,16 +32,16 @@ from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.connection import read_or_empty
+from lcsc_opt.database.connection import open_existing
 from lcsc_opt.database.names import BASELINES, is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
-from lcsc_opt.objective.loading import check_objective
-from lcsc_opt.study.api import Study, run_plans
+from lcsc_opt.study.api import Study
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader
 from lcsc_opt.study.result import Result
+from lcsc_opt.study.running import run_plans
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
@@ -209,7 +209,8 @@ def search(
         call.plans(content)  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, stored)
-        if not stored and optimizers is None and call.has_gradient(content):
+        loader = ObjectiveLoader()
+        if not stored and optimizers is None and call.has_gradient(content, loader):
             content["optimizers"] = ["EMAGrid", "LCSCGradient"]
         if rows == "auto" and "rows" not in content.get("space", {}):
             if stored:
@@ -218,7 +219,6 @@ def search(
                 chosen_rows = call.default_rows(content)
             if chosen_rows is not None:
                 content.setdefault("space", {})["rows"] = chosen_rows
-        loader = ObjectiveLoader()
         if isinstance(total, float):
             content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
         chosen = call.plans(content)
@@ -347,17 +347,14 @@ class _Call:
         """Whether a later call can tell that its functions are these: all of them can be imported."""
         return not self.not_importable
 
-    def has_gradient(self, content: Mapping[str, Any]) -> bool:
-        """Whether the score, or the sampled images, have a graph. This calls the functions once.
+    def has_gradient(self, content: Mapping[str, Any], loader: ObjectiveLoader) -> bool:
+        """Whether the score, or the sampled images, have a graph. This may call the functions once.
 
         Raises:
             LcscError: the objective cannot be built, or a function raised an error.
         """
-        plan = self.plans(content)[0]
-        checked = check_objective(
-            plan.spec.objective, study_folder=plan.directory, functions=self.functions, files=self.files
-        )
-        return checked.why_no_gradient() is None
+        objective = loader.load(self.plans(content)[0], {})
+        return objective.why_no_gradient() is None
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
         """Name the checkpoints in the settings; those in memory are packed first.
@@ -455,8 +452,11 @@ def _url(storage: str | Path) -> str:
 
 def _stored(url: str) -> dict[str, Mapping[str, Any]]:
     """Name → attributes of the searches in the database."""
-    with read_or_empty(url) as storage:
-        studies = our_studies(storage)
+    storage = open_existing(url)
+    if storage is None:
+        return {}
+    studies = our_studies(storage)
+    storage.engine.dispose()
     return {name: attributes for name, attributes in studies.items() if is_search(name)}
 
 
@@ -512,7 +512,7 @@ def _evaluations_in(
     if any(totals):
         return int(max(total for total in totals if total))
     chosen = call.plans(content)
-    objective = loader.load(chosen[0], dict)
+    objective = loader.load(chosen[0], {})
     origin = default_origin(objective.steps)
     taken = 0.0
     for plan in chosen:

@@ -17,10 +17,9 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.comparison import accepted_changes
 from lcsc_opt.study.plan import CHECKPOINTS, Plan
-from lcsc_opt.study.resolving import accepted_changes
-from lcsc_opt.study.resources import read_database
+from lcsc_opt.study.resources import ObjectiveLoader, fingerprint_of, read_trials
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
@@ -36,22 +35,20 @@ def fork(
     checkpoints: Sequence[str] = (),
     rows: Rule | None = None,
     accept_changes: bool = False,
+    objectives: ObjectiveLoader,
 ) -> Plan:
-    """Create a study that starts at the best coefficients of another one.
+    """The plan of a study that starts at the best coefficients of another one.
 
-    The new study is called ``experiment/optimizer/seed``; it has no trials yet, and the bound of a kept metric from its
-    source. With ``checkpoints``, which must include those of the source, it searches these, and the bound is that of
-    the new experiment's EMA grid. With ``rows`` every layer group begins with the coefficients that a source without
-    rows found for all.
-
-    Returns:
-        The plan to run.
+    The new study is called ``experiment/optimizer/seed``; it has the bound of a kept metric from its source. With
+    ``checkpoints``, which must include those of the source, it searches these, and the bound is that of the new
+    experiment's EMA grid. With ``rows`` every layer group begins with the coefficients that a source without rows found
+    for all. ``objectives`` keeps the objective that was loaded for this.
 
     Raises:
         StudySpecError: the source has other rows.
         StudyStoreError: the source has no complete trial, the new study exists, the objective has changed since the
             source was searched, or ``checkpoints`` lack some of the source's.
-        LcscError: the new study could never be searched; nothing is stored then.
+        LcscError: the objective cannot be loaded.
     """
     source_plan = Plan.of(source)
     plan = _forked_plan(
@@ -66,21 +63,23 @@ def fork(
     if plan.name in our_studies(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
     _, origin, _ = source.chosen_trial()
-    executor = Executor(source.storage, accept_changes=accept_changes)
-    evidence = executor.loaded_evidence(source_plan)
-    trials = read_database(source.storage).trials
-    accepted_changes(source.name, source.attributes, trials, evidence.fingerprint, accept=accept_changes)
-    attributes: dict[str, Any] = {"forked_from": source.name}
+    studies = our_studies(source.storage)
+    objective = objectives.load(source_plan, studies)
+    accepted_changes(
+        source.name,
+        source.attributes,
+        lambda name: read_trials(source.storage, name),
+        fingerprint_of(objective),
+        accept=accept_changes,
+    )
+    further: dict[str, Any] = {"forked_from": source.name}
     if checkpoints:
-        before = packed_trajectory(executor.objective(source_plan))
-        now = packed_trajectory(executor.objective(plan))
+        before = packed_trajectory(objective)
+        now = packed_trajectory(objectives.load(plan, studies))
         origin = _coefficients_on(origin, before, now, source=source.name)
     elif not plan.is_grid:
-        attributes[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
-
-    resolved = executor.resolve(dataclasses.replace(plan, origin=origin.tolist()))
-    executor.create(resolved, attributes)
-    return resolved.plan
+        further[KEPT_BOUND] = source.attributes.get(KEPT_BOUND)
+    return dataclasses.replace(plan, origin=origin.tolist(), further=further)
 
 
 def _forked_plan(

@@ -4,29 +4,43 @@ A search overfits its group of noise a little, and the best of several values is
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out* noise,
 which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
 
-If the objective has evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise.
-A warning says that the loss is better than that EMA's while another metric is worse, or the cross-check is not better;
-and that a metric which ``keep`` was to hold is worse.
+The last checkpoint is scored there before the search: its number is also in the trainer's log. If the objective has
+evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise. A warning says that
+the loss is better than that EMA's while another metric is worse, or the cross-check is not better; that the answer is
+worse than the last checkpoint; and that a metric which ``keep`` was to hold is worse.
+
+If the objective has a second sampler, the answer and its baselines are measured there once, too, with as many images as
+in an evaluation of the search. A warning says that a gain turns there: the answer belongs to its sampler.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Constraint, Noise
+from lcsc_opt.base.records import (
+    HELD_OUT,
+    SEARCH,
+    SELECTION,
+    STANDARD_ERROR,
+    Candidate,
+    Coefficients,
+    Constraint,
+    Noise,
+    SamplerTitle,
+)
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA, EMA_GRID, compared_trials, split_name
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, compared_trials, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
@@ -35,16 +49,16 @@ from lcsc_opt.database.report import (
     MeasuredModel,
     Measurement,
     MeasurementKey,
+    MetricRow,
 )
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.bound import known_ema
-from lcsc_opt.study.report_rows import metric_rows, warning_of
+from lcsc_opt.study.bound import known_ema, siblings
+from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5
-_LAST_CHECKPOINT = "last checkpoint"
 _DEFAULT_EMA = "default EMA"
 _LEAST_TREND = 10  # trials
 _TREND_LEVEL = 0.05
@@ -61,7 +75,8 @@ class HeldOutPlan:
         top: the answer is chosen among this many of the best trials.
         groups: how many groups of held-out noise.
         first_group: the seed of the first of them; the others follow.
-        baselines: whether EMA* is measured on the same noise, too.
+        baselines: whether EMA* is measured on the same noise, too, where no metric is compared with it. The last
+            checkpoint always is.
         keep: whether the report becomes the study's result. Otherwise it is a preview: its measurements are stored,
             and nothing else changes.
     """
@@ -113,6 +128,49 @@ class HeldOutPlan:
         )
 
 
+def score_last_checkpoint(
+    study: StoredStudy, objective: Objective, plan: HeldOutPlan | None, evaluate: Evaluate | None = None
+) -> None:
+    """Score the last checkpoint as the report will, and print it: its number is also in the trainer's log.
+
+    An experiment evaluates it once. If it cannot be evaluated, that is said, and the search may begin.
+
+    Args:
+        study: what is going to be searched.
+        objective: the study's objective.
+        plan: of the report; ``None`` if there will be none, and the last checkpoint is scored as the search's
+            candidates are.
+        evaluate: evaluates one candidate; ``None`` does it in this process.
+    """
+    noise = HELD_OUT
+    images = f" on {plan.images:,} images" if plan is not None and plan.images else ""
+    if plan is None:
+        noise = SEARCH
+        plan = HeldOutPlan(images=0)
+    evaluate = evaluate or functools.partial(evaluate_safely, objective)
+    with progress(f"{study.name} {LAST_CHECKPOINT}", 1) as advance:
+        measurements = _Measurements(study, plan, evaluate, objective.evaluation_metrics, advance)
+        try:
+            measurement = measurements.on(noise, _last(objective), LAST_CHECKPOINT, shared=True)
+        except SearchFailedError as error:
+            notice(str(error))
+            return
+    values = _described(measurement, sign_of(study.attributes))
+    notice(
+        f"{split_name(study.name)[0]}: {LAST_CHECKPOINT}, step {objective.steps[-1]}, {noise.group} noise{images}: "
+        f"{values}; compare this with your trainer's log; if they differ, the score is not yours"
+    )
+
+
+def _described(measurement: Measurement, sign: int) -> str:
+    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
+    metrics = {name: value for name, value in measurement.metrics.items() if not name.endswith(STANDARD_ERROR)}
+    score = sign * measurement.loss
+    if score not in metrics.values():
+        metrics = {"loss" if sign > 0 else "score": score, **metrics}
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
 def score_held_out(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
 ) -> HeldOutReport:
@@ -135,8 +193,10 @@ def score_held_out(
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     signs = objective.evaluation_metrics
+    samplers = objective.samplers
     models = _baseline_models(study, objective, plan, has_metrics=bool(signs))
-    steps = len(best_trials) + plan.groups * (1 + len(models))
+    groups = plan.groups + len(samplers[1:])
+    steps = len(best_trials) + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, signs, advance)
@@ -148,31 +208,97 @@ def score_held_out(
             measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = measurements.held_out(coefficients_of(chosen), _trial_name(study, chosen), constraint=constraint)
-        baselines = _measure_baselines(models, measurements)
-    rows = metric_rows(
-        answer,
-        _compared_baseline(baselines),
-        signs=signs,
-        real_halves=objective.real_halves() if signs else {},
-        cross_check=objective.cross_check_metric,
-    )
-    kept_bounds = kept_metric(study.attributes.get("specification") or {}) if models else {}
-    possible_warnings = (warning_of(rows, kept=kept_bounds), _overfitting(trials))
+        answer = _Model(_trial_name(study, chosen), coefficients_of(chosen))
+        found = _Compared.of(answer, models, measurements, objective, constraint)
+        elsewhere = None
+        if len(samplers) > 1:
+            images = min(plan.images, objective.images_per_evaluation)
+            second = dataclasses.replace(plan, images=images, groups=1)
+            measurements = _Measurements(study, second, evaluate, signs, advance, sampler=(1, samplers[1]))
+            try:
+                elsewhere = _Compared.of(answer, models, measurements, objective)  # the bound is not of this sampler
+            except SearchFailedError as error:
+                notice(f"{samplers[1].text}: {error}; it is left out")
+    kept_bounds: Mapping[str, float | None] = {}
+    if not _is_grid(study):
+        kept_bounds = kept_metric(study.attributes.get("specification") or {})
+    possible_warnings = [warning_of(found.rows, found.against_last, kept=kept_bounds)]
+    also = None
+    if elsewhere is not None:
+        turned_warning = turned(found.rows, elsewhere.rows, samplers)
+        possible_warnings.append(turned_warning or turned(found.against_last, elsewhere.against_last, samplers))
+        also = HeldOutReport(
+            trial=chosen.number,
+            answer=elsewhere.answer,
+            baselines=elsewhere.baselines,
+            rows=elsewhere.rows,
+            sampler=samplers[1].text,
+        )
+    possible_warnings.append(_overfitting(trials))
     warnings = [warning for warning in possible_warnings if warning is not None]
     report = HeldOutReport(
         trial=chosen.number,
-        answer=answer,
+        answer=found.answer,
         selection=selection,
-        baselines=baselines,
-        rows=rows,
+        baselines=found.baselines,
+        rows=found.rows,
         warning="; ".join(warnings) or None,
+        sampler=samplers[0].text if samplers else None,
+        also=also,
     )
     if report.warning is not None:
         notice(f"{study.name}: {report.warning}")
     if plan.keep:
         study.set_attribute(HELD_OUT_REPORT, report.to_json())
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """The answer and its baselines, on the same noise and from the same sampler.
+
+    Attributes:
+        answer: what was measured of it.
+        baselines: those that could be evaluated.
+        rows: each metric, against EMA* or the default EMA.
+        against_last: the same against the last checkpoint.
+    """
+
+    answer: MeasuredModel
+    baselines: tuple[Baseline, ...]
+    rows: tuple[MetricRow, ...]
+    against_last: tuple[MetricRow, ...]
+
+    @classmethod
+    def of(
+        cls,
+        answer: _Model,
+        models: Sequence[_Model],
+        measurements: _Measurements,
+        objective: Objective,
+        constraint: Constraint | None = None,
+    ) -> _Compared:
+        """Measure all of them.
+
+        Raises:
+            SearchFailedError: the answer cannot be evaluated.
+        """
+        measured = measurements.held_out(answer.coefficients, answer.name, constraint=constraint)
+        baselines = _measure_baselines(models, measurements)
+        signs = objective.evaluation_metrics
+        rows_against = functools.partial(
+            metric_rows,
+            measured,
+            signs=signs,
+            real_halves=objective.real_halves() if signs else {},
+            cross_check=objective.cross_check_metric,
+        )
+        return cls(
+            answer=measured,
+            baselines=baselines,
+            rows=rows_against(_baseline(baselines, EMA, _DEFAULT_EMA)),
+            against_last=rows_against(_baseline(baselines, LAST_CHECKPOINT)),
+        )
 
 
 def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
@@ -215,9 +341,10 @@ def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
 
 
 class _Measurements:
-    """Losses and metrics of models on noise, stored by coefficients, number of images and noise.
+    """Losses and metrics of models on noise, stored by coefficients, number of images, noise and sampler.
 
-    Held-out measurements that lack one of the ``metrics`` are repeated.
+    Held-out measurements that lack one of the ``metrics`` are repeated. ``sampler`` is the index of another sampler
+    than the search's, and what it is called.
     """
 
     def __init__(
@@ -227,12 +354,15 @@ class _Measurements:
         evaluate: Evaluate,
         metrics: Collection[str],
         advance: Callable[..., None],
+        *,
+        sampler: tuple[int, SamplerTitle] | None = None,
     ) -> None:
         self._study = study
         self._images = plan.images
         self._evaluate = evaluate
         self._metrics = set(metrics)
         self._advance = advance
+        self._sampler, self._sampler_title = sampler or (0, None)
         self._seeds = range(plan.first_group, plan.first_group + plan.groups)
 
     def on(
@@ -242,7 +372,7 @@ class _Measurements:
         model_name: str,
         *,
         constraint: Constraint | None = None,
-        also_in: StoredStudy | None = None,
+        shared: bool = False,
     ) -> Measurement:
         """One model on one group of noise.
 
@@ -251,19 +381,20 @@ class _Measurements:
             coefficients: ``[K]`` or ``[S, K]``, of the model.
             model_name: for a message.
             constraint: the bound of the kept metric; without it, the loss has no penalty.
-            also_in: a study that may have measured it, too.
+            shared: whether a measurement by another study of the experiment will do.
 
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(coefficients, self._images, noise)
-        measurement = self._stored(key, noise, also_in)
+        key = MeasurementKey.of(coefficients, self._images, noise, self._sampler_title)
+        measurement = self._stored(key, noise, shared=shared)
         if measurement is None:
             candidate = Candidate(
                 coefficients,
                 images=self._images or None,
                 noise=noise,
                 constraint=constraint,
+                sampler=self._sampler,
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
@@ -280,32 +411,31 @@ class _Measurements:
         model_name: str,
         *,
         constraint: Constraint | None = None,
-        also_in: str | None = None,
+        shared: bool = False,
     ) -> MeasuredModel:
-        """One model on each group of held-out noise, as :meth:`on`; ``also_in`` is the name of a study."""
-        other_study = None if also_in is None else StoredStudy.open(self._study.storage, also_in)
+        """One model on each group of held-out noise, as :meth:`on`."""
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            measurement = self.on(noise, coefficients, model_name, constraint=constraint, also_in=other_study)
-            groups.append(measurement)
+            groups.append(self.on(noise, coefficients, model_name, constraint=constraint, shared=shared))
         return MeasuredModel.mean_of(groups, images=self._images)
 
-    def _stored(self, key: MeasurementKey, noise: Noise, also_in: StoredStudy | None) -> Measurement | None:
-        """What was measured earlier, in this study or the other, if it has all metrics that are needed."""
+    def _stored(self, key: MeasurementKey, noise: Noise, *, shared: bool) -> Measurement | None:
+        """What was measured earlier, in this study or in its siblings, if it has all metrics that are needed."""
         needed = self._metrics if noise.group == HELD_OUT.group else set()
-        for study in (self._study, also_in):
-            if study is None:
-                continue
-            measurement = key.find(study.attributes.get(MEASURED), seed=noise.seed)
+        studies = [self._study.attributes]
+        if shared:
+            studies += siblings(self._study).values()
+        for attributes in studies:
+            measurement = key.find(attributes.get(MEASURED), seed=noise.seed)
             if measurement is not None and needed <= set(measurement.metrics):
                 return measurement
         return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _BaselineModel:
-    """A model that the answer is compared with, before it is measured; :class:`Baseline` is the measured one."""
+class _Model:
+    """The answer, or a model that it is compared with, before it is measured; :class:`Baseline` is a measured one."""
 
     name: str
     coefficients: Coefficients
@@ -314,47 +444,58 @@ class _BaselineModel:
     label: str | None = None
 
 
-def _baseline_models(
-    study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool
-) -> list[_BaselineModel]:
-    """The models that the answer is compared with: the first that is known.
+def _baseline_models(study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool) -> list[_Model]:
+    """The models that the answer is compared with: the last checkpoint, and an EMA if one is wanted.
+
+    None is wanted for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are
+    compared.
+    """
+    last_checkpoint = _Model(LAST_CHECKPOINT, _last(objective))
+    if _is_grid(study) or not (plan.baselines or has_metrics):
+        return [last_checkpoint]
+    return [last_checkpoint, _ema_model(study, objective, plan)]
+
+
+def _is_grid(study: StoredStudy) -> bool:
+    return split_name(study.name)[1] == EMA_GRID
+
+
+def _last(objective: Objective) -> Coefficients:
+    """``[K]``, those of the last checkpoint."""
+    return np.eye(len(objective.steps))[-1]
+
+
+def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _Model:
+    """The first EMA that is known.
 
     1. EMA* that bounded a kept metric in the search;
     2. EMA* of the experiment, the answer of its EMA grids;
-    3. a default EMA, and with ``plan.baselines`` also the last checkpoint.
-
-    None for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are compared.
+    3. a default EMA.
     """
-    experiment, optimizer, _ = split_name(study.name)
-    if optimizer == EMA_GRID or not (plan.baselines or has_metrics):
-        return []
     bound = KeptBound.of(study.attributes)
     if bound is not None:
-        bounding_ema = _BaselineModel(EMA, bound.coefficients, label=bound.label)
+        bounding_ema = _Model(EMA, bound.coefficients, label=bound.label)
         if bound.study in our_studies(study.storage):  # else the grid was deleted
             bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
-        return [bounding_ema]
+        return bounding_ema
     known_best = known_ema(study)
     if known_best is not None:
         ema, coefficients = known_best
-        return [_BaselineModel(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)]
-    default_ema = _BaselineModel(_DEFAULT_EMA, default_origin(objective.steps))
-    if not plan.baselines:
-        return [default_ema]
-    notice(
-        f"{experiment} has no finished EMAGrid study of the same objective, so EMA* is not known: the last checkpoint "
-        "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
-    )
-    last_checkpoint = np.eye(len(objective.steps))[-1]
-    return [_BaselineModel(_LAST_CHECKPOINT, last_checkpoint), default_ema]
+        return _Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)
+    if plan.baselines:
+        notice(
+            f"{split_name(study.name)[0]} has no finished EMAGrid study of the same objective, so EMA* is not known: "
+            "one EMA is measured instead; for EMA* run the study file with --optimizer EMAGrid"
+        )
+    return _Model(_DEFAULT_EMA, default_origin(objective.steps))
 
 
-def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurements) -> tuple[Baseline, ...]:
+def _measure_baselines(models: Sequence[_Model], measurements: _Measurements) -> tuple[Baseline, ...]:
     """The baselines on held-out noise, without those that cannot be evaluated."""
     baselines = []
     for model in models:
         try:
-            measured = measurements.held_out(model.coefficients, model.name, also_in=model.study)
+            measured = measurements.held_out(model.coefficients, model.name, shared=True)
         except SearchFailedError as error:
             notice(f"{error}; it is left out")
         else:
@@ -362,9 +503,6 @@ def _measure_baselines(models: Sequence[_BaselineModel], measurements: _Measurem
     return tuple(baselines)
 
 
-def _compared_baseline(baselines: Sequence[Baseline]) -> Baseline | None:
-    """The baseline that the report's rows compare with: EMA*, or the default EMA."""
-    for baseline in baselines:
-        if baseline.name in (EMA, _DEFAULT_EMA):
-            return baseline
-    return None
+def _baseline(baselines: Sequence[Baseline], *names: str) -> Baseline | None:
+    """The baseline of one of these names; ``None`` if none was measured."""
+    return next((baseline for baseline in baselines if baseline.name in names), None)

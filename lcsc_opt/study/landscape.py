@@ -18,12 +18,10 @@ from lcsc_opt.database.kept_bound import KEPT_BOUND
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.execution import Executor
+from lcsc_opt.study.comparison import accepted_changes
 from lcsc_opt.study.plan import Plan
-from lcsc_opt.study.resolving import accepted_changes
-from lcsc_opt.study.resources import read_database
-
-_STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
+from lcsc_opt.study.resources import ObjectiveLoader, read_trials
+from lcsc_opt.study.running import Run
 
 
 def run_landscape(
@@ -50,23 +48,31 @@ def run_landscape(
     points = plane_grid(options.get("size", DEFAULT_SIZE))[1]
     searched = Plan.of(source)
     plan = _landscape_plan(searched, optimizer, len(points), images, seed)
-    executor = Executor(source.storage)
+    studies = our_studies(source.storage)
+    objectives = ObjectiveLoader()
     if images is None:
-        current = {"objective": executor.objective(plan).describe()}
-        accepted_changes(source.name, source.attributes, read_database(source.storage).trials, current, accept=False)
-    if plan.name not in our_studies(source.storage):
-        objective = executor.objective(plan)
-        gram = objective.gram()
-        products = plane.products(gram)
-        attributes = {
+        current = {"objective": objectives.load(plan, studies).describe()}
+        accepted_changes(
+            source.name,
+            source.attributes,
+            lambda name: read_trials(source.storage, name),
+            current,
+            accept=False,
+        )
+    missing = len(points)
+    if plan.name in studies:
+        missing -= HistoryReader(source.storage).read_study(plan.name).evaluations
+    else:
+        products = plane.products(objectives.load(plan, studies).gram())
+        further = {
             "plane": {"products": stored_array(products)},
             KEPT_BOUND: source.attributes.get(KEPT_BOUND),
         }
-        executor.create(executor.resolve(plan), attributes)
-    missing = len(points) - HistoryReader(source.storage).read_study(plan.name).evaluations
+        plan = dataclasses.replace(plan, further=further)
     if missing > 0:
         notice(f"{plan.name}: {missing:,} evaluations, one for each point of the plane; a smaller --grid needs fewer")
-    return plan.name, executor.run(plan)
+    run = Run([plan], source.storage.url, objectives=objectives)
+    return plan.name, run.run(run.plans[0])
 
 
 def _landscape_plan(
@@ -85,7 +91,8 @@ def _landscape_plan(
         objective=spec.objective.model_copy(update={"settings": settings}),
         optimizers=(optimizer,),
         seeds=(seed,),
-        failures=spec.failures.model_copy(update={"stop_share": _STOP_SHARE}),
+        # models far from the corners often cannot sample
+        failures=spec.failures.model_copy(update={"in_a_row": None}),
         budget=BudgetSpec(evaluations=points),
         held_out=None,
     )

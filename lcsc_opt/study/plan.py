@@ -56,6 +56,7 @@ class Plan:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
         origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
+        further: attributes that a new study has besides, as ``forked_from``.
         functions: those that the caller handed over, for the names of the objective's settings that are no import.
         files: the folder beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
     """
@@ -63,6 +64,7 @@ class Plan:
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
     files: Path = DEFAULT_FILES
 
@@ -220,7 +222,7 @@ class Plan:
             "optimizer_budget": budget,
             "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),
             "origin": self.origin,
-            "parallelism": self._parallelism(objective),
+            "parallelism": self.parallelism(objective),
             "report_images": objective.report_images,
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
@@ -228,6 +230,7 @@ class Plan:
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
             KEPT_BOUND: None,
+            **self.further,
         }
 
     def check_devices(self) -> None:
@@ -246,35 +249,6 @@ class Plan:
             raise StudySpecError(
                 f"workers: {names} and objective.settings.device {self._device}: give only one of them"
             )
-
-    def check_gradient(self, why_no_gradient: Callable[[], str | None]) -> None:
-        """Refuse an optimizer that follows gradients if the objective gives none.
-
-        Raises:
-            StudySpecError: the optimizer needs a gradient, and ``why_no_gradient``, which is called only for such
-                optimizers, returns a reason.
-        """
-        if not self.follows_gradients:
-            return
-        reason = why_no_gradient()
-        if reason is not None:
-            raise StudySpecError(
-                f"optimizers.{self.optimizer.name}: follows the gradient of the loss, and {self.spec.objective.file} "
-                f"gives none: {reason}; search it with CMA or LCSC"
-            )
-
-    def check_report(self, why_no_report: Callable[[], str | None]) -> None:
-        """Refuse a search whose report could not be measured.
-
-        Raises:
-            ObjectiveError: the study file asks for a report, and ``why_no_report``, which is called only then,
-                returns a reason.
-        """
-        if self.spec.held_out is None:
-            return
-        reason = why_no_report()
-        if reason is not None:
-            raise ObjectiveError(f"{self.name}: held_out: {reason}. Fix that, or remove held_out")
 
     def check_report_images(self, objective: Objective) -> None:
         """Refuse a report on so few images that some prompts would never be sampled.
@@ -300,25 +274,32 @@ class Plan:
         """
         if objective.trajectory is not None and not objective.trajectory.varying:
             raise ObjectiveError(f"{self.name}: all checkpoints hold the same weights, so there is nothing to search")
-        self.check_gradient(objective.why_no_gradient)
+        self._check_gradient(objective)
         spec = self.spec
         if spec.budget.unit == "images" and not objective.images_per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
 
-    def advice(self, objective: Objective | None) -> Iterator[str]:
-        """What to know before a new study begins, one line each.
+    def _check_gradient(self, objective: Objective) -> None:
+        if not self.follows_gradients:
+            return
+        reason = objective.why_no_gradient()
+        if reason is not None:
+            raise StudySpecError(
+                f"optimizers.{self.optimizer.name}: follows the gradient of the loss, and {self.spec.objective.file} "
+                f"gives none: {reason}; search it with CMA or LCSC"
+            )
 
-        Before the objective is loaded, they are those of the specification.
-        """
+    def advice(self, objective: Objective) -> Iterator[str]:
+        """What to know before a new study begins, one line each."""
         yield from self._advice_on_rows(objective)
-        if objective is not None and isinstance(objective.trajectory, Trajectory):
+        if isinstance(objective.trajectory, Trajectory):
             yield from objective.trajectory.identical()
 
-    def _advice_on_rows(self, objective: Objective | None) -> Iterator[str]:
+    def _advice_on_rows(self, objective: Objective) -> Iterator[str]:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.is_grid:
             return
-        images = None if objective is None else objective.real_images_per_dimension
+        images = objective.real_images_per_dimension
         if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:
@@ -382,7 +363,7 @@ class Plan:
             return objective.images_per_evaluation
         return 1
 
-    def _parallelism(self, objective: Objective) -> dict[str, Any]:
+    def parallelism(self, objective: Objective) -> dict[str, Any]:
         """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them.
 
         Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they use
@@ -460,7 +441,7 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
             grids.setdefault((plan.spec.name, plan.objective_key), plan)
     ordered: dict[str, Plan] = {}
     for plan in to_run:
-        has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
+        has_bound = studies.get(plan.name, plan.further).get(KEPT_BOUND) is not None
         if kept_metric(plan.specification) and not plan.is_grid and not has_bound:
             key = (plan.spec.name, plan.objective_key)
             if key not in grids:

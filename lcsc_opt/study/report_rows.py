@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
-from lcsc_opt.base.records import STANDARD_ERROR
+from lcsc_opt.base.records import STANDARD_ERROR, SamplerTitle
 from lcsc_opt.database.report import (
     SINGLE_GROUP_NOISE,
     Baseline,
@@ -16,6 +16,7 @@ from lcsc_opt.database.report import (
     MeasuredModel,
     MetricRow,
     doubted_rows,
+    score_row,
 )
 
 _NO_VALUES: Mapping[str, float] = {}
@@ -227,11 +228,19 @@ def _deviation(values: Iterable[float]) -> float | None:
     return statistics.stdev(sample)
 
 
-def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -> str | None:
-    """One line if a metric of ``kept`` is beyond its bound; or if the loss gained, and other metrics did not.
+def warning_of(
+    rows: Sequence[MetricRow], against_last: Sequence[MetricRow] = (), *, kept: Mapping[str, float | None]
+) -> str | None:
+    """One line: the first of these that holds.
+
+    1. A metric of ``kept`` is beyond its bound.
+    2. The loss is worse than the last checkpoint's.
+    3. The loss gained against the baseline, and other metrics did not.
+    4. A judge of the loss is worse than at the last checkpoint.
 
     Args:
         rows: the rows of a report, the loss first.
+        against_last: the same against the last checkpoint.
         kept: metric that the setting ``keep`` holds → its bound, ``None`` for the baseline's value.
     """
     for row in rows:
@@ -239,12 +248,60 @@ def warning_of(rows: Sequence[MetricRow], *, kept: Mapping[str, float | None]) -
             broken = _broken_bound(row, kept[row.metric])
             if broken is not None:
                 return broken
+    worse_than_last = _worse_than_last(rows, against_last)
+    if against_last and against_last[0].lost:
+        return worse_than_last
+    return _doubt(rows, is_kept=bool(kept)) or worse_than_last
+
+
+def _worse_than_last(rows: Sequence[MetricRow], against_last: Sequence[MetricRow]) -> str | None:
+    """The warning that the search lost to the last checkpoint, whatever it gained against the baseline."""
+    if not against_last:
+        return None
+    judges = [row for row in against_last if row.is_judge]
+    worse = [row for row in (score_row(against_last), *judges) if row.lost]
+    if not worse:
+        return None
+    loss = rows[0]
+    gained = f"better than {loss.against}, but " if loss.gain is not None and loss.gain > 0 else ""
+    moved = " and ".join(row.change for row in worse)
+    return (
+        f"{gained}worse than the last checkpoint: {moved}; use the last checkpoint, or search again, with more "
+        "evaluations or more images in each"
+    )
+
+
+def _doubt(rows: Sequence[MetricRow], *, is_kept: bool) -> str | None:
+    """The warning that the loss gained alone."""
     doubted = doubted_rows(rows)
     if not doubted:
         return None
     loss = rows[0]
     moved = " and ".join(row.change for row in doubted)
-    return f"against {loss.against} the {loss.change}, but {moved}: {_advice(loss, doubted, is_kept=bool(kept))}"
+    return f"against {loss.against} the {loss.change}, but {moved}: {_advice(loss, doubted, is_kept=is_kept)}"
+
+
+def turned(rows: Sequence[MetricRow], elsewhere: Sequence[MetricRow], samplers: Sequence[SamplerTitle]) -> str | None:
+    """The warning that the loss or a judge of it gained, and is worse in another sampler; ``None`` if none is.
+
+    Args:
+        rows: the rows of a report, the loss first.
+        elsewhere: those of the other sampler.
+        samplers: that of the rows, and the other.
+    """
+    gained = {}
+    for row in rows:
+        if (row.metric == "loss" or row.is_judge) and row.gain is not None and row.gain > 0:
+            gained[row.metric] = row
+    lost = [row for row in elsewhere if row.lost and row.metric in gained]
+    if not lost:
+        return None
+    here = " and ".join(gained[row.metric].change for row in lost)
+    there = " and ".join(row.change for row in lost)
+    return (
+        f"against {rows[0].against} the gain turns in another sampler: {here} with {samplers[0].text}, but {there} "
+        f"with {samplers[1].text}; use the answer only with the sampler that it was searched with"
+    )
 
 
 def _broken_bound(row: MetricRow, bound: float | None) -> str | None:

@@ -1,38 +1,33 @@
-"""What a study needs from outside: the contents of the database, the objective and its code, workers."""
+"""What a study needs from outside: the trials of the database, the objective and its code, workers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from lcsc_opt.base.catalog import find
+from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
+from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.objective.loading import load_objective, make_importable
+from lcsc_opt.study.comparison import Attributes, StoredTrials
 from lcsc_opt.study.plan import CHECKPOINTS, Plan
-from lcsc_opt.study.resolving import Attributes, Evidence, Resolved, StoredStudies, StoredTrials
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
-
-
-def read_database(storage: RDBStorage) -> StoredStudies:
-    """What a database holds; the trials of a study are counted when they are asked for."""
-
-    def trials(name: str) -> StoredTrials:
-        return read_trials(storage, name)
-
-    return StoredStudies(our_studies(storage), trials)
 
 
 def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
@@ -48,75 +43,57 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
     return StoredTrials(many - len(forgotten), succeeded)
 
 
-def evidence_before_loading(plan: Plan, studies: Mapping[str, Attributes]) -> Evidence:
-    """The evidence that needs no loaded objective: the environment, and digests of the code that its settings name.
-
-    An error does not end this, as a finished study can still be shown: it is the evidence's ``refusal``, which
-    ``resolve`` raises for all other studies.
-
-    Args:
-        plan: whose objective it is.
-        studies: name → attributes of all stored studies.
-    """
-    environment_now = environment()
-    checkpoints = known_checkpoints(plan, studies)
-    try:
-        checked = check_objective(
-            plan.spec.objective,
-            study_folder=plan.directory,
-            checkpoints=checkpoints,
-            functions=plan.functions,
-            files=plan.files,
-        )
-    except LcscError as error:
-        return Evidence({"environment": environment_now, "code": {}}, refusal=error)
-    digests = {name: file.sha256 for name, file in checked.code.items()}
-    fingerprint = {"environment": environment_now, "code": digests}
-    return Evidence(
-        fingerprint,
-        checked.why_no_gradient,
-        checked.why_no_report,
-        worker_environments=worker_environments,
-    )
-
-
 class ObjectiveLoader:
     """Loads objectives and keeps the last one, so plans of one objective should follow each other."""
 
     def __init__(self) -> None:
-        self._key: str | None = None
+        self._key: tuple[Path | None, str] | None = None
+        self._rows: Rule | None = None
         self._objective: Objective | None = None
 
-    def load(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Objective:
-        """The plan's objective; loading it may train or read a model.
+    def load(self, plan: Plan, studies: Mapping[str, Attributes]) -> Objective:
+        """The plan's objective, merged in its rows.
 
         Args:
             plan: whose objective it is.
-            studies: gives name → attributes of all stored studies; called only to load.
-        """
-        if self._objective is None or self._key != plan.objective_key:
-            self._objective = None  # frees its memory first
-            self._objective = loader_of(plan, studies())()
-            self._key = plan.objective_key
-        return self._objective
-
-    def evidence(self, plan: Plan, studies: Callable[[], Mapping[str, Attributes]]) -> Evidence:
-        """What is known of the plan's objective once it is loaded; arguments as for :meth:`load`.
+            studies: name → attributes of all stored studies, whose checkpoints it may have.
 
         Raises:
-            TrajectoryError: the weights on the disk are damaged.
+            LcscError: it cannot be loaded.
         """
-        objective = self.load(plan, studies)
-        trajectory = objective.trajectory
-        if trajectory is not None and trajectory.touched:
-            trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-        fingerprint = {**objective.fingerprint(), "environment": environment()}
-        return Evidence(
-            fingerprint,
-            objective.why_no_gradient,
-            objective=objective,
-            worker_environments=worker_environments,
-        )
+        key = (plan.directory, plan.spec.objective.model_dump_json())
+        rows = plan.spec.space.rows
+        if self._objective is None or self._key != key:
+            self._objective = None  # frees its memory first
+            self._objective = loader_of(plan, studies)()
+            self._key = key
+        elif self._rows != rows:
+            self._objective.merge_in_rows(rows)
+        self._rows = rows
+        return self._objective
+
+
+def fingerprint_of(objective: Objective) -> dict[str, Any]:
+    """``objective``, ``code`` and ``environment``: everything that changes results, as it is now.
+
+    Raises:
+        TrajectoryError: the weights on the disk are damaged.
+    """
+    trajectory = objective.trajectory
+    if trajectory is not None and trajectory.touched:
+        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+    return {**objective.fingerprint(), "environment": environment()}
+
+
+def code_now(plan: Plan) -> Mapping[str, str]:
+    """Name → digest of the code that a plan's settings name; empty if it cannot be found."""
+    make_importable(plan.directory)
+    spec = plan.spec.objective
+    try:
+        path = find("objectives", spec.file, study_folder=plan.directory)
+        return {name: file.sha256 for name, file in code_of_settings(path, spec.settings).items()}
+    except LcscError:
+        return {}
 
 
 def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
@@ -157,20 +134,6 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
     return None
 
 
-def check_clusters(plans: Sequence[Plan]) -> None:
-    """Refuse plans whose Ray cluster cannot be used.
-
-    Raises:
-        LcscError: Ray is not installed, or the cluster has no room.
-    """
-    clusters = {plan.objective_key: plan for plan in plans}
-    for plan in clusters.values():
-        if plan.ray is not None:
-            from lcsc_opt.evaluation.ray import check_cluster
-
-            check_cluster(plan.ray, plan.spec.objective)
-
-
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
     """The environment variables of each worker on this machine; empty if none must be set.
 
@@ -188,28 +151,31 @@ def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
 
 @contextlib.contextmanager
 def open_workers(
-    resolved: Resolved, objective: Objective, studies: Mapping[str, Attributes]
+    plan: Plan, objective: Objective, expected: Mapping[str, Any], studies: Mapping[str, Attributes]
 ) -> Iterator[WorkerPool | None]:
-    """The study's worker processes, which start when they are first used; ``None`` if this process evaluates.
+    """A study's worker processes, which start when they are first used; ``None`` if this process evaluates.
 
     Args:
-        resolved: the study; workers must load the objective that was resolved.
+        plan: of the study.
         objective: as this process has loaded it.
-        studies: name → attributes of all stored studies.
+        expected: its fingerprint; workers must load the same objective and code.
+        studies: name → attributes of all studies, with this one's, whose checkpoints workers load.
+
+    Raises:
+        ObjectiveError: a worker's device is not there.
+        StudySpecError: the Ray cluster has no room.
     """
-    plan = resolved.plan
-    # Workers load the checkpoints of this study, which is not stored yet if it is new.
-    load = loader_of(plan, {**studies, plan.name: resolved.attributes})
-    expected = {name: resolved.fingerprint[name] for name in ("objective", "code")}
+    load = loader_of(plan, studies)
+    must_have = {name: expected[name] for name in ("objective", "code")}
     if plan.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 
         spec = plan.spec.objective
-        with ray_workers(plan.ray, spec, objective, expected=expected, study=plan.directory, files=plan.files) as pool:
+        with ray_workers(plan.ray, spec, objective, expected=must_have, study=plan.directory, files=plan.files) as pool:
             yield pool
     elif plan.workers == 1 and not plan.devices:
         yield None
     else:
-        pool = WorkerPool(load, plan.workers, expected=expected, environments=resolved.worker_environments)
+        pool = WorkerPool(load, plan.workers, expected=must_have, environments=worker_environments(plan))
         with contextlib.closing(pool):
             yield pool

@@ -31,7 +31,7 @@ from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
 from lcsc_opt.optimizers.told_losses import ToldLosses
 from lcsc_opt.study.callbacks import TrialCallback, TrialCallbacks
-from lcsc_opt.study.failure_policy import ACCEPTED_FAILURES, FailurePolicy
+from lcsc_opt.study.failure_policy import FailurePolicy
 
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
@@ -66,7 +66,7 @@ class Search:
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         constraint: the bound of the kept metric, with which every candidate is evaluated.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.plan.most_in_flight`.
-        failures: how often a candidate is tried again, and which share of failed trials ends the search.
+        failures: how often a candidate is tried again, and how many failed trials in a row end the search.
         changed: what changed since the study began, for the message when replay fails.
         callbacks: are called after each trial that ends in this run, in the order of the tells.
 
@@ -108,9 +108,7 @@ class Search:
         if first is not None:
             optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
-        has_results = any(trial.state in SUCCEEDED for trial in trials)
-        self._failing = FailurePolicy(study.name, self._policy, has_results=has_results)
-        self._accepted_failures = frozenset(study.attributes.get(ACCEPTED_FAILURES) or ())
+        self._failing = FailurePolicy(study.name, self._policy)
         self._told_losses = ToldLosses()
         self.best: tuple[float, int] | None = None
         self.told = 0
@@ -159,7 +157,7 @@ class Search:
             number += 1
         while self._in_flight:
             self._tell_next(on_tell)
-        self._failing.check_share(self.told, ended=True)
+        self._failing.check_all(self.told)
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
@@ -227,9 +225,7 @@ class Search:
         on_tell(self)
         if asked.ended_now:
             self._callbacks.call(asked.number)
-            older_run = any(trial.number < asked.number and trial.outcome is None for trial in self._in_flight)
-            self._failing.check_repetition(asked.outcome, asked.attempts, older_run=older_run)
-        self._failing.check_share(self.told)
+            self._failing.check(asked.outcome)
 
     def _tell(self, parameter: Any, loss: float) -> None:
         """Tell the optimizer a loss.
@@ -270,7 +266,7 @@ class Search:
     def _to_tell(self, outcome: Outcome, number: int, request: Request) -> tuple[float, Evaluation | None]:
         """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
         if isinstance(outcome, Failure):
-            self._failing.add(outcome, accepted=number in self._accepted_failures)
+            self._failing.add(outcome)
             return self._told_losses.of_failure, None
         if request.compares(self._images_per_evaluation) and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, number)

@@ -10,8 +10,9 @@ import glob
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
+from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.trajectory.cached import PackRequest, find_packed
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import Sources
@@ -38,18 +39,31 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     return _from_folder_or_files(request, checkpoints)
 
 
-def check_again(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
-    """Refuse what :func:`open_again` would refuse before it packs.
+def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int]:
+    """The steps after a study's last one of checkpoints that a new study would search; none is read.
 
-    Raises:
-        TrajectoryError: as :func:`open_again`.
+    Steps are read only if there are files that came after the study's were packed.
     """
-    if request.packed_path is not None:
-        return
-    if set(checkpoints.steps) <= set(request.sources_if_any()):
-        return
-    if checkpoints.moved or find_packed(request.folder, checkpoints) is None:
-        raise _not_there(request, checkpoints)
+    path = request.packed_path
+    if path is not None:
+        steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
+    else:
+        packed = find_packed(request.folder, checkpoints)
+        if packed is None or not _came_after(request, packed.path):
+            return []
+        steps = list(request.sources_if_any())
+    last_step = request.selection.last_step
+    return [step for step in steps if step > checkpoints.steps[-1] and (last_step is None or step <= last_step)]
+
+
+def _came_after(request: PackRequest, packed: Path) -> bool:
+    """Whether there are files of weights that were not here when the others were packed."""
+    try:
+        paths = find_checkpoints(request.patterns, key=request.key)
+        packed_at = (packed / MANIFEST).stat().st_ctime
+        return any(path.stat().st_ctime > packed_at for path in paths)
+    except (TrajectoryError, OSError):
+        return False
 
 
 def _from_folder_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:

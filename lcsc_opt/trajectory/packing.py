@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.reading import check_last_key, read_checkpoint
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
-from lcsc_opt.trajectory.continuing import check_again, open_again
-from lcsc_opt.trajectory.filling import check_room, is_trajectory, pack_sources, partial_path
+from lcsc_opt.trajectory.continuing import open_again
+from lcsc_opt.trajectory.filling import is_trajectory, pack_sources
 from lcsc_opt.trajectory.layout import EXACT, stored_dtype
 from lcsc_opt.trajectory.sources import find_sources, select_sources, sources_fingerprint
 from lcsc_opt.trajectory.trajectory import Trajectory
@@ -139,45 +135,6 @@ def open_request(request: PackRequest) -> Trajectory:
     if path is not None:
         return _open_packed(request, path)
     return request.pack_once(request.selected_sources())
-
-
-def check_checkpoints(request: PackRequest) -> None:
-    """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
-
-    Raises:
-        TrajectoryError: as :func:`open_or_pack`.
-    """
-    if request.study_checkpoints is not None:
-        check_again(request, request.study_checkpoints)
-        return
-    path = request.packed_path
-    if path is not None:
-        _open_packed(request, path)
-        return
-    sources = request.selected_sources()
-    out = request.path_of(sources)
-    if not out.exists() and not is_packed(partial_path(out)):
-        first = read_checkpoint(next(iter(sources.values())), key=request.key)
-        if request.key is None:
-            check_last_key([*sources.values()][-1], first.key)
-        check_room(out, first, len(sources), request.stored)
-
-
-def read_last(request: PackRequest) -> dict[str, Tensor]:
-    """The weights of the last checkpoint that :func:`open_or_pack` would open: name → tensor.
-
-    A new study packs nothing for this.
-
-    Raises:
-        TrajectoryError: as :func:`open_or_pack`.
-    """
-    if request.study_checkpoints is None and request.packed_path is None:
-        *_, last_source = request.selected_sources().values()
-        return read_checkpoint(last_source, key=request.key).tensors
-    trajectory = open_request(request)
-    last_checkpoint = np.zeros(len(trajectory.steps))
-    last_checkpoint[-1] = 1.0
-    return trajectory.merge(last_checkpoint)
 
 
 def _open_packed(request: PackRequest, path: Path) -> Trajectory:

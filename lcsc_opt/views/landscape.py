@@ -208,7 +208,7 @@ class Landscape:
         """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""
         name = self.study.study
         if np.isnan(self.values).all():
-            return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
+            return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc run", theme)
         first, second, third = (inert(corner.name) for corner in self.corners)
         title = f"{inert(self.metric)} on the plane through {first}, {second}, {third}"
         evaluated = len(self.study.finished)

@@ -13,9 +13,9 @@ from scipy.special import stdtrit
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
-from lcsc_opt.database.names import EMA, EMA_GRID, label
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, label
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, doubted_rows
+from lcsc_opt.database.report import HeldOutReport, MeasuredModel, doubted_rows
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
@@ -133,7 +133,7 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One optimizer over its seeds.
+    """One optimizer over its seeds, or the last checkpoint, which cost no search.
 
     Attributes:
         optimizer: its name.
@@ -179,6 +179,8 @@ class Ranked:
 def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -> list[Ranked]:
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
+    The last checkpoint is among them, once a report has it.
+
     Args:
         studies: the studies of one experiment.
         value: a loss on the search's noise, or a maximized score; the cost of reaching it is computed, too.
@@ -189,7 +191,46 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
     ordered = sorted(groups.values(), key=_rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
     ema = best_ema(studies)
-    return [_ranked(group, best, ema, value) for group in ordered]
+    ranked = [_ranked(group, best, ema, value) for group in ordered]
+    report = next((report for report in reports_of(studies) if report.baseline(LAST_CHECKPOINT) is not None), None)
+    if report is not None:
+        place = sum(_rank(group)[0] <= _last_checkpoint(report).loss for group in ordered)
+        ranked.insert(place, _ranked_last(report, ema, sign=studies[0].sign))
+    return ranked
+
+
+def _last_checkpoint(report: HeldOutReport) -> MeasuredModel:
+    """What was measured of the last checkpoint, in a report that has it."""
+    measured = report.baseline(LAST_CHECKPOINT)
+    assert measured is not None
+    return measured
+
+
+def _ranked_last(report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int) -> Ranked:
+    """The last checkpoint as an optimizer without a study."""
+    measured = _last_checkpoint(report)
+    metrics = {row.metric: Spread.of([measured.value(row.metric)]) for row in report.rows[1:]}
+    ema_loss = report.ema(None if ema is None else ema.held_out)
+    return Ranked(
+        optimizer=LAST_CHECKPOINT,
+        label=LAST_CHECKPOINT,
+        seeds=0,
+        finished=0,
+        evaluations=0,
+        images=0,
+        seconds=0,
+        searched=None,
+        held_out=Spread.of([as_known(measured.loss, sign)]),
+        held_out_images=(measured.images,) if measured.images else (),
+        metrics={metric: spread for metric, spread in metrics.items() if spread is not None},
+        below_ema=as_known(_share_below([measured.loss], [ema_loss]), sign),
+        to_ema={},
+        to_value={},
+        difference=None,
+        verdict="not searched",
+        doubtful=0,
+        doubted=(),
+    )
 
 
 def _rank(group: Sequence[SummarizedStudy]) -> tuple[float, float]:
@@ -304,11 +345,16 @@ def _below_ema(reports: Sequence[HeldOutReport], ema: HeldOutReport | None) -> f
 
     ``None`` if one of them is not known, or if the signs differ: then a share means nothing.
     """
-    baselines = [baseline for baseline in (report.ema(ema) for report in reports) if baseline is not None]
-    if not reports or len(baselines) < len(reports):
+    return _share_below([report.loss for report in reports], [report.ema(ema) for report in reports])
+
+
+def _share_below(losses: Sequence[float], baselines: Sequence[float | None]) -> float | None:
+    """As :func:`_below_ema`, from the losses and those of EMA*."""
+    known = [baseline for baseline in baselines if baseline is not None]
+    if not losses or len(known) < len(losses):
         return None
-    loss = statistics.fmean(report.loss for report in reports)
-    baseline = statistics.fmean(baselines)
+    loss = statistics.fmean(losses)
+    baseline = statistics.fmean(known)
     if baseline == 0 or loss * baseline < 0:
         return None
     return (loss - baseline) / abs(baseline)

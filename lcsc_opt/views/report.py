@@ -32,7 +32,7 @@ from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
-from lcsc_opt.views.tables import comparison_table, report_table
+from lcsc_opt.views.tables import by_sampler, comparison_table, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
@@ -73,7 +73,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
-        metrics=comparison_table(studies),
+        metrics=[(title, comparison_table(reported)) for title, reported in by_sampler(studies)],
         confidence=f"{CONFIDENCE:.0%}",
         curves=_curves(studies),
         summaries=studies_table(studies),
@@ -198,9 +198,8 @@ def _images(reader: HistoryReader, studies: Sequence[StudyHistory], ranked: Sequ
 def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     held_out = study.held_out
-    metrics = None
-    if held_out is not None and held_out.rows:
-        metrics = report_table(held_out.rows)
+    reports = [] if held_out is None else [held_out, held_out.also]
+    metrics = [(report.sampler, report_table(report)) for report in reports if report is not None and report.rows]
     figures = own_figures(reader, study, studies, _SECTION_TITLES)
     return {
         "name": study.study,

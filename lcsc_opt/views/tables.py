@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label
-from lcsc_opt.database.report import Interval, MetricRow
+from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow, score_row
 from lcsc_opt.views import UNKNOWN, number, signed
 from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
 
@@ -20,19 +21,22 @@ _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better
 _SINGLE_IMAGES = ("precision", "recall")
 
 
-def report_table(rows: Sequence[MetricRow]) -> TextTable:
-    """The metric with its better direction, the answer, the baseline, the gain, with 95 % intervals; real images.
+def report_table(report: HeldOutReport) -> TextTable:
+    """The metric with its better direction, the answer, EMA*, the gain, with 95 % intervals; other baselines.
 
-    The columns for the baseline and for held-out real images exist if some metric has them.
+    The columns for EMA* and for held-out real images exist if some metric has them.
     """
+    rows = report.rows
     against = next((row.against for row in rows if row.against is not None), None)
-    if len(rows) > 1 and rows[0].metric == "loss" and any(_is_maximized(row, rows[0]) for row in rows[1:]):
+    others = [baseline for baseline in report.baselines if baseline.name != against]
+    if rows and score_row(rows) is not rows[0]:
         rows = rows[1:]  # the score has a row of its own, without the sign that makes it a loss
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
     header = ["metric", f"answer{level}"]
     if against is not None:
         header += [f"{against}{level}", f"gain{level}"]
+    header += [baseline.name for baseline in others]
     if has_real_images:
         header.append("real images")
     texts = []
@@ -40,6 +44,7 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
+        cells += [number(baseline.measured.value(row.metric)) for baseline in others]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
@@ -49,11 +54,6 @@ def report_table(rows: Sequence[MetricRow]) -> TextTable:
 def with_arrow(metric: str, sign: int | None) -> str:
     """``precision ↑``: the metric, and whether lower or higher values are better, as far as that is known."""
     return f"{metric}{_ARROWS[sign]}"
-
-
-def _is_maximized(row: MetricRow, loss: MetricRow) -> bool:
-    """Whether a metric is the loss times −1, of the answer and of the baseline."""
-    return row.sign == -1 and row.value == -loss.value and (row.baseline or 0.0) == -(loss.baseline or 0.0)
 
 
 def _gain(row: MetricRow) -> str:
@@ -97,6 +97,24 @@ def comparison_table(studies: Sequence[SummarizedStudy], *, all_metrics: bool = 
         rows.append(["real images", UNKNOWN, *map(number, real_halves)])
     headers = [with_arrow(name, report_rows[name].sign) for name in names]
     return ("optimizer", f"held-out {studies[0].metric}", *headers), rows
+
+
+def by_sampler(studies: Sequence[SummarizedStudy]) -> list[tuple[str, list[SummarizedStudy]]]:
+    """``held out, DDIMScheduler, 3 model calls an image`` → the studies with the reports of this sampler.
+
+    The sampler of the search comes first, then the one that only reports have, if any.
+    """
+    elsewhere = [
+        dataclasses.replace(study, held_out=study.held_out.also)
+        for study in studies
+        if study.held_out is not None and study.held_out.also is not None
+    ]
+    titled = []
+    for group in (list(studies), elsewhere):
+        sampler = next((report.sampler for report in reports_of(group) if report.sampler is not None), None)
+        if group:
+            titled.append(("held out" if sampler is None else f"held out, {sampler}", group))
+    return titled
 
 
 def _is_main(row: MetricRow) -> bool:

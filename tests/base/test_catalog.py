@@ -128,9 +128,9 @@ def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path, monkeyp
     (tmp_path / "runs").mkdir()
     for name, said in {
         "first.py": r"first\.py: expected a study file, which ends in \.yaml or \.yml; python first\.py runs a script",
-        "runs": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init runs writes one",
-        "1.pt": r"1\.pt: expected a study file, which ends in \.yaml or \.yml; lcsc init FOLDER writes one",
-        "runs/": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init runs writes one",
+        "runs": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init KIND runs writes one",
+        "1.pt": r"1\.pt: expected a study file, which ends in \.yaml or \.yml; lcsc init KIND FOLDER writes one",
+        "runs/": r"runs: expected a study file, which ends in \.yaml or \.yml; lcsc init KIND runs writes one",
     }.items():
         with pytest.raises(StudySpecError, match=f"^{said}$"):
             find("studies", name)

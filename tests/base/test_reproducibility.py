@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.reproducibility import derive_seed, environment
-from lcsc_opt.study.resolving import _changes as changes
-from lcsc_opt.study.resolving import differences
+from lcsc_opt.study.comparison import _changes as changes
+from lcsc_opt.study.comparison import differences
 
 
 def test_the_environment_can_be_stored_as_json() -> None:

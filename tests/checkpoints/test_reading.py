@@ -8,7 +8,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import CHOOSE, GUESSED_KEYS
-from lcsc_opt.checkpoints.finding import checkpoint_steps
+from lcsc_opt.checkpoints.finding import checkpoint_steps, find_checkpoints
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
@@ -172,6 +172,20 @@ def test_a_whole_pickled_module_gives_its_weights(tmp_path, key, wrap):
 )
 def test_the_only_state_dict_or_the_only_average_is_taken(tmp_path, content, key):
     assert_read(saved(tmp_path / "m.pt", content), key)
+
+
+def test_a_folder_of_deepspeed_is_one_checkpoint_unless_a_model_is_spread_over_ranks(tmp_path):
+    folder = tmp_path / "global_step100"
+    folder.mkdir()
+    saved(folder / "mp_rank_00_model_states.pt", {"module": WEIGHTS, "optimizer": None, "global_steps": 100})
+    saved(folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", {"optimizer_state_dict": {}})
+    for place in (folder, tmp_path):
+        assert find_checkpoints(place) == [folder]
+    assert checkpoint_steps([folder]) == [100]
+    assert_read(folder, "module")
+    saved(folder / "mp_rank_01_model_states.pt", {"module": WEIGHTS})
+    with pytest.raises(TrajectoryError, match="no known file of weights"):
+        read_checkpoint(folder)
 
 
 @pytest.mark.parametrize(

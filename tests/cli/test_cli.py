@@ -134,7 +134,7 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypa
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
 
-@pytest.mark.parametrize("command", ["resume", "fork", "evaluate", "delete", "landscape"])
+@pytest.mark.parametrize("command", ["run", "fork", "evaluate", "delete", "landscape"])
 def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed, command: str) -> None:
     names = ["a/LCSC/0", *["b"] * (command == "fork")]
     assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, *names)
@@ -143,12 +143,12 @@ def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed
 
 def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     first = stored("tiny/LCSC/0").trials
-    assert "continuing" not in typed("resume", "tiny/LCSC/0").err
-    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in typed("resume", "tiny/LCSC/0", "--budget", "20").err
+    assert "continuing" not in typed("run", "tiny/LCSC/0").err
+    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in typed("run", "tiny/LCSC/0", "--budget", "20").err
     raised = stored("tiny/LCSC/0").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
-    assert "cannot be lowered" in typed.refused("resume", "tiny/LCSC/0", "--budget", "5")
+    assert "cannot be lowered" in typed.refused("run", "tiny/LCSC/0", "--budget", "5")
 
 
 def test_a_fork_starts_at_the_best_coefficients_of_its_source(ran: Path, typed: Typed) -> None:
@@ -204,12 +204,11 @@ def of(callable_: str, **changes: object) -> dict[str, object]:
     return {"file": "function.py", "settings": {**settings, "callable": f"my_losses:{callable_}", **changes}}
 
 
-def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed) -> None:
+def test_an_objective_that_always_fails_is_refused_with_the_place_where_it_failed(tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, objective=of("broken"))
-    [*where, last] = typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0", status=1).err.splitlines()
-    assert any("my_losses.py" in line for line in where)
-    assert last.startswith("lcsc: ")
-    assert "the GPU is on fire" in last
+    said = typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0", status=2).err
+    assert "lcsc: tiny: the first evaluation on search noise failed: RuntimeError: the GPU is on fire" in said
+    assert "my_losses.py" in said
 
 
 @pytest.mark.parametrize(
@@ -226,11 +225,10 @@ def test_an_objective_that_always_fails_ends_the_search(tiny: Path, typed: Typed
 def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typed: Typed) -> None:
     said = typed.refused("run", "tiny.yaml", *command.split())
     assert message in said
-    assert "Input should" not in said
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-@pytest.mark.usefixtures("networks_train_briefly", "new_accelerator")
+@pytest.mark.usefixtures("new_accelerator")
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     training = ["ict", "--data", "digits", "--steps", "12", "--checkpoint-every", "2", "--samples-every", "0"]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
@@ -260,7 +258,7 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     changed = bytearray(weights.read_bytes())
     changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(changed)
-    assert "the weights of step 6 are damaged" in typed.refused("resume", "small/LCSC/0", "--budget", "1200")
+    assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
 
 
 def test_a_fork_of_other_code_must_be_accepted(tiny: Path) -> None:
@@ -278,5 +276,6 @@ def test_a_fork_of_other_code_must_be_accepted(tiny: Path) -> None:
     new = stored("forked/CMA/0").trials
     assert len(new) == 6
     held_out = 2 + 1  # the two best on the selection noise, and one on the held-out noise
-    assert len(calls.read_text()) == 6 + held_out
+    rehearsed = 3  # once on each noise
+    assert len(calls.read_text()) == rehearsed + 6 + held_out
     assert min(t.value for t in new) < source.best_value  # type: ignore[type-var]  # it went on from there

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("new_accelerator")
 
 
 @pytest.fixture
-def folder(workplace: Path, networks_train_briefly: None) -> Path:
+def folder(workplace: Path) -> Path:
     """With a diffusion model, a tiny network, and an autoencoder of 8×8 images."""
     unet(0).save_config(workplace / "network")
     save_model("edm.model", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})

@@ -38,7 +38,7 @@ STUDY = {
 RUN_IT = [
     ["run", "own.yaml", "--dry-run"],
     ["run", "own.yaml", "--budget", "4"],
-    ["resume", "own/LCSC/0", "--budget", "5"],
+    ["run", "own/LCSC/0", "--budget", "5"],
     ["evaluate", "own/LCSC/0", "--top", "1"],
     ["fork", "own/LCSC/0", "more", "--budget", "4"],
     ["landscape", "own/LCSC/0", "--grid", "2"],
@@ -50,6 +50,7 @@ READ_ONLY = [
     ["compare", "own"],
     ["report", "own", "-o", "report.html"],
     ["apply", "best.safetensors", "model10.pt", "model20.pt", "model30.pt", "-o", "same.safetensors"],
+    ["init", "score", "model*.pt", "model=own_program:score", "score=own_program:score"],
     ["trajectory", "show", "model10.pt", "model20.pt"],
     ["delete", "own/LCSC/0", "--yes"],
 ]

@@ -153,7 +153,7 @@ def test_without_trials_or_studies_it_says_what_to_run(url: str) -> None:
     write_study(url, NAME, [], ended=False)
     shown = draw(Site(url))
     assert "no result yet" in shown["headline"]["children"]
-    assert "lcsc resume" in json.dumps(shown["coefficients-new"])
+    assert "lcsc run" in json.dumps(shown["coefficients-new"])
 
 
 def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str) -> None:

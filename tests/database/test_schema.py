@@ -27,6 +27,6 @@ def test_a_newer_version_is_one_sentence(workplace: object, typed: Typed) -> Non
     study.set_attribute("schema", SCHEMA + 1)
     with pytest.raises(StudyStoreError, match="upgrade lcsc_opt"):
         StoredStudy.open(optuna_storage, NAME)
-    for command in (["list"], ["show", NAME], ["resume", NAME], ["run", "digits", "--optimizer", "LCSC"]):
+    for command in (["list"], ["show", NAME], ["run", NAME], ["run", "digits", "--optimizer", "LCSC"]):
         said = typed.refused(*command)
         assert said.startswith(f"lcsc: {NAME}: was stored by lcsc_opt 9.1.0 in schema {SCHEMA + 1}, ")

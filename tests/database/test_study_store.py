@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.connection import open_storage, read_or_empty
+from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.store import StoredStudy, create, our_studies
 from tests.study_examples import write_study
 
@@ -107,9 +107,7 @@ def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[flo
     assert stored.tobytes() == np.array(values, dtype=np.float64).tobytes()
 
 
-def test_a_study_that_was_not_made_to_the_end_is_made_again(
-    study: StoredStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_is_made_to_the_end_or_not_at_all(study: StoredStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
 
@@ -117,20 +115,20 @@ def test_a_study_that_was_not_made_to_the_end_is_made_again(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(StoredStudy, "set_attribute", killed)
+        patched.setattr(study.storage, "set_study_user_attr", killed)
         with pytest.raises(Killed):
             create(study.storage, "more/LCSC/0", {"steps": [1]})
-    assert list(our_studies(study.storage)) == [NAME]
+    assert study.storage.get_all_studies()[0].study_name == NAME
+    assert len(study.storage.get_all_studies()) == 1
     create(study.storage, "more/LCSC/0", {"steps": [1]})
+    create(study.storage, "more/LCSC/0", {"steps": [2]})
     assert StoredStudy.open(study.storage, "more/LCSC/0").attributes["steps"] == [1]
-    with pytest.raises(StudyStoreError, match="exists already"):
-        create(study.storage, "more/LCSC/0", {})
 
 
 def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) -> None:
     theirs = optuna.create_study(study_name="theirs/LCSC/0", storage=study.storage)
     theirs.add_trial(create_trial(value=1.0))
-    with pytest.raises(StudyStoreError, match="exists already"):
+    with pytest.raises(StudyStoreError, match="is a study of another program"):
         StoredStudy.open_or_create(study.storage, "theirs/LCSC/0", {})
     assert (len(theirs.trials), list(our_studies(study.storage))) == (1, [NAME])
 
@@ -175,20 +173,19 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     assert file.read_text() == "these are my notes, not a database"
 
 
-def test_a_database_that_is_read_or_empty_is_not_made(tmp_path: Path) -> None:
+def test_a_database_that_does_not_exist_yet_is_not_made(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'new.db'}"
-    with read_or_empty(url) as empty:
-        assert list(our_studies(empty)) == []
+    assert open_existing(url) is None
     assert not list(tmp_path.iterdir())
     (tmp_path / "new.db").touch()  # a file without tables
-    with read_or_empty(url) as empty:
-        assert list(our_studies(empty)) == []
+    assert open_existing(url) is None
     assert (tmp_path / "new.db").stat().st_size == 0
     write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
-    with read_or_empty(url) as there:
-        assert list(our_studies(there)) == ["digits/LCSC/0"]
-    with pytest.raises(StudyStoreError, match=r"folder .* does not exist"), read_or_empty(f"{url}/new.db"):
-        pass
+    there = open_existing(url)
+    assert there is not None
+    assert list(our_studies(there)) == ["digits/LCSC/0"]
+    with pytest.raises(StudyStoreError, match=r"folder .* does not exist"):
+        open_existing(f"{url}/new.db")
 
 
 @pytest.mark.parametrize("script", ["", "CREATE TABLE notes (text)"])

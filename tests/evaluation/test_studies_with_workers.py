@@ -135,7 +135,7 @@ def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(f
     file = study_file(folder, budget={"evaluations": 5})
     assert lcsc(["run", file]) == 0
     assert begun_with() == (2, False)
-    assert lcsc(["resume", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
+    assert lcsc(["run", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
     assert asked() == asked("whole/CMA/0")
 
 

@@ -90,7 +90,10 @@ def test_a_card_has_a_column_for_each_row_and_the_intervals_of_the_report(typed:
     intervals = {"interval": [1.75, 2.25], "baseline_interval": [4, 5], "gain_interval": [2, 3]}
     row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5, "gain": 2.5, **intervals}
     study: Any = SimpleNamespace(
-        attributes={"held_out": {"loss": 2.5, "images": 2000, "rows": [row], "warning": "precision is lost"}}
+        attributes={
+            "held_out": {"loss": 2.5, "images": 2000, "rows": [row], "warning": "precision is lost"},
+            "specification": {"objective": {"settings": {}}},
+        }
     )
     text = model_card("best", study, objective, recipe.model_copy(update=in_rows), config=CONFIG)
     card = huggingface_hub.ModelCard(text)

@@ -10,45 +10,21 @@ import pytest
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.objective.loading import load_objective
 
 WITH_CONTEXT = """
-from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.objective import CoefficientFunction
-
-class Settings(FrozenModel):
-    data: str
-
-    def check(self, context):
-        if not context.path(self.data).exists():
-            raise StudySpecError(f"{self.data}: no such file")
-
-    def why_no_gradient(self, context):
-        return f"{context.path(self.data).read_text()} has none"
-
-    def why_no_report(self, context):
-        return f"{context.checkpoints.steps} are all that is known"
 
 def build(settings, context):
     name = context.path(settings["data"]).read_text()
     return CoefficientFunction(sum, context.checkpoints.steps, name=name)
 """
 WITHOUT_CONTEXT = """
-from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.objective import CoefficientFunction
 
-class Settings(FrozenModel):
-    name: str
-
-    def check(self):
-        if self.name == "refused":
-            raise ValueError(self.name)
-
-    def why_no_gradient(self):
-        return f"{self.name} has none"
-
 def build(settings, shown=False):
+    if settings["name"] == "refused":
+        raise ValueError(settings["name"])
     return CoefficientFunction(sum, [1, 2], name=f"{settings['name']} {shown}")
 """
 CHECKPOINTS = KnownCheckpoints("0" * 64, (10, 20))
@@ -69,23 +45,15 @@ def test_functions_of_an_objectives_file_get_the_context(study: Path) -> None:
     objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert objective.steps == (10, 20)
     assert "the data" in str(objective.describe())
-    checked = check_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
-    assert checked.why_no_gradient() == "the data has none"
-    assert checked.why_no_report() == "(10, 20) are all that is known"
-    missing = ObjectiveSpec(file="with_context.py", settings={"data": "nowhere.txt"})
-    with pytest.raises(StudySpecError, match=r"nowhere\.txt: no such file"):
-        check_objective(missing, study_folder=study)
 
 
 def test_functions_of_an_objectives_file_may_leave_the_context_out(study: Path) -> None:
     spec = ObjectiveSpec(file="without_context.py", settings={"name": "sum"})
     objective = load_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
     assert "sum False" in str(objective.describe()), "another parameter keeps its default"
-    checked = check_objective(spec, study_folder=study, checkpoints=CHECKPOINTS)
-    assert checked.why_no_gradient() == "sum has none"
-    assert checked.why_no_report() is None
-    with pytest.raises(StudySpecError, match=r"without_context\.py: check raised ValueError: refused"):
-        check_objective(ObjectiveSpec(file="without_context.py", settings={"name": "refused"}), study_folder=study)
+    refused = ObjectiveSpec(file="without_context.py", settings={"name": "refused"})
+    with pytest.raises(StudySpecError, match=r"without_context\.py: build raised ValueError: refused"):
+        load_objective(refused, study_folder=study)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +71,7 @@ def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
     (study / "own.py").write_text(content)
     spec = ObjectiveSpec(file="function.py", settings={"callable": "own:broken", "steps": [1, 2]})
     with pytest.raises(LcscError, match=rf"^objective\.settings\.callable: {said}"):
-        check_objective(spec, study_folder=study)
+        load_objective(spec, study_folder=study)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +83,5 @@ def test_what_a_users_module_raises_is_one_line_in_which_the_setting_is_named(
 )
 def test_an_error_about_a_setting_says_where_the_setting_is(settings: dict[str, Any], said: str) -> None:
     spec = ObjectiveSpec(file="function.py", settings=settings)
-    for load in (load_objective, check_objective):
-        with pytest.raises(LcscError, match=said):
-            load(spec)
+    with pytest.raises(LcscError, match=said):
+        load_objective(spec)

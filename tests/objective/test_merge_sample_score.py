@@ -79,3 +79,23 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path
     assert list(objective.evaluate(Candidate(EMA, noise=HELD_OUT)).metrics) == ["kid", "fid", "recall", "outside"]
     assert objective.evaluation_metrics == {"fid": 1, "recall": -1, "outside": 1}
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
+
+
+def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_fingerprint(tmp_path: Path) -> None:
+    alone = build(tmp_path)
+    first = sampler()
+    network = first.function
+    second = ConsistencySampler(network, image_shape=(1, 4, 4), sigmas=[20.0, 2.0], noise=ImageNoise(0))
+    suite = MetricSuite({"inception": real()})
+    objective = MergeSampleScore(trajectory(tmp_path), first, suite, images=40, batch_size=7, also=second)
+    candidate = Candidate(EMA, noise=HELD_OUT)
+    elsewhere = objective.evaluate(Candidate(EMA, noise=HELD_OUT, sampler=1))
+    assert objective.evaluate(candidate).metrics == alone.evaluate(candidate).metrics
+    assert objective.describe() == alone.describe()
+    only = MergeSampleScore(trajectory(tmp_path), second, suite, images=40, batch_size=7)
+    assert elsewhere.metrics == only.evaluate(candidate).metrics
+    assert (elsewhere.cost.model_calls, elsewhere.cost.images) == (80, 40)
+    titles = [title.text for title in objective.samplers]
+    assert titles == ["consistency, 1 model call an image", "consistency, 2 model calls an image"]
+    assert len({title.sha256 for title in objective.samplers}) == 2
+    assert [title.text for title in alone.samplers] == titles[:1]

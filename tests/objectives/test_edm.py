@@ -182,3 +182,15 @@ def test_noise_levels_stay_within_what_the_network_knows(folder: Path) -> None:
 def test_what_does_not_fit_is_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:
     train(folder)
     one_line(ObjectiveError, message, lambda: edm(folder, **changes))
+
+
+def test_reports_also_use_a_second_sampler_of_the_same_network(folder: Path) -> None:
+    train(folder)
+    objective = edm(folder, sampler={"steps": 2, "also": {"name": "dpm-solver++", "steps": 6}})
+    titles = [title.text for title in objective.samplers]
+    assert titles == [
+        "edm-heun, 3 model calls an image",
+        "EDMDPMSolverMultistepScheduler, 6 model calls an image",
+    ]
+    alone = edm(folder, sampler={"name": "dpm-solver++", "steps": 6})
+    assert objective.evaluate(Candidate(MIX, sampler=1)).loss == alone(MIX)

@@ -237,3 +237,14 @@ def test_settings_that_do_not_fit_are_one_line(
     place: Path, changes: dict[str, Any], kind: type[LcscError], said: str
 ) -> None:
     one_line(kind, said, lambda: objective(place, **changes)(COEFFICIENTS))
+
+
+def test_reports_also_use_another_scheduler_on_the_same_lora(place: Path) -> None:
+    built = objective(place, sampler={"name": "lcm", "steps": 3, "also": {"name": "ddim", "steps": 5}})
+    titles = [title.text for title in built.samplers]
+    assert titles == ["LCMScheduler, 3 model calls an image", "DDIMScheduler, 5 model calls an image"]
+    alone = objective(place, sampler={"name": "ddim", "steps": 5})
+    first = built(COEFFICIENTS)
+    elsewhere = built.evaluate(Candidate(COEFFICIENTS, sampler=1))
+    assert elsewhere.loss == pytest.approx(alone(COEFFICIENTS), rel=1e-6) != first
+    assert built(COEFFICIENTS) == first

@@ -10,7 +10,7 @@ import torch
 
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.records import SEARCH, Candidate
 from tests.objectives.image_objectives import build, check, one_line
 
 MODULE = """
@@ -109,3 +109,12 @@ def test_a_copy_of_the_template_searches_its_model(folder: Path) -> None:
     objective = build("my_model.py", folder, checkpoints="model*.pt", width=5)
     assert objective.steps == (1000, 2000, 3000)
     check(objective)
+
+
+def test_reports_also_call_the_function_with_other_settings(study: Path) -> None:
+    also = {"sampler_settings": {"strength": 2.0}, "nfe": 2}
+    objective = build("torch_module.py", study, **COMMON, sampler_settings={"strength": 0.5}, also=also)
+    alone = build("torch_module.py", study, **COMMON, **also)
+    elsewhere = objective.evaluate(Candidate(MIX, sampler=1))
+    assert elsewhere.loss == alone(MIX) != objective(MIX)
+    assert elsewhere.cost.model_calls == 48

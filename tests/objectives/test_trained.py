@@ -17,16 +17,18 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec, read_studies
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
+from lcsc_opt.metrics import bundled_images as bundled_images_module
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
-from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.training import preparing
 from lcsc_opt.training.trainer import Training
+from tests.unet_examples import unet
 
 ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32}
@@ -43,13 +45,13 @@ FEW = {
     "digits": bundled_images("digits"),
     "photographs": (CROPS[::8].clone(), PARTS[::8].clone()),
 }
-LETTERS = tuple(tensor[:600].clone() for tensor in bundled_images("characters"))
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trajectory of three checkpoints of every kind."""
     folder = tmp_path_factory.mktemp("models")
+    unet(0).save_config(folder / "tiny")
     for name, (recipe, settings, data) in KINDS.items():
         AcceleratorState._reset_state(reset_partial_state=True)
         preparing.run(
@@ -59,17 +61,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 out=folder / f"{name}.trajectory",
                 steps=6,
                 checkpoint_every=2,
-                network=ROOT / "studies" / "photographs.json" if name == "photographs" else None,
+                network=ROOT / "studies" / "photographs.json" if name == "photographs" else folder / "tiny",
             )
         )
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder
 
 
+@pytest.fixture(scope="module")
+def letters() -> tuple[torch.Tensor, torch.Tensor]:
+    """600 drawn characters: all 12,000 take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled_images_module, "DRAWN", 600)
+        return bundled_images.__wrapped__("characters")
+
+
 @pytest.fixture(autouse=True)
-def few_images(networks_train_briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images(letters: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (bundled, small_images):
-        monkeypatch.setattr(module, "bundled_images", {**FEW, "characters": LETTERS}.__getitem__)
+        monkeypatch.setattr(module, "bundled_images", {**FEW, "characters": letters}.__getitem__)
 
 
 @pytest.fixture
@@ -150,18 +160,17 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     assert {"recall", "fid@cross_check"} <= set(searched)
 
 
-def test_searches_of_the_letters_see_one_third_and_reports_another() -> None:
-    letters = load_file(ROOT / "objectives" / "letters.py").build({**TINY, "loss": "fid"})
-    last = np.eye(len(letters.steps))[-1]
-    searched, held_out = (
-        Reference.of_images(letters.scores.extractor, LETTERS[0][start::3]).frechet for start in (1, 2)
-    )
-    sampled = letters.features(letters.images(last, SEARCH, 70))
-    assert letters(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
-    unseen = letters.evaluate(Candidate(last)).unseen
+def test_searches_of_the_letters_see_one_third_and_reports_another(letters: tuple[torch.Tensor, torch.Tensor]) -> None:
+    objective = load_file(ROOT / "objectives" / "letters.py").build({**TINY, "loss": "fid"})
+    last = np.eye(len(objective.steps))[-1]
+    searched = Reference.of_images(objective.scores.extractor, letters[0][1::3]).frechet
+    held_out = Reference.of_images(objective.scores.extractor, letters[0][2::3]).frechet
+    sampled = objective.features(objective.images(last, SEARCH, 70))
+    assert objective(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
+    unseen = objective.evaluate(Candidate(last)).unseen
     assert unseen == pytest.approx(fid(sampled, held_out.mean, held_out.cov), rel=1e-4)
-    assert letters.evaluate(Candidate(last), gradient=True).unseen is None
-    assert "fid_held_out" in letters.evaluate(Candidate(last, noise=HELD_OUT)).metrics
+    assert objective.evaluate(Candidate(last), gradient=True).unseen is None
+    assert "fid_held_out" in objective.evaluate(Candidate(last, noise=HELD_OUT)).metrics
 
 
 @pytest.mark.parametrize(("name", "sigma"), [("digits", 20.0), ("photographs", 80.0)])
@@ -201,7 +210,7 @@ def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -
 def test_a_missing_trajectory_is_refused_with_the_command_that_trains_it(name: str, tmp_path: Path) -> None:
     spec = ObjectiveSpec(file="trained.py", settings={"checkpoints": f"models/{name}.trajectory"})
     with pytest.raises(ObjectiveError) as refused:
-        check_objective(spec, study_folder=tmp_path)
+        load_objective(spec, study_folder=tmp_path)
     assert str(refused.value).endswith(f"does not exist; train it first: {MODULE.COMMANDS[name]}")
 
 
@@ -242,6 +251,6 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
     kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    check_objective(ObjectiveSpec(file="letters.py", settings=kept))
+    load_objective(ObjectiveSpec(file="letters.py", settings=kept))
     settings = {"checkpoints": "digits.trajectory", **kept}
-    check_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+    load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)

@@ -45,7 +45,6 @@ def classifiers(one_thread: None) -> list[torch.nn.Module]:
 def place(
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
-    networks_train_briefly: None,
     classifiers: list[torch.nn.Module],
 ) -> Path:
     for file in FILES.iterdir():

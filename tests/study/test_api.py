@@ -64,21 +64,27 @@ def test_a_study_that_another_process_runs_does_not_stop_the_others(
     assert states(typed)["CMA"] == ("finished", 4)
 
 
-def test_a_study_that_fails_does_not_stop_the_others(
+def test_an_objective_that_fails_is_refused_once_for_all_studies(
     study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
-    said = typed("run", study_file, "--budget", "2", status=1).err
-    assert "lcsc: 3 of 3 studies did not finish: several/LCSC/0, several/CMA/0, several/DE/0" in said
-    assert said.count("no image") >= 3
-    alone = typed("run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "2", status=1)
-    assert "studies did not finish" not in alone.err, "its own error"
+    said = typed("run", study_file, "--budget", "2", status=2).err
+    assert said.count("the first evaluation on search noise failed: ValueError: no image") == 1
+    assert not Path(STORAGE.removeprefix("sqlite:///")).exists()
+
+
+def test_a_study_that_fails_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
+    only = ["run", study_file, "--optimizer"]
+    assert lcsc([*only, "CMA"]) == 0
+    said = typed("run", study_file, "optimizers=[LCSC,CMA: {popsize: 5},DE]", status=1).err
+    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in said
+    assert states(typed)["DE"][0] == "finished"
 
 
 def test_a_study_that_has_more_than_its_file_asks_for_is_finished(study_file: str, typed: Typed) -> None:
     only = ["run", study_file, "--optimizer", "LCSC"]
     assert lcsc(only) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "6"]) == 0
+    assert lcsc(["run", "several/LCSC/0", "--budget", "6"]) == 0
     for lower in ([], ["--budget", "5"]):
         assert "finished already" in typed(*only, *lower).err
     assert states(typed)["LCSC"] == ("finished", 6)
@@ -91,7 +97,7 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
         edited = {**content, "held_out": {"top": top}, "budget": {"evaluations": budget}}
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
-    assert lcsc(["resume", "several/LCSC/0", "--budget", "7"]) == 0
+    assert lcsc(["run", "several/LCSC/0", "--budget", "7"]) == 0
     report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
     assert len(report["chosen_from"]) == 4
 

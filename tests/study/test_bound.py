@@ -16,17 +16,20 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 import lcsc_opt
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.kept_bound import KeptBound
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.study.bound import bound_of as bound_of_grid
 from tests.commands import Typed
 
 HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
+REHEARSAL = IMAGES  # one batch, before the first trial of a run that has studies without a result
 STEPS = (10, 20, 30, 40, 50, 60)
 AVERAGES = len(plain_averages(STEPS))
 PARTS = '''
@@ -129,14 +132,14 @@ def test_the_grid_runs_first_and_the_search_has_its_whole_budget(optimizer: str,
     assert stored_names() == ["kept/EMAGrid/0", study.name]
     assert stored_images(study.name) == content["budget"]["images"]
     assert stored_images("kept/EMAGrid/0") == AVERAGES * IMAGES
-    assert sampled_images() == (20 + AVERAGES) * IMAGES
+    assert sampled_images() == REHEARSAL + (20 + AVERAGES) * IMAGES
 
 
 def test_a_grid_that_is_listed_last_runs_first_and_only_once() -> None:
     run(specification(optimizers=["LCSC", "EMAGrid"], seeds=[0, 1]))
     grids = ["kept/EMAGrid/0", "kept/EMAGrid/1"]
     assert stored_names() == [grids[0], "kept/LCSC/0", "kept/LCSC/1", grids[1]]
-    assert sampled_images() == stored_images(*grids, "kept/LCSC/0", "kept/LCSC/1")
+    assert sampled_images() == REHEARSAL + stored_images(*grids, "kept/LCSC/0", "kept/LCSC/1")
 
 
 def test_the_bound_is_that_of_the_grid_s_answer_and_every_loss_has_its_penalty() -> None:
@@ -188,12 +191,20 @@ def test_a_search_is_continued_without_its_grid() -> None:
     assert stored_names() == [study.name]
 
 
-def test_a_search_without_a_finished_grid_says_what_to_run(typed: Typed) -> None:
+def test_a_stored_search_that_has_no_bound_runs_the_grid_first(typed: Typed) -> None:
     [study] = run(specification(budget={"images": 3 * IMAGES}))
     StoredStudy.open(open_storage(URL, write=True), "kept/EMAGrid/0").delete()
     study.set_attribute("kept_bound", None)
-    said = typed("resume", study.name, "--budget", str(5 * IMAGES), "--storage", URL, status=2).err
-    assert "no finished EMAGrid study of this objective; run that first" in said
+    typed("run", study.name, "--budget", str(5 * IMAGES), "--storage", URL)
+    assert stored_images(study.name) == 5 * IMAGES
+    assert bound_of(study).study == "kept/EMAGrid/0"
+
+
+def test_a_search_without_a_finished_grid_says_what_to_run() -> None:
+    [study] = run(specification(budget={"images": 3 * IMAGES}))
+    StoredStudy.open(open_storage(URL, write=True), "kept/EMAGrid/0").delete()
+    with pytest.raises(StudyStoreError, match="no finished EMAGrid study of this objective; run that first"):
+        bound_of_grid(study)
 
 
 @pytest.mark.parametrize("images", [100, 5 * IMAGES + 10, AVERAGES * IMAGES + 150])
@@ -209,8 +220,10 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     assert stored_before <= interrupted
     Path("stop_after").unlink()
     Path("sampled.txt").unlink()
+    has_results = stored_before > AVERAGES * IMAGES  # of the search, too
     [study] = run(content)
-    assert sampled_images() == (20 + AVERAGES) * IMAGES - stored_before
+    rehearsal = 0 if has_results else REHEARSAL
+    assert sampled_images() == rehearsal + (20 + AVERAGES) * IMAGES - stored_before
     shutil.move("studies.db", "interrupted.db")
     [whole] = run(content)
     assert [trial.value for trial in trials(study.name)] == [
@@ -225,13 +238,13 @@ def test_a_fork_has_the_bound_of_its_source(typed: Typed) -> None:
     assert "contradicted" not in said.err, "its summary is of its own trials"
     fork = StoredStudy.open(open_storage(URL, write=True), "forked/CMA/0")
     assert fork.attributes["kept_bound"] == source.attributes["kept_bound"]
-    assert sampled_images() == sampled + 4 * IMAGES
+    assert sampled_images() == sampled + REHEARSAL + 4 * IMAGES
 
 
 def test_a_fork_of_a_grid_starts_at_its_answer_after_a_grid_of_its_own(typed: Typed) -> None:
     [grid] = run(specification(optimizers=["EMAGrid"]))
     typed("fork", grid.name, "forked", "--optimizer", "LCSC", "--budget", str(300), "--storage", URL)
-    assert stored_names() == [grid.name, "forked/LCSC/0", "forked/EMAGrid/0"]
+    assert stored_names() == [grid.name, "forked/EMAGrid/0", "forked/LCSC/0"]
     first = trials("forked/LCSC/0")[0]
     assert np.allclose(array_of(first.user_attrs["coefficients"]), grid.chosen_trial()[1])
 
@@ -262,7 +275,7 @@ def test_another_seed_has_the_bound_of_the_grid_that_is_there() -> None:
     [other] = run(specification(), seeds=[1])
     assert stored_names() == ["kept/EMAGrid/0", "kept/LCSC/0", "kept/LCSC/1"]
     assert bound_of(other).study == "kept/EMAGrid/0"
-    assert sampled_images() == sampled + 20 * IMAGES
+    assert sampled_images() == sampled + REHEARSAL + 20 * IMAGES
 
 
 def test_a_grid_that_is_forked_from_a_search_has_no_penalty(typed: Typed) -> None:

@@ -187,7 +187,7 @@ def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typ
     result = search(states(), score=distance, held_out=lambda net: distance(net))
     with pytest.raises(lcsc_opt.LcscError, match=r"cannot import build \(.*lambda.*held_out"):
         result.to_study_file()
-    assert "handed to lcsc_opt.search" in typed("resume", "tried/LCSCGradient/0", "--budget", "9", status=2).err
+    assert "handed to lcsc_opt.search" in typed("run", "tried/LCSCGradient/0", "--budget", "9", status=2).err
 
 
 @pytest.mark.parametrize("rows", [None, "layers"])
@@ -291,7 +291,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"settings": {"precision": 16}}, "precision: unknown key"),
         (states(), {"images": 16}, "images: unknown key"),
         (states(), {"optimizers": ["CMAA"]}, "no such optimizer"),
-        (states(), {"space": "afine"}, "did you mean 'affine'"),
+        (states(), {"space": "afine"}, "space.kind: Input should be 'affine'"),
         (states(), {"space": ["affine"]}, "space: expected a name or a mapping"),
     ],
 )
@@ -438,9 +438,9 @@ def test_rows(search: Any) -> None:
         ({"sample": lambda net, noise: None}, "sample returned a NoneType; expected a tensor"),
         ({"sample": lambda net, noise: net(noise)[:1]}, r"expected floating point images \[2, C, H, W\]"),
         ({"reference": "nowhere"}, "nowhere does not exist"),
-        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference: expected text or a mapping.* got tensor\(\[\[\[\[0"),
-        ({"image_shape": 8}, "image_shape: expected a list, got 8"),
-        ({"held_out": 0}, "images: expected at least 2, got 0"),
+        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference.*: Input should be a valid string, got tensor\(\[\[\[\[0"),
+        ({"image_shape": 8}, "image_shape: Input should be a valid list, got 8"),
+        ({"held_out": 0}, "images: Input should be greater than or equal to 2, got 0"),
     ],
 )
 def test_images_that_cannot_be_searched_are_refused_in_one_line(

@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CHANGES = [
     (["run", "edited.yaml", "--budget", "6"], "edited_helper", "SCALE = 32\n"),
-    (["resume", NAME, "--budget", "6"], "edited_loss", LOSS.replace("** 2", "** 4")),
+    (["run", NAME, "--budget", "6"], "edited_loss", LOSS.replace("** 2", "** 4")),
     (["evaluate", NAME, "--images", "20"], "edited_loss", LOSS.replace("SCALE *", "1 + SCALE *")),
 ]
 

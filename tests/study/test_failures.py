@@ -22,13 +22,12 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.study.failure_policy import retry_failures
 from lcsc_opt.study.runner import Search
 from lcsc_opt.views.study_status import FailureReason, overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)
-PATIENT = FailureSpec(retries=0, stop_share=1.0)
+PATIENT = FailureSpec(retries=0, in_a_row=None)
 
 
 def bowl(coefficients: np.ndarray) -> float:
@@ -99,7 +98,7 @@ def test_a_failure_that_a_crash_cut_off_in_an_older_version_is_not_evaluated_aga
         if len(names) == written:
             raise Killed
 
-    twice = FailureSpec(retries=1, stop_share=1.0)
+    twice = FailureSpec(retries=1, in_a_row=None)
     monkeypatch.setattr(study.storage, "set_trial_user_attr", cut_off)
     with pytest.raises(Killed):
         search(study, Breaking(0, 1, reason="b"), failures=twice)
@@ -128,13 +127,7 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert [failure.traceback for failure in FailureReason.of(history)] == [text]
 
 
-class TestNothingCanSucceed:
-    def test_the_same_error_again_and_again_before_any_success_ends_the_search(self, study: StoredStudy) -> None:
-        broken = Breaking(*range(99), reason="b")
-        with pytest.raises(SearchFailedError, match=r"raised the same error at each attempt.*KeyError: 'b'"):
-            search(study, broken, failures=FailureSpec(retries=2))
-        assert (broken.calls, len(study.trials())) == (3, 1)
-
+class TestManyInARow:
     @pytest.mark.parametrize("begun", [True, False])
     def test_a_file_that_is_gone_costs_five_candidates_and_not_the_budget(
         self, study: StoredStudy, begun: bool
@@ -145,31 +138,26 @@ class TestNothingCanSucceed:
         if begun:
             search(study, bowl, evaluations=4)
         broken, said = (moved, "TrajectoryError: runs") if begun else (Breaking(*range(7, 99), reason="b"), "KeyError")
-        with pytest.raises(SearchFailedError, match=rf"5 trials in a row raised the same error at each.*: {said}"):
+        with pytest.raises(SearchFailedError, match=rf"5 trials in a row failed .*; the last one: {said}"):
             search(study, broken, 16, failures=TWICE)
         assert study.retry_failed() == 5
         search(study, bowl, 16)
         assert rows(study) == undisturbed(study, 16)
 
-    @pytest.mark.parametrize(("begun", "reason", "failed"), [(0, "{call}", 1), (4, "b", 1), (0, "nan", 3)])
-    def test_other_errors_one_candidate_and_what_is_not_finite_do_not(
-        self, study: StoredStudy, begun: int, reason: str, failed: int
-    ) -> None:
-        function = Breaking(0, 1, 2, reason=reason)
+    def test_a_success_in_between_lets_a_search_go_on(self, study: StoredStudy) -> None:
+        search(study, Breaking(0, 1, 3, 4, 6, 7), failures=FailureSpec(retries=0, in_a_row=3))
+        assert states(study) == ["FAIL", "FAIL", "COMPLETE"] * 2 + ["FAIL", "FAIL"]
 
-        def diverging(coefficients: np.ndarray) -> float:
-            try:
-                return function(coefficients)
-            except KeyError as error:
-                raise MetricError("samples are not finite") from error
+    def test_failures_of_an_earlier_run_do_not_count(self, study: StoredStudy) -> None:
+        policy = FailureSpec(retries=0, in_a_row=3)
+        with pytest.raises(SearchFailedError, match="3 trials in a row"):
+            search(study, Breaking(2, 3, 4), failures=policy)
+        search(study, Breaking(0, 1), failures=policy)
+        assert states(study) == ["COMPLETE"] * 2 + ["FAIL"] * 5 + ["COMPLETE"]
 
-        if begun:
-            search(study, bowl, evaluations=begun)
-        if reason == "nan":
-            search(study, diverging)
-        else:
-            search(study, function, failures=FailureSpec(retries=2))
-        assert states(study) == begun * ["COMPLETE"] + failed * ["FAIL"] + (8 - begun - failed) * ["COMPLETE"]
+    def test_a_search_in_which_everything_failed_has_failed(self, study: StoredStudy) -> None:
+        with pytest.raises(SearchFailedError, match="all 8 trials failed; the last one: KeyError"):
+            search(study, Breaking(*range(99), reason="b"))
 
 
 class TestRetryFailed:
@@ -186,19 +174,6 @@ class TestRetryFailed:
         search(study, Breaking(1, 4))
         assert study.retry_failed() == 0
         assert states(study).count("FAIL") == 2
-
-    def test_failures_before_a_success_do_not_end_the_search_again(self, study: StoredStudy) -> None:
-        policy = FailureSpec(retries=0, stop_share=0.5)
-        with pytest.raises(SearchFailedError, match="7 of 10 trials failed"):
-            search(study, Breaking(0, 1, 2, 3, 4, 5, 6), 30, failures=policy)
-        with pytest.raises(SearchFailedError, match="7 of 10"):
-            search(study, bowl, 30, failures=policy)
-        assert retry_failures(study) == 0
-        with pytest.raises(SearchFailedError, match="6 of 11 trials failed"):
-            search(study, Breaking(*range(2, 99)), 30, failures=policy)
-        assert retry_failures(study) == len(study.attributes["retry"]["forgotten"])
-        search(study, bowl, 30, failures=policy)
-        assert states(study) == 7 * ["FAIL"] + 23 * ["COMPLETE"]
 
     def test_a_crash_on_the_way_leaves_a_study_that_goes_on(
         self, study: StoredStudy, monkeypatch: pytest.MonkeyPatch

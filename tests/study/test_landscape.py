@@ -190,6 +190,6 @@ def test_other_commands_are_not_disturbed(database: str, typed: Typed) -> None:
     assert typed.json("compare", "small") == before
     assert [row["study"] for row in typed.json("list")] == ["small/EMAGrid/0", "small/LCSC/0", "small/Landscape/0"]
     assert typed.json("show", "small/Landscape/0")["state"] == "finished"
-    assert lcsc(["resume", "small/Landscape/0"]) == 0
+    assert lcsc(["run", "small/Landscape/0"]) == 0
     assert lcsc(["evaluate", "small/Landscape/0", "--images", "10", "--top", "1"]) == 0
     assert typed.json("compare", "small") == before

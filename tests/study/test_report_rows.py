@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
+from lcsc_opt.base.records import SamplerTitle
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
-from lcsc_opt.study.report_rows import metric_rows, warning_of
+from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
 SIGNS = {"precision": -1, "near": 1}
 CLIP = "fid@clip"
@@ -91,6 +92,37 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
     both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
     assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both, kept={}) or "")
     assert report(both).doubted == (CLIP, "precision")
+
+
+def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> None:
+    answer = model([2.5], **{CLIP: [3.0]})
+    found = rows(answer, model([28.0], **{CLIP: [9.0]}))
+    last = model([1.5], **{CLIP: [3.5]})
+    assert warning_of(found, rows(answer, last), kept={}) == (
+        "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint, or search "
+        "again, with more evaluations or more images in each"
+    )
+    judged = model([3.5], **{CLIP: [2.0]})
+    assert "worse than the last checkpoint: fid@clip 2 → 3;" in (warning_of(found, rows(answer, judged), kept={}) or "")
+    assert warning_of(found, rows(answer, model([2.6], **{CLIP: [3.5]})), kept={}) is None
+    score = model([-0.85], accuracy=[0.85])
+    lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), signs={})
+    alone = metric_rows(score, signs={})
+    assert (warning_of(alone, lost, kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
+
+
+def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
+    samplers = (SamplerTitle("DDIM, 3 model calls an image", "a"), SamplerTitle("DDIM, 12 model calls an image", "b"))
+    found = rows(model([2.5], **{CLIP: [84.0]}), model([28.0], **{CLIP: [268.0]}))
+    elsewhere = rows(model([9.0], **{CLIP: [100.0]}), model([10.0], **{CLIP: [69.0]}))
+    assert turned(found, elsewhere, samplers) == (
+        "against EMA* the gain turns in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls an image, but "
+        "fid@clip 69 → 100 with DDIM, 12 model calls an image; use the answer only with the sampler that it was "
+        "searched with"
+    )
+    assert turned(elsewhere, found, samplers) is None
+    assert turned(found, rows(model([9.0], **{CLIP: [69.5]}), model([10.0], **{CLIP: [69.0]})), samplers) is None
+    assert "loss 28 → 2.5 with" in (turned(found, rows(model([11.0]), model([10.0])), samplers) or "")
 
 
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])

@@ -215,7 +215,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
             raise ObjectiveError("no graph") if candidate.noise.seed == 0 else OSError("a disk that was away")
 
     objective = Refusing()
-    budget, failures = BudgetSpec(evaluations=2), FailureSpec(stop_share=1)
+    budget, failures = BudgetSpec(evaluations=2), FailureSpec(in_a_row=None)
     running = Search(study, descent(), InProcessEvaluator(objective), budget=budget, failures=failures)
     with pytest.raises(SearchFailedError, match="2 of 2 trials failed"):
         running.run()

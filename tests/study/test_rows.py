@@ -38,7 +38,7 @@ def test_it_is_searched_and_continued_as_if_it_had_not_stopped(study_file: Path,
     np.testing.assert_allclose(study.coefficients.sum(axis=1), 1, rtol=0, atol=1e-12)
     assert study.held_out is not None
     before = asked(study.name)
-    typed("resume", study.name, "--budget", "12")
+    typed("run", study.name, "--budget", "12")
     typed("run", str(study_file), "--optimizer", optimizer, "name=whole", "budget={evaluations: 12}")
     if optimizer == "LCSC":  # CMA plans with its first budget
         assert asked(study.name) == asked(f"whole/{optimizer}/0")
@@ -68,5 +68,5 @@ def test_rows_by_several_patterns_run_and_resume_from_a_study_file(workplace: Pa
     assert lcsc_opt.load_study("small/LCSC/0").layer_groups == ("first", "rest")
     assert "leave --rows out" in typed.refused("fork", "small/LCSC/0", "more", "--rows", "layers")
     typed("run", str(study_file), "--budget", "6")
-    typed("resume", "small/LCSC/0", "--budget", "8")
+    typed("run", "small/LCSC/0", "--budget", "8")
     assert len(lcsc_opt.load_study("small/LCSC/0").trials) == 8

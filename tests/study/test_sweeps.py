@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.contract import Objective
@@ -25,12 +26,6 @@ from lcsc_opt.objective.contract import Objective
 class Settings(FrozenModel):
     images: int = 5
     shift: float = 0.0
-
-    def check(self):
-        from lcsc_opt.base.errors import ObjectiveError
-
-        if self.images > 100:
-            raise ObjectiveError("images: more than there are")
 
 
 class Shifted(Objective):
@@ -49,6 +44,8 @@ class Shifted(Objective):
 
 def build(settings):
     checked = parse_settings(Settings, settings, source="objective.settings")
+    if checked.images > 100:
+        raise ObjectiveError("images: more than there are")
     with Path("built.txt").open("a") as file:
         file.write(f"{checked.images} {checked.shift}\\n")
     return Shifted(checked)
@@ -110,12 +107,15 @@ def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
         ("vary.optimizers=[[LCSC],[LCSCC]]", "LCSCC"),
     ],
 )
-def test_what_is_wrong_at_any_point_is_one_line_before_anything_is_built(
-    override: str, said: str, typed: Typed
-) -> None:
-    for rehearsed in ([], ["--dry-run"]):
-        assert said in typed.refused("run", "sweep.yaml", override, *rehearsed)
-    assert built() == []
+def test_a_dry_run_finds_what_is_wrong_at_any_point(override: str, said: str, typed: Typed) -> None:
+    assert said in typed.refused("run", "sweep.yaml", override, "--dry-run")
+    assert not Path("studies.db").exists()
+
+
+def test_a_point_that_is_wrong_does_not_stop_the_others(typed: Typed) -> None:
+    run = ("run", "sweep.yaml", "vary.objective.settings.images=[2,101]")
+    assert "sweep,images=101/LCSC/0: " in typed(*run, status=1).err
+    assert studies() == EVERY[:2]
 
 
 def test_a_dry_run_shows_every_point_and_runs_none(typed: Typed) -> None:
@@ -127,7 +127,7 @@ def test_a_dry_run_shows_every_point_and_runs_none(typed: Typed) -> None:
         for budget in (4, 6)
         for optimizer in ("EMAGrid", "LCSC")
     ]
-    assert built() == []
+    assert built() == ["2 0.1", "3 0.1"]
     assert not Path("studies.db").exists()
 
 

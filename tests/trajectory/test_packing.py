@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
-from lcsc_opt.trajectory.cached import PackRequest
-from lcsc_opt.trajectory.packing import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
     STEPS,
@@ -163,8 +161,6 @@ def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory needs .* 1\.00 KB are free"):
         pack(files, tmp_path / "t")
-    with pytest.raises(TrajectoryError, match="No space left on device"):
-        check_checkpoints(PackRequest(files, tmp_path / "cache"))
 
 
 def test_packed_trajectory_opens_as_it_is(files, tmp_path):

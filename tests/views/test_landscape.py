@@ -75,7 +75,7 @@ def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) ->
     assert "7 of 12 points" in read(storage).figure().layout.title.text
     write_landscape(storage, "digits/Landscape/1", points=0)
     empty = read(storage, "digits/Landscape/1").figure(theme="dark")
-    assert "Continue: lcsc resume" in empty.layout.annotations[0].text
+    assert "Continue: lcsc run" in empty.layout.annotations[0].text
 
 
 def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
@@ -179,4 +179,4 @@ def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBSto
     assert draw(site, name=None)["headline"]["children"].endswith("Compute one: lcsc landscape digits/LCSC/0")
     assert f"{NAME}: no such landscape" in draw(site)["problem"]["children"]
     write_landscape(storage, points=0)
-    assert draw(site)["headline"]["children"].endswith(f"Continue it: lcsc resume {NAME}")
+    assert draw(site)["headline"]["children"].endswith(f"Continue it: lcsc run {NAME}")

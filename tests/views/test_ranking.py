@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel, Measurement, MetricRow
+from lcsc_opt.database.names import LAST_CHECKPOINT
+from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
 from tests.history_examples import history
 
@@ -130,6 +131,22 @@ def test_losses_of_other_noise_are_not_compared() -> None:
 def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
     (row,) = ranking([measured("LCSC", value, 10, ema=reference)])
     assert row.below_ema == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize(("last", "place", "share"), [(5.0, 1, -0.5), (1.0, 0, -0.9), (30.0, 2, 2.0)])
+def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, place: int, share: float) -> None:
+    studies = [measured("EMAGrid", 10.0, 100), measured("LCSC", 2.0, 100, ema=10.0)]
+    for study in studies:
+        measured_last = MeasuredModel(last, {}, 100)
+        report = dataclasses.replace(study.held_out, baselines=(Baseline(LAST_CHECKPOINT, measured_last),))
+        object.__setattr__(study, "held_out", report)
+    rows = ranking(studies)
+    row = rows.pop(place)
+    assert [other.optimizer for other in rows] == ["LCSC", "EMAGrid"]
+    assert (row.label, row.held_out, row.searched, row.verdict) == (LAST_CHECKPOINT, (last, None), None, "not searched")
+    assert row.below_ema == pytest.approx(share)
+    ahead = LAST_CHECKPOINT if place == 0 else "LCSC"
+    assert headline(ranking(studies), "FID").startswith(f"{ahead} is ahead: held-out FID")
 
 
 # the headline

@@ -5,27 +5,34 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel, MetricRow
+from lcsc_opt.database.names import LAST_CHECKPOINT
+from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, MetricRow
 from lcsc_opt.views import percent
 from lcsc_opt.views.ranking import Difference
 from lcsc_opt.views.tables import comparison_table, report_table
 from tests.history_examples import history
 
 
+def report_of(*rows: MetricRow) -> HeldOutReport:
+    return HeldOutReport(0, MeasuredModel(2.5), rows=rows)
+
+
 def test_the_columns_are_those_that_some_metric_has() -> None:
-    rows = [
+    rows = (
         MetricRow("loss", 1, 2.5, against="EMA*", baseline=28.0, gain=25.5),
         MetricRow("precision", -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True),
         MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True, real_halves=2.2),
-    ]
-    header, texts = report_table(rows)
-    assert header == ("metric", "answer", "EMA*", "gain", "real images")
+    )
+    last = Baseline(LAST_CHECKPOINT, MeasuredModel(2.0, {"precision": 0.7}))
+    ema = Baseline("EMA*", MeasuredModel(28.0))
+    header, texts = report_table(HeldOutReport(0, MeasuredModel(2.5), baselines=(last, ema), rows=rows))
+    assert header == ("metric", "answer", "EMA*", "gain", "last checkpoint", "real images")
     assert texts == [
-        ["loss ↓", "2.5", "28", "+25.5", "–"],
-        ["precision ↑", "0.557", "0.62", "-0.063 (worse)", "–"],
-        ["near ↓", "3.05", "2.87", "-0.18 (worse)", "2.2"],
+        ["loss ↓", "2.5", "28", "+25.5", "2", "–"],
+        ["precision ↑", "0.557", "0.62", "-0.063 (worse)", "0.7", "–"],
+        ["near ↓", "3.05", "2.87", "-0.18 (worse)", "–", "2.2"],
     ]
-    alone = report_table([MetricRow("near", None, 3.0, 0.1)])
+    alone = report_table(report_of(MetricRow("near", None, 3.0, 0.1)))
     assert alone == (("metric", "answer"), [["near", "3 ± 0.1"]])
 
 
@@ -36,7 +43,7 @@ def test_intervals_are_shown_in_place_of_deviations() -> None:
         ),
         MetricRow("near", 1, 3.05, 0.2, "EMA*", 2.87, 0.3, -0.18, 0.01, lost=True),
     ]
-    header, texts = report_table(rows)
+    header, texts = report_table(report_of(*rows))
     assert header == ("metric", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
     assert texts[0][1:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
     assert texts[1][1:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
@@ -45,7 +52,7 @@ def test_intervals_are_shown_in_place_of_deviations() -> None:
 def test_nothing_gained_has_no_minus() -> None:
     """0.5 is the precision of both; higher is better, so the gain is -1 * 0.0."""
     row = MetricRow("precision", -1, 0.5, against="EMA*", baseline=0.5, gain=-0.0, gain_interval=(-0.0, 0.25))
-    _, [[*_, gain]] = report_table([row])
+    _, [[*_, gain]] = report_table(report_of(row))
     assert gain == "+0 [+0, +0.25]"
     assert Difference(-0.0, -0.0, 1.0).text() == "+0 [0, 1]"
     assert percent(-0.0001) == "+0.0 %"

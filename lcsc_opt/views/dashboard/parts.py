@@ -149,8 +149,8 @@ class Page:
             if study.running and not study.ended:
                 return study.study
         searches = [study for study in studies if study.optimizer not in BASELINES] or studies
-        best = ranking(searches)[0].optimizer
-        return next(study.study for study in searches if study.optimizer == best)
+        place = {row.optimizer: index for index, row in enumerate(ranking(searches))}
+        return min(searches, key=lambda study: place[study.optimizer]).study
 
     def refreshes(self, *outputs: Output, controls: Sequence[str], states: Sequence[State] = ()) -> _Decorator:
         """Decorates the one callback that draws a page: when it opens, at each refresh, and when a control changes.

@@ -19,7 +19,7 @@ from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, inert, style
 from lcsc_opt.views.study_status import EVALUATION, seconds_outside
 
-_NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
+_NO_RESULT = "No complete trial yet. Continue the search: lcsc run"
 _STEP_TITLE = "training step of the checkpoint"
 _COEFFICIENT_HOVER = "step %{x:,}: %{customdata:.4g}"
 # where a layer is on the way through the network, by the first of these words in its name
@@ -289,7 +289,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     if study.latest_only:  # of these, trials also has all failures, however long ago
         trials = trials[-LATEST:]
     if not len(trials):
-        return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
+        return empty_figure("No trial has ended yet. Continue the search: lcsc run", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
     named = np.sum(list(seconds.values()), axis=0)
     if not named.any():

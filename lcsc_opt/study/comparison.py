@@ -1,21 +1,16 @@
-"""What a study is and what running it will do, decided once from data that were read before. Nothing is read here.
+"""A study, compared with what the database holds: whether it may run, and what is written when it begins.
 
-``specification + stored studies + evidence of the code → Resolved``
-
-There are two stages of knowledge. Before the objective is loaded, which may train a model, the evidence is the code and
-the environment; that is enough for ``--dry-run``, and to refuse most of what is wrong before anything is loaded or
-written. Once the objective is loaded, the evidence is its whole fingerprint, and it is also known what a new study
-begins with. :mod:`lcsc_opt.study.resources` reads all that is needed, :mod:`lcsc_opt.study.execution` does the work.
+Nothing is read, loaded or written here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from lcsc_opt.base.errors import LcscError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.objective.contract import Objective
@@ -24,8 +19,6 @@ from lcsc_opt.study.plan import CHECKPOINTS, Plan
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
-
-State = Literal["new", "unfinished", "finished"]
 
 # Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
 _NEUTRAL = frozenset(
@@ -54,161 +47,84 @@ class StoredTrials:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredStudies:
-    """What a database holds.
-
-    Attributes:
-        attributes: name → attributes of every study, in the order in which they were created.
-        trials: gives the trials of a study of that name; called only where something changed since it began.
-    """
-
-    attributes: Mapping[str, Attributes]
-    trials: Callable[[str], StoredTrials]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is known about the code that would run.
-
-    Attributes:
-        fingerprint: ``environment`` and ``code``. Before the objective is loaded, ``code`` may lack files; afterwards
-            it is complete, and there is an entry ``objective``.
-        why_no_gradient: says why there is no gradient, or ``None``; called only for optimizers that need one.
-        why_no_report: says why a report on other noise could not be measured, or ``None``; called only for new studies
-            that ask for a report. It is known before the objective is loaded, and not asked again.
-        objective: the objective, if it is loaded.
-        refusal: the error in the objective's settings or code, if there is one.
-        worker_environments: gives the environment variables of each worker of a plan, with which each sees its own
-            device, or raises ObjectiveError if a device is missing; called only for studies that have work left to do.
-    """
-
-    fingerprint: Mapping[str, Any]
-    why_no_gradient: Callable[[], str | None] = lambda: None
-    why_no_report: Callable[[], str | None] = lambda: None
-    objective: Objective | None = None
-    refusal: LcscError | None = None
-    worker_environments: Callable[[Plan], Sequence[Mapping[str, str]]] = lambda _: ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Resolved:
-    """A study, and what running it will do.
+class Compared:
+    """A study that may run.
 
     Attributes:
         plan: the specification, with the stored study's workers if the study file does not name any.
-        state: ``finished`` if neither the search nor the report has anything left to do.
-        stored: the study's attributes in the database; ``None`` if it is new.
-        fingerprint: of the code that would run, as far as it is known; of a loaded objective it is complete.
-        initial_attributes: written once, into a new study; empty before the objective is loaded.
-        updated_attributes: written by every run if they have changed.
-        objective: the objective, if it is loaded.
-        worker_environments: the environment variables of each worker on this machine; empty if none must be set.
-        notices: lines that a runner prints.
+        before: the attributes of the stored study, or those that a new one begins with.
+        updated: the attributes that this run writes if they have changed.
         starts_over: whether the objective has other settings than those with which all trials have failed.
+        notices: lines that a runner prints.
     """
 
     plan: Plan
-    state: State
-    stored: Attributes | None
-    fingerprint: Mapping[str, Any]
-    initial_attributes: Attributes = dataclasses.field(default_factory=dict)
-    updated_attributes: Attributes = dataclasses.field(default_factory=dict)
-    objective: Objective | None = None
-    worker_environments: Sequence[Mapping[str, str]] = ()
-    notices: tuple[str, ...] = ()
-    starts_over: bool = False
+    before: Attributes
+    updated: Attributes
+    starts_over: bool
+    notices: tuple[str, ...]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The study's attributes when it runs."""
-        stored = self.initial_attributes if self.stored is None else self.stored
-        return {**stored, **self.updated_attributes}
+        return {**self.before, **self.updated}
+
+    def check_unchanged(self, stored: Attributes) -> None:
+        """Refuse a study that another process has created or changed since it was compared.
+
+        Raises:
+            StudyStoreError: it is another study now.
+        """
+        for name in ("specification", "fingerprint"):
+            expected = json.loads(json.dumps(self.before.get(name)))  # tuples become lists, as in the database
+            if stored[name] != expected:
+                raise StudyStoreError(f"{self.plan.name}: another process has just changed it; run this again")
 
 
-def resolve(
+def compare(
     plan: Plan,
-    studies: StoredStudies,
-    evidence: Evidence,
+    studies: Mapping[str, Attributes],
+    objective: Objective,
+    fingerprint: Mapping[str, Any],
     *,
+    trials: Callable[[str], StoredTrials],
     accept_changes: bool = False,
     measures: bool = True,
-) -> Resolved:
-    """Decide whether a study is new, continues or is finished, what changed, and what will be written.
+) -> Compared:
+    """Compare a study with the stored one of its name, or a new one with those of its experiment.
 
     Args:
         plan: the study to run.
-        studies: the contents of the database.
-        evidence: what is known about the code, with the objective if it is loaded.
+        studies: name → attributes of every stored study, in the order in which they were created.
+        objective: what it searches.
+        fingerprint: ``objective``, ``code`` and ``environment``, as they are now.
+        trials: gives the trials of a study of that name; called only where something changed since it began.
         accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
         measures: whether losses will be added. If not, other code and versions are no matter, and are not stored.
 
     Raises:
         StudyStoreError: the stored study was made with something else, or the losses of a new one would not compare
             with those of the experiment's other studies.
-        LcscError: the objective does not allow the plan, or is refused itself.
+        LcscError: the objective does not allow the plan.
     """
-    stored = studies.attributes.get(plan.name)
-    starts_over = False
-    if stored is not None:
-        plan, starts_over = _continued(plan, stored, studies.trials)
-    objective = evidence.objective
-    study = Resolved(
-        plan=plan,
-        state=_state(plan, stored),
-        stored=stored,
-        fingerprint=evidence.fingerprint,
-        objective=objective,
-        starts_over=starts_over,
-    )
-    if stored is not None and study.state == "finished" and objective is None:
-        # a finished study needs no objective; its code may even be gone
-        return dataclasses.replace(study, notices=_since_finished(plan, stored, evidence))
-    if evidence.refusal is not None:
-        raise evidence.refusal
-
-    changes: dict[str, Any] = {}
+    stored = studies.get(plan.name)
     if stored is None:
-        _check_siblings(plan, studies, evidence.fingerprint, accept=accept_changes)
-    else:
-        current = _completed(evidence, stored)
-        if not measures:
-            current = {"objective": current["objective"]}
-        changes = accepted_changes(plan.name, stored, studies.trials, current, accept=accept_changes)
-
-    plan.check_devices()
-    study = dataclasses.replace(study, worker_environments=evidence.worker_environments(plan))
-    if objective is None:  # it is not loaded yet
-        plan.check_gradient(evidence.why_no_gradient)
-    else:
+        _check_siblings(plan, studies, fingerprint, accept=accept_changes)
         plan.check(objective)
-
-    notices: list[str] = []
-    if stored is not None:
-        if changes:
-            notices.append(f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}")
-        updated = {**plan.updated_attributes, **changes}
-        return dataclasses.replace(study, updated_attributes=updated, notices=tuple(notices))
-
-    plan.check_report(evidence.why_no_report)
-    initial: dict[str, Any] = {}  # stays empty until the objective is loaded
-    if objective is not None:
         plan.check_report_images(objective)
-        initial = {**plan.initial_attributes(objective), "fingerprint": evidence.fingerprint}
-    notices += plan.advice(objective)
-    return dataclasses.replace(
-        study,
-        initial_attributes=initial,
-        updated_attributes=plan.updated_attributes,
-        notices=tuple(notices),
-    )
-
-
-def _state(plan: Plan, stored: Attributes | None) -> State:
-    if stored is None:
-        return "new"
-    if is_finished(plan, stored):
-        return "finished"
-    return "unfinished"
+        initial = {**plan.initial_attributes(objective), **plan.updated_attributes, "fingerprint": fingerprint}
+        notices = tuple(plan.advice(objective))
+        return Compared(plan, initial, plan.updated_attributes, starts_over=False, notices=notices)
+    plan, starts_over = _continued(plan, stored, trials)
+    current = fingerprint
+    if not measures:
+        current = {"objective": fingerprint["objective"]}
+    changes = accepted_changes(plan.name, stored, trials, current, accept=accept_changes)
+    plan.check(objective)
+    notices = ()
+    if changes:
+        notices = (f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}",)
+    return Compared(plan, stored, {**plan.updated_attributes, **changes}, starts_over, notices)
 
 
 def is_searched(plan: Plan, stored: Attributes) -> bool:
@@ -280,22 +196,16 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
             settings[name] = stored_settings.get(name)
 
 
-def _completed(evidence: Evidence, stored: Attributes) -> Mapping[str, Any]:
-    """The current fingerprint. Before the objective is loaded, code that is not known yet counts as unchanged."""
-    if evidence.objective is not None:
-        return evidence.fingerprint
+def changed_since_finished(plan: Plan, stored: Attributes, code: Mapping[str, str]) -> str | None:
+    """What to say of a finished study whose ``code`` (name → digest) is another one now; ``None`` if it is the same.
+
+    Code that is not among these files counts as unchanged.
+    """
     stored_code = stored["fingerprint"]["code"]
-    return {**evidence.fingerprint, "code": {**stored_code, **evidence.fingerprint["code"]}}
-
-
-def _since_finished(plan: Plan, stored: Attributes, evidence: Evidence) -> tuple[str, ...]:
-    """What to say of a finished study: if its code is another one now, its results are of the old code."""
-    if evidence.refusal is not None:  # nobody mistakes code that is missing for the code of these results
-        return ()
-    changed = _changes(stored["fingerprint"], {"code": _completed(evidence, stored)["code"]})
+    changed = "; ".join(_code_changes(stored_code, {**stored_code, **code}))
     if not changed:
-        return ()
-    return (f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search",)
+        return None
+    return f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search"
 
 
 def accepted_changes(
@@ -311,8 +221,8 @@ def accepted_changes(
     Args:
         name: the name of the study.
         stored: its attributes.
-        trials: as of :class:`StoredStudies`.
-        current: the fingerprint, or the part of it that is known.
+        trials: as for :func:`compare`.
+        current: the fingerprint, or the part of it that is compared.
         accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
 
     Raises:
@@ -336,7 +246,7 @@ def accepted_changes(
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
 
 
-def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, Any], *, accept: bool) -> None:
+def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapping[str, Any], *, accept: bool) -> None:
     """Compare a new study with the experiment's other studies, with which its losses will be compared.
 
     It is compared with the first of them and the first with the same optimizer: the others were compared with these.
@@ -348,7 +258,7 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
         return
     same_experiment = []
     same_optimizer = []
-    for name in studies.attributes:
+    for name in studies:
         if not is_search(name):
             continue
         experiment, optimizer, _ = split_name(name)
@@ -358,7 +268,7 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
                 same_optimizer.append(name)
 
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
-        sibling = studies.attributes[name]
+        sibling = studies[name]
         specification = plan.specification
         _keep_names(specification, sibling)
         specification = _without_neutral(specification)
@@ -367,7 +277,7 @@ def _check_siblings(plan: Plan, studies: StoredStudies, current: Mapping[str, An
         lines: list[str] = []
         for key in compared:
             lines += differences(stored_specification[key], specification[key], key)
-        if not lines and "objective" in current:  # which is there once the objective is loaded
+        if not lines:
             lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
         if lines:
             raise StudyStoreError(

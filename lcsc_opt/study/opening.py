@@ -1,0 +1,397 @@
+"""One study of a run: compared once with the database, rehearsed, searched and reported.
+
+::
+
+    with prepared(plan, objective, studies, trials=…) as study:  # compared, with its workers; nothing is written
+        study.rehearse(gradient=True, report=True)
+        with study.held(storage):
+            study.search()  # ask → write → evaluate → write → tell
+            study.report()  # the answer on held-out noise
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nevergrad.optimization.base import Optimizer
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.study_file import BudgetSpec
+from lcsc_opt.database.history import NODES, sign_of
+from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
+from lcsc_opt.exports.images import attach_images
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.study.bound import bound_of
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_last_checkpoint
+from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.rehearsal import rehearse
+from lcsc_opt.study.resources import fingerprint_of, open_workers
+from lcsc_opt.study.runner import Search
+
+_NODES_SECONDS = 10.0  # between two writes of the workers' state
+
+
+@contextlib.contextmanager
+def prepared(
+    plan: Plan,
+    objective: Objective,
+    studies: Mapping[str, Attributes],
+    *,
+    trials: Callable[[str], StoredTrials],
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    measures: bool = True,
+) -> Iterator[PreparedStudy]:
+    """A study that may run, with its workers. Nothing is written.
+
+    Args:
+        plan: of the study.
+        objective: what it searches.
+        studies: name → attributes of all stored studies, with which it is compared.
+        trials: gives the trials of a stored study.
+        accept_changes: continue although the code, the versions or the reference have changed.
+        retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
+            the search.
+        measures: whether losses will be added; if not, other code and versions are no matter.
+
+    Raises:
+        StudyStoreError: it was created with other code, checkpoints or settings, or its losses would not compare with
+            those of the experiment's other studies.
+        LcscError: the objective, this machine or the Ray cluster does not allow the plan.
+            What a node lacks shows when its worker starts.
+    """
+    fingerprint = fingerprint_of(objective)
+    compared = compare(
+        plan,
+        studies,
+        objective,
+        fingerprint,
+        trials=trials,
+        accept_changes=accept_changes,
+        measures=measures,
+    )
+    for line in compared.notices:
+        notice(line)
+    with open_workers(compared.plan, objective, fingerprint, {**studies, plan.name: compared.attributes}) as pool:
+        yield PreparedStudy(compared, objective, pool, retry_failed=retry_failed)
+
+
+class PreparedStudy:
+    """A study that :func:`prepared` has compared.
+
+    Attributes:
+        plan: its specification.
+        objective: what is searched.
+        pool: the workers; ``None`` if this process evaluates.
+        stored: the study in the database, while it is :meth:`held`.
+    """
+
+    stored: StoredStudy
+
+    def __init__(
+        self, compared: Compared, objective: Objective, pool: WorkerPool | None, *, retry_failed: bool
+    ) -> None:
+        self.plan = compared.plan
+        self.objective = objective
+        self.pool = pool
+        self._compared = compared
+        self._retry_failed = retry_failed
+
+    def rehearse(self, plans: Sequence[Plan]) -> None:
+        """Evaluate one candidate on one batch, as the searches and the reports of these plans will.
+
+        Args:
+            plans: those of this objective that have no result yet.
+
+        Raises:
+            StudySpecError: the objective does not allow one of them.
+            ObjectiveError: the candidate could not be evaluated.
+        """
+        if not plans:
+            return
+        for plan in plans:
+            plan.check(self.objective)
+        space = self.plan.space(self.objective)
+        evaluator = self._evaluator(self._compared.before["parallelism"])
+        with contextlib.closing(evaluator):
+            rehearse(
+                self.plan.spec.name,
+                self.objective,
+                self._persistently(evaluator),
+                space.to_coefficients(np.zeros(space.shape)),
+                gradient=any(plan.follows_gradients for plan in plans),
+                report=any(plan.spec.held_out is not None for plan in plans),
+            )
+
+    @contextlib.contextmanager
+    def held(self, storage: RDBStorage) -> Iterator[None]:
+        """Create or open the study, and hold its lock while this is open.
+
+        Raises:
+            StudyStoreError: another process runs the study, or has changed it since it was compared.
+        """
+        compared = self._compared
+        study = StoredStudy.open_or_create(storage, self.plan.name, compared.attributes)
+        with study.hold():
+            stored = study.attributes
+            compared.check_unchanged(stored)
+            for name, value in compared.updated.items():
+                if value != stored.get(name):
+                    study.set_attribute(name, value)
+            if self._retry_failed or compared.starts_over:
+                retried = study.retry_failed()
+                line = f"retrying {retried} trials that failed after the last success"
+                if retried:
+                    line += "; earlier failures are kept, because later candidates depend on them"
+                notice(f"{study.name}: {line}")
+            self.stored = study
+            yield
+
+    def search(self, callbacks: Sequence[TrialCallback] = ()) -> None:
+        """Search until the budget is spent. A search that has ended is left as it is.
+
+        One that a callback has stopped has not ended: it continues the next time.
+
+        Args:
+            callbacks: are called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Raises:
+            Exception: what a callback raises; all results so far are stored.
+        """
+        plan = self.plan
+        study = self.stored
+        before = study.attributes
+        if is_searched(plan, before):
+            return
+        with self._one_by_one() as evaluate:
+            score_last_checkpoint(study, self.objective, self._report_plan(), evaluate)
+        budget = plan.most(self.objective)
+        if budget.model_dump() != before["budget"]:
+            study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
+            study.set_attribute("budget", budget.model_dump())
+        if before.get("held_out") is not None:  # of what an earlier run has found
+            study.set_attribute("held_out", None)
+        incomplete = plan.why_incomplete(self.objective)
+        if incomplete is not None:
+            notice(incomplete)
+        starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
+        with contextlib.closing(self._evaluator(before["parallelism"])) as evaluator:
+            bound = self._bound()
+            optimizer = self._optimizer()
+            search = Search(
+                study,
+                optimizer,
+                evaluator,
+                budget=budget,
+                first=plan.origin if starts_at_origin else None,
+                images_per_evaluation=self.objective.images_per_evaluation,
+                constraint=None if bound is None else bound.constraint,
+                in_flight=before["parallelism"]["in_flight"],
+                failures=plan.spec.failures,
+                changed="; ".join(change["changed"] for change in before.get("changes", ())),
+                callbacks=callbacks,
+            )
+            with self._showing(search) as on_tell:
+                search.run(on_tell)
+        if search.stopped:
+            notice(f"{study.name}: a callback has stopped the search before its budget was spent")
+            return
+        exhausted = getattr(optimizer, "finished", False)
+        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
+
+    def report(self) -> None:
+        """Report on held-out noise as the study file asks, unless there is a report."""
+        if self.plan.spec.held_out is None or self.stored.attributes.get("held_out") is not None:
+            return
+        plan = self._report_plan()
+        if plan is None:
+            notice(f"{self.plan.spec.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
+            return
+        self.evaluate(plan)
+
+    def _report_plan(self) -> HeldOutPlan | None:
+        """The plan of the report that the study file asks for; ``None`` if there will be none."""
+        held_out = self.plan.spec.held_out
+        if held_out is None or self.objective.why_nothing_held_out() is not None:
+            return None
+        images = 0
+        if self.objective.images_per_evaluation:
+            images = held_out.images_with(self.objective.report_images)
+        return HeldOutPlan(images, held_out.top)
+
+    def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
+        """Choose among the best trials on selection noise, and report the chosen one on held-out noise.
+
+        This is the last work of the workers.
+
+        Raises:
+            ObjectiveError: this objective has no held-out loss.
+        """
+        reason = self.objective.why_nothing_held_out()
+        if reason is not None:
+            raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
+        if not self.objective.images_per_evaluation:
+            plan = dataclasses.replace(plan, images=0)
+        with self._one_by_one() as evaluate:
+            report = score_held_out(self.stored, self.objective, plan, evaluate)
+        if self.pool is not None:
+            self.pool.close()  # which frees the devices
+        if plan.keep:
+            attach_images(self.stored, self.objective)
+        return report
+
+    def _bound(self) -> KeptBound | None:
+        """The bound of the kept metric; ``None`` if the losses of this study have none."""
+        bound = KeptBound.of(self.stored.attributes)
+        if bound is not None or self.plan.is_grid or not self.objective.keeps:
+            return bound
+        bound = bound_of(self.stored)
+        self.stored.set_attribute(KEPT_BOUND, bound.to_json())
+        return bound
+
+    def _optimizer(self) -> Optimizer:
+        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
+        stored = self.stored.attributes
+        images = self.objective.images_per_evaluation
+        first_budget = BudgetSpec(**stored["optimizer_budget"])
+        evaluations = first_budget.total
+        if first_budget.unit == "images":
+            evaluations = math.ceil(first_budget.total / images)
+        workers = 1
+        if not stored["parallelism"]["spread_images"]:
+            workers = min(self.plan.workers, stored["parallelism"]["in_flight"])
+        space = self.plan.space(self.objective)
+        spec = self.plan.optimizer.with_defaults(stored.get("optimizer_defaults", {}))
+        optimizer = build_optimizer(spec, space, budget=evaluations, workers=workers, seed=self.plan.seed)
+        plan_budget = getattr(optimizer, "plan_budget", None)
+        if plan_budget is not None:
+            plan_budget(
+                evaluations=first_budget.evaluations,
+                images=first_budget.images,
+                images_per_evaluation=images,
+            )
+        return optimizer
+
+    def _evaluator(self, parallelism: Mapping[str, Any]) -> Evaluator:
+        in_flight = parallelism["in_flight"]
+        if self.pool is None:
+            if in_flight > 1 and isinstance(self.objective, StagedObjective):
+                return Pipeline(self.objective)
+            return InProcessEvaluator(self.objective)
+        if parallelism["spread_images"]:
+            return SpreadEvaluator(self.objective, self.pool)
+        # If stages overlap, each worker has two candidates; else fewer than two for each worker are in flight.
+        most_jobs = 2 if in_flight >= 2 * len(self.pool) else 1
+        return ProcessEvaluator(self.pool, most_jobs=most_jobs)
+
+    @contextlib.contextmanager
+    def _one_by_one(self) -> Iterator[Callable[[Candidate], Outcome]]:
+        """Evaluates one candidate at a time, by all workers together if the objective allows it; tries again."""
+        evaluator: Evaluator
+        if self.pool is not None and isinstance(self.objective, StagedObjective):
+            evaluator = SpreadEvaluator(self.objective, self.pool)
+        else:
+            evaluator = InProcessEvaluator(self.objective)
+
+        with contextlib.closing(evaluator):
+            yield self._persistently(evaluator)
+
+    def _persistently(self, evaluator: Evaluator) -> Callable[..., Outcome]:
+        """``evaluate(candidate, gradient=False)``, tried as often as the study file allows."""
+
+        def evaluate(candidate: Candidate, *, gradient: bool = False) -> Outcome:
+            for _ in range(self.plan.spec.failures.retries + 1):
+                outcome = evaluator.submit(candidate, gradient=gradient).result()
+                if not (isinstance(outcome, Failure) and outcome.retry):
+                    break
+            return outcome
+
+        return evaluate
+
+    @contextlib.contextmanager
+    def _showing(self, search: Search) -> Iterator[Callable[[Search], None]]:
+        """A progress line while this is open; yields what :meth:`Search.run` calls.
+
+        The state of each machine's workers is written now and then, and at the end.
+        """
+        if search.last_stored is not None:
+            notice(f"{search.name}: continuing after trial {search.last_stored}")
+        shown = search.stored_spent
+        nodes_written_at = -math.inf
+
+        with progress(search.name, search.budget.total, done=shown) as advance:
+
+            def on_tell(search: Search) -> None:
+                nonlocal shown, nodes_written_at
+                advance(max(search.spent - shown, 0), note=self._progress_note(search))
+                shown = max(shown, search.spent)
+                if time.monotonic() - nodes_written_at >= _NODES_SECONDS:
+                    nodes_written_at = time.monotonic()
+                    self._write_nodes()
+
+            on_tell(search)
+            yield on_tell
+            self._write_nodes()
+
+    def _progress_note(self, search: Search) -> str:
+        notes = []
+        if search.best is not None:
+            loss, number = search.best
+            notes.append(f"best {sign_of(self.stored.attributes) * loss:.4g} in trial {number}")
+        if search.failures:
+            notes.append(f"{search.failures} failed")
+        if self.pool is not None and self.plan.ray is not None:
+            notes.append(f"{self.pool.alive} of {len(self.pool)} workers")
+        return ", ".join(notes)
+
+    def _write_nodes(self) -> None:
+        """Write what the workers of each machine do."""
+        if self.pool is not None:
+            nodes = [dataclasses.asdict(node) for node in self.pool.nodes()]
+            self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
+
+
+def outcome_of(plan: Plan, storage: RDBStorage) -> str:
+    """One line for people: the result of a study."""
+    study = HistoryReader(storage).read_summary(plan.name)
+    line = "no result on the search's noise"
+    if study.searched is not None:
+        line = f"best {study.sign * study.searched:.4g}"
+    if study.held_out_loss is not None:
+        line += f", held-out {study.sign * study.held_out_loss:.4g}"
+    line += f" after {study.evaluations} evaluations"
+    if study.summary.failed:
+        line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
+    return line
+
+
+def larger_report(plan: Plan, stored: Attributes) -> str:
+    """What makes the report that the study file asks for by now, if the study's has fewer images."""
+    report = HeldOutReport.from_json(stored.get("held_out"))
+    held_out = plan.spec.held_out
+    if report is None or not report.images or held_out is None or held_out.images is None:
+        return ""
+    if held_out.images <= report.images:
+        return ""
+    command = f"lcsc evaluate {plan.name} --images {held_out.images} --keep"
+    return f"; the report is of {report.images} images: {command}"

@@ -1,0 +1,278 @@
+"""Runs the studies of one database, one after the other. A dry run is a run that stops before the first trial."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import LcscError, SearchFailedError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.database.connection import open_existing, open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.urls import files_directory, masked
+from lcsc_opt.objective.checkpoints_alone import new_checkpoints
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
+from lcsc_opt.study.held_out import HeldOutPlan
+from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
+from lcsc_opt.study.plan import Plan, with_grids
+from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
+
+
+class Run:
+    """Studies of one database that run one after the other; those of one objective follow each other.
+
+    Args:
+        plans: of the studies. An EMA grid is added where a metric is kept.
+        url: of the database.
+        accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        retry_failed: repeat trials that failed after the last success of a study.
+        objectives: keeps an objective that is loaded already.
+
+    Attributes:
+        plans: in the order in which they run.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        url: str,
+        *,
+        accept_changes: bool = False,
+        retry_failed: bool = False,
+        objectives: ObjectiveLoader | None = None,
+    ) -> None:
+        self._url = url
+        self._accept_changes = accept_changes
+        self._retry_failed = retry_failed
+        self._objectives = ObjectiveLoader() if objectives is None else objectives
+        self._rehearsed: set[str] = set()  # keys of objectives
+        self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
+        self._storage = open_existing(url)
+        files = files_directory(url)
+        ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
+        self.plans = with_grids(ordered, self._studies())
+
+    def rehearse(self) -> None:
+        """Do all that comes before the first trial of each objective, and write no study.
+
+        Raises:
+            LcscError: the first thing that is wrong.
+        """
+        studies = self._studies()
+        for plan in self.plans:
+            if not self._is_finished(plan, studies.get(plan.name)):
+                with self._prepared(plan, studies):
+                    pass
+
+    def evaluations(self) -> dict[str, int]:
+        """Name → number of evaluations, of those of the studies that are stored."""
+        if self._storage is None:
+            return {}
+        summaries = HistoryReader(self._storage).summaries([plan.name for plan in self.plans])
+        return {study.study: study.evaluations for study in summaries}
+
+    def run(self, plan: Plan, callbacks: Sequence[TrialCallback] = ()) -> str:
+        """Search until the budget is spent, then report on held-out noise. Finished work is not repeated.
+
+        Args:
+            plan: of the study.
+            callbacks: called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Returns:
+            One line for people: the result.
+
+        Raises:
+            LcscError: the study cannot run, or fails.
+            Exception: what a callback raises.
+        """
+        studies = self._studies()
+        stored = studies.get(plan.name)
+        if stored is not None and is_finished(plan, stored) and not self._retry_failed:
+            changed = changed_since_finished(plan, stored, code_now(plan))
+            if changed is not None:
+                notice(changed)
+        if self._storage is not None and stored is not None and self._is_finished(plan, stored):
+            return _finished(plan, stored, self._storage)
+        with contextlib.ExitStack() as stack:
+            study = stack.enter_context(self._prepared(plan, studies))
+            if self._storage is None:
+                self._storage = open_storage(self._url, write=True)
+            stack.enter_context(study.held(self._storage))
+            study.search(callbacks)
+            study.report()
+            return outcome_of(plan, self._storage)
+
+    def _studies(self) -> Mapping[str, Attributes]:
+        """Name → attributes of all stored studies. A missing database is made when the first study is written."""
+        return {} if self._storage is None else our_studies(self._storage)
+
+    def _trials(self, name: str) -> StoredTrials:
+        """The trials of a stored study."""
+        assert self._storage is not None  # it is stored
+        return read_trials(self._storage, name)
+
+    def _is_finished(self, plan: Plan, stored: Attributes | None) -> bool:
+        return stored is not None and not self._retry_failed and is_complete(plan, stored)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no objective of these studies could be loaded and rehearsed."""
+        return {plan.objective_key for plan in self.plans} == self._refused.keys()
+
+    @contextlib.contextmanager
+    def _prepared(self, plan: Plan, studies: Mapping[str, Attributes]) -> Iterator[PreparedStudy]:
+        """A study that may run, whose objective has been rehearsed.
+
+        Raises:
+            LcscError: it may not run; no other study of the same objective is tried then.
+        """
+        key = plan.objective_key
+        if key in self._refused:
+            raise self._refused[key]
+        plan.check_devices()
+        stored = studies.get(plan.name)
+        try:
+            objective = self._objectives.load(plan, studies)
+        except LcscError as error:
+            self._refused[key] = error
+            raise
+        with prepared(
+            plan,
+            objective,
+            studies,
+            trials=self._trials,
+            accept_changes=self._accept_changes,
+            retry_failed=self._retry_failed and stored is not None,
+            # a finished study is opened only to store where its files are now
+            measures=self._retry_failed or self._accept_changes or stored is None or not is_finished(plan, stored),
+        ) as study:
+            if key not in self._rehearsed:
+                try:
+                    study.rehearse(self._without_result(key, studies))
+                except LcscError as error:
+                    self._refused[key] = error
+                    raise
+                self._rehearsed.add(key)
+            yield study
+
+    def _without_result(self, key: str, studies: Collection[str]) -> list[Plan]:
+        """The plans with this objective of whose studies no trial has succeeded."""
+
+        def has_result(name: str) -> bool:
+            return name in studies and self._trials(name).succeeded
+
+        return [plan for plan in self.plans if plan.objective_key == key and not has_result(plan.name)]
+
+
+def run_plans(
+    to_run: Sequence[Plan],
+    url: str,
+    *,
+    on_end: Callable[[str], None] = lambda _: None,
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    objectives: ObjectiveLoader | None = None,
+    callbacks: Sequence[TrialCallback] = (),
+) -> None:
+    """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
+
+    A missing database is created when the first study has been rehearsed.
+
+    Args:
+        to_run: the plans.
+        url: the URL of the database.
+        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
+        accept_changes: as of :class:`Run`.
+        retry_failed: as of :class:`Run`.
+        objectives: as of :class:`Run`.
+        callbacks: as of :meth:`Run.run`.
+
+    Raises:
+        LcscError: no objective could be loaded and rehearsed, or the only study failed.
+        SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
+        Exception: what a callback raises, which ends the run.
+    """
+    run = Run(
+        to_run,
+        url,
+        accept_changes=accept_changes,
+        retry_failed=retry_failed,
+        objectives=objectives,
+    )
+    failed: dict[str, str] = {}
+    try:
+        for plan in run.plans:
+            try:
+                outcome = run.run(plan, callbacks)
+            except LcscError as error:
+                if len(run.plans) == 1 or run.is_hopeless:
+                    raise
+                outcome = str(error).removeprefix(f"{plan.name}: ")
+                failed[plan.name] = outcome
+            on_end(f"{plan.name}: {outcome}")
+    finally:
+        on_end(f"database: {masked(url)}")
+    if failed:
+        first, reason = next(iter(failed.items()))
+        raise SearchFailedError(
+            f"{len(failed)} of {len(run.plans)} studies did not finish: {', '.join(failed)}. {first}: {reason}"
+        )
+
+
+def evaluate(plan: Plan, storage: RDBStorage, held_out: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:
+    """Report on the held-out noise of a stored study. One whose losses no longer compare is refused.
+
+    Raises:
+        LcscError: as :func:`prepared`; or the objective has no held-out loss.
+    """
+    studies = our_studies(storage)
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(
+            prepared(
+                plan,
+                ObjectiveLoader().load(plan, studies),
+                studies,
+                trials=lambda name: read_trials(storage, name),
+                accept_changes=accept_changes,
+            )
+        )
+        stack.enter_context(study.held(storage))
+        return study.evaluate(held_out)
+
+
+def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
+    """The objective of a stored study. Loading it may read a model.
+
+    Args:
+        study: the study.
+        functions: those that its caller handed over, where its settings name such.
+    """
+    plan = Plan.of(study)
+    if functions is not None:
+        plan = dataclasses.replace(plan, functions=functions)
+    return loader_of(plan, our_studies(study.storage))()
+
+
+def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
+    """The result of a finished study."""
+    line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
+    if stored["search_ended"]["exhausted"]:
+        line += "; the optimizer has nothing more to ask"
+    new = "" if plan.is_grid else new_checkpoints(StoredStudy.open(storage, plan.name))
+    return f"{line}; {new}" if new else line
+
+
+def _by_objective(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans in their order, but those of one objective together: only one objective is in memory at a time."""
+    groups: dict[str, list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(plan.objective_key, []).append(plan)
+    return [plan for group in groups.values() for plan in group]

@@ -1,0 +1,134 @@
+"""A trainer's file with other weights, which holds what else the trainer's own loader asks for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.rewriting import Document, with_weights
+
+WEIGHTS = {"layer.weight": torch.full((2, 2), 7.0), "layer.bias": torch.full((2,), 8.0)}
+
+
+def zeros(prefix: str = "") -> dict[str, Tensor]:
+    return {f"{prefix}{name}": torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+
+
+def rewritten(path: Path, content: Any) -> Document:
+    """The content with ``WEIGHTS``, in a file at ``path``, and as it is loaded from there."""
+    last = path.with_name(f"last-{path.name}")
+    torch.save(content, last)
+    document = with_weights(last, read_checkpoint(last).key, WEIGHTS)
+    assert document is not None
+    torch.save(document.entries, path)
+    return document._replace(entries=torch.load(path, weights_only=True))
+
+
+def assert_replaced(loaded: dict[str, Tensor], prefix: str = "") -> None:
+    expected = {f"{prefix}{name}": tensor for name, tensor in WEIGHTS.items()}
+    torch.testing.assert_close({name: loaded[name] for name in expected}, expected)
+
+
+def test_lightning(tmp_path: Path) -> None:
+    """What ``load_from_checkpoint`` reads, and the state of Adam, which ``fit(ckpt_path=…)`` reads."""
+    adam = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2)}},
+        "param_groups": [{"betas": (0.9, 1)}],
+    }
+    content = {
+        "epoch": 3,
+        "global_step": 30,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": zeros("net."),
+        "hyper_parameters": {"lr": 0.01, "path": Path("data")},
+        "optimizer_states": [adam],
+        "callbacks": {"ModelCheckpoint{}": {"best_model_score": torch.tensor(0.5)}},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    weights = {f"net.{name}": tensor for name, tensor in WEIGHTS.items()}
+    document = with_weights(tmp_path / "last.ckpt", "state_dict", weights)
+    assert document is not None
+    assert document.left_out == ["hyper_parameters.path"]
+    torch.save(document.entries, tmp_path / "best.ckpt")
+    loaded = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert_replaced(loaded["state_dict"], "net.")
+    assert loaded["hyper_parameters"] == {"lr": 0.01}
+    torch.testing.assert_close(loaded["optimizer_states"], [adam])
+    rest = ("epoch", "global_step", "pytorch-lightning_version", "callbacks")
+    assert {name: loaded[name] for name in rest} == {name: content[name] for name in rest}
+
+
+def test_timm_has_the_weights_in_the_model_and_in_its_average(tmp_path: Path) -> None:
+    content = {
+        "epoch": 3,
+        "arch": "resnet18",
+        "state_dict": zeros("module."),
+        "state_dict_ema": zeros(),
+        "args": argparse.Namespace(lr=0.1),
+        "metric": 71.5,
+    }
+    document = rewritten(tmp_path / "best.pth.tar", content)
+    assert document.left_out == ["args"]
+    assert document.entries.keys() == content.keys() - {"args"}
+    assert_replaced(document.entries["state_dict"], "module.")
+    assert_replaced(document.entries["state_dict_ema"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": zeros(), "ema": {"shadow_params": [*zeros().values()], "decay": 0.999}, "step": 3},
+        {
+            "epoch": 1,
+            "state_dict": {**zeros("model."), **zeros("model_ema."), "model_ema.num_updates": torch.tensor(3)},
+        },
+        {"step": 1, "ema": {**zeros("online_model."), **zeros("ema_model."), "initted": torch.tensor(True)}},
+        {"step": 1, "model": {"layer": {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, "rest": {"x": {}}}},
+        {"step": 1, "model": {name.replace("layer", "layer._orig_mod"): tensor for name, tensor in zeros().items()}},
+    ],
+    ids=["list", "prefixes", "wrappers", "nested", "compiled"],
+)
+def test_wherever_the_weights_are_they_are_read_again(tmp_path: Path, content: Any) -> None:
+    document = rewritten(tmp_path / "best.pt", content)
+    torch.testing.assert_close(read_checkpoint(tmp_path / "best.pt").tensors, WEIGHTS)
+    assert not document.left_out
+    for key in {"model", "state_dict"} & content.keys():
+        assert all(tensor.min() > 6 for name, tensor in content_tensors(document.entries[key]) if "layer" in name)
+
+
+def content_tensors(entries: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    if isinstance(entries, Tensor):
+        return [(name, entries)]
+    return [found for key, value in entries.items() for found in content_tensors(value, f"{name}.{key}")]
+
+
+def test_a_bare_state_dict_has_nothing_to_copy(tmp_path: Path) -> None:
+    torch.save(zeros(), tmp_path / "last.pt")
+    assert with_weights(tmp_path / "last.pt", "", WEIGHTS) is None
+
+
+def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
+    """As ultralytics saves its model; and a file that was replaced since it was packed."""
+    torch.save({"epoch": 3, "model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})}, tmp_path / "last.pt")
+    with pytest.raises(TrajectoryError, match=r"last\.pt holds its network as a pickled object"):
+        with_weights(tmp_path / "last.pt", "model", WEIGHTS)
+    torch.save({"epoch": 3, "model": {"other": torch.ones(3)}}, tmp_path / "last.pt")
+    with pytest.raises(TrajectoryError, match="the weights of another model"):
+        with_weights(tmp_path / "last.pt", "model", WEIGHTS)
+    with pytest.raises(TrajectoryError, match="is gone"):
+        with_weights(tmp_path / "first.pt", "model", WEIGHTS)
+
+
+def test_what_contains_itself_is_left_out(tmp_path: Path) -> None:
+    endless: list[Any] = [1]
+    endless.append(endless)
+    document = rewritten(tmp_path / "best.pt", {"state_dict": zeros(), "log": endless, "shapes": ((1, 2), [3])})
+    assert document.left_out == ["log"]
+    assert document.entries["shapes"] == ((1, 2), [3])

@@ -1,0 +1,123 @@
+"""An export with the checkpoints' own ending, or a folder as theirs, is what their trainer loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from lcsc_opt.exports import Recipe
+from tests.commands import Typed
+
+LIGHTNING = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": {"lr": 0.01}, "optimizer_states": []}
+SCORE = """
+import torch
+def build(): return torch.nn.Linear(4, 1, bias=False)
+def score(model): return float(model.weight.square().sum())
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(workplace: Path) -> Path:
+    return workplace
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((1, 4), float(step))}
+
+
+def save_checkpoints(name: str, key: str = "state_dict", **rest: object) -> None:
+    """Steps 1 to 4 in ``runs``."""
+    Path("runs").mkdir()
+    for step in range(1, 5):
+        torch.save({"global_step": step, **rest, key: weights(step)}, Path("runs") / name.format(step))
+
+
+def test_lightning_loads_an_average_of_its_checkpoints(typed: Typed) -> None:
+    save_checkpoints("epoch={0}-step={0}.ckpt", **LIGHTNING)
+    typed("apply", "uniform", "runs", "-o", "best.ckpt")
+    content = torch.load("best.ckpt", weights_only=True)
+    assert {name: content[name] for name in LIGHTNING} == LIGHTNING
+    assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
+    typed("apply", "best.ckpt", "runs", "-o", "best.safetensors")
+    assert load_file("best.safetensors")["weight"].tolist() == [[2.5] * 4]
+
+
+def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> None:
+    save_checkpoints("checkpoint-{}.pth.tar", arch="resnet18", args=Path("config"))
+    said = typed("apply", "uniform", "runs", "-o", "best.pth.tar").err
+    assert "best.pth.tar: left out of the last checkpoint's file, as more than plain data: args" in said
+    content = torch.load("best.pth.tar", weights_only=True)
+    assert content.keys() == {"global_step", "arch", "state_dict", "lcsc_recipe"}
+    assert Recipe.read(Path("best.pth.tar")).steps == (1, 2, 3, 4)
+
+
+def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None:
+    Path("runs").mkdir()
+    for step in range(1, 5):
+        torch.save({"epoch": step, "model": torch.nn.Linear(4, 1)}, f"runs/epoch{step}.pt")
+    said = typed("apply", "uniform", "runs", "-o", "best.pt").err
+    assert "which the trainer may not load: " in said
+    assert "epoch4.pt holds its network as a pickled object" in said
+    assert torch.load("best.pt", weights_only=True)["state_dict"].keys() == {"weight", "bias"}
+
+
+def test_a_finished_study_is_exported_without_its_functions_and_says_what_is_new(typed: Typed) -> None:
+    save_checkpoints("model-{}.ckpt", **LIGHTNING)
+    Path("scores_here.py").write_text(SCORE)
+    settings = {"checkpoints": "runs", "model": "scores_here:build", "score": "scores_here:score"}
+    study = {
+        "name": "small",
+        "objective": {"file": "score.py", "settings": settings},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 3},
+    }
+    Path("small.yaml").write_text(yaml.safe_dump(study))
+    typed("run", "small.yaml")
+    assert "new checkpoints" not in typed("run", "small.yaml").err
+    torch.save({"global_step": 5, "state_dict": weights(5)}, "runs/model-5.ckpt")
+    [line] = [line for line in typed("run", "small.yaml").err.splitlines() if "small/LCSC/0: finished" in line]
+    assert "1 new checkpoints, up to step 5, are searched by: lcsc fork small/LCSC/0 NAME --checkpoints runs" in line
+    Path("scores_here.py").unlink()
+    typed("export", "small/LCSC/0", "-o", "best.ckpt")
+    assert torch.load("best.ckpt", weights_only=True).keys() >= LIGHTNING.keys()
+
+
+def test_an_adapters_folder_is_written_as_its_trainer_left_it(typed: Typed) -> None:
+    module = "base_model.model.layer"
+    for step in range(1, 4):
+        folder = Path("runs") / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        factors = {f"{module}.lora_A.weight": torch.ones(2, 4) * step, f"{module}.lora_B.weight": torch.ones(4, 2)}
+        save_file(factors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+        (folder / "tokenizer_config.json").write_text("{}")
+        torch.save({}, folder / "optimizer.pt")
+    typed("apply", "uniform", "runs", "-o", "best")
+    names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json", "lcsc_recipe.json"}
+    assert {path.name for path in Path("best").iterdir()} == names
+    assert load_file("best/adapter_model.safetensors")[f"{module}.lora_A.weight"].unique().tolist() == [2.0]
+    typed("apply", "best", "runs", "-o", "again")
+    assert {path.name for path in Path("again").iterdir()} == names
+
+
+def test_a_trainers_folder_needs_no_config_option(typed: Typed) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=4)
+    for step in (10, 20):
+        GPT2LMHeadModel(config).save_pretrained(f"runs/checkpoint-{step}")
+        Path(f"runs/checkpoint-{step}/tokenizer_config.json").write_text("{}")
+        Path(f"runs/checkpoint-{step}/trainer_state.json").write_text("{}")
+    typed("apply", "uniform", "runs", "-o", "best")
+    names = {path.name for path in Path("best").iterdir()}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"}
+    assert "trainer_state.json" not in names
+    loaded = GPT2LMHeadModel.from_pretrained("best").state_dict()
+    first, last = (GPT2LMHeadModel.from_pretrained(f"runs/checkpoint-{step}").state_dict() for step in (10, 20))
+    name = "transformer.h.0.mlp.c_fc.weight"
+    torch.testing.assert_close(loaded[name], (first[name] + last[name]) / 2)

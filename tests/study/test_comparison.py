@@ -1,0 +1,279 @@
+"""A study compared with what is stored, from data alone; and what a rehearsal finds before the first trial."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.objective.contract import CoefficientFunction
+from lcsc_opt.study.comparison import Compared, StoredTrials, changed_since_finished, compare
+from lcsc_opt.study.plan import Plan, plans
+from tests.commands import Typed
+
+ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}
+OBJECTIVE = CoefficientFunction(lambda c: float((c**2).sum()), (1, 2, 3), name="f")
+STUDY: dict[str, Any] = {
+    "name": "e",
+    "objective": {"file": "function.py", "settings": {"callable": "m:f", "steps": [1, 2, 3]}},
+    "optimizers": ["LCSC"],
+    "budget": {"evaluations": 4},
+}
+SUCCEEDED = StoredTrials(4, succeeded=True)
+FAILED = StoredTrials(4, succeeded=False)
+
+
+def plan(**changes: Any) -> Plan:
+    [made] = plans(parse_studies({**STUDY, **changes}, source="test"), None)
+    return made
+
+
+def compared(
+    made: Plan,
+    code: dict[str, str],
+    *,
+    stored: dict[str, Any] | None = None,
+    trials: StoredTrials = SUCCEEDED,
+    **options: bool,
+) -> Compared:
+    fingerprint = {"environment": ENVIRONMENT, "code": code, "objective": OBJECTIVE.describe()}
+    studies = {} if stored is None else {"e/LCSC/0": stored}
+    return compare(made, studies, OBJECTIVE, fingerprint, trials=lambda _: trials, **options)
+
+
+def begun(**code: str) -> dict[str, Any]:
+    return compared(plan(), code).attributes
+
+
+def test_a_new_study_begins_with_what_the_objective_tells() -> None:
+    attributes = begun(m="1")
+    assert attributes["steps"] == [1, 2, 3]
+    assert attributes["fingerprint"]["code"] == {"m": "1"}
+
+
+def test_changed_code_is_accepted_by_request_or_before_the_first_success() -> None:
+    stored = begun(m="1", helper="1")
+    with pytest.raises(StudyStoreError, match=r"e/LCSC/0: changed since it began: m changed; helper gone\. Put"):
+        compared(plan(), {"m": "2"}, stored=stored)
+    stored = begun(m="1")
+    accepted = compared(plan(), {"m": "2"}, stored=stored, accept_changes=True)
+    before_success = compared(plan(), {"m": "2"}, stored=stored, trials=FAILED)
+    for study in (accepted, before_success):
+        assert study.updated["changes"] == [{"before_trial": 4, "changed": "m changed"}]
+        assert study.attributes["fingerprint"]["code"] == {"m": "2"}
+        assert study.notices == ("e/LCSC/0: continues with changes: m changed",)
+
+
+def test_settings_may_change_before_the_first_success() -> None:
+    stored = begun(m="1")
+    corrected = {"file": "function.py", "settings": {"callable": "m:g", "steps": [1, 2, 3]}}
+    with pytest.raises(StudyStoreError, match=r'the stored study differs: .*callable was "m:f", is now "m:g"'):
+        compared(plan(objective=corrected), {"m": "1"}, stored=stored)
+    assert compared(plan(objective=corrected), {"m": "1"}, stored=stored, trials=FAILED).starts_over
+    assert not compared(plan(), {"m": "2"}, stored=stored, trials=FAILED).starts_over
+    with pytest.raises(StudyStoreError, match=r"specification\.space\.kind was"):
+        compared(plan(objective=corrected, space="convex"), {"m": "1"}, stored=stored, trials=FAILED)
+
+
+def test_a_finished_study_says_that_its_code_changed() -> None:
+    finished = {**begun(m="1", helper="1"), "search_ended": {"evaluations": 4, "exhausted": False}}
+    assert "finished before this changed: m changed" in str(changed_since_finished(plan(), finished, {"m": "2"}))
+    assert changed_since_finished(plan(), finished, {"m": "1"}) is None
+    assert changed_since_finished(plan(), finished, {}) is None, "its code may be gone"
+    moved = compared(plan(), {"m": "2"}, stored=finished, measures=False)
+    assert "fingerprint" not in moved.updated
+
+
+def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:
+    stored = compared(plan(workers=3), {}).attributes
+    assert compared(plan(workers="auto"), {}, stored=stored).plan.workers == 3
+    with pytest.raises(StudyStoreError, match=r"specification\.workers was 3, is now 2"):
+        compared(plan(workers=2), {}, stored=stored)
+
+
+def test_a_study_that_another_process_changed_meanwhile_is_refused() -> None:
+    new = compared(plan(), {"m": "1"})
+    new.check_unchanged(begun(m="1"))
+    with pytest.raises(StudyStoreError, match="another process has just changed it"):
+        new.check_unchanged(begun(m="2"))
+    continued = compared(plan(), {"m": "2"}, stored=begun(m="1"), accept_changes=True)
+    continued.check_unchanged(begun(m="1"))
+    with pytest.raises(StudyStoreError, match="another process has just changed it"):
+        continued.check_unchanged(begun(m="2"))
+
+
+PARTS = """
+import importlib
+from pathlib import Path
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+
+def score(model, draw):
+    return float(Path(f"{draw.group}.txt").read_text())
+
+def broken(model, draw):
+    raise KeyError("los")
+"""
+
+
+@pytest.fixture
+def scored(workplace: Path) -> Path:
+    (workplace / "scored_parts.py").write_text(PARTS)
+    for step in (10, 20, 30):
+        torch.save({"weight": torch.full((4,), float(step))}, workplace / f"model{step}.pt")
+    for group in ("search", "held-out"):
+        (workplace / f"{group}.txt").write_text("0.5")
+    settings = {
+        "checkpoints": "model*.pt",
+        "model": "scored_parts:Net",
+        "score": "scored_parts:score",
+    }
+    study = {
+        "name": "scored",
+        "objective": {"file": "score.py", "settings": settings},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 3},
+        "failures": {"retries": 0},
+        "held_out": {"images": 2},
+    }
+    (workplace / "scored.yaml").write_text(yaml.safe_dump(study))
+    return workplace
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
+    scored: Path, typed: Typed, options: list[str]
+) -> None:
+    said = typed("run", "scored.yaml", *options, status=2).err
+    assert "scored: the first evaluation on selection noise failed: " in said
+    assert "selection.txt" in said
+    assert not (scored / "studies.db").exists()
+    (scored / "selection.txt").write_text("0.5")
+    said = typed("run", "scored.yaml", *options).err
+    assert "scored: a trial takes about" in said
+    assert (scored / "studies.db").exists() == (options == [])
+    assert "held-out 0.5 after 3 evaluations" in typed("run", "scored.yaml").err
+
+
+def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
+    run = ("run", "scored.yaml", "~held_out")
+    said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
+    assert "scored: the first evaluation on search noise failed: KeyError: 'los'" in said
+    assert "in broken" in said
+    assert not (scored / "studies.db").exists()
+    assert "after 3 evaluations" in typed(*run).err
+
+
+GRADIENTS = """
+import torch
+
+def net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+
+@torch.no_grad()
+def without_graph(model, noise):
+    return model(noise).tanh()
+
+def of_other_channels(model, noise):
+    return model(noise)[:, :2]
+
+def sample(model, noise):
+    return model(noise).tanh()
+"""
+
+
+@pytest.fixture
+def sampled(workplace: Path) -> Path:
+    """A study of EMAGrid, then LCSCGradient, of images."""
+    (workplace / "sampled_parts.py").write_text(GRADIENTS)
+    images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    np.savez(workplace / "real.npz", arr_0=images.numpy())
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+        torch.save(network.state_dict(), workplace / f"model{step}.pt")
+    settings = {
+        "checkpoints": "model*.pt",
+        "model": "sampled_parts:net",
+        "sampler": "sampled_parts:sample",
+        "image_shape": [3, 8, 8],
+        "reference": "real.npz",
+        "loss": "fid@pixels",
+        "images": 40,
+        "held_out_metrics": [],
+    }
+    study = {
+        "name": "sampled",
+        "objective": {"file": "torch_module.py", "settings": settings},
+        "optimizers": ["EMAGrid", "LCSCGradient"],
+        "budget": {"evaluations": 2},
+        "held_out": {"images": 40, "top": 1},
+    }
+    (workplace / "sampled.yaml").write_text(yaml.safe_dump(study))
+    return workplace
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("sampler=sampled_parts:without_graph", "have no graph"),
+        ("sampler=sampled_parts:of_other_channels", "search noise"),
+        ("reference=nowhere.npz", "nowhere.npz"),
+    ],
+)
+def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
+    sampled: Path, typed: Typed, change: str, reason: str, options: list[str]
+) -> None:
+    assert reason in typed("run", "sampled.yaml", f"objective.settings.{change}", *options, status=2).err
+    assert not (sampled / "studies.db").exists()
+
+
+def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehearse(sampled: Path, typed: Typed) -> None:
+    said = typed("run", "sampled.yaml", "--dry-run")
+    assert "sampled: a trial with its gradient takes about" in said.err
+    assert "sampled/LCSCGradient/0" in said.out
+    assert not (sampled / "studies.db").exists()
+    assert "takes about" in typed("run", "sampled.yaml").err
+    again = typed("run", "sampled.yaml", "--budget", "3").err
+    assert "takes about" not in again
+    assert "after 3 evaluations" in again
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_advice_about_rows_is_given_once(scored: Path, typed: Typed, options: list[str]) -> None:
+    command = ("run", "scored.yaml", "space.rows=layers", "held_out=null", *options)
+    assert typed(*command).err.count("scored/LCSC/0: without a gradient, more rows do not help") == 1
+
+
+def test_one_start_parses_compares_and_configures_once(
+    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, int] = {}
+
+    def counted(module: str, name: str) -> None:
+        original = getattr(importlib.import_module(module), name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", call)
+
+    counted("lcsc_opt.study.opening", "compare")
+    counted("lcsc_opt.study.running", "our_studies")
+    counted("lcsc_opt.base.study_file", "parse_studies")
+    counted("lcsc_opt.objective.loading", "load_file")
+    typed("run", "scored.yaml", "~held_out")
+    assert calls == {"compare": 1, "our_studies": 2, "parse_studies": 1, "load_file": 1}
