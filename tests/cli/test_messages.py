@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.cli.options import _studies_that_begin_with
+from lcsc_opt.cli.options import studies_that_begin_with
 from tests.commands import Typed
 
 STUDY = """
@@ -59,10 +59,10 @@ def test_a_shell_completes_the_names_of_studies(study_file: str, monkeypatch: py
     typed("run", study_file)
     typed("run", study_file, "name=another")
     context: Any = SimpleNamespace(params={})
-    assert all(name.startswith("another/") for name in _studies_that_begin_with(context, "ano"))
-    assert len(_studies_that_begin_with(context, "")) == 2 * len(_studies_that_begin_with(context, "ano")) > 0
+    assert all(name.startswith("another/") for name in studies_that_begin_with(context, "ano"))
+    assert len(studies_that_begin_with(context, "")) == 2 * len(studies_that_begin_with(context, "ano")) > 0
     monkeypatch.setenv("LCSC_STORAGE", "sqlite:///nowhere.db")
-    assert _studies_that_begin_with(context, "") == []
+    assert studies_that_begin_with(context, "") == []
 
 
 def test_the_commands_are_in_groups(typed: Typed) -> None:

@@ -254,7 +254,7 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
-def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly.
