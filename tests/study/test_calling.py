@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.study.calling import _evaluations_or_seconds
 from tests.commands import Typed
+from tests.processes import script_process
 
 TARGET = torch.linspace(-1, 1, 4)
 MODULE = """
@@ -154,14 +153,11 @@ print(result.name, len(result.studies[1].trials))
 """
     script.write_text(text)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
-
-    assert run("4", "1").stdout == "score 4\n"
-    assert run("6", "1").stdout == "score 6\n"
-    assert "other processes cannot import build (build) and score (score)" in run("8", "2").stderr
+    assert script_process(script, "4", "1").out == "score 4\n"
+    assert script_process(script, "6", "1").out == "score 6\n"
+    assert "other processes cannot import build (build) and score (score)" in script_process(script, "8", "2").err
     script.write_text(text.replace("- 5", "- 50"))
-    assert "changed since it began: my_search changed" in run("8", "1").stderr
+    assert "changed since it began: my_search changed" in script_process(script, "8", "1").err
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(
