@@ -15,6 +15,11 @@ from lcsc_opt.views.figures.theme import empty_figure
 from lcsc_opt.views.landscape import Landscape
 
 
+def is_empty(storage: RDBStorage) -> bool:
+    """Whether no landscape is in the database."""
+    return not Landscape.names(parts.shared_reader(storage))
+
+
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Landscape", storage, _content())

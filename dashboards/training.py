@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dash
@@ -20,9 +21,19 @@ LONGEST_STEP = 12  # digits
 NOTE = "Images at the same place come from the same noise. They are of the weights at that step, not of an average."
 
 
+def is_empty(storage: RDBStorage) -> bool:
+    """Whether no training is in the folder."""
+    return not TrainingHistory.find(_folder(storage))
+
+
+def _folder(storage: RDBStorage) -> Path:
+    """That of the database, else the working directory."""
+    return artifact_directory(str(storage.url)).parent.absolute()
+
+
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over the trainings in the folder of the database, else of the working directory."""
-    folder = artifact_directory(str(storage.url)).parent.absolute()
+    folder = _folder(storage)
     nothing = f"No training in {folder}: start one with lcsc train"
     page = parts.Page(__name__, "Training", storage, _content())
 

@@ -89,7 +89,10 @@ WRITTEN = [
         if "_shipped" not in path.parts
     ),
 ]
-NOWHERE = {"lcsc_opt.nothing"}  # of a test of what happens then
+NOWHERE = {
+    "lcsc_opt.nothing",  # of a test of what happens then
+    *("lcsc_opt.checkpoints.npz", "lcsc_opt.metrics.to_mean", "lcsc_opt.optimizers.perturb"),  # of recipes
+}
 MADE = {"benchmarks/results/optimizers.db", "docs/_build/html/index.html"}  # by `make`, and not kept with the code
 
 

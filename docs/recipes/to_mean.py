@@ -14,4 +14,5 @@ if TYPE_CHECKING:
 def to_mean(samples: Tensor, reference: Reference) -> Tensor:
     """``[N]``: the distance of each of ``[N, D]`` samples to the mean of the real images' features."""
     real = reference.features_on(samples.device).to(samples.dtype)  # [M, D]
-    return torch.linalg.vector_norm(samples - real.mean(dim=0), dim=1)
+    distances: Tensor = torch.linalg.vector_norm(samples - real.mean(dim=0), dim=1)
+    return distances

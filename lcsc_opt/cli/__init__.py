@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
@@ -25,7 +26,33 @@ from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Start": (training.train, studies.init, studies.run, studies.fork),
+    "Look": (studies.list_, studies.show, results.compare, results.report, results.landscape, results.dashboard),
+    "Use": (results.evaluate, exports.export, exports.apply),
+    "Manage": (deleting.delete,),  # and trajectory
+}
+
+
+class _Grouped(typer.core.TyperGroup):
+    """The commands of ``lcsc --help`` under the headings of :data:`GROUPS`; those of no group under the last one."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - click's signature
+        """Write them, each with the first words of its help."""
+        group_of = {command.__name__.rstrip("_"): group for group, commands in GROUPS.items() for command in commands}
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for group in GROUPS:
+            rows = [
+                (name, command.get_short_help_str(width))
+                for name, command in self.commands.items()
+                if group_of.get(name, "Manage") == group
+            ]
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=_Grouped,
     name="lcsc",
     help="Search the linear combination of saved checkpoints that samples best.",
     no_args_is_help=True,
@@ -59,23 +86,9 @@ def _options(
         log.setLevel(logging.ERROR)
 
 
-for _command in (
-    training.train,
-    studies.init,
-    studies.run,
-    studies.fork,
-    studies.list_,
-    studies.show,
-    results.compare,
-    results.report,
-    results.evaluate,
-    exports.export,
-    exports.apply,
-    results.landscape,
-    results.dashboard,
-    deleting.delete,
-):
-    app.command(_command.__name__.rstrip("_"))(_command)
+for _commands_of_group in GROUPS.values():
+    for _command in _commands_of_group:
+        app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -16,7 +16,20 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
 
     from lcsc_opt.database.store import StoredStudy
 
-StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
+
+def studies_that_begin_with(context: typer.Context, incomplete: str) -> list[str]:
+    """The names of studies that a shell proposes; none, rather than an error, without a database."""
+    from lcsc_opt.base.errors import LcscError
+    from lcsc_opt.database.store import our_studies
+
+    try:
+        names = our_studies(open_database(context.params.get("storage")))
+    except LcscError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed", autocompletion=studies_that_begin_with)]
 Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
 Storage = Annotated[
     str | None,

@@ -14,7 +14,15 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, assignments, find_study, open_database
+from lcsc_opt.cli.options import (
+    AcceptChanges,
+    Output,
+    Storage,
+    assignments,
+    find_study,
+    open_database,
+    studies_that_begin_with,
+)
 from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
 
 if TYPE_CHECKING:
@@ -260,7 +268,13 @@ def _print_catalog(output: str) -> None:
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed; or an exported model, or its recipe.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="experiment/optimizer/seed; or an exported model, or its recipe.",
+            autocompletion=studies_that_begin_with,
+        ),
+    ],
     storage: Storage = None,
     output: Output = "table",
 ) -> None:

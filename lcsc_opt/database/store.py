@@ -195,8 +195,11 @@ class StoredStudy:
         try:
             key = in_database(storage, lambda: storage.get_study_id_from_name(name))
         except KeyError as error:
-            names = ", ".join(our_studies(storage)) or "none"
-            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {names}") from error
+            stored = list(our_studies(storage))
+            seeds = [found for found in stored if found.startswith(f"{name}/")]
+            names = ", ".join(seeds or stored) or "none"
+            relation = "its seeds are" if seeds else "it holds"
+            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {names}") from error
         study = cls(storage, name, key)
         attributes = study.attributes
         if not _is_made_by_us(attributes):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from lcsc_opt.cli.options import studies_that_begin_with
 from tests.commands import Typed
 
 STUDY = """
@@ -41,3 +45,28 @@ def test_a_verbose_command_prints_where_an_error_was_raised(workplace: Path, typ
 
 def test_a_command_is_not_both_quiet_and_verbose(typed: Typed) -> None:
     assert "not both" in typed("-q", "-v", "list", status=2).err
+
+
+def test_a_study_without_its_seed_is_told_which_seeds_there_are(study_file: str, typed: Typed) -> None:
+    typed("run", study_file)
+    typed("run", study_file, "name=another")
+    study = "said/Grid/0"
+    said = typed("show", study.rpartition("/")[0], status=2).err
+    assert said.endswith(f"its seeds are: {study}\n")
+
+
+def test_a_shell_completes_the_names_of_studies(study_file: str, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
+    typed("run", study_file)
+    typed("run", study_file, "name=another")
+    context: Any = SimpleNamespace(params={})
+    assert all(name.startswith("another/") for name in studies_that_begin_with(context, "ano"))
+    assert len(studies_that_begin_with(context, "")) == 2 * len(studies_that_begin_with(context, "ano")) > 0
+    monkeypatch.setenv("LCSC_STORAGE", "sqlite:///nowhere.db")
+    assert studies_that_begin_with(context, "") == []
+
+
+def test_the_commands_are_in_groups(typed: Typed) -> None:
+    said = typed("--help").out
+    titles = re.findall(r"^(\w+):$", said, re.M)
+    assert titles == ["Options", "Start", "Look", "Use", "Manage"]
+    assert re.search(r"^Manage:\n  delete .*\n  trajectory ", said, re.M)

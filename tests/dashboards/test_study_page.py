@@ -53,7 +53,10 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert "broken" in json.dumps(shown["failures"])
     folded = shown["failures"]["children"]["props"]["children"][-1]
     assert (folded["type"], folded["props"]["children"][1]["props"]["children"]) == ("Details", "File <b>, line 3")
-    assert all(shown[name]["data"]["data"] for name in FIGURES)
+    assert all(shown[name]["data"]["data"] for name in FIGURES - {"distances-new"})
+    [sentence] = shown["distances-new"]["data"]["layout"]["annotations"]
+    assert "LCSC/0 are" in sentence["text"]
+    assert sentence["text"].endswith(" apart")
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
@@ -76,7 +79,7 @@ def test_a_long_study_is_drawn_from_its_summary_and_its_last_trials(url: str, mo
     times = shown["times-new"]["data"]
     assert len(np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)) == 3
     assert "the last 3 trials" in json.dumps(times["layout"])
-    assert shown["movement-new"]["data"]["data"][0]["y"] == ["0", "2", "3"]
+    assert shown["movement-new"]["data"]["data"][0]["y"] == [0, 2, 3, 6]
 
 
 def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:

@@ -1,12 +1,14 @@
 """The pages of the dashboard: each file of ``dashboards/`` at its address, with a menu of all of them.
 
-A file's ``build(storage)`` gives a ``dash.Dash`` app, which gets the menu and the look, or any WSGI application. A file
-that cannot be loaded leaves a line that says why, on its own page; the others work.
+A file's ``build(storage)`` gives a ``dash.Dash`` app, which gets the menu and the look, or any WSGI application. While
+its ``is_empty(storage)``, if it has one, is true, no menu leads there. A file that cannot be loaded leaves a line that
+says why, on its own page; the others work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,10 +52,10 @@ def site(storage: RDBStorage) -> Application:
     names = [name for name in _MENU_START if name in files]
     names += sorted(files.keys() - {*_MENU_START})
     menu = {name: f"{HOME}{quote(name)}" for name in names}
-    source = masked(storage.url)
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
-        mounts[path] = _page(storage, name, files[name], _header(menu, name, source))
+        header = functools.partial(_header, storage, files, menu, name)
+        mounts[path] = _page(storage, name, files[name], header)
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
     mounts[HOME.rstrip("/")] = SharedDataMiddleware(_redirect(first_page), static_files, cache=False)
@@ -65,7 +67,7 @@ def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Application:
+def _page(storage: RDBStorage, name: str, file: Path, header: Callable[[], str]) -> Application:
     """One page of ours; a file that fails becomes a page that says so."""
     try:
         with _mounted_at(name):
@@ -74,11 +76,11 @@ def _page(storage: RDBStorage, name: str, file: Path, header: str) -> Applicatio
         if hasattr(built, "index_string"):  # a dash.Dash, which is imported only by files that need it
             server = _with_menu(built, name, header)
         if not callable(server):
-            return _broken(header, name, f"{file}: build(storage) gave {type(built).__name__}, expected a dash.Dash")
+            return _broken(header(), name, f"{file}: build(storage) gave {type(built).__name__}, expected a dash.Dash")
     except LcscError as error:
-        return _broken(header, name, str(error))
+        return _broken(header(), name, str(error))
     except Exception as error:
-        return _broken(header, name, f"{file}: build(storage) raised {type(error).__name__}: {error}")
+        return _broken(header(), name, f"{file}: build(storage) raised {type(error).__name__}: {error}")
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer at the page's address with a slash at its end, and without."""
@@ -106,14 +108,17 @@ def _mounted_at(name: str) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _with_menu(app: dash.Dash, name: str, header: str) -> Application:
-    """Give a Dash app the menu, the styles and a content policy; a policy of its own stays."""
+def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Application:
+    """Give a Dash app the menu of the moment, the styles and a content policy; a policy of its own stays."""
     if app.title == "Dash":
         app.title = _title(name)
     app.title = f"{app.title} · lcsc"
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
     page = page.replace("</head>", f"{_head()}</head>", 1)
-    app.index_string = page.replace("<body>", f"<body>{header}<div id='content' tabindex='-1'></div>", 1)
+    app.index_string = page.replace("<body>", "<body>{%menu%}<div id='content' tabindex='-1'></div>", 1)
+    untyped: Any = app
+    fill = untyped.interpolate_index
+    untyped.interpolate_index = lambda **content: fill(**content).replace("{%menu%}", header(), 1)
     server: Any = app.server
 
     def protect(answer: Any) -> Any:
@@ -138,10 +143,13 @@ def _head() -> str:
     )
 
 
-def _header(menu: Mapping[str, str], current: str, source: str) -> str:
+def _header(storage: RDBStorage, files: Mapping[str, Path], menu: Mapping[str, str], current: str) -> str:
     """The menu: real links, the current page marked, and the switch between light and dark."""
+    source = masked(storage.url)
     links = ""
     for name, path in menu.items():
+        if name != current and _is_empty(storage, files[name]):
+            continue
         attributes = f'href="{path}" data-page'
         if name == current:
             attributes += " aria-current=page"
@@ -150,8 +158,16 @@ def _header(menu: Mapping[str, str], current: str, source: str) -> str:
         '<a class="skip" href="#content">Skip to the content</a>'
         f'<header class="site"><nav aria-label="Pages">{links}</nav>'
         f'<span class="source" title="the study database">{html.escape(source)}</span>'
-        '<button type="button" id="theme-switch" aria-pressed="false">Dark</button></header>'
+        '<button type="button" id="theme-switch">Dark</button></header>'
     )
+
+
+def _is_empty(storage: RDBStorage, file: Path) -> bool:
+    """Whether a page says that it has nothing to show; one that cannot say it has something: its problem."""
+    try:
+        return bool(load_file(file).is_empty(storage))
+    except Exception:
+        return False
 
 
 def _broken(header: str, name: str, problem: str) -> Application:

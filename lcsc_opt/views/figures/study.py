@@ -30,7 +30,7 @@ _LAYER_WORDS = re.compile(
 _LAYER_PLACES = {"first": 0, "second": 1, "middle": 2, "fourth": 3, "last": 4}
 # pixels
 _BARS_HEIGHT = 240
-_MEANS_HEIGHT = 150  # of bars above a heat map
+_MEANS_HEIGHT = 200  # of bars above a heat map
 _HEAT_MAP_ROW = 13  # with its label
 _LOWEST_HEAT_MAP = 120
 _HIGHEST_HEAT_MAP = 780
@@ -39,6 +39,7 @@ _HIGHEST_DISTANCES = 500
 
 _MOST_DISTANCES_IN_CELLS = 12  # studies
 MOST_IMPROVEMENTS = 60  # rows of the heat map
+_MOST_TICKS = 8
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
@@ -253,7 +254,7 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
-def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme) -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly.
@@ -263,10 +264,13 @@ def _movement_figure(reader: HistoryReader, study: SummarizedStudy, theme: Theme
         return empty_figure(_NO_RESULT, theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
-    panel = Panel(
-        [_heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")],
-        y=Axis("trial", options={"type": "category", "autorange": "reversed", "nticks": 12}),
-    )
+    heat_map = _heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")
+    last = int(study.trials["number"].max())
+    heat_map.update(y=[*shown, last + 1])  # edges: the best of one trial stays so until the next
+    heat_map.update(text=[[f"trial {number}"] * len(study.steps) for number in shown])
+    heat_map.update(hovertemplate="%{text}, step %{customdata:,}: %{z:.4g}<extra></extra>")
+    ticks = thinned(np.array(shown), _MOST_TICKS).tolist()
+    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}))
     title = ""
     if len(improved) > len(shown):
         title = f"{len(shown)} of {len(improved)} improvements"
@@ -316,7 +320,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     if group_size > 1:
         x_title += f" (mean of {group_size})"
     return draw(
-        [Panel(bars, y=Axis("time per trial (s)"), height=160)],
+        [Panel(bars, y=Axis("time per trial (s)"), height=200)],
         x=Axis(x_title),
         theme=theme,
         view=f"times/{study.study}",
@@ -339,14 +343,20 @@ def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], 
     shape = (rows, len(answers[0][0].steps))
     stacked = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
     squares = np.square(stacked[:, None] - stacked[None]).sum(axis=-1)
-    labels = [inert(f"{study.label}/{study.seed}") for study, _ in answers]
+    distances = np.sqrt(squares.mean(axis=-1))
+    labels = [f"{study.label}/{study.seed}" for study, _ in answers]
+    if len(labels) == 2:
+        return empty_figure(f"{labels[0]} and {labels[1]} are {distances[0, 1]:.3g} apart", theme)
+    labels = [inert(label) for label in labels]
+    has_numbers = len(labels) <= _MOST_DISTANCES_IN_CELLS
     places = list(range(len(labels)))
     heat_map = go.Heatmap(
         x=places,
         y=places,
-        z=np.sqrt(squares.mean(axis=-1)),
+        z=distances,
         autocolorscale=True,
-        texttemplate="%{z:.2f}" if len(labels) <= _MOST_DISTANCES_IN_CELLS else None,
+        texttemplate="%{z:.2f}" if has_numbers else None,
+        showscale=not has_numbers,
         customdata=[[f"{row} to {column}" for column in labels] for row in labels],
         colorbar={"title": {"text": "distance"}, "thickness": 12},
         hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",

@@ -128,7 +128,7 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
     panel = Panel(
         traces,
         y=Axis(options={"visible": False}),
-        height=180,
+        height=200,
         notes=[
             {"x": axis, "y": height, "text": inert(text), "showarrow": False, "xanchor": "right", "xshift": -8}
             for (axis, text), height in {**ends, **heights}.items()

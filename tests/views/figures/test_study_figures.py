@@ -103,12 +103,12 @@ def test_the_movement_shows_the_improvements_in_their_order(
     reader, (study, many) = read(storage)
     made = drawn(reader, "movement", study)
     (heat,) = made.data
-    assert (list(heat.x), list(heat.y)) == ([0, *STEPS], ["0", "2", "4"])
+    assert (list(heat.x), list(heat.y)) == ([0, *STEPS], [0, 2, 4, 6])
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
     made = drawn(reader, "movement", many)
     assert made.layout.title.text == "4 of 5 improvements"
-    assert (made.data[0].y[0], made.data[0].y[-1]) == ("0", "4")
+    assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
 
 
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:

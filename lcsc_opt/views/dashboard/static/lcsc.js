@@ -15,7 +15,7 @@
     root.dataset.agThemeMode = now;
     const button = document.getElementById("theme-switch");
     if (button) {
-      button.setAttribute("aria-pressed", String(now === "dark"));
+      button.textContent = now === "dark" ? "Light" : "Dark";  // where it leads
     }
   }
 
@@ -56,6 +56,17 @@
     pane.scrollTop = y * pane.scrollHeight - pane.clientHeight / 2;
   }
 
+  /* In a narrow figure the legend is below, a line for each name, and adds to its height. */
+  const WIDE = 700;
+  function legendBelow(figure, width) {
+    const names = new Set(figure.data.filter(trace => trace.showlegend !== false).map(trace => trace.name));
+    if (width >= WIDE || names.size < 2 || figure.layout.showlegend === false) return figure;
+    const layout = {...figure.layout, height: figure.layout.height + 22 * names.size};
+    layout.legend = {orientation: "h", entrywidth: 1, entrywidthmode: "fraction", x: 0, yref: "container", y: 0, yanchor: "bottom"};
+    layout.margin = {...layout.margin, b: 60 + 22 * names.size};
+    return {...figure, layout};
+  }
+
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     lcsc: {
       theme: () => { started = true; return theme(); },
@@ -65,6 +76,8 @@
          plotly would see to that, but Dash writes a zoom into the figure, where plotly takes it for a new one. */
       redraw: (figure, before) => {
         if (!figure) return window.dash_clientside.no_update;
+        const place = document.getElementById(window.dash_clientside.callback_context.outputs_list.id);
+        figure = legendBelow(figure, place.clientWidth);
         if (!before?.data || before.layout?.uirevision !== figure.layout?.uirevision) return figure;
         const layout = {...figure.layout};
         Object.entries(before.layout).forEach(([name, {range, autorange} = {}]) => {
