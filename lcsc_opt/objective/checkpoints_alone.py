@@ -102,7 +102,7 @@ def new_checkpoints(study: StoredStudy) -> str:
     steps = steps_after(request, context.checkpoints)
     if not steps:
         return ""
-    place = " ".join(f"--checkpoints {shlex.quote(pattern)}" for pattern in as_patterns(settings["checkpoints"]))
+    place = " ".join(f"--checkpoints {shlex.quote(str(pattern))}" for pattern in as_patterns(settings["checkpoints"]))
     return (
         f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: lcsc fork {study.name} NAME {place}"
     )
@@ -139,7 +139,7 @@ def _merges_statistics(spec: ObjectiveSpec, context: BuildContext) -> bool:
     """Whether an objective merges the statistics of batch normalization as it merges weights."""
     make_importable(context.directory)
     module = load_file(find("objectives", spec.file, study_folder=context.directory))
-    settings_class = getattr(module, "Settings", None)
+    settings_class: Any = getattr(module, "Settings", None)
     if not hasattr(settings_class, "merges_statistics"):
         return False
     settings: Any = parse_settings(settings_class, dict(spec.settings), source="objective.settings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from safetensors.torch import load_file, save_file
 from lcsc_opt.exports import Recipe
 from tests.commands import Typed
 
-LIGHTNING = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": {"lr": 0.01}, "optimizer_states": []}
+LIGHTNING: dict[str, Any] = {
+    "pytorch-lightning_version": "2.6.6",
+    "hyper_parameters": {"lr": 0.01},
+    "optimizer_states": [],
+}
 SCORE = """
 import torch
 def build(): return torch.nn.Linear(4, 1, bias=False)
@@ -30,7 +35,7 @@ def weights(step: int) -> dict[str, torch.Tensor]:
     return {"weight": torch.full((1, 4), float(step))}
 
 
-def save_checkpoints(name: str, key: str = "state_dict", **rest: object) -> None:
+def save_checkpoints(name: str, key: str = "state_dict", **rest: Any) -> None:
     """Steps 1 to 4 in ``runs``."""
     Path("runs").mkdir()
     for step in range(1, 5):
