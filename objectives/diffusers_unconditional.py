@@ -115,7 +115,7 @@ def _second(settings: SchedulerSettings, folder: DiffusersFolder) -> SchedulerSe
     steps = folder.pipeline_steps()
     if steps is None or folder.scheduler is None:
         return None
-    own = SchedulerSettings(steps=steps)
+    own = SchedulerSettings(steps=min(steps, folder.scheduler.get("num_train_timesteps", steps)))
     return None if own == settings else own
 
 

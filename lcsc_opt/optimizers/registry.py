@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -83,13 +84,6 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     Raises:
         StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
-    return _configure(spec.model_dump_json())
-
-
-@functools.lru_cache(maxsize=256)
-def _configure(spec_json: str) -> tuple[Any, float]:
-    """A study asks for its optimizer a dozen times: it is cached, so the specification is text."""
-    spec = OptimizerSpec.model_validate_json(spec_json)
     if spec.name in OURS:
         return _configured(OURS[spec.name], spec), DEFAULT_STEP_SIZE
     options = dict(spec.options)
@@ -124,8 +118,10 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
-    _check_options(name, options)
-    return family(**{**defaults, **options})
+    options_json = json.dumps(options)  # hashable, for the cache of _check_options
+    _check_options(name, options_json)
+    merged_options = {**defaults, **json.loads(options_json)}  # what was checked: tuples are lists now
+    return family(**merged_options)
 
 
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
@@ -138,14 +134,18 @@ def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     return None, {}
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
+@functools.cache
+def _check_options(name: str, options_json: str) -> None:
     """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
+
+    A study configures its optimizer a dozen times, and this costs 10 to 30 ms: it is cached, so the options are text.
 
     Raises:
         StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
     """
     family, defaults = _family_of(name)
     assert family is not None  # others have no options
+    options: dict[str, Any] = json.loads(options_json)
     joint_reason = _why_not(family, {**defaults, **options})
     if joint_reason is None:
         return

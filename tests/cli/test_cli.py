@@ -91,7 +91,7 @@ def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
 
     rows = typed.json("compare", "tiny")
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
-    keys.add("maximized")
+    keys |= {"maximized", "sampler"}
     assert all(set(row) == {*keys, "held_out_rows", "held_out_images", "warnings"} for row in rows)
     assert {row["state"] for row in rows} == {"finished"}
     by_name = {row["study"]: row for row in rows}

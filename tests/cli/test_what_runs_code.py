@@ -42,13 +42,13 @@ RUN_IT = [
     ["evaluate", "own/LCSC/0", "--top", "1"],
     ["fork", "own/LCSC/0", "more", "--budget", "4"],
     ["landscape", "own/LCSC/0", "--grid", "2"],
-    ["export", "own/LCSC/0", "-o", "best.safetensors"],
 ]
 READ_ONLY = [
     ["list"],
     ["show", "own/LCSC/0"],
     ["compare", "own"],
     ["report", "own", "-o", "report.html"],
+    ["export", "own/LCSC/0", "-o", "best.safetensors"],
     ["apply", "best.safetensors", "model10.pt", "model20.pt", "model30.pt", "-o", "same.safetensors"],
     ["init", "score", "model*.pt", "model=own_program:score", "score=own_program:score"],
     ["trajectory", "show", "model10.pt", "model20.pt"],

@@ -74,7 +74,7 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
 
 
 def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
-    assert draw(site)["metrics"]["children"] == ""
+    assert draw(site)["metrics"]["children"] == []
     loss = {"metric": "loss", "sign": 1, "value": 1.0, "against": "EMA*", "baseline": 2.0, "gain": 1.0}
     others = [
         {"metric": "kid@my.features:wide_extractor", "sign": 1, "value": 0.9},

@@ -74,8 +74,6 @@ def test_a_file_system_without_locks_is_refused(
     message = rf"the file system of {tmp_path} has no locks.*PostgreSQL"
     with pytest.raises(StudyStoreError, match=message):
         study.hold().__enter__()
-    with pytest.raises(StudyStoreError, match=message):
-        StoredStudy.open_or_create(study.storage, "e/LCSC/1", {})
     assert locked(study.storage, [NAME]) == set(), "readers go on"
 
 

@@ -69,7 +69,9 @@ def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
     assert (recipe["study"], recipe["trial"], recipe["loss"]) == (STUDY, chosen.number, chosen.value)
     assert recipe["metrics"] == chosen.user_attrs["metrics"]
     report = study.user_attrs["held_out"]
-    assert recipe["held_out"] == {key: report[key] for key in ("loss", "metrics", "images", "groups")}
+    assert recipe["held_out"] == {key: report[key] for key in ("loss", "metrics", "images", "groups")} | {
+        "sampler": None
+    }
     assert recipe["steps"] == list(STEPS)
     assert recipe["checkpoint_sha256"] == list(trajectory.checkpoint_sha256)
     assert recipe["trajectory_sha256"] == trajectory.sha256

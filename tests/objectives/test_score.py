@@ -204,7 +204,7 @@ def test_a_score_without_a_graph_is_refused_before_anything_runs(
     ("changes", "kind", "message"),
     [
         ({"model": f"{OWN}:normalized"}, ObjectiveError, "do not fit the network"),
-        ({"model": None}, StudySpecError, "model: expected"),
+        ({"model": None}, StudySpecError, "model: Input should be a valid string, got None"),
         ({"text": "corpus.txt"}, StudySpecError, "text: unknown key"),
     ],
 )

@@ -127,6 +127,11 @@ def broken(model, draw):
 """
 
 
+@pytest.fixture(autouse=True)
+def any_duration_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcsc_opt.study.rehearsal._NOTICED_SECONDS", 0.0)
+
+
 @pytest.fixture
 def scored(workplace: Path) -> Path:
     (workplace / "scored_parts.py").write_text(PARTS)
@@ -276,4 +281,7 @@ def test_one_start_parses_compares_and_configures_once(
     counted("lcsc_opt.base.study_file", "parse_studies")
     counted("lcsc_opt.objective.loading", "load_file")
     typed("run", "scored.yaml", "~held_out")
-    assert calls == {"compare": 1, "our_studies": 2, "parse_studies": 1, "load_file": 1}
+    assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1}
+    calls.clear()
+    typed("run", "scored.yaml", "~held_out", "--budget", "4")
+    assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1, "our_studies": 2}

@@ -251,7 +251,7 @@ def test_settings_of_a_recipe_are_parsed_and_refused() -> None:
     assert parse_recipe("ict", changes) == Ict(sigma_max=80, last_discretization=1280)
     for name, setting, message in (
         ("ict", "sigma_mx=80", "sigma_mx: unknown key"),
-        ("cd", "rate=1.5", "rate: expected below 1, got 1.5"),
+        ("cd", "rate=1.5", "rate: Input should be less than 1, got 1.5"),
         ("idm", "a=1", "no such recipe"),
     ):
         with pytest.raises((StudySpecError, TrainingError), match=message):
