@@ -254,8 +254,8 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (how many images ``held_out`` is from), ``evaluations``, ``images``,
-        ``seconds``, ``held_out_rows`` (the report: the loss and other metrics, each compared with EMA*'s), and
-        ``warnings``; for a sweep ``varied``, too.
+        ``seconds``, ``sampler`` (how the report's images were sampled), ``held_out_rows`` (the report: the loss and
+        other metrics, each compared with EMA*'s), and ``warnings``; for a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.
