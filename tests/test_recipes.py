@@ -55,7 +55,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dashboards").mkdir()
     assert {path.name for path in (ROOT / "docs" / "recipes").glob("*.py")} == PLACES.keys()
     for name, place in PLACES.items():
-        assert f"[{name}](docs/recipes/{name})" in PAGE
+        assert f"`docs/recipes/{name}`" in PAGE
         shutil.copy(ROOT / "docs" / "recipes" / name, folder / place)
     file = folder
     for found in FILE_OR_LINES.finditer(PAGE):
