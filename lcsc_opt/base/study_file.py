@@ -17,6 +17,9 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, parse_yaml
 from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
+ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
+"""What checkpoints are: each kind has a template of a study file."""
+
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
+from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -44,17 +43,6 @@ class StudyOrder(str, enum.Enum):
     SECONDS = "seconds"
 
 
-class ModelKind(str, enum.Enum):
-    """What checkpoints are: each kind has a template of a study file."""
-
-    DIFFUSERS = "diffusers"
-    EDM = "edm"
-    LORA = "lora"
-    MODULE = "module"
-    SCORE = "score"
-
-
-_STORED = re.compile(r".+/[^/]+/\d+")  # experiment/optimizer/seed
 _LARGEST = 3  # coefficients that are shown of each layer group
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
@@ -78,7 +66,7 @@ def init(
     given = assignments(settings or ())
     if key is not None:
         given["key"] = key
-    text, summary = draft(kind.value, checkpoints, given)
+    text, summary = draft(kind, checkpoints, given)
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
     missing = lines_to_fill_in(text, parse_yaml(text))
@@ -116,7 +104,9 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file.
     """
-    is_stored = _STORED.fullmatch(studies) and not Path(studies).exists()
+    from lcsc_opt.database.names import is_ours
+
+    is_stored = is_ours(studies) and not Path(studies).exists()
     if is_stored and (overrides or optimizer or seed):
         raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
     if is_stored:

@@ -1,10 +1,6 @@
-"""The names of studies and optimizers, and which losses compare."""
+"""The names of studies, optimizers and metrics."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-
-from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
@@ -54,14 +50,3 @@ def short_metric(name: str) -> str:
     """A metric's name for axes and headers: ``fid@module:wide_extractor`` → ``fid@wide``; other texts as they are."""
     metric, at, extractor = name.partition("@")
     return f"{metric}{at}{extractor.rpartition(':')[2].removesuffix('_extractor')}"
-
-
-SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
-"""States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
-does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables considers it
-the best."""
-
-
-def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials whose losses compare, in their order."""
-    return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]

@@ -9,7 +9,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.database.history import COSTS, TRIAL, Trials
-from lcsc_opt.database.names import SUCCEEDED, short_metric
+from lcsc_opt.database.names import short_metric
+from lcsc_opt.database.states import SUCCEEDED
 
 _ABBREVIATIONS = ("fid", "kid")
 

@@ -58,7 +58,7 @@ from lcsc_opt.database.arrays import coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.lock import Coordinator
-from lcsc_opt.database.names import SUCCEEDED, compared_trials
+from lcsc_opt.database.states import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.trial_tables import read_trials, with_arrays

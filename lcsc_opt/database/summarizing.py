@@ -11,8 +11,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.database.history import TRIAL, in_tell_order
-from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.rows import name_of_loss, trial_rows
+from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.summary import Summary
 
 MOST_TRIALS = 25  # that have ended since the summary was written

@@ -11,14 +11,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import JsonValue
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, experiment_name
+from lcsc_opt.base.study_file import FILL_IN, ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
@@ -26,7 +26,6 @@ from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.sources import find_sources
 
-Kind = Literal["diffusers", "edm", "lora", "module", "score"]
 Facts = dict[str, "str | None"]
 """Key of a template → its value in YAML, perhaps with a comment; ``None`` for a line that does not apply."""
 
@@ -50,7 +49,7 @@ class _Run(NamedTuple):
     folders: list[Path]
 
 
-def draft(kind: Kind, checkpoints: Path, given: Mapping[str, JsonValue]) -> tuple[str, str]:
+def draft(kind: ModelKind, checkpoints: Path, given: Mapping[str, JsonValue]) -> tuple[str, str]:
     """Draft a study file for checkpoints. Nothing is executed, and what lies next to their folder is not looked at.
 
     Args:
@@ -93,7 +92,7 @@ def _in_words(steps: Sequence[int]) -> str:
     return f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
 
 
-def _facts(kind: Kind, run: _Run) -> tuple[str, Facts]:
+def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
     """The template of a kind, and what the files of a run state."""
     if kind == "diffusers":
         return _of_diffusers(run)

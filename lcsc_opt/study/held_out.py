@@ -40,7 +40,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, compared_trials, split_name
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
@@ -51,6 +51,7 @@ from lcsc_opt.database.report import (
     MeasurementKey,
     MetricRow,
 )
+from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
@@ -192,16 +193,16 @@ def score_held_out(
     best_trials = _best_trials(study, trials, plan.top)
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
-    signs = objective.evaluation_metrics
     samplers = objective.samplers
+    signs = objective.evaluation_metrics
     models = _baseline_models(study, objective, plan, has_metrics=bool(signs))
+    bound = KeptBound.of(study.attributes)
+    constraint = None if bound is None else bound.constraint
     groups = plan.groups + len(samplers[1:])
     steps = len(best_trials) + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, signs, advance)
-        bound = KeptBound.of(study.attributes)
-        constraint = None if bound is None else bound.constraint
         selection = {}
         for trial in best_trials:
             name = _trial_name(study, trial)
@@ -219,31 +220,14 @@ def score_held_out(
                 elsewhere = _Compared.of(answer, models, measurements, objective)  # the bound is not of this sampler
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
-    kept_bounds: Mapping[str, float | None] = {}
-    if not _is_grid(study):
-        kept_bounds = kept_metric(study.attributes.get("specification") or {})
-    possible_warnings = [warning_of(found.rows, found.against_last, kept=kept_bounds)]
+    warnings = _warnings(study, trials, samplers, found, elsewhere)
     also = None
     if elsewhere is not None:
-        turned_warning = turned(found.rows, elsewhere.rows, samplers)
-        possible_warnings.append(turned_warning or turned(found.against_last, elsewhere.against_last, samplers))
-        also = HeldOutReport(
-            trial=chosen.number,
-            answer=elsewhere.answer,
-            baselines=elsewhere.baselines,
-            rows=elsewhere.rows,
-            sampler=samplers[1].text,
-        )
-    possible_warnings.append(_overfitting(trials))
-    warnings = [warning for warning in possible_warnings if warning is not None]
-    report = HeldOutReport(
-        trial=chosen.number,
-        answer=found.answer,
+        also = elsewhere.report(chosen.number, samplers[1].text)
+    report = dataclasses.replace(
+        found.report(chosen.number, samplers[0].text if samplers else None),
         selection=selection,
-        baselines=found.baselines,
-        rows=found.rows,
         warning="; ".join(warnings) or None,
-        sampler=samplers[0].text if samplers else None,
         also=also,
     )
     if report.warning is not None:
@@ -251,6 +235,25 @@ def score_held_out(
     if plan.keep:
         study.set_attribute(HELD_OUT_REPORT, report.to_json())
     return report
+
+
+def _warnings(
+    study: StoredStudy,
+    trials: Sequence[FrozenTrial],
+    samplers: Sequence[SamplerTitle],
+    found: _Compared,
+    elsewhere: _Compared | None,
+) -> list[str]:
+    """What does not hold: in other metrics, against the last checkpoint, in the second sampler, on unseen images."""
+    kept_bounds: Mapping[str, float | None] = {}
+    if not _is_grid(study):
+        kept_bounds = kept_metric(study.attributes.get("specification") or {})
+    possible = [warning_of(found.rows, found.against_last, kept=kept_bounds)]
+    if elsewhere is not None:
+        against_ema = turned(found.rows, elsewhere.rows, samplers)
+        possible.append(against_ema or turned(found.against_last, elsewhere.against_last, samplers))
+    possible.append(_overfitting(trials))
+    return [warning for warning in possible if warning is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +301,16 @@ class _Compared:
             baselines=baselines,
             rows=rows_against(_baseline(baselines, EMA, _DEFAULT_EMA)),
             against_last=rows_against(_baseline(baselines, LAST_CHECKPOINT)),
+        )
+
+    def report(self, trial: int, sampler: str | None) -> HeldOutReport:
+        """As a report of the trial's model, still without what it was chosen from."""
+        return HeldOutReport(
+            trial=trial,
+            answer=self.answer,
+            baselines=self.baselines,
+            rows=self.rows,
+            sampler=sampler,
         )
 
 

@@ -25,7 +25,7 @@ from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluatio
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.names import SUCCEEDED
+from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of

@@ -11,8 +11,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import compared_trials, is_ours, split_name
+from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
 from lcsc_opt.views.ranking import ranking

@@ -251,6 +251,6 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
     kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    load_objective(ObjectiveSpec(file="letters.py", settings=kept))
+    assert load_objective(ObjectiveSpec(file="letters.py", settings=kept)).keeps
     settings = {"checkpoints": "digits.trajectory", **kept}
-    load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+    assert load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models).keeps
