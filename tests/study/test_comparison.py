@@ -14,6 +14,7 @@ import yaml
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction
+from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
 from lcsc_opt.study.comparison import Compared, StoredTrials, changed_since_finished, compare
 from lcsc_opt.study.plan import Plan, plans
 from tests.commands import Typed
@@ -193,7 +194,21 @@ def without_graph(model, noise):
 def of_other_channels(model, noise):
     return model(noise)[:, :2]
 
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        raise RuntimeError("no way back")
+
+def without_backward(model, noise):
+    return Broken.apply(model(noise).tanh())
+
 def sample(model, noise):
+    with open("sampled.txt", "a") as file:
+        file.write(f"{len(noise)}\\n")
     return model(noise).tanh()
 """
 
@@ -234,6 +249,7 @@ def sampled(workplace: Path) -> Path:
     ("change", "reason"),
     [
         ("sampler=sampled_parts:without_graph", "have no graph"),
+        ("sampler=sampled_parts:without_backward", "the first evaluation on search noise with a gradient failed"),
         ("sampler=sampled_parts:of_other_channels", "search noise"),
         ("reference=nowhere.npz", "nowhere.npz"),
     ],
@@ -254,6 +270,14 @@ def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehears
     again = typed("run", "sampled.yaml", "--budget", "3").err
     assert "takes about" not in again
     assert "after 3 evaluations" in again
+
+
+def test_a_rehearsal_samples_one_batch_and_measures_no_units_of_the_loss(sampled: Path, typed: Typed) -> None:
+    changes = ["objective.settings.loss={fdr: [pixels]}", "objective.settings.batch_size=8", "~held_out"]
+    typed("run", "sampled.yaml", "--optimizer", "EMAGrid", "--dry-run", "objective.settings.images=40", *changes)
+    batches = [int(line) for line in (sampled / "sampled.txt").read_text().split()]
+    assert sum(batches) == FEWEST_REHEARSED < 40
+    assert max(batches) == 8
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
