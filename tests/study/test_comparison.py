@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
 from lcsc_opt.study.comparison import Compared, StoredTrials, changed_since_finished, compare
@@ -170,6 +173,18 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     assert "scored: a trial takes about" in said
     assert (scored / "studies.db").exists() == (options == [])
     assert "held-out 0.5 after 3 evaluations" in typed("run", "scored.yaml").err
+
+
+def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
+    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_late(url: str, *, write: bool) -> RDBStorage:
+        storage = open_storage(url, write=write)
+        StoredStudy.open_or_create(storage, "scored/LCSC/0", {"specification": {}, "fingerprint": {}})
+        return storage
+
+    monkeypatch.setattr("lcsc_opt.study.running.open_storage", open_late)
+    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", status=2).err
 
 
 def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
