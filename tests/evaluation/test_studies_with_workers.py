@@ -189,7 +189,11 @@ def test_ctrl_c_stops_evaluations_that_do_not_look_and_leaves_no_worker(
         "def build(settings):\n    return WritesItsProcess()\n"
     )
     running = Lcsc("run", study_file(folder, workers=2))
-    assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
+
+    def is_written() -> bool:  # a file exists before its content does
+        return marker.exists() and bool(marker.read_text())
+
+    assert wait_for(lambda: is_written() or running.process.exitcode is not None)
     assert running.process.exitcode is None, running.wait()
     worker = int(marker.read_text())
     os.kill(worker, signal.SIGINT)  # as a terminal does, which signals all processes of the command
