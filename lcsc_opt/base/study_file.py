@@ -22,6 +22,7 @@ ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
+DEFAULT_BUDGET = 100  # evaluations of each optimizer
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
@@ -61,6 +62,8 @@ class ObjectiveSpec(FrozenModel):
 
 LAYERS = "layers"
 """The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+AUTO = "auto"
+"""Rows that :mod:`lcsc_opt.study.defaults` chooses for each optimizer."""
 
 _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
 
@@ -70,7 +73,7 @@ class SpaceSpec(FrozenModel):
 
     ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
     of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with
-    patterns.
+    patterns; ``None`` is one row for all.
     """
 
     kind: Literal["affine", "convex"] = "affine"
@@ -80,11 +83,11 @@ class SpaceSpec(FrozenModel):
     @pydantic.field_validator("rows", mode="before")
     @classmethod
     def _is_a_rule(cls, value: Any) -> Any:
-        if value is None or value == LAYERS:
+        if value in (None, LAYERS, AUTO):
             return value
         has_names = isinstance(value, Mapping)
         if not has_names:
-            raise ValueError(f"expected {LAYERS} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
+            raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
         for patterns in value.values():
             listed = patterns if isinstance(patterns, list) else [patterns]
             if not all(isinstance(pattern, str) for pattern in listed):
@@ -208,14 +211,15 @@ class StudySpec(FrozenModel):
 
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
     workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
+    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.study.defaults` chooses them.
     """
 
     name: Experiment
     objective: ObjectiveSpec
-    space: SpaceSpec = SpaceSpec()
-    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)]
+    space: SpaceSpec = SpaceSpec(rows=AUTO)
+    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)] = ()
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
-    budget: BudgetSpec
+    budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
     workers: Workers = 1
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
@@ -285,6 +289,8 @@ class StudySpec(FrozenModel):
     def _no_study_twice(self) -> StudySpec:
         _check_distinct("optimizers", [optimizer.name for optimizer in self.optimizers])
         _check_distinct("seeds", [str(seed) for seed in self.seeds])
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one entry")
         return self
 
 
@@ -293,8 +299,6 @@ def _is_device(name: Any) -> bool:
 
 
 def _check_distinct(key: str, names: Sequence[str]) -> None:
-    if not names:
-        raise ValueError(f"{key}: expected at least one entry")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
@@ -318,7 +322,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     content = _yaml(text, path)
     if content is None:
-        raise StudySpecError(f"{path}: is empty; a study file has at least name, objective, optimizers and budget")
+        raise StudySpecError(f"{path}: is empty; a study file has at least name and objective")
     for override in overrides:
         content = _overridden(content, override)
     missing = lines_to_fill_in(text, content)

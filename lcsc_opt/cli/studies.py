@@ -12,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
+from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -109,24 +109,40 @@ def run(
     is_stored = is_ours(studies) and not Path(studies).exists()
     if is_stored and (overrides or optimizer or seed):
         raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
-    if is_stored:
-        chosen, url = _stored_plan(studies, storage, budget=budget, ray=ray)
-    else:
+    if not is_stored:
         path = find("studies", studies)
         specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
-        chosen, url = _plans_of_file(specs, path, storage, optimizer, seed, budget=budget, ray=ray)
 
-    from lcsc_opt.study.running import Run, run_plans
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.study.running import Run, plans_of, run_plans
 
-    if dry_run:
-        rehearsed = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed)
-        rehearsed.rehearse()
-        _print_plans(rehearsed, url)
+    objectives = ObjectiveLoader()
+    if is_stored:
+        plan, url = _stored_plan(studies, storage, budget=budget, ray=ray)
+        chosen = [plan]
     else:
-        run_plans(chosen, url, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+        if ray is not None:
+            specs = tuple(spec.on_ray(ray) for spec in specs)
+        url = storage_url(storage, specs[0].storage)
+        chosen = plans_of(
+            specs, path.parent, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget
+        )
+    if dry_run:
+        run = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=objectives)
+        _print_rehearsed(run, url)
+    else:
+        run_plans(
+            chosen,
+            url,
+            on_end=say,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            objectives=objectives,
+        )
 
 
-def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str | None) -> tuple[list[Plan], str]:
+def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str | None) -> tuple[Plan, str]:
     """The plan of a stored study, and the URL of its database."""
     from lcsc_opt.study.plan import Plan
 
@@ -136,40 +152,24 @@ def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    return [plan], stored.storage.url
+    return plan, stored.storage.url
 
 
-def _plans_of_file(
-    specs: Sequence[StudySpec],
-    path: Path,
-    storage: str | None,
-    optimizers: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    *,
-    budget: int | None,
-    ray: str | None,
-) -> tuple[list[Plan], str]:
-    """The plans of a study file, and the URL of its database."""
-    from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study.plan import plans
-
-    if ray is not None:
-        specs = [spec.on_ray(ray) for spec in specs]
-    chosen = plans(specs, path.parent, optimizers=optimizers or (), seeds=seeds or (), budget=budget)
-    return chosen, storage_url(storage, specs[0].storage)
-
-
-def _print_plans(run: Run, url: str) -> None:
-    """Print a table of the studies and how many evaluations they have."""
+def _print_rehearsed(run: Run, url: str) -> None:
+    """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.urls import masked
 
+    chosen = run.rehearse()
     evaluations = run.evaluations()
     rows = []
     for plan in run.plans:
-        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items())
+        options = {**chosen[plan.name]["optimizer_defaults"], **plan.optimizer.options}
+        written = ", ".join(f"{key}={value}" for key, value in options.items())
+        space = plan.spec.space
+        in_rows = "one row" if plan.is_grid or space.rows is None else f"rows: {space.rows}"
         done = f"{evaluations.get(plan.name, 0)} evaluations"
-        rows.append((plan.name, options or "defaults", plan.spec.budget, done))
-    print_table(("study", "optimizer options", "budget", "done"), rows, title=f"would run, in {masked(url)}")
+        rows.append((plan.name, written or "defaults", f"{space.kind}, {in_rows}", plan.spec.budget, done))
+    print_table(("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(url)}")
 
 
 def fork(

@@ -32,8 +32,8 @@ from lcsc_opt.objective import loading
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.plan import plans
-from lcsc_opt.study.running import objective_of, run_plans
+from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.study.running import objective_of, plans_of, run_plans
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -174,7 +174,7 @@ def run(
 
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
-        optimizers: only these; one that the file does not list has its defaults.
+        optimizers: only these; one that the file does not list has its default options.
         seeds: only these.
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
@@ -195,9 +195,17 @@ def run(
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
-    chosen = plans(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
+    objectives = ObjectiveLoader()
     with messages_by_default(), each_notice_once():
-        run_plans(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks)
+        chosen = plans_of(specs, directory, url, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
+        run_plans(
+            chosen,
+            url,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            objectives=objectives,
+            callbacks=callbacks,
+        )
     return [Study(plan.name, url) for plan in chosen]
 
 

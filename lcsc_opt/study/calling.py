@@ -29,15 +29,25 @@ from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.settings import excerpt, parse_settings
-from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudySpec, experiment_name, parse_studies
+from lcsc_opt.base.study_file import (
+    AUTO,
+    DEFAULT_BUDGET,
+    DEFAULT_STORAGE,
+    BudgetSpec,
+    StudySpec,
+    experiment_name,
+    parse_studies,
+)
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_existing
-from lcsc_opt.database.names import BASELINES, is_search, split_name
+from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.api import Study
 from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader
 from lcsc_opt.study.result import Result
@@ -45,7 +55,6 @@ from lcsc_opt.study.running import run_plans
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
-DEFAULT_BUDGET = 100
 DEFAULT_FILE = "studies.db"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
@@ -68,7 +77,7 @@ def search(
     name: str | None = None,
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None = None,
     space: str | Mapping[str, Any] | None = None,
-    rows: Rule | None = "auto",
+    rows: Rule | None = AUTO,
     budget: int | str | datetime.timedelta = DEFAULT_BUDGET,
     storage: str | Path | None = DEFAULT_FILE,
     seed: int = 0,
@@ -125,7 +134,7 @@ def search(
             the score has a gradient, else ``LCSCQuadratic``.
         space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
-            for images if all optimizers but baselines follow the gradient of the loss, else ``None``.
+            for images and optimizers that follow the gradient of the loss, else ``None``.
         budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
             ``timedelta``, which becomes a number of evaluations once, by timing one of them before the study begins.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
@@ -197,12 +206,9 @@ def search(
             experiment = _numbered(experiment, experiments, resume=resume)
         stored = {study: attributes for study, attributes in searches.items() if split_name(study)[0] == experiment}
 
-        given = _optimizers(optimizers) or _stored_optimizers(stored) or ["EMAGrid", "LCSCQuadratic"]
-        content = call.content(experiment, given, seed, jobs)
-        if space is not None:
-            content["space"] = _space(space)
-        if rows is not None and rows != "auto":
-            content.setdefault("space", {})["rows"] = rows
+        content = call.content(experiment, _optimizers(optimizers), seed, jobs)
+        if space is not None or rows != AUTO:
+            content["space"] = {"rows": rows, **_space(space)}
         total = _evaluations_or_seconds(budget)
         if isinstance(total, int):
             content["budget"] = {"evaluations": total}
@@ -210,18 +216,11 @@ def search(
 
         call.place_checkpoints(experiment, stored)
         loader = ObjectiveLoader()
-        if not stored and optimizers is None and call.has_gradient(content, loader):
-            content["optimizers"] = ["EMAGrid", "LCSCGradient"]
-        if rows == "auto" and "rows" not in content.get("space", {}):
-            if stored:
-                chosen_rows = next(iter(stored.values()))["specification"]["space"].get("rows")
-            else:
-                chosen_rows = call.default_rows(content)
-            if chosen_rows is not None:
-                content.setdefault("space", {})["rows"] = chosen_rows
+        chosen = call.completed_plans(content, stored, loader)
         if isinstance(total, float):
-            content["budget"] = {"evaluations": _evaluations_in(total, call, loader, content, stored)}
-        chosen = call.plans(content)
+            evaluations = _evaluations_in(total, chosen, loader, stored)
+            content["budget"] = {"evaluations": evaluations}
+            chosen = [plan.changed(budget=BudgetSpec(evaluations=evaluations)) for plan in chosen]
         run_plans(
             chosen,
             url,
@@ -347,15 +346,6 @@ class _Call:
         """Whether a later call can tell that its functions are these: all of them can be imported."""
         return not self.not_importable
 
-    def has_gradient(self, content: Mapping[str, Any], loader: ObjectiveLoader) -> bool:
-        """Whether the score, or the sampled images, have a graph. This may call the functions once.
-
-        Raises:
-            LcscError: the objective cannot be built, or a function raised an error.
-        """
-        objective = loader.load(self.plans(content)[0], {})
-        return objective.why_no_gradient() is None
-
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
         """Name the checkpoints in the settings; those in memory are packed first.
 
@@ -380,32 +370,46 @@ class _Call:
         seed: int,
         jobs: int,
     ) -> dict[str, Any]:
-        """What a study file would contain, without space and budget."""
+        """What a study file would contain, without space and budget; without optimizers, if none are given."""
         content: dict[str, Any] = {
             "name": name,
             "objective": {"file": self.file, "settings": self.settings},
-            "optimizers": list(optimizers),
             "seeds": [seed],
-            "budget": {"evaluations": DEFAULT_BUDGET},
             "workers": jobs,
         }
+        if optimizers:
+            content["optimizers"] = optimizers
         if self.held_out is not None:
             content["held_out"] = self.held_out
         return content
 
     def plans(self, content: Mapping[str, Any]) -> list[Plan]:
-        """The plans of a study file with this content, which have the functions."""
-        specs: tuple[StudySpec, ...] = parse_studies(dict(content), source="lcsc_opt.search")
-        return [
-            dataclasses.replace(plan, functions=self.functions, files=self.files) for plan in plans(specs, Path.cwd())
-        ]
+        """The plans of a study file with this content, which have the functions; without its optimizers, none."""
+        return self._with_functions(plans(self._specs(content), Path.cwd()))
 
-    def default_rows(self, content: Mapping[str, Any]) -> Rule | None:
-        """``layers`` for images wherever the gradient leads."""
-        if self.file == "score.py":
-            return None
-        searches = [plan for plan in self.plans(content) if plan.optimizer.name not in BASELINES]
-        return "layers" if searches and all(plan.follows_gradients for plan in searches) else None
+    def completed_plans(
+        self, content: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], loader: ObjectiveLoader
+    ) -> list[Plan]:
+        """The plans, with what this call leaves open. To choose it, the objective may call the functions once.
+
+        Raises:
+            LcscError: the objective cannot be built, or a function raised an error.
+        """
+
+        def load(spec: StudySpec) -> Objective:
+            [plan] = self._with_functions([Plan(spec, Path.cwd())])
+            return loader.load(plan, {})
+
+        complete: list[StudySpec] = []
+        for spec in self._specs(content):
+            complete += completed(spec, lambda: stored, load)
+        return self._with_functions(plans(complete, Path.cwd()))
+
+    def _specs(self, content: Mapping[str, Any]) -> tuple[StudySpec, ...]:
+        return parse_studies(dict(content), source="lcsc_opt.search")
+
+    def _with_functions(self, plans: Sequence[Plan]) -> list[Plan]:
+        return [dataclasses.replace(plan, functions=self.functions, files=self.files) for plan in plans]
 
 
 def _builder(build: Function | str) -> Function | str:
@@ -416,10 +420,12 @@ def _builder(build: Function | str) -> Function | str:
     return lambda: network
 
 
-def _space(space: str | Mapping[str, Any]) -> dict[str, Any]:
+def _space(space: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """As a mapping, to which rows can be added."""
     if isinstance(space, str):
-        return {space: None}
+        return {"kind": space}
+    if space is None:
+        return {}
     if not isinstance(space, Mapping):
         raise StudySpecError(f"space: expected a name or a mapping, got {excerpt(space)}")
     return dict(space)
@@ -474,12 +480,6 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     return new
 
 
-def _stored_optimizers(stored: Mapping[str, Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
-    """The optimizers of stored studies, each once."""
-    specifications = {split_name(name)[1]: attributes["specification"] for name, attributes in stored.items()}
-    return [specification["optimizer"] for specification in specifications.values()]
-
-
 def _optimizers(
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None,
 ) -> list[str | Mapping[str, Any]]:
@@ -499,9 +499,8 @@ def _optimizers(
 
 def _evaluations_in(
     seconds: float,
-    call: _Call,
+    plans: Sequence[Plan],
     loader: ObjectiveLoader,
-    content: Mapping[str, Any],
     stored: Mapping[str, Mapping[str, Any]],
 ) -> int:
     """The evaluations of each optimizer that so much time is enough for, by timing one of each.
@@ -511,18 +510,17 @@ def _evaluations_in(
     totals = [attributes["optimizer_budget"].get("evaluations") for attributes in stored.values()]
     if any(totals):
         return int(max(total for total in totals if total))
-    chosen = call.plans(content)
-    objective = loader.load(chosen[0], {})
-    origin = default_origin(objective.steps)
     taken = 0.0
-    for plan in chosen:
+    for plan in plans:
+        objective = loader.load(plan, {})
+        origin = default_origin(objective.steps)
         for _ in range(2):  # the first call may load and compile
             begin = time.perf_counter()
             objective.evaluate(Candidate(origin), gradient=plan.follows_gradients)
             lasted = time.perf_counter() - begin
         taken += lasted + _SECONDS_TO_STORE
     evaluations = max(math.floor(seconds * plan.workers / taken), 1)
-    notice(f"{content['name']}: {seconds:g} s are about {evaluations} evaluations of each optimizer")
+    notice(f"{plan.spec.name}: {seconds:g} s are about {evaluations} evaluations of each optimizer")
     return evaluations
 
 

@@ -117,6 +117,11 @@ class PreparedStudy:
         self._compared = compared
         self._retry_failed = retry_failed
 
+    @property
+    def attributes(self) -> Attributes:
+        """The attributes of the stored study, or those that a new one begins with."""
+        return self._compared.attributes
+
     def rehearse(self, plans: Sequence[Plan]) -> None:
         """Evaluate one candidate on one batch, as the searches and the reports of these plans will.
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import DEFAULT_FILES
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
     BudgetSpec,
     OptimizerSpec,
@@ -34,13 +33,13 @@ from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import (
     configure,
     needs_gradient,
     prefers_sequential_asks,
     refuses_concurrent_asks,
 )
+from lcsc_opt.study.defaults import default_options
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features, where each layer has its own coefficients
@@ -113,14 +112,6 @@ class Plan:
         """The name of the Optuna study."""
         return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
 
-    def optimizer_defaults(self, checkpoints: int) -> dict[str, Any]:
-        """The options that a new study adds to those of its study file. It stores them: a default may change."""
-        optimizer = self.optimizer
-        has_few = checkpoints < MANY_CHECKPOINTS and self.spec.space.rows is not None
-        if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
-            return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
-        return {}
-
     @property
     def follows_gradients(self) -> bool:
         """Whether the optimizer needs the gradient of the loss."""
@@ -174,7 +165,7 @@ class Plan:
     @property
     def objective_key(self) -> str:
         """Plans with the same key have the same objective."""
-        return f"{self.directory}:{self.spec.objective.model_dump_json()}:{self.spec.space.rows}"
+        return f"{self.directory}:{self.spec.objective.model_dump_json()}"
 
     def changed(self, **changes: Any) -> Plan:
         """The same plan with other values in its specification."""
@@ -220,7 +211,7 @@ class Plan:
         return {
             "budget": budget,
             "optimizer_budget": budget,
-            "optimizer_defaults": self.optimizer_defaults(len(objective.steps)),
+            "optimizer_defaults": default_options(self.optimizer, self.spec.space.rows, len(objective.steps)),
             "origin": self.origin,
             "parallelism": self.parallelism(objective),
             "report_images": objective.report_images,
@@ -398,16 +389,14 @@ def plans(
     specs: Sequence[StudySpec],
     directory: Path | None,
     *,
-    optimizers: Sequence[str] = (),
     seeds: Sequence[int] = (),
     budget: int | None = None,
 ) -> list[Plan]:
-    """The studies that a study file describes; those of a sweep point by point.
+    """The studies that complete specifications describe; those of a sweep point by point.
 
     Args:
-        specs: the study file, or all points of its sweep.
+        specs: the study file, or all points of its sweep, which :func:`lcsc_opt.study.defaults.completed` gives.
         directory: its folder.
-        optimizers: only these; one that the file does not list is run with its defaults.
         seeds: only these; the file need not list them.
         budget: another total for each study, in the unit of the study file.
 
@@ -418,11 +407,12 @@ def plans(
         specs = _with_budget(specs, budget)
     listed: list[Plan] = []
     for spec in specs:
-        chosen = _optimizers(spec, optimizers)
-        for optimizer in chosen:
+        for optimizer in spec.optimizers:
             configure(optimizer)  # raises if an option is wrong
         for seed in seeds or spec.seeds:
-            listed += [Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in chosen]
+            listed += [
+                Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in spec.optimizers
+            ]
     return listed
 
 
@@ -469,15 +459,3 @@ def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:
         if key.split(".")[0] == "budget":
             raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")
     return [spec.model_copy(update={"budget": spec.budget.with_total(total)}) for spec in specs]
-
-
-def _optimizers(spec: StudySpec, names: Sequence[str]) -> list[OptimizerSpec]:
-    """The optimizers of these names, or all of the specification; one that it does not list has its defaults."""
-    listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
-    chosen = []
-    for name in names or listed:
-        if name in listed:
-            chosen.append(listed[name])
-        else:
-            chosen.append(parse_settings(OptimizerSpec, {"name": name}, source="--optimizer"))
-    return chosen

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -20,9 +23,10 @@ from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
+from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
-from lcsc_opt.study.plan import Plan, with_grids
+from lcsc_opt.study.plan import Plan, plans, with_grids
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
 
 
@@ -60,17 +64,22 @@ class Run:
         ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
         self.plans = with_grids(ordered, self._studies())
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each objective, and write no study.
+
+        Returns:
+            Name → attributes of each study, as stored or as it would begin with.
 
         Raises:
             LcscError: the first thing that is wrong.
         """
         studies = self._studies()
+        attributes = dict(studies)
         for plan in self.plans:
             if not self._is_finished(plan, studies.get(plan.name)):
-                with self._prepared(plan, studies):
-                    pass
+                with self._prepared(plan, studies) as study:
+                    attributes[plan.name] = study.attributes
+        return attributes
 
     def evaluations(self) -> dict[str, int]:
         """Name → number of evaluations, of those of the studies that are stored."""
@@ -170,6 +179,47 @@ class Run:
             return name in studies and self._trials(name).succeeded
 
         return [plan for plan in self.plans if plan.objective_key == key and not has_result(plan.name)]
+
+
+def plans_of(
+    specs: Sequence[StudySpec],
+    directory: Path,
+    url: str,
+    objectives: ObjectiveLoader,
+    *,
+    optimizers: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    budget: int | None = None,
+) -> list[Plan]:
+    """The studies of a study file, with what it leaves open chosen by :mod:`lcsc_opt.study.defaults`.
+
+    Args:
+        specs: the study file, or all points of its sweep.
+        directory: its folder.
+        url: of the database.
+        objectives: loads an objective, if something is to be chosen, and keeps it for the run.
+        optimizers: only these; one that the file does not list has its default options.
+        seeds: only these; the file need not list them.
+        budget: another total for each study, in the unit of the study file.
+
+    Raises:
+        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
+        LcscError: an objective that must be known cannot be loaded.
+    """
+    files = files_directory(url)
+
+    @functools.cache
+    def stored() -> Mapping[str, Attributes]:
+        storage = open_existing(url)
+        return {} if storage is None else our_studies(storage)
+
+    def load(spec: StudySpec) -> Objective:
+        return objectives.load(Plan(spec, directory, files=files), stored())
+
+    complete: list[StudySpec] = []
+    for spec in specs:
+        complete += completed(spec, stored, load, optimizers=optimizers)
+    return plans(complete, directory, seeds=seeds, budget=budget)
 
 
 def run_plans(

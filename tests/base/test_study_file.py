@@ -132,9 +132,9 @@ def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path)
         # one of several forms
         (
             {"space": {"rows": 3}},
-            "space.rows: expected layers or names with patterns of tensors, as…",
+            "space.rows: expected layers, auto or names with patterns of tensors, as…",
         ),
-        ({"space": {"rows": "layer"}}, f"space.rows: expected layers or {PATTERNS}, got 'layer'"),
+        ({"space": {"rows": "layer"}}, f"space.rows: expected layers, auto or {PATTERNS}, got 'layer'"),
         ({"space": {"rows": {"a": 3}}}, f"space.rows: expected {PATTERNS}, got {{'a': 3}}"),
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].options: Input should be a valid dictionary, got 3"),

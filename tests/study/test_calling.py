@@ -274,7 +274,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
-        (states(), {"rows": "layer"}, "rows: expected layers or "),
+        (states(), {"rows": "layer"}, "rows: expected layers, auto or "),
         *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
@@ -477,7 +477,7 @@ def real_images(workplace: Path) -> Path:
         (["EMAGrid", "LCSCGradient"], {"space": "convex"}, (1, 3)),
         (None, {"rows": None}, (3,)),
         (None, {"space": {"rows": None}}, (3,)),
-        (["EMAGrid", "LCSCGradient", "CMA"], {}, (3,)),
+        (["EMAGrid", "LCSCGradient", "CMA"], {}, (1, 3)),
     ],
 )
 def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(

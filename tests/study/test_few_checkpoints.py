@@ -13,6 +13,7 @@ import lcsc_opt
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.study.defaults import default_options
 from lcsc_opt.study.plan import Plan
 from lcsc_opt.views.study_status import overview
 
@@ -36,7 +37,7 @@ def test_what_a_new_study_adds(spec: object, checkpoints: int, has_rows: bool, d
     content |= {"optimizers": [spec], "space": {"rows": "layers"} if has_rows else "affine"}
     [study_spec] = parse_studies(content, source="here")
     plan = Plan(study_spec)
-    assert plan.optimizer_defaults(checkpoints) == defaults
+    assert default_options(plan.optimizer, study_spec.space.rows, checkpoints) == defaults
     assert plan.optimizer.with_defaults(defaults).options == {**defaults, **plan.optimizer.options}
 
 

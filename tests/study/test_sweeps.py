@@ -121,7 +121,7 @@ def test_a_point_that_is_wrong_does_not_stop_the_others(typed: Typed) -> None:
 def test_a_dry_run_shows_every_point_and_runs_none(typed: Typed) -> None:
     shown = typed("run", "sweep.yaml", "vary.budget.evaluations=[4,6]", "--dry-run").out
     rows = [line.split() for line in shown.splitlines()[2:]]
-    assert [(row[0], row[2]) for row in rows] == [
+    assert [(row[0], row[-4]) for row in rows] == [
         (f"sweep,images={images},evaluations={budget}/{optimizer}/0", str(budget))
         for images in (2, 3)
         for budget in (4, 6)

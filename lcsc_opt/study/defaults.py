@@ -1,0 +1,103 @@
+"""What a study has where nobody chose: the optimizers, the rows of coefficients, the step of the gradient.
+
+The budget is :data:`lcsc_opt.base.study_file.DEFAULT_BUDGET`. A study stores all of this, so a default may change.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, SpaceSpec, StudySpec
+from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
+from lcsc_opt.optimizers.registry import needs_gradient
+
+
+def completed(
+    spec: StudySpec,
+    stored: Callable[[], Mapping[str, Mapping[str, Any]]],
+    load: Callable[[StudySpec], Objective],
+    *,
+    optimizers: Sequence[str] = (),
+) -> list[StudySpec]:
+    """A specification that leaves nothing open; several if its optimizers have other rows by default.
+
+    Args:
+        spec: of a study file, or of a point of its sweep.
+        stored: gives name → attributes of the stored studies, which keep what they have.
+        load: gives the objective of a specification. Both are called only if something is to be chosen.
+        optimizers: only these; one that the file does not list has its default options.
+
+    Raises:
+        LcscError: the objective cannot be loaded.
+    """
+
+    @functools.cache
+    def objective() -> Objective:
+        return load(spec.model_copy(update={"space": SpaceSpec()}))
+
+    @functools.cache
+    def specifications() -> dict[str, Mapping[str, Any]]:
+        return _specifications(spec.name, stored())
+
+    chosen = _named(optimizers, spec.optimizers)
+    if not chosen and specifications().keys() - BASELINES.keys():
+        chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
+    if not chosen:
+        chosen = default_optimizers(objective())
+    if spec.space.rows != AUTO:
+        return [spec.model_copy(update={"optimizers": tuple(chosen)})]
+
+    def rows_of(optimizer: OptimizerSpec) -> Any:
+        if not needs_gradient(optimizer):
+            return None
+        if optimizer.name in specifications():
+            return specifications()[optimizer.name]["space"]["rows"]
+        return default_rows(objective())
+
+    return [
+        spec.model_copy(update={"optimizers": tuple(group), "space": spec.space.model_copy(update={"rows": rows})})
+        for rows, group in itertools.groupby(chosen, rows_of)
+    ]
+
+
+def default_optimizers(objective: Objective) -> list[OptimizerSpec]:
+    """The best plain average to compare with, and a search: by the gradient if there is one."""
+    search = "LCSCGradient" if objective.why_no_gradient() is None else "LCSCQuadratic"
+    return [OptimizerSpec(name=EMA_GRID), OptimizerSpec(name=search)]
+
+
+def default_rows(objective: Objective) -> str | None:
+    """Of an optimizer that follows the gradient: a row of coefficients for each layer if it is of images, else one."""
+    return LAYERS if objective.images_per_evaluation else None
+
+
+def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
+    """Options that an optimizer does not name and a new study stores, for that many checkpoints."""
+    has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
+    if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
+        return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
+    return {}
+
+
+def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[OptimizerSpec]:
+    """The optimizers of these names, or all that are listed."""
+    if not names:
+        return list(listed)
+    options = {optimizer.name: optimizer for optimizer in listed}
+    return [options.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer") for name in names]
+
+
+def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Optimizer → specification of the experiment's first search with it."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in filter(is_search, studies):
+        stored_experiment, optimizer, _ = split_name(name)
+        if stored_experiment == experiment:
+            found.setdefault(optimizer, studies[name]["specification"])
+    return found

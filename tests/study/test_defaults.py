@@ -1,0 +1,98 @@
+"""What is chosen where a study file says nothing, in files and in Python, and that stored studies keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.objective.contract import CoefficientFunction, Objective
+from lcsc_opt.study.defaults import completed
+from tests.commands import Typed
+from tests.model_studies import write_model_study
+
+Chosen = list[tuple[list[str], Any]]
+
+
+class Images(CoefficientFunction):
+    """A function that says that it samples images."""
+
+    images_per_evaluation = 10
+
+
+def objective(*, images: bool, gradient: bool) -> Objective:
+    kind = Images if images else CoefficientFunction
+    return kind(max, (1, 2, 3), name="max", gradient=(lambda a: a) if gradient else None)
+
+
+def spec(**changes: Any) -> StudySpec:
+    [parsed] = parse_studies({"name": "s", "objective": {"file": "function.py"}, **changes}, source="test")
+    return parsed
+
+
+def chosen(study: StudySpec, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:
+    """Optimizers and rows; without an objective, none may be loaded."""
+
+    def load(_: StudySpec) -> Objective:
+        assert made is not None, "loaded although everything is known"
+        return made
+
+    return [
+        ([optimizer.name for optimizer in complete.optimizers], complete.space.rows)
+        for complete in completed(study, lambda: stored, load, optimizers=names)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "gradient", "expected"),
+    [
+        (True, True, [(["EMAGrid"], None), (["LCSCGradient"], "layers")]),
+        (True, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
+        (False, True, [(["EMAGrid", "LCSCGradient"], None)]),
+        (False, False, [(["EMAGrid", "LCSCQuadratic"], None)]),
+    ],
+)
+def test_optimizers_and_rows_follow_from_what_the_objective_gives(
+    images: bool, gradient: bool, expected: Chosen
+) -> None:
+    assert chosen(spec(), {}, objective(images=images, gradient=gradient)) == expected
+
+
+def test_what_is_said_is_not_chosen_and_loads_nothing() -> None:
+    said = spec(optimizers=["LCSCGradient", "CMA"], space="affine")
+    assert chosen(said, {}, None) == [(["LCSCGradient", "CMA"], None)]
+    assert chosen(said, {}, None, "LCSC") == [(["LCSC"], None)]
+    assert chosen(spec(optimizers=["LCSC"]), {}, None) == [(["LCSC"], None)], "rows are for gradients"
+    rows = {"a": ["*"]}
+    assert chosen(spec(optimizers=["LCSC"], space={"rows": rows}), {}, None) == [(["LCSC"], rows)]
+
+
+def stored(optimizer: str, rows: str | None) -> Mapping[str, Any]:
+    return {"specification": {"optimizer": {"name": optimizer, "options": {}}, "space": {"rows": rows}}}
+
+
+def test_stored_studies_keep_what_they_have() -> None:
+    studies = {
+        "s/EMAGrid/0": stored("EMAGrid", None),
+        "s/LCSCGradient/0": stored("LCSCGradient", None),
+        "other/LCSC/0": stored("LCSC", "layers"),
+    }
+    assert chosen(spec(), studies, None) == [(["EMAGrid", "LCSCGradient"], None)]
+
+
+def test_a_grid_alone_was_interrupted_before_its_search() -> None:
+    made = objective(images=True, gradient=True)
+    studies = {"s/EMAGrid/0": stored("EMAGrid", None)}
+    assert chosen(spec(), studies, made) == [(["EMAGrid"], None), (["LCSCGradient"], "layers")]
+
+
+def test_a_short_study_file_runs_and_a_dry_run_says_what_was_chosen(typed: Typed, workplace: Any) -> None:
+    file = str(write_model_study(workplace, budget={"evaluations": 2}))
+    shown = typed("run", file, "~optimizers", "--dry-run").out.splitlines()[2:]
+    assert [line.split()[0].split("/")[1] for line in shown] == ["EMAGrid", "LCSCGradient"]
+    assert "rows: layers" in shown[1]
+    assert "step_size=0.2" in shown[1]
+    typed("run", file, "~optimizers")
+    assert "finished already" in typed("run", file, "~optimizers").out
