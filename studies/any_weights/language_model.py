@@ -1,11 +1,12 @@
-"""A causal language model, scored as transformers' ``Trainer`` evaluates it: its own collator, its own loss.
+"""A causal language model, scored by transformers' ``Trainer`` itself: its own collator, its own loss.
 
     objective:
       file: score.py
       settings: {checkpoints: runs/checkpoint-*, model: runs/checkpoint-500, score: "language_model:loss", size: 64}
 
-The files of ``TEXTS`` have one text a line. Put your own data set and its preprocessing in place of ``examples``: a
-score that differs from the trainer's own, as in how texts are cut, may fall where the trainer's rises.
+The files of ``TEXTS`` have one text a line. Put your own data set and its preprocessing in place of ``examples``, and
+your own trainer (as trl's ``SFTTrainer``) in place of ``Trainer``: a score that differs from the trainer's own, as in
+how texts are cut or how tokens are counted, may fall where the trainer's rises.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 TOKENIZER = "runs/checkpoint-500"
 TEXTS = {"search": "validation.txt", "selection": "selection.txt", "held-out": "test.txt"}
@@ -39,11 +40,14 @@ def examples(group: str) -> list[dict[str, Any]]:
 
 
 def loss(model: nn.Module, draw: Any) -> Iterator[Tensor]:
-    """The model's own loss of each batch, with its graph; their mean is the trainer's ``eval_loss``."""
+    """The trainer's loss of each batch, with its graph; their mean is its ``eval_loss``."""
     collate = DataCollatorForLanguageModeling(tokenizer(), mlm=False)
-    data = examples(draw.group)
     device = next(model.parameters()).device
+    arguments = TrainingArguments("unused", use_cpu=device.type == "cpu", report_to=[])
+    trainer = Trainer(model, arguments, data_collator=collate)
+    data = examples(draw.group)
     order = np.random.default_rng(draw.seed).permutation(len(data))[: draw.size]
     for first in range(0, len(order), BATCH):
-        batch = collate([data[index] for index in order[first : first + BATCH]])
-        yield model(**batch.to(device)).loss
+        batch = collate([data[index] for index in order[first : first + BATCH]]).to(device)
+        _, items = trainer.get_batch_samples(iter([batch]), 1, device)  # over which the trainer takes the mean
+        yield trainer.compute_loss(model, batch, num_items_in_batch=items)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +84,38 @@ def write(path: str, lines: int) -> None:
     Path(path).write_text("".join(f"{'fox ' * (1 + line % 5)}and dog, {line}.\n" for line in range(lines)))
 
 
+def gpt2(folder: Path) -> Any:
+    """A GPT-2, whose trainer counts other tokens than a Llama's."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    language_model(folder)  # the tokenizer
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(LETTERS) + 1, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+
+
+def adapter(folder: Path) -> Any:
+    """A LoRA on that Llama."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(language_model(folder), config)
+
+
 @pytest.mark.parametrize("example", ["language_model"], indirect=True)
-def test_a_language_model_has_the_loss_of_its_trainer(
-    workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("made", [language_model, gpt2, adapter])
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
+def test_a_language_models_score_is_its_trainers(
+    made: Callable[[Path], Any], example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    monkeypatch.setattr(example, "TOKENIZER", "runs/checkpoint-300")
-    model = save_models().eval()
-    for file in example.TEXTS.values():
-        write(file, 16)
+    monkeypatch.setattr(example, "TOKENIZER", "model")
+    model = made(Path("model"))
+    randomize(model, 1)
+    write(example.TEXTS["held-out"], 16)
+    model.eval()
     batches = list(example.loss(model, Draw("held-out", 0, 100)))
+    assert len(batches) == 2
     assert all(batch.requires_grad for batch in batches)
     order = np.random.default_rng(0).permutation(16)
     trainer = Trainer(
@@ -103,8 +124,15 @@ def test_a_language_model_has_the_loss_of_its_trainer(
         data_collator=DataCollatorForLanguageModeling(example.tokenizer(), mlm=False),
         eval_dataset=[example.examples("held-out")[index] for index in order],
     )
-    assert len(batches) == 2
     assert torch.stack(batches).mean().item() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("example", ["language_model"], indirect=True)
+def test_a_language_model_is_searched(workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "TOKENIZER", "runs/checkpoint-300")
+    save_models()
+    for file in example.TEXTS.values():
+        write(file, 16)
     Path("study.yaml").write_text(yaml.safe_dump(study("language_model:loss", size=4)))
     assert lcsc(["run", "study.yaml", "optimizers=[LCSCGradient]"]) == 0
 
