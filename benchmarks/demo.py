@@ -3,7 +3,7 @@
     python benchmarks/demo.py
 
 Runs the demo's commands in ``results/demo.db``, prints how long each takes, in wall time and in
-CPU seconds, and the comparison, and draws the pictures of ``docs/images/``. After an interruption the same command
+CPU seconds, and the comparison, and writes the pictures of ``docs/images/``. After an interruption the same command
 continues; stages that are done cost seconds then.
 """
 
@@ -17,13 +17,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.study.api import load_objective
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from lcsc_opt.views.curves import comparison_figure
-from lcsc_opt.views.figures.study import coefficients_figure
-from lcsc_opt.views.figures.writing import write_figures
 from lcsc_opt.views.ranking import Ranked, ranking
 
 IMAGES = RESULTS.parents[1] / "docs" / "images"
@@ -77,15 +73,10 @@ def line(summary: Ranked) -> list[str]:
 
 
 def draw(storage: RDBStorage) -> None:
-    """Draw the page's pictures, which needs Chrome or Chromium."""
+    """Write the images that the page shows."""
     reader = HistoryReader(storage)
     studies = reader.read("demo")
     found = next(study for study in studies if study.study == "demo/LCSCGradient/0")
-    figures = {
-        "curves": comparison_figure(studies),
-        "coefficients": coefficients_figure(reader, [found], best_ema(studies)),
-    }
-    write_figures({IMAGES / f"demo_{name}.png": figure for name, figure in figures.items()})
     sheets = StoredImage.of_answer(reader, found, artifact_directory(storage.url))
     for image, name in zip(sheets, ("ema", "found"), strict=True):
         (IMAGES / f"demo_images_{name}.png").write_bytes(image.content)

@@ -1,10 +1,8 @@
-"""Makes the pictures of the dashboard and of the demo in docs/images from a study database.
+"""Makes the pictures of the dashboard in docs/images from a study database.
 
 First ``lcsc run digits`` and ``lcsc landscape digits/LCSC/0``, then
 
     python docs/screenshots.py [--storage sqlite:///studies.db] [--experiment digits]
-
-After ``make demo``, ``python docs/screenshots.py --demo`` draws the demo's curves and coefficients instead.
 
 Needs Chromium, and playwright of the development tools.
 """
@@ -14,18 +12,13 @@ from __future__ import annotations
 import argparse
 import queue
 import shutil
-import sys
 import threading
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.dashboard.server import serve
-from lcsc_opt.views.figures.study import coefficients_figure
-from lcsc_opt.views.figures.writing import write_figures
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -41,11 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="sqlite:///studies.db")
     parser.add_argument("--experiment", default="digits")
-    parser.add_argument("--demo", action="store_true", help="draw the figures of the demo")
     arguments = parser.parse_args()
-    if arguments.demo:
-        draw_demo(arguments.storage)
-        return
     addresses: queue.Queue[str] = queue.Queue()
     options = {"port": 0, "ready": addresses.put}
     storage = open_storage(arguments.storage, write=False)
@@ -62,18 +51,6 @@ def main() -> None:
             page.screenshot(path=IMAGES / f"dashboard_{name}.png", full_page=True)
             page.close()
         browser.close()
-
-
-def draw_demo(url: str) -> None:
-    """Write the curves of the demo's searches, and the coefficients of its answer."""
-    reader = HistoryReader(open_storage(url, write=False))
-    ema, gradient, evolution = reader.read_studies([f"demo/{name}/0" for name in ("EMAGrid", "LCSCGradient", "LCSC")])
-    figures = {
-        IMAGES / "demo_curves.png": comparison_figure([ema, gradient, evolution]),
-        IMAGES / "demo_coefficients.png": coefficients_figure(reader, [gradient], ema),
-    }
-    for path in write_figures(figures):
-        sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":

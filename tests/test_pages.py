@@ -39,6 +39,7 @@ PAGES = [
 RUN_BY = {  # pages whose blocks other tests run
     "CONTRIBUTING.md": "tests/test_recipes.py",
     "docs/api.md": "tests/test_face.py",
+    "docs/first_model.md": "tests/test_first_model_page.py",
     "docs/training.md": "tests/test_enhance_page.py",  # and tests/trajectory/test_callbacks.py
 }
 BLOCK = re.compile(

@@ -110,8 +110,9 @@ def _width(columns: Sequence[_TableColumn]) -> int:
 
 
 def print_described(title: str, described: Mapping[str, Any]) -> None:
-    """Print names and values of any kind as a table of two columns."""
-    rows = [(name.replace("_", " "), _readable(value)) for name, value in described.items()]
+    """Print names and values of any kind as a table of two columns, without those that are empty."""
+    told = {name: value for name, value in described.items() if value not in (None, "", {}, [], ())}
+    rows = [(name.replace("_", " "), _readable(value)) for name, value in told.items()]
     print_table((title, ""), rows, left=2)
 
 
