@@ -12,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
+from lcsc_opt.base.study_file import ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -61,12 +61,12 @@ def init(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists() and FILL_IN not in out.read_text(encoding="utf-8", errors="replace"):
-        raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
     given = assignments(settings or ())
     if key is not None:
         given["key"] = key
     text, summary = draft(kind, checkpoints, given)
+    if out.exists() and out.read_text(encoding="utf-8", errors="replace") != text:
+        raise StudySpecError(f"{out}: exists already, with other lines; delete it, or give another name with -o")
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
     missing = lines_to_fill_in(text, parse_yaml(text))
