@@ -36,6 +36,8 @@ from lcsc_opt.database.report import HeldOutReport
 FILES = Path(__file__).parent / "trainers"
 CONSTRAINTS = ROOT / "constraints.txt"
 TOLERANCE = 0.01
+START = ("-c", "import runpy, sys, tiny; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
+"""``tiny`` comes first: it allows a torchvision that does not fit this torch."""
 EXPLANATION = """Each in an environment of its own, on tiny data. The last checkpoint's number is
 the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or within two standard errors where
 images are sampled anew. The found model is against the last checkpoint. A warning is what `lcsc` said of it."""
@@ -259,12 +261,12 @@ class Place:
         copies = [*FILES.glob("*.py"), *(ROOT / path for path in self.trainer.copies)]
         for path in copies:
             shutil.copy(path, self.folder)
-        self.run("python", f"{self.trainer.file}.py", "train")
+        self.run("python", *START, f"{self.trainer.file}.py", "train")
         done.touch()
 
     def evaluated(self, *paths: str) -> list[list[float]]:
         """The trainer's own evaluation of each model, once or several times."""
-        printed = self.run("python", f"{self.trainer.file}.py", "evaluate", *paths)
+        printed = self.run("python", *START, f"{self.trainer.file}.py", "evaluate", *paths)
         numbers: list[list[float]] = json.loads(printed.splitlines()[-1])
         return numbers
 
