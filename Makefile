@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/first_minute.py benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/first_minute.py benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/stress% benchmarks/trainers.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 DEMO := demo
 DEMO_CHANGES :=
@@ -20,7 +20,7 @@ DEMO_MODEL := models/letters.model/unet/diffusion_pytorch_model.safetensors
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check docs links bench gpu optimizers paper stress clean
+.PHONY: help setup demo test matrix check docs links bench gpu optimizers paper stress trainers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,9 @@ stress: setup ## inject every fault of docs/reliability.md, write benchmarks/res
 bench: setup ## run every script in benchmarks/, one after the other (long)
 	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done
 	@echo "ran $(words $(BENCHMARKS)) benchmarks: $(BENCHMARKS)"
+
+trainers: setup ## nine trainers of others, from init to their own loader; benchmarks/results/trainers.md (long; ONLY=timm: one)
+	$(BIN)/python benchmarks/trainers.py --work models/trainers --only '$(ONLY)'
 
 gpu: setup ## on a machine with an accelerator: its tests, what a trial takes, benchmarks/results/gpu.md (8 minutes)
 	$(BIN)/python benchmarks/gpu.py $(OPTIONS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,18 +61,32 @@ def init(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    if out.exists() and FILL_IN not in out.read_text(encoding="utf-8", errors="replace"):
-        raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
     given = assignments(settings or ())
     if key is not None:
         given["key"] = key
     text, summary = draft(kind, checkpoints, given)
+    if out.exists():
+        lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
+        if lost:
+            raise StudySpecError(
+                "\n".join([f"{out}: exists already; delete it, or give another name with -o. It would lose:", *lost])
+            )
     write_atomically(out, text.encode(), error=StudySpecError)
     say(f"{out}: {summary}")
     missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
         say("\n".join(["to be filled in:", *missing]))
     say(f"next: lcsc run {out}")
+
+
+def _lost_lines(before: str, now: str, given: Collection[str]) -> list[str]:
+    """The lines of a study file that a new one lacks, except those still to be filled in, or given again."""
+    kept = set(now.splitlines())
+    return [
+        line
+        for line in before.splitlines()
+        if line not in kept and FILL_IN not in line and line.partition(":")[0].strip() not in given
+    ]
 
 
 def run(

@@ -1,0 +1,400 @@
+"""Nine trainers that nobody here wrote: from their folders to a model that they load again.
+
+    python benchmarks/trainers.py --work FOLDER [--only NAME]
+
+Each trainer gets an environment of its own below ``--work`` and trains for about a minute on tiny data (the files of
+``trainers/``; nothing is downloaded but packages). Then ``lcsc init``, ``run`` and ``export`` are typed, as a user
+would; the lines that ``init`` asks for are filled in with the answers below. The trainer evaluates its last checkpoint
+and the export. Environments and trained models are kept; a second call does the rest again.
+Writes results/trainers.md; with ``--only``, that trainer's rows in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from common import RESULTS, ROOT, machine, markdown, parse
+
+from lcsc_opt.base.study_file import FILL_IN
+from lcsc_opt.database.connection import reading
+from lcsc_opt.database.names import EMA_GRID, LAST_CHECKPOINT
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
+
+FILES = Path(__file__).parent / "trainers"
+CONSTRAINTS = ROOT / "constraints.txt"
+TOLERANCE = 0.01
+START = ("-c", "import runpy, sys, tiny; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
+"""``tiny`` comes first: it allows a torchvision that does not fit this torch."""
+EXPLANATION = """Each in an environment of its own, on tiny data. The last checkpoint's number is
+the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or within two standard errors where
+images are sampled anew. The found model is against the last checkpoint. A warning is what `lcsc` said of it.
+Trainers without a row were not run yet."""
+HEADER = (
+    "trainer",
+    "version",
+    "first try",
+    "`init` asks for",
+    "its number of the last checkpoint",
+    "ours",
+    "they agree",
+    "found, held out, ours",
+    "found, by its evaluation",
+    "warned",
+)
+
+
+class StoppedError(Exception):
+    """A command did not do what it should; the text says what it said."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """One of the nine.
+
+    Attributes:
+        name: of its package.
+        file: in ``trainers/``, without its suffix.
+        kind: what ``lcsc init`` calls its checkpoints.
+        checkpoints: what ``lcsc init`` is given, relative to the folder of the run.
+        last: the last checkpoint, as the trainer's loader takes it.
+        export: where the found model is written.
+        answers: key → value, of the lines that ``lcsc init`` asks for.
+        run: the overrides of ``lcsc run``.
+        needs: further requirements.
+        higher: whether a higher number is better.
+    """
+
+    name: str
+    file: str
+    kind: str
+    checkpoints: str
+    last: str
+    export: str
+    answers: Mapping[str, str]
+    run: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    higher: bool = False
+
+
+def score(file: str, *, optimizers: str, loss: str = "loss", **further: str) -> dict[str, str]:
+    """The answers for a score."""
+    answers = {"model": f"{file}:build", "score": f"{file}:{loss}", "maximize": "false", "size": "null"}
+    return {**answers, "optimizers": optimizers, **further}
+
+
+def images(file: str) -> dict[str, str]:
+    """The answers for a network with a sampler that runs without gradients."""
+    return {
+        "model": f"{file}:build",
+        "sampler": f"{file}:sample",
+        "image_shape": "[1, 8, 8]",
+        "reference": "images",
+        "optimizers": "[EMAGrid, LCSCQuadratic]",
+    }
+
+
+WITH_GRADIENT = "[EMAGrid, LCSCGradient]"
+WITHOUT_GRADIENT = "[EMAGrid, LCSCQuadratic]"
+SHORT = ("budget.evaluations=60",)
+SMALL_IMAGES = (
+    "budget.evaluations=40",
+    "objective.settings.images=500",
+    "held_out.images=2000",
+    "objective.settings.loss={fid@tiny:Pixels: 1}",
+)
+TRAINERS = (
+    Trainer(
+        "diffusers",
+        "diffusers_unconditional_digits",
+        kind="diffusers",
+        checkpoints="runs",
+        last="runs/checkpoint-800/unet_ema",
+        export="best",
+        answers={"reference": "images"},
+        run=(*SMALL_IMAGES, "objective.settings.sampler.steps=20"),
+        needs=("accelerate",),
+    ),
+    Trainer(
+        "transformers",
+        "transformers_text",
+        kind="score",
+        checkpoints="runs",
+        last="runs/checkpoint-500",
+        export="best",
+        answers={
+            "score": "language_model:loss",
+            "maximize": "false",
+            "size": "200",
+            "optimizers": WITH_GRADIENT,
+        },
+        run=SHORT,
+        needs=("accelerate",),
+        copies=("studies/any_weights/language_model.py",),
+    ),
+    Trainer(
+        "trl",
+        "trl_text",
+        kind="score",
+        checkpoints="runs",
+        last="runs/checkpoint-240",
+        export="best",
+        answers=score("trl_text", optimizers=WITH_GRADIENT),
+        run=SHORT,
+        needs=("peft",),
+    ),
+    Trainer(
+        "denoising-diffusion-pytorch",
+        "denoising_diffusion",
+        kind="module",
+        checkpoints="runs",
+        last="runs/model-20.pt",
+        export="model-21.pt",
+        answers=images("denoising_diffusion"),
+        run=SMALL_IMAGES,
+    ),
+    Trainer(
+        "rectified-flow-pytorch",
+        "rectified_flow",
+        kind="module",
+        checkpoints="runs",
+        last="runs/checkpoint.500.pt",
+        export="best.pt",
+        answers=images("rectified_flow"),
+        run=SMALL_IMAGES,
+    ),
+    Trainer(
+        "pytorch-lightning",
+        "pytorch_lightning_digits",
+        kind="score",
+        checkpoints="runs",
+        last="runs/epoch=9-step=300.ckpt",
+        export="best.ckpt",
+        answers=score("pytorch_lightning_digits", optimizers=WITHOUT_GRADIENT),
+        run=SHORT,
+    ),
+    Trainer(
+        "timm",
+        "timm_digits",
+        kind="score",
+        checkpoints="runs",
+        last="runs/checkpoint-19.pth.tar",
+        export="best.pth.tar",
+        answers=score("timm_digits", optimizers=WITHOUT_GRADIENT),
+        run=SHORT,
+    ),
+    Trainer(
+        "ultralytics",
+        "ultralytics_digits",
+        kind="score",
+        checkpoints="runs/weights",
+        last="runs/weights/epoch11.pt",
+        export="best.pt",
+        answers=score("ultralytics_digits", optimizers=WITHOUT_GRADIENT, loss="accuracy", maximize="true"),
+        run=("budget.evaluations=30",),
+        higher=True,
+    ),
+    Trainer(
+        "ema-pytorch",
+        "ema_pytorch_digits",
+        kind="score",
+        checkpoints="runs/1.*.pt",
+        last="runs/1.750.pt",
+        export="best.pt",
+        answers=score("ema_pytorch_digits", optimizers=WITH_GRADIENT),
+        run=SHORT,
+    ),
+)
+
+
+class Place:
+    """The folder of a trainer's run, and the environment that its commands run in."""
+
+    def __init__(self, trainer: Trainer, work: Path) -> None:
+        self.trainer = trainer
+        self.folder = work / "runs" / trainer.name
+        self.environment = work / "environments" / trainer.name
+        self.log = self.folder / "log.txt"
+
+    def install(self) -> None:
+        """Make the environment, unless it is there; torch comes first and by pip, as in ``make setup``."""
+        done = self.environment / "installed.txt"  # written when all is installed
+        if done.exists():
+            return
+        subprocess.run([sys.executable, "-m", "venv", "--clear", self.environment], check=True)
+        python = self.environment / "bin/python"
+        torch = re.search(r"^torch==\S+", CONSTRAINTS.read_text(), re.M)
+        assert torch is not None
+        quietly = ("-q", "-c", CONSTRAINTS)
+        subprocess.run([python, "-m", "pip", "install", *quietly, torch[0]], check=True)
+        packages = ("-e", ROOT, self.trainer.name, *self.trainer.needs)
+        subprocess.run(
+            [sys.executable, "-m", "uv", "pip", "install", "--python", python, *quietly, *packages], check=True
+        )
+        done.touch()
+
+    def version(self) -> str:
+        """The trainer's."""
+        packages = [str(path) for path in self.environment.glob("lib/python*/site-packages")]
+        [found] = importlib.metadata.distributions(name=self.trainer.name, path=packages)
+        return found.version
+
+    def train(self) -> None:
+        """Train, unless that is done."""
+        done = self.folder / "trained.txt"
+        if done.exists():
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        copies = [*FILES.glob("*.py"), *(ROOT / path for path in self.trainer.copies)]
+        for path in copies:
+            shutil.copy(path, self.folder)
+        self.run("python", *START, f"{self.trainer.file}.py", "train")
+        done.touch()
+
+    def evaluated(self, *paths: str) -> list[list[float]]:
+        """The trainer's own evaluation of each model, once or several times."""
+        printed = self.run("python", *START, f"{self.trainer.file}.py", "evaluate", *paths)
+        numbers: list[list[float]] = json.loads(printed.splitlines()[-1])
+        return numbers
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run a program of the environment in the folder; what it prints is in ``log.txt``, too.
+
+        Raises:
+            StoppedError: it failed.
+        """
+        done = subprocess.run(
+            [self.environment / "bin" / program, *arguments],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        with self.log.open("a") as log:
+            log.write(f"$ {program} {' '.join(arguments)}\n{done.stdout}{done.stderr}\n")
+        if done.returncode != 0:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise StoppedError(f"{program} {arguments[0]}: {said[-1] if said else done.returncode}")
+        return done.stdout
+
+
+def fill_in(study_file: Path, answers: Mapping[str, str]) -> list[str]:
+    """Answer what ``lcsc init`` asks for; returns the keys that it left open, and raises where there is no answer."""
+    asked = []
+    filled = []
+    for line in study_file.read_text().splitlines():
+        found = re.fullmatch(rf"( *)(\w+): {FILL_IN}.*", line)
+        if found is not None:
+            key = found[2]
+            if key not in answers:
+                raise StoppedError(f"init asks for {key}, which has no answer here")
+            asked.append(key)
+            line = f"{found[1]}{key}: {answers[key]}"
+        filled.append(line)
+    study_file.write_text("\n".join([*filled, ""]))
+    return asked
+
+
+def searched(place: Place) -> tuple[str, HeldOutReport, int]:
+    """The study that searched, not the grid: its name, its report, and 1 or −1 for a score that is maximized."""
+    name = yaml.safe_load((place.folder / "study.yaml").read_text())["name"]
+    with reading(f"sqlite:///{place.folder}/studies.db") as storage:
+        studies = HistoryReader(storage).read_summaries(name)
+    [study] = [study for study in studies if study.optimizer != EMA_GRID]
+    if study.held_out is None:
+        raise StoppedError(f"{study.study}: no report")
+    return study.study, study.held_out, study.sign
+
+
+def row_of(trainer: Trainer, work: Path) -> list[str]:
+    """The row of a trainer: its numbers are of the last checkpoint and of the export."""
+    place = Place(trainer, work)
+    place.install()
+    place.train()
+    for left in ("study.yaml", "studies.db", "studies.files", trainer.export):
+        path = place.folder / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    row = [trainer.name, place.version()]
+    asked: list[str] = []
+    try:
+        place.run("lcsc", "init", trainer.kind, trainer.checkpoints)
+        asked = fill_in(place.folder / "study.yaml", trainer.answers)
+        place.run("lcsc", "run", "study.yaml", *trainer.run)
+        study, report, sign = searched(place)
+        place.run("lcsc", "export", study, "-o", trainer.export)
+        last, found = place.evaluated(trainer.last, trainer.export)
+    except StoppedError as error:
+        return [*row, f"**no**: {error}", ", ".join(asked), *["–"] * (len(HEADER) - 4)]
+    baseline = report.baseline(LAST_CHECKPOINT)
+    assert baseline is not None
+    ours, answer = sign * baseline.loss, sign * report.answer.loss
+    theirs, change = statistics.fmean(last), statistics.fmean(found) / statistics.fmean(last) - 1
+    tolerance = max(TOLERANCE, 2 * _error(last) / abs(theirs))
+    difference = ours / theirs - 1
+    agrees = "yes" if abs(difference) <= tolerance else "**no**"
+    return [
+        *row,
+        "yes",
+        ", ".join(asked) or "nothing",
+        _cell(last),
+        f"{ours:.4g}",
+        f"{agrees}, {difference:+.2%}",
+        f"{answer / ours - 1:+.1%}",
+        f"{change:+.1%}",
+        report.warning or "–",
+    ]
+
+
+def _error(numbers: Sequence[float]) -> float:
+    """The standard error of a mean; 0 of a single number."""
+    return statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else 0.0
+
+
+def _cell(numbers: Sequence[float]) -> str:
+    error = _error(numbers)
+    return f"{statistics.fmean(numbers):.4g}" + (f" ± {error:.2g}" if error else "")
+
+
+def write(rows: Sequence[Sequence[str]]) -> None:
+    """Put rows into the table, in place of those of the same trainers."""
+    path = RESULTS / "trainers.md"
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in lines if line.startswith("| "))}
+    known |= {row[0]: list(row) for row in rows}
+    table = markdown([HEADER, *(known[one.name] for one in TRAINERS if one.name in known)])
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    head = ["# Other people's trainers", "", f"`make trainers`, {day}. {EXPLANATION}", "", machine(), ""]
+    path.write_text("\n".join([*head, *table, ""]))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    only = {"default": "", "help": "only the trainers whose name contains this"}
+    work = {"type": Path, "required": True, "help": "a folder for environments and trained models"}
+    arguments = parse(__doc__, work=work, only=only)
+    for trainer in TRAINERS:
+        if arguments.only in trainer.name:
+            row = row_of(trainer, arguments.work.resolve())
+            print(
+                *(f"{title}: {cell}" for title, cell in zip(HEADER, row, strict=True)), sep="\n", end="\n\n", flush=True
+            )
+            write([row])
+
+
+if __name__ == "__main__":
+    main()
