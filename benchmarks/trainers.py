@@ -90,10 +90,10 @@ class Trainer:
     higher: bool = False
 
 
-def score(file: str, *, optimizers: str, loss: str = "loss", **further: str) -> dict[str, str]:
+def score(file: str, *, loss: str = "loss", **further: str) -> dict[str, str]:
     """The answers for a score."""
     answers = {"model": f"{file}:build", "score": f"{file}:{loss}", "maximize": "false", "size": "null"}
-    return {**answers, "optimizers": optimizers, **further}
+    return {**answers, **further}
 
 
 def images(file: str) -> dict[str, str]:
@@ -103,12 +103,9 @@ def images(file: str) -> dict[str, str]:
         "sampler": f"{file}:sample",
         "image_shape": "[1, 8, 8]",
         "reference": "images",
-        "optimizers": "[EMAGrid, LCSCQuadratic]",
     }
 
 
-WITH_GRADIENT = "[EMAGrid, LCSCGradient]"
-WITHOUT_GRADIENT = "[EMAGrid, LCSCQuadratic]"
 SHORT = ("budget.evaluations=60",)
 SMALL_IMAGES = (
     "budget.evaluations=40",
@@ -139,7 +136,6 @@ TRAINERS = (
             "score": "language_model:loss",
             "maximize": "false",
             "size": "200",
-            "optimizers": WITH_GRADIENT,
         },
         run=SHORT,
         needs=("accelerate",),
@@ -152,7 +148,7 @@ TRAINERS = (
         checkpoints="runs",
         last="runs/checkpoint-240",
         export="best",
-        answers=score("trl_text", optimizers=WITH_GRADIENT),
+        answers=score("trl_text"),
         run=SHORT,
         needs=("peft",),
     ),
@@ -183,7 +179,7 @@ TRAINERS = (
         checkpoints="runs",
         last="runs/epoch=9-step=300.ckpt",
         export="best.ckpt",
-        answers=score("pytorch_lightning_digits", optimizers=WITHOUT_GRADIENT),
+        answers=score("pytorch_lightning_digits"),
         run=SHORT,
     ),
     Trainer(
@@ -193,7 +189,7 @@ TRAINERS = (
         checkpoints="runs",
         last="runs/checkpoint-19.pth.tar",
         export="best.pth.tar",
-        answers=score("timm_digits", optimizers=WITHOUT_GRADIENT),
+        answers=score("timm_digits"),
         run=SHORT,
     ),
     Trainer(
@@ -203,7 +199,7 @@ TRAINERS = (
         checkpoints="runs/weights",
         last="runs/weights/epoch11.pt",
         export="best.pt",
-        answers=score("ultralytics_digits", optimizers=WITHOUT_GRADIENT, loss="accuracy", maximize="true"),
+        answers=score("ultralytics_digits", loss="accuracy", maximize="true"),
         run=("budget.evaluations=30",),
         higher=True,
     ),
@@ -214,7 +210,7 @@ TRAINERS = (
         checkpoints="runs/1.*.pt",
         last="runs/1.750.pt",
         export="best.pt",
-        answers=score("ema_pytorch_digits", optimizers=WITH_GRADIENT),
+        answers=score("ema_pytorch_digits"),
         run=SHORT,
     ),
 )

@@ -138,7 +138,7 @@ def test_a_model_of_transformers_is_its_own_configuration() -> None:
         save_file({"lm_head.weight": torch.ones(5, 5)}, folder / "model.safetensors")
     settings, missing = init("score", "out")
     assert settings["model"] == "out/checkpoint-200"
-    assert missing == {"score", "maximize", "size", "optimizers"}
+    assert missing == {"score", "maximize", "size"}
 
 
 def test_init_and_run_list_the_same_lines(typed: Typed) -> None:
@@ -146,7 +146,7 @@ def test_init_and_run_list_the_same_lines(typed: Typed) -> None:
     wrote = typed("init", "module", "runs", "model=my:build").err
     (listed,) = re.findall(r"to be filled in:\n(.*?)\nnext: lcsc run study.yaml", wrote, re.S)
     names = [line.partition(":")[0].strip() for line in listed.splitlines()]
-    assert names == ["sampler", "image_shape", "reference", "optimizers"]
+    assert names == ["sampler", "image_shape", "reference"]
     assert all("# e.g. " in line for line in listed.splitlines())
     assert listed in typed("run", "study.yaml", status=2).err
     fewer = typed("run", "study.yaml", "objective.settings.reference=real", "--dry-run", status=2).err
