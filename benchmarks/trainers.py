@@ -234,12 +234,9 @@ class Place:
         python = self.environment / "bin/python"
         torch = re.search(r"^torch==\S+", CONSTRAINTS.read_text(), re.M)
         assert torch is not None
-        quietly = ("-q", "-c", CONSTRAINTS)
-        subprocess.run([python, "-m", "pip", "install", *quietly, torch[0]], check=True)
-        packages = ("-e", ROOT, self.trainer.name, *self.trainer.needs)
-        subprocess.run(
-            [sys.executable, "-m", "uv", "pip", "install", "--python", python, *quietly, *packages], check=True
-        )
+        pip = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
+        subprocess.run([*pip, torch[0]], check=True)
+        subprocess.run([*pip, "-e", ROOT, self.trainer.name, *self.trainer.needs], check=True)
         done.touch()
 
     def version(self) -> str:

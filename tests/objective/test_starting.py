@@ -178,7 +178,7 @@ def test_a_file_with_a_line_of_the_users_own_is_left_alone(typed: Typed) -> None
     filled = written.replace("maximize: FILL IN", "maximize: true")
     assert filled != written
     file.write_text(filled)
-    assert "maximize: true" in typed.refused("init", "score", "runs")
+    assert "maximize: true" in typed("init", "score", "runs", status=2).err
     assert file.read_text() == filled
     init("score", "runs", "maximize=true", "model=my:build")
     assert "model: my:build" in file.read_text()

@@ -94,4 +94,4 @@ def test_a_short_study_file_runs_and_a_dry_run_says_what_was_chosen(typed: Typed
     assert [line.split()[0].split("/")[1] for line in shown] == ["EMAGrid", "LCSCQuadratic"]
     assert "one row" in shown[1]
     typed("run", file, "~optimizers")
-    assert "finished already" in typed("run", file, "~optimizers").out
+    assert "finished already" in typed("run", file, "~optimizers").err
