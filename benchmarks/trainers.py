@@ -234,7 +234,7 @@ class Place:
         python = self.environment / "bin/python"
         torch = re.search(r"^torch==\S+", CONSTRAINTS.read_text(), re.M)
         assert torch is not None
-        pip = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
+        pip = [str(python), "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS)]
         subprocess.run([*pip, torch[0]], check=True)
         subprocess.run([*pip, "-e", ROOT, self.trainer.name, *self.trainer.needs], check=True)
         done.touch()
