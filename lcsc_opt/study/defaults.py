@@ -74,7 +74,7 @@ def default_optimizers(objective: Objective) -> list[OptimizerSpec]:
 
 def default_rows(objective: Objective) -> str | None:
     """Of an optimizer that follows the gradient: a row of coefficients for each layer if it is of images, else one."""
-    return LAYERS if objective.images_per_evaluation else None
+    return LAYERS if objective.sampler is not None else None
 
 
 def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def score_last_checkpoint(
         evaluate: evaluates one candidate; ``None`` does it in this process.
     """
     noise = HELD_OUT
-    images = f" on {plan.images:,} images" if plan is not None and plan.images else ""
+    size = ""
+    if plan is not None and plan.images:
+        size = f" on {plan.images:,} {'items' if objective.sampler is None else 'images'}"
     if plan is None:
         noise = SEARCH
         plan = HeldOutPlan(images=0)
@@ -158,7 +160,7 @@ def score_last_checkpoint(
             return
     values = _described(measurement, sign_of(study.attributes))
     notice(
-        f"{split_name(study.name)[0]}: {LAST_CHECKPOINT}, step {objective.steps[-1]}, {noise.group} noise{images}: "
+        f"{split_name(study.name)[0]}: {LAST_CHECKPOINT}, step {objective.steps[-1]}, {noise.group} noise{size}: "
         f"{values}; compare this with your trainer's log; if they differ, the score is not yours"
     )
 

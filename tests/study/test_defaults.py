@@ -16,14 +16,20 @@ from tests.model_studies import write_model_study
 Chosen = list[tuple[list[str], Any]]
 
 
-class Images(CoefficientFunction):
-    """A function that says that it samples images."""
+class Items(CoefficientFunction):
+    """A function that says that it draws items, as a score does."""
 
     images_per_evaluation = 10
 
 
+class Images(Items):
+    """A function that says that it samples images."""
+
+    sampler: Any = "none that is called"
+
+
 def objective(*, images: bool, gradient: bool) -> Objective:
-    kind = Images if images else CoefficientFunction
+    kind = Images if images else Items
     return kind(max, (1, 2, 3), name="max", gradient=(lambda a: a) if gradient else None)
 
 
