@@ -63,8 +63,8 @@ def test_the_way_of_a_function_from_the_command_to_a_trial(
     finally:
         sys.setprofile(None)
     first, trial = way.counts(0), way.counts(3)
-    print(f"to the first ask {first[0]} functions in {first[1]} files; a trial {trial[0]} in {trial[1]}")
-    assert first[0] <= 275
-    assert first[1] <= 50
-    assert trial[0] <= 75
-    assert trial[1] <= 25
+    counted_now = f"to the first ask {first[0]} functions in {first[1]} files; a trial {trial[0]} in {trial[1]}"
+    assert first[0] <= 275, counted_now
+    assert first[1] <= 50, counted_now
+    assert trial[0] <= 75, counted_now
+    assert trial[1] <= 25, counted_now
