@@ -34,6 +34,7 @@ from lcsc_opt.base.study_file import (
     DEFAULT_BUDGET,
     DEFAULT_STORAGE,
     BudgetSpec,
+    SpaceSpec,
     StudySpec,
     experiment_name,
     parse_studies,
@@ -395,15 +396,13 @@ class _Call:
         Raises:
             LcscError: the objective cannot be built, or a function raised an error.
         """
+        [spec] = self._specs(content)
 
-        def load(spec: StudySpec) -> Objective:
-            [plan] = self._with_functions([Plan(spec, Path.cwd())])
+        def objective() -> Objective:
+            [plan] = self._with_functions([Plan(spec, Path.cwd()).changed(space=SpaceSpec())])
             return loader.load(plan, {})
 
-        complete: list[StudySpec] = []
-        for spec in self._specs(content):
-            complete += completed(spec, lambda: stored, load)
-        return self._with_functions(plans(complete, Path.cwd()))
+        return self._with_functions(plans(completed(spec, lambda: stored, objective), Path.cwd()))
 
     def _specs(self, content: Mapping[str, Any]) -> tuple[StudySpec, ...]:
         return parse_studies(dict(content), source="lcsc_opt.search")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudySpec
 from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
@@ -21,7 +21,7 @@ from lcsc_opt.optimizers.registry import needs_gradient
 def completed(
     spec: StudySpec,
     stored: Callable[[], Mapping[str, Mapping[str, Any]]],
-    load: Callable[[StudySpec], Objective],
+    objective: Callable[[], Objective],
     *,
     optimizers: Sequence[str] = (),
 ) -> list[StudySpec]:
@@ -30,16 +30,12 @@ def completed(
     Args:
         spec: of a study file, or of a point of its sweep.
         stored: gives name → attributes of the stored studies, which keep what they have.
-        load: gives the objective of a specification. Both are called only if something is to be chosen.
+        objective: gives what is searched. Both are called only if something is to be chosen.
         optimizers: only these; one that the file does not list has its default options.
 
     Raises:
         LcscError: the objective cannot be loaded.
     """
-
-    @functools.cache
-    def objective() -> Objective:
-        return load(spec.model_copy(update={"space": SpaceSpec()}))
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_file import SpaceSpec, StudySpec
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -193,6 +193,8 @@ def plans_of(
 ) -> list[Plan]:
     """The studies of a study file, with what it leaves open chosen by :mod:`lcsc_opt.study.defaults`.
 
+    The objective of the first point of a sweep decides for all.
+
     Args:
         specs: the study file, or all points of its sweep.
         directory: its folder.
@@ -211,14 +213,20 @@ def plans_of(
     @functools.cache
     def stored() -> Mapping[str, Attributes]:
         storage = open_existing(url)
-        return {} if storage is None else our_studies(storage)
+        if storage is None:
+            return {}
+        studies = our_studies(storage)
+        storage.engine.dispose()
+        return studies
 
-    def load(spec: StudySpec) -> Objective:
-        return objectives.load(Plan(spec, directory, files=files), stored())
+    @functools.cache
+    def objective() -> Objective:
+        plan = Plan(specs[0], directory, files=files).changed(space=SpaceSpec())
+        return objectives.load(plan, stored())
 
     complete: list[StudySpec] = []
     for spec in specs:
-        complete += completed(spec, stored, load, optimizers=optimizers)
+        complete += completed(spec, stored, objective, optimizers=optimizers)
     return plans(complete, directory, seeds=seeds, budget=budget)
 
 

@@ -41,7 +41,7 @@ def spec(**changes: Any) -> StudySpec:
 def chosen(study: StudySpec, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:
     """Optimizers and rows; without an objective, none may be loaded."""
 
-    def load(_: StudySpec) -> Objective:
+    def load() -> Objective:
         assert made is not None, "loaded although everything is known"
         return made
 

@@ -139,3 +139,9 @@ def test_another_budget_holds_at_every_point_unless_it_is_varied(typed: Typed) -
 
 def test_from_python_a_sweep_is_run() -> None:
     assert [study.name for study in lcsc_opt.run("sweep.yaml", budget=3)] == EVERY
+
+
+def test_the_first_point_decides_what_a_sweep_leaves_open(typed: Typed) -> None:
+    typed("run", "sweep.yaml", "~optimizers", "budget.evaluations=2")
+    assert [name.split("/")[1] for name in studies()] == ["EMAGrid", "LCSCQuadratic"] * 2
+    assert built() == ["2 0.1", "3 0.1"], "it is loaded once, for the choice and for its studies"
