@@ -69,8 +69,10 @@ def default_optimizers(objective: Objective) -> list[OptimizerSpec]:
 
 
 def default_rows(objective: Objective) -> str | None:
-    """Of an optimizer that follows the gradient: a row of coefficients for each layer if it is of images, else one."""
-    return LAYERS if objective.sampler is not None else None
+    """Of an optimizer that follows the gradient: a row for each layer of a network that samples images, else one."""
+    if objective.sampler is None or objective.trajectory is None:
+        return None
+    return LAYERS
 
 
 def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:

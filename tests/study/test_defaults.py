@@ -26,6 +26,13 @@ class Images(Items):
     """A function that says that it samples images."""
 
     sampler: Any = "none that is called"
+    trajectory: Any = "none that is merged"
+
+
+class WithoutWeights(Images):
+    """Images that come from no weights."""
+
+    trajectory = None
 
 
 def objective(*, images: bool, gradient: bool) -> Objective:
@@ -64,6 +71,11 @@ def test_optimizers_and_rows_follow_from_what_the_objective_gives(
     images: bool, gradient: bool, expected: Chosen
 ) -> None:
     assert chosen(spec(), {}, objective(images=images, gradient=gradient)) == expected
+
+
+def test_without_weights_there_are_no_layers() -> None:
+    made = WithoutWeights(max, (1, 2, 3), name="max", gradient=lambda a: a)
+    assert chosen(spec(), {}, made) == [(["EMAGrid", "LCSCGradient"], None)]
 
 
 def test_what_is_said_is_not_chosen_and_loads_nothing() -> None:
