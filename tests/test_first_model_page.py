@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ SHORTER = {
 
 
 @pytest.mark.slow
-def test_a_newcomer_types_the_page(workplace: Path, typed: Typed) -> None:
+def test_a_newcomer_types_the_page(workplace: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "my", raising=False)  # of another test
     page = PAGE
     for long, short in SHORTER.items():
         assert long in page
