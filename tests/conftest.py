@@ -30,7 +30,7 @@ from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
 from lcsc_opt.base.progress import messages_on_stderr
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
-from tests import commands, database_servers, fewer_images, migrations, processes
+from tests import commands, database_servers, migrations, processes
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
 hypothesis.settings.register_profile(
@@ -91,12 +91,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def few_images_are_kept_with_a_study() -> None:
-    """A search of small models took most of its time to draw a thousand from either."""
-    fewer_images.draw_few()
 
 
 def seed_global_generators(name: str) -> None:

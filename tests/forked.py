@@ -6,10 +6,9 @@ import gc
 
 from optuna.storages import RDBStorage
 
-from tests import fewer_images, migrations
+from tests import migrations
 
 migrations.read_once()
-fewer_images.draw_few()
 RDBStorage("sqlite://").engine.dispose()
 gc.collect()
 gc.freeze()  # a collection in a forked process would copy what it looks at

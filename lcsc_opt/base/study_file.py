@@ -218,7 +218,9 @@ class StudySpec(FrozenModel):
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec(rows=AUTO)
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)] = ()
-    seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False)] = (0,)
+    seeds: Annotated[
+        tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False, min_length=1)
+    ] = (0,)
     budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
     workers: Workers = 1
     failures: FailureSpec = FailureSpec()
@@ -289,8 +291,6 @@ class StudySpec(FrozenModel):
     def _no_study_twice(self) -> StudySpec:
         _check_distinct("optimizers", [optimizer.name for optimizer in self.optimizers])
         _check_distinct("seeds", [str(seed) for seed in self.seeds])
-        if not self.seeds:
-            raise ValueError("seeds: expected at least one entry")
         return self
 
 

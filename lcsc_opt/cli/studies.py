@@ -12,7 +12,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, lines_to_fill_in, read_studies
+from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -27,6 +27,7 @@ from lcsc_opt.cli.output import print_described, print_json, print_report, print
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
     from lcsc_opt.study.plan import Plan
+    from lcsc_opt.study.resources import ObjectiveLoader
     from lcsc_opt.study.running import Run
 
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
@@ -123,25 +124,15 @@ def run(
     is_stored = is_ours(studies) and not Path(studies).exists()
     if is_stored and (overrides or optimizer or seed):
         raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
-    if not is_stored:
+    if is_stored:
+        chosen, url, objectives = _stored_plan(studies, storage, budget=budget, ray=ray)
+    else:
         path = find("studies", studies)
         specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
+        chosen, url, objectives = _plans_of_file(specs, path, storage, optimizer, seed, budget=budget, ray=ray)
 
-    from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study.resources import ObjectiveLoader
-    from lcsc_opt.study.running import Run, plans_of, run_plans
+    from lcsc_opt.study.running import Run, run_plans
 
-    objectives = ObjectiveLoader()
-    if is_stored:
-        plan, url = _stored_plan(studies, storage, budget=budget, ray=ray)
-        chosen = [plan]
-    else:
-        if ray is not None:
-            specs = tuple(spec.on_ray(ray) for spec in specs)
-        url = storage_url(storage, specs[0].storage)
-        chosen = plans_of(
-            specs, path.parent, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget
-        )
     if dry_run:
         run = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=objectives)
         _print_rehearsed(run, url)
@@ -156,9 +147,12 @@ def run(
         )
 
 
-def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str | None) -> tuple[Plan, str]:
-    """The plan of a stored study, and the URL of its database."""
+def _stored_plan(
+    name: str, storage: str | None, *, budget: int | None, ray: str | None
+) -> tuple[list[Plan], str, ObjectiveLoader]:
+    """The plan of a stored study, the URL of its database, and what loads its objective."""
     from lcsc_opt.study.plan import Plan
+    from lcsc_opt.study.resources import ObjectiveLoader
 
     stored = find_study(name, storage, write=True)
     plan = Plan.of(stored)
@@ -166,7 +160,32 @@ def _stored_plan(name: str, storage: str | None, *, budget: int | None, ray: str
         plan = plan.with_budget(budget)
     if ray is not None:
         plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    return plan, stored.storage.url
+    return [plan], stored.storage.url, ObjectiveLoader()
+
+
+def _plans_of_file(
+    specs: Sequence[StudySpec],
+    path: Path,
+    storage: str | None,
+    optimizers: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    *,
+    budget: int | None,
+    ray: str | None,
+) -> tuple[list[Plan], str, ObjectiveLoader]:
+    """The plans of a study file, the URL of its database, and what loads objectives, which may hold one already."""
+    from lcsc_opt.database.urls import storage_url
+    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.study.running import plans_of
+
+    if ray is not None:
+        specs = [spec.on_ray(ray) for spec in specs]
+    url = storage_url(storage, specs[0].storage)
+    objectives = ObjectiveLoader()
+    chosen = plans_of(
+        specs, path.parent, url, objectives, optimizers=optimizers or (), seeds=seeds or (), budget=budget
+    )
+    return chosen, url, objectives
 
 
 def _print_rehearsed(run: Run, url: str) -> None:
