@@ -126,6 +126,7 @@ def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path)
         ),
         # wrong values
         ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
+        ({"seeds": []}, "seeds: Tuple should have at least 1 item after validation, not 0, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         ({"space": "afine"}, "space.kind: Input should be 'affine' or 'convex', got 'afine'"),
         ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),

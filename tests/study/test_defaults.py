@@ -17,16 +17,16 @@ Chosen = list[tuple[list[str], Any]]
 
 
 class Items(CoefficientFunction):
-    """A function that says that it draws items, as a score does."""
+    """A function that says that it merges weights and draws items, as a score does."""
 
     images_per_evaluation = 10
+    trajectory: Any = "none that is merged"
 
 
 class Images(Items):
     """A function that says that it samples images."""
 
     sampler: Any = "none that is called"
-    trajectory: Any = "none that is merged"
 
 
 class WithoutWeights(Images):
