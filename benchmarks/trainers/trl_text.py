@@ -58,9 +58,10 @@ def train() -> None:
     tokens.save_pretrained("base")
     base = model(tokens)
     optimizer = torch.optim.AdamW(base.parameters(), lr=5e-3)
+    lines = tiny.lines(1)
     for number in range(150):
-        lines = tiny.lines(1)[16 * number : 16 * number + 16]
-        batch = tokens(lines, return_tensors="pt", padding=True, truncation=True, max_length=128)
+        first = 16 * number % (len(lines) - 15)
+        batch = tokens(lines[first : first + 16], return_tensors="pt", padding=True, truncation=True, max_length=128)
         optimizer.zero_grad()
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         base(**batch, labels=labels).loss.backward()

@@ -31,14 +31,11 @@ class Document(NamedTuple):
     left_out: list[str]
 
 
-def with_weights(path: Path, key: str, weights: Mapping[str, Tensor]) -> Document | None:
+def with_weights(path: Path, key: str, weights: Mapping[str, Tensor]) -> Document:
     """A torch file's content, with ``weights`` in place of the state dict ``key``.
 
     They also replace all other state dicts with the same names and shapes, whatever stands before the names: of a model
     and its average in one file, a loader may take either.
-
-    Returns:
-        ``None`` if the file holds nothing but tensors.
 
     Raises:
         TrajectoryError: the file is gone, holds the weights of another model, or a network that was pickled whole.
@@ -48,8 +45,6 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor]) -> Documen
     content = read_content(path)
     if not isinstance(content, dict):
         raise TrajectoryError(f"{path} holds {kind(content)}, which only its trainer's code can write")
-    if all(is_tensor(value) for value in content.values()):
-        return None
     state = Content(content).state_dict(key)
     if all(map(is_tensor, state.values())):
         state = unwrapped(state)

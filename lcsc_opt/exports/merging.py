@@ -231,9 +231,7 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     try:
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights)
     except (TrajectoryError, OSError, ValueError) as error:
-        notice(f"{to.path}: a state dict and its recipe, which the trainer may not load: {error}")
-        return None
-    if document is None:
+        notice(f"{to.path}: a state dict, which the trainer may not load: {error}")
         return None
     if document.left_out:
         notice(f"{to.path}: left out of the last checkpoint's file, as more than plain data: {_some_of(document)}")

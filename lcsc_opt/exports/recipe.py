@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,15 +21,16 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
-from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
-ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and next to the state dict of a .pt file
+ENTRY = "lcsc_recipe"  # in the metadata of safetensors
+TORCH_ENTRY = f"archive/{ENTRY}"  # in the archive that torch.save writes
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
+_MAX_BYTES = 100_000_000
 _FORMAT = 1
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -192,7 +194,7 @@ class Recipe(pydantic.BaseModel):
             raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
         try:
             text = _recipe_text(path)
-        except (OSError, ValueError, TrajectoryError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile, TrajectoryError) as error:
             raise TrajectoryError(
                 f"{path} holds no recipe that can be read: name a model that lcsc exported."
             ) from error
@@ -288,10 +290,11 @@ def _recipe_text(path: Path) -> str | bytes | None:
         return read_metadata(path).get(ENTRY)
     if not path.is_file():
         return None
-    content = read_content(path)
-    if isinstance(content, dict) and isinstance(content.get(ENTRY), str):
-        return str(content[ENTRY])
-    return None
+    with zipfile.ZipFile(path) as archive:
+        if TORCH_ENTRY not in archive.namelist():
+            return None
+        with archive.open(TORCH_ENTRY) as entry:
+            return entry.read(_MAX_BYTES)
 
 
 def packed_trajectory(objective: Objective) -> Trajectory:

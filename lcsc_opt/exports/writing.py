@@ -10,6 +10,7 @@ import os
 import shutil
 import types
 import typing
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +25,7 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.weights import difference, write_safetensors
-from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
+from lcsc_opt.exports.recipe import ENTRY, FILE, TORCH_ENTRY, Dtype, LoraNaming, Recipe
 from lcsc_opt.objective.model_files import PROCESSING_FILES
 from lcsc_opt.sampling.lora import to_diffusers
 
@@ -116,7 +117,7 @@ class Destination:
         """Write weights, recipe and the ``config`` of :meth:`config_text`. No reader ever sees a part of it.
 
         A folder also gets the model card, where there is one. A file of torch holds the ``document`` that has the
-        weights in it, else their state dict.
+        weights in it, else their state dict; the recipe is an entry of its archive, which ``torch.load`` does not read.
 
         A folder of transformers also gets the tokenizer and the like of the folder that ``config`` was read from.
 
@@ -132,7 +133,7 @@ class Destination:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as path:
-                self._write_to(path, weights, recipe.as_text(), config, card, document or {"state_dict": weights})
+                self._write_to(path, weights, recipe.as_text(), config, card, document or weights)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             reason = " ".join(str(error).split())
             needed_bytes = sum(tensor.nbytes for tensor in weights.values())
@@ -162,8 +163,10 @@ class Destination:
             if card is not None:
                 (path / CARD).write_text(card, encoding="utf-8")
         elif self.form == "pt":
-            with path.open("wb") as file:  # given a path, torch would write its name into the file
-                torch.save({**document, ENTRY: recipe}, file)
+            with path.open("w+b") as file:  # given a path, torch would write its name into the file
+                torch.save(document, file)
+                with zipfile.ZipFile(file, "a") as archive:
+                    archive.writestr(zipfile.ZipInfo(TORCH_ENTRY), recipe)
         else:
             write_safetensors(weights, path, texts)
 

@@ -1,7 +1,7 @@
 """Running statistics of batch normalization, estimated again with the merged weights.
 
-The statistics are averages over what a network saw in training. A merge with negative coefficients may make variances
-negative, and then the network gives NaN. So they are estimated from forward passes of the merged network, as in torch's
+The statistics are averages over what a network saw in training, and a merge with negative coefficients may be far from
+what the merged network sees. So they are estimated from forward passes of the merged network, as in torch's
 ``swa_utils.update_bn``.
 """
 

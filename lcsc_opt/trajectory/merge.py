@@ -34,6 +34,7 @@ from lcsc_opt.trajectory.tiles import (
 )
 
 StateDict = dict[str, Tensor]
+_VARIANCE = "running_var"  # of torch's normalizations
 
 
 class Merger:
@@ -139,6 +140,8 @@ class Merger:
             for spec, first in segment.places():
                 merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         self._multiply_into(flat, coefficients, groups)
+        for name, smallest in self._smallest_variances.items():
+            merged[name].clamp_(min=smallest)
         return {spec.name: merged[spec.name] for spec in self._tensors}
 
     def _copies(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
@@ -229,6 +232,17 @@ class Merger:
             return {}
         slot = self.slots[0]
         return {spec.name: self._copied_from(slot, spec) for spec in self._tensors if spec.name not in self._varying}
+
+    @functools.cached_property
+    def _smallest_variances(self) -> StateDict:
+        """The smallest of all checkpoints, by channel: extrapolated ones may be negative, and their root is NaN."""
+        smallest: StateDict = {}
+        for segment in self.segments:
+            for spec, _ in segment.places():
+                if spec.name.endswith(_VARIANCE):
+                    rows = [self._copied_from(slot, spec) for slot in self.slots]
+                    smallest[spec.name] = torch.stack(rows).amin(dim=0)
+        return smallest
 
     @functools.cached_property
     def _stream(self) -> torch.Stream:

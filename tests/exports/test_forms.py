@@ -48,7 +48,7 @@ def load_lora(path: Path) -> dict[str, Tensor]:
 
 FORMS: dict[str, tuple[Any, Any]] = {
     "safetensors": (lambda: None, load_file),
-    "PyTorch": (lambda: None, lambda path: torch.load(path, weights_only=True)["state_dict"]),
+    "PyTorch": (lambda: None, lambda path: torch.load(path, weights_only=True)),
     "diffusers": (lambda: dict(unet().state_dict()), load_model),
     "LoRA": (lambda: LORA, load_lora),
 }

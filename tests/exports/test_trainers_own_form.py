@@ -57,8 +57,22 @@ def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> 
     said = typed("apply", "uniform", "runs", "-o", "best.pth.tar").err
     assert "best.pth.tar: left out of the last checkpoint's file, as more than plain data: args" in said
     content = torch.load("best.pth.tar", weights_only=True)
-    assert content.keys() == {"global_step", "arch", "state_dict", "lcsc_recipe"}
+    assert content.keys() == {"global_step", "arch", "state_dict"}
     assert Recipe.read(Path("best.pth.tar")).steps == (1, 2, 3, 4)
+
+
+def test_a_file_of_nothing_but_tensors_keeps_them_all(typed: Typed) -> None:
+    """As ``KarrasEMA.load_state_dict`` wants it, which knows no other names."""
+    Path("runs").mkdir()
+    for step in range(1, 5):
+        state = {f"ema_model.{name}": tensor for name, tensor in weights(step).items()}
+        torch.save({"initted": torch.tensor(1.0), "step": torch.tensor(step), **state}, f"runs/{step}.pt")
+    typed("apply", "uniform", "runs", "-o", "best.pt")
+    content = torch.load("best.pt", weights_only=True)
+    assert content.keys() == {"initted", "step", "ema_model.weight"}
+    assert content["ema_model.weight"].tolist() == [[2.5] * 4]
+    assert content["step"] == 4
+    assert Recipe.read(Path("best.pt")).steps == (1, 2, 3, 4)
 
 
 def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None:
@@ -68,7 +82,7 @@ def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None
     said = typed("apply", "uniform", "runs", "-o", "best.pt").err
     assert "which the trainer may not load: " in said
     assert "epoch4.pt holds its network as a pickled object" in said
-    assert torch.load("best.pt", weights_only=True)["state_dict"].keys() == {"weight", "bias"}
+    assert torch.load("best.pt", weights_only=True).keys() == {"weight", "bias"}
 
 
 def test_a_finished_study_is_exported_without_its_functions_and_says_what_is_new(typed: Typed) -> None:

@@ -69,6 +69,19 @@ def test_constant_tensors_are_copied_exactly(trajectory):
     assert {"weight", "batches"} <= trajectory.varying
 
 
+def test_an_extrapolated_variance_is_no_smaller_than_the_smallest_of_the_checkpoints(tmp_path):
+    """Of batch normalization, which takes its root; other tensors are what the coefficients make of them."""
+    statistics = [{"norm.running_var": torch.tensor([3.0 - n, 1.0]), "mean": torch.tensor([3.0 - n])} for n in range(3)]
+    with TrajectoryWriter(tmp_path / "norms.trajectory") as writer:
+        for step, state in enumerate(statistics):
+            writer.append(step, {**state, "norm.bias": torch.full((2,), float(step))})
+    norms = Trajectory.open(tmp_path / "norms.trajectory")
+    merged = norms.merge([-2.0, 1.0, 2.0])
+    assert merged["norm.running_var"].tolist() == [1.0, 1.0]
+    assert merged["mean"].item() == -2.0
+    torch.testing.assert_close(norms.merge([0.5, 0.25, 0.25])["norm.running_var"], torch.tensor([2.25, 1.0]))
+
+
 def test_integers_come_from_the_largest_coefficient_and_the_first_of_ties(trajectory):
     assert trajectory.merge([-3.0, 0.5, 2.5, 0.5, 0.5])["batches"].item() == STEPS[2]
     assert trajectory.merge([0.1, 0.4, 0.1, 0.4, 0.0])["index"].tolist() == [200, 201, 202]
