@@ -65,7 +65,8 @@ def evaluate(path: str) -> list[float]:
     file = Path(path)
     loaded = trainer(str(file.parent))
     loaded.load(file.name)
-    return [tiny.distance(loaded.ema_model.sample(batch_size=1000, steps=8, data_shape=SHAPE)) for _ in range(4)]
+    samples = [loaded.ema_model.sample(batch_size=tiny.SAMPLES, steps=8, data_shape=SHAPE) for _ in range(4)]
+    return [tiny.distance(images) for images in samples]
 
 
 if __name__ == "__main__":

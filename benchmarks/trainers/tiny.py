@@ -21,6 +21,7 @@ from lcsc_opt.base.imports import allow_mismatched_torchvision
 allow_mismatched_torchvision()  # first, since most trainers import a torchvision that may not fit this torch
 
 PARTS = {"train": (0, 900), "search": (900, 1200), "selection": (1200, 1500), "held-out": (1500, 1797)}
+SAMPLES = 2000  # of an evaluation, as in our reports: a Fréchet distance falls with their number
 IMAGES = Path("images")  # of the digits that the image models are trained on
 
 
