@@ -79,7 +79,7 @@ def check_objective(
         )
     last_checkpoint = np.eye(len(origin))[-1]
     assert math.isfinite(objective(last_checkpoint)), "the last checkpoint alone has no finite loss"
-    if objective.images_per_evaluation:
+    if objective.samples.per_evaluation:
         _check_images(objective, candidate, first)
     _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
     if isinstance(objective, StagedObjective):
@@ -97,7 +97,7 @@ def _evaluate(objective: Objective, candidate: Candidate) -> Evaluation:
 def _check_images(objective: Objective, candidate: Candidate, evaluation: Evaluation) -> None:
     images = candidate.images
     if images is None:
-        images = objective.images_per_evaluation
+        images = objective.samples.per_evaluation
     sampled = evaluation.cost.images
     assert sampled == images, f"cost.images: {sampled} for an evaluation of {images} images"
     fewer = Candidate(candidate.coefficients, images=max(images // 2, 2))

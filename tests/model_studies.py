@@ -23,13 +23,15 @@ import time
 
 import torch
 
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.trajectory import Trajectory
 
 
 class Model(Objective):
     """The distance of the merged weights to a target that depends on the noise."""
+
+    samples = Samples(per_evaluation=10)
 
     def __init__(self, path, delay, network):
         self.trajectory, self.delay = Trajectory.open(path), delay
@@ -39,10 +41,6 @@ class Model(Objective):
     @property
     def steps(self):
         return self.trajectory.steps
-
-    @property
-    def images_per_evaluation(self):
-        return 10
 
     def evaluate(self, candidate):
         time.sleep(self.delay)

@@ -19,6 +19,7 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database import lock
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Samples
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.api import load_objective
 from tests.contracts import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
@@ -36,7 +37,7 @@ class Sampled(Objective):
     """A loss whose noise belongs to an image's index."""
 
     steps = STEPS
-    images_per_evaluation = 12
+    samples = Samples(per_evaluation=12)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "sampled"}
@@ -45,7 +46,7 @@ class Sampled(Objective):
         return None
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        count = candidate.images or self.images_per_evaluation
+        count = candidate.images or self.samples.per_evaluation
         seed = {"search": 1, "held-out": 2}[candidate.noise.group]
         noise = np.random.default_rng(seed).standard_normal((50, 4))[:count] * 0.1
         apart = candidate.coefficients - TARGET + noise

@@ -121,6 +121,7 @@ def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
         outcome = evaluate_safely(objective, Candidate(coefficients, images=cell.held_out, noise=UNSEEN))
         if isinstance(outcome, Failure):
             raise SearchFailedError(f"{study.name}: trial {number} on held-out noise: {outcome.reason}")
-        cross_check = None if objective.cross_check_metric is None else outcome.metrics[objective.cross_check_metric]
+        metric = objective.reported_metrics().cross_check
+        cross_check = None if metric is None else outcome.metrics[metric]
         known[str(number)] = {"loss": outcome.loss, "cross_check": cross_check}
         study.set_attribute(MEASURED, {"images": cell.held_out, "trials": known})

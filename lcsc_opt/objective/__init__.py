@@ -7,7 +7,14 @@ and ``starting`` drafts a first study file.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
-from lcsc_opt.objective.contract import CoefficientFunction, Objective, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import (
+    CoefficientFunction,
+    Objective,
+    ReportedMetrics,
+    Samples,
+    StagedObjective,
+    stop_if_told,
+)
 
 __all__ = [
     "Candidate",
@@ -16,6 +23,8 @@ __all__ = [
     "Evaluation",
     "Noise",
     "Objective",
+    "ReportedMetrics",
+    "Samples",
     "StagedObjective",
     "stop_if_told",
 ]

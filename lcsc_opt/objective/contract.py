@@ -12,8 +12,10 @@ shortest one needs three members::
         def describe(self):
             return {"distance": "L1"}                  # whatever changes results
 
-All other members have defaults. :class:`CoefficientFunction` makes an objective of a Python function, and
-:class:`StagedObjective` divides an evaluation into stages that may overlap and be spread over workers.
+Whatever else an objective can do has a default: a gradient, checkpoints that it merges, images or items that it draws
+(:class:`Samples`), and metrics that only reports have (:class:`ReportedMetrics`). :class:`CoefficientFunction` makes an
+objective of a Python function, and :class:`StagedObjective` divides an evaluation into stages that may overlap and be
+spread over workers.
 """
 
 from __future__ import annotations
@@ -97,6 +99,43 @@ class Mergeable(Protocol):
         """The gradient in the coefficients, from that in the merged tensors, name → gradient."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What evaluations draw: images, or the items of a score.
+
+    Attributes:
+        per_evaluation: how many, in a search; 0 without any, or if nobody counts them.
+        per_report: how many in a held-out report where nobody says; ``None`` is what is usual for FID.
+        fewest_per_report: with which each prompt has an image; 0 if any number will do.
+        samplers: how images are sampled: in searches, then in another way that only reports use, if any.
+        real_per_dimension: real images of the loss, divided by the effective dimension of their features; ``None`` if
+            unknown.
+    """
+
+    per_evaluation: int = 0
+    per_report: int | None = None
+    fewest_per_report: int = 0
+    samplers: Sequence[SamplerTitle] = ()
+    real_per_dimension: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportedMetrics:
+    """Metrics that only held-out reports have.
+
+    Attributes:
+        signs: metric → 1 if lower is better, −1 if higher is better. Reports compare each with its value at EMA*, and
+            warn if the loss improved and one of these got worse.
+        cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
+            not see; lower is better.
+        real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
+    """
+
+    signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cross_check: str | None = None
+    real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
@@ -105,11 +144,16 @@ class Objective(abc.ABC):
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
         sampler: samples images with the merged weights; ``None`` without images.
+        samples: what evaluations draw.
+        keeps: whether a metric must not get worse than EMA*'s. Then evaluations of candidates without a constraint,
+            such as those of an EMA grid, have the constraint that this candidate would be as EMA*.
         code: name → file of each of the user's modules that the objective was loaded from.
     """
 
     trajectory: Mergeable | None = None
     sampler: Sampler | None = None
+    samples: Samples = Samples()
+    keeps: bool = False
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
 
     @property
@@ -148,60 +192,9 @@ class Objective(abc.ABC):
         """Why reports have no held-out loss, as the end of a sentence; ``None`` if ``candidate.noise`` matters."""
         return None
 
-    @property
-    def cross_check_metric(self) -> str | None:
-        """The held-out metric that shows whether a gain in the loss is real; lower is better.
-
-        For example FID in features that the loss does not see.
-        """
-        return None
-
-    @property
-    def evaluation_metrics(self) -> Mapping[str, int]:
-        """Held-out metric, other than the loss → 1 if lower is better, −1 if higher is better.
-
-        Reports compare each with its value at EMA*, and warn if the loss improved and one of these got worse.
-        """
-        metric = self.cross_check_metric
-        return {} if metric is None else {metric: 1}
-
-    def real_halves(self) -> Mapping[str, float]:
-        """Metric → its value for held-out real images in place of samples; empty if none are held out."""
-        return {}
-
-    @property
-    def images_per_evaluation(self) -> int:
-        """The number of images that an evaluation of a search samples; 0 without images."""
-        return 0
-
-    @property
-    def report_images(self) -> int | None:
-        """The number of images of a held-out report where nobody says; ``None`` for what is usual for FID."""
-        return None
-
-    @property
-    def samplers(self) -> Sequence[SamplerTitle]:
-        """How images are sampled: in searches, then in another way that only reports use, if any; else empty."""
-        return ()
-
-    @property
-    def fewest_report_images(self) -> int:
-        """The images of a held-out report with which each prompt has one; 0 if any number of images will do."""
-        return 0
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a metric must not get worse than EMA*'s.
-
-        Then evaluations of candidates without a constraint, such as those of an EMA grid, have the constraint that
-        this candidate would be as EMA*.
-        """
-        return False
-
-    @property
-    def real_images_per_dimension(self) -> float | None:
-        """Real images of the loss, divided by the effective dimension of their features; ``None`` if unknown."""
-        return None
+    def reported_metrics(self) -> ReportedMetrics:
+        """The metrics of held-out reports beside the loss; what they need may be computed in the first call."""
+        return ReportedMetrics()
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
         """Name → tensor of the merged model that is computed, not merged; exports contain them."""

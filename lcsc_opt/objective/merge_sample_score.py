@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,16 +14,15 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise, SamplerTitle
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
-from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, ReportedMetrics, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -99,7 +99,14 @@ class MergeSampleScore(StagedObjective):
         self._images = images
         self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
         self._batch_norm = batch_norm
+        self.keeps = scores.keep is not None
         self._samplers = (sampler,) if also is None else (sampler, also)
+        self.samples = Samples(
+            per_evaluation=images,
+            fewest_per_report=fewest_report_images(sampler),
+            samplers=tuple(title_of(one) for one in self._samplers),
+            real_per_dimension=_real_images_per_dimension(scores),
+        )
         self._placed: _Placed | None = None
         self._gradient_pass: GradientPass | None = None
 
@@ -108,55 +115,19 @@ class MergeSampleScore(StagedObjective):
         """``[K]`` training steps of the trajectory."""
         return self.trajectory.steps
 
-    @property
-    def images_per_evaluation(self) -> int:
-        """The number of images of a candidate of a search."""
-        return self._images
+    def reported_metrics(self) -> ReportedMetrics:
+        """The held-out metrics that are not the loss; among them is FID in features that the loss does not see."""
+        return self._reported
 
-    @property
-    def samplers(self) -> Sequence[SamplerTitle]:
-        """The sampler of searches, and the one that only reports use."""
-        return tuple(title_of(sampler) for sampler in self._samplers)
-
-    @property
-    def fewest_report_images(self) -> int:
-        """The number of the sampler's prompts."""
-        return fewest_report_images(self.sampler)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the loss keeps a metric."""
-        return self.scores.keep is not None
-
-    @property
-    def cross_check_metric(self) -> str | None:
-        """The held-out metric in features that the loss does not see."""
-        metric = self.scores.cross_check_metric
-        return None if metric is None else str(metric)
-
-    @property
-    def evaluation_metrics(self) -> Mapping[str, int]:
-        """The held-out metrics that are not the loss."""
+    @functools.cached_property
+    def _reported(self) -> ReportedMetrics:
         with self._metric_threads():
-            return self.scores.signs
-
-    def real_halves(self) -> Mapping[str, float]:
-        """Metric → its value for held-out real images in place of samples."""
-        with self._metric_threads():
-            return self.scores.real_halves()
-
-    @property
-    def real_images_per_dimension(self) -> float | None:
-        """Real images per effective dimension of their features; the lowest of the loss's extractors."""
-        ratios = []
-        for name in self.scores.extractors:
-            reference = self.scores.references[name]
-            if reference.count is None or reference.gaussian is None:
-                continue
-            dimension = effective_dimension(reference.gaussian.cov)
-            if dimension:  # zero where all real images are the same
-                ratios.append(reference.count / dimension)
-        return min(ratios, default=None)
+            cross_check = self.scores.cross_check_metric
+            return ReportedMetrics(
+                signs=self.scores.signs,
+                cross_check=None if cross_check is None else str(cross_check),
+                real_halves=self.scores.real_halves(),
+            )
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
@@ -166,15 +137,6 @@ class MergeSampleScore(StagedObjective):
         if not isinstance(self.sampler, DifferentiableSampler):
             return f"{type(self.sampler).__name__} samples without a graph"
         return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
-
-    @property
-    def layer_groups(self) -> LayerGroups | None:
-        """The groups of the trajectory; ``None`` for one row."""
-        return self.trajectory.layer_groups
-
-    def gram(self) -> npt.NDArray[np.float64]:
-        """Inner products of the checkpoints minus their mean: ``[K, K]`` or ``[S, K, K]``."""
-        return self.trajectory.gram()
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the metrics with extractors and references, and the number of images."""
@@ -435,6 +397,19 @@ class MergeSampleScore(StagedObjective):
                 images = stages.sample(noise, start, stop)
             with watch.timing("features"):
                 stages.add_features(metrics, images, noise, start)
+
+
+def _real_images_per_dimension(scores: MetricSuite) -> float | None:
+    """Real images per effective dimension of their features; the lowest of the loss's extractors."""
+    ratios = []
+    for name in scores.extractors:
+        reference = scores.references[name]
+        if reference.count is None or reference.gaussian is None:
+            continue
+        dimension = effective_dimension(reference.gaussian.cov)
+        if dimension:  # zero where all real images are the same
+            ratios.append(reference.count / dimension)
+    return min(ratios, default=None)
 
 
 def _divided(gradients: Mapping[str, npt.NDArray[Any]], counts: Sequence[int]) -> list[FeatureGradients]:

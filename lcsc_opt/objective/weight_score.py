@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.objective.contract import Mergeable, Objective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.trajectory import Trajectory
@@ -39,22 +39,13 @@ class WeightScore(Objective):
         self.scorer = scorer
         self._sign = -1.0 if maximize else 1.0
         self._size = size
+        self.samples = Samples(per_evaluation=size or 0, per_report=size)  # reports have as many items as a search
         self._on_device = False
 
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the trajectory."""
         return self.trajectory.steps
-
-    @property
-    def images_per_evaluation(self) -> int:
-        """The number of items of an evaluation of a search; 0 if the score decides it."""
-        return self._size or 0
-
-    @property
-    def report_images(self) -> int | None:
-        """As many items as an evaluation of a search."""
-        return self._size
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``. This may call the score once, with few items."""

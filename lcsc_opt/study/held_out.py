@@ -54,7 +54,7 @@ from lcsc_opt.database.report import (
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, ReportedMetrics
 from lcsc_opt.study.bound import known_ema, siblings
 from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
@@ -152,7 +152,7 @@ def score_last_checkpoint(
         plan = HeldOutPlan(images=0)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     with progress(f"{study.name} {LAST_CHECKPOINT}", 1) as advance:
-        measurements = _Measurements(study, plan, evaluate, objective.evaluation_metrics, advance)
+        measurements = _Measurements(study, plan, evaluate, objective.reported_metrics().signs, advance)
         try:
             measurement = measurements.on(noise, _last(objective), LAST_CHECKPOINT, shared=True)
         except SearchFailedError as error:
@@ -195,16 +195,16 @@ def score_held_out(
     best_trials = _best_trials(study, trials, plan.top)
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
-    samplers = objective.samplers
-    signs = objective.evaluation_metrics
-    models = _baseline_models(study, objective, plan, has_metrics=bool(signs))
+    samplers = objective.samples.samplers
+    reported = objective.reported_metrics()
+    models = _baseline_models(study, objective, plan, has_metrics=bool(reported.signs))
     bound = KeptBound.of(study.attributes)
     constraint = None if bound is None else bound.constraint
     groups = plan.groups + len(samplers[1:])
     steps = len(best_trials) + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
-        measurements = _Measurements(study, plan, evaluate, signs, advance)
+        measurements = _Measurements(study, plan, evaluate, reported.signs, advance)
         selection = {}
         for trial in best_trials:
             name = _trial_name(study, trial)
@@ -212,14 +212,15 @@ def score_held_out(
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
         answer = _Model(_trial_name(study, chosen), coefficients_of(chosen))
-        found = _Compared.of(answer, models, measurements, objective, constraint)
+        found = _Compared.of(answer, models, measurements, reported, constraint)
         elsewhere = None
         if len(samplers) > 1:
-            images = min(plan.images, objective.images_per_evaluation)
+            images = min(plan.images, objective.samples.per_evaluation)
             second = dataclasses.replace(plan, images=images, groups=1)
-            measurements = _Measurements(study, second, evaluate, signs, advance, sampler=(1, samplers[1]))
+            sampler = (1, samplers[1])
+            measurements = _Measurements(study, second, evaluate, reported.signs, advance, sampler=sampler)
             try:
-                elsewhere = _Compared.of(answer, models, measurements, objective)  # the bound is not of this sampler
+                elsewhere = _Compared.of(answer, models, measurements, reported)  # the bound is not of this sampler
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
     warnings = _warnings(study, trials, samplers, found, elsewhere)
@@ -280,7 +281,7 @@ class _Compared:
         answer: _Model,
         models: Sequence[_Model],
         measurements: _Measurements,
-        objective: Objective,
+        reported: ReportedMetrics,
         constraint: Constraint | None = None,
     ) -> _Compared:
         """Measure all of them.
@@ -290,14 +291,7 @@ class _Compared:
         """
         measured = measurements.held_out(answer.coefficients, answer.name, constraint=constraint)
         baselines = _measure_baselines(models, measurements)
-        signs = objective.evaluation_metrics
-        rows_against = functools.partial(
-            metric_rows,
-            measured,
-            signs=signs,
-            real_halves=objective.real_halves() if signs else {},
-            cross_check=objective.cross_check_metric,
-        )
+        rows_against = functools.partial(metric_rows, measured, reported=reported)
         return cls(
             answer=measured,
             baselines=baselines,

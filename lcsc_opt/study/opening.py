@@ -209,7 +209,7 @@ class PreparedStudy:
                 evaluator,
                 budget=budget,
                 first=plan.origin if starts_at_origin else None,
-                images_per_evaluation=self.objective.images_per_evaluation,
+                images_per_evaluation=self.objective.samples.per_evaluation,
                 constraint=None if bound is None else bound.constraint,
                 in_flight=before["parallelism"]["in_flight"],
                 failures=plan.spec.failures,
@@ -240,8 +240,8 @@ class PreparedStudy:
         if held_out is None or self.objective.why_nothing_held_out() is not None:
             return None
         images = 0
-        if self.objective.images_per_evaluation:
-            images = held_out.images_with(self.objective.report_images)
+        if self.objective.samples.per_evaluation:
+            images = held_out.images_with(self.objective.samples.per_report)
         return HeldOutPlan(images, held_out.top)
 
     def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
@@ -255,7 +255,7 @@ class PreparedStudy:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.stored.name}: nothing is held out, so nothing can be reported: {reason}")
-        if not self.objective.images_per_evaluation:
+        if not self.objective.samples.per_evaluation:
             plan = dataclasses.replace(plan, images=0)
         with self._one_by_one() as evaluate:
             report = score_held_out(self.stored, self.objective, plan, evaluate)
@@ -277,7 +277,7 @@ class PreparedStudy:
     def _optimizer(self) -> Optimizer:
         """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
         stored = self.stored.attributes
-        images = self.objective.images_per_evaluation
+        images = self.objective.samples.per_evaluation
         first_budget = BudgetSpec(**stored["optimizer_budget"])
         evaluations = first_budget.total
         if first_budget.unit == "images":

@@ -214,7 +214,7 @@ class Plan:
             "optimizer_defaults": default_options(self.optimizer, self.spec.space.rows, len(objective.steps)),
             "origin": self.origin,
             "parallelism": self.parallelism(objective),
-            "report_images": objective.report_images,
+            "report_images": objective.samples.per_report,
             "holds_out": objective.why_nothing_held_out() is None,
             "steps": list(objective.steps),
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
@@ -249,11 +249,12 @@ class Plan:
         """
         if self.spec.held_out is None:
             return
-        images = self.spec.held_out.images_with(objective.report_images)
-        if images < objective.fewest_report_images:
+        images = self.spec.held_out.images_with(objective.samples.per_report)
+        fewest = objective.samples.fewest_per_report
+        if images < fewest:
             raise StudySpecError(
-                f"held_out.images: {objective.fewest_report_images:,} prompts for {images:,} images, so the "
-                f"last ones would never be sampled; give at least {objective.fewest_report_images}, or fewer prompts"
+                f"held_out.images: {fewest:,} prompts for {images:,} images, so the last ones would never be sampled; "
+                f"give at least {fewest}, or fewer prompts"
             )
 
     def check(self, objective: Objective) -> None:
@@ -267,7 +268,7 @@ class Plan:
             raise ObjectiveError(f"{self.name}: all checkpoints hold the same weights, so there is nothing to search")
         self._check_gradient(objective)
         spec = self.spec
-        if spec.budget.unit == "images" and not objective.images_per_evaluation:
+        if spec.budget.unit == "images" and not objective.samples.per_evaluation:
             raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
 
     def _check_gradient(self, objective: Objective) -> None:
@@ -290,7 +291,7 @@ class Plan:
         """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
         if self.spec.space.rows is None or self.is_grid:
             return
-        images = objective.real_images_per_dimension
+        images = objective.samples.real_per_dimension
         if not self.follows_gradients:
             yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
         elif images is not None and images < FEWEST_REAL_IMAGES:
@@ -351,7 +352,7 @@ class Plan:
     def _price(self, objective: Objective) -> int:
         """What one evaluation costs, in the unit of the budget."""
         if self.spec.budget.unit == "images":
-            return objective.images_per_evaluation
+            return objective.samples.per_evaluation
         return 1
 
     def parallelism(self, objective: Objective) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def rehearse(
         if noise is SEARCH:
             seconds = time.perf_counter() - start
             if outcome.cost.images:
-                seconds *= objective.images_per_evaluation / outcome.cost.images
+                seconds *= objective.samples.per_evaluation / outcome.cost.images
             _say_duration(name, seconds, gradient=gradient)
 
 

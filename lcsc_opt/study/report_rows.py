@@ -18,8 +18,8 @@ from lcsc_opt.database.report import (
     doubted_rows,
     score_row,
 )
+from lcsc_opt.objective.contract import ReportedMetrics
 
-_NO_VALUES: Mapping[str, float] = {}
 _TOLERATED = {"outside": 0.05}  # metric → by how much it may get worse; a few more clipped values change no image
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
@@ -101,12 +101,7 @@ def _interval_over_groups(values: Sequence[float]) -> Interval | None:
 
 
 def metric_rows(
-    answer: MeasuredModel,
-    baseline: Baseline | None = None,
-    *,
-    signs: Mapping[str, int],
-    real_halves: Mapping[str, float] = _NO_VALUES,
-    cross_check: str | None = None,
+    answer: MeasuredModel, baseline: Baseline | None = None, *, reported: ReportedMetrics
 ) -> tuple[MetricRow, ...]:
     """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
 
@@ -115,15 +110,14 @@ def metric_rows(
     Args:
         answer: measured on at least one group of noise.
         baseline: measured on the same noise.
-        signs: evaluation metric → 1, or -1 if higher is better.
-        real_halves: metric → value of held-out real images.
-        cross_check: the metric in features that the search did not see.
+        reported: the objective's metrics of reports.
     """
     losses = answer.values("loss")
     negative_losses = {seed: -loss for seed, loss in losses.items()}
     measured = list(answer.groups[0].metrics)
     # the standard error of the loss is that of the metric which it equals, up to the sign
     equal_to_loss = next((name for name in measured if answer.values(name) in (losses, negative_losses)), "loss")
+    signs = reported.signs
     rows = []
     for metric in dict.fromkeys(("loss", *signs, *measured)):
         values = answer.values(metric)
@@ -143,8 +137,8 @@ def metric_rows(
             sign=sign,
             value=column.mean,
             spread=column.spread,
-            real_halves=real_halves.get(metric),
-            cross_check=metric == cross_check,
+            real_halves=reported.real_halves.get(metric),
+            cross_check=metric == reported.cross_check,
             interval=column.interval,
         )
         if baseline is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.scorer import Draw
 from tests.objectives.image_objectives import build
@@ -49,7 +49,7 @@ def score(model: nn.Module, draw: Draw) -> Tensor:
 class WithDevice(Objective):
     """The loss of a small objective, and the number of the device that it was computed on."""
 
-    steps, images_per_evaluation = (10, 20, 30), 24
+    steps, samples = (10, 20, 30), Samples(per_evaluation=24)
 
     def __init__(self, folder: Path) -> None:
         self.inner = small("auto", folder)

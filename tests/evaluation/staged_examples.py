@@ -22,7 +22,7 @@ import yaml
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.objective.contract import StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Samples, StagedObjective, stop_if_told
 
 STEPS = (1, 2, 3)
 IMAGES = 12
@@ -44,7 +44,7 @@ class Stages(StagedObjective):
     Where the first coefficient is 7, 8 or 9, merging, sampling or scoring fails; 6 gives NaN; 5 kills the process.
     """
 
-    steps, images_per_evaluation, overlaps = STEPS, IMAGES, True
+    steps, samples, overlaps = STEPS, Samples(per_evaluation=IMAGES), True
 
     def __init__(self) -> None:
         self.log: list[tuple[str, str, float, float]] = []
@@ -123,11 +123,11 @@ class Slow(Stages):
 
     def __init__(self) -> None:
         super().__init__()
-        self.samples = threading.Event()
+        self.has_sampled = threading.Event()
 
     def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
         if name == "sample":
-            self.samples.set()
+            self.has_sampled.set()
             if "LCSC_TEST_MARKER" in os.environ:
                 Path(os.environ["LCSC_TEST_MARKER"]).touch()
             for _ in range(int(SLOW_SECONDS / 0.01)):

@@ -58,7 +58,7 @@ def test_closing_stops_a_stage_in_the_middle() -> None:
     objective = Slow()
     pipeline = Pipeline(objective)
     running, waiting = pipeline.submit(candidate(1.0, 0.0, 0.0)), pipeline.submit(candidate(1.0, 0.0, 0.0))
-    assert objective.samples.wait(120)
+    assert objective.has_sampled.wait(120)
     start = time.monotonic()
     pipeline.close()
     assert time.monotonic() - start < SLOW_SECONDS / 2

@@ -86,7 +86,7 @@ def test_a_card_has_a_column_for_each_row_and_the_intervals_of_the_report(typed:
     in_rows = {"rows": {"conv": ("conv.weight",), "norm": ("norm.weight",)}, "coefficients": (one, other)}
     trajectory = Trajectory.open(finished / "run.trajectory")
     trajectory.sources = ("elsewhere/step-10",)
-    objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None, images_per_evaluation=0)
+    objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None)
     intervals = {"interval": [1.75, 2.25], "baseline_interval": [4, 5], "gain_interval": [2, 3]}
     row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5, "gain": 2.5, **intervals}
     study: Any = SimpleNamespace(

@@ -77,7 +77,7 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path
     assert searched.metrics["fid"] == pytest.approx(build(tmp_path)(EMA), rel=1e-12)
     assert list(objective.evaluate(Candidate(EMA, noise=SELECTION)).metrics) == ["kid", "fid"], "its loss decides"
     assert list(objective.evaluate(Candidate(EMA, noise=HELD_OUT)).metrics) == ["kid", "fid", "recall", "outside"]
-    assert objective.evaluation_metrics == {"fid": 1, "recall": -1, "outside": 1}
+    assert objective.reported_metrics().signs == {"fid": 1, "recall": -1, "outside": 1}
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
 
 

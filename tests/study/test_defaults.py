@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.study_file import StudySpec, parse_studies
-from lcsc_opt.objective.contract import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import CoefficientFunction, Objective, Samples
 from lcsc_opt.study.defaults import completed
 from tests.commands import Typed
 from tests.model_studies import write_model_study
@@ -19,7 +19,7 @@ Chosen = list[tuple[list[str], Any]]
 class Items(CoefficientFunction):
     """A function that says that it merges weights and draws items, as a score does."""
 
-    images_per_evaluation = 10
+    samples = Samples(per_evaluation=10)
     trajectory: Any = "none that is merged"
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
 from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out, score_last_checkpoint
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
@@ -62,16 +62,13 @@ class Measured(Objective):
         self.asked: list[tuple[tuple[float, ...], str, int, int | None]] = []
         self._metrics, self._broken = metrics, broken
 
-    @property
-    def cross_check_metric(self) -> str | None:
-        return CROSS_CHECK if CROSS_CHECK in self._metrics(1.0) else None
-
-    @property
-    def evaluation_metrics(self) -> Mapping[str, int]:
-        return {name: -1 if name == "precision" else 1 for name in self._metrics(1.0) if name != "kid"}
-
-    def real_halves(self) -> Mapping[str, float]:
-        return {"precision": 0.9}
+    def reported_metrics(self) -> ReportedMetrics:
+        names = self._metrics(1.0)
+        return ReportedMetrics(
+            signs={name: -1 if name == "precision" else 1 for name in names if name != "kid"},
+            cross_check=CROSS_CHECK if CROSS_CHECK in names else None,
+            real_halves={"precision": 0.9},
+        )
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         noise = candidate.noise
@@ -199,11 +196,13 @@ def test_without_a_report_the_last_checkpoint_is_scored_as_the_search_scores(
 class InTwoSamplers(Measured):
     """Found in 3 steps, where the answer is far better than EMA*; in 12 steps it is worse."""
 
-    images_per_evaluation = 10
-
-    @property
-    def samplers(self) -> tuple[SamplerTitle, ...]:
-        return SamplerTitle("DDIM, 3 model calls an image", "a"), SamplerTitle("DDIM, 12 model calls an image", "b")
+    samples = Samples(
+        per_evaluation=10,
+        samplers=(
+            SamplerTitle("DDIM, 3 model calls an image", "a"),
+            SamplerTitle("DDIM, 12 model calls an image", "b"),
+        ),
+    )
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
         evaluation = super().evaluate(candidate)
@@ -390,13 +389,14 @@ def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: Stor
         assert ("keep: precision" in warning) == (metrics is trades)
 
 
-PROPERTY = """
-    @property
-    def cross_check_metric(self):
-        return "fid@cross_check"
+REPORTED = """
+    def reported_metrics(self):
+        from lcsc_opt.objective.contract import ReportedMetrics
+
+        return ReportedMetrics(signs={"fid@cross_check": 1}, cross_check="fid@cross_check")
 """
 MEASURED = OBJECTIVE.replace('metrics["kid"] = loss / 7', 'metrics["fid@cross_check"] = 9 - loss')
-CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{PROPERTY}\n    def describe(self):")
+CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{REPORTED}\n    def describe(self):")
 
 
 def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:

@@ -29,7 +29,7 @@ import os
 
 import numpy as np
 
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.base.records import Cost, Evaluation
 
 THETA = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
@@ -38,11 +38,11 @@ THETA = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
 class Weights(Objective):
     """How far merged weights are from a target; models far from the checkpoints cannot be evaluated."""
 
-    steps, images_per_evaluation = (10, 20, 30, 40, 50), 0
+    steps = (10, 20, 30, 40, 50)
 
     def __init__(self, images, reach):
         self._images, self._reach = images, reach
-        self.images_per_evaluation = images
+        self.samples = Samples(per_evaluation=images)
 
     def gram(self):
         centered = THETA - THETA.mean(axis=0)

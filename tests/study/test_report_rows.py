@@ -12,9 +12,11 @@ from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import SamplerTitle
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
+from lcsc_opt.objective.contract import ReportedMetrics
 from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
 SIGNS = {"precision": -1, "near": 1}
+NOTHING = ReportedMetrics()
 CLIP = "fid@clip"
 
 
@@ -31,7 +33,8 @@ EMA = model([28.0], precision=[0.62], near=[2.87])
 
 def rows(answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None) -> list[MetricRow]:
     signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in answer.metrics}
-    return [*metric_rows(answer, Baseline("EMA*", ema), signs=signs, real_halves=real or {}, cross_check=CLIP)]
+    reported = ReportedMetrics(signs=signs, real_halves=real or {}, cross_check=CLIP)
+    return [*metric_rows(answer, Baseline("EMA*", ema), reported=reported)]
 
 
 def report(rows: list[MetricRow]) -> HeldOutReport:
@@ -77,7 +80,7 @@ def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
 
 def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_no_row() -> None:
     answer = model([2.5], fid=[2.5], kid=[0.1])
-    measured = metric_rows(answer, Baseline("EMA*", model([28.0], kid=[0.2])), signs={})
+    measured = metric_rows(answer, Baseline("EMA*", model([28.0], kid=[0.2])), reported=NOTHING)
     found = [(row.metric, row.sign, row.baseline, row.gain) for row in measured]
     assert found == [("loss", 1, 28.0, 25.5), ("kid", None, 0.2, None)]
 
@@ -106,8 +109,8 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     assert "worse than the last checkpoint: fid@clip 2 → 3;" in (warning_of(found, rows(answer, judged), kept={}) or "")
     assert warning_of(found, rows(answer, model([2.6], **{CLIP: [3.5]})), kept={}) is None
     score = model([-0.85], accuracy=[0.85])
-    lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), signs={})
-    alone = metric_rows(score, signs={})
+    lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
+    alone = metric_rows(score, reported=NOTHING)
     assert (warning_of(alone, lost, kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
 
 
@@ -138,7 +141,7 @@ def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(imag
 
 def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> None:
     worse = model([29.0], precision=[0.1], near=[9.0])
-    alone = metric_rows(worse, signs=SIGNS)
+    alone = metric_rows(worse, reported=ReportedMetrics(signs=SIGNS))
     assert warning_of(rows(worse), kept={}) is warning_of(alone, kept={}) is None
     assert alone[1] == MetricRow("precision", -1, 0.1)
 
@@ -193,7 +196,7 @@ def test_an_interval_is_of_the_images_noise_and_that_of_the_gain_of_differences_
     without = [2.0 + 0.1 * number for number in range(10)]
     answer = MeasuredModel.mean_of([resampled(2.5, without)], images=1000)
     ema = MeasuredModel.mean_of([resampled(3.5, [value + 1 for value in without])], images=1000)
-    [loss] = metric_rows(answer, Baseline("EMA*", ema), signs={})
+    [loss] = metric_rows(answer, Baseline("EMA*", ema), reported=NOTHING)
     error = statistics.pstdev(without) * 3  # the root of (G − 1) times their variance
     assert loss.spread == loss.baseline_spread == pytest.approx(error)
     assert loss.interval == pytest.approx((2.5 - 2.262157 * error, 2.5 + 2.262157 * error))
@@ -207,20 +210,20 @@ def test_a_metric_is_lost_if_the_interval_of_its_gain_is_below_zero(change: floa
     noise = [0.001 * (number % 2) for number in range(10)]
     ema = MeasuredModel.mean_of([resampled(25.0, [25.0] * 10)], images=1000)
     answer = MeasuredModel.mean_of([resampled(25 + change, [25 + change + value for value in noise])], images=1000)
-    [loss] = metric_rows(answer, Baseline("EMA*", ema), signs={})
+    [loss] = metric_rows(answer, Baseline("EMA*", ema), reported=NOTHING)
     assert loss.lost is is_lost
 
 
 def test_groups_of_noise_make_the_interval_narrower() -> None:
     without = [2.0 + 0.1 * number for number in range(10)]
     groups = [resampled(2.5, without, seed) for seed in range(4)]
-    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), signs={})
+    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), reported=NOTHING)
     assert loss.interval is not None
     low, high = loss.interval
     error = statistics.pstdev(without) * 3 / 2
     assert high - low == pytest.approx(2 * 2.028094 * error), "36 degrees of freedom"
     groups[1] = Measurement(1, 2.6)
-    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), signs={})
+    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), reported=NOTHING)
     assert loss.interval == pytest.approx((2.525 - 3.182446 * 0.025, 2.525 + 3.182446 * 0.025)), "of four groups"
 
 
@@ -228,7 +231,7 @@ def test_a_measured_standard_error_gives_a_normal_interval_and_a_number_alone_no
     _, hits = rows(model([-0.9], hits=[0.9], hits_stderr=[0.03]), model([-0.8], hits=[0.8], hits_stderr=[0.04]))
     assert hits.interval == pytest.approx((0.9 - 1.959964 * 0.03, 0.9 + 1.959964 * 0.03))
     assert hits.gain_interval == pytest.approx((0.1 - 1.959964 * 0.05, 0.1 + 1.959964 * 0.05))
-    [alone] = metric_rows(model([2.5]), signs={})
+    [alone] = metric_rows(model([2.5]), reported=NOTHING)
     assert alone.interval is None
 
 
@@ -251,7 +254,7 @@ def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
     for _ in range(400):
         answer = MeasuredModel.mean_of([sampled(generator, n, kind, shift) for n in range(groups)], images=200)
         ema = MeasuredModel.mean_of([sampled(generator, n, kind, 0.0) for n in range(groups)], images=200)
-        _, near = metric_rows(answer, Baseline("EMA*", ema), signs={"near": 1})
+        _, near = metric_rows(answer, Baseline("EMA*", ema), reported=ReportedMetrics(signs={"near": 1}))
         worse += near.lost
     return worse / 400
 
@@ -277,12 +280,12 @@ def test_models_that_are_alike_are_rarely_called_worse(kind: str, groups: int) -
 @pytest.mark.parametrize(("share", "expected"), [(0.34, False), (0.36, True)])
 def test_a_few_more_values_outside_are_not_called_worse(share: float, expected: bool) -> None:
     baseline = Baseline("EMA*", model([2.0], outside=[0.30]))
-    found = metric_rows(model([1.0], outside=[share]), baseline, signs={"outside": 1})
+    found = metric_rows(model([1.0], outside=[share]), baseline, reported=ReportedMetrics(signs={"outside": 1}))
     assert [row.lost for row in found if row.metric == "outside"] == [expected]
 
 
 @pytest.mark.parametrize(("unseen", "expected"), [(3.0, ["fid_held_out"]), (2.0, ["fid_held_out"]), (1.0, [])])
 def test_a_gain_that_unseen_real_images_do_not_show_is_doubted(unseen: float, expected: list[str]) -> None:
     ema = Baseline("EMA*", model([2.0], fid_held_out=[2.0]))
-    found = metric_rows(model([1.0], fid_held_out=[unseen]), ema, signs={"fid_held_out": 1})
+    found = metric_rows(model([1.0], fid_held_out=[unseen]), ema, reported=ReportedMetrics(signs={"fid_held_out": 1}))
     assert [*report([*found]).doubted] == expected

@@ -19,7 +19,7 @@ from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
 from lcsc_opt.study.runner import Search
 
@@ -60,7 +60,7 @@ class Bowl(Objective):
     """(a - target)², and a little noise that depends on which noise was asked for."""
 
     steps = STEPS
-    images_per_evaluation = 100
+    samples = Samples(per_evaluation=100)
 
     def __init__(self) -> None:
         self.seen: list[tuple[int | None, Noise, bool]] = []
@@ -73,7 +73,7 @@ class Bowl(Objective):
         if candidate.noise == Noise("gradient", FAILING):
             raise ValueError("no luck")
         away = candidate.coefficients - [0.25, 0.25, 0.5] + candidate.noise.seed / 7e3
-        cost = Cost(images=candidate.images or self.images_per_evaluation)
+        cost = Cost(images=candidate.images or self.samples.per_evaluation)
         found = Evaluation(float(away @ away), cost=cost)
         if gradient:
             return dataclasses.replace(found, gradient=2 * away, violation=float(away[0]))
