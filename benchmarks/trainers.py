@@ -27,6 +27,7 @@ from pathlib import Path
 import yaml
 from common import RESULTS, ROOT, machine, markdown, parse
 
+from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.names import EMA_GRID, LAST_CHECKPOINT
@@ -39,8 +40,8 @@ TOLERANCE = 0.01
 START = ("-c", "import runpy, sys, tiny; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')")
 """``tiny`` comes first: it allows a torchvision that does not fit this torch."""
 EXPLANATION = """Each in an environment of its own, on tiny data. The last checkpoint's number is
-the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or within two standard errors where
-images are sampled anew. The found model is against the last checkpoint. A warning is what `lcsc` said of it.
+the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or, where images are sampled anew,
+if ours lies where 95 % of its evaluations would. The found model is against the last checkpoint. A warning is what `lcsc` said of it.
 Trainers without a row were not run yet."""
 HEADER = (
     "trainer",
@@ -337,7 +338,7 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
     assert baseline is not None
     ours, answer = sign * baseline.loss, sign * report.answer.loss
     theirs, change = statistics.fmean(last), statistics.fmean(found) / statistics.fmean(last) - 1
-    tolerance = max(TOLERANCE, 2 * _error(last) / abs(theirs))
+    tolerance = max(TOLERANCE, _half_width_of_one(last) / abs(theirs))
     difference = ours / theirs - 1
     agrees = "yes" if abs(difference) <= tolerance else "**no**"
     return [
@@ -356,6 +357,13 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
 def _error(numbers: Sequence[float]) -> float:
     """The standard error of a mean; 0 of a single number."""
     return statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else 0.0
+
+
+def _half_width_of_one(numbers: Sequence[float]) -> float:
+    """Half the width of the interval in which one more number lies with a probability of 95 %; 0 of a single number."""
+    if len(numbers) < 2:
+        return 0.0
+    return half_width(statistics.stdev(numbers) * (1 + 1 / len(numbers)) ** 0.5, degrees=len(numbers) - 1)
 
 
 def _cell(numbers: Sequence[float]) -> str:

@@ -107,8 +107,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     merged_statistics = scorer.merged_statistics(trajectory.varying)
     if merged_statistics:
         notice(
-            f"{merged_statistics[0]}: statistics of batch normalization are merged, "
-            "and merged variances may be negative; "
+            f"{merged_statistics[0]}: statistics of batch normalization are merged as they are; "
             "batch_norm: module:function in the objective's settings estimates them again"
         )
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)

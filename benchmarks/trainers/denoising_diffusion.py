@@ -53,7 +53,7 @@ def evaluate(path: str) -> list[float]:
     file = Path(path)
     milestone = int(file.stem.removeprefix("model-"))
     model = trainer(milestone, str(file.parent)).ema.ema_model
-    return [tiny.distance(model.sample(tiny.SAMPLES)) for _ in range(4)]
+    return [tiny.distance(model.sample(tiny.SAMPLES)) for _ in range(tiny.EVALUATIONS)]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def evaluate(path: str) -> list[float]:
     pipeline = DDPMPipeline.from_pretrained("runs", unet=UNet2DModel.from_pretrained(path))
     pipeline.set_progress_bar_config(disable=True)
     numbers = []
-    for seed in range(4):
+    for seed in range(tiny.EVALUATIONS):
         noise = torch.Generator().manual_seed(seed)
         made = pipeline(tiny.SAMPLES, noise, num_inference_steps=STEPS, output_type="np").images
         numbers.append(tiny.distance(torch.from_numpy(made).permute(0, 3, 1, 2)))

@@ -65,8 +65,10 @@ def evaluate(path: str) -> list[float]:
     file = Path(path)
     loaded = trainer(str(file.parent))
     loaded.load(file.name)
-    samples = [loaded.ema_model.sample(batch_size=tiny.SAMPLES, steps=8, data_shape=SHAPE) for _ in range(4)]
-    return [tiny.distance(images) for images in samples]
+    numbers = []
+    for _ in range(tiny.EVALUATIONS):
+        numbers.append(tiny.distance(loaded.ema_model.sample(batch_size=tiny.SAMPLES, steps=8, data_shape=SHAPE)))
+    return numbers
 
 
 if __name__ == "__main__":

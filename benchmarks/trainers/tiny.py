@@ -22,6 +22,7 @@ allow_mismatched_torchvision()  # first, since most trainers import a torchvisio
 
 PARTS = {"train": (0, 900), "search": (900, 1200), "selection": (1200, 1500), "held-out": (1500, 1797)}
 SAMPLES = 2000  # of an evaluation, as in our reports: a Fréchet distance falls with their number
+EVALUATIONS = 8  # of a model whose images are sampled anew
 IMAGES = Path("images")  # of the digits that the image models are trained on
 
 

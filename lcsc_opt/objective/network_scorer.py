@@ -16,9 +16,9 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.objective.scorer import Draw, Floats, metrics_of, outcomes
+from lcsc_opt.objective.scorer import Draw, Floats, Scored, outcomes, scored
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
 
@@ -73,7 +73,7 @@ class NetworkScorer:
         Raises:
             ObjectiveError: they do not fit it.
         """
-        load_weights(self._network.module, weights)
+        self._network.load(weights)
         if self.batch_norm is not None:
             self.batch_norm.estimate()
 
@@ -85,7 +85,7 @@ class NetworkScorer:
 
     def measure(
         self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
-    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
+    ) -> tuple[Scored, Mapping[str, Tensor]]:
         """The metrics, of which the first one is the score, and the gradient of the score: name → tensor.
 
         The gradient follows the graph of what the function returned, or that of each batch in turn.
@@ -107,23 +107,21 @@ class NetworkScorer:
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
-    def _metrics(self, draw: Draw) -> dict[str, float]:
+    def _metrics(self, draw: Draw) -> Scored:
         with self._network.arithmetic():
             returned = self._call(draw)
             if not isinstance(returned, Iterator):
                 stop_if_told()
-                return metrics_of(returned, self._metric)
+                return scored(returned, self._metric)
             batches: list[Floats] = []
             for batch in returned:
                 stop_if_told()
                 batches.append(outcomes(self._metric, batch))
-        return metrics_of(_joined(batches), self._metric)
+        return scored(_joined(batches), self._metric)
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _metrics_and_gradient(
-        self, draw: Draw, varying: Collection[str]
-    ) -> tuple[dict[str, float], Mapping[str, Tensor]]:
+    def _metrics_and_gradient(self, draw: Draw, varying: Collection[str]) -> tuple[Scored, Mapping[str, Tensor]]:
         weights = self._network.weights.differentiable(varying)
         with contextlib.closing(WeightGradient(weights)) as total, self._network.arithmetic():
             returned = self._call(draw)
@@ -139,28 +137,23 @@ class NetworkScorer:
             returned = values
         # total has the sums over all outcomes, and the score is their mean
         gradients = {name: gradient / len(values) for name, gradient in total.sums.items()}
-        return metrics_of(returned, self._metric), gradients
+        return scored(returned, self._metric), gradients
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def why_no_gradient(self, varying: Collection[str] | None, size: int | None) -> str | None:
+    def why_no_gradient(self, varying: Collection[str], size: int | None) -> str | None:
         """Call the function once, with the weights that are in the network, and check the score for a graph.
 
         Args:
-            varying: the names of the weights to differentiate in; ``None`` stands for all.
+            varying: the names of the weights to differentiate in.
             size: the number of items of an evaluation; this call uses at most :data:`TRIAL_SIZE`.
 
         Raises:
             ObjectiveError: the function raised an error, or returned no number.
         """
-        if varying is None:
-            # running statistics have no gradient, and may be the same in all checkpoints
-            names = self._network.module.state_dict().keys()
-            varying = {name for name in names if not name.endswith(("running_mean", "running_var"))}
-        else:
-            reason = self._network.weights.why_no_gradient(varying)
-            if reason:
-                return reason
+        reason = self._network.weights.why_no_gradient(varying)
+        if reason:
+            return reason
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
             with self._network.weights.differentiable(varying), self._network.arithmetic():

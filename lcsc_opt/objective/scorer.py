@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
+from lcsc_opt.base.jackknife import FEWEST_IN_A_GROUP, GROUPS, group_of_each
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import excerpt
@@ -43,8 +44,20 @@ class Draw:
         return cls(SEARCH.group, seed, size)
 
 
-def metrics_of(returned: Any, name: str) -> dict[str, float]:
-    """What a score returned, as metrics; the first one is the score.
+class Scored(NamedTuple):
+    """What a score returned.
+
+    Attributes:
+        metrics: name → value; the first one is the score.
+        without_groups: name → its values without one of ten groups of outcomes each, where there are enough outcomes.
+    """
+
+    metrics: dict[str, float]
+    without_groups: dict[str, list[float]]
+
+
+def scored(returned: Any, name: str) -> Scored:
+    """What a score returned, as metrics.
 
     Single outcomes become their mean, followed by its standard error under the same name with ``_stderr``.
 
@@ -60,6 +73,7 @@ def metrics_of(returned: Any, name: str) -> dict[str, float]:
     if isinstance(returned, Mapping) and returned:
         entries = returned
     metrics: dict[str, float] = {}
+    without_groups: dict[str, list[float]] = {}
     for entry, value in entries.items():
         # "loss" is reserved for what the search minimizes
         key = f"{name}.loss" if entry == "loss" else str(entry)
@@ -67,10 +81,13 @@ def metrics_of(returned: Any, name: str) -> dict[str, float]:
         metrics[key] = float(values.mean())
         if len(values) > 1:
             metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+        if len(values) >= GROUPS * FEWEST_IN_A_GROUP:
+            groups = group_of_each(len(values))
+            without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
     for key, number in metrics.items():
         if not np.isfinite(number):
             raise MetricError(f"the score is not finite: {key} is {number}")
-    return metrics
+    return Scored(metrics, without_groups)
 
 
 def outcomes(name: str, value: Any) -> Floats:

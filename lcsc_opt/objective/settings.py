@@ -153,7 +153,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
 
     @staticmethod
     def _batch_norm(sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
-        """Estimates statistics that differ between checkpoints: merged variances may be negative."""
+        """Estimates statistics that differ between checkpoints: the merged network sees others."""
         if not isinstance(sampler, DifferentiableSampler):
             return None
         statistics = BatchNormStatistics.of_samples(sampler)

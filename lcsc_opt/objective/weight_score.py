@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
@@ -71,7 +71,7 @@ class WeightScore(Objective):
         merged = time.perf_counter()
         stop_if_told()
         varying = self.trajectory.varying if gradient else None
-        metrics, weight_gradients = self.scorer.measure(weights, draw, varying)
+        measured, weight_gradients = self.scorer.measure(weights, draw, varying)
         coefficient_gradient = None
         if gradient:
             coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
@@ -85,8 +85,19 @@ class WeightScore(Objective):
             merge_seconds=merged - start,
             metric_seconds=end - merged,
         )
-        score = next(iter(metrics.values()))
-        return Evaluation(self._sign * score, metrics, cost, gradient=coefficient_gradient)
+        name, score = next(iter(measured.metrics.items()))
+        without_groups: dict[str, list[float]] = {}
+        if candidate.noise.group == HELD_OUT.group:
+            without_groups |= measured.without_groups
+            if name in without_groups:
+                without_groups["loss"] = [self._sign * value for value in without_groups[name]]
+        return Evaluation(
+            self._sign * score,
+            measured.metrics,
+            cost,
+            gradient=coefficient_gradient,
+            without_groups=without_groups,
+        )
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if the scorer estimates them again."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
@@ -57,7 +58,8 @@ class PreparedNetwork:
         module: the network; it is moved to the device, put into evaluation mode, and compiled in place if the settings
             say so.
         settings: how it is run.
-        trained: the part of it that the checkpoints hold; all of it by default.
+        trained: the part of it that the checkpoints hold; all of it by default, and of a network with an adapter of
+            PEFT, the adapter.
 
     Attributes:
         dtype: the dtype of images in and out: float64 if the network's weights are float64, else float32.
@@ -74,7 +76,8 @@ class PreparedNetwork:
         self.device = self.settings.torch_device()
         self.module = module.eval().to(self.device)
         self.trained = trained or module
-        self.weights = ModuleWeights(self.trained, module)
+        self._adapter = _adapter_in(self.trained)
+        self.weights = ModuleWeights(self.trained, module, lora=self._adapter)
         self.dtype = torch.float32
         if any(parameter.dtype == torch.float64 for parameter in module.parameters()):
             self.dtype = torch.float64
@@ -82,6 +85,20 @@ class PreparedNetwork:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         if self.settings.compile:
             self.module.compile()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the part that the checkpoints hold.
+
+        Raises:
+            ObjectiveError: they do not fit it.
+        """
+        if self._adapter is None:
+            load_weights(self.trained, weights)
+            return
+        _check_fit(weights, self._adapter)
+        with torch.no_grad():
+            for name, parameter in self._adapter.items():
+                parameter.copy_(weights[name])
 
     def __call__(
         self,
@@ -158,7 +175,7 @@ class NetworkSampler:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
-        load_weights(self._network.trained, weights)
+        self._network.load(weights)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
@@ -205,13 +222,35 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     weights = {name: tensor for name, tensor in weights.items() if not is_obsolete(name)}
     loaded_tensors = {id(tensor) for name, tensor in state.items() if name in weights}
     expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
+    _check_fit(weights, expected)
+    network.load_state_dict(weights, strict=False)
+
+
+def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     misfit = difference(weights, expected)
     if misfit is not None:
         raise ObjectiveError(
             f"the trajectory's weights do not fit the network: a checkpoint {misfit}; "
             "check the model's settings, and which state dict of the checkpoints was packed"
         )
-    network.load_state_dict(weights, strict=False)
+
+
+def _adapter_in(network: nn.Module) -> Mapping[str, Tensor] | None:
+    """The parameters of an adapter of PEFT, by their names in its files; ``None`` of another network.
+
+    Raises:
+        ObjectiveError: its files hold what is no parameter of the network, as those of prompts do.
+    """
+    if not hasattr(network, "peft_config"):
+        return None
+    state = network.state_dict(keep_vars=True)
+    peft = import_extra("peft")
+    adapter: Mapping[str, Tensor] = peft.get_peft_model_state_dict(network, state, save_embedding_layers=False)
+    parameters = {id(tensor) for tensor in state.values()}
+    computed = [name for name, tensor in adapter.items() if id(tensor) not in parameters]
+    if computed:
+        raise ObjectiveError(f"{computed[0]} of the adapter is no parameter of the network, so it cannot be merged")
+    return adapter
 
 
 def network_output(network: nn.Module, *inputs: Any, **keywords: Any) -> Tensor:

@@ -252,15 +252,20 @@ def _worse_than_last(rows: Sequence[MetricRow], against_last: Sequence[MetricRow
     """The warning that the search lost to the last checkpoint, whatever it gained against the baseline."""
     if not against_last:
         return None
+    score = score_row(against_last)
     judges = [row for row in against_last if row.is_judge]
-    worse = [row for row in (score_row(against_last), *judges) if row.lost]
+    worse = [row for row in (score, *judges) if row.lost]
+    chance = ""
     if not worse:
-        return None
+        if score.gain is None or score.gain >= -SINGLE_GROUP_NOISE * abs(score.baseline or 0.0):
+            return None
+        worse = [score]
+        chance = ", which may be chance"
     loss = rows[0]
     gained = f"better than {loss.against}, but " if loss.gain is not None and loss.gain > 0 else ""
     moved = " and ".join(row.change for row in worse)
     return (
-        f"{gained}worse than the last checkpoint: {moved}; use the last checkpoint, or search again, with more "
+        f"{gained}worse than the last checkpoint: {moved}{chance}; use the last checkpoint, or search again, with more "
         "evaluations or more images in each"
     )
 

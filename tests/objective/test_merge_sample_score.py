@@ -95,7 +95,7 @@ def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_f
     only = MergeSampleScore(trajectory(tmp_path), second, suite, images=40, batch_size=7)
     assert elsewhere.metrics == only.evaluate(candidate).metrics
     assert (elsewhere.cost.model_calls, elsewhere.cost.images) == (80, 40)
-    titles = [title.text for title in objective.samplers]
+    titles = [title.text for title in objective.samples.samplers]
     assert titles == ["consistency, 1 model call an image", "consistency, 2 model calls an image"]
-    assert len({title.sha256 for title in objective.samplers}) == 2
-    assert [title.text for title in alone.samplers] == titles[:1]
+    assert len({title.sha256 for title in objective.samples.samplers}) == 2
+    assert [title.text for title in alone.samples.samplers] == titles[:1]

@@ -144,7 +144,7 @@ def test_reports_also_use_the_pipelines_own_sampler_unless_another_is_named(
     train(folder)
     common: Any = {"checkpoints": "out", "model": "out"}
     objective = build(FILE, folder, **common, sampler=sampler)
-    assert [title.text for title in objective.samplers[1:]] == [second] * (second is not None)
+    assert [title.text for title in objective.samples.samplers[1:]] == [second] * (second is not None)
     if sampler.get("also"):
         alone = build(FILE, folder, **common, sampler={"name": "ddim", "steps": 12, "also": None})
         coefficients = ema_coefficients(STEPS, 0.99)

@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_one_line(folder: Path, changes: dict[str, Any], me
 def test_reports_also_use_a_second_sampler_of_the_same_network(folder: Path) -> None:
     train(folder)
     objective = edm(folder, sampler={"steps": 2, "also": {"name": "dpm-solver++", "steps": 6}})
-    titles = [title.text for title in objective.samplers]
+    titles = [title.text for title in objective.samples.samplers]
     assert titles == [
         "edm-heun, 3 model calls an image",
         "EDMDPMSolverMultistepScheduler, 6 model calls an image",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
+from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -132,6 +133,17 @@ def test_the_sign_turns_in_the_loss_alone(place: Path) -> None:
     assert lower.metrics == pytest.approx(
         {"losses": values.mean().item(), "losses_stderr": values.std().item() / 40**0.5}
     )
+
+
+def test_held_out_outcomes_are_compared_item_by_item(place: Path) -> None:
+    """Their values without a group of items each leave what is common to two models out of the error."""
+    candidate = Candidate(MIX, noise=HELD_OUT, images=120)
+    found = build(place, "losses", maximize=True).evaluate(candidate)
+    values = losses(loaded(place, MIX), Draw.of(HELD_OUT, 120)).detach().numpy()
+    expected = [values[group_of_each(120) != group].mean() for group in range(GROUPS)]
+    assert found.without_groups["losses"] == pytest.approx(expected)
+    assert found.without_groups["loss"] == pytest.approx([-value for value in expected])
+    assert not build(place, "losses").evaluate(Candidate(MIX)).without_groups
 
 
 def loaded(place: Path, coefficients: np.ndarray) -> nn.Module:

@@ -18,12 +18,23 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from lcsc_opt import load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.scorer import Draw
 from tests.metrics.network_files import seeded
 from tests.tiny_pipelines import randomize, tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "studies" / "any_weights"
+ADAPTED = """
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+def base():
+    return AutoModelForCausalLM.from_pretrained("base")
+
+def build():
+    return get_peft_model(base(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+"""
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 
@@ -135,6 +146,38 @@ def test_a_language_model_is_searched(workplace: Path, example: Any, monkeypatch
         write(file, 16)
     Path("study.yaml").write_text(yaml.safe_dump(study("language_model:loss", size=4)))
     assert lcsc(["run", "study.yaml", "optimizers=[LCSCGradient]"]) == 0
+
+
+@pytest.mark.parametrize("example", ["language_model"], indirect=True)
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
+def test_adapters_are_searched_in_their_network_and_exported_for_peft(
+    example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+
+    monkeypatch.setattr(example, "TOKENIZER", "base")
+    monkeypatch.setattr(example, "BATCH", 16)  # all texts, in whatever order
+    language_model(Path("base")).save_pretrained("base")
+    Path("adapted_here.py").write_text(ADAPTED)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    mine = importlib.import_module("adapted_here")
+    for step in (10, 20, 30):
+        trained = mine.build()
+        lora = {name: tensor for name, tensor in trained.named_parameters() if "lora_" in name}
+        with seeded(step), torch.no_grad():
+            for tensor in lora.values():
+                tensor.normal_()
+        trained.save_pretrained(f"runs/checkpoint-{step}")
+    for file in example.TEXTS.values():
+        write(file, 16)
+    Path("study.yaml").write_text(yaml.safe_dump(study("language_model:loss", model="adapted_here:build", size=16)))
+    changes = ["optimizers=[LCSCGradient]", "budget.evaluations=4", "held_out.images=16"]
+    assert lcsc(["run", "study.yaml", *changes]) == 0
+    assert lcsc(["export", "example/LCSCGradient/0", "-o", "best"]) == 0
+    loaded = PeftModel.from_pretrained(mine.base(), "best").eval()
+    [loss] = example.loss(loaded, Draw("held-out", 0, 16))
+    assert load_study("example/LCSCGradient/0").held_out == pytest.approx(loss.item(), rel=1e-5)
 
 
 def clip(folder: Path) -> None:

@@ -108,6 +108,11 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     judged = model([3.5], **{CLIP: [2.0]})
     assert "worse than the last checkpoint: fid@clip 2 → 3;" in (warning_of(found, rows(answer, judged), kept={}) or "")
     assert warning_of(found, rows(answer, model([2.6], **{CLIP: [3.5]})), kept={}) is None
+    uncertain = rows(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), model([1.5, 1.2], **{CLIP: [3.5, 3.5]}))
+    assert not uncertain[0].lost
+    assert "worse than the last checkpoint: loss 1.35 → 1.75, which may be chance; use" in (
+        warning_of(found, uncertain, kept={}) or ""
+    )
     score = model([-0.85], accuracy=[0.85])
     lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
     alone = metric_rows(score, reported=NOTHING)
