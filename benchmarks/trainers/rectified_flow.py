@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import tiny
@@ -65,10 +66,8 @@ def evaluate(path: str) -> list[float]:
     file = Path(path)
     loaded = trainer(str(file.parent))
     loaded.load(file.name)
-    numbers = []
-    for _ in range(tiny.EVALUATIONS):
-        numbers.append(tiny.distance(loaded.ema_model.sample(batch_size=tiny.SAMPLES, steps=8, data_shape=SHAPE)))
-    return numbers
+    draw = functools.partial(loaded.ema_model.sample, batch_size=tiny.SAMPLES, steps=8, data_shape=SHAPE)
+    return [tiny.distance(draw()) for _ in range(tiny.EVALUATIONS)]
 
 
 if __name__ == "__main__":
