@@ -36,8 +36,8 @@ def is_ours(study: str) -> bool:
     return len(parts) == 3 and parts[2].isdecimal()
 
 
-def is_search(study: str) -> bool:
-    """Whether a study is one of ours that is compared with others; a landscape is a picture, and no search."""
+def is_ranked(study: str) -> bool:
+    """Whether a study is one of ours that is compared with others, a search or a grid; a landscape is a picture."""
     return is_ours(study) and split_name(study)[1] != LANDSCAPE
 
 

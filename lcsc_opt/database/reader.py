@@ -37,7 +37,7 @@ from lcsc_opt.database.history import (
     sign_of,
 )
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, is_search, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -161,7 +161,7 @@ class HistoryReader:
 
     def searches(self) -> list[str]:
         """The names of our studies that are searches: all but landscapes."""
-        return [name for name in self.names() if is_search(name)]
+        return [name for name in self.names() if is_ranked(name)]
 
     def experiments(self) -> list[str]:
         """The experiments that the database holds, the newest last."""

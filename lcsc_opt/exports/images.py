@@ -11,7 +11,7 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.history import best_ema
-from lcsc_opt.database.names import EMA_GRID, is_search, split_name
+from lcsc_opt.database.names import EMA_GRID, is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
@@ -29,7 +29,7 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     Raises:
         StudyStoreError: no trial is complete.
     """
-    if not is_search(study.name):
+    if not is_ranked(study.name):
         return
     reader = HistoryReader(study.storage)
     experiment_grids = (split_name(study.name)[0], EMA_GRID)

@@ -117,7 +117,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._gradient_images = 0  # images of all gradients that were asked for
         self._cost_since_check = 0
-        self._check_images = 0  # 0: every candidate costs the same
+        self._check_images = 0  # of a full evaluation; 0 if the objective samples none, so all candidates cost the same
         self._samples_images = True
         self._budget_left: int | None = None
         self._budget_in_images = False
@@ -168,7 +168,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return candidate
 
     def _charge(self, request: Request) -> None:
-        """Count what a request costs: checks have a share of the images, and the last one ends the budget."""
+        """Count what a request costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
         images = self._check_images if request.images is None else request.images
         if request.gradient:
             self._gradient_images += images

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients, Constraint
 from lcsc_opt.database.history import StudyHistory, best_ema
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA_GRID, is_search, split_name
+from lcsc_opt.database.names import EMA_GRID, is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 
@@ -54,13 +54,13 @@ def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
 
 
 def siblings(study: StoredStudy) -> dict[str, dict[str, Any]]:
-    """Name → attributes of the experiment's searches with this study's objective and code, itself included."""
+    """Name → attributes of the experiment's searches and grids with this study's objective and code, and its own."""
     experiment = split_name(study.name)[0]
     function = _function_of(study.attributes)
     return {
         name: attributes
         for name, attributes in our_studies(study.storage).items()
-        if is_search(name) and split_name(name)[0] == experiment and _function_of(attributes) == function
+        if is_ranked(name) and split_name(name)[0] == experiment and _function_of(attributes) == function
     }
 
 

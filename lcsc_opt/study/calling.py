@@ -42,7 +42,7 @@ from lcsc_opt.base.study_file import (
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_existing
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.objective.contract import Objective
@@ -462,7 +462,7 @@ def _stored(url: str) -> dict[str, Mapping[str, Any]]:
         return {}
     studies = our_studies(storage)
     storage.engine.dispose()
-    return {name: attributes for name, attributes in studies.items() if is_search(name)}
+    return {name: attributes for name, attributes in studies.items() if is_ranked(name)}
 
 
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:

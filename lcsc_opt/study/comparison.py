@@ -12,7 +12,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
 from lcsc_opt.study.plan import CHECKPOINTS, Plan
@@ -259,7 +259,7 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
     same_experiment = []
     same_optimizer = []
     for name in studies:
-        if not is_search(name):
+        if not is_ranked(name):
             continue
         experiment, optimizer, _ = split_name(name)
         if experiment == plan.spec.name:

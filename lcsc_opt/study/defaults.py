@@ -12,7 +12,7 @@ from typing import Any
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudySpec
-from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
+from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import needs_gradient
@@ -94,7 +94,7 @@ def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[Optimi
 def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Optimizer → specification of the experiment's first search with it."""
     found: dict[str, Mapping[str, Any]] = {}
-    for name in filter(is_search, studies):
+    for name in filter(is_ranked, studies):
         stored_experiment, optimizer, _ = split_name(name)
         if stored_experiment == experiment:
             found.setdefault(optimizer, studies[name]["specification"])

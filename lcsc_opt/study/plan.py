@@ -29,7 +29,7 @@ from lcsc_opt.coefficients.spaces import (
 )
 from lcsc_opt.database.history import kept_metric
 from lcsc_opt.database.kept_bound import KEPT_BOUND
-from lcsc_opt.database.names import BASELINES, EMA_GRID, is_search, split_name
+from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -193,7 +193,10 @@ class Plan:
 
     @property
     def updated_attributes(self) -> dict[str, Any]:
-        """The study's attributes that are written by every run, since the study file may have been edited."""
+        """The attributes that every run writes, since the study file may have been edited.
+
+        The specification was compared with the stored one first: only what changes no result can differ.
+        """
         held_out = self.spec.held_out
         ray = self.ray
         return {
@@ -445,7 +448,7 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
 def _grid_for(plan: Plan, studies: Iterable[str]) -> Plan:
     """The EMA grid of a plan's experiment, with the seed of the first that is stored: nothing in it is random."""
     seeds = list(plan.spec.seeds)
-    for name in filter(is_search, studies):
+    for name in filter(is_ranked, studies):
         experiment, optimizer, seed = split_name(name)
         if (experiment, optimizer) == (plan.spec.name, EMA_GRID):
             seeds = [seed]

@@ -286,10 +286,13 @@ def run_plans(
 
 
 def evaluate(plan: Plan, storage: RDBStorage, held_out: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:
-    """Report on the held-out noise of a stored study. One whose losses no longer compare is refused.
+    """Choose among a stored study's best trials on selection noise, and report the chosen one on held-out noise.
+
+    With ``held_out.keep`` the report becomes the study's result.
 
     Raises:
-        LcscError: as :func:`prepared`; or the objective has no held-out loss.
+        LcscError: as :func:`prepared`, such as losses that no longer compare; the objective has no held-out loss; no
+            trial is complete, or none of the best can be evaluated.
     """
     studies = our_studies(storage)
     with contextlib.ExitStack() as stack:

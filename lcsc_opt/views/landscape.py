@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
-from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import thinned
@@ -134,7 +134,7 @@ class Landscape:
     @staticmethod
     def names(reader: HistoryReader, experiment: str | None = None) -> list[str]:
         """The landscapes of the database, or of one experiment, in the order in which they were created."""
-        landscapes = [name for name in reader.names() if not is_search(name)]
+        landscapes = [name for name in reader.names() if not is_ranked(name)]
         return [name for name in landscapes if experiment in (None, split_name(name)[0])]
 
     @classmethod

@@ -74,7 +74,7 @@ class ImageSet:
     Attributes:
         size: height and width.
         content: a SHA-256 of all images in their order.
-        marks: ``[M]``, the first four bytes of the hash of each image: of its file, or of its pixels in an array.
+        hash_prefixes: ``[M]``, four bytes of the hash of each image: of its file, or of its pixels in an array.
         pixels: reads the images at some indices, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
         on_disk: whether these are files of a user, and not an array.
         chosen: the indices of the images of a part; ``None`` for all.
@@ -82,7 +82,7 @@ class ImageSet:
 
     size: tuple[int, int]
     content: str
-    marks: npt.NDArray[np.uint32]
+    hash_prefixes: npt.NDArray[np.uint32]
     pixels: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.uint8]]
     on_disk: bool = True
     chosen: npt.NDArray[np.intp] | None = None
@@ -100,9 +100,9 @@ class ImageSet:
             )
         digest = hashlib.sha256(str(pixels.shape).encode())
         digest.update(np.ascontiguousarray(pixels).data)
-        marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
+        hash_prefixes = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
-        return cls(size, digest.hexdigest(), _as_marks(marks), lambda rows: pixels[rows], on_disk=False)
+        return cls(size, digest.hexdigest(), _as_prefixes(hash_prefixes), lambda rows: pixels[rows], on_disk=False)
 
     @classmethod
     def of_files(cls, path: Path, *, folder: Path) -> ImageSet:
@@ -141,7 +141,7 @@ class ImageSet:
             with ThreadPoolExecutor(THREADS) as threads:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
-        return cls((height, width), scan.content, _as_marks(bytes.fromhex(scan.marks)), pixels)
+        return cls((height, width), scan.content, _as_prefixes(bytes.fromhex(scan.hash_prefixes)), pixels)
 
     @classmethod
     def of_dataset(cls, name: str, *, root: Path) -> ImageSet:
@@ -168,17 +168,17 @@ class ImageSet:
     @property
     def count(self) -> int:
         """How many, M."""
-        return len(self.marks)
+        return len(self.hash_prefixes)
 
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
         """The held-out images, about this fraction of all, or the rest.
 
         The hash of an image decides which part it belongs to, so copies of an image are never in both.
         """
-        [chosen] = np.nonzero((self.marks < fraction * 2**32) == held_out)
+        [chosen] = np.nonzero((self.hash_prefixes < fraction * 2**32) == held_out)
         side = "held out" if held_out else "train"
         content = hashlib.sha256(f"{self.content}\n{side} {fraction!r}".encode()).hexdigest()
-        return dataclasses.replace(self, content=content, marks=self.marks[chosen], chosen=chosen)
+        return dataclasses.replace(self, content=content, hash_prefixes=self.hash_prefixes[chosen], chosen=chosen)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
@@ -188,7 +188,7 @@ class ImageSet:
             yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
-def _as_marks(content: bytes) -> npt.NDArray[np.uint32]:
+def _as_prefixes(content: bytes) -> npt.NDArray[np.uint32]:
     return np.frombuffer(content, dtype=">u4").astype(np.uint32)
 
 
@@ -265,14 +265,14 @@ class _Scan(NamedTuple):
         size: height and width.
         grey: whether all images are grey.
         content: a SHA-256 of all images.
-        marks: those of the images, in hexadecimal.
+        hash_prefixes: those of the images, in hexadecimal.
         animated: the names of the files with more than one frame.
     """
 
     size: tuple[int, int]
     grey: bool
     content: str
-    marks: str
+    hash_prefixes: str
     animated: list[str]
 
 
@@ -288,7 +288,7 @@ class _Header(NamedTuple):
 def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
     """Read every file once; there is at least one. Raises MetricError if they differ in size, or one is unreadable."""
     digest = hashlib.sha256()
-    marks = bytearray()
+    hash_prefixes = bytearray()
     grey = True
     animated: list[str] = []
     first_size: tuple[int, int] | None = None
@@ -313,9 +313,9 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
                     animated.append(entry.name)
                 grey = grey and header.mode in GREY_MODES
                 digest.update(header.digest)
-                marks += header.digest[:4]
+                hash_prefixes += header.digest[:4]
             advance(len(part))
-    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), marks.hex(), animated)
+    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), hash_prefixes.hex(), animated)
 
 
 def _header(entry: _Entry) -> _Header:
