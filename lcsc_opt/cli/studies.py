@@ -50,11 +50,14 @@ _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ra
 
 def init(
     kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
-    checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective, as in reference=photographs."),
-    ] = None,
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINTS|KEY=VALUE",
+            help="A folder of checkpoints, a glob, or a packed trajectory; and settings of the objective, as in "
+            "reference=photographs.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
@@ -62,10 +65,14 @@ def init(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    given = assignments(settings or ())
+    settings = [text for text in checkpoints if "=" in text and not Path(text).exists()]
+    places = [Path(text) for text in checkpoints if text not in settings]
+    if not places:
+        raise typer.BadParameter("name the checkpoints, too")
+    given = assignments(settings)
     if key is not None:
         given["key"] = key
-    text, summary = draft(kind, checkpoints, given)
+    text, summary = draft(kind, places, given)
     if out.exists():
         lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
         if lost:

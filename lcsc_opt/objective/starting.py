@@ -49,12 +49,12 @@ class _Run(NamedTuple):
     folders: list[Path]
 
 
-def draft(kind: ModelKind, checkpoints: Path, given: Mapping[str, JsonValue]) -> tuple[str, str]:
+def draft(kind: ModelKind, checkpoints: Sequence[Path], given: Mapping[str, JsonValue]) -> tuple[str, str]:
     """Draft a study file for checkpoints. Nothing is executed, and what lies next to their folder is not looked at.
 
     Args:
         kind: what the checkpoints are.
-        checkpoints: their folder, a glob, or a packed trajectory.
+        checkpoints: their folder, a glob, the files of a glob that a shell has expanded, or a packed trajectory.
         given: settings that the user has named, such as ``reference``, ``model`` or ``score``.
 
     Returns:
@@ -67,18 +67,25 @@ def draft(kind: ModelKind, checkpoints: Path, given: Mapping[str, JsonValue]) ->
     key = given.get("key")
     run = _find_run(checkpoints, str(key) if key is not None else None)
     template, facts = _facts(kind, run)
-    name = experiment_name(checkpoints.resolve().name.removesuffix(".trajectory")) or "study"
-    facts |= {"name": _as_yaml(name), "checkpoints": _as_yaml(str(checkpoints))}
+    folder = checkpoints[0].resolve()
+    if not folder.is_dir():  # a glob, or files
+        folder = folder.parent
+    name = experiment_name(folder.name.removesuffix(".trajectory")) or "study"
+    patterns: JsonValue = [str(path) for path in checkpoints]
+    if len(checkpoints) == 1:
+        patterns = str(checkpoints[0])
+    facts |= {"name": _as_yaml(name), "checkpoints": _as_yaml(patterns)}
     facts |= {setting: _as_yaml(value) for setting, value in given.items()}
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
     return _filled(text, facts), _in_words(run.steps)
 
 
-def _find_run(checkpoints: Path, key: str | None) -> _Run:
+def _find_run(checkpoints: Sequence[Path], key: str | None) -> _Run:
     """Find the checkpoints; the last one is read, so that what cannot be read is refused now."""
-    folder = next(place for place in (checkpoints, *checkpoints.parents) if place.is_dir())
-    if is_packed(checkpoints):
-        return _Run(Trajectory.open(checkpoints).steps, checkpoints, [folder])
+    first = checkpoints[0]
+    folder = next(place for place in (first, *first.parents) if place.is_dir())
+    if len(checkpoints) == 1 and is_packed(first):
+        return _Run(Trajectory.open(first).steps, first, [folder])
     sources = find_sources(find_checkpoints(checkpoints, key=key))
     last = [*sources.values()][-1]
     read_checkpoint(last, key=key)

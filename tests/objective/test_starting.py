@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from lcsc_opt.base.settings import parse_yaml
@@ -198,6 +199,22 @@ def test_several_state_dicts_are_a_question(typed: Typed) -> None:
     assert "choose one" in typed.refused("init", "module", "runs")
     assert not Path("study.yaml").exists()
     assert init("module", "runs", "--key", "generator")[0]["key"] == "generator"
+
+
+def test_a_glob_and_the_files_that_a_shell_makes_of_it_are_alike(typed: Typed) -> None:
+    Path("runs").mkdir()
+    for step in (5, 10):
+        save_file({"weight": torch.full((2,), float(step))}, f"runs/epoch=1-step={step}.safetensors")
+    files = ["runs/epoch=1-step=10.safetensors", "runs/epoch=1-step=5.safetensors"]  # as a shell sorts them
+    typed("init", "score", "runs/*.safetensors", "maximize=true")
+    by_glob = yaml.safe_load(Path("study.yaml").read_text())
+    assert "2 checkpoints, steps 5 to 10" in typed("init", "score", *files, "maximize=true", "-o", "files.yaml").err
+    by_files = yaml.safe_load(Path("files.yaml").read_text())
+    settings = by_files["objective"]["settings"]
+    assert settings["checkpoints"] == files
+    settings["checkpoints"] = "runs/*.safetensors"
+    assert by_files == by_glob
+    assert "name the checkpoints, too" in typed.refused("init", "score", "maximize=true")
 
 
 def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
