@@ -17,7 +17,7 @@ Both modules are imported like any other; they may also be in the working direct
 not clipped. If it has parameters of these names, it also gets
 
 * ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
-* ``nfe``: the number of model calls per image;
+* ``nfe``: the number of model calls per image; counted if it is not given;
 * ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
 
 ``also: {sampler_settings: {steps: 50}, nfe: 50}`` is a second way to sample, in which reports measure the answer once
@@ -50,7 +50,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
     sampler: str
     sampler_settings: dict[str, JsonValue] = Field(default={})
     image_shape: Annotated[list[Positive], Field(min_length=1)]
-    nfe: Positive = 1
+    nfe: Positive | None = None
     classes: Positive | None = None
     labels: Labels | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class FunctionSampler(NetworkSampler):
     Args:
         model: gets the merged weights.
         function: samples.
-        nfe: model calls per image, for the cost that is reported.
+        nfe: model calls per image; ``None`` counts them while one image is sampled.
         options: further arguments of the function.
         name: the name of model and function in the study's fingerprint.
         image_shape, noise, labels, settings: as of :class:`NetworkSampler`.
@@ -45,7 +46,7 @@ class FunctionSampler(NetworkSampler):
         function: Callable[..., Tensor],
         *,
         image_shape: Sequence[int],
-        nfe: int,
+        nfe: int | None = None,
         noise: ImageNoise,
         labels: ClassLabels | None = None,
         options: Mapping[str, Any] | None = None,
@@ -54,17 +55,31 @@ class FunctionSampler(NetworkSampler):
     ) -> None:
         super().__init__(model, settings, image_shape=image_shape, noise=noise, labels=labels)
         self.function = function
-        self.nfe = nfe
-        # with one call, recomputing saves no memory; torch.compile would trace the calls that are repeated
-        recomputes = nfe > 1 and not self._network.settings.compile
-        self.recomputed = nfe if recomputes else 0
+        self._nfe = nfe
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         self.options: dict[str, Any] = {}
-        if has_parameter(function, "nfe"):
+        if nfe is not None and has_parameter(function, "nfe"):
             self.options["nfe"] = nfe
         self.options |= options or {}
         self._takes_draw = has_parameter(function, "draw")
         self._range_checked = False
+
+    @property
+    def nfe(self) -> int:  # type: ignore[override]
+        """Model calls per image.
+
+        Raises:
+            ObjectiveError: they have to be counted, and the function raised an error.
+        """
+        if self._nfe is None:
+            self._nfe = self._counted_calls()
+        return self._nfe
+
+    @property
+    def recomputed(self) -> int:  # type: ignore[override]
+        """With one call, recomputing saves no memory; torch.compile would trace the calls that are repeated."""
+        recomputes = self.nfe > 1 and not self._network.settings.compile
+        return self.nfe if recomputes else 0
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1].
@@ -72,6 +87,19 @@ class FunctionSampler(NetworkSampler):
         Raises:
             ObjectiveError: the function returned something else.
         """
+        with contextlib.ExitStack() as stack:
+            if self.recomputed:
+                stack.enter_context(recomputed_calls(self._network.module))
+            images = self._checked(self._returned(noise, start, stop), stop - start)
+        if not torch.is_grad_enabled():
+            images = images.detach()
+        if not self._range_checked:
+            self._range_checked = True
+            self._warn_of_range(images.detach())
+        return images.to(torch.promote_types(images.dtype, torch.float32))
+
+    def _returned(self, noise: Noise, start: int, stop: int) -> Any:
+        """What the function returns for these images."""
         device = self._network.device
         dtype = self._network.dtype
 
@@ -86,17 +114,9 @@ class FunctionSampler(NetworkSampler):
             options["draw"] = draw
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._network.arithmetic())
-            if self.recomputed:
-                stack.enter_context(recomputed_calls(self._network.module))
             # restores grad mode, if the function changes it
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-            images = self._checked(self.function(self._network.module, draw(0), **options), stop - start)
-        if not torch.is_grad_enabled():
-            images = images.detach()
-        if not self._range_checked:
-            self._range_checked = True
-            self._warn_of_range(images.detach())
-        return images.to(torch.promote_types(images.dtype, torch.float32))
+            return self.function(self._network.module, draw(0), **options)
 
     def why_no_graph(self) -> str | None:
         """Why images have no graph, or ``None``. This samples two images, with the weights that are in the network."""
@@ -111,6 +131,33 @@ class FunctionSampler(NetworkSampler):
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
         return {**super().describe(), "sampler": self.name, "options": self.options}
+
+    @torch.no_grad()
+    def _counted_calls(self) -> int:
+        """The calls of the largest part of the network that one image calls: a wrapper itself may never be called."""
+        calls = dict.fromkeys(self._network.module.modules(), 0)
+
+        def count(module: nn.Module, _: Any) -> None:
+            calls[module] += 1
+
+        hooks = [module.register_forward_pre_hook(count) for module in calls]
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                self._returned(SEARCH, 0, 1)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ObjectiveError(
+                f"the sampler {self.name} raised {reason} ({place.filename}, line {place.lineno})"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        called = [module for module in calls if calls[module]]
+        if not called:
+            return 1
+        largest = max(called, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
+        return calls[largest]
 
     def _checked(self, images: Any, count: int) -> Tensor:
         """What the function returned, if it can be ``count`` images."""

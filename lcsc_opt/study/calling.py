@@ -153,7 +153,7 @@ def search(
         image_shape: of the noise, ``(C, H, W)``.
         images: how many an evaluation of the search samples; 10,000 by default.
         sampler_settings: further arguments of ``sample``.
-        nfe: how often ``sample`` calls the network for an image, for costs and reports.
+        nfe: how often ``sample`` calls the network for an image; counted if it is not given.
         loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
         keep: a metric that must not get worse than EMA*'s, as ``precision``, or metric → bound.
         held_out_metrics: of the report; by default precision, recall and a cross-check.

@@ -81,3 +81,46 @@ def test_a_function_that_takes_nfe_is_told_it() -> None:
     assert (told.nfe, float(told.sample(SEARCH, 0, 5).max())) == (2, pytest.approx(0.2))
     assert float(own.sample(SEARCH, 0, 5).max()) == pytest.approx(0.3)
     assert told.describe() != own.describe()
+
+
+class Wrapped(nn.Module):
+    """As denoising-diffusion-pytorch's ``GaussianDiffusion``, whose own ``forward`` is for the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(1, 1)
+        self.network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1))
+
+    def draw(self, noise: Tensor) -> Tensor:
+        for _ in range(4):
+            noise = self.network(noise) + self.embedding.weight[0, 0]
+        self.embedding(noise[:, 0, 0, :1])
+        return noise
+
+
+def test_calls_are_counted_if_nobody_says() -> None:
+    def four(model: nn.Module, noise: Tensor) -> Tensor:
+        return Wrapped.draw(model, noise)  # type: ignore[arg-type]
+
+    def of_each_image(model: nn.Module, noise: Tensor) -> Tensor:
+        return torch.cat([model.network(image[None]) for image in noise])
+
+    def none(model: nn.Module, noise: Tensor) -> Tensor:
+        return noise * model.embedding.weight
+
+    found = []
+    for function in (four, of_each_image, none):
+        sampler = FunctionSampler(Wrapped(), function, image_shape=(1, 4, 4), noise=ImageNoise(0))
+        found.append((sampler.nfe, sampler.recomputed))
+    assert found == [(4, 4), (1, 0), (1, 0)]
+
+
+def test_a_function_that_fails_while_calls_are_counted_is_named_with_the_line() -> None:
+    def broken(model: nn.Module, noise: Tensor) -> Tensor:
+        raise RuntimeError(f"no such {type(model).__name__}")
+
+    sampler = FunctionSampler(Wrapped(), broken, image_shape=(1, 4, 4), noise=ImageNoise(0))
+    with pytest.raises(
+        ObjectiveError, match=r"RuntimeError: no such Wrapped \(.*test_function_sampler\.py, line \d+\)"
+    ):
+        _ = sampler.nfe
