@@ -330,7 +330,11 @@ def show(
     sign = sign_of(stored.attributes)
     for name in ("searched", "held_out"):
         described[name] = as_known(described[name], sign)
-    print_described(study, {name: value for name, value in described.items() if name not in _PRINTED_APART})
+    printed = {name: value for name, value in described.items() if name not in _PRINTED_APART}
+    for name in ("maximized", "failed", "images"):
+        if not printed.get(name):
+            printed.pop(name, None)
+    print_described(study, printed)
     print_report(HeldOutReport.from_json(described["held_out_report"]))
     groups = described["layer_groups"]
     if groups is not None:

@@ -21,6 +21,7 @@ from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
+_NO_METRIC = ("<lambda>", "loss")  # names of functions; "loss" is what the search minimizes
 
 
 class NetworkScorer:
@@ -61,7 +62,8 @@ class NetworkScorer:
         self._held_out = held_out
         self._name = name
         self._model_files = model_files
-        self._metric = getattr(function, "__name__", "score").replace("<lambda>", "score")
+        own_name = getattr(function, "__name__", "score")
+        self._metric = "score" if own_name in _NO_METRIC else own_name
         self.takes_draw = takes_draw(function) or held_out is not None
         self.batch_norm: BatchNormStatistics | None = None
         if batch_norm is not None:

@@ -159,6 +159,7 @@ def test_the_first_metric_is_the_score_and_none_is_called_as_the_loss(place: Pat
     found = build(place, "metrics", maximize=True).evaluate(Candidate(MIX))
     assert found.loss == -found.metrics["accuracy"]
     assert [*found.metrics] == ["accuracy", "accuracy_stderr", "metrics.loss"]
+    assert [*build(place, "loss").evaluate(Candidate(MIX)).metrics] == ["score"]
 
 
 def test_a_score_without_a_draw_holds_nothing_out(place: Path) -> None:
