@@ -241,7 +241,7 @@ def test_settings_that_do_not_fit_are_one_line(
 
 def test_reports_also_use_another_scheduler_on_the_same_lora(place: Path) -> None:
     built = objective(place, sampler={"name": "lcm", "steps": 3, "also": {"name": "ddim", "steps": 5}})
-    titles = [title.text for title in built.samplers]
+    titles = [title.text for title in built.samples.samplers]
     assert titles == ["LCMScheduler, 3 model calls an image", "DDIMScheduler, 5 model calls an image"]
     alone = objective(place, sampler={"name": "ddim", "steps": 5})
     first = built(COEFFICIENTS)

@@ -75,6 +75,7 @@ def specification(**changes: Any) -> dict[str, Any]:
         "model": "stored_parts:Network",
         "sampler": "counting_parts:sample",
         "image_shape": [1, 4, 4],
+        "nfe": 1,
         "reference": "reference",
         "loss": "fid@stored_parts:Means",
         "images": IMAGES,

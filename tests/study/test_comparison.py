@@ -243,6 +243,7 @@ def sampled(workplace: Path) -> Path:
         "model": "sampled_parts:net",
         "sampler": "sampled_parts:sample",
         "image_shape": [3, 8, 8],
+        "nfe": 1,
         "reference": "real.npz",
         "loss": "fid@pixels",
         "images": 40,
