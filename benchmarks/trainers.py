@@ -42,7 +42,7 @@ START = ("-c", "import runpy, sys, tiny; del sys.argv[0]; runpy.run_path(sys.arg
 EXPLANATION = """Each in an environment of its own, on tiny data. The last checkpoint's number is
 the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or, where images are sampled anew,
 if ours lies where 95 % of its evaluations would. The found model is against the last checkpoint. A warning is what
-`lcsc` said of it. Trainers without a row were not run yet."""
+`lcsc` said of it."""
 HEADER = (
     "trainer",
     "version",

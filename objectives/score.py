@@ -107,7 +107,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     merged_statistics = scorer.merged_statistics(trajectory.varying)
     if merged_statistics:
         notice(
-            f"{merged_statistics[0]}: statistics of batch normalization are merged as they are; "
+            f"{merged_statistics[0]}: statistics of batch normalization are merged; "
             "batch_norm: module:function in the objective's settings estimates them again"
         )
     return WeightScore(trajectory, scorer, maximize=checked.maximize, size=checked.size)

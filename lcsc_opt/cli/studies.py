@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lcsc_opt.study.resources import ObjectiveLoader
     from lcsc_opt.study.running import Run
 
+_PRINTED_IF_ANY = ("maximized", "failed", "images")
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
 
@@ -50,14 +51,14 @@ _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ra
 
 def init(
     kind: Annotated[ModelKind, typer.Argument(help="What the checkpoints are.")],
-    checkpoints: Annotated[
-        list[str],
+    checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
+    more: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="CHECKPOINTS|KEY=VALUE",
-            help="A folder of checkpoints, a glob, or a packed trajectory; and settings of the objective, as in "
-            "reference=photographs.",
+            metavar="[KEY=VALUE]...",
+            help="Settings of the objective, as in reference=photographs; and what a shell makes of a glob.",
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
@@ -65,14 +66,11 @@ def init(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
-    settings = [text for text in checkpoints if "=" in text and not Path(text).exists()]
-    places = [Path(text) for text in checkpoints if text not in settings]
-    if not places:
-        raise typer.BadParameter("name the checkpoints, too")
-    given = assignments(settings)
+    further = [text for text in more or () if Path(text).exists()]
+    given = assignments([text for text in more or () if text not in further])
     if key is not None:
         given["key"] = key
-    text, summary = draft(kind, places, given)
+    text, summary = draft(kind, [checkpoints, *map(Path, further)], given)
     if out.exists():
         lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
         if lost:
@@ -330,11 +328,8 @@ def show(
     sign = sign_of(stored.attributes)
     for name in ("searched", "held_out"):
         described[name] = as_known(described[name], sign)
-    printed = {name: value for name, value in described.items() if name not in _PRINTED_APART}
-    for name in ("maximized", "failed", "images"):
-        if not printed.get(name):
-            printed.pop(name, None)
-    print_described(study, printed)
+    left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
+    print_described(study, {name: value for name, value in described.items() if name not in left_out})
     print_report(HeldOutReport.from_json(described["held_out_report"]))
     groups = described["layer_groups"]
     if groups is not None:

@@ -160,7 +160,7 @@ class HistoryReader:
         return list(self._our_studies())
 
     def searches(self) -> list[str]:
-        """The names of our studies that are searches: all but landscapes."""
+        """The names of our searches and grids: of all but landscapes."""
         return [name for name in self.names() if is_ranked(name)]
 
     def experiments(self) -> list[str]:

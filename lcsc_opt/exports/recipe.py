@@ -194,7 +194,7 @@ class Recipe(pydantic.BaseModel):
             raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
         try:
             text = _recipe_text(path)
-        except (OSError, ValueError, zipfile.BadZipFile, TrajectoryError) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, TrajectoryError) as error:  # zipfile has three
             raise TrajectoryError(
                 f"{path} holds no recipe that can be read: name a model that lcsc exported."
             ) from error

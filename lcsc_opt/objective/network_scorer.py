@@ -16,7 +16,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.objective.scorer import Draw, Floats, Scored, outcomes, scored
+from lcsc_opt.objective.scorer import Draw, Floats, Scored, outcomes
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
@@ -114,12 +114,12 @@ class NetworkScorer:
             returned = self._call(draw)
             if not isinstance(returned, Iterator):
                 stop_if_told()
-                return scored(returned, self._metric)
+                return Scored.of(returned, self._metric)
             batches: list[Floats] = []
             for batch in returned:
                 stop_if_told()
                 batches.append(outcomes(self._metric, batch))
-        return scored(_joined(batches), self._metric)
+        return Scored.of(_joined(batches), self._metric)
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -139,7 +139,7 @@ class NetworkScorer:
             returned = values
         # total has the sums over all outcomes, and the score is their mean
         gradients = {name: gradient / len(values) for name, gradient in total.sums.items()}
-        return scored(returned, self._metric), gradients
+        return Scored.of(returned, self._metric), gradients
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()

@@ -55,39 +55,39 @@ class Scored(NamedTuple):
     metrics: dict[str, float]
     without_groups: dict[str, list[float]]
 
+    @classmethod
+    def of(cls, returned: Any, name: str) -> Scored:
+        """What a score returned, as metrics.
 
-def scored(returned: Any, name: str) -> Scored:
-    """What a score returned, as metrics.
+        Single outcomes become their mean, followed by its standard error under the same name with ``_stderr``.
 
-    Single outcomes become their mean, followed by its standard error under the same name with ``_stderr``.
+        Args:
+            returned: a number, single outcomes ``[n]``, or a mapping of names to either.
+            name: the score's name, used unless ``returned`` is a mapping.
 
-    Args:
-        returned: a number, single outcomes ``[n]``, or a mapping of names to either.
-        name: the score's name, used unless ``returned`` is a mapping.
-
-    Raises:
-        ObjectiveError: a value is neither a number nor outcomes.
-        MetricError: a value is not finite.
-    """
-    entries: Mapping[Any, Any] = {name: returned}
-    if isinstance(returned, Mapping) and returned:
-        entries = returned
-    metrics: dict[str, float] = {}
-    without_groups: dict[str, list[float]] = {}
-    for entry, value in entries.items():
-        # "loss" is reserved for what the search minimizes
-        key = f"{name}.loss" if entry == "loss" else str(entry)
-        values = outcomes(key, value)
-        metrics[key] = float(values.mean())
-        if len(values) > 1:
-            metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
-        if len(values) >= GROUPS * FEWEST_IN_A_GROUP:
-            groups = group_of_each(len(values))
-            without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
-    for key, number in metrics.items():
-        if not np.isfinite(number):
-            raise MetricError(f"the score is not finite: {key} is {number}")
-    return Scored(metrics, without_groups)
+        Raises:
+            ObjectiveError: a value is neither a number nor outcomes.
+            MetricError: a value is not finite.
+        """
+        entries: Mapping[Any, Any] = {name: returned}
+        if isinstance(returned, Mapping) and returned:
+            entries = returned
+        metrics: dict[str, float] = {}
+        without_groups: dict[str, list[float]] = {}
+        for entry, value in entries.items():
+            # "loss" is reserved for what the search minimizes
+            key = f"{name}.loss" if entry == "loss" else str(entry)
+            values = outcomes(key, value)
+            metrics[key] = float(values.mean())
+            if len(values) > 1:
+                metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
+            if len(values) >= GROUPS * FEWEST_IN_A_GROUP:
+                groups = group_of_each(len(values))
+                without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
+        for key, number in metrics.items():
+            if not np.isfinite(number):
+                raise MetricError(f"the score is not finite: {key} is {number}")
+        return cls(metrics, without_groups)
 
 
 def outcomes(name: str, value: Any) -> Floats:

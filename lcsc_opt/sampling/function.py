@@ -142,7 +142,7 @@ class FunctionSampler(NetworkSampler):
 
         hooks = [module.register_forward_pre_hook(count) for module in calls]
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with self._eager():
                 self._returned(SEARCH, 0, 1)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -158,6 +158,13 @@ class FunctionSampler(NetworkSampler):
             return 1
         largest = max(called, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
         return calls[largest]
+
+    def _eager(self) -> contextlib.AbstractContextManager[object]:
+        """While this is open, a compiled network runs as it was written: hooks would be traced."""
+        if not self._network.settings.compile:
+            return contextlib.nullcontext()  # torch's needs seconds to import
+        stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
 
     def _checked(self, images: Any, count: int) -> Tensor:
         """What the function returned, if it can be ``count`` images."""

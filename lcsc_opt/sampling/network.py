@@ -245,7 +245,8 @@ def _adapter_in(network: nn.Module) -> Mapping[str, Tensor] | None:
         return None
     state = network.state_dict(keep_vars=True)
     peft = import_extra("peft")
-    adapter: Mapping[str, Tensor] = peft.get_peft_model_state_dict(network, state, save_embedding_layers=False)
+    name = next(iter(network.peft_config))  # type: ignore[arg-type]  # its adapters by name
+    adapter: Mapping[str, Tensor] = peft.get_peft_model_state_dict(network, state, name, save_embedding_layers=False)
     parameters = {id(tensor) for tensor in state.values()}
     computed = [name for name, tensor in adapter.items() if id(tensor) not in parameters]
     if computed:

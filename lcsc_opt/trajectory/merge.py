@@ -140,8 +140,7 @@ class Merger:
             for spec, first in segment.places():
                 merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         self._multiply_into(flat, coefficients, groups)
-        for name, smallest in self._smallest_variances.items():
-            merged[name].clamp_(min=smallest)
+        self._keep_variances_positive(merged, coefficients, groups)
         return {spec.name: merged[spec.name] for spec in self._tensors}
 
     def _copies(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
@@ -233,16 +232,27 @@ class Merger:
         slot = self.slots[0]
         return {spec.name: self._copied_from(slot, spec) for spec in self._tensors if spec.name not in self._varying}
 
+    def _keep_variances_positive(
+        self, merged: StateDict, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
+    ) -> None:
+        """Raise each merged variance to the smallest that was combined: extrapolated ones may be negative.
+
+        Checkpoints without a coefficient do not count, since a recipe is replayed without them.
+        """
+        for name, variances in self._variances.items():
+            row = 0 if groups is None else groups.row_of[name]
+            combined = torch.from_numpy(coefficients[row] != 0).to(variances.device)
+            merged[name].clamp_(min=variances[combined].amin(dim=0))
+
     @functools.cached_property
-    def _smallest_variances(self) -> StateDict:
-        """The smallest of all checkpoints, by channel: extrapolated ones may be negative, and their root is NaN."""
-        smallest: StateDict = {}
+    def _variances(self) -> StateDict:
+        """The variances of batch normalization that are combined, ``[K, channels]`` in the order of the steps."""
+        variances: StateDict = {}
         for segment in self.segments:
             for spec, _ in segment.places():
                 if spec.name.endswith(_VARIANCE):
-                    rows = [self._copied_from(slot, spec) for slot in self.slots]
-                    smallest[spec.name] = torch.stack(rows).amin(dim=0)
-        return smallest
+                    variances[spec.name] = torch.stack([self._copied_from(slot, spec) for slot in self.slots])
+        return variances
 
     @functools.cached_property
     def _stream(self) -> torch.Stream:

@@ -214,7 +214,8 @@ def test_a_glob_and_the_files_that_a_shell_makes_of_it_are_alike(typed: Typed) -
     assert settings["checkpoints"] == files
     settings["checkpoints"] = "runs/*.safetensors"
     assert by_files == by_glob
-    assert "name the checkpoints, too" in typed.refused("init", "score", "maximize=true")
+    typed("init", "score", "runs/epoch=*.safetensors", "-o", "signs.yaml")
+    assert "not_there.pt" in typed.refused("init", "score", *files, "not_there.pt")
 
 
 def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:

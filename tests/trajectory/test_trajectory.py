@@ -69,7 +69,7 @@ def test_constant_tensors_are_copied_exactly(trajectory):
     assert {"weight", "batches"} <= trajectory.varying
 
 
-def test_an_extrapolated_variance_is_no_smaller_than_the_smallest_of_the_checkpoints(tmp_path):
+def test_an_extrapolated_variance_is_no_smaller_than_the_smallest_that_is_combined(tmp_path):
     """Of batch normalization, which takes its root; other tensors are what the coefficients make of them."""
     statistics = [{"norm.running_var": torch.tensor([3.0 - n, 1.0]), "mean": torch.tensor([3.0 - n])} for n in range(3)]
     with TrajectoryWriter(tmp_path / "norms.trajectory") as writer:
@@ -79,6 +79,11 @@ def test_an_extrapolated_variance_is_no_smaller_than_the_smallest_of_the_checkpo
     merged = norms.merge([-2.0, 1.0, 2.0])
     assert merged["norm.running_var"].tolist() == [1.0, 1.0]
     assert merged["mean"].item() == -2.0
+    assert norms.merge([2.0, -1.0, 0.0])["norm.running_var"].tolist() == [4.0, 1.0]
+    assert norms.merge([-3.0, 4.0, 0.0])["norm.running_var"].tolist() == [2.0, 1.0], "without the last one"
+    in_rows = norms.in_rows({"norms": ["norm.*"], "rest": ["mean"]})
+    rows = np.array([[-3.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    assert in_rows.merge(rows)["norm.running_var"].tolist() == [2.0, 1.0]
     torch.testing.assert_close(norms.merge([0.5, 0.25, 0.25])["norm.running_var"], torch.tensor([2.25, 1.0]))
 
 
