@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -166,6 +167,7 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     assert shown["optimizer_options"] == {"step_size": 0.05}
     assert shown["checkpoints"] == len(shown["coefficients"]) == 20
     printed = typed("show", "tiny/CMA/0").out
+    assert not re.search(r"^(maximized|failed|images)\b", printed, re.M), "nothing failed, and no images were sampled"
     assert "step_size: 0.05" in printed
     assert "forked from" not in printed, "an empty row"
     printed = typed("list", "--catalog").out

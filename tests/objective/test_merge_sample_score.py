@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path
     assert list(objective.evaluate(Candidate(EMA, noise=HELD_OUT)).metrics) == ["kid", "fid", "recall", "outside"]
     assert objective.reported_metrics().signs == {"fid": 1, "recall": -1, "outside": 1}
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
+
+
+def test_reports_know_what_held_out_real_images_would_have(tmp_path: Path) -> None:
+    unseen = dataclasses.replace(real(), held_out=real())
+    reported = build(tmp_path, MetricSuite({"inception": unseen}, held_out_metrics=["fid_held_out"])).reported_metrics()
+    assert reported.real_halves == {"fid_held_out": pytest.approx(0.0, abs=1e-9)}
+    assert reported.cross_check is None
 
 
 def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_fingerprint(tmp_path: Path) -> None:
