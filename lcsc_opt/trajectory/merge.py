@@ -140,7 +140,9 @@ class Merger:
             for spec, first in segment.places():
                 merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         self._multiply_into(flat, coefficients, groups)
-        self._keep_variances_positive(merged, coefficients, groups)
+        for name, tensor in merged.items():
+            if name.endswith(_VARIANCE):
+                tensor.clamp_(min=0)  # an extrapolated one may be negative, and its root is NaN
         return {spec.name: merged[spec.name] for spec in self._tensors}
 
     def _copies(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
@@ -231,28 +233,6 @@ class Merger:
             return {}
         slot = self.slots[0]
         return {spec.name: self._copied_from(slot, spec) for spec in self._tensors if spec.name not in self._varying}
-
-    def _keep_variances_positive(
-        self, merged: StateDict, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
-    ) -> None:
-        """Raise each merged variance to the smallest that was combined: extrapolated ones may be negative.
-
-        Checkpoints without a coefficient do not count, since a recipe is replayed without them.
-        """
-        for name, variances in self._variances.items():
-            row = 0 if groups is None else groups.row_of[name]
-            combined = torch.from_numpy(coefficients[row] != 0).to(variances.device)
-            merged[name].clamp_(min=variances[combined].amin(dim=0))
-
-    @functools.cached_property
-    def _variances(self) -> StateDict:
-        """The variances of batch normalization that are combined, ``[K, channels]`` in the order of the steps."""
-        variances: StateDict = {}
-        for segment in self.segments:
-            for spec, _ in segment.places():
-                if spec.name.endswith(_VARIANCE):
-                    variances[spec.name] = torch.stack([self._copied_from(slot, spec) for slot in self.slots])
-        return variances
 
     @functools.cached_property
     def _stream(self) -> torch.Stream:
