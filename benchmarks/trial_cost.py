@@ -289,7 +289,7 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
 
 def trial_count(url: str, name: str = LONG) -> int:
     """How many trials the study has."""
-    return len(StoredStudy.open(open_storage(url, write=False), name).trials_without_arrays())
+    return len(StoredStudy.open(open_storage(url, write=False), name).trials())
 
 
 def replay(url: str, name: str = LONG) -> tuple[float, float, float]:

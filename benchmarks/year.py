@@ -107,6 +107,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
     spec = {
         "name": experiment,
         "objective": {"file": "function.py", "settings": settings},
+        "space": "affine",
         "optimizers": ["LCSC"],
         "budget": {"evaluations": trials},
     }

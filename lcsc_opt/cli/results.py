@@ -225,7 +225,7 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     if report.images:
         sampled = f", {report.images:,} images"
     sign = sign_of(stored.attributes)
-    trials = {trial.number: trial for trial in stored.trials_without_arrays()}
+    trials = {trial.number: trial for trial in stored.trials()}
     rows = []
     for chosen, loss in report.selection.items():
         mark = "chosen" if chosen == report.trial else ""

@@ -12,6 +12,8 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Coefficients
 
+ARRAYS = ("coefficients", "gradient")  # attributes of a trial, which grow with the number of checkpoints
+
 
 def stored_array(array: npt.NDArray[np.float64]) -> dict[str, Any]:
     """JSON-able, bit for bit: the shape, and the bytes of little-endian float64 in base64.
@@ -30,14 +32,12 @@ def array_of(stored: Mapping[str, Any]) -> npt.NDArray[np.float64]:
 
 
 def coefficients_of(trial: FrozenTrial) -> Coefficients:
-    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials; ``[0]`` without such.
+    """The coefficients ``[K]`` or ``[S, K]`` of one of our trials; ``[0]`` without such."""
+    stored = trial.user_attrs.get("coefficients")
+    return np.zeros(0) if stored is None else array_of(stored)
 
-    Args:
-        trial: as plain Optuna reads it, or with its arrays (:mod:`lcsc_opt.database.trial_tables`).
-    """
-    coefficients = trial.user_attrs.get("coefficients")
-    if coefficients is None:
-        return np.zeros(0)
-    if isinstance(coefficients, Mapping):
-        return array_of(coefficients)
-    return np.asarray(coefficients, dtype=np.float64)
+
+def gradient_of(trial: FrozenTrial) -> Coefficients | None:
+    """The gradient of a trial's loss in its coefficients, of their shape; ``None`` without one."""
+    stored = trial.user_attrs.get("gradient")
+    return None if stored is None else array_of(stored)

@@ -38,7 +38,7 @@ import json
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,14 +54,13 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
-from lcsc_opt.database.arrays import coefficients_of, stored_array
+from lcsc_opt.database.arrays import ARRAYS, coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.states import SUCCEEDED, compared_trials
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
-from lcsc_opt.database.trial_tables import read_trials, with_arrays
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 1
@@ -272,30 +271,16 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers as Optuna reads them, but those that were forgotten.
-
-        For many trials :meth:`trials_without_arrays` needs a small part of the time and the memory.
-        """
+        """All trials in the order of their numbers as Optuna reads them, but those that :meth:`retry_failed` forgot."""
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
-        return sorted(self._remembered(trials), key=lambda trial: trial.number)
+        forgotten = set(self._forgotten)
+        remembered = [trial for trial in trials if trial.number not in forgotten]
+        return sorted(remembered, key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:
         """One trial as Optuna reads it."""
         trial_id = self._trial_id(number)
         return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
-
-    def trials_without_arrays(self) -> list[FrozenTrial]:
-        """:meth:`trials` without ``coefficients``, ``gradient`` and Optuna's parameters."""
-        return self._remembered(read_trials(self.storage, self.key))
-
-    def with_arrays(self, trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
-        """These trials with ``coefficients`` and ``gradient`` as arrays of float64, read a few at a time."""
-        return with_arrays(self.storage, trials)
-
-    def _remembered(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Those that :meth:`retry_failed` has not forgotten."""
-        forgotten = set(self._forgotten)
-        return [trial for trial in trials if trial.number not in forgotten]
 
     def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
         """Keep the study's summary from here on until :meth:`hold` is closed.
@@ -303,7 +288,7 @@ class StoredStudy:
         A stored summary that contradicts the trials is replaced, with a notice.
 
         Args:
-            trials: what :meth:`trials_without_arrays` has returned.
+            trials: what :meth:`trials` has returned.
         """
         self._summarizer = Summarizer(trials, self._forgotten)
         stored = self.attributes.get(SUMMARY)
@@ -431,7 +416,7 @@ class StoredStudy:
         Returns:
             How many trials were forgotten.
         """
-        trials = self.trials_without_arrays()
+        trials = self.trials()
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
         later_trials = [trial for trial in trials if trial.number > last_success]
         if not any(trial.state == TrialState.FAIL for trial in later_trials):
@@ -453,7 +438,7 @@ class StoredStudy:
         Raises:
             StudyStoreError: there is no such complete trial.
         """
-        trials = self.trials_without_arrays()
+        trials = self.trials()
         report = self.attributes.get("held_out") or {}
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
@@ -465,12 +450,12 @@ class StoredStudy:
             raise StudyStoreError(f"{self.name}: there is no trial {number}; it has {len(trials)}, from 0")
         if trial.value is None:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
-        description = {**trial.user_attrs, "loss": trial.value}
+        description = {name: value for name, value in trial.user_attrs.items() if name not in ARRAYS}
+        description["loss"] = trial.value
         if report.get("trial") == number:
             keys = ("loss", "metrics", "images", "groups", "sampler")
             description["held_out"] = {key: report.get(key) for key in keys}
-        [whole_trial] = self.with_arrays([trial])
-        return number, coefficients_of(whole_trial), description
+        return number, coefficients_of(trial), description
 
     # its files
 

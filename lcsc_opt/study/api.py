@@ -113,7 +113,7 @@ class Study:
         """
         with reading(self.storage) as storage:
             study = StoredStudy.open(storage, self.name)
-            return [_row(trial) for trial in study.with_arrays(study.trials_without_arrays())]
+            return [_row(trial) for trial in study.trials()]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
         """The merged state dict, on the CPU, as it was scored.

@@ -191,8 +191,8 @@ def score_held_out(
         StudyStoreError: no trial is complete, or none of them on the search's noise.
         SearchFailedError: one of them cannot be evaluated.
     """
-    trials = study.trials_without_arrays()
-    best_trials = _best_trials(study, trials, plan.top)
+    trials = study.trials()
+    best_trials = _best_trials(trials, plan.top)
     if not best_trials:
         raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
     samplers = objective.samples.samplers
@@ -314,11 +314,11 @@ def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
     return f"{study.name}: trial {trial.number}"
 
 
-def _best_trials(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
+def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same model once."""
     distinct: dict[bytes, FrozenTrial] = {}
     by_loss = sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number))
-    for trial in study.with_arrays(by_loss):
+    for trial in by_loss:
         if len(distinct) == top:
             break
         distinct.setdefault(coefficients_of(trial).tobytes(), trial)

@@ -10,6 +10,7 @@ of candidates does not depend on which evaluation finishes first.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import warnings
@@ -24,7 +25,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.arrays import coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
@@ -101,10 +102,12 @@ class Search:
         self._changed = changed
         self._callbacks = TrialCallbacks(callbacks, study)
 
-        trials = study.trials_without_arrays()
+        trials = study.trials()
         study.begin_summary(trials)
-        self._stored = trials
-        self._to_replay = study.with_arrays(trials)
+        finished = [trial for trial in trials if trial.state.is_finished()]
+        self.last_stored = max((trial.number for trial in finished), default=None)
+        self.stored_spent = sum(self._price(_request(trial)) for trial in finished)
+        self._to_replay = collections.deque(trials)
         if first is not None:
             optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
@@ -120,16 +123,6 @@ class Search:
         """How many of the trials that were told have failed."""
         return self._failing.count
 
-    @property
-    def last_stored(self) -> int | None:
-        """The number of the last trial that was finished before this run; ``None`` for a new search."""
-        return max((trial.number for trial in self._stored if trial.state.is_finished()), default=None)
-
-    @property
-    def stored_spent(self) -> int:
-        """What was spent of the budget before this run, in the budget's unit."""
-        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
-
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
 
@@ -141,7 +134,6 @@ class Search:
             SearchFailedError: every trial failed, or more of them than the study allows.
             Exception: what a callback raises; all results so far are stored.
         """
-        number = 0
         asked = 0  # what was spent on asks, in the budget's unit
         while asked < self.budget.total:
             while len(self._in_flight) >= self._most_in_flight:
@@ -151,10 +143,9 @@ class Search:
             if self._callbacks.stopped:
                 self.stopped = True
                 break
-            trial = self._ask(number)
+            trial = self._ask()
             self._in_flight.append(trial)
             asked += self._price(trial.request)
-            number += 1
         while self._in_flight:
             self._tell_next(on_tell)
         self._failing.check_all(self.told)
@@ -167,17 +158,17 @@ class Search:
             return self._images_per_evaluation
         return request.images
 
-    def _ask(self, number: int) -> _Trial:
+    def _ask(self) -> _Trial:
         with blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = dataclasses.replace(candidate_of(parameter), constraint=self._constraint)
         request = request_of(parameter)
-        if number < len(self._stored):
-            stored = next(self._to_replay)
+        if self._to_replay:
+            stored = self._to_replay.popleft()
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, request, parameter))
-        new_number = self._study.add_candidate(candidate)
-        return self._submit(_Trial(new_number, candidate, request, parameter))
+        number = self._study.add_candidate(candidate)
+        return self._submit(_Trial(number, candidate, request, parameter))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
         """A stored trial that was asked again: with its result, or evaluated again if it has none."""
@@ -279,12 +270,11 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
-        gradient = attributes.get("gradient")
         return Evaluation(
             trial.value,
             attributes.get("metrics", {}),
             Cost(**cost),
-            gradient=gradient,
+            gradient=gradient_of(trial),
             violation=attributes.get("violation"),
             unseen=attributes.get("unseen"),
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
@@ -139,20 +138,6 @@ def test_a_search_interrupted_anywhere_asks_the_same_candidates(
         interruptions += 1
     assert interruptions >= 1
     assert trials_of(study) == clean
-
-
-def test_a_search_that_continues_does_not_hold_the_arrays_of_all_trials(
-    url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("all trials were read")
-
-    study = open_study(url)
-    run(study, objective, evaluations=EVALUATIONS // 2)
-    with monkeypatch.context() as patched:
-        patched.setattr(RDBStorage, "get_all_trials", refuse)
-        run(study, objective)
-    assert trials_of(study) == undisturbed("LCSC")
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def test_the_way_of_a_function_from_the_command_to_a_trial(
     way = Way()
     ask = runner.Search._ask
 
-    def counted(search: runner.Search, number: int) -> Any:
+    def counted(search: runner.Search) -> Any:
         way.asks += 1
-        return ask(search, number)
+        return ask(search)
 
     monkeypatch.setattr(runner.Search, "_ask", counted)
     sys.setprofile(way)
