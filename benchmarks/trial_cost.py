@@ -331,7 +331,8 @@ def replay_here(url: str, name: str) -> None:
     storage = open_storage(url, write=True)
     with _printed_costs(), contextlib.suppress(_AskedError):
         plan = Plan.of(StoredStudy.open(storage, name))
-        longer = plan.with_budget(plan.spec.budget.total + 1)
+        budget = plan.spec.budget
+        longer = plan.changed(budget=budget.with_total(budget.total + 1))
         run_plans([longer], url, accept_changes=True)  # this script may have changed since it made the study
 
 

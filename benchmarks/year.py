@@ -379,7 +379,8 @@ def replay_here(url: str) -> None:
     start = time.perf_counter()
     storage = open_storage(url, write=True)
     plan = Plan.of(StoredStudy.open(storage, LONG))
-    plan = plan.with_budget(plan.spec.budget.total + 1)
+    budget = plan.spec.budget
+    plan = plan.changed(budget=budget.with_total(budget.total + 1))
     asked = False
     with mock.patch.object(StoredStudy, "add_candidate", refuse):
         try:

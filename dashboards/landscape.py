@@ -36,10 +36,10 @@ def build(storage: RDBStorage) -> dash.Dash:
     @page.refreshes(Output("points", "children"), page.drawn("plane"), controls=["landscape"])
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            study = page.chosen_study({}) or "experiment/optimizer/seed"
-            nothing = f"No landscape in this database yet. Compute one: lcsc landscape {study}"
+            study = page.chosen_study({}) or "FILE"
+            nothing = f"No landscape in this database yet. Compute one: lcsc run {study} --optimizer Landscape"
             if Landscape.names(reader):
-                nothing = "Choose a landscape. Another one is computed by lcsc landscape experiment/optimizer/seed"
+                nothing = "Choose a landscape."
             return "", nothing, "", empty_figure(nothing, theme), parts.IDLE_MS, ""
         landscape = Landscape.read(reader, name)
         studies = [landscape.study, *(search.study for search in landscape.searches)]

@@ -211,12 +211,14 @@ class StudySpec(FrozenModel):
 
     ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
     workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
-    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.study.defaults` chooses them.
+    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.study.defaults` chooses them. ``start`` is a stored study, at
+    whose answer every search begins, in place of the space's origin; grids have none.
     """
 
     name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec(rows=AUTO)
+    start: str | None = None
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)] = ()
     seeds: Annotated[
         tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False, min_length=1)
@@ -323,8 +325,7 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
     content = _yaml(text, path)
     if content is None:
         raise StudySpecError(f"{path}: is empty; a study file has at least name and objective")
-    for override in overrides:
-        content = _overridden(content, override)
+    content = with_overrides(content, overrides)
     missing = lines_to_fill_in(text, content)
     if missing:
         raise StudySpecError("\n".join([f"{path}: to be filled in:", *missing]))
@@ -336,6 +337,17 @@ def _yaml(text: str, source: object) -> Any:
         return parse_yaml(text)
     except ValueError as error:
         raise StudySpecError(f"{source}: not valid YAML: {error}") from error
+
+
+def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
+    """The content of a study file with other values, as :func:`read_studies` has them.
+
+    Raises:
+        StudySpecError: an override has another form, or no place in the content.
+    """
+    for override in overrides:
+        content = _overridden(content, override)
+    return content
 
 
 def _overridden(content: Any, override: str) -> Any:

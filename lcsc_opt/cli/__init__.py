@@ -27,8 +27,8 @@ from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, no
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start": (training.train, studies.init, studies.run, studies.fork),
-    "Look": (studies.list_, studies.show, results.compare, results.report, results.landscape, results.dashboard),
+    "Start": (training.train, studies.init, studies.run),
+    "Look": (studies.list_, studies.show, results.compare, results.report, results.dashboard),
     "Use": (results.evaluate, exports.export, exports.apply),
     "Manage": (deleting.delete,),  # and trajectory
 }

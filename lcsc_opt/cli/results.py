@@ -1,10 +1,10 @@
-"""``lcsc compare``, ``report``, ``evaluate``, ``landscape``, ``dashboard``."""
+"""``lcsc compare``, ``report``, ``evaluate``, ``dashboard``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ from lcsc_opt.cli.options import (
     open_database,
 )
 from lcsc_opt.cli.output import print_json, print_report, print_table, say
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 from lcsc_opt.views import number, percent
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
@@ -243,50 +242,6 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
         if baseline.study is not None:
             label = f"{baseline.label}: {baseline.study}, trial {baseline.trial}"
         typer.echo(f"{label}: {number(as_known(baseline.measured.loss, sign))}")
-
-
-def landscape(
-    study: Annotated[
-        str, typer.Argument(help="experiment/optimizer/seed, any search of the experiment: its objective is evaluated")
-    ],
-    grid: Annotated[
-        int | None,
-        typer.Option(min=SMALLEST_SIZE, max=LARGEST_SIZE, help=f"Points on each side. Default: {DEFAULT_SIZE}."),
-    ] = None,
-    corners: Annotated[
-        str | None, typer.Option(help="Three models: steps, as 100,2000,4000, or EMAs, as ema:0.9,ema:0.99,ema:0.999.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=2, help="Images per point. Default: as in the search.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Only tells landscapes of one experiment apart.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
-    storage: Storage = None,
-    output: Output = "table",
-) -> None:
-    """Evaluate the loss on the plane through three models. The same command continues an unfinished landscape."""
-    from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.study.landscape import run_landscape
-    from lcsc_opt.views.figures.writing import check_suffix, write_figures
-    from lcsc_opt.views.landscape import Landscape
-
-    if plot is not None:
-        check_suffix(plot)
-    stored = find_study(study, storage, write=True)
-    options: dict[str, Any] = {}
-    if corners:
-        options["corners"] = corners.split(",")
-    if grid:
-        options["size"] = grid
-    name, outcome = run_landscape(stored, options, images=images, seed=seed)
-    say(f"{name}: {outcome}")
-    data = Landscape.read(HistoryReader(stored.storage), name)
-    if output == "json":
-        print_json(data.as_row())
-    else:
-        rows = [(point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss)) for point in data.named_points]
-        print_table(("", "x", "y", data.metric), rows, title=name)
-    if plot is not None:
-        write_figures({plot: data.figure()})
-        say(f"drawn: {plot}")
 
 
 def dashboard(

@@ -1,4 +1,4 @@
-"""``lcsc init``, ``run``, ``fork``, ``list``, ``show``."""
+"""``lcsc init``, ``run``, ``list``, ``show``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, ModelKind, OptimizerSpec, StudySpec, lines_to_fill_in, read_studies
+from lcsc_opt.base.settings import parse_yaml
+from lcsc_opt.base.study_file import (
+    FILL_IN,
+    ModelKind,
+    StudySpec,
+    lines_to_fill_in,
+    parse_studies,
+    read_studies,
+    with_overrides,
+)
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
@@ -26,8 +34,6 @@ from lcsc_opt.cli.output import print_described, print_json, print_report, print
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.study.plan import Plan
-    from lcsc_opt.study.resources import ObjectiveLoader
     from lcsc_opt.study.running import Run
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images")
@@ -122,22 +128,17 @@ def run(
 ) -> None:
     """Run every search of a study file, or a stored study. What is unfinished continues; what is finished is skipped.
 
-    A stored study, as digits/LCSC/0, needs no study file.
+    A stored study, as digits/LCSC/0, needs no study file. With name=NEW, its settings begin another one.
     """
-    from lcsc_opt.database.names import is_ours
+    specs, directory, url = _read_specs(studies, overrides or (), storage)
 
-    is_stored = is_ours(studies) and not Path(studies).exists()
-    if is_stored and (overrides or optimizer or seed):
-        raise typer.BadParameter(f"{studies}: is a stored study; give a study file to change or to choose")
-    if is_stored:
-        chosen, url, objectives = _stored_plan(studies, storage, budget=budget, ray=ray)
-    else:
-        path = find("studies", studies)
-        specs = read_studies(path, overrides or ())  # before torch is imported: what is to be filled in is said at once
-        chosen, url, objectives = _plans_of_file(specs, path, storage, optimizer, seed, budget=budget, ray=ray)
+    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.study.running import Run, plans_of, run_plans
 
-    from lcsc_opt.study.running import Run, run_plans
-
+    if ray is not None:
+        specs = [spec.on_ray(ray) for spec in specs]
+    objectives = ObjectiveLoader()
+    chosen = plans_of(specs, directory, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
         run = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=objectives)
         _print_rehearsed(run, url)
@@ -152,45 +153,24 @@ def run(
         )
 
 
-def _stored_plan(
-    name: str, storage: str | None, *, budget: int | None, ray: str | None
-) -> tuple[list[Plan], str, ObjectiveLoader]:
-    """The plan of a stored study, the URL of its database, and what loads its objective."""
-    from lcsc_opt.study.plan import Plan
-    from lcsc_opt.study.resources import ObjectiveLoader
-
-    stored = find_study(name, storage, write=True)
-    plan = Plan.of(stored)
-    if budget is not None:
-        plan = plan.with_budget(budget)
-    if ray is not None:
-        plan = plan.changed(workers=plan.spec.on_ray(ray).workers)
-    return [plan], stored.storage.url, ObjectiveLoader()
-
-
-def _plans_of_file(
-    specs: Sequence[StudySpec],
-    path: Path,
-    storage: str | None,
-    optimizers: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    *,
-    budget: int | None,
-    ray: str | None,
-) -> tuple[list[Plan], str, ObjectiveLoader]:
-    """The plans of a study file, the URL of its database, and what loads objectives, which may hold one already."""
+def _read_specs(
+    studies: str, overrides: Sequence[str], storage: str | None
+) -> tuple[Sequence[StudySpec], Path | None, str]:
+    """The specifications of a study file, or of a stored study, with its folder and the URL of the database."""
+    from lcsc_opt.database.names import is_ours
     from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study.resources import ObjectiveLoader
-    from lcsc_opt.study.running import plans_of
 
-    if ray is not None:
-        specs = [spec.on_ray(ray) for spec in specs]
-    url = storage_url(storage, specs[0].storage)
-    objectives = ObjectiveLoader()
-    chosen = plans_of(
-        specs, path.parent, url, objectives, optimizers=optimizers or (), seeds=seeds or (), budget=budget
-    )
-    return chosen, url, objectives
+    if not is_ours(studies) or Path(studies).exists():
+        path = find("studies", studies)
+        specs = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
+        return specs, path.parent, storage_url(storage, specs[0].storage)
+
+    from lcsc_opt.study.plan import stored_content
+
+    stored = find_study(studies, storage, write=True)
+    content, directory = stored_content(stored)
+    specs = parse_studies(with_overrides(content, overrides), source=" ".join([studies, *overrides]))
+    return specs, directory, stored.storage.url
 
 
 def _print_rehearsed(run: Run, url: str) -> None:
@@ -208,45 +188,6 @@ def _print_rehearsed(run: Run, url: str) -> None:
         done = f"{evaluations.get(plan.name, 0)} evaluations"
         rows.append((plan.name, written or "defaults", f"{space.kind}, {in_rows}", plan.spec.budget, done))
     print_table(("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(url)}")
-
-
-def fork(
-    source: Annotated[str, typer.Argument(help="experiment/optimizer/seed, finished or not")],
-    new: Annotated[str, typer.Argument(help="The name of a new experiment.")],
-    optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Evaluations or images, in the source's unit.")] = None,
-    checkpoints: Annotated[
-        list[str] | None,
-        typer.Option(help="Search on these, the source's and later ones, starting from its best coefficients."),
-    ] = None,
-    rows: Annotated[str | None, typer.Option(help="layers: a row of coefficients for each layer.")] = None,
-    accept_changes: AcceptChanges = False,
-    storage: Storage = None,
-) -> None:
-    """Start a new study at the best coefficients of another one."""
-    from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.study import forking
-    from lcsc_opt.study.resources import ObjectiveLoader
-    from lcsc_opt.study.running import run_plans
-
-    stored = find_study(source, storage, write=True)
-    new_optimizer = None
-    if optimizer is not None:
-        new_optimizer = parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
-    objectives = ObjectiveLoader()
-    plan = forking.fork(
-        stored,
-        new,
-        optimizer=new_optimizer,
-        seed=seed,
-        budget=budget,
-        checkpoints=checkpoints or (),
-        rows=rows,
-        accept_changes=accept_changes,
-        objectives=objectives,
-    )
-    run_plans([plan], storage_url(storage), on_end=say, accept_changes=accept_changes, objectives=objectives)
 
 
 def list_(

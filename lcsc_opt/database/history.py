@@ -70,7 +70,7 @@ class SummarizedStudy:
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
-        forked_from: the study whose trials it took over.
+        start: the study at whose answer it began.
         held_out: the answer on held-out noise.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
@@ -96,7 +96,7 @@ class SummarizedStudy:
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
     ended: bool = False
-    forked_from: str | None = None
+    start: str | None = None
     held_out: HeldOutReport | None = None
     average: str | None = None
     metric: str = "loss"

@@ -563,7 +563,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         study,
         steps=tuple(attributes.get("steps") or ()),
         layer_groups=tuple(attributes.get("layer_groups") or ()),
-        forked_from=attributes.get("forked_from"),
+        start=specification.get("start"),
         settings=specification,
         workers=int(specification.get("workers", 1)),
         sign=sign_of(attributes),

@@ -14,8 +14,8 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``schema``, ``forked_from``, ``parallelism``, ``plane`` of
-                       landscapes, ``layer_groups`` [S] by name; later:
+                       ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
+                       ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
                        ``kept_bound`` (EMA* and the bound of the kept metric),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``summary``

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
-from lcsc_opt.trajectory.continuing import steps_after
+from lcsc_opt.trajectory.continuing import start_on_all, steps_after
 from lcsc_opt.trajectory.packing import open_request
 
 
@@ -102,9 +101,8 @@ def new_checkpoints(study: StoredStudy) -> str:
     steps = steps_after(request, context.checkpoints)
     if not steps:
         return ""
-    place = " ".join(f"--checkpoints {shlex.quote(str(pattern))}" for pattern in as_patterns(settings["checkpoints"]))
     return (
-        f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: lcsc fork {study.name} NAME {place}"
+        f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study.name)}"
     )
 
 
@@ -116,7 +114,7 @@ def _context(study: StoredStudy) -> BuildContext | None:
     directory = None
     if stored["directory"]:
         directory = Path(stored["directory"])
-    known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]))
+    known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), study=study.name)
     return BuildContext(directory, known, files=files_directory(study.storage.url))
 
 

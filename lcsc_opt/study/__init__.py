@@ -2,6 +2,7 @@
 
 ``plan`` is the specification of a study. ``running`` runs studies of one database: each is compared with what is stored
 (``comparison``), rehearsed (``rehearsal``), and searched (``opening``). ``runner`` is the one loop, ``held_out`` the
-final choice on other noise. ``resources`` is what a study needs from outside, ``landscape`` a study of a plane;
+final choice on other noise. ``resources`` is what a study needs from outside, ``landscape`` a study of a plane,
+``origin`` where a search with a ``start`` begins;
 ``api`` and ``calling`` are the interfaces for Python.
 """

@@ -155,7 +155,7 @@ def is_complete(plan: Plan, stored: Attributes) -> bool:
 
 
 def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]) -> tuple[Plan, bool]:
-    """The plan as a stored study continues it, and whether its objective gets other settings.
+    """The plan as a stored study continues it, from its own origin, and whether its objective gets other settings.
 
     If the study file leaves the workers open, the study keeps their number. While no trial has succeeded, the settings
     of the objective may be corrected.
@@ -164,6 +164,7 @@ def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTri
         StudyStoreError: the study was made from another specification.
     """
     before = dict(stored.get("specification") or {})
+    plan = dataclasses.replace(plan, origin=stored.get("origin"))
     if plan.spec.workers == "auto" and before.get("workers"):
         plan = plan.changed(workers=before["workers"])
     now = plan.specification
@@ -250,21 +251,18 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
     """Compare a new study with the experiment's other studies, with which its losses will be compared.
 
     It is compared with the first of them and the first with the same optimizer: the others were compared with these.
+    Landscapes of one experiment may be of different planes.
 
     Raises:
         StudyStoreError: the losses would not compare; the message says why.
     """
-    if plan.optimizer.name == LANDSCAPE:  # never ranked with searches
-        return
     same_experiment = []
     same_optimizer = []
     for name in studies:
-        if not is_ranked(name):
-            continue
         experiment, optimizer, _ = split_name(name)
         if experiment == plan.spec.name:
             same_experiment.append(name)
-            if optimizer == plan.optimizer.name:
+            if optimizer == plan.optimizer.name and is_ranked(name):
                 same_optimizer.append(name)
 
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
@@ -273,7 +271,7 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
         _keep_names(specification, sibling)
         specification = _without_neutral(specification)
         stored_specification = _without_neutral(sibling["specification"])
-        compared = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
+        compared = ("objective", "optimizer", "space", "start") if name in same_optimizer else ("objective",)
         lines: list[str] = []
         for key in compared:
             lines += differences(stored_specification[key], specification[key], key)

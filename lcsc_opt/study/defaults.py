@@ -12,6 +12,7 @@ from typing import Any
 
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudySpec
+from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
@@ -50,7 +51,7 @@ def completed(
         return [spec.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
-        if not needs_gradient(optimizer):
+        if not needs_gradient(optimizer) and optimizer.name != LANDSCAPE:  # which measures distances in each layer
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]

@@ -268,7 +268,7 @@ class PreparedStudy:
     def _bound(self) -> KeptBound | None:
         """The bound of the kept metric; ``None`` if the losses of this study have none."""
         bound = KeptBound.of(self.stored.attributes)
-        if bound is not None or self.plan.is_grid or not self.objective.keeps:
+        if bound is not None or not self.plan.is_bounded or not self.objective.keeps:
             return bound
         bound = bound_of(self.stored)
         self.stored.set_attribute(KEPT_BOUND, bound.to_json())

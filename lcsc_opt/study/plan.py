@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from lcsc_opt.optimizers.registry import (
     refuses_concurrent_asks,
 )
 from lcsc_opt.study.defaults import default_options
+from lcsc_opt.study.landscape import landscape_spec, plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features, where each layer has its own coefficients
@@ -54,8 +56,7 @@ class Plan:
     Attributes:
         spec: the study file's specification, with that optimizer and that seed only.
         directory: the study file's folder, which is searched first for the objective.
-        origin: ``[K]`` or ``[S, K]``, where a forked study starts: the best coefficients of its source.
-        further: attributes that a new study has besides, as ``forked_from``.
+        origin: ``[K]`` or ``[S, K]``, where a search with a ``start`` begins, as soon as that is known.
         functions: those that the caller handed over, for the names of the objective's settings that are no import.
         files: the folder beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
     """
@@ -63,7 +64,6 @@ class Plan:
     spec: StudySpec
     directory: Path | None = None
     origin: Sequence[Any] | None = None
-    further: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, compare=False)
     files: Path = DEFAULT_FILES
 
@@ -74,28 +74,12 @@ class Plan:
         Raises:
             StudyStoreError: lcsc_opt did not write the study, or another version did.
         """
-        stored = study.attributes
-        experiment = study.name.rsplit("/", 2)[0]
+        content, directory = stored_content(study)
         try:
-            content = dict(stored["specification"])
-            optimizer = content.pop("optimizer")
-            seed = content.pop("seed")
-            content |= {
-                "name": experiment,
-                "optimizers": [optimizer],
-                "seeds": [seed],
-                "workers": stored.get("ray") or content["workers"],
-                "budget": stored["budget"],
-                "failures": stored["failures"],
-                "held_out": stored["held_out_plan"],
-            }
             [spec] = parse_studies(content, source="its specification")
-            directory = None
-            if stored["directory"]:
-                directory = Path(stored["directory"])
-            return cls(spec, directory, stored["origin"], files=files_directory(study.storage.url))
-        except (KeyError, TypeError, ValueError, StudySpecError) as error:
-            raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
+        except StudySpecError as error:
+            raise _of_another_version(study, error) from error
+        return cls(spec, directory, files=files_directory(study.storage.url))
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -121,9 +105,14 @@ class Plan:
     def is_grid(self) -> bool:
         """Whether candidates are listed, not searched: averages, one of which is EMA*, or the points of a landscape.
 
-        Where a metric is kept, the losses of averages have no penalty, and a landscape has the bound of its search.
+        Candidates of a grid have one row, in the affine space.
         """
         return self.optimizer.name in (*BASELINES, LANDSCAPE)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether losses have a penalty where a metric is kept; not those of averages, since the bound is EMA*'s."""
+        return self.optimizer.name not in BASELINES
 
     @property
     def ray(self) -> RayWorkers | None:
@@ -171,21 +160,11 @@ class Plan:
         """The same plan with other values in its specification."""
         return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
 
-    def with_budget(self, total: int) -> Plan:
-        """The plan with a higher total budget, in the same unit.
-
-        Raises:
-            StudySpecError: it is lower than the stored one.
-        """
-        budget = self.spec.budget
-        if total < budget.total:
-            raise StudySpecError(f"--budget: {self.name} has a budget of {budget}, which cannot be lowered")
-        return self.changed(budget=budget.with_total(total))
-
     @property
     def specification(self) -> dict[str, Any]:
         """As JSON: what must stay the same for the study to be continued."""
         specification = self.spec.model_dump(include={"objective", "space"})
+        specification["start"] = None if self.is_grid else self.spec.start
         specification["optimizer"] = self.optimizer.model_dump()
         specification["seed"] = self.seed
         specification["workers"] = self.workers
@@ -211,7 +190,7 @@ class Plan:
         budget = self.spec.budget.model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
-        return {
+        attributes = {
             "budget": budget,
             "optimizer_budget": budget,
             "optimizer_defaults": default_options(self.optimizer, self.spec.space.rows, len(objective.steps)),
@@ -224,8 +203,10 @@ class Plan:
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
             KEPT_BOUND: None,
-            **self.further,
         }
+        if self.optimizer.name == LANDSCAPE:
+            attributes["plane"] = plane_attribute(self.optimizer, objective)
+        return attributes
 
     def check_devices(self) -> None:
         """Refuse a device in the objective's settings if the workers, or Ray, choose the devices.
@@ -377,6 +358,36 @@ class Plan:
         return {"in_flight": in_flight, "spread_images": spread_images}
 
 
+def stored_content(study: StoredStudy) -> tuple[dict[str, Any], Path | None]:
+    """What a study file of a stored study contains, without its database; and the folder of that file.
+
+    Raises:
+        StudyStoreError: lcsc_opt did not write the study, or another version did.
+    """
+    stored = study.attributes
+    try:
+        content = dict(stored["specification"])
+        optimizer = content.pop("optimizer")
+        seed = content.pop("seed")
+        content |= {
+            "name": split_name(study.name)[0],
+            "optimizers": [{optimizer["name"]: optimizer["options"]}],
+            "seeds": [seed],
+            "workers": stored.get("ray") or content["workers"],
+            "budget": stored["budget"],
+            "failures": stored["failures"],
+            "held_out": stored["held_out_plan"],
+        }
+        directory = stored["directory"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _of_another_version(study, error) from error
+    return content, Path(directory) if directory else None
+
+
+def _of_another_version(study: StoredStudy, error: Exception) -> StudyStoreError:
+    return StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})")
+
+
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell: two per worker if its stages overlap, one for a single worker.
 
@@ -413,10 +424,11 @@ def plans(
     for spec in specs:
         for optimizer in spec.optimizers:
             configure(optimizer)  # raises if an option is wrong
-        for seed in seeds or spec.seeds:
-            listed += [
-                Plan(spec, directory).changed(optimizers=(optimizer,), seeds=(seed,)) for optimizer in spec.optimizers
-            ]
+        for seed, optimizer in itertools.product(seeds or spec.seeds, spec.optimizers):
+            study = spec.model_copy(update={"optimizers": (optimizer,), "seeds": (seed,)})
+            if optimizer.name == LANDSCAPE:
+                study = landscape_spec(study)
+            listed.append(Plan(study, directory))
     return listed
 
 
@@ -435,8 +447,8 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
             grids.setdefault((plan.spec.name, plan.objective_key), plan)
     ordered: dict[str, Plan] = {}
     for plan in to_run:
-        has_bound = studies.get(plan.name, plan.further).get(KEPT_BOUND) is not None
-        if kept_metric(plan.specification) and not plan.is_grid and not has_bound:
+        has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
+        if kept_metric(plan.specification) and plan.is_bounded and not has_bound:
             key = (plan.spec.name, plan.objective_key)
             if key not in grids:
                 grids[key] = _grid_for(plan, studies)
@@ -445,16 +457,14 @@ def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]])
     return list(ordered.values())
 
 
-def _grid_for(plan: Plan, studies: Iterable[str]) -> Plan:
-    """The EMA grid of a plan's experiment, with the seed of the first that is stored: nothing in it is random."""
-    seeds = list(plan.spec.seeds)
+def _grid_for(plan: Plan, studies: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """The EMA grid of a plan's experiment: the first that is stored, since nothing in it depends on seed or space."""
+    grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),))
     for name in filter(is_ranked, studies):
         experiment, optimizer, seed = split_name(name)
         if (experiment, optimizer) == (plan.spec.name, EMA_GRID):
-            seeds = [seed]
-            break
-    grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),), seeds=tuple(seeds))
-    return dataclasses.replace(grid, origin=None)
+            return grid.changed(seeds=(seed,), space=SpaceSpec(**studies[name]["specification"]["space"]))
+    return grid
 
 
 def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:

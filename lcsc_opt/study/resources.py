@@ -130,7 +130,8 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
         moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
         another_point = experiment != plan.spec.name  # which may be a point on other checkpoints
         if same_choice and not (moved and another_point):
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved)
+            study = plan.name if plan.name in studies else name
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, study=study)
     return None
 
 

@@ -197,8 +197,8 @@ class Search:
         changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
             f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
-            "ones, so the search cannot be continued exactly; lcsc fork starts a new one at its best coefficients. "
-            f"Changed since it began: {changed}"
+            "ones, so the search cannot be continued exactly. A new one starts at its best coefficients: "
+            f"lcsc run {self.name} name=NEW start={self.name}. Changed since it began: {changed}"
         )
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:

@@ -26,6 +26,7 @@ from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_fi
 from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
+from lcsc_opt.study.origin import origin_at
 from lcsc_opt.study.plan import Plan, plans, with_grids
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
 
@@ -148,11 +149,15 @@ class Run:
             raise self._refused[key]
         plan.check_devices()
         stored = studies.get(plan.name)
+        source = self._start_of(plan) if stored is None else None
         try:
             objective = self._objectives.load(plan, studies)
         except LcscError as error:
             self._refused[key] = error
             raise
+        if source is not None:
+            origin = origin_at(source, objective, plan.spec.space.rows)
+            plan = dataclasses.replace(plan, origin=origin.tolist())
         with prepared(
             plan,
             objective,
@@ -172,6 +177,17 @@ class Run:
                 self._rehearsed.add(key)
             yield study
 
+    def _start_of(self, plan: Plan) -> StoredStudy | None:
+        """The study at whose answer a new one begins, if it has a ``start``.
+
+        Raises:
+            StudyStoreError: there is no such study.
+        """
+        start = plan.specification["start"]
+        if start is None:
+            return None
+        return StoredStudy.open(self._storage or open_storage(self._url, write=False), start)
+
     def _without_result(self, key: str, studies: Collection[str]) -> list[Plan]:
         """The plans with this objective of whose studies no trial has succeeded."""
 
@@ -183,7 +199,7 @@ class Run:
 
 def plans_of(
     specs: Sequence[StudySpec],
-    directory: Path,
+    directory: Path | None,
     url: str,
     objectives: ObjectiveLoader,
     *,
@@ -191,13 +207,13 @@ def plans_of(
     seeds: Sequence[int] = (),
     budget: int | None = None,
 ) -> list[Plan]:
-    """The studies of a study file, with what it leaves open chosen by :mod:`lcsc_opt.study.defaults`.
+    """The studies of a study file or a stored study; :mod:`lcsc_opt.study.defaults` chooses what it leaves open.
 
     The objective of the first point of a sweep decides for all.
 
     Args:
         specs: the study file, or all points of its sweep.
-        directory: its folder.
+        directory: its folder, if it has one.
         url: of the database.
         objectives: loads an objective, if something is to be chosen, and keeps it for the run.
         optimizers: only these; one that the file does not list has its default options.

@@ -12,7 +12,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
 from lcsc_opt.trajectory.cached import PackRequest, find_packed
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import Sources
@@ -56,6 +56,14 @@ def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int
     return [step for step in steps if step > checkpoints.steps[-1] and (last_step is None or step <= last_step)]
 
 
+def start_on_all(request: PackRequest, study: str) -> str:
+    """The command that searches all checkpoints that are there by now, from the best coefficients of a study."""
+    command = f"lcsc run {study} name=NEW start={study}"
+    if request.selection != Selection():  # it may leave out some of the study's, or the new ones
+        command += " '~objective.settings.select'"
+    return command
+
+
 def _came_after(request: PackRequest, packed: Path) -> bool:
     """Whether there are files of weights that were not here when the others were packed."""
     try:
@@ -94,7 +102,7 @@ def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
     place = _named(request)
     continuing = f"continuing with the {len(checkpoints.steps)} packed checkpoints"
     if any(_exists(pattern) for pattern in request.patterns):
-        advice = f"to search on the new ones: lcsc fork STUDY NAME --checkpoints {place}"
+        advice = f"to search what is there now: {start_on_all(request, checkpoints.study)}"
         notice(f"{place}: has changed; {continuing}; {advice}")
     else:
         notice(f"{place}: is gone; {continuing}")

@@ -145,7 +145,7 @@ class Landscape:
             StudyStoreError: there is no such landscape.
         """
         if name not in cls.names(reader):
-            raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
+            raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc run FILE --optimizer Landscape")
         experiment = split_name(name)[0]
         searches = [search for search in reader.searches() if split_name(search)[0] == experiment]
         landscape, *histories = reader.read_studies([name, *searches])
@@ -191,18 +191,6 @@ class Landscape:
     def metric(self) -> str:
         """What the values are called; of a maximized score they are losses, which are lower where it is better."""
         return "loss" if self.study.sign < 0 else self.study.metric
-
-    def as_row(self) -> dict[str, Any]:
-        """What ``lcsc landscape --format json`` prints."""
-        return {
-            "study": self.study.study,
-            "metric": self.metric,
-            "evaluated": len(self.study.finished),
-            "total": self.total,
-            "points": [dataclasses.asdict(point) for point in self.named_points],
-            "axis": self.axis.tolist(),
-            "values": [[_known(value) for value in row] for row in self.values.tolist()],
-        }
 
     def figure(self, *, theme: Theme = "light") -> go.Figure:
         """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""

@@ -209,7 +209,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": _optimizer_options(attributes),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
-        "forked_from": summarized.forked_from,
+        "start": summarized.start,
         "code_changes": attributes.get("changes", []),
         "keeps": None if bound is None else _described_bound(bound, specification),
         "compared_trials": summarized.summary.compared,

@@ -19,7 +19,6 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.study.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
-from tests.processes import lcsc_process
 
 MODULE = """
 import numpy as np
@@ -135,10 +134,9 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypa
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
 
-@pytest.mark.parametrize("command", ["run", "fork", "evaluate", "delete", "landscape"])
+@pytest.mark.parametrize("command", ["run", "evaluate", "delete"])
 def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed, command: str) -> None:
-    names = ["a/LCSC/0", *["b"] * (command == "fork")]
-    assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, *names)
+    assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, "a/LCSC/0")
     assert not list(workplace.iterdir())
 
 
@@ -149,15 +147,26 @@ def test_resume_finishes_and_raises_the_budget(ran: Path, typed: Typed) -> None:
     raised = stored("tiny/LCSC/0").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
-    assert "cannot be lowered" in typed.refused("run", "tiny/LCSC/0", "--budget", "5")
+    assert "finished already" in typed("run", "tiny/LCSC/0", "--budget", "5").err
 
 
-def test_a_fork_starts_at_the_best_coefficients_of_its_source(ran: Path, typed: Typed) -> None:
-    assert "after 3 evaluations\n" in typed("fork", "tiny/LCSC/0", "forked", "--budget", "3").err
-    shown = typed.json("show", "forked/LCSC/0")
-    assert (shown["forked_from"], shown["evaluations"]) == ("tiny/LCSC/0", 3)
+def test_a_search_starts_at_the_best_coefficients_of_a_stored_study(ran: Path, typed: Typed) -> None:
     best = stored("tiny/LCSC/0").trials[typed.json("show", "tiny/LCSC/0")["chosen_trial"]]
-    assert stored("forked/LCSC/0").trials[0].user_attrs["coefficients"] == best.user_attrs["coefficients"]
+    for source in ("tiny.yaml", "tiny/LCSC/0"):
+        name = f"from-{source.partition('/')[0]}"
+        command = ["run", source, f"name={name}", "start=tiny/LCSC/0", "--seed", "0", "--budget", "3"]
+        for optimizer in ("EMAGrid", "LCSC"):
+            typed(*command, "--optimizer", optimizer)
+        shown = typed.json("show", f"{name}/LCSC/0")
+        assert (shown["start"], shown["evaluations"]) == ("tiny/LCSC/0", 3)
+        first = stored(f"{name}/LCSC/0").trials[0]
+        assert first.user_attrs["coefficients"] == best.user_attrs["coefficients"]
+        assert typed.json("show", f"{name}/EMAGrid/0")["start"] is None
+        said = typed("run", source, f"name={name}", "start=tiny/CMA/0", "--optimizer", "LCSC", "--seed", "1", status=2)
+        assert f'not compare with those of {name}/LCSC/0: start was "tiny/LCSC/0", is now "tiny/CMA/0"' in said.err
+    command = ["run", "tiny.yaml", "name=other", "start=tiny/LCSC/9", "--optimizer", "LCSC", "--seed", "0"]
+    assert "tiny/LCSC/9: no such study" in typed(*command, "--dry-run", status=2).err
+    assert "tiny/LCSC/9: no such study" in typed(*command, status=2).err
 
 
 def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
@@ -169,7 +178,7 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
     printed = typed("show", "tiny/CMA/0").out
     assert not re.search(r"^(maximized|failed|images)\b", printed, re.M), "nothing failed, and no images were sampled"
     assert "step_size: 0.05" in printed
-    assert "forked from" not in printed, "an empty row"
+    assert "start" not in printed, "an empty row"
     printed = typed("list", "--catalog").out
     assert all(name in printed for name in ("digits.yaml", "trained.py", "function.py"))
 
@@ -263,24 +272,3 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(changed)
     assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
-
-
-def test_a_fork_of_other_code_must_be_accepted(tiny: Path) -> None:
-    tiny.write_text(tiny.read_text().replace("my_losses", "losses_to_fork"))  # others have put a my_losses on the path
-    losses = Path("my_losses.py").rename("losses_to_fork.py")
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
-    source = stored("tiny/LCSC/0")
-    calls = tiny.parent / "calls"
-    with losses.open("a") as module:  # loaded already, so a new process must see this
-        module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
-    command = ["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "6"]
-    assert lcsc_process(*command).status == 2, "its code is not what it was"
-    assert "forked/CMA/0" not in optuna.get_all_study_names("sqlite:///studies.db")
-    assert lcsc_process(*command, "--accept-changes").status == 0
-    new = stored("forked/CMA/0").trials
-    assert len(new) == 6
-    held_out = 2 + 1  # the two best on the selection noise, and one on the held-out noise
-    rehearsed = 3  # once on each noise
-    last_checkpoint = 1
-    assert len(calls.read_text()) == rehearsed + last_checkpoint + 6 + held_out
-    assert min(t.value for t in new) < source.best_value  # type: ignore[type-var]  # it went on from there

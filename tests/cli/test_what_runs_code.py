@@ -40,8 +40,7 @@ RUN_IT = [
     ["run", "own.yaml", "--budget", "4"],
     ["run", "own/LCSC/0", "--budget", "5"],
     ["evaluate", "own/LCSC/0", "--top", "1"],
-    ["fork", "own/LCSC/0", "more", "--budget", "4"],
-    ["landscape", "own/LCSC/0", "--grid", "2"],
+    ["run", "own/LCSC/0", "name=more", "start=own/LCSC/0", "--budget", "4"],
 ]
 READ_ONLY = [
     ["list"],

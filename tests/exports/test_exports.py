@@ -197,7 +197,7 @@ def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
     assert old.read_bytes() == b"precious"
 
 
-def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed: Typed) -> None:
+def test_rows_are_shown_exported_begun_at_one_and_merged_again(workplace: Path, typed: Typed) -> None:
     file = write_model_study(workplace, space={"rows": "layers"}, optimizers=["LCSC"], budget={"evaluations": 20})
     typed("run", str(file))
     typed("export", STUDY, "-o", "best.safetensors")
@@ -213,7 +213,7 @@ def test_rows_are_shown_exported_forked_and_merged_again(workplace: Path, typed:
     for name in (STUDY, "best.safetensors"):
         assert re.search(r"layer group .*\nconv .*\nnorm ", typed("show", name).out)
     typed("run", str(file), "name=alike", "space={}")
-    typed("fork", "alike/LCSC/0", "more", "--rows", "layers", "--budget", "3")
+    typed("run", "alike/LCSC/0", "name=more", "start=alike/LCSC/0", "space.rows=layers", "--budget", "3")
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
     assert [coefficients_of(trial).shape for trial in more.trials] == [(3, 5)] * 3, "it starts at its source's answer"
     assert more.best_value <= 1.1 * source.best_value

@@ -100,7 +100,10 @@ def test_a_finished_study_is_exported_without_its_functions_and_says_what_is_new
     assert "new checkpoints" not in typed("run", "small.yaml").err
     torch.save({"global_step": 5, "state_dict": weights(5)}, "runs/model-5.ckpt")
     [line] = [line for line in typed("run", "small.yaml").err.splitlines() if "small/LCSC/0: finished" in line]
-    assert "new checkpoints (1, up to step 5) are searched by: lcsc fork small/LCSC/0 NAME --checkpoints runs" in line
+    said, command = line.split(" are searched by: lcsc ")
+    assert said.endswith("new checkpoints (1, up to step 5)")
+    typed(*command.split())
+    assert len(typed.json("show", "NEW/LCSC/0")["coefficients"]) == 5
     Path("scores_here.py").unlink()
     typed("export", "small/LCSC/0", "-o", "best.ckpt")
     assert torch.load("best.ckpt", weights_only=True).keys() >= LIGHTNING.keys()

@@ -235,27 +235,19 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     ]
 
 
-def test_a_fork_has_the_bound_of_its_source(typed: Typed) -> None:
-    [source] = run(specification())
-    sampled = sampled_images()
-    said = typed("fork", source.name, "forked", "--optimizer", "CMA", "--budget", str(4 * IMAGES), "--storage", URL)
-    assert "contradicted" not in said.err, "its summary is of its own trials"
-    fork = StoredStudy.open(open_storage(URL, write=True), "forked/CMA/0")
-    assert fork.attributes["kept_bound"] == source.attributes["kept_bound"]
-    assert sampled_images() == sampled + REHEARSAL + LAST + 4 * IMAGES
-
-
-def test_a_fork_of_a_grid_starts_at_its_answer_after_a_grid_of_its_own(typed: Typed) -> None:
+def test_a_search_that_starts_at_another_one_runs_a_grid_of_its_own(typed: Typed) -> None:
     [grid] = run(specification(optimizers=["EMAGrid"]))
-    typed("fork", grid.name, "forked", "--optimizer", "LCSC", "--budget", str(300), "--storage", URL)
-    assert stored_names() == [grid.name, "forked/EMAGrid/0", "forked/LCSC/0"]
-    first = trials("forked/LCSC/0")[0]
-    assert np.allclose(array_of(first.user_attrs["coefficients"]), grid.chosen_trial()[1])
+    typed("run", "study.yaml", "name=again", f"start={grid.name}", "optimizers=[LCSC]", "budget={images: 300}")
+    assert stored_names() == [grid.name, "again/EMAGrid/0", "again/LCSC/0"]
+    again = StoredStudy.open(open_storage(URL, write=True), "again/LCSC/0")
+    assert np.allclose(array_of(trials(again.name)[0].user_attrs["coefficients"]), grid.chosen_trial()[1])
+    assert bound_of(again).study == "again/EMAGrid/0"
 
 
-def test_a_landscape_has_the_bound_of_its_source(typed: Typed) -> None:
+def test_a_landscape_has_the_bound_of_its_experiment(typed: Typed) -> None:
     [source] = run(specification())
-    typed("landscape", source.name, "--grid", "5", "--storage", URL)
+    typed("run", "study.yaml", "optimizers=[{Landscape: {size: 5}}]")
+    assert stored_names() == ["kept/EMAGrid/0", source.name, "kept/Landscape/0"]
     landscape = StoredStudy.open(open_storage(URL, write=True), "kept/Landscape/0")
     assert landscape.attributes["kept_bound"] == source.attributes["kept_bound"]
     complete = [trial for trial in landscape.trials() if trial.state == TrialState.COMPLETE]
@@ -280,10 +272,3 @@ def test_another_seed_has_the_bound_of_the_grid_that_is_there() -> None:
     assert stored_names() == ["kept/EMAGrid/0", "kept/LCSC/0", "kept/LCSC/1"]
     assert bound_of(other).study == "kept/EMAGrid/0"
     assert sampled_images() == sampled + REHEARSAL + 20 * IMAGES
-
-
-def test_a_grid_that_is_forked_from_a_search_has_no_penalty(typed: Typed) -> None:
-    [source] = run(specification(budget={"images": 3 * IMAGES}))
-    typed("fork", source.name, "forked", "--optimizer", "EMAGrid", "--storage", URL)
-    assert trials("forked/EMAGrid/0")
-    assert not any("violation" in trial.user_attrs for trial in trials("forked/EMAGrid/0"))

@@ -70,7 +70,6 @@ def packed() -> int:
 COMMANDS = [
     ["evaluate", NAME, "--images", "30"],
     ["export", NAME, "-o", "recipe.json"],
-    ["fork", NAME, "forked", "--budget", "1"],
     [*RUN, "--budget", "5"],
 ]
 
@@ -177,28 +176,33 @@ def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
     assert "other checkpoints" not in typed(*RUN).err + typed(*RUN, "--budget", "4").err
 
 
-def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None) -> None:
-    found = load_study(NAME).coefficients
+def test_a_start_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None, typed: Typed) -> None:
     save(5, 40)
-    assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs", "--budget", "3"]) == 0
-    longer = load_study("longer/LCSC/0")
+    said = typed("run", NAME, "--budget", "4").err
+    found = load_study(NAME).coefficients
+    _, advice, command = said.splitlines()[0].partition("to search what is there now: lcsc ")
+    assert advice, said
+    typed(*command.split(), "--budget", "3")
+    longer = load_study("NEW/LCSC/0")
     assert longer.steps == (5, 10, 20, 30, 40)
     assert len(longer.trials) == 3
     assert stored(longer.name).attributes["origin"] == [0.0, *found.tolist(), 0.0]
-    assert stored(longer.name).attributes["forked_from"] == NAME
+    stored(NAME).delete()
     asked = [trial["coefficients"] for trial in longer.trials]
     np.testing.assert_allclose(asked[0], [0.0, *found, 0.0], rtol=0, atol=1e-12)
-    assert lcsc(["run", "longer/LCSC/0", "--budget", "5"]) == 0
-    assert [trial["coefficients"] for trial in load_study("longer/LCSC/0").trials[:3]] == asked
+    for again in (["run", longer.name], [*RUN, "name=NEW", f"start={NAME}"]):
+        assert lcsc([*again, "--budget", str(len(longer.trials) + 2)]) == 0
+    assert len(longer.trials) == 7
+    assert [trial["coefficients"] for trial in longer.trials[:3]] == asked
 
 
-@pytest.mark.parametrize("message", ["no checkpoint", "other weights"])
-def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(begun: None, message: str, typed: Typed) -> None:
+@pytest.mark.parametrize("message", ["no checkpoint of step 20 is here", "its checkpoints have other weights here"])
+def test_a_start_on_checkpoints_that_lack_some_leaves_nothing_behind(begun: None, message: str, typed: Typed) -> None:
     Path("runs/model000020.safetensors").unlink()
-    if message == "other weights":
+    if "weights" in message:
         write_others()
-    said = typed("fork", NAME, "longer", "--checkpoints", "runs", status=2).err
-    assert f"--checkpoints: {message} there for step 20 of {NAME}" in said
+    said = typed(*RUN, "name=longer", f"start={NAME}", status=2).err
+    assert f"start: {NAME}: {message}; give all checkpoints of that study, and later ones" in said
     with pytest.raises(Exception, match="no such study"):
         load_study("longer/LCSC/0")
 

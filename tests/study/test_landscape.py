@@ -1,8 +1,7 @@
-"""``lcsc landscape``: an ordinary study that is continued, compared with nothing, and left alone by everything else."""
+"""A landscape: an ordinary study of its experiment, which is continued, ranked with nothing, and left alone."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+import lcsc_opt
 from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.plane import Plane, plane_grid
@@ -18,7 +18,6 @@ from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.study.landscape import run_landscape
 from tests.commands import Typed
 
 STEPS = [10, 20, 30, 40, 50]
@@ -94,12 +93,12 @@ def write(folder: Path, **changes: Any) -> str:
     return "sqlite:///studies.db"
 
 
-def compute(database: str, source: str = "small/LCSC/0", seed: int = 0, **options: Any) -> StoredStudy:
-    storage = open_storage(database, write=True)
-    images = options.pop("images", None)
-    chosen = {"corners": list(CORNERS), "size": 3, **options}
-    name, _ = run_landscape(StoredStudy.open(storage, source), chosen, images=images, seed=seed)
-    return StoredStudy.open(storage, name)
+def compute(database: str, seed: int = 0, images: int = 10, **options: Any) -> StoredStudy:
+    study: dict[str, Any] = yaml.safe_load(Path("small.yaml").read_text())
+    study["objective"]["settings"]["images"] = images
+    study |= {"optimizers": [{"Landscape": {"corners": list(CORNERS), "size": 3, **options}}], "seeds": [seed]}
+    [landscape] = lcsc_opt.run(study)
+    return StoredStudy.open(open_storage(database, write=True), landscape.name)
 
 
 def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(database: str) -> None:
@@ -128,60 +127,50 @@ def test_it_has_the_objective_of_the_search(database: str) -> None:
 
 def test_other_options_than_the_stored_ones_are_refused(database: str) -> None:
     compute(database)
-    others: dict[str, Any] = {"size": (3, 5), "corners": ([10, 30, 50], [10, 20, 50]), "images": (10, 20)}
-    for name, (_, other) in others.items():
-        with pytest.raises(StudyStoreError, match=rf"small/Landscape/0: the stored study differs: .*{name}"):
+    others: dict[str, Any] = {"size": 5, "corners": [10, 20, 50]}
+    for name, other in others.items():
+        with pytest.raises(StudyStoreError, match=rf"small/Landscape/0: the stored study differs: .*{name}.*--seed"):
             compute(database, **{name: other})
-    assert compute(database, seed=1, images=20).name == "small/Landscape/1"
+    assert compute(database, seed=1, **others).name == "small/Landscape/1"
 
 
-def test_a_changed_objective_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_that_would_not_compare_with_those_of_the_searches_are_refused(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StudyStoreError, match=r"not compare with those of small/EMAGrid/0: .*images was 10, is now 20"):
+        compute(database, images=20)
     monkeypatch.setenv("WEIGHTS_VERSION", "2")
-    with pytest.raises(StudyStoreError, match=r"small/LCSC/0: .*version"):
+    with pytest.raises(StudyStoreError, match=r"not compare with those of small/EMAGrid/0: .*version"):
         compute(database)
+    assert list(our_studies(open_storage(database, write=False))) == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
 def test_models_that_do_not_sample_are_holes_and_end_nothing(workplace: Path) -> None:
-    limited = {"file": "weights.py", "settings": {"reach": 1.6}}
+    limited = {"file": "weights.py", "settings": {"images": 10, "reach": 1.6}}
     study = compute(write(workplace, objective=limited, failures={"retries": 0}), size=5)
     states = [trial.state.name for trial in study.trials()]
     assert 3 < states.count("COMPLETE") < len(states) / 2  # more failures than an ordinary search allows
     assert study.attributes["search_ended"]["evaluations"] == len(states)
 
 
-@pytest.mark.parametrize("options", [{"corners": [10, 35, 50]}, {"corners": [10, 20]}, {"size": 1}])
+@pytest.mark.parametrize(
+    "options", [{"corners": [10, 35, 50]}, {"corners": [10, 20]}, {"corners": [10, 20, "last"]}, {"size": 1}]
+)
 def test_wrong_options_leave_no_study_behind(database: str, options: Any) -> None:
     with pytest.raises(LcscError):
         compute(database, **options)
     assert list(our_studies(open_storage(database, write=False))) == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
-def test_the_command_prints_the_plane(database: str, typed: Typed) -> None:
-    said = typed.refused("landscape", "small/LCSC/0", "--corners", "10,20,last", "--plot", "plane.json")
-    assert "corners: expected three steps of checkpoints or EMAs" in said
-    assert said.endswith("got 'last'")
-    assert typed.refused("landscape", "small/LCSC/0", "--corners", "10,20").endswith("ema:0.999, got 2")
-    command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
-    made = typed.json(*command, "--plot", "plane.json")
-    assert json.loads(Path("plane.json").read_text())["data"]
-    said = typed("landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,20,50", status=2).err
-    assert "Give the new one another --seed" in said
-    assert made["study"] == "small/Landscape/0"
-    assert (made["evaluated"], made["total"], made["metric"]) == (19, 19, "FID")
-    assert made["axis"] == pytest.approx(np.linspace(-0.75, 1.75, 4).tolist())
-    by_name = {point["name"]: point for point in made["points"]}
-    assert min(point["loss"] for point in made["points"][:3]) >= by_name["lowest on the plane"]["loss"]
-    assert min(map(min, made["values"])) >= by_name["lowest on the plane"]["loss"]
-
-
-def test_it_says_how_many_evaluations_it_needs(database: str, typed: Typed) -> None:
-    command = ["landscape", "small/LCSC/0", "--grid", "4", "--corners", "10,30,50"]
-    said = typed.refused(*command, "--plot", "plane.jpg")
-    assert "expected a file that ends in" in said
-    assert "small/Landscape/0" not in our_studies(open_storage(database, write=False)), "nothing was evaluated"
-    said = typed(*command)
-    assert "small/Landscape/0: 19 evaluations, one for each point of the plane" in said.err
-    assert "one for each point" not in typed(*command).err, "they are done"
+def test_it_needs_no_study_file_and_is_shown_in_advance(database: str, typed: Typed) -> None:
+    Path("small.yaml").unlink()
+    command = ["run", "small/LCSC/0", "--optimizer", "Landscape"]
+    shown = typed(*command, "--dry-run").out
+    assert "small/Landscape/0" in shown
+    assert "441 evaluations" in shown, "the corners are points of the grid"
+    typed("run", "small/LCSC/0", "optimizers=[{Landscape: {size: 4}}]")
+    assert len(StoredStudy.open(open_storage(database, write=False), "small/Landscape/0").trials()) == 19
+    assert "Give the new one another --seed" in typed(*command, status=2).err
 
 
 def test_other_commands_are_not_disturbed(database: str, typed: Typed) -> None:

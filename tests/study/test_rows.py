@@ -1,4 +1,4 @@
-"""A study with a row of coefficients for each layer: searched, stored, continued, forked, exported."""
+"""A study with a row of coefficients for each layer: searched, stored, continued, started at, exported."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def test_it_is_searched_and_continued_as_if_it_had_not_stopped(study_file: Path,
     assert asked(study.name)[:8] == before
 
 
-def test_it_is_forked_from_one_row_and_exported_as_one_model(study_file: Path, typed: Typed) -> None:
+def test_it_starts_at_one_row_and_is_exported_as_one_model(study_file: Path, typed: Typed) -> None:
     typed("run", str(study_file), "--optimizer", "LCSC", "name=one", "space=affine", "budget={evaluations: 12}")
-    typed("fork", "one/LCSC/0", "rows", "--rows", "layers", "--budget", "4")
+    start = ["name=rows", "start=one/LCSC/0", "budget={evaluations: 4}"]
+    typed("run", str(study_file), "--optimizer", "LCSC", *start)
     study, one = lcsc_opt.load_study("rows/LCSC/0"), lcsc_opt.load_study("one/LCSC/0")
     assert study.searched is not None
     assert one.searched is not None
@@ -55,6 +56,7 @@ def test_it_is_forked_from_one_row_and_exported_as_one_model(study_file: Path, t
     assert (study.layer_groups, one.layer_groups) == (LAYERS, ())
     best = np.array(study.trials[0]["coefficients"])
     assert best.shape == (3, 5)
+    np.testing.assert_allclose(best, np.broadcast_to(one.coefficients, (3, 5)), rtol=0, atol=1e-12)
     typed("export", study.name, "--output", "merged.safetensors")
     merged = study.merge()
     for name, tensor in load_file("merged.safetensors").items():
@@ -66,7 +68,10 @@ def test_rows_by_several_patterns_run_and_resume_from_a_study_file(workplace: Pa
     study_file = write_model_study(workplace, space={"rows": rows}, optimizers=["LCSC"], budget={"evaluations": 4})
     typed("run", str(study_file))
     assert lcsc_opt.load_study("small/LCSC/0").layer_groups == ("first", "rest")
-    assert "leave --rows out" in typed.refused("fork", "small/LCSC/0", "more", "--rows", "layers")
+    said = typed("run", str(study_file), "name=more", "start=small/LCSC/0", "space.rows=layers", status=2).err
+    assert "start: small/LCSC/0 has space.rows {'first': ['conv.*', 'norm.*'], 'rest': 'steps*'}; give" in said
+    typed("run", str(study_file), "name=more", "start=small/LCSC/0")
+    assert lcsc_opt.load_study("more/LCSC/0").coefficients.shape == (2, 5)
     typed("run", str(study_file), "--budget", "6")
     typed("run", "small/LCSC/0", "--budget", "8")
     assert len(lcsc_opt.load_study("small/LCSC/0").trials) == 8

@@ -69,9 +69,9 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
 
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
     write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
-    row = json.loads(json.dumps(read(storage).as_row(), allow_nan=False))
-    assert (row["evaluated"], row["total"]) == (7, 12)
-    assert row["values"][0][0] is None
+    found = read(storage)
+    assert (len(found.study.finished), found.total) == (7, 12)
+    assert np.isnan(found.values[0, 0])
     assert "7 of 12 points" in read(storage).figure().layout.title.text
     write_landscape(storage, "digits/Landscape/1", points=0)
     empty = read(storage, "digits/Landscape/1").figure(theme="dark")
@@ -176,7 +176,8 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
 def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
-    assert draw(site, name=None)["headline"]["children"].endswith("Compute one: lcsc landscape digits/LCSC/0")
+    command = "lcsc run digits/LCSC/0 --optimizer Landscape"
+    assert draw(site, name=None)["headline"]["children"].endswith(f"Compute one: {command}")
     assert f"{NAME}: no such landscape" in draw(site)["problem"]["children"]
     write_landscape(storage, points=0)
     assert draw(site)["headline"]["children"].endswith(f"Continue it: lcsc run {NAME}")
