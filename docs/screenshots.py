@@ -1,6 +1,6 @@
 """Makes the pictures of the dashboard in docs/images from a study database.
 
-First ``lcsc run digits`` and ``lcsc landscape digits/LCSC/0``, then
+First ``lcsc run digits`` and ``lcsc run digits 'optimizers=[Landscape]'``, then
 
     python docs/screenshots.py [--storage sqlite:///studies.db] [--experiment digits]
 

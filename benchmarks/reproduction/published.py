@@ -136,7 +136,7 @@ TABLES = (
 NOT_HERE = (
     ("Figure 4", "how much training is left to be had, drawn; its points are those of Tables 1 to 3"),
     ("Table 2, as it is", "ImageNet-64; its rows stand next to those of CIFAR-10, which ours are as near to"),
-    ("Figures 3, 6", "the landscape: `lcsc landscape` draws it for any study; no number is compared"),
+    ("Figures 3, 6", "the landscape: the optimizer `Landscape` draws it for any experiment; no number is compared"),
     ("Figures 5, 7, 8", "patterns of coefficients: the dashboard's page of a study draws them; no number is compared"),
     ("full scale", "CIFAR-10 and ImageNet-64: no data, no GPU"),
 )
