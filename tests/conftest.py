@@ -184,14 +184,17 @@ def any_storage(any_url: str) -> RDBStorage:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with no storage in the environment."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory with no storage in the environment; what was imported from it is forgotten."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("LCSC_STORAGE", raising=False)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    return folder
+    yield folder
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,7 @@ SHORTER = {
 
 
 @pytest.mark.slow
-def test_a_newcomer_types_the_page(workplace: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "my", raising=False)  # of another test
+def test_a_newcomer_types_the_page(workplace: Path, typed: Typed) -> None:
     page = PAGE
     for long, short in SHORTER.items():
         assert long in page

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import runpy
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ def place(
         if file.is_file():
             shutil.copy(file, workplace)
     monkeypatch.syspath_prepend(str(workplace))
-    monkeypatch.delitem(sys.modules, "digits_lora", raising=False)
     monkeypatch.setattr(importlib.import_module("digits_lora"), "classifier", classifiers.__getitem__)
     return workplace
 
