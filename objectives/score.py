@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 from torch import nn
 
@@ -28,6 +27,7 @@ from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.objective.model_files import digests, network_files
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
@@ -101,9 +101,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     trajectory = checked.trajectory(context)
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score has no argument draw, which would contain it; leave size out")
-    last_checkpoint = np.zeros(len(trajectory.steps))
-    last_checkpoint[-1] = 1.0
-    scorer.load(trajectory.merge(last_checkpoint))
+    scorer.load(trajectory.merge(last_alone(len(trajectory.steps))))
     merged_statistics = scorer.merged_statistics(trajectory.varying)
     if merged_statistics:
         notice(

@@ -80,7 +80,8 @@ class Candidate:
     Noise(group='search', seed=0)
 
     Attributes:
-        coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group.
+        coefficients: ``[K]`` float64, sum to one; or ``[S, K]``, a row for each layer group. Reports have one candidate
+            of K + 1, whose last stands for the trainer's own average of the weights.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.

@@ -32,6 +32,11 @@ _MAX_KEY_PARTS = 32
 _MAX_PREFIX = 2_000  # characters
 
 
+def is_average(key: str) -> bool:
+    """Whether a key is that of a running average: ``ema``, ``ema_model``, ``unet_ema``, ``state_dict_ema``."""
+    return any(_AVERAGE.fullmatch(part) for part in key.split("."))
+
+
 class Content:
     """Everything in a file: plain data, tensors or references to them, and records."""
 

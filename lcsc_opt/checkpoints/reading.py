@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import CHOOSE, Content
+from lcsc_opt.checkpoints.content import CHOOSE, Content, is_average
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
@@ -89,6 +89,26 @@ def check_last_key(last: Path, key: str) -> None:
                 f"would be read by the key {last_key!r}, and the first checkpoint by {key!r}: leave out those without "
                 f"the average (first_step), or choose one ({CHOOSE})."
             )
+
+
+def average_beside(path: Path, key: str) -> str | None:
+    """The key of the running average that ``path`` holds beside the weights under ``key``.
+
+    ``None`` if there is none, or several; or if ``key`` is an average itself.
+    """
+    if is_average(key):
+        return None
+    try:
+        with _naming(path):
+            if path.is_dir():
+                found = find_weights(path, None).key
+            elif path.name.endswith(TORCH_SUFFIXES):
+                found = Content(read_content(path)).guess()
+            else:
+                return None
+    except TrajectoryError:
+        return None
+    return found if is_average(found) else None
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:

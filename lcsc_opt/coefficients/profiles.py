@@ -215,6 +215,13 @@ def _extrapolated_name(coefficients: Coefficients, rows_used: int) -> str | None
     return f"{window}, extrapolated by {extrapolation:.6g}"
 
 
+def last_alone(count: int) -> Coefficients:
+    """``[count]``: zeros, and a last one, as of the last checkpoint."""
+    coefficients = np.zeros(count)
+    coefficients[-1] = 1.0
+    return coefficients
+
+
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
     """The coefficients of the power-function profile of EDM2 (Karras et al. 2024, Eq. 3 and Algorithm 2).
 

@@ -11,6 +11,8 @@ HOLDER = "holder"  # its last coordinator
 EMA_GRID = "EMAGrid"
 EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has
+TRAINER_EMA = "trainer's EMA"  # the baseline where the trainer kept one
+TRAINED = (LAST_CHECKPOINT, TRAINER_EMA)  # the baselines that no search made
 BASELINES = {
     EMA_GRID: EMA,
     "Grid": "best of the grid",

@@ -75,7 +75,7 @@ class MeasurementKey:
     """What a measurement is stored under in the study attribute ``measured``: the model, and images and noise.
 
     Attributes:
-        model: a hash of its coefficients.
+        model: a hash of its coefficients, or of its weights if it is no combination.
         sample: number of images, group and seed of the noise; and which sampler, if it is not the search's.
     """
 
@@ -84,7 +84,13 @@ class MeasurementKey:
 
     @classmethod
     def of(
-        cls, coefficients: Coefficients, images: int, noise: Noise, sampler: SamplerTitle | None = None
+        cls,
+        coefficients: Coefficients,
+        images: int,
+        noise: Noise,
+        sampler: SamplerTitle | None = None,
+        *,
+        weights_sha256: str | None = None,
     ) -> MeasurementKey:
         """The key of a model.
 
@@ -93,11 +99,13 @@ class MeasurementKey:
             images: how many; 0 if none are sampled.
             noise: the group.
             sampler: ``None`` for that of the search, if any.
+            weights_sha256: of the trainer's own average, which the coefficients do not tell; ``None`` otherwise.
         """
         sample = f"{images} {noise.group} {noise.seed}"
         if sampler is not None:
             sample += f" {sampler.sha256[:16]}"
-        return cls(model=hashlib.sha256(coefficients.tobytes()).hexdigest()[:16], sample=sample)
+        model = weights_sha256 or hashlib.sha256(coefficients.tobytes()).hexdigest()
+        return cls(model=model[:16], sample=sample)
 
     def find(self, measured: Mapping[str, Any] | None, *, seed: int) -> Measurement | None:
         """The measurement on noise of this seed among those of the attribute; ``None`` if it is not there."""

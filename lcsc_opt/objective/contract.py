@@ -86,7 +86,21 @@ class Mergeable(Protocol):
         """
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
-        """The linear combination, name → tensor, for coefficients that sum to one in each row."""
+        """The linear combination, name → tensor, for coefficients that sum to one in each row.
+
+        ``[0, …, 0, 1]`` of K + 1 numbers is the trainer's own average.
+        """
+
+    @property
+    def merges_averages(self) -> bool:
+        """Whether the checkpoints are running averages of their trainer."""
+
+    def trainer_ema(self) -> dict[str, Tensor] | None:
+        """The trainer's own average of the weights at the last checkpoint, name → tensor; ``None`` without one.
+
+        Raises:
+            TrajectoryError: the one that the user named cannot be read, or is of another model.
+        """
 
     def gram(self) -> npt.NDArray[np.float64]:
         """Inner products of the checkpoints minus their mean: ``[K, K]``; in rows ``[S, K, K]``."""

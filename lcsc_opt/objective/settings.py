@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
 from lcsc_opt.objective.batch_sizes import AUTO
@@ -35,6 +35,8 @@ class CheckpointSettings(NetworkSettings):
         checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         select: which of the checkpoints are combined.
         key: which state dict of each file.
+        trainer_ema: the average that the trainer kept itself, for reports: a file, or a key of the last checkpoint. One
+            that lies beside the weights in the last checkpoint is found without it.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
             ``float16`` or ``bfloat16``.
     """
@@ -42,6 +44,7 @@ class CheckpointSettings(NetworkSettings):
     checkpoints: Annotated[str | list[str], Field(min_length=1)]
     select: Selection = Selection()
     key: str | None = None
+    trainer_ema: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
     @property
@@ -57,7 +60,11 @@ class CheckpointSettings(NetworkSettings):
         Raises:
             TrajectoryError: there are no checkpoints that can be merged.
         """
-        return open_request(self._pack_request(context))
+        opened = open_request(self._pack_request(context))
+        if self.trainer_ema is not None:
+            path = context.path(self.trainer_ema)
+            opened.own_average = path if path.exists() else self.trainer_ema
+        return opened
 
     def _pack_request(self, context: BuildContext) -> PackRequest:
         """Which checkpoints, and how they are packed."""
@@ -136,9 +143,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
         """
-        last = np.zeros(len(trajectory.steps))
-        last[-1] = 1.0
-        sampler.load(trajectory.merge(last))
+        sampler.load(trajectory.merge(last_alone(len(trajectory.steps))))
         return MergeSampleScore(
             trajectory,
             sampler,

@@ -4,10 +4,11 @@ A search overfits its group of noise a little, and the best of several values is
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out* noise,
 which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
 
-The last checkpoint is scored there before the search: its number is also in the trainer's log. If the objective has
-evaluation metrics, EMA* (or else the EMA that searches start from) is measured on the same noise. A warning says that
-the loss is better than that EMA's while another metric is worse, or the cross-check is not better; that the answer is
-worse than the last checkpoint; and that a metric which ``keep`` was to hold is worse.
+The last checkpoint, and the trainer's own EMA if there is one, are scored there before the search: their numbers are
+also in the trainer's log. If the objective has evaluation metrics, EMA* (or else the EMA that searches start from) is
+measured on the same noise. A warning says that the loss is better than that EMA's while another metric is worse, or the
+cross-check is not better; that the answer is worse than the last checkpoint or the trainer's EMA; and that a metric
+which ``keep`` was to hold is worse.
 
 If the objective has a second sampler, the answer and its baselines are measured there once, too, with as many images as
 in an evaluation of the search. A warning says that a gain turns there: the answer belongs to its sampler.
@@ -36,11 +37,12 @@ from lcsc_opt.base.records import (
     SamplerTitle,
 )
 from lcsc_opt.base.study_file import HeldOutSpec
-from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.coefficients.profiles import default_origin, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, split_name
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
@@ -134,7 +136,8 @@ def score_last_checkpoint(
 ) -> None:
     """Score the last checkpoint as the report will, and print it: its number is also in the trainer's log.
 
-    An experiment evaluates it once. If it cannot be evaluated, that is said, and the search may begin.
+    So is the trainer's own EMA, if there is one. An experiment evaluates each once. If one cannot be evaluated, that is
+    said, and the search may begin.
 
     Args:
         study: what is going to be searched.
@@ -151,18 +154,24 @@ def score_last_checkpoint(
         noise = SEARCH
         plan = HeldOutPlan(images=0)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
-    with progress(f"{study.name} {LAST_CHECKPOINT}", 1) as advance:
+    models = _trained_models(objective)
+    lines = []
+    with progress(f"{study.name} {LAST_CHECKPOINT}", len(models)) as advance:
         measurements = _Measurements(study, plan, evaluate, objective.reported_metrics().signs, advance)
-        try:
-            measurement = measurements.on(noise, _last(objective), LAST_CHECKPOINT, shared=True)
-        except SearchFailedError as error:
-            notice(str(error))
-            return
-    values = _described(measurement, sign_of(study.attributes))
-    notice(
-        f"{split_name(study.name)[0]}: {LAST_CHECKPOINT}, step {objective.steps[-1]}, {noise.group} noise{size}: "
-        f"{values}; compare this with your trainer's log; if they differ, the score is not yours"
-    )
+        for model in models:
+            try:
+                measurement = measurements.on(noise, model, shared=True)
+            except SearchFailedError as error:
+                lines.append(str(error))
+                continue
+            values = _described(measurement, sign_of(study.attributes))
+            lines.append(
+                f"{split_name(study.name)[0]}: {model.name}{_kind(model, objective)}, step {objective.steps[-1]}, "
+                f"{noise.group} noise{size}: {values}; compare this with your trainer's log; if they differ, the score "
+                "is not yours"
+            )
+    for line in lines:
+        notice(line)
 
 
 def _described(measurement: Measurement, sign: int) -> str:
@@ -207,11 +216,10 @@ def score_held_out(
         measurements = _Measurements(study, plan, evaluate, reported.signs, advance)
         selection = {}
         for trial in best_trials:
-            name = _trial_name(study, trial)
-            measured = measurements.on(SELECTION, coefficients_of(trial), name, constraint=constraint)
+            measured = measurements.on(SELECTION, _model_of(study, trial), constraint=constraint)
             selection[trial.number] = measured.loss
         chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = _Model(_trial_name(study, chosen), coefficients_of(chosen))
+        answer = _model_of(study, chosen)
         found = _Compared.of(answer, models, measurements, reported, constraint)
         elsewhere = None
         if len(samplers) > 1:
@@ -251,10 +259,14 @@ def _warnings(
     kept_bounds: Mapping[str, float | None] = {}
     if not _is_grid(study):
         kept_bounds = kept_metric(study.attributes.get("specification") or {})
-    possible = [warning_of(found.rows, found.against_last, kept=kept_bounds)]
+    possible = [warning_of(found.rows, found.against_trained, kept=kept_bounds)]
     if elsewhere is not None:
-        against_ema = turned(found.rows, elsewhere.rows, samplers)
-        possible.append(against_ema or turned(found.against_last, elsewhere.against_last, samplers))
+        rows_elsewhere = {rows[0].against: rows for rows in (elsewhere.rows, *elsewhere.against_trained)}
+        for rows in (found.rows, *found.against_trained):
+            warning = turned(rows, rows_elsewhere.get(rows[0].against, ()), samplers)
+            if warning is not None:
+                possible.append(warning)
+                break
     possible.append(_overfitting(trials))
     return [warning for warning in possible if warning is not None]
 
@@ -267,13 +279,13 @@ class _Compared:
         answer: what was measured of it.
         baselines: those that could be evaluated.
         rows: each metric, against EMA* or the default EMA.
-        against_last: the same against the last checkpoint.
+        against_trained: the same against each model of the trainer's: the last checkpoint, and its EMA.
     """
 
     answer: MeasuredModel
     baselines: tuple[Baseline, ...]
     rows: tuple[MetricRow, ...]
-    against_last: tuple[MetricRow, ...]
+    against_trained: tuple[tuple[MetricRow, ...], ...]
 
     @classmethod
     def of(
@@ -289,14 +301,16 @@ class _Compared:
         Raises:
             SearchFailedError: the answer cannot be evaluated.
         """
-        measured = measurements.held_out(answer.coefficients, answer.name, constraint=constraint)
+        measured = measurements.held_out(answer, constraint=constraint)
         baselines = _measure_baselines(models, measurements)
         rows_against = functools.partial(metric_rows, measured, reported=reported)
+        ema = next((baseline for baseline in baselines if baseline.name in (EMA, _DEFAULT_EMA)), None)
+        trained = [baseline for baseline in baselines if baseline.name in TRAINED]
         return cls(
             answer=measured,
             baselines=baselines,
-            rows=rows_against(_baseline(baselines, EMA, _DEFAULT_EMA)),
-            against_last=rows_against(_baseline(baselines, LAST_CHECKPOINT)),
+            rows=rows_against(ema),
+            against_trained=tuple(rows_against(baseline) for baseline in trained),
         )
 
     def report(self, trial: int, sampler: str | None) -> HeldOutReport:
@@ -310,8 +324,8 @@ class _Compared:
         )
 
 
-def _trial_name(study: StoredStudy, trial: FrozenTrial) -> str:
-    return f"{study.name}: trial {trial.number}"
+def _model_of(study: StoredStudy, trial: FrozenTrial) -> _Model:
+    return _Model(f"{study.name}: trial {trial.number}", coefficients_of(trial))
 
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
@@ -380,8 +394,7 @@ class _Measurements:
     def on(
         self,
         noise: Noise,
-        coefficients: Coefficients,
-        model_name: str,
+        model: _Model,
         *,
         constraint: Constraint | None = None,
         shared: bool = False,
@@ -390,19 +403,20 @@ class _Measurements:
 
         Args:
             noise: the group.
-            coefficients: ``[K]`` or ``[S, K]``, of the model.
-            model_name: for a message.
+            model: the model.
             constraint: the bound of the kept metric; without it, the loss has no penalty.
             shared: whether a measurement by another study of the experiment will do.
 
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(coefficients, self._images, noise, self._sampler_title)
+        key = MeasurementKey.of(
+            model.coefficients, self._images, noise, self._sampler_title, weights_sha256=model.weights_sha256
+        )
         measurement = self._stored(key, noise, shared=shared)
         if measurement is None:
             candidate = Candidate(
-                coefficients,
+                model.coefficients,
                 images=self._images or None,
                 noise=noise,
                 constraint=constraint,
@@ -410,26 +424,19 @@ class _Measurements:
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
-                raise SearchFailedError(f"{model_name} on {noise.group} noise: {outcome.reason}")
+                raise SearchFailedError(f"{model.name} on {noise.group} noise: {outcome.reason}")
             measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics), outcome.without_groups)
             measured = self._study.attributes.get(MEASURED)
             self._study.set_attribute(MEASURED, key.added(measured, measurement))
         self._advance(note=f"{sign_of(self._study.attributes) * measurement.loss:.4g}")
         return measurement
 
-    def held_out(
-        self,
-        coefficients: Coefficients,
-        model_name: str,
-        *,
-        constraint: Constraint | None = None,
-        shared: bool = False,
-    ) -> MeasuredModel:
+    def held_out(self, model: _Model, *, constraint: Constraint | None = None, shared: bool = False) -> MeasuredModel:
         """One model on each group of held-out noise, as :meth:`on`."""
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            groups.append(self.on(noise, coefficients, model_name, constraint=constraint, shared=shared))
+            groups.append(self.on(noise, model, constraint=constraint, shared=shared))
         return MeasuredModel.mean_of(groups, images=self._images)
 
     def _stored(self, key: MeasurementKey, noise: Noise, *, shared: bool) -> Measurement | None:
@@ -447,36 +454,59 @@ class _Measurements:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Model:
-    """The answer, or a model that it is compared with, before it is measured; :class:`Baseline` is a measured one."""
+    """The answer, or a model that it is compared with, before it is measured; :class:`Baseline` is a measured one.
+
+    Attributes:
+        name: for messages and tables.
+        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own EMA ``[K + 1]``.
+        weights_sha256: of the trainer's own EMA.
+        study: the study that it was found in, ``trial`` its trial, and ``label`` its name in tables.
+    """
 
     name: str
     coefficients: Coefficients
+    weights_sha256: str | None = None
     study: str | None = None
     trial: int | None = None
     label: str | None = None
 
 
 def _baseline_models(study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool) -> list[_Model]:
-    """The models that the answer is compared with: the last checkpoint, and an EMA if one is wanted.
+    """The models that the answer is compared with: the trainer's, and an EMA of the checkpoints if one is wanted.
 
     None is wanted for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are
     compared.
     """
-    last_checkpoint = _Model(LAST_CHECKPOINT, _last(objective))
+    trained = _trained_models(objective)
     if _is_grid(study) or not (plan.baselines or has_metrics):
-        return [last_checkpoint]
-    return [last_checkpoint, _ema_model(study, objective, plan)]
+        return trained
+    return [*trained, _ema_model(study, objective, plan)]
+
+
+def _trained_models(objective: Objective) -> list[_Model]:
+    """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
+
+    Raises:
+        TrajectoryError: the EMA that the user named is not there, or of another model.
+    """
+    count = len(objective.steps)
+    models = [_Model(LAST_CHECKPOINT, last_alone(count))]
+    average = None
+    if objective.trajectory is not None:
+        average = objective.trajectory.trainer_ema()
+    if average is not None:
+        models.append(_Model(TRAINER_EMA, last_alone(count + 1), weights_sha256=weights_sha256(average)))
+    return models
+
+
+def _kind(model: _Model, objective: Objective) -> str:
+    """`` (the trainer's EMA)`` behind the last checkpoint if all checkpoints are running averages."""
+    is_average = objective.trajectory is not None and objective.trajectory.merges_averages
+    return f" ({TRAINER_EMA})" if is_average and model.name == LAST_CHECKPOINT else ""
 
 
 def _is_grid(study: StoredStudy) -> bool:
     return split_name(study.name)[1] == EMA_GRID
-
-
-def _last(objective: Objective) -> Coefficients:
-    """``[K]``, those of the last checkpoint."""
-    coefficients = np.zeros(len(objective.steps))
-    coefficients[-1] = 1.0
-    return coefficients
 
 
 def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _Model:
@@ -509,14 +539,9 @@ def _measure_baselines(models: Sequence[_Model], measurements: _Measurements) ->
     baselines = []
     for model in models:
         try:
-            measured = measurements.held_out(model.coefficients, model.name, shared=True)
+            measured = measurements.held_out(model, shared=True)
         except SearchFailedError as error:
             notice(f"{error}; it is left out")
         else:
             baselines.append(Baseline(model.name, measured, study=model.study, trial=model.trial, label=model.label))
     return tuple(baselines)
-
-
-def _baseline(baselines: Sequence[Baseline], *names: str) -> Baseline | None:
-    """The baseline of one of these names; ``None`` if none was measured."""
-    return next((baseline for baseline in baselines if baseline.name in names), None)

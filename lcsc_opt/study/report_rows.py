@@ -223,18 +223,21 @@ def _deviation(values: Iterable[float]) -> float | None:
 
 
 def warning_of(
-    rows: Sequence[MetricRow], against_last: Sequence[MetricRow] = (), *, kept: Mapping[str, float | None]
+    rows: Sequence[MetricRow],
+    against_trained: Sequence[Sequence[MetricRow]] = (),
+    *,
+    kept: Mapping[str, float | None],
 ) -> str | None:
     """One line: the first of these that holds.
 
     1. A metric of ``kept`` is beyond its bound.
-    2. The loss is worse than the last checkpoint's.
+    2. The loss is worse than that of a model of the trainer's.
     3. The loss gained against the baseline, and other metrics did not.
-    4. A judge of the loss is worse than at the last checkpoint.
+    4. A judge of the loss is worse than at a model of the trainer's.
 
     Args:
         rows: the rows of a report, the loss first.
-        against_last: the same against the last checkpoint.
+        against_trained: the same against each model of the trainer's: the last checkpoint, and its EMA.
         kept: metric that the setting ``keep`` holds → its bound, ``None`` for the baseline's value.
     """
     for row in rows:
@@ -242,18 +245,17 @@ def warning_of(
             broken = _broken_bound(row, kept[row.metric])
             if broken is not None:
                 return broken
-    worse_than_last = _worse_than_last(rows, against_last)
-    if against_last and against_last[0].lost:
-        return worse_than_last
-    return _doubt(rows, is_kept=bool(kept)) or worse_than_last
+    lost = [trained for trained in against_trained if trained[0].lost]
+    if lost:
+        return _worse_than(rows, lost[0])
+    warnings = (_worse_than(rows, trained) for trained in against_trained)
+    return _doubt(rows, is_kept=bool(kept)) or next((warning for warning in warnings if warning is not None), None)
 
 
-def _worse_than_last(rows: Sequence[MetricRow], against_last: Sequence[MetricRow]) -> str | None:
-    """The warning that the search lost to the last checkpoint, whatever it gained against the baseline."""
-    if not against_last:
-        return None
-    score = score_row(against_last)
-    judges = [row for row in against_last if row.is_judge]
+def _worse_than(rows: Sequence[MetricRow], trained: Sequence[MetricRow]) -> str | None:
+    """The warning that the search lost to a model of the trainer's, whatever it gained against the baseline."""
+    score = score_row(trained)
+    judges = [row for row in trained if row.is_judge]
     worse = [row for row in (score, *judges) if row.lost]
     chance = ""
     if not worse:
@@ -265,7 +267,7 @@ def _worse_than_last(rows: Sequence[MetricRow], against_last: Sequence[MetricRow
     gained = f"better than {loss.against}, but " if loss.gain is not None and loss.gain > 0 else ""
     moved = " and ".join(row.change for row in worse)
     return (
-        f"{gained}worse than the last checkpoint: {moved}{chance}; use the last checkpoint, or search again, with more "
+        f"{gained}worse than the {score.against}: {moved}{chance}; use the {score.against}, or search again, with more "
         "evaluations or more images in each"
     )
 

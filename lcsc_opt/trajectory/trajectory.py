@@ -21,6 +21,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.content import is_average
 from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
     PACKED_ALPHAS,
@@ -28,9 +29,10 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
+from lcsc_opt.checkpoints.reading import average_beside, read_checkpoint
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -59,11 +61,14 @@ class Trajectory:
         nbytes: the size of the K checkpoints on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
+        own_average: where the trainer's own average of the weights is, a file or a key of the last checkpoint; ``None``
+            looks for it beside the last checkpoint's weights.
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
             are merged with one row.
     """
 
     layer_groups: LayerGroups | None = None
+    own_average: str | Path | None = None
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
@@ -214,7 +219,7 @@ class Trajectory:
         return changed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopened, (self.path, self.steps, self.layer_groups)
+        return _reopened, (self.path, self.steps, self.layer_groups, self.own_average)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -234,6 +239,45 @@ class Trajectory:
         widened = self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors}
+
+    @property
+    def merges_averages(self) -> bool:
+        """Whether the checkpoints are running averages of a trainer, by the key under which they were read."""
+        return is_average(self.metadata.get("key", ""))
+
+    def trainer_ema(self) -> StateDict | None:
+        """The trainer's own average of the weights at the last checkpoint, on the CPU; ``None`` without one.
+
+        Tensors that it lacks, such as buffers, are the last checkpoint's.
+
+        Raises:
+            TrajectoryError: :attr:`own_average` is not there, or of another model.
+        """
+        averages = self._read_average()
+        if averages is None:
+            return None
+        last = self.checkpoint(-1)
+        differs = difference({**last, **averages}, last)
+        if differs is not None:
+            problem = f"the trainer's average does not fit the checkpoints: its model {differs}"
+            if self.own_average is not None:
+                raise TrajectoryError(f"trainer_ema: {problem}.")
+            notice(f"{self.sources[-1]}: {problem}; it is left out")
+            return None
+        return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in last.items()}
+
+    def _read_average(self) -> StateDict | None:
+        source = Path(self.sources[-1])
+        where = self.own_average
+        if where is None:
+            if not self.sources[-1] or not source.exists():
+                return None
+            where = average_beside(source, self.metadata.get("key", ""))
+        if where is None:
+            return None
+        if Path(where).exists():
+            return read_checkpoint(where).tensors
+        return read_checkpoint(source, key=str(where)).tensors
 
     @property
     def layout(self) -> Layout:
@@ -264,12 +308,17 @@ class Trajectory:
         when this returns. float64 is accumulated in float64, every other dtype in float32 and rounded once. Tensors
         that are the same in all checkpoints are copied. Integers and bools come from the checkpoint with the largest
         coefficient, the first of those that tie. In one row, a single coefficient of exactly 1 gives that checkpoint
-        bit for bit.
+        bit for bit. ``[0, …, 0, 1]`` of K + 1 numbers is :meth:`trainer_ema`.
 
         Raises:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
-            TrajectoryError: a checkpoint was overwritten since opening.
+            TrajectoryError: a checkpoint was overwritten since opening, or there is no average of the trainer's.
         """
+        if np.array_equal(coefficients, last_alone(len(self) + 1)):
+            average = self.trainer_ema()
+            if average is None:
+                raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
+            return {name: tensor.to(self.device) for name, tensor in average.items()}
         rows = None if self.layer_groups is None else len(self.layer_groups)
         checked = check_coefficients(coefficients, len(self), rows=rows)
         with self._unchanged():
@@ -419,8 +468,11 @@ class Trajectory:
         self._stamp = stamp
 
 
-def _reopened(path: Path, steps: tuple[int, ...], groups: LayerGroups | None) -> Trajectory:
+def _reopened(
+    path: Path, steps: tuple[int, ...], groups: LayerGroups | None, own_average: str | Path | None
+) -> Trajectory:
     opened = Trajectory.open(path, steps=steps)
+    opened.own_average = own_average
     return opened.in_groups(groups)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import statistics
@@ -13,7 +14,7 @@ from scipy.special import stdtrit
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, label
+from lcsc_opt.database.names import EMA, EMA_GRID, TRAINED, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport, MeasuredModel, doubted_rows
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed
@@ -133,7 +134,7 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One optimizer over its seeds, or the last checkpoint, which cost no search.
+    """One optimizer over its seeds, or a model of the trainer's, which cost no search.
 
     Attributes:
         optimizer: its name.
@@ -179,7 +180,7 @@ class Ranked:
 def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -> list[Ranked]:
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
-    The last checkpoint is among them, once a report has it.
+    The last checkpoint and the trainer's EMA are among them, once a report has them.
 
     Args:
         studies: the studies of one experiment.
@@ -192,28 +193,27 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
     best = next((group for group in ordered if _held_out_losses(group)), None)
     ema = best_ema(studies)
     ranked = [_ranked(group, best, ema, value) for group in ordered]
-    report = next((report for report in reports_of(studies) if report.baseline(LAST_CHECKPOINT) is not None), None)
-    if report is not None:
-        place = sum(_rank(group)[0] <= _last_checkpoint(report).loss for group in ordered)
-        ranked.insert(place, _ranked_last(report, ema, sign=studies[0].sign))
+    losses = [_rank(group)[0] for group in ordered]
+    for name in TRAINED:
+        for report in reports_of(studies):
+            measured = report.baseline(name)
+            if measured is not None:
+                place = bisect.bisect_right(losses, measured.loss)
+                losses.insert(place, measured.loss)
+                ranked.insert(place, _ranked_trained(name, measured, report, ema, sign=studies[0].sign))
+                break
     return ranked
 
 
-def _last_checkpoint(report: HeldOutReport) -> MeasuredModel:
-    """What was measured of the last checkpoint, in a report that has it."""
-    measured = report.baseline(LAST_CHECKPOINT)
-    assert measured is not None
-    return measured
-
-
-def _ranked_last(report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int) -> Ranked:
-    """The last checkpoint as an optimizer without a study."""
-    measured = _last_checkpoint(report)
+def _ranked_trained(
+    name: str, measured: MeasuredModel, report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int
+) -> Ranked:
+    """A model of the trainer's as an optimizer without a study."""
     metrics = {row.metric: Spread.of([measured.value(row.metric)]) for row in report.rows[1:]}
     ema_loss = report.ema(None if ema is None else ema.held_out)
     return Ranked(
-        optimizer=LAST_CHECKPOINT,
-        label=LAST_CHECKPOINT,
+        optimizer=name,
+        label=name,
         seeds=0,
         finished=0,
         evaluations=0,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import (
@@ -31,8 +32,10 @@ from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
 from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out, score_last_checkpoint
+from lcsc_opt.trajectory import pack
 from tests.commands import Typed
-from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
+from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study
+from tests.model_studies import STEPS as MODEL_STEPS
 from tests.study_examples import STEPS, coefficients, write_study
 
 PLAN = HeldOutPlan(images=20, top=1)
@@ -444,3 +447,48 @@ def test_the_studys_own_policy_says_how_often_it_is_tried_again(workplace: Path,
     flaky = OBJECTIVE.replace("time.sleep(self.delay)", failing).replace("import time", "from pathlib import Path")
     (workplace / "small_model.py").write_text(flaky)
     assert lcsc(["run", str(path)]) == status
+
+
+# the trainer's own EMA
+
+
+def trained_folder(folder: Path, ema_of: Callable[[int], int]) -> None:
+    """A trainer's checkpoints, packed without the EMA that each file has; its weights are those of another step."""
+    write_model_study(folder)
+    (folder / "runs").mkdir()
+    for step in MODEL_STEPS:
+        saved = {"model": state_dict(step), "ema": state_dict(ema_of(step)), "step": step}
+        torch.save(saved, folder / "runs" / f"model{step}.pt")
+    pack(folder / "runs", folder / "run.trajectory", key="model", overwrite=True)
+
+
+def test_the_trainers_ema_is_scored_before_the_search_and_stands_in_every_table(workplace: Path, typed: Typed) -> None:
+    trained_folder(workplace, lambda step: step - 7)
+    reports = ("held_out.images=20", "held_out.top=1", "budget.evaluations=12")
+    ran = typed("run", "small.yaml", *reports).err
+    average = state_dict(43)
+    shift = 0.32  # of the held-out noise
+    loss = sum((w.double() - shift).square().sum() for w in average.values() if w.is_floating_point())
+    assert f"small: trainer's EMA, step 50, held-out noise on 20 items: fid {loss:.4g}" in ran
+    assert ran.count("small: trainer's EMA") == 1, "an experiment measures it once"
+    report = chosen_report(STUDY)
+    assert [baseline.name for baseline in report.baselines][:2] == ["last checkpoint", "trainer's EMA"]
+    assert report.baselines[1].measured.loss == pytest.approx(float(loss))
+    for command in (("show", STUDY), ("compare", "small")):
+        assert "trainer's EMA" in " ".join(typed(*command).out.split())
+
+
+def test_an_answer_that_is_worse_than_the_trainers_ema_is_warned_of(workplace: Path, typed: Typed) -> None:
+    target = {name: torch.full_like(w, 0.32) for name, w in state_dict(50).items() if name != "steps"}
+    trained_folder(workplace, lambda step: step)
+    last = torch.load(workplace / "runs" / "model50.pt")
+    torch.save({**last, "ema": target}, workplace / "runs" / "model50.pt")
+    ran = typed("run", "small.yaml", "--optimizer", "LCSC", "held_out.images=20", "budget.evaluations=12").err
+    assert "worse than the trainer's EMA: loss" in ran
+
+
+def chosen_report(study: str) -> HeldOutReport:
+    storage = open_storage("sqlite:///studies.db", write=False)
+    report = stored(StoredStudy.open(storage, study))
+    assert report is not None
+    return report

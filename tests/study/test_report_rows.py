@@ -11,6 +11,7 @@ import pytest
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import SamplerTitle
 from lcsc_opt.database.history import kept_metric
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.objective.contract import ReportedMetrics
 from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
@@ -31,10 +32,16 @@ def model(losses: list[float], **metrics: list[float]) -> MeasuredModel:
 EMA = model([28.0], precision=[0.62], near=[2.87])
 
 
-def rows(answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None) -> list[MetricRow]:
+def rows(
+    answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None, *, against: str = "EMA*"
+) -> list[MetricRow]:
     signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in answer.metrics}
     reported = ReportedMetrics(signs=signs, real_halves=real or {}, cross_check=CLIP)
-    return [*metric_rows(answer, Baseline("EMA*", ema), reported=reported)]
+    return [*metric_rows(answer, Baseline(against, ema), reported=reported)]
+
+
+def against_last(answer: MeasuredModel, last: MeasuredModel) -> list[list[MetricRow]]:
+    return [rows(answer, last, against=LAST_CHECKPOINT)]
 
 
 def report(rows: list[MetricRow]) -> HeldOutReport:
@@ -101,22 +108,27 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     answer = model([2.5], **{CLIP: [3.0]})
     found = rows(answer, model([28.0], **{CLIP: [9.0]}))
     last = model([1.5], **{CLIP: [3.5]})
-    assert warning_of(found, rows(answer, last), kept={}) == (
+    assert warning_of(found, against_last(answer, last), kept={}) == (
         "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint, or search "
         "again, with more evaluations or more images in each"
     )
     judged = model([3.5], **{CLIP: [2.0]})
-    assert "worse than the last checkpoint: fid@clip 2 → 3;" in (warning_of(found, rows(answer, judged), kept={}) or "")
-    assert warning_of(found, rows(answer, model([2.6], **{CLIP: [3.5]})), kept={}) is None
-    uncertain = rows(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), model([1.5, 1.2], **{CLIP: [3.5, 3.5]}))
-    assert not uncertain[0].lost
+    lost_to_last = warning_of(found, against_last(answer, judged), kept={}) or ""
+    assert "worse than the last checkpoint: fid@clip 2 → 3;" in lost_to_last
+    better = against_last(answer, model([2.6], **{CLIP: [3.5]}))
+    assert warning_of(found, better, kept={}) is None
+    uncertain = against_last(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), model([1.5, 1.2], **{CLIP: [3.5, 3.5]}))
+    assert not uncertain[0][0].lost
     assert "worse than the last checkpoint: loss 1.35 → 1.75, which may be chance; use" in (
         warning_of(found, uncertain, kept={}) or ""
     )
+    own_ema = rows(answer, model([1.0], **{CLIP: [3.5]}), against=TRAINER_EMA)
+    warning = warning_of(found, [*better, own_ema], kept={}) or ""
+    assert warning.startswith("better than EMA*, but worse than the trainer's EMA: loss 1 → 2.5; use the trainer's EMA")
     score = model([-0.85], accuracy=[0.85])
     lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
     alone = metric_rows(score, reported=NOTHING)
-    assert (warning_of(alone, lost, kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
+    assert (warning_of(alone, [lost], kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
 
 
 def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, tiles
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
@@ -186,3 +187,54 @@ def test_weights_written_to_after_their_manifest_are_noticed(trajectory):
     (trajectory.path / "weights.bin").touch()
     assert trajectory.touched
     trajectory.verify()  # the same bytes again are no damage
+
+
+# the trainer's own average
+
+
+def two_in_a_file(folder, key):
+    for step in (1, 2):
+        content = {"model": state_dict(step), "ema": {"weight": state_dict(step + 10)["weight"]}}
+        torch.save(content, folder / f"m{step}.pt")
+    return pack(sorted(folder.glob("m*.pt")), folder / "t", key=key, overwrite=True)
+
+
+def test_a_trainers_average_beside_the_weights_merges_as_one_more_checkpoint(tmp_path):
+    trajectory = two_in_a_file(tmp_path, "model")
+    expected = {**state_dict(2), "weight": state_dict(12)["weight"]}
+    for opened in (trajectory, pickle.loads(pickle.dumps(trajectory)), trajectory.on("cpu")):
+        assert same_bits(opened.trainer_ema(), expected)
+        assert same_bits(opened.merge([0, 0, 1]), expected)
+    assert not trajectory.merges_averages
+    with pytest.raises(StudySpecError, match=r"shape \[3\]; expected \[2\]"):
+        trajectory.merge([0, 1, 0])
+    (tmp_path / "m2.pt").unlink()
+    assert trajectory.trainer_ema() is None
+    with pytest.raises(TrajectoryError, match="no average of the trainer's any more"):
+        trajectory.merge([0, 0, 1])
+
+
+def test_checkpoints_that_are_averages_have_no_other(tmp_path):
+    trajectory = two_in_a_file(tmp_path, None)
+    assert trajectory.metadata["key"] == "ema"
+    assert trajectory.merges_averages
+    assert trajectory.trainer_ema() is None
+    assert make_trajectory(tmp_path / "written").trainer_ema() is None
+
+
+def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    trajectory = two_in_a_file(tmp_path, "model")
+    trajectory.own_average = tmp_path / "ema.pt"
+    torch.save(state_dict(5), tmp_path / "ema.pt")
+    assert same_bits(pickle.loads(pickle.dumps(trajectory)).trainer_ema(), state_dict(5))
+    trajectory.own_average = "other"
+    torch.save({"model": state_dict(2), "ema": state_dict(3), "other": state_dict(4)}, tmp_path / "m2.pt")
+    assert same_bits(trajectory.trainer_ema(), state_dict(4))
+    torch.save({"model": state_dict(2), "ema": {"extra": torch.zeros(2)}}, tmp_path / "m2.pt")
+    trajectory.own_average = "ema"
+    with pytest.raises(TrajectoryError, match=r"trainer_ema: the trainer's average does not fit .* has also 'extra'"):
+        trajectory.trainer_ema()
+    trajectory.own_average = None
+    assert trajectory.trainer_ema() is None, "nobody asked for it"
+    assert "has also 'extra'; it is left out" in caplog.text

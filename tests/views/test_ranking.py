@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import LAST_CHECKPOINT
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
 from tests.history_examples import history
@@ -148,6 +148,12 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     assert row.below_ema == pytest.approx(share)
     ahead = LAST_CHECKPOINT if place == 0 else "LCSC"
     assert headline(ranking(studies), "FID").startswith(f"{ahead} is ahead: held-out FID")
+    with_ema = dataclasses.replace(
+        report, baselines=(*report.baselines, Baseline(TRAINER_EMA, MeasuredModel(1.5, {}, 100)))
+    )
+    object.__setattr__(studies[-1], "held_out", with_ema)
+    names = [row.optimizer for row in ranking(studies) if row.optimizer != LAST_CHECKPOINT]
+    assert names == [TRAINER_EMA, "LCSC", "EMAGrid"]
 
 
 # the headline
