@@ -33,7 +33,6 @@ from contest.page import (
     POINT_HEADER,
     SUMMARY_HEADER,
     cell_table,
-    figures_table,
     insert,
     order_table,
     point_rows,
@@ -51,7 +50,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = 5
 FIRST_SEED = 10  # settings of optimizers were chosen with smaller seeds
 HEADLINE = CELLS[0]
-"""The cell of the README's first picture and of the figures that were asked for."""
+"""The cell of the page's first picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +211,9 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
 
 def _write_page(found: dict[Cell, list[Result]]) -> None:
     page = DOCS / "benchmarks.md"
-    figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
     pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
     tables = cell_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
-    blocks = {"machine": [machine()], "figures": figures, "order": order_table(found)}
+    blocks = {"machine": [machine()], "order": order_table(found)}
     insert(page, {**blocks, "tables": tables, "pictures": pictures})
     print(page)
 

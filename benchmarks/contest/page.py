@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contest.entries import GRADIENT, PAPER, Cell
+from contest.entries import Cell
 from contest.numbers import Crossing, Curves, Interval, Result
 from lcsc_opt.database.names import label
 
@@ -126,43 +126,6 @@ def shown_crossing(found: Crossing | None) -> str:
 
 def _images(count: float) -> str:
     return "never" if math.isinf(count) else f"{count:,.0f}"
-
-
-ASKED = (
-    ("to_paper", "images to reach LCSC's final FID, as a share of LCSC's", "1/20", "1/100"),
-    ("at_tenth", "FID after a tenth of LCSC's images, as a share of LCSC's final one", "0.75", "0.5"),
-    ("transfer", "gain over EMA* of the cross-check, as a share of the loss's", "0.5", "1"),
-)
-ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "1/5")
-
-
-def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
-    """The targets of the optimizers in one cell, and the measured figures.
-
-    Every optimizer that does not follow the gradient counts as gradient-free.
-    """
-    rows = []
-    for result in (result for result in results if result.label.startswith(GRADIENT)):
-        found = {"to_paper": _share(cell, result), "at_tenth": shown(result.at_tenth)}
-        found["transfer"] = shown(result.transfer)
-        rows += [(f"{result.label}: {text}", asked, hoped, found[name]) for name, text, asked, hoped in ASKED]
-    free = [result for result in results if result.label != PAPER and not result.label.startswith(GRADIENT)]
-    fastest = min(free, key=lambda one: math.inf if one.to_paper is None else one.to_paper.mean.value, default=None)
-    if fastest is not None:
-        text, asked, hoped = ASKED_FREE
-        name = f"{label(fastest.label)}, the fastest without a gradient"
-        rows.append((f"{name}: {text}", asked, hoped, _share(cell, fastest)))
-    lines = [f"| {cell.title} | asked | hoped for | measured |", "|---|---|---|---|"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def _share(cell: Cell, result: Result) -> str:
-    """Images as a share of the budget: ``1/60``, with the images and their interval."""
-    if result.to_paper is None:
-        return ""
-    images = result.to_paper.mean.value
-    share = "not reached" if math.isinf(images) else f"1/{cell.images / images:.3g}"
-    return f"{share}: {shown_crossing(result.to_paper)}"
 
 
 def insert(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.errors import StudySpecError, TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
@@ -48,9 +48,10 @@ from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.api import Study
 from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.comparison import changed_since_finished, is_finished
 from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.plan import Plan, plans
-from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.study.resources import ObjectiveLoader, code_now
 from lcsc_opt.study.result import Result
 from lcsc_opt.study.running import run_plans
 from lcsc_opt.trajectory import Trajectory
@@ -222,6 +223,8 @@ def search(
             evaluations = _evaluations_in(total, chosen, loader, stored)
             content["budget"] = {"evaluations": evaluations}
             chosen = [plan.changed(budget=BudgetSpec(evaluations=evaluations)) for plan in chosen]
+        if not (accept_changes or resume or retry_failed):
+            _refuse_changed_code(chosen, stored)
         run_plans(
             chosen,
             url,
@@ -494,6 +497,22 @@ def _optimizers(
             f"optimizers: expected names, or mappings from names to options, got {excerpt(optimizers)}"
         )
     return list(optimizers)
+
+
+def _refuse_changed_code(plans: Sequence[Plan], stored: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to return what was found by other functions.
+
+    Raises:
+        StudyStoreError: the file of a function has changed since a study finished.
+    """
+    for plan in plans:
+        attributes = stored.get(plan.name)
+        if attributes is not None and is_finished(plan, attributes):
+            changed = changed_since_finished(plan, attributes, code_now(plan))
+            if changed is not None:
+                raise StudyStoreError(
+                    f"{changed}. Give the new search another name, or accept_changes=True for what the old one found"
+                )
 
 
 def _evaluations_in(

@@ -198,7 +198,7 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
 
 
 def changed_since_finished(plan: Plan, stored: Attributes, code: Mapping[str, str]) -> str | None:
-    """What to say of a finished study whose ``code`` (name → digest) is another one now; ``None`` if it is the same.
+    """That a finished study's ``code`` (name → digest) is another one now; ``None`` if it is the same.
 
     Code that is not among these files counts as unchanged.
     """
@@ -206,7 +206,7 @@ def changed_since_finished(plan: Plan, stored: Attributes, code: Mapping[str, st
     changed = "; ".join(_code_changes(stored_code, {**stored_code, **code}))
     if not changed:
         return None
-    return f"{plan.name}: finished before this changed: {changed}. lcsc run FILE name=... starts a new search"
+    return f"{plan.name}: finished before this changed: {changed}"
 
 
 def accepted_changes(

@@ -108,7 +108,7 @@ class Run:
         if stored is not None and is_finished(plan, stored) and not self._retry_failed:
             changed = changed_since_finished(plan, stored, code_now(plan))
             if changed is not None:
-                notice(changed)
+                notice(f"{changed}. lcsc run FILE name=... starts a new search")
         if self._storage is not None and stored is not None and self._is_finished(plan, stored):
             return _finished(plan, stored, self._storage)
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Every row of the table in ``docs/formats.md`` is run as it is printed, on files of that format."""
+"""The checkpoints of every row of the table in ``docs/formats.md`` are packed, on files of that format."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from tests.trajectory.trajectory_examples import same_bits
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
-def rows(table: str = "Checkpoints", command: str = "lcsc trajectory pack") -> dict[str, str]:
-    """First cell → such a command in the last cell, of the table under a heading."""
-    section = PAGE.read_text().split(f"\n## {table}\n")[1].split("\n## ")[0]
+def rows(table: str) -> dict[str, str]:
+    """First cell → last cell, of the first table under a heading."""
+    section = PAGE.read_text().split(f"\n## {table}\n")[1].split("\n## ")[0].split("\n### ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
-    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:] if command in row[-1]}
+    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:]}
 
 
-def as_a_shell_would(command: str) -> list[str]:
-    """The arguments behind ``lcsc``, with patterns replaced by the files that they match."""
-    program, *arguments = shlex.split(command)
-    assert program == "lcsc"
-    return [name for a in arguments for name in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
+def as_a_shell_would(arguments: str) -> list[str]:
+    """The arguments, with patterns replaced by the files that they match."""
+    return [name for a in shlex.split(arguments) for name in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
 
 
 def test_page_and_examples_name_the_same_formats():
-    assert rows().keys() == set(checkpoint_examples.NAMES)
+    assert rows("Checkpoints").keys() == set(checkpoint_examples.NAMES)
 
 
 @pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning", "ignore::Warning:lightning_fabric")
@@ -40,7 +38,8 @@ def test_page_and_examples_name_the_same_formats():
 def test_example_of_the_page_packs_these_weights(name, workplace, monkeypatch, capsys):
     written = checkpoint_examples.write(name, workplace / "run")
     monkeypatch.setattr(sys, "argv", ["lcsc"])
-    assert lcsc(as_a_shell_would(rows()[name])) == 0, capsys.readouterr().err
+    checkpoints = as_a_shell_would(rows("Checkpoints")[name])
+    assert lcsc(["trajectory", "pack", *checkpoints, "-o", "run.trajectory"]) == 0, capsys.readouterr().err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == checkpoint_examples.STEPS
     for index, step in enumerate(trajectory.steps):

@@ -158,6 +158,11 @@ print(result.name, len(result.studies[1].trials))
     assert "other processes cannot import build (build) and score (score)" in script_process(script, "8", "2").err
     script.write_text(text.replace("- 5", "- 50"))
     assert "changed since it began: my_search changed" in script_process(script, "8", "1").err
+    ended = script_process(script, "6", "1")
+    assert "finished before this changed: my_search changed. Give the new search another name" in ended.err
+    assert ended.out == "", "no answer of the old function"
+    script.write_text(script.read_text().replace("budget=", "accept_changes=True, budget="))
+    assert script_process(script, "6", "1").out == "score 6\n"
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(

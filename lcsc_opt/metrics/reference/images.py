@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 
 NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
 """Formats that Pillow registers and leaves to other programs."""
@@ -48,12 +49,13 @@ UNREADABLE = (
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
-DATASETS = {  # name → class in torchvision, and whether it is the part for training
+_OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part for training
     f"{kind}-{split}".lower(): (kind, split == "train")
     for kind in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
     for split in ("train", "test")
 }
-"""The data sets of torchvision that hold all images in one array, and check the MD5 of their files."""
+DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
+"""The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two updates of the progress bar
 NAMED = 3  # names that one message lists
@@ -145,12 +147,17 @@ class ImageSet:
 
     @classmethod
     def of_dataset(cls, name: str, *, root: Path) -> ImageSet:
-        """The images of one of :data:`DATASETS`, which torchvision stores in ``root``, and downloads if necessary.
+        """The images of one of :data:`DATASETS`; torchvision stores its own in ``root``, and downloads what is missing.
 
         Raises:
             MetricError: its files cannot be downloaded, or are broken.
         """
-        kind, train = DATASETS[name.lower()]
+        name = name.lower()
+        if name not in _OF_TORCHVISION:
+            images, _ = bundled_images(cast("Bundled", name))
+            pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+            return cls.of_array(pixels, source=name)
+        kind, train = _OF_TORCHVISION[name]
         try:
             dataset = getattr(import_extra("torchvision.datasets"), kind)(str(root), train=train, download=True)
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: missing, or with another MD5

@@ -11,6 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.reference.images import ImageSet, image_suffixes
 from tests.metrics import examples
 
@@ -255,6 +256,14 @@ def test_grey_datasets_have_one_channel(tmp_path, monkeypatch, datasets):
     stored = SimpleNamespace(data=torch.from_numpy(grey[..., 0]))
     monkeypatch.setattr(datasets, "MNIST", lambda root, *, train, download: stored)
     assert np.array_equal(all_bytes(ImageSet.of_dataset("mnist-test", root=tmp_path)), grey)
+
+
+def test_bundled_images_are_a_data_set(tmp_path):
+    letters = ImageSet.of_dataset("characters", root=tmp_path)
+    images, _ = bundled_images("characters")
+    assert letters.count == len(images)
+    [first] = (batch for batch in letters.batches(len(images)))
+    assert torch.allclose(first, images, atol=1 / 127), "as they are saved"
 
 
 def test_a_dataset_that_was_changed_is_downloaded_and_never_unpickled(tmp_path, monkeypatch, datasets):
