@@ -39,6 +39,7 @@ ORIGINS = ["http://evil.example", "null", "http://127.0.0.1:9999", "http://local
         *(("/", "GET", {"Host": name}, 403) for name in ELSEWHERE),
         *((CALLBACK, method, {"Origin": name}, 403) for name in ORIGINS for method in ("GET", "POST")),
         (CALLBACK, "POST", {"Origin": f"http://{HOST}", "Sec_Fetch_Site": "same-origin"}, 200),
+        (CALLBACK, "POST", {"Sec_Fetch_Site": "same-origin"}, 200),  # through a proxy that leaves the Origin out
         ("/", "GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
         ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 200),
         ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
