@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,27 +45,39 @@ class Way:
         return len(functions), len({file for file, _ in functions})
 
 
-def test_the_way_of_a_function_from_the_command_to_a_trial(
-    typed: Typed, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workplace / "distance.py").write_text("def distance(a):\n    return float(((a - 0.1) ** 2).sum())\n")
-    (workplace / "quick.yaml").write_text(STUDY)
-    way = Way()
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    """Counts until the test ends."""
+    counting = Way()
     ask = runner.Search._ask
 
     def counted(search: runner.Search) -> Any:
-        way.asks += 1
+        counting.asks += 1
         return ask(search)
 
     monkeypatch.setattr(runner.Search, "_ask", counted)
-    sys.setprofile(way)
-    try:
-        typed("run", "quick.yaml")
-    finally:
-        sys.setprofile(None)
-    first, trial = way.counts(0), way.counts(3)
-    counted_now = f"to the first ask {first[0]} functions in {first[1]} files; a trial {trial[0]} in {trial[1]}"
-    assert first[0] <= 275, counted_now
-    assert first[1] <= 50, counted_now
-    assert trial[0] <= 75, counted_now
-    assert trial[1] <= 25, counted_now
+    sys.setprofile(counting)
+    yield counting
+    sys.setprofile(None)
+
+
+def test_the_way_of_a_function_from_the_command_to_a_trial(typed: Typed, workplace: Path, way: Way) -> None:
+    (workplace / "distance.py").write_text("def distance(a):\n    return float(((a - 0.1) ** 2).sum())\n")
+    (workplace / "quick.yaml").write_text(STUDY)
+    typed("run", "quick.yaml")
+    assert_at_most(way.counts(0), functions=260, files=46)
+    assert_at_most(way.counts(3), functions=70, files=21)
+
+
+@pytest.mark.slow
+def test_the_way_of_the_demo_from_the_command_to_a_trial(typed: Typed, workplace: Path, way: Way) -> None:
+    shorter = ("objective.settings.images=65", "budget.evaluations=3", "held_out.images=65", "held_out.top=1")
+    typed("run", "demo", *shorter)
+    assert_at_most(way.counts(0), functions=610, files=87)
+    assert_at_most(way.counts(2), functions=205, files=50)  # of the grid
+    assert_at_most(way.counts(max(way.entered) - 1), functions=250, files=52)  # with the gradient
+
+
+def assert_at_most(counted: tuple[int, int], *, functions: int, files: int) -> None:
+    assert counted[0] <= functions, counted
+    assert counted[1] <= files, counted
