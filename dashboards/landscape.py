@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.views import number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.theme import empty_figure
-from lcsc_opt.views.landscape import Landscape
+from lcsc_opt.views.landscape import CAPTION, Landscape
 
 
 def is_empty(storage: RDBStorage) -> bool:
@@ -60,6 +60,7 @@ def _content() -> list[Any]:
         html.Div([parts.field("Landscape", dcc.Dropdown(id="landscape", clearable=False))], className="controls"),
         parts.graph("plane", label="The loss on the plane through three models, with candidates"),
         parts.section("Named points", html.Div(id="points")),
+        html.P(CAPTION, className="note"),
         html.P(
             "The plane and the searches are evaluated on the same noise, so the lowest values are optimistically "
             "biased: lcsc evaluate measures a study's answer on held-out noise.",

@@ -20,6 +20,7 @@ from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views import number
 from lcsc_opt.views.curves import thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style, with_alpha
@@ -27,7 +28,7 @@ from lcsc_opt.views.figures.theme import GREY, Theme, empty_figure, inert, style
 MOST_CANDIDATES = 150  # of one study
 _COLOUR_TICKS = 6
 _OUTLINE = {"width": 1.5, "color": "#FFFFFF"}
-_CAPTION = "Candidates are drawn at the nearest point of the plane, whose loss differs from theirs."
+CAPTION = "Candidates are drawn at the nearest point of the plane, whose loss differs from theirs."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +60,7 @@ class Point:
     @property
     def text(self) -> str:
         """The name with the loss, as plotly shows it."""
-        if self.loss is None:
-            return inert(self.name)
-        return inert(f"{self.name}: {self.loss:.4g}")
+        return inert(f"{self.name}: {number(self.loss)}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -197,33 +196,31 @@ class Landscape:
         name = self.study.study
         if np.isnan(self.values).all():
             return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc run", theme)
-        first, second, third = (inert(corner.name) for corner in self.corners)
-        title = f"{inert(self.metric)} on the plane through {first}, {second}, {third}"
+        _, second, third = (inert(corner.name) for corner in self.corners)
+        title = ""
         evaluated = len(self.study.finished)
         if evaluated < self.total:
-            title += f": {evaluated} of {self.total} points"
+            title = f"{evaluated} of {self.total} points"
         (left, right), (bottom, top) = self._ranges()
-        notes = []
+        marks = [_corners(self.corners)]
         if self.lowest is not None:
-            notes.append(_lowest_note(self.lowest))
+            marks.append(_lowest(self.lowest))
         panel = Panel(
-            [_contours(self), *_candidates(self.searches), _corners(self.corners)],
+            [_contours(self), *_candidates(self.searches), *marks],
             y=Axis(
-                f"y: from {first} (0) to {third} (1)",
+                f"y: to {third}",
                 options={"range": [bottom, top], "scaleanchor": "x", "constrain": "domain"},
             ),
             height=540,
-            notes=notes,
         )
         return draw(
             [panel],
-            x=Axis(f"x: from {first} (0) to {second} (1)", options={"range": [left, right], "constrain": "domain"}),
+            x=Axis(f"x: to {second}", options={"range": [left, right], "constrain": "domain"}),
             theme=theme,
             view=f"landscape/{name}",
-            title=f"{title}<br><sub>{_CAPTION}</sub>",
+            title=title,
             legend={"orientation": "h", "y": -0.12},
             hovermode="closest",
-            margin={"t": 110},
         )
 
     def _ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -308,29 +305,31 @@ def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
 
 
 def _corners(corners: Sequence[Point]) -> go.Scatter:
-    """The three models, joined."""
+    """The three models, joined; the first is the origin."""
     first = corners[0]
+    texts = [corner.text for corner in corners]
     return go.Scatter(
         x=[*(corner.x for corner in corners), first.x],
         y=[*(corner.y for corner in corners), first.y],
         mode="lines+markers+text",
         name="corners",
-        text=[*(corner.text for corner in corners), ""],
+        text=[*(inert(corner.name) for corner in corners), ""],
+        hovertext=[*texts, texts[0]],
         textposition=["bottom right", "bottom right", "top right", "middle center"],
         line={"width": 1, "dash": "dot", "color": GREY},
         marker={"symbol": "square", "size": 10, "color": GREY, "line": _OUTLINE},
-        hovertemplate="%{text}<extra></extra>",
+        hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
-def _lowest_note(lowest: Point) -> dict[str, Any]:
-    return {
-        "text": lowest.text,
-        "x": lowest.x,
-        "y": lowest.y,
-        "ax": 70,
-        "ay": -45,
-        "arrowhead": 2,
-        "bgcolor": "rgba(255,255,255,0.85)",
-        "font": {"color": "#000000"},
-    }
+def _lowest(lowest: Point) -> go.Scatter:
+    """The lowest point of the plane."""
+    return go.Scatter(
+        x=[lowest.x],
+        y=[lowest.y],
+        mode="markers",
+        name=inert(lowest.name),
+        marker={"symbol": "x", "size": 11, "color": GREY, "line": _OUTLINE},
+        hovertext=[lowest.text],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )

@@ -29,7 +29,7 @@ from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
-from lcsc_opt.views.landscape import Landscape
+from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 from lcsc_opt.views.tables import by_sampler, comparison_table, report_table
@@ -80,6 +80,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         trade_off=_trade_off(reader, experiment),
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
+        landscape_caption=CAPTION,
         images=images,
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,

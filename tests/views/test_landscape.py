@@ -16,7 +16,7 @@ from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.landscape import Landscape
+from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
 from tests.study_examples import STEPS, add_result, coefficients, write_study
@@ -125,7 +125,7 @@ def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage,
     page = write_report(storage, "digits", tmp_path / "digits.html").read_text()
     ranked, _, rest = page.partition("<h2>Landscape</h2>")
     assert "Landscape" not in ranked
-    assert rest.startswith("\n<h3>digits/Landscape/0</h3>")
+    assert rest.startswith(f'\n<p class="note">{CAPTION}</p>\n<h3>digits/Landscape/0</h3>')
     assert "<summary>digits/Landscape/0</summary>" not in rest
 
 
@@ -138,9 +138,9 @@ def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStora
     made = data.figure()
     (contour,) = [trace for trace in made.data if trace.type == "contour"]
     assert contour.colorbar.ticktext[-1] == f"{data.values.max():.3g}"
-    assert [trace.name for trace in made.data if trace.showlegend is not False] == ["EMA*", "LCSC", "corners"]
-    lowest = f"lowest on the plane: {data.values.min():.4g}"
-    assert [note.text for note in made.layout.annotations] == [lowest]
+    named = [trace.name for trace in made.data if trace.showlegend is not False]
+    assert named == ["EMA*", "LCSC", "corners", "lowest on the plane"]
+    assert made.data[-1].hovertext == (f"lowest on the plane: {data.values.min():.4g}",)
 
 
 def test_markup_is_inert(storage: RDBStorage) -> None:

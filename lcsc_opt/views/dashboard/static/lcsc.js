@@ -56,15 +56,19 @@
     pane.scrollTop = y * pane.scrollHeight - pane.clientHeight / 2;
   }
 
-  /* In a narrow figure the legend is below, a line for each name, and adds to its height. */
+  /* In a narrow figure the legend is below, a line for each name, and adds to its height. One whose axes have one scale
+     is as high as it is wide, and has no colour bar beside it. */
   const WIDE = 700;
   function legendBelow(figure, width) {
     const names = new Set(figure.data.filter(trace => trace.showlegend !== false).map(trace => trace.name));
     if (width >= WIDE || names.size < 2 || figure.layout.showlegend === false) return figure;
-    const layout = {...figure.layout, height: figure.layout.height + 22 * names.size};
+    const square = figure.layout.yaxis?.scaleanchor;
+    const height = square ? Math.min(figure.layout.height, width + 60) : figure.layout.height;
+    const data = square ? figure.data.map(trace => trace.colorbar ? {...trace, showscale: false} : trace) : figure.data;
+    const layout = {...figure.layout, height: height + 22 * names.size};
     layout.legend = {orientation: "h", entrywidth: 1, entrywidthmode: "fraction", x: 0, yref: "container", y: 0, yanchor: "bottom"};
     layout.margin = {...layout.margin, b: 60 + 22 * names.size};
-    return {...figure, layout};
+    return {...figure, data, layout};
   }
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
