@@ -293,10 +293,13 @@ class MetricRow:
 
     @property
     def change(self) -> str:
-        """``precision 0.621 → 0.517``: the baseline's value and the answer's."""
+        """``precision 0.621 → 0.517``: the baseline's value and the answer's; and whether a gain may be chance."""
         if self.baseline is None:
             return f"{self.metric} {self.value:.4g}"
-        return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
+        text = f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
+        if self.gain is not None and self.gain > 0 and not self.is_certain:
+            text += ", perhaps by chance"
+        return text
 
     def misses(self, bound: float) -> bool:
         """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %."""

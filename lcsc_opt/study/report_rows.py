@@ -324,10 +324,13 @@ def _advice(loss: MetricRow, doubted: Sequence[MetricRow], *, is_kept: bool) -> 
     """What the gain may be, and what to do before the answer is used."""
     if not loss.is_certain:
         return "neither gain is certain; measure with more --groups, or continue the search"
-    if doubted[0].cross_check:
+    worse = [row for row in doubted if row.gain is not None and row.gain <= 0]
+    if not worse:
+        return "measure both with more --groups, and compare their images before you use it"
+    if worse[0].cross_check:
         return "the gain may exist only in the loss's own features; compare the images of both before you use it"
     advice = "the loss gained at the cost of other metrics; compare the images of both before you use it"
-    could_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in doubted)
+    could_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in worse)
     if could_be_kept and not is_kept:
         advice += ", or search with keep: precision"
     return advice
