@@ -95,8 +95,9 @@ class Mergeable(Protocol):
     def merges_averages(self) -> bool:
         """Whether the checkpoints are running averages of their trainer."""
 
-    def trainer_ema(self) -> dict[str, Tensor] | None:
-        """The trainer's own average of the weights at the last checkpoint, name → tensor; ``None`` without one.
+    @property
+    def trainer_ema_sha256(self) -> str | None:
+        """Identifies the trainer's own average of the weights at the last checkpoint; ``None`` without one.
 
         Raises:
             TrajectoryError: the one that the user named cannot be read, or is of another model.

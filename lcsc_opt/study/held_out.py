@@ -37,7 +37,6 @@ from lcsc_opt.base.records import (
     SamplerTitle,
 )
 from lcsc_opt.base.study_file import HeldOutSpec
-from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.coefficients.profiles import default_origin, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric, sign_of
@@ -491,11 +490,11 @@ def _trained_models(objective: Objective) -> list[_Model]:
     """
     count = len(objective.steps)
     models = [_Model(LAST_CHECKPOINT, last_alone(count))]
-    average = None
+    sha256 = None
     if objective.trajectory is not None:
-        average = objective.trajectory.trainer_ema()
-    if average is not None:
-        models.append(_Model(TRAINER_EMA, last_alone(count + 1), weights_sha256=weights_sha256(average)))
+        sha256 = objective.trajectory.trainer_ema_sha256
+    if sha256 is not None:
+        models.append(_Model(TRAINER_EMA, last_alone(count + 1), weights_sha256=sha256))
     return models
 
 

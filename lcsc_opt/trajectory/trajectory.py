@@ -30,7 +30,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
 )
 from lcsc_opt.checkpoints.reading import average_beside, read_checkpoint
-from lcsc_opt.checkpoints.weights import difference
+from lcsc_opt.checkpoints.weights import difference, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
@@ -265,6 +265,12 @@ class Trajectory:
             notice(f"{self.sources[-1]}: {problem}; it is left out")
             return None
         return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in last.items()}
+
+    @functools.cached_property
+    def trainer_ema_sha256(self) -> str | None:
+        """The SHA-256 of :meth:`trainer_ema`; ``None`` without one. Raises TrajectoryError as that does."""
+        averages = self.trainer_ema()
+        return None if averages is None else weights_sha256(averages)
 
     def _read_average(self) -> StateDict | None:
         source = Path(self.sources[-1])
