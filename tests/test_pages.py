@@ -161,13 +161,10 @@ def test_every_key_of_a_study_file_exists(page: str) -> None:
 def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFixture[str]) -> None:
     if page == "docs/score.md":
         write_classifiers(checkpoints)
-    if page == "README.md":
-        (checkpoints / "objectives").symlink_to(ROOT / "objectives")
     names: dict[str, Any] = {"network": unet()}
     for kind, text, reason, file in blocks(page):
-        if reason is not None:
+        if reason is not None or (page, kind) == ("README.md", "python"):  # which another test runs
             continue
-        text = text.replace(*README_SHORTER)
         if kind == "yaml":
             content = parse_yaml(text)
             if "name" in content:
@@ -191,7 +188,7 @@ def test_every_block_runs(checkpoints: Path, page: str, capsys: pytest.CaptureFi
 
 
 def test_readme_begins_with_a_search_that_runs_as_a_script(workplace: Path, typed: Typed) -> None:
-    code = next(block.text for block in blocks("README.md") if block.kind == "python")
+    code = "\n".join(block.text for block in blocks("README.md") if block.kind == "python")
     assert README_SHORTER[0] in code
     code = code.replace(*README_SHORTER)
     (workplace / "objectives").symlink_to(ROOT / "objectives")
@@ -199,8 +196,6 @@ def test_readme_begins_with_a_search_that_runs_as_a_script(workplace: Path, type
     ran = script_process(workplace / "first.py")
     assert ran.status == 0, ran.err
     assert re.search(r"^EMA\* .*^last checkpoint ", ran.out, re.M | re.S), ran.out
-    again = script_process(workplace / "first.py")
-    assert again.out == ran.out, "it is finished"
     [command] = re.findall(r"`lcsc (export [^`]+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
     typed(*command.split())
 
