@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -255,10 +255,10 @@ def _warnings(
     elsewhere: _Compared | None,
 ) -> list[str]:
     """What does not hold: in other metrics, against the last checkpoint, in the second sampler, on unseen images."""
-    kept_bounds: Mapping[str, float | None] = {}
-    if not _is_grid(study):
+    possible: list[str | None] = []
+    if not _is_grid(study):  # what a grid finds is a baseline itself
         kept_bounds = kept_metric(study.attributes.get("specification") or {})
-    possible = [warning_of(found.rows, found.against_trained, kept=kept_bounds)]
+        possible.append(warning_of(found.rows, found.against_trained, kept=kept_bounds))
     if elsewhere is not None:
         rows_elsewhere = {rows[0].against: rows for rows in (elsewhere.rows, *elsewhere.against_trained)}
         for rows in (found.rows, *found.against_trained):
