@@ -254,7 +254,7 @@ def _warnings(
     found: _Compared,
     elsewhere: _Compared | None,
 ) -> list[str]:
-    """What does not hold: in other metrics, against the last checkpoint, in the second sampler, on unseen images."""
+    """What does not hold: in other metrics, against the trainer's models, in the second sampler, on unseen images."""
     possible: list[str | None] = []
     if not _is_grid(study):  # what a grid finds is a baseline itself
         kept_bounds = kept_metric(study.attributes.get("specification") or {})
