@@ -64,7 +64,7 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     assert lcsc(["run", str(file)]) == 0
     if form == "diffusers":
         unet().save_pretrained("model")
-    _, *arguments = shlex.split(rows("Exports")[form])
+    _, *arguments = shlex.split(rows("Exports", "example")[form])
     assert lcsc(arguments) == 0
     path = Path(arguments[arguments.index("-o") + 1])
     torch.testing.assert_close(load(path), merge(Trajectory.open("run.trajectory"), Recipe.read(path)))
