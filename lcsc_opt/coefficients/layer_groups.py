@@ -141,7 +141,7 @@ def _matched_groups(
 
 
 def advice_on_checkpoints(count: int) -> str | None:
-    """What to say to a user who keeps ``count`` checkpoints of a training; ``None`` if there is nothing to say.
+    """What to say to a user who keeps ``count`` checkpoints of a training run; ``None`` if there is nothing to say.
 
     The numbers are those of ``docs/training.md``.
     """

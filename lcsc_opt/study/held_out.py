@@ -328,7 +328,7 @@ def _model_of(study: StoredStudy, trial: FrozenTrial) -> _Model:
 
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same model once."""
+    """The ``top`` trials of lowest loss, the best first; only comparable losses, and the same model once."""
     distinct: dict[bytes, FrozenTrial] = {}
     by_loss = sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number))
     for trial in by_loss:
