@@ -25,7 +25,7 @@ def delete(
     from lcsc_opt.database.urls import masked
     from lcsc_opt.views.artifacts import files_of
 
-    database = open_database(storage, wanted=studies[0], write=True)
+    database = open_database(storage, database_of=studies[0], write=True)
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
     running = locked(database, studies)
     if running:

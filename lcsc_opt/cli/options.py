@@ -93,20 +93,20 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def chosen_storage(storage: str | None, wanted: str | None = None) -> str:
+def chosen_storage(storage: str | None, database_of: str | None = None) -> str:
     """The URL of ``--storage``, of the environment, of the study file in the working folder, or the default.
 
     Args:
         storage: the option.
-        wanted: a study or an experiment that is to be there: of several study files, that of its experiment decides.
+        database_of: a study or an experiment that is to be there; of several study files, its experiment's decides.
     """
     from lcsc_opt.base.study_file import storage_of_folder
     from lcsc_opt.database.urls import storage_url
 
-    return storage_url(storage, storage_of_folder(Path(), wanted))
+    return storage_url(storage, storage_of_folder(Path(), database_of))
 
 
-def open_database(storage: str | None, *, wanted: str | None = None, write: bool = False) -> RDBStorage:
+def open_database(storage: str | None, *, database_of: str | None = None, write: bool = False) -> RDBStorage:
     """The database of :func:`chosen_storage`; a missing one is not created.
 
     Raises:
@@ -115,7 +115,7 @@ def open_database(storage: str | None, *, wanted: str | None = None, write: bool
     from lcsc_opt.database.connection import open_storage
     from lcsc_opt.database.urls import is_there
 
-    url = chosen_storage(storage, wanted)
+    url = chosen_storage(storage, database_of)
     if not is_there(url):
         write = False  # opening to read reports a missing one
     return open_storage(url, write=write)
@@ -129,4 +129,4 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     """
     from lcsc_opt.database.store import StoredStudy
 
-    return StoredStudy.open(open_database(storage, wanted=name, write=write), name)
+    return StoredStudy.open(open_database(storage, database_of=name, write=write), name)

@@ -57,7 +57,7 @@ def compare(
         raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
     if plot is not None:
         _check_plot(plot, axis)
-    reader = HistoryReader(open_database(storage, wanted=experiment))
+    reader = HistoryReader(open_database(storage, database_of=experiment))
     with reader.at_one_moment():
         points = points_of(reader, experiment)
     studies = [study for point in points.values() for study in point]
@@ -169,7 +169,7 @@ def report(
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(open_database(storage, wanted=experiment), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(open_database(storage, database_of=experiment), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 

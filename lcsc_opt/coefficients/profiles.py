@@ -162,20 +162,20 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     if coefficients.shape != (len(steps),) or len(steps) < 2:
         return None
     is_used = np.abs(coefficients) > _COARSE
-    rows_used = int(np.count_nonzero(is_used))
-    last_ones = f"all {rows_used}" if rows_used == len(steps) else f"the last {rows_used}"
-    if np.allclose(coefficients, is_used / rows_used, atol=_COARSE):
-        if rows_used == 1 and is_used[-1]:
+    count_used = int(np.count_nonzero(is_used))
+    last_ones = f"all {count_used}" if count_used == len(steps) else f"the last {count_used}"
+    if np.allclose(coefficients, is_used / count_used, atol=_COARSE):
+        if count_used == 1 and is_used[-1]:
             return "last checkpoint"
-        if rows_used == 1:
+        if count_used == 1:
             return f"step {steps[int(is_used.argmax())]}"
-        if is_used[-rows_used:].all():
+        if is_used[-count_used:].all():
             return f"average of {last_ones}"
-        return f"average of {rows_used}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), rows_used), atol=_COARSE):
+        return f"average of {count_used}"
+    if np.allclose(coefficients, decay_coefficients(len(steps), count_used), atol=_COARSE):
         return f"1-sqrt over {last_ones}"
     name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
-    return name or _extrapolated_name(coefficients, rows_used)
+    return name or _extrapolated_name(coefficients, count_used)
 
 
 def _ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
@@ -201,12 +201,12 @@ def _power_ema_name(coefficients: Coefficients, steps: Sequence[int]) -> str | N
     return None
 
 
-def _extrapolated_name(coefficients: Coefficients, rows_used: int) -> str | None:
-    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`; what lies before the last ones has no name."""
-    if rows_used == 0 or rows_used % 2:
+def _extrapolated_name(coefficients: Coefficients, count_used: int) -> str | None:
+    """``last 4, extrapolated by 0.5``: of :func:`extrapolated_average`, if that leads away from earlier checkpoints."""
+    if count_used == 0 or count_used % 2:
         return None
-    last = rows_used // 2
-    extrapolation = -float(coefficients[-rows_used:-last].sum())
+    last = count_used // 2
+    extrapolation = -float(coefficients[-count_used:-last].sum())
     if extrapolation < 0:
         return None
     if not np.allclose(coefficients, extrapolated_average(len(coefficients), last, extrapolation)):

@@ -231,7 +231,7 @@ class MetricSuiteBuilder:
         """
         references: dict[str, Reference] = {}
         for name in self._extractors:
-            references[name] = self._search_reference(name, device, batch_size, folder)
+            references[name] = self._reference_of(name, device, batch_size, folder)
 
         def report_references() -> dict[str, Reference]:
             loss_references = {name: references[name] for name in suite.extractors}
@@ -251,14 +251,14 @@ class MetricSuiteBuilder:
         )
         return suite
 
-    def _search_reference(
+    def _reference_of(
         self,
         name: str,
         device: torch.device | str,
         batch_size: int,
         folder: Path,
     ) -> Reference:
-        """The reference of one extractor or reward, with only what the metrics of the settings need."""
+        """The reference of an extractor or reward that the settings name, with only what their metrics need."""
         reward = self._rewards.get(name)
         if reward is not None:
             return Reference(find_reward(reward))

@@ -34,8 +34,8 @@ from lcsc_opt.optimizers.parametrization import (
     steps_of,
 )
 
-_Free = npt.NDArray[np.float64]
-"""``[d]`` or ``[S, d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
+_Floats = npt.NDArray[np.float64]
+"""``[d]`` or ``[S, d]``: a free vector of the space, affine for a plain array ``[K]``; or components along directions."""
 
 # Adam's beta_1 and beta_2: shorter than usual, since a search has only some hundred steps.
 _MOMENTUM = 0.8
@@ -179,24 +179,24 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._budget_left -= images if self._budget_in_images else 1
 
     def _check_is_due(self) -> bool:
-        """Whether the checks' share of images allows a check now, or it is the last one of the budget.
+        """Whether to ask for a check now: a plain evaluation of the average of the iterates.
 
-        The last one is made even if no step was told yet, as with many workers; else the study would end without a
-        loss that compares.
+        The checks' share of images has to allow it, or it is the last one of the budget. The last one is made even if
+        no step was told yet, as with many workers; else the study would end without a comparable loss.
         """
-        check_cost = self._check_images or 1
         if self._budget_left is not None and self._budget_left > 0:
-            price = self._check_price
+            taken = self._taken_by_check
             # only the last check is still to come: one now would leave no budget for steps before it
-            if self._budget_left <= 2 * price:
-                return self._budget_left <= price and self._cost_since_check > 0
+            if self._budget_left <= 2 * taken:
+                return self._budget_left <= taken and self._cost_since_check > 0
         if self._path.steps == 0:
             return False
-        cost_with_check = self._cost_since_check + check_cost
-        return bool(check_cost <= self._options["checks"] * cost_with_check)
+        check_images = self._check_images or 1
+        with_check = self._cost_since_check + check_images
+        return bool(check_images <= self._options["checks"] * with_check)
 
     @property
-    def _check_price(self) -> int:
+    def _taken_by_check(self) -> int:
         """What a plain evaluation takes from the budget."""
         if self._budget_in_images:
             return self._check_images or 1
@@ -269,10 +269,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._path.free = free
             self._path.average = free
 
-    def _internal_provide_recommendation(self) -> _Free:
+    def _internal_provide_recommendation(self) -> _Floats:
         """The average of the iterates, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._space.to_coefficients(self._path.average))
-        data: _Free = child.get_standardized_data(reference=self.parametrization)
+        data: _Floats = child.get_standardized_data(reference=self.parametrization)
         return data
 
 
@@ -333,13 +333,13 @@ class _Path:
         free_gradient = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
         slopes = self._by_row(_onto_directions, free_gradient)
         self.steps += 1
-        ratio = self._adam.ratio(slopes)
+        ratio = self._adam.updated_ratio(slopes)
         size = self._step_size / (1 + _DELAY * delay)
         moved = self.free - size * self._by_row(_along_directions, ratio)
         self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
-    def _by_row(self, product: Callable[[_Free, _Free], _Free], rows: _Free) -> _Free:
+    def _by_row(self, product: Callable[[_Floats, _Floats], _Floats], rows: _Floats) -> _Floats:
         """The product of the directions and each row. No BLAS: its bits depend on its threads."""
         row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
         return np.stack(row_products) if rows.ndim > 1 else row_products[0]
@@ -360,15 +360,18 @@ class _Adam:
         self._steps = 0
         self._since_forgotten = 0
 
-    def ratio(self, slopes: _Free) -> _Free:
-        """How far to go against each slope, in step sizes; about 1 where slopes have one sign and size."""
+    def updated_ratio(self, slopes: _Floats) -> _Floats:
+        """Take in the slopes along the directions; how far to go against each, in step sizes.
+
+        That is about 1 where slopes have had one sign and size.
+        """
         self._steps += 1
         self._since_forgotten += 1
         self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
         self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
         mean = self._momentum / (1 - _MOMENTUM**self._since_forgotten)
         spread = np.sqrt(self._square / (1 - _MEMORY**self._steps))
-        ratio: _Free = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        ratio: _Floats = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
         return ratio
 
     def forget_momentum(self) -> None:
@@ -377,19 +380,19 @@ class _Adam:
         self._since_forgotten = 0
 
 
-def _onto_directions(directions: _Free, free: _Free) -> _Free:
+def _onto_directions(directions: _Floats, free: _Floats) -> _Floats:
     """``[d, K - 1]`` and a vector ``[d]`` → its components along the directions, ``[K - 1]``."""
-    components: _Free = (directions * free[:, None]).sum(axis=0)
+    components: _Floats = (directions * free[:, None]).sum(axis=0)
     return components
 
 
-def _along_directions(directions: _Free, components: _Free) -> _Free:
+def _along_directions(directions: _Floats, components: _Floats) -> _Floats:
     """``[d, K - 1]`` and components ``[K - 1]`` → the vector ``[d]``."""
-    vector: _Free = (directions * components).sum(axis=1)
+    vector: _Floats = (directions * components).sum(axis=1)
     return vector
 
 
-def _free_directions(space: CoefficientSpace, cosines: _Free) -> _Free:
+def _free_directions(space: CoefficientSpace, cosines: _Floats) -> _Floats:
     """``[d, K - 1]``: how the free vector, that of any row, changes with one unit of each cosine direction."""
     origin = space.to_coefficients(np.zeros(space.shape))
     zero = space.to_free(origin)
