@@ -35,7 +35,7 @@ from lcsc_opt.optimizers.parametrization import (
 )
 
 _Floats = npt.NDArray[np.float64]
-"""``[d]`` or ``[S, d]``: a free vector of the space, affine for a plain array ``[K]``; or components along directions."""
+"""``[d]`` or ``[S, d]``: a free vector of the space, affine for a plain array; or components along directions."""
 
 # Adam's beta_1 and beta_2: shorter than usual, since a search has only some hundred steps.
 _MOMENTUM = 0.8
