@@ -59,7 +59,7 @@ NAMES = tuple(f"model/{optimizer}/{seed}" for optimizer in ("OnePlusOne", "CMA")
 
 def grown_folder(folder: Path, *, kills: int) -> Found:
     """A study's folder of checkpoints grows, a file is touched, all is moved; ``lcsc run`` is killed."""
-    begun, resume = _place(folder / "grown"), ("resume", NAMES[0], "--budget", "40")
+    begun, resume = _place(folder / "grown"), ("run", NAMES[0], "--budget", "40")
     _call(begun, "run", "study.yaml")
     expected = _undisturbed(begun, resume)
     Child(functools.partial(_save, begun / "runs", (70, 80))).value()
