@@ -19,6 +19,7 @@ not clipped. If it has parameters of these names, it also gets
 * ``labels``: the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
 * ``nfe``: the number of model calls per image; counted if it is not given;
 * ``draw``: ``draw(1)``, ``draw(2)``, … return more noise of the same shape, for samplers that add noise in every step.
+  A sampler's own ``torch.randn`` is seeded, too, but its numbers depend on the batch size.
 
 ``also: {sampler_settings: {steps: 50}, nfe: 50}`` is a second way to sample, in which reports measure the answer once
 more.

@@ -19,7 +19,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
-from lcsc_opt.trajectory.continuing import start_on_all, steps_after
+from lcsc_opt.trajectory.continuing import start_on_all, steps_after, written_again
 from lcsc_opt.trajectory.packing import open_request
 
 
@@ -84,6 +84,15 @@ class CheckpointsAlone(Objective):
         if rows is not None:
             alone.merge_in_rows(rows)
         return alone
+
+
+def checkpoints_written_again(study: StoredStudy) -> bool:
+    """Whether the files of a study's checkpoints are others by now, by their sizes and times."""
+    context = _context(study)
+    if context is None or context.checkpoints is None:
+        return False
+    request = _request(study.attributes["specification"]["objective"]["settings"], context)
+    return request is not None and written_again(request, context.checkpoints)
 
 
 def new_checkpoints(study: StoredStudy) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,21 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Noise
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While this is open, torch's random numbers are those of a seed. Those of the caller stay what they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 class FunctionSampler(NetworkSampler):
@@ -28,8 +38,9 @@ class FunctionSampler(NetworkSampler):
     on the device, and returns images ``[N, C, H, W]``, nominally in [-1, 1] and best not clipped: networks of metrics
     see them clipped, and reports say how much that changes. If there are labels, it
     also gets ``labels``, the classes ``[N]``; if it has parameters of these names, ``nfe`` and ``draw``. ``draw(1)``,
-    ``draw(2)``, … give more noise of the same shape, for samplers that add noise in every step. It must draw no other
-    random numbers and remember nothing: images would no longer depend only on their index.
+    ``draw(2)``, … give more noise of the same shape, for samplers that add noise in every step. It must remember
+    nothing. Torch's own random numbers are seeded before each call, so the same images come again; but unlike those of
+    ``draw`` they depend on the batch size, too.
 
     Args:
         model: gets the merged weights.
@@ -113,6 +124,8 @@ class FunctionSampler(NetworkSampler):
         if self._takes_draw:
             options["draw"] = draw
         with contextlib.ExitStack() as stack:
+            own_seed = derive_seed(self.noise.seed, "own", noise.group, noise.seed, start)
+            stack.enter_context(_seeded(own_seed, device))
             stack.enter_context(self._network.arithmetic())
             # restores grad mode, if the function changes it
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))

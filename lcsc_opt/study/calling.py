@@ -41,15 +41,17 @@ from lcsc_opt.base.study_file import (
 )
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.connection import open_existing
+from lcsc_opt.database.connection import open_existing, reading
 from lcsc_opt.database.names import is_ranked, split_name
-from lcsc_opt.database.store import our_studies
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
+from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.api import Study
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import changed_since_finished, is_finished
 from lcsc_opt.study.defaults import completed
+from lcsc_opt.study.opening import larger_report
 from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader, code_now
 from lcsc_opt.study.result import Result
@@ -99,6 +101,7 @@ def search(
     held_out_metrics: Sequence[str] | None = None,
     weights: Mapping[str, str] | None = None,
     select: Mapping[str, Any] | None = None,
+    key: str | None = None,
     batch_size: int | str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -160,6 +163,7 @@ def search(
         held_out_metrics: of the report; by default precision, recall and a cross-check.
         weights: extractor → the file of its weights.
         select: which checkpoints, as ``{"last": 50}``.
+        key: which state dict of each file, as ``model`` beside ``ema``; by default the only one, or the only average.
         batch_size: of sampling; ``auto`` halves it whenever memory runs out.
         device: ``auto`` (the default), ``cpu``, ``cuda``, ``cuda:1`` …
         dtype: of the network: ``fp32`` (the default), ``bf16`` or ``fp16``.
@@ -185,6 +189,7 @@ def search(
             "held_out_metrics": held_out_metrics,
             "weights": weights,
             "select": select,
+            "key": key,
             "batch_size": batch_size,
             "device": device,
             "dtype": dtype,
@@ -224,7 +229,7 @@ def search(
             content["budget"] = {"evaluations": evaluations}
             chosen = [plan.changed(budget=BudgetSpec(evaluations=evaluations)) for plan in chosen]
         if not (accept_changes or resume or retry_failed):
-            _refuse_changed_code(chosen, stored)
+            _refuse_changes(chosen, stored, url)
         run_plans(
             chosen,
             url,
@@ -499,20 +504,27 @@ def _optimizers(
     return list(optimizers)
 
 
-def _refuse_changed_code(plans: Sequence[Plan], stored: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to return what was found by other functions.
+def _refuse_changes(plans: Sequence[Plan], stored: Mapping[str, Mapping[str, Any]], url: str) -> None:
+    """Refuse to return what was found by other functions or in other checkpoints.
 
     Raises:
-        StudyStoreError: the file of a function has changed since a study finished.
+        StudyStoreError: the file of a function, or checkpoints, changed since a study finished.
     """
     for plan in plans:
         attributes = stored.get(plan.name)
-        if attributes is not None and is_finished(plan, attributes):
-            changed = changed_since_finished(plan, attributes, code_now(plan))
-            if changed is not None:
-                raise StudyStoreError(
-                    f"{changed}. Give the new search another name, or accept_changes=True for what the old one found"
-                )
+        if attributes is None or not is_finished(plan, attributes):
+            continue
+        changed = changed_since_finished(plan, attributes, code_now(plan))
+        with reading(url) as storage:
+            if changed is None and checkpoints_written_again(StoredStudy.open(storage, plan.name)):
+                changed = f"{plan.name}: finished before its checkpoints were written again"
+        if changed is not None:
+            raise StudyStoreError(
+                f"{changed}. Give the new search another name, or accept_changes=True to return what the old one found"
+            )
+        smaller = larger_report(plan, attributes)
+        if smaller:
+            notice(f"{plan.name}: finished already{smaller}")
 
 
 def _evaluations_in(

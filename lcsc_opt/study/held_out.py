@@ -155,7 +155,7 @@ def score_last_checkpoint(
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     models = _trained_models(objective)
     lines = []
-    with progress(f"{study.name} {LAST_CHECKPOINT}", len(models)) as advance:
+    with progress(f"{study.name} as trained", len(models)) as advance:
         measurements = _Measurements(study, plan, evaluate, objective.reported_metrics().signs, advance)
         for model in models:
             try:
@@ -230,6 +230,7 @@ def score_held_out(
                 elsewhere = _Compared.of(answer, models, measurements, reported)  # the bound is not of this sampler
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
+        advance(0, note=f"{sign_of(study.attributes) * found.answer.loss:.4g}")  # the bar ends on the answer's number
     warnings = _warnings(study, trials, samplers, found, elsewhere)
     also = None
     if elsewhere is not None:

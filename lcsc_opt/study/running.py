@@ -13,13 +13,14 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.study_file import SpaceSpec, StudySpec
+from lcsc_opt.base.study_file import OptimizerSpec, SpaceSpec, StudySpec
 from lcsc_opt.database.connection import open_existing, open_storage
+from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import files_directory, masked
-from lcsc_opt.objective.checkpoints_alone import new_checkpoints
+from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again, new_checkpoints
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
@@ -237,7 +238,8 @@ def plans_of(
 
     @functools.cache
     def objective() -> Objective:
-        plan = Plan(specs[0], directory, files=files).changed(space=SpaceSpec())
+        grid = (OptimizerSpec(name=EMA_GRID),)  # which has the checkpoints that the experiment was begun with
+        plan = Plan(specs[0], directory, files=files).changed(space=SpaceSpec(), optimizers=grid)
         return objectives.load(plan, stored())
 
     complete: list[StudySpec] = []
@@ -343,7 +345,12 @@ def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
     line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has nothing more to ask"
-    new = "" if plan.is_grid else new_checkpoints(StoredStudy.open(storage, plan.name))
+    if plan.is_grid:
+        return line
+    study = StoredStudy.open(storage, plan.name)
+    if checkpoints_written_again(study):
+        line += f"; its checkpoints were written again since, which lcsc run {plan.name} name=NEW searches"
+    new = new_checkpoints(study)
     return f"{line}; {new}" if new else line
 
 

@@ -56,6 +56,20 @@ def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int
     return [step for step in steps if step > checkpoints.steps[-1] and (last_step is None or step <= last_step)]
 
 
+def written_again(request: PackRequest, checkpoints: KnownCheckpoints) -> bool:
+    """Whether the files of a study's checkpoints have another size or time than when they were packed; none is read."""
+    path = request.packed_path
+    if path is not None:
+        return Trajectory.holding(path, checkpoints) is None
+    packed = find_packed(request.folder, checkpoints)
+    if packed is None or not _came_after(request, packed.path):
+        return False
+    study_sources = {step: path for step, path in request.sources_if_any().items() if step in checkpoints.steps}
+    if len(study_sources) < len(checkpoints.steps):
+        return False
+    return Trajectory.holding(request.path_of(study_sources), checkpoints) is None
+
+
 def start_on_all(request: PackRequest, study: str) -> str:
     """The command that searches all checkpoints that are there by now, from the best coefficients of a study."""
     command = f"lcsc run {study} name=NEW start={study}"

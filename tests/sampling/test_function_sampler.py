@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.sampling import FunctionSampler, ImageNoise, NetworkSettings
 
 NOISE = ImageNoise(0)
@@ -35,6 +35,18 @@ def test_images_are_what_the_function_makes_of_the_noise() -> None:
     sampler.load({"weight": torch.full((1, 1, 1, 1), -0.5), "bias": torch.zeros(1)})
     assert torch.allclose(sampler.sample(SEARCH, 3, 9), -expected)
     assert sampler.nfe == 2
+
+
+def test_the_functions_own_random_numbers_are_those_of_the_images() -> None:
+    sampler = make(lambda model, noise: model(noise) + 0.1 * torch.randn_like(noise))
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    images = sampler.sample(SEARCH, 0, 5)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's are not used up"
+    torch.randn(3)
+    assert torch.equal(sampler.sample(SEARCH, 0, 5), images)
+    own = [sampler.sample(noise, 0, 5) - 0.5 * NOISE.batch(noise, 0, 5, SHAPE) for noise in (SEARCH, HELD_OUT)]
+    assert not torch.allclose(own[0], own[1]), "another group of noise has others"
 
 
 @pytest.mark.parametrize(("scale", "instead"), [(1, "2 * images - 1"), (1.2, "2 * images - 1"), (255, "127.5 - 1")])

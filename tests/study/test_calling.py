@@ -165,6 +165,33 @@ print(result.name, len(result.studies[1].trials))
     assert script_process(script, "6", "1").out == "score 6\n"
 
 
+def test_what_was_found_in_other_checkpoints_is_no_answer(workplace: Path) -> None:
+    script = workplace / "my_search.py"
+    script.write_text("""
+import sys, torch, lcsc_opt
+
+def build():
+    return torch.nn.Linear(2, 1, bias=False)
+
+def score(net):
+    return (net.weight[0, 1] - 5) ** 2
+
+accepted = sys.argv[1] == "accepted"
+result = lcsc_opt.search("runs/*.pt", build=build, score=score, budget=4, accept_changes=accepted)
+print(len(result.studies))
+""")
+    for run in (1, 2):
+        (workplace / "runs").mkdir(exist_ok=True)
+        for step in (1, 2, 3):
+            torch.save({"weight": torch.tensor([[0.0, run * step]])}, workplace / "runs" / f"model{step}.pt")
+        if run == 1:
+            assert [script_process(script, "new").out for _ in range(2)] == ["2\n"] * 2
+    ended = script_process(script, "new")
+    assert "finished before its checkpoints were written again. Give the new search another name" in ended.err
+    assert ended.out == ""
+    assert script_process(script, "accepted").out == "2\n"
+
+
 def test_functions_of_a_module_make_a_study_file_that_continues(
     workplace: Path, search: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

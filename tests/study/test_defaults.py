@@ -111,5 +111,6 @@ def test_a_short_study_file_runs_and_a_dry_run_says_what_was_chosen(typed: Typed
     shown = typed("run", file, "~optimizers", "--dry-run").out.splitlines()[2:]
     assert [line.split()[0].split("/")[1] for line in shown] == ["EMAGrid", "LCSCQuadratic"]
     assert "one row" in shown[1]
+    typed("run", file, "~optimizers", "--optimizer", "EMAGrid")  # as if the search had been interrupted in it
     typed("run", file, "~optimizers")
     assert "finished already" in typed("run", file, "~optimizers").err

@@ -154,6 +154,15 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typ
     assert len(load_study(NAME).trials) == 3
 
 
+def test_a_finished_study_says_that_its_checkpoints_were_written_again(begun: None, typed: Typed) -> None:
+    assert "written again" not in typed(*RUN).err
+    save(*STEPS, shift=1)
+    said = typed(*RUN).err
+    assert f"its checkpoints were written again since, which lcsc run {NAME} name=NEW searches" in said
+    typed("run", NAME, "name=second")
+    assert stored("second/LCSC/0").attributes["checkpoints"] != stored().attributes["checkpoints"]
+
+
 def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> None:
     with TrajectoryWriter("runs") as writer:
         for step in STEPS:
