@@ -411,7 +411,7 @@ def varied_keys(points: Mapping[str, Sequence[SummarizedStudy]]) -> list[str]:
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
-    """One line: the winner, how far below EMA* it is, and which optimizers are not distinguishable from it.
+    """One line: the winner, how far it is from the best baseline, and which optimizers are not distinguishable from it.
 
     ``ranked`` has the best first.
     """
@@ -420,7 +420,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
         return _searched_headline(ranked, metric)
     winner = reported[0]
     line = f"{winner.label} is ahead: held-out {metric} {spread_text(winner.held_out)}"
-    line += _against_ema(winner, ranked) + _doubt(winner)
+    line += _against_baseline(winner, ranked) + _doubt(winner)
     alike = [row.label for row in reported[1:] if row.verdict == _ALIKE]
     if alike:
         return f"{line}; {_listed(alike)} not distinguishable over {winner.seeds} seeds"
@@ -445,6 +445,18 @@ def _searched_headline(ranked: Sequence[Ranked], metric: str) -> str:
         f"{name} is ahead so far: searched {metric} {loss:.4g}; "
         "held-out values come at the end of a search, or with lcsc evaluate STUDY"
     )
+
+
+def _against_baseline(winner: Ranked, ranked: Sequence[Ranked]) -> str:
+    """How far the winner is from EMA*, or from a model of the trainer's that is better than EMA*."""
+    best = next((row for row in ranked if row.optimizer in (EMA_GRID, *TRAINED)), None)
+    if best is None or best.optimizer == EMA_GRID or best is winner:
+        return _against_ema(winner, ranked)
+    if winner.held_out is None or best.held_out is None or not best.held_out.mean:
+        return ""
+    share = (winner.held_out.mean - best.held_out.mean) / abs(best.held_out.mean)
+    direction = "below" if share < 0 else "above"
+    return f", {abs(100 * share):.0f} % {direction} the {best.label}"
 
 
 def _against_ema(winner: Ranked, ranked: Sequence[Ranked]) -> str:
