@@ -145,6 +145,7 @@ def write_classifiers(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.kind == "yaml" for block in blocks(page))])
 def test_every_key_of_a_study_file_exists(page: str) -> None:
+    """Parsing refuses an unknown key."""
     for block in blocks(page):
         if block.kind != "yaml":
             continue

@@ -88,11 +88,8 @@ class CheckpointsAlone(Objective):
 
 def checkpoints_written_again(study: StoredStudy) -> bool:
     """Whether the files of a study's checkpoints are others by now, by their sizes and times."""
-    context = _context(study)
-    if context is None or context.checkpoints is None:
-        return False
-    request = _request(study.attributes["specification"]["objective"]["settings"], context)
-    return request is not None and written_again(request, context.checkpoints)
+    known = _known_request(study)
+    return known is not None and written_again(*known)
 
 
 def new_checkpoints(study: StoredStudy) -> str:
@@ -100,19 +97,25 @@ def new_checkpoints(study: StoredStudy) -> str:
 
     Empty if there is nothing new, or the study names no checkpoints.
     """
-    context = _context(study)
-    if context is None or context.checkpoints is None:
+    known = _known_request(study)
+    if known is None:
         return ""
-    settings = study.attributes["specification"]["objective"]["settings"]
-    request = _request(settings, context)
-    if request is None:
-        return ""
-    steps = steps_after(request, context.checkpoints)
+    request, checkpoints = known
+    steps = steps_after(request, checkpoints)
     if not steps:
         return ""
     return (
         f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study.name)}"
     )
+
+
+def _known_request(study: StoredStudy) -> tuple[PackRequest, KnownCheckpoints] | None:
+    """Where the checkpoints of a study are, and which it began with; ``None`` if it names none."""
+    context = _context(study)
+    if context is None or context.checkpoints is None:
+        return None
+    request = _request(study.attributes["specification"]["objective"]["settings"], context)
+    return None if request is None else (request, context.checkpoints)
 
 
 def _context(study: StoredStudy) -> BuildContext | None:

@@ -63,7 +63,7 @@ class CheckpointSettings(NetworkSettings):
         opened = open_request(self._pack_request(context))
         if self.trainer_ema is not None:
             path = context.path(self.trainer_ema)
-            opened.own_average = path if path.exists() else self.trainer_ema
+            opened.trainer_ema_at = path if path.exists() else self.trainer_ema
         return opened
 
     def _pack_request(self, context: BuildContext) -> PackRequest:

@@ -24,7 +24,7 @@ BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """While this is open, torch's random numbers are those of a seed. Those of the caller stay what they were."""
+    """While this is open, torch's random numbers are those of a seed; the caller's on the CPU and CUDA are kept."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -228,8 +228,13 @@ def search(
             evaluations = _evaluations_in(total, chosen, loader, stored)
             content["budget"] = {"evaluations": evaluations}
             chosen = [plan.changed(budget=BudgetSpec(evaluations=evaluations)) for plan in chosen]
-        if not (accept_changes or resume or retry_failed):
-            _refuse_changes(chosen, stored, url)
+        finished = [plan for plan in chosen if plan.name in stored and is_finished(plan, stored[plan.name])]
+        for plan in finished:
+            if not (accept_changes or resume or retry_failed):
+                _refuse_changes(plan, stored[plan.name], url)
+            smaller = larger_report(plan, stored[plan.name])
+            if smaller:
+                notice(f"{plan.name}: finished already{smaller}")
         run_plans(
             chosen,
             url,
@@ -504,27 +509,20 @@ def _optimizers(
     return list(optimizers)
 
 
-def _refuse_changes(plans: Sequence[Plan], stored: Mapping[str, Mapping[str, Any]], url: str) -> None:
-    """Refuse to return what was found by other functions or in other checkpoints.
+def _refuse_changes(plan: Plan, stored: Mapping[str, Any], url: str) -> None:
+    """Refuse to return what a finished study found by other functions or in other checkpoints.
 
     Raises:
-        StudyStoreError: the file of a function, or checkpoints, changed since a study finished.
+        StudyStoreError: the file of a function, or the checkpoints, changed since it finished.
     """
-    for plan in plans:
-        attributes = stored.get(plan.name)
-        if attributes is None or not is_finished(plan, attributes):
-            continue
-        changed = changed_since_finished(plan, attributes, code_now(plan))
-        with reading(url) as storage:
-            if changed is None and checkpoints_written_again(StoredStudy.open(storage, plan.name)):
-                changed = f"{plan.name}: finished before its checkpoints were written again"
-        if changed is not None:
-            raise StudyStoreError(
-                f"{changed}. Give the new search another name, or accept_changes=True to return what the old one found"
-            )
-        smaller = larger_report(plan, attributes)
-        if smaller:
-            notice(f"{plan.name}: finished already{smaller}")
+    changed = changed_since_finished(plan, stored, code_now(plan))
+    with reading(url) as storage:
+        if changed is None and checkpoints_written_again(StoredStudy.open(storage, plan.name)):
+            changed = f"{plan.name}: finished before its checkpoints were written again"
+    if changed is not None:
+        raise StudyStoreError(
+            f"{changed}. Give the new search another name, or accept_changes=True to return what the old one found"
+        )
 
 
 def _evaluations_in(

@@ -130,7 +130,7 @@ class HeldOutPlan:
         )
 
 
-def score_last_checkpoint(
+def score_trained_models(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan | None, evaluate: Evaluate | None = None
 ) -> None:
     """Score the last checkpoint as the report will, and print it: its number is also in the trainer's log.
@@ -262,11 +262,11 @@ def _warnings(
         possible.append(warning_of(found.rows, found.against_trained, kept=kept_bounds))
     if elsewhere is not None:
         rows_elsewhere = {rows[0].against: rows for rows in (elsewhere.rows, *elsewhere.against_trained)}
-        for rows in (found.rows, *found.against_trained):
-            warning = turned(rows, rows_elsewhere.get(rows[0].against, ()), samplers)
-            if warning is not None:
-                possible.append(warning)
-                break
+        turning = (
+            turned(rows, rows_elsewhere.get(rows[0].against, ()), samplers)
+            for rows in (found.rows, *found.against_trained)
+        )
+        possible.append(next((warning for warning in turning if warning is not None), None))
     possible.append(_overfitting(trials))
     return [warning for warning in possible if warning is not None]
 

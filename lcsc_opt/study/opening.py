@@ -42,7 +42,7 @@ from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
-from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_last_checkpoint
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_trained_models
 from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.resources import fingerprint_of, open_workers
@@ -189,7 +189,7 @@ class PreparedStudy:
         if is_searched(plan, before):
             return
         with self._one_by_one() as evaluate:
-            score_last_checkpoint(study, self.objective, self._report_plan(), evaluate)
+            score_trained_models(study, self.objective, self._report_plan(), evaluate)
         budget = plan.most(self.objective)
         if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do

@@ -61,14 +61,14 @@ class Trajectory:
         nbytes: the size of the K checkpoints on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
-        own_average: where the trainer's own average of the weights is, a file or a key of the last checkpoint; ``None``
-            looks for it beside the last checkpoint's weights.
+        trainer_ema_at: where the trainer's own average of the weights is, a file or a key of the last checkpoint;
+            ``None`` looks for it beside the last checkpoint's weights.
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
             are merged with one row.
     """
 
     layer_groups: LayerGroups | None = None
-    own_average: str | Path | None = None
+    trainer_ema_at: str | Path | None = None
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
@@ -219,7 +219,7 @@ class Trajectory:
         return changed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopened, (self.path, self.steps, self.layer_groups, self.own_average)
+        return _reopened, (self.path, self.steps, self.layer_groups, self.trainer_ema_at)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -251,16 +251,16 @@ class Trajectory:
         Tensors that it lacks, such as buffers, are the last checkpoint's.
 
         Raises:
-            TrajectoryError: :attr:`own_average` is not there, or of another model.
+            TrajectoryError: :attr:`trainer_ema_at` is not there, or of another model.
         """
-        averages = self._read_average()
+        averages = self._read_trainer_ema()
         if averages is None:
             return None
         last = self.checkpoint(-1)
         differs = difference({**last, **averages}, last)
         if differs is not None:
             problem = f"the trainer's average does not fit the checkpoints: its model {differs}"
-            if self.own_average is not None:
+            if self.trainer_ema_at is not None:
                 raise TrajectoryError(f"trainer_ema: {problem}.")
             notice(f"{self.sources[-1]}: {problem}; it is left out")
             return None
@@ -272,9 +272,9 @@ class Trajectory:
         averages = self.trainer_ema()
         return None if averages is None else weights_sha256(averages)
 
-    def _read_average(self) -> StateDict | None:
+    def _read_trainer_ema(self) -> StateDict | None:
         source = Path(self.sources[-1])
-        where = self.own_average
+        where = self.trainer_ema_at
         if where is None:
             if not self.sources[-1] or not source.exists():
                 return None
@@ -475,10 +475,10 @@ class Trajectory:
 
 
 def _reopened(
-    path: Path, steps: tuple[int, ...], groups: LayerGroups | None, own_average: str | Path | None
+    path: Path, steps: tuple[int, ...], groups: LayerGroups | None, trainer_ema_at: str | Path | None
 ) -> Trajectory:
     opened = Trajectory.open(path, steps=steps)
-    opened.own_average = own_average
+    opened.trainer_ema_at = trainer_ema_at
     return opened.in_groups(groups)
 
 

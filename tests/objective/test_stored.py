@@ -43,3 +43,15 @@ def test_study_file_says_how_checkpoints_are_stored(files: str) -> None:
         opened(packed, stored="float16")
     with pytest.raises(LcscError, match=r"stored.*exact.*bfloat16"):
         settings(files, stored="int4")
+
+
+def test_a_study_file_names_the_trainers_ema(files: str, tmp_path: Path) -> None:
+    average = {"w": torch.full((50,), 2.0)}
+    save_file(average, tmp_path / "ema.safetensors")
+    for named in ("ema.safetensors", str(tmp_path / "ema.safetensors")):
+        found = opened(files, trainer_ema=named).trainer_ema()
+        assert found is not None
+        assert torch.equal(found["w"], average["w"])
+    with pytest.raises(TrajectoryError, match=r"model300\.safetensors has no key 'other'"):
+        opened(files, trainer_ema="other").trainer_ema()
+    assert opened(files).trainer_ema() is None

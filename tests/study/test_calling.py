@@ -54,6 +54,8 @@ def without_graph(net: nn.Module) -> float:
     return float(distance(net).detach())
 
 
+KEYS = {"model": 0.1, "ema": 0.09}  # and how large their weights are
+
 BAD_BUDGETS = ("soon", "50", 0, -3, 2.5, True, None, "0 s", datetime.timedelta(seconds=-1))
 
 
@@ -535,6 +537,38 @@ def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
     assert result.studies[1].coefficients.shape == shape
     warned = "real images for each effective dimension of its features" in capsys.readouterr().err
     assert warned == (len(shape) == 2)
+
+
+@pytest.mark.usefixtures("real_images")
+def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compared(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in range(1, 4):
+        weights = {name: {"weight": torch.full((3, 3, 1, 1), scale * step)} for name, scale in KEYS.items()}
+        torch.save(weights, workplace / f"model{step}.pt")
+    search = functools.partial(
+        lcsc_opt.search, "model*.pt", build=functools.partial(nn.Conv2d, 3, 3, 1, bias=False), name="keyed", key="model"
+    )
+    sampled = functools.partial(
+        search,
+        sample=lambda net, noise: torch.tanh(net(noise)),
+        reference="real",
+        image_shape=(3, 8, 8),
+        images=20,
+        held_out_metrics=[],
+        loss="fid@pixels",
+        budget=2,
+        device="cpu",
+        resume=True,
+    )
+    result = sampled(held_out=20)
+    trajectory: Any = result.study.objective.trajectory
+    assert float(trajectory.checkpoint(-1)["weight"][0, 0]) == pytest.approx(0.3)
+    assert "trainer's EMA" in repr(result)
+    capsys.readouterr()
+    assert "trainer's EMA" in repr(sampled(held_out=30))
+    said = capsys.readouterr().err
+    assert "keyed/LCSCGradient/0: finished already; the report is of 20 images: lcsc evaluate" in said
 
 
 @pytest.mark.usefixtures("real_images")

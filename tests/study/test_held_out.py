@@ -31,7 +31,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
-from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out, score_last_checkpoint
+from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out, score_trained_models
 from lcsc_opt.trajectory import pack
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study
@@ -172,7 +172,7 @@ def test_the_last_checkpoint_is_scored_first_once_an_experiment_and_printed(
 ) -> None:
     ema, objective = grid(study), Measured()
     for searched in (ema, study):
-        score_last_checkpoint(searched, objective, PLAN)
+        score_trained_models(searched, objective, PLAN)
         line = capsys.readouterr().err.splitlines()[-1]
         assert line == (
             "lcsc: small: last checkpoint, step 300, held-out noise on 20 items: fid 0.625, fid@cross_check 1.25; "
@@ -189,10 +189,10 @@ def test_without_a_report_the_last_checkpoint_is_scored_as_the_search_scores(
     study: StoredStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     objective = Measured(lambda _: {})
-    score_last_checkpoint(study, objective, None)
+    score_trained_models(study, objective, None)
     assert objective.asked == [(LAST, "search", 0, None)]
     assert "last checkpoint, step 300, search noise: fid 0.625;" in capsys.readouterr().err
-    score_last_checkpoint(study, Measured(broken=0), PLAN)
+    score_trained_models(study, Measured(broken=0), PLAN)
     assert "last checkpoint on held-out noise: RuntimeError: out of memory" in capsys.readouterr().err
 
 
@@ -474,6 +474,8 @@ def test_the_trainers_ema_is_scored_before_the_search_and_stands_in_every_table(
     report = chosen_report(STUDY)
     assert [baseline.name for baseline in report.baselines][:2] == ["last checkpoint", "trainer's EMA"]
     assert report.baselines[1].measured.loss == pytest.approx(float(loss))
+    bars = [line for line in ran.splitlines() if line.startswith(f"{STUDY} held out: ")]
+    assert bars[-1].endswith(f" {report.loss:.4g}"), "the bar ends on the answer's number"
     for command in (("show", STUDY), ("compare", "small")):
         assert "trainer's EMA" in " ".join(typed(*command).out.split())
 
@@ -488,6 +490,14 @@ def test_an_answer_that_is_worse_than_the_trainers_ema_is_warned_of(workplace: P
     assert "worse than the trainer's EMA: loss" in ran
     ran = typed("run", "small.yaml", "--optimizer", "EMAGrid", *short).err
     assert "worse than" not in ran, "a grid is a baseline itself"
+
+
+def test_where_averages_are_combined_the_last_one_is_the_trainers_ema(workplace: Path, typed: Typed) -> None:
+    trained_folder(workplace, lambda step: step)
+    pack(workplace / "runs", workplace / "run.trajectory", overwrite=True)
+    ran = typed("run", "small.yaml", "--optimizer", "LCSC", "held_out.images=20", "budget.evaluations=3").err
+    assert "small: last checkpoint (trainer's EMA), step 50, held-out noise" in ran
+    assert [baseline.name for baseline in chosen_report(STUDY).baselines] == ["last checkpoint"]
 
 
 def chosen_report(study: str) -> HeldOutReport:

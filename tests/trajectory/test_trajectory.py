@@ -225,16 +225,16 @@ def test_checkpoints_that_are_averages_have_no_other(tmp_path):
 def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path, caplog):
     caplog.set_level("INFO", logger="lcsc_opt")
     trajectory = two_in_a_file(tmp_path, "model")
-    trajectory.own_average = tmp_path / "ema.pt"
+    trajectory.trainer_ema_at = tmp_path / "ema.pt"
     torch.save(state_dict(5), tmp_path / "ema.pt")
     assert same_bits(pickle.loads(pickle.dumps(trajectory)).trainer_ema(), state_dict(5))
-    trajectory.own_average = "other"
+    trajectory.trainer_ema_at = "other"
     torch.save({"model": state_dict(2), "ema": state_dict(3), "other": state_dict(4)}, tmp_path / "m2.pt")
     assert same_bits(trajectory.trainer_ema(), state_dict(4))
     torch.save({"model": state_dict(2), "ema": {"extra": torch.zeros(2)}}, tmp_path / "m2.pt")
-    trajectory.own_average = "ema"
+    trajectory.trainer_ema_at = "ema"
     with pytest.raises(TrajectoryError, match=r"trainer_ema: the trainer's average does not fit .* has also 'extra'"):
         trajectory.trainer_ema()
-    trajectory.own_average = None
+    trajectory.trainer_ema_at = None
     assert trajectory.trainer_ema() is None, "nobody asked for it"
     assert "has also 'extra'; it is left out" in caplog.text
