@@ -46,7 +46,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
-        study = reader.read_latest(name)  # the only one whose trials are drawn
+        study = next(iter(reader.read_studies([name])), None)  # the only one whose trials are drawn
         if study is None:
             problem = f"{name}: no such study; choose another one"
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None

@@ -238,18 +238,14 @@ class StudyHistory(SummarizedStudy):
         trials: ``[n]`` of :data:`TRIAL`, by number.
         reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
         tracebacks: reason → the traceback of the last exception with that reason.
-        latest_only: whether ``trials`` are only the last ones and all that failed; the summary is always of all.
     """
 
     trials: Trials
     _: dataclasses.KW_ONLY
     reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    latest_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.latest_only:
-            return
         finished = self.finished
         summary = Summary.of(finished, unfinished=len(self.trials) - len(finished))
         object.__setattr__(self, "summary", summary)
@@ -275,8 +271,6 @@ class StudyHistory(SummarizedStudy):
     def chosen(self) -> int | None:
         """The number of the trial that is the study's answer: chosen on other noise, else the best."""
         chosen = super().chosen
-        if self.latest_only:
-            return chosen
         with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
         return chosen if chosen in with_loss else self.best
 

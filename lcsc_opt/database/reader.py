@@ -45,9 +45,7 @@ from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
 
 MOST_READ_ONE_BY_ONE = 500  # trials that a summary does not cover; all at once is faster for more
-MOST_READ_AT_ONCE = 1000  # trials of a study that is drawn with all of them
-LATEST = 200  # trials of a longer study that are drawn
-_UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
+_NO_RESULT = (TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING)
 T = TypeVar("T")
 UNSEEN = (HOLDER, NODES, SUMMARY)  # attributes whose changes make no new revision
 
@@ -98,11 +96,6 @@ class _CachedSummary:
         rows: of the trials that the summary does not cover.
         ended: those of these trials that have ended, by number: they are read only once.
         count: how many trials there were.
-        forgotten: the numbers of those that were forgotten.
-        latest: the rows of the last trials that have ended, by number, where they were read.
-        failed: the trials that had failed attempts, and how many there were in the summary when they were read.
-
-    Where more trials are forgotten, ``latest`` and ``failed`` are read again.
     """
 
     study_id: int
@@ -112,9 +105,6 @@ class _CachedSummary:
     rows: bytes = b""
     ended: dict[int, FrozenTrial] = dataclasses.field(default_factory=dict)
     count: int = 0
-    forgotten: Collection[int] = frozenset()
-    latest: dict[int, Any] = dataclasses.field(default_factory=dict)
-    failed: tuple[tuple[int, int], list[FrozenTrial]] = ((0, 0), [])
 
 
 class HistoryReader:
@@ -279,64 +269,20 @@ class HistoryReader:
             return study
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
-    def read_latest(self, name: str) -> StudyHistory | None:
-        """:meth:`read_study`, but of a long study only the last :data:`LATEST` trials and those that failed.
-
-        ``None`` where there is no such study.
-
-        Raises:
-            StudyStoreError: its name is not ``experiment/optimizer/seed``.
-        """
-        split_name(name)
-        for study in self.summaries([name]):
-            if isinstance(study, StudyHistory):
-                return study
-            if study.summary.trials > MOST_READ_AT_ONCE:
-                with self._lock:
-                    read = functools.partial(self._with_latest_trials, study, self._summaries[name])
-                    return self._unless_deleted(name, read)
-        return next(iter(self.read_studies([name])), None)
-
     def failures(self, study: SummarizedStudy) -> Failures:
         """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
         if isinstance(study, StudyHistory):
             return Failures(tuple(study.failed["number"].tolist()), study.reasons, study.tracebacks)
-        attributes = in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id))
-        trials = self._trials_with_failures(study, _forgotten(attributes), (TrialState.FAIL, *_UNFINISHED))
-        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
-        return Failures(tuple(failed), *_failures_of(trials))
-
-    def _trials_with_failures(
-        self, study: SummarizedStudy, forgotten: Collection[int], states: Sequence[TrialState]
-    ) -> list[FrozenTrial]:
-        """The trials in these states and those that succeeded at a later attempt, by number."""
+        forgotten = _forgotten(in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id)))
         trials = [self._trial(study.study_id, number) for number in study.summary.retried]
         if study.summary.failed or study.summary.trials > study.evaluations:
             stored_trials = in_database(
-                self.storage, lambda: self.storage.get_all_trials(study.study_id, deepcopy=False, states=states)
+                self.storage, lambda: self.storage.get_all_trials(study.study_id, deepcopy=False, states=_NO_RESULT)
             )
             trials += [trial for trial in stored_trials if trial.number not in forgotten]
-        return sorted(trials, key=lambda trial: trial.number)
-
-    def _with_latest_trials(self, study: SummarizedStudy, cached: _CachedSummary) -> StudyHistory:
-        """The study with its last trials, of which those that are new are read, and those that failed."""
-        latest_numbers = range(max(cached.count - LATEST, 0), cached.count)
-        missing = [number for number in latest_numbers if number not in {*cached.latest, *cached.forgotten}]
-        new_rows = trial_rows([self._trial(study.study_id, number) for number in missing])
-        latest = {number: row for number, row in cached.latest.items() if number in latest_numbers}
-        latest.update({int(row["number"]): row for row in new_rows})
-        failure_counts = (study.summary.failed, len(study.summary.retried))
-        if cached.failed[0] != failure_counts:
-            failed_trials = self._trials_with_failures(study, cached.forgotten, (TrialState.FAIL,))
-            cached.failed = (failure_counts, failed_trials)
-        failed_trials = cached.failed[1]
-        rows = {int(row["number"]): row for row in trial_rows(failed_trials)} | latest
-        trials = np.array([rows[number] for number in sorted(rows)], dtype=TRIAL)
-        is_ended = dict(zip(trials["number"].tolist(), is_finished(trials).tolist(), strict=True))
-        cached.latest = {number: row for number, row in latest.items() if is_ended[number]}
-        reasons, tracebacks = _failures_of(failed_trials)
-        fields = {field.name: getattr(study, field.name) for field in dataclasses.fields(study)}
-        return StudyHistory(**fields, trials=trials, reasons=reasons, tracebacks=tracebacks, latest_only=True)
+        trials.sort(key=lambda trial: trial.number)
+        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
+        return Failures(tuple(failed), *_failures_of(trials))
 
     def answer(self, study: SummarizedStudy) -> Floats | None:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
@@ -365,7 +311,7 @@ class HistoryReader:
     def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these numbers."""
         try:
-            if not isinstance(study, StudyHistory) or study.latest_only:
+            if not isinstance(study, StudyHistory):
                 return [self._trial(study.study_id, number) for number in numbers]
             stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}  # in Optuna's cache
             return [stored_trials[number] for number in numbers]
@@ -437,10 +383,6 @@ class HistoryReader:
                 newer_trials.append(trial or self._trial(cached.study_id, number))
         cached.ended = {trial.number: trial for trial in newer_trials if trial.state.is_finished()}
         cached.count = count
-        if forgotten != cached.forgotten:
-            cached.latest = {}
-            cached.failed = ((0, 0), [])
-        cached.forgotten = forgotten
         return newer_trials
 
     def _trial(self, study_id: int, number: int) -> FrozenTrial:

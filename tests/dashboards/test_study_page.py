@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise
-from lcsc_opt.database import reader
 from lcsc_opt.database.history import NODES
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures import study as study_figures
@@ -60,25 +59,14 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
-def test_a_long_study_is_drawn_from_its_summary_and_its_last_trials(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST_READ_AT_ONCE", 3)
-    monkeypatch.setattr(study_figures, "LATEST", 3)
-    monkeypatch.setattr(reader, "LATEST", 3)
-    study = write_study(url, NAME, [], ended=False)
-    with study.hold():
-        study.begin_summary([])
-        for number, loss in enumerate([4.0, None, 3.0, 2.0, 2.5, 3.5]):
-            add_result(study, number, loss)
-    with monkeypatch.context() as patched:
-        patched.setattr(reader.HistoryReader, "_stored_trials", None)
-        shown = draw(Site(url))
-    assert shown["headline"]["children"] == "digits/LCSC/0 is interrupted: best FID 2 searched"
-    assert "6 of 9" in json.dumps(shown["progress"])
-    assert "broken" in json.dumps(shown["failures"])
-    assert all(shown[name]["data"]["data"] for name in FIGURES - {"distances-new"})
+def test_times_of_many_trials_are_means_of_consecutive_ones(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_figures, "_MOST_BARS", 3)
+    write_study(url, NAME, [4.0, None, 3.0, 2.0, 2.5, 3.5], ended=False)
+    shown = draw(Site(url))
     times = shown["times-new"]["data"]
-    assert len(np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)) == 3
-    assert "the last 3 trials" in json.dumps(times["layout"])
+    bars = np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)
+    assert bars.tolist() == [0, 2, 4]
+    assert "trial (mean of 2)" in json.dumps(times["layout"])
     assert shown["movement-new"]["data"]["data"][0]["y"] == [0, 2, 3, 6]
 
 

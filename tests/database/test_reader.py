@@ -14,7 +14,6 @@ from lcsc_opt.coefficients.profiles import (
     ema_coefficients,
     plain_averages,
 )
-from lcsc_opt.database import reader as reader_module
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
@@ -131,25 +130,15 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
 
 
-def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
-    monkeypatch.setattr(reader_module, "MOST_READ_AT_ONCE", 3)
     reader = HistoryReader(any_storage)
-    reader.read("digits")
-    with study.hold():
-        study.begin_summary(study.trials())
-        long = reader.read_latest("digits/LCSC/0")
-        assert long is not None
-        assert (long.latest_only, long.trials["number"].tolist()) == (True, [0, 1, 2, 3, 4])
+    (before,) = reader.read("digits")
+    assert before.trials["number"].tolist() == [0, 1, 2, 3, 4]
     assert study.retry_failed() == 2
     study.add_candidate(Candidate(coefficients(1)))
     (running,) = reader.read("digits")
     assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
-    with study.hold():
-        study.begin_summary(study.trials())
-    long = reader.read_latest("digits/LCSC/0")
-    assert long is not None
-    assert (long.latest_only, long.trials["number"].tolist(), long.reasons) == (True, [0, 1, 2, 5], {1: ("broken",)})
 
 
 @pytest.mark.parametrize("was_read", [False, True])
@@ -166,7 +155,6 @@ def test_studies_that_are_deleted_after_their_names_were_read_are_left_out(stora
         storage.delete_study(storage.get_study_id_from_name(names[1]))
         assert [study.study for study in reader.read_studies(names)] == names[:1]
         assert [study.study for study in reader.summaries(names)] == names[:1]
-        assert reader.read_latest(names[1]) is None
 
 
 def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:

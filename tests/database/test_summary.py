@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import reader as reader_module
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
-from lcsc_opt.views.study_status import FailureReason, Progress
 from tests.history_examples import history
 from tests.study_examples import add_result, coefficients, write_study
 
@@ -182,56 +179,6 @@ def test_a_result_is_in_the_summary_at_the_latest_after_25_trials(storage: RDBSt
             study.finish(key, Evaluation(float(number), {}, Cost()))
         assert study.attributes[SUMMARY]["covers"] == 25
     assert study.attributes[SUMMARY]["covers"] == 26
-
-
-def read_numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the trials that readers read from now on, one by one."""
-    numbers: list[int] = []
-    read = HistoryReader._trial
-
-    def counted(reader: HistoryReader, study_id: int, number: int) -> FrozenTrial:
-        numbers.append(number)
-        return read(reader, study_id, number)
-
-    monkeypatch.setattr(HistoryReader, "_trial", counted)
-    return numbers
-
-
-def test_of_a_long_study_the_last_trials_are_read_and_those_that_failed(
-    any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = searched(any_storage, [4.0, None, 3.0, 5.0, 2.5, 2.0, 3.0])
-    study.add_candidate(Candidate(coefficients(7)))
-    [full] = HistoryReader(any_storage).read("digits")
-    reader = HistoryReader(any_storage)
-    monkeypatch.setattr(reader_module, "LATEST", 3)
-    assert not reader.read_study(NAME).latest_only
-    monkeypatch.setattr(reader_module, "MOST_READ_AT_ONCE", 5)
-    numbers = read_numbers(monkeypatch)
-    reader = HistoryReader(any_storage)
-    with monkeypatch.context() as patched:
-        forbid_reading_all(patched)
-        latest = reader.read_latest(NAME)
-        assert latest is not None
-        assert latest.trials["number"].tolist() == [1, 5, 6, 7]
-        assert latest.trials[1:].tobytes() == full.trials[5:].tobytes()
-        assert (latest.reasons, latest.tracebacks) == (full.reasons, full.tracebacks)
-        assert shown(latest) == shown(full)
-        assert FailureReason.of(latest) == FailureReason.of(full)
-        assert dataclasses.replace(Progress.of(latest), per_hour=None) == dataclasses.replace(
-            Progress.of(full), per_hour=None
-        )
-        np.testing.assert_array_equal(reader.coefficients(latest, [5]), [coefficients(5)])
-
-        numbers.clear()
-        study.finish(7, Evaluation(1.0, {}, Cost()))
-        add_result(study, 8, None)
-        latest = reader.read_latest(NAME)
-        assert latest is not None
-        assert latest.trials["number"].tolist() == [1, 6, 7, 8]
-        assert latest.best == 7
-        assert set(numbers) == {7, 8}, "the others have ended before"
-    assert reader.read_latest("digits/CMA/0") is None
 
 
 def test_a_moments_names_and_attributes_are_read_once(storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:

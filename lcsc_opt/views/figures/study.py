@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
-from lcsc_opt.database.reader import LATEST, HistoryReader
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
@@ -282,12 +282,10 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
     ``other`` is the optimizer, the database, waiting, and what the objective's parts leave of an evaluation; without
-    parts, an evaluation is one. Of a long study the last trials.
+    parts, an evaluation is one.
     """
     has_ended = np.isin(study.trials["number"], study.finished["number"])
     trials = study.trials[has_ended]  # in the order of numbers; study.finished is in that of tells
-    if study.latest_only:  # of these, trials also has all failures, however long ago
-        trials = trials[-LATEST:]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc run", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
@@ -315,8 +313,6 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
             )
         )
     x_title = "trial"
-    if study.latest_only:
-        x_title = f"the last {len(trials)} trials"
     if group_size > 1:
         x_title += f" (mean of {group_size})"
     return draw(
