@@ -5,8 +5,9 @@ The loop is that of diffusers' own unconditional pipelines, but noise belongs to
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,6 +50,8 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
 }
 """Name → class in diffusers, and the settings of its configuration that the name stands for."""
 
+
+_CLIPS = ("clip_sample", "clip_denoised")  # settings of schedulers
 
 ALWAYS = (0.0, 1.0)
 """The interval of guidance that acts at all timesteps."""
@@ -240,7 +243,8 @@ class DiffusersSampler(NetworkSampler):
                 scaled = self.scheduler.scale_model_input(images, timestep)
             is_last = step == len(timesteps) - 1
             output = self._predict(scaled, timestep, labels, again=not is_last)
-            images = self.scheduler.step(output, timestep, images, **options).prev_sample
+            with self._clipping(is_last=is_last):
+                images = self.scheduler.step(output, timestep, images, **options).prev_sample
         self._timesteps()  # multistep schedulers hold outputs, and with them the graph
         return self._decoded(images)
 
@@ -260,6 +264,19 @@ class DiffusersSampler(NetworkSampler):
         if self._interval != ALWAYS:
             described["guidance_interval"] = list(self._interval)
         return described
+
+    @contextlib.contextmanager
+    def _clipping(self, *, is_last: bool) -> Iterator[None]:
+        """A step of a scheduler that clips its estimates of the image, but not of the last one, which is the image.
+
+        The metrics see by how much it leaves [-1, 1], and clip it themselves. Latents are clipped as in training.
+        """
+        clips = {name: self.scheduler.config[name] for name in _CLIPS if name in self.scheduler.config}
+        if not is_last or self.decoder is not None:
+            clips = {}
+        self.scheduler.register_to_config(**dict.fromkeys(clips, False))
+        yield
+        self.scheduler.register_to_config(**clips)
 
     def _timesteps(self) -> Tensor:
         """``[T]`` timesteps; also resets the scheduler to its first step."""
