@@ -426,7 +426,7 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
         return (parse_settings(StudySpec, content, source=source),)
     studies = []
     for point, end_of_name in points(content, source=source):
-        # ``vary: {}`` is one point whose name has no end
+        # a point keeps ``vary``, with its own values; ``vary: {}`` is one point whose name has no end
         studies.append(parse_settings(StudySpec, point, source=f"{source} {end_of_name}".rstrip()))
     return tuple(studies)
 

@@ -24,6 +24,8 @@ _NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, Any], str]]:
     """The points of a study file's sweep: the content for each alone, and its end of the name (``images=200,nfe=2``).
 
+    In the content of a point each varied key has its value, which ``vary`` lists alone.
+
     The last of the varied keys changes fastest.
 
     Args:

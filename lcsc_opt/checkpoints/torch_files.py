@@ -223,7 +223,7 @@ class _Calls:
         span = call.args[0]
         if not isinstance(span, Span):
             return call
-        if span.start not in self._nested:
+        if span.start not in self._nested:  # read once: a hostile pickle may load the same bytes very often
             inner = PickleBytes(file[: span.start + span.size], span.start)
             is_legacy = _is_legacy_magic(InertUnpickler(inner).load())
             self._nested[span.start] = _read_legacy(inner) if is_legacy else None

@@ -67,7 +67,7 @@ def show(
     if output == "json":
         print_json(described)
         return
-    norms = [norm for norm in described.pop("difference_norms") if norm is not None]
+    norms = described.pop("difference_norms")  # none unless it is packed
     warnings = described.pop("warnings")
     del described["steps"]  # too many for a table
     if norms:

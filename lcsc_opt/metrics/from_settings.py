@@ -366,13 +366,16 @@ class MetricSuiteBuilder:
         return "Name a metric in held_out_metrics of the study file, or none: []"
 
     def _image_settings(self, name: str) -> ReferenceSettings:
-        """The settings of this extractor's reference, if it has its own; else the first reference that is images."""
+        """The real images for an extractor that may have no reference of its own: ``pixels``, or the cross-check.
+
+        Its own reference if that is images, not statistics; else the first reference that is.
+        """
         if name in self._references and self._references[name].holds_images:
             return self._references[name]
         for settings in self._references.values():
             if settings.holds_images:
                 return settings
-        raise MetricError(f"it needs reference images; give them under reference: {{{name}: a folder, a .zip, ...}}")
+        raise MetricError(f"{name} needs real images; give them under reference: {{{name}: a folder, a .zip, ...}}")
 
 
 def _notice_too_many(name: str, count: int) -> None:

@@ -29,7 +29,7 @@ class GradientPass:
 
     Args:
         stages: the model with the candidate's merged weights, and the metrics.
-        source: what the weights were merged from.
+        trajectory: what the weights were merged from.
         candidate: whose gradient is computed.
         first: the index of the first image.
         last: the index after the last image.
@@ -38,7 +38,7 @@ class GradientPass:
     def __init__(
         self,
         stages: ImageStages,
-        source: Mergeable,
+        trajectory: Mergeable,
         candidate: Candidate,
         first: int,
         last: int,
@@ -46,12 +46,12 @@ class GradientPass:
         assert isinstance(stages.sampler, DifferentiableSampler)  # why_no_gradient has refused all others
         self._stages = stages
         self._sampler: DifferentiableSampler = stages.sampler
-        self._source = source
+        self._trajectory = trajectory
         self._candidate = candidate
         self._first = first
         self._last = last
         self._last_batch: Tensor | None = None
-        self._total = WeightGradient(self._sampler.weights.differentiable(source.varying))
+        self._total = WeightGradient(self._sampler.weights.differentiable(trajectory.varying))
 
     def close(self) -> None:
         """Free the graph, and make the weights ordinary tensors again."""
@@ -108,7 +108,7 @@ class GradientPass:
         for start, stop in batch_sizes.batches_with_graph(self._first, start_of_last):
             self._sample_and_add(start, stop, feature_gradients, watch)
         with watch.timing("merge"):
-            product = self._source.project(self._total.sums)
+            product = self._trajectory.project(self._total.sums)
             if product.ndim > self._candidate.coefficients.ndim:
                 product = product.sum(axis=0)  # a trajectory in rows, and coefficients that all rows share
         if not np.isfinite(product).all():

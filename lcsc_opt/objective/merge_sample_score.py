@@ -161,7 +161,7 @@ class MergeSampleScore(StagedObjective):
         self._measure_units(candidate)
         watch = Stopwatch()
         with watch.timing("merge"):
-            weights = self._source.merge(candidate.coefficients)
+            weights = self._placed_trajectory.merge(candidate.coefficients)
         return weights, watch.cost()
 
     def sample(
@@ -250,7 +250,7 @@ class MergeSampleScore(StagedObjective):
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1]."""
-        self._load(self._source.merge(coefficients))
+        self._load(self._placed_trajectory.merge(coefficients))
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)
@@ -267,7 +267,7 @@ class MergeSampleScore(StagedObjective):
         """Statistics of batch normalization, if they are estimated again."""
         if self._batch_norm is None:
             return {}
-        self._load(self._source.merge(coefficients))
+        self._load(self._placed_trajectory.merge(coefficients))
         return self._batch_norm.values()
 
     @property
@@ -278,7 +278,7 @@ class MergeSampleScore(StagedObjective):
         return ImageStages(sampler, self.scores, self._batch_norm)
 
     @property
-    def _source(self) -> Mergeable:
+    def _placed_trajectory(self) -> Mergeable:
         """The trajectory, on the model's device if it can be merged there."""
         placed = self._placed
         if placed is None or placed.trajectory is not self.trajectory:
@@ -299,7 +299,7 @@ class MergeSampleScore(StagedObjective):
             return
         average = power_ema_coefficients(self.steps, UNITS_AT)
         try:
-            self._load(self._source.merge(average))
+            self._load(self._placed_trajectory.merge(average))
             metrics = self._batch_sizes.retry_smaller(
                 lambda: self._sample(Candidate(average), 0, self._images, Stopwatch())
             )
@@ -351,7 +351,7 @@ class MergeSampleScore(StagedObjective):
         metrics = self._metrics(candidate, gradient=True)
         start_of_last = self._batch_sizes.start_of_last(first, last)
         self._add_images(metrics, candidate, first, start_of_last, watch)
-        self._gradient_pass = GradientPass(self._stages, self._source, candidate, first, last)
+        self._gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
         try:
             self._gradient_pass.sample_last_batch(metrics, start_of_last, watch)
         except BaseException:
@@ -367,8 +367,8 @@ class MergeSampleScore(StagedObjective):
         gradient_pass = self._gradient_pass
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
-                self._load(self._source.merge(candidate.coefficients))
-            gradient_pass = GradientPass(self._stages, self._source, candidate, first, last)
+                self._load(self._placed_trajectory.merge(candidate.coefficients))
+            gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:
             return gradient_pass.product(back, self._batch_sizes, watch)

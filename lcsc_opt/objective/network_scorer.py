@@ -121,7 +121,7 @@ class NetworkScorer:
                 batches.append(outcomes(self._metric, batch))
         return Scored.of(_joined(batches), self._metric)
 
-    @torch.inference_mode(mode=False)
+    @torch.inference_mode(mode=False)  # whatever mode the caller is in
     @torch.enable_grad()
     def _metrics_and_gradient(self, draw: Draw, varying: Collection[str]) -> tuple[Scored, Mapping[str, Tensor]]:
         weights = self._network.weights.differentiable(varying)

@@ -61,8 +61,8 @@ def build_optimizer(
     once. Random numbers are derived from the study's ``seed``.
 
     Raises:
-        StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
-            Nevergrad's that searches with one only.
+        StudySpecError: an unknown optimizer or option, which the message names; several workers for an optimizer of
+            Nevergrad's that searches with one only; or this budget or space is none for it.
     """
     if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(
@@ -70,7 +70,7 @@ def build_optimizer(
         )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
-    try:
+    try:  # the options alone have been checked; together with these arguments they may be refused
         return configured(array, budget=budget, num_workers=workers)
     except (ValueError, TypeError, AssertionError) as error:
         raise StudySpecError(f"{spec.name}: {error}") from error

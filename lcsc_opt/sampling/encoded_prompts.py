@@ -44,7 +44,7 @@ class EncodedPrompts:
 
     @contextlib.contextmanager
     def answering(self, pipeline: Any) -> Iterator[None]:
-        """While this is open, the pipeline's ``encode_prompt`` encodes only prompts that it has not encoded before."""
+        """While this is open, the pipeline's ``encode_prompt`` encodes only prompts whose embeddings are not kept."""
         encode: _Encode = pipeline.encode_prompt
         signature = inspect.signature(encode)
 

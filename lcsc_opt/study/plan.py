@@ -172,7 +172,7 @@ class Plan:
 
     @property
     def updated_attributes(self) -> dict[str, Any]:
-        """The attributes that every run writes, since the study file may have been edited.
+        """The attributes that every run writes, since the study file may have been edited. ``ray`` are its workers.
 
         The specification was compared with the stored one first: only what changes no result can differ.
         """

@@ -50,7 +50,7 @@ def pack(
             says; fewer than two checkpoints, a step twice, checkpoints of different models, too little disk space,
             ``out`` exists, or another process packs to it.
     """
-    stored_dtype(dtype)
+    stored_dtype(dtype)  # refuses an unknown one before anything is read
     out = Path(out)
     if out.exists() and not is_trajectory(out):
         raise TrajectoryError(f"{out} exists and is not a trajectory: name another output.")
