@@ -275,8 +275,10 @@ class DiffusersSampler(NetworkSampler):
         if not is_last or self.decoder is not None:
             clips = {}
         self.scheduler.register_to_config(**dict.fromkeys(clips, False))
-        yield
-        self.scheduler.register_to_config(**clips)
+        try:
+            yield
+        finally:
+            self.scheduler.register_to_config(**clips)
 
     def _timesteps(self) -> Tensor:
         """``[T]`` timesteps; also resets the scheduler to its first step."""

@@ -104,7 +104,9 @@ def test_consistency_models_give_the_pipelines_images(
     ("name", "steps", "clips"),
     [("ddpm", 5, "clip_sample"), ("ddim", 5, "clip_sample"), ("consistency", 1, "clip_denoised")],
 )
-def test_the_image_is_not_clipped_by_a_scheduler_that_clips_its_estimates(name: Any, steps: int, clips: str) -> None:
+def test_the_image_is_not_clipped_by_a_scheduler_that_clips_its_estimates(
+    monkeypatch: pytest.MonkeyPatch, name: Any, steps: int, clips: str
+) -> None:
     network = unet()
     with torch.no_grad():
         network.conv_out.weight *= 10  # large outputs
@@ -112,9 +114,17 @@ def test_the_image_is_not_clipped_by_a_scheduler_that_clips_its_estimates(name: 
     scheduler = build_scheduler(name, config)
     made = images(make(network, scheduler, steps=steps))
     assert float((made.abs() > 1.01).float().mean()) > 0.05
+    with monkeypatch.context() as patched:
+        patched.setattr(type(scheduler), "step", _out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            images(make(network, scheduler, steps=1))
     assert scheduler.config[clips], "the next images are sampled as these were"
     latents = make(network, build_scheduler(name, config), steps=steps, decoder=_Identity())
     assert torch.equal(images(latents), made.clamp(-1, 1))
+
+
+def _out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError
 
 
 class _Identity(nn.Module):
