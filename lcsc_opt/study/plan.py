@@ -44,7 +44,7 @@ from lcsc_opt.study.defaults import default_options
 from lcsc_opt.study.landscape import landscape_spec, plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
-FEWEST_REAL_IMAGES = 10  # per effective dimension of the features, where each layer has its own coefficients
+FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
 MOVES_ROWS_ALIKE = ("LCSCQuadratic",)
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 
@@ -267,23 +267,17 @@ class Plan:
 
     def advice(self, objective: Objective) -> Iterator[str]:
         """What to know before a new study begins, one line each."""
-        yield from self._advice_on_rows(objective)
-        if isinstance(objective.trajectory, Trajectory):
-            yield from objective.trajectory.identical()
-
-    def _advice_on_rows(self, objective: Objective) -> Iterator[str]:
-        """Reasons not to search a row for each layer group (measured in docs/optimizers.md)."""
-        if self.spec.space.rows is None or self.is_grid:
-            return
         images = objective.samples.real_per_dimension
-        if not self.follows_gradients:
-            yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
-        elif images is not None and images < FEWEST_REAL_IMAGES:
+        if self.follows_gradients and images is not None and images < FEWEST_REAL_IMAGES:
             yield (
                 f"{self.name}: the reference has {images:.1f} real images for each effective dimension of its "
-                f"features; with fewer than about {FEWEST_REAL_IMAGES}, many rows overfit them: give more real images, "
-                "or hold some out and compare with one row"
+                f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images, with one row as "
+                "with many: give more real images, or hold some out"
             )
+        if self.spec.space.rows is not None and not self.is_grid and not self.follows_gradients:
+            yield f"{self.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
+        if isinstance(objective.trajectory, Trajectory):
+            yield from objective.trajectory.identical()
 
     def space(self, objective: Objective) -> CoefficientSpace:
         """The coefficient space over an objective's checkpoints.
