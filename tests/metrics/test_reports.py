@@ -159,7 +159,7 @@ def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, 
     [
         (
             {"reference": {"inception": "fid.npz"}},
-            "reference images; give them under reference: {clip: a folder",
+            "clip needs real images; give them under reference: {clip: a folder",
             "Name a metric in held_out_metrics of the study file, or none: []",
         ),
     ],
