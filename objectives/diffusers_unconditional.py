@@ -11,7 +11,8 @@
 ``model`` is the folder of a pipeline or of a model that ``save_pretrained`` wrote, or its ``config.json``. No weights
 are read from it. ``sampler.name`` is ddpm, ddim, dpm-solver++, sde-dpm-solver++, unipc, heun, euler, euler-ancestral,
 consistency or lcm; without a name the pipeline's own scheduler is used. The settings of training (betas, prediction
-type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single settings:
+type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single settings. Where the scheduler clips its
+estimates, the last one, which is the image, is left to the metrics to clip:
 
     sampler: {name: ddim, steps: 50, step: {eta: 1.0}, scheduler: {clip_sample: false}}
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
