@@ -62,7 +62,7 @@ def build_optimizer(
 
     Raises:
         StudySpecError: an unknown optimizer or option, which the message names; several workers for an optimizer of
-            Nevergrad's that searches with one only; or this budget or space is none for it.
+            Nevergrad's that searches with one only; or a budget or space that does not suit it.
     """
     if workers > 1 and refuses_concurrent_asks(spec):
         raise StudySpecError(

@@ -51,7 +51,7 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
 """Name → class in diffusers, and the settings of its configuration that the name stands for."""
 
 
-_CLIPS = ("clip_sample", "clip_denoised")  # settings of schedulers
+_CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
 
 ALWAYS = (0.0, 1.0)
 """The interval of guidance that acts at all timesteps."""
@@ -267,13 +267,14 @@ class DiffusersSampler(NetworkSampler):
 
     @contextlib.contextmanager
     def _clipping(self, *, is_last: bool) -> Iterator[None]:
-        """A step of a scheduler that clips its estimates of the image, but not of the last one, which is the image.
+        """One step of the scheduler, which clips its estimates of the image as it was trained, but not the last one.
 
-        The metrics see by how much it leaves [-1, 1], and clip it themselves. Latents are clipped as in training.
+        That is the image: metrics see by how much it leaves [-1, 1], and clip it themselves. Latents are no image.
         """
-        clips = {name: self.scheduler.config[name] for name in _CLIPS if name in self.scheduler.config}
         if not is_last or self.decoder is not None:
-            clips = {}
+            yield
+            return
+        clips = {name: self.scheduler.config[name] for name in _CLIPS if name in self.scheduler.config}
         self.scheduler.register_to_config(**dict.fromkeys(clips, False))
         try:
             yield

@@ -172,9 +172,9 @@ class Plan:
 
     @property
     def updated_attributes(self) -> dict[str, Any]:
-        """The attributes that every run writes, since the study file may have been edited. ``ray`` are its workers.
+        """The attributes that every run writes, since the study file may have been edited.
 
-        The specification was compared with the stored one first: only what changes no result can differ.
+        ``ray`` has its workers on a Ray cluster. The specification was compared with the stored one first: only what changes no result can differ.
         """
         held_out = self.spec.held_out
         ray = self.ray
