@@ -174,7 +174,8 @@ class Plan:
     def updated_attributes(self) -> dict[str, Any]:
         """The attributes that every run writes, since the study file may have been edited.
 
-        ``ray`` has its workers on a Ray cluster. The specification was compared with the stored one first: only what changes no result can differ.
+        The specification was compared with the stored one first: only what changes no result can differ. ``ray`` names
+        the workers of a Ray cluster.
         """
         held_out = self.spec.held_out
         ray = self.ray
