@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import tempfile
@@ -53,6 +54,7 @@ def check_objective(
     * ``images`` and ``noise`` of a candidate are honoured, if an evaluation has images at all.
     * A gradient is the derivative of the loss in the K coefficients. Without one, the objective gives a reason.
     * If it has stages, the loss does not depend on how images are divided.
+    * Both hold for a loss without the bias of few images, too.
 
     Args:
         build: makes the objective; called twice.
@@ -81,9 +83,11 @@ def check_objective(
     assert math.isfinite(objective(last_checkpoint)), "the last checkpoint alone has no finite loss"
     if objective.samples.per_evaluation:
         _check_images(objective, candidate, first)
-    _check_gradient(objective, candidate, first, step=step, tolerance=tolerance)
-    if isinstance(objective, StagedObjective):
-        _check_stages(objective, candidate, first)
+    of_step = dataclasses.replace(candidate, unbiased=True)
+    for asked, evaluation in ((candidate, first), (of_step, _evaluate(objective, of_step))):
+        _check_gradient(objective, asked, evaluation, step=step, tolerance=tolerance)
+        if isinstance(objective, StagedObjective):
+            _check_stages(objective, asked, evaluation)
 
 
 def _evaluate(objective: Objective, candidate: Candidate) -> Evaluation:
@@ -131,7 +135,7 @@ def _check_gradient(
     )
 
     def loss_at(moved: Coefficients) -> float:
-        return _evaluate(objective, Candidate(moved, images=candidate.images)).loss
+        return _evaluate(objective, dataclasses.replace(candidate, coefficients=moved)).loss
 
     space = AffineSpace(objective.steps, coefficients)
     generator = np.random.default_rng(0)

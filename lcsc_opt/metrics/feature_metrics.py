@@ -24,10 +24,12 @@ from lcsc_opt.metrics.distances import (
     kernel_distance,
     precise_and_covered,
 )
+from lcsc_opt.metrics.extrapolation import weighted_subsets
 from lcsc_opt.metrics.frechet import Array, Moments
 from lcsc_opt.metrics.leave_out import without_each_group
-from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula, need_real_features
+from lcsc_opt.metrics.names import BIASED, OF_REFERENCE_FEATURES, TONES, Formula, need_real_features
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.tones import tones
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 FeatureState = tuple[Moments, Features | None, Features | None]
@@ -50,6 +52,8 @@ class FeatureMetrics:
         formulas: what will be computed; all by default.
         total: how many images there will be in all parts; unknown by default.
         gradient: whether a gradient will be computed.
+        unbiased: whether distances whose expected value depends on the number of images are extrapolated to infinitely
+            many (:mod:`~lcsc_opt.metrics.extrapolation`).
         intervals: whether :meth:`without_each_group` will be called; where the features would take more than 2 GiB, and
             nothing else needs them, it has no answer.
         device: where distances between features are computed.
@@ -62,14 +66,16 @@ class FeatureMetrics:
         *,
         total: int = 0,
         gradient: bool = False,
+        unbiased: bool = False,
         intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.reference = reference
+        self._unbiased = unbiased
         self._device = device
         dimension = reference.extractor.dimension
         is_small = total < dimension
-        needs_rows = gradient or is_small or need_real_features(formulas)
+        needs_rows = gradient or unbiased or is_small or need_real_features(formulas)
         self._adds_moments = not needs_rows
         self._keeps_rows = needs_rows or (intervals and total * dimension <= MOST_KEPT)
         self._moments = Moments()
@@ -115,7 +121,18 @@ class FeatureMetrics:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
 
+    def compute_unseen(self, formula: Formula) -> float:
+        """A distance to the held-out real images in place of the reference: FID's or that of tones."""
+        if formula == "fid":
+            return self.compute("fid_held_out")
+        with torch.no_grad():
+            return float(tones(self._samples(), self.reference.unseen))
+
     def _computed(self, formula: Formula) -> float:
+        if self._unbiased and formula in BIASED:
+            rows = self._all_rows()
+            subsets = weighted_subsets(len(rows))
+            return sum(weight * self._biased(formula, rows[chosen]) for weight, chosen in subsets)
         match formula:
             case "fid":
                 return self._frechet_distance(self.reference)
@@ -135,8 +152,17 @@ class FeatureMetrics:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples()))
 
+    def _biased(self, formula: Formula, rows: Features) -> float:
+        """A distance of the features ``[n, D]`` whose expected value depends on n."""
+        if formula == "fid":
+            return self.reference.frechet.distance_from_features(rows)
+        with torch.no_grad():
+            return float(self._distance(formula, torch.from_numpy(rows).to(self._device)))
+
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
         """A distance of samples ``[N, D]`` on their device."""
+        if formula == TONES:
+            return tones(samples, self.reference)
         return EACH[formula](samples, self.reference).mean()
 
     def without_each_group(self, formula: Formula) -> Array | None:
@@ -184,26 +210,37 @@ class FeatureMetrics:
         """
         if formula in self._gradients:
             return self._gradients[formula]
-        match formula:
-            case "fid":
-                value, gradient = self.reference.frechet.distance_and_gradient(self._all_rows())
-            case "reward":
-                rewards = self._all_rows()
-                value = float(rewards.mean(dtype=np.float64))
-                gradient = np.full(rewards.shape, 1 / len(rewards))
-            case "kid":
-                value, derivative = self._kernel_distance(gradient=True)
-                gradient = derivative.cpu().numpy()
-            case _:
-                with torch.enable_grad():
-                    leaf = self._samples().detach().clone().requires_grad_()
-                    distance = self._distance(formula, leaf)
-                    [derivative] = torch.autograd.grad(distance, leaf)
-                value = float(distance.detach())
-                gradient = derivative.cpu().double().numpy()
+        rows = self._all_rows()
+        subsets = [(1.0, np.arange(len(rows)))]
+        if self._unbiased and formula in BIASED:
+            subsets = weighted_subsets(len(rows))
+        value = 0.0
+        gradient = np.zeros(rows.shape)
+        for weight, chosen in subsets:
+            value_of_chosen, gradient_of_chosen = self._value_and_gradient(formula, rows[chosen])
+            value += weight * value_of_chosen
+            gradient[chosen] += weight * gradient_of_chosen
         self._values[formula] = value
         self._gradients[formula] = gradient
         return gradient
+
+    def _value_and_gradient(self, formula: Formula, rows: Features) -> tuple[float, Array]:
+        """A metric of the features ``[n, D]``, and its derivative in them."""
+        match formula:
+            case "fid":
+                return self.reference.frechet.distance_and_gradient(rows)
+            case "reward":
+                return float(rows.mean(dtype=np.float64)), np.full(rows.shape, 1 / len(rows))
+            case "kid":
+                value, derivative = self._kernel_distance(gradient=True)
+                return value, derivative.cpu().numpy()
+            case _:
+                self._samples()
+                with torch.enable_grad():
+                    leaf = torch.tensor(rows, device=self._device, requires_grad=True)
+                    distance = self._distance(formula, leaf)
+                    [derivative] = torch.autograd.grad(distance, leaf)
+                return float(distance.detach()), derivative.cpu().double().numpy()
 
     def deviation(self, formula: Formula) -> float:
         """The standard deviation, over samples, of a metric that is a mean over samples."""

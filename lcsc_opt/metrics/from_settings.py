@@ -20,6 +20,7 @@ from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import LossSetting, in_features_of, parse_kept, parse_loss
 from lcsc_opt.metrics.names import (
+    BIASED,
     CROSS_CHECK,
     DISTANCES,
     EXTRACTORS,
@@ -29,6 +30,7 @@ from lcsc_opt.metrics.names import (
     PIXELS,
     REWARD,
     THUMBNAILS,
+    TONES,
     TRAINED,
     MetricName,
     need_real_features,
@@ -164,8 +166,9 @@ class MetricSuiteBuilder:
         if self._cross_check is not None and self._cross_check not in compared_extractors:
             compared_extractors.append(self._cross_check)
         self._references = ReferenceSettings.by_extractor(self._reference, compared_extractors)
-        if self._references and PIXELS in self._extractors and PIXELS not in self._references:
-            self._references[PIXELS] = self._image_settings(PIXELS)
+        for name in (PIXELS, TONES):
+            if self._references and name in self._extractors and name not in self._references:
+                self._references[name] = self._image_settings(name)
         for metric in self._metrics:
             if metric.needs_reference and metric.extractor not in self._references:
                 raise MetricError(
@@ -267,12 +270,13 @@ class MetricSuiteBuilder:
         if not any(metric.needs_reference for metric in metrics):
             return Reference(extractor)
         formulas = {metric.formula for metric in metrics}
+        compared_unseen = any(metric in self._loss for metric in metrics if metric.formula in BIASED)
         return self._built(
             self._references[name],
             name,
             extractor,
             features=need_real_features(formulas),
-            held_out=FID_HELD_OUT in formulas or MetricName("fid", name) in self._loss,
+            held_out=FID_HELD_OUT in formulas or compared_unseen,
             batch_size=batch_size,
             folder=folder,
         )
@@ -366,7 +370,7 @@ class MetricSuiteBuilder:
         return "Name a metric in held_out_metrics of the study file, or none: []"
 
     def _image_settings(self, name: str) -> ReferenceSettings:
-        """The real images for an extractor that may have no reference of its own: ``pixels``, or the cross-check.
+        """The real images for what may have no reference of its own: ``pixels``, ``tones``, or the cross-check.
 
         Its own reference if that is images, not statistics; else the first reference that is.
         """

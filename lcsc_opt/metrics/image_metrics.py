@@ -17,7 +17,7 @@ from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.loss import Loss, why_no_gradient
-from lcsc_opt.metrics.names import Formula, MetricName
+from lcsc_opt.metrics.names import BIASED, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 ImageState = dict[str, FeatureState]
@@ -52,6 +52,7 @@ class ImageMetrics:
         total: how many images the whole evaluation has.
         constraint: the bound of the kept metric; ``None`` bounds nothing.
         gradient: keep the features that the gradient of the loss needs.
+        unbiased: extrapolate distances to infinitely many images.
         intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
     """
@@ -65,6 +66,7 @@ class ImageMetrics:
         total: int,
         constraint: Constraint | None = None,
         gradient: bool = False,
+        unbiased: bool = False,
         intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -84,6 +86,7 @@ class ImageMetrics:
                 formulas,
                 total=total,
                 gradient=gradient and name in loss.extractors,
+                unbiased=unbiased,
                 intervals=intervals,
                 device=device,
             )
@@ -191,18 +194,19 @@ class ImageMetrics:
         return self._constraint.violation(self._value(self._loss.keep), self._total)
 
     def unseen(self, loss: float) -> float | None:
-        """The loss of :meth:`compute` with each FID to the held-out real images in place of that to the reference.
+        """The loss of :meth:`compute` with each FID, and tones, to the held-out real images in place of the reference.
 
-        ``None`` if it has no FID, or no real images are held out.
+        ``None`` if it has neither, or no real images are held out.
         """
         changes = []
         for metric, weight in self._loss.weights.items():
-            if metric.formula != "fid":
+            if metric.formula not in BIASED:
                 continue
             feature_metrics = self._features[metric.extractor]
             if feature_metrics.reference.held_out is None:
                 return None
-            changes.append(weight * (feature_metrics.compute("fid_held_out") - feature_metrics.compute("fid")))
+            unseen = feature_metrics.compute_unseen(metric.formula)
+            changes.append(weight * (unseen - feature_metrics.compute(metric.formula)))
         if not changes:
             return None
         return loss + sum(changes)

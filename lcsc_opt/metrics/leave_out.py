@@ -26,6 +26,7 @@ from lcsc_opt.metrics.distances import (
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.tones import tones
 
 Labels = npt.NDArray[np.int64]
 """``[N]``: the group of each image."""
@@ -56,6 +57,8 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
         case "spread":
             pixels = samples.cpu().double().numpy()
             return np.array([_spread(pixels[labels != group]) for group in range(GROUPS)])
+        case "tones":
+            return np.array([float(tones(samples[labels != group], reference)) for group in range(GROUPS)])
         case "near" | "hinge":
             return _means(EACH[formula](samples, reference), labels)
         case _:  # the mean of the only feature

@@ -26,6 +26,7 @@ from lcsc_opt.metrics.names import (
     OF_LOSS_FEATURES,
     PIXELS,
     REWARD,
+    TONES,
     Kept,
     MetricName,
 )
@@ -139,7 +140,7 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
     representations = _representations(loss)
     if representations is not None:
         share = 1 / len(representations)
-        return {MetricName.parse(f"fid@{extractor}"): share for extractor in representations}
+        return {_distance_in(extractor): share for extractor in representations}
     if isinstance(loss, str):
         loss = {loss: 1.0}
     weights: dict[MetricName, float] = {}
@@ -161,6 +162,11 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
         )
     # The first metric's features order image pairs; a reward has none of images, so it comes last.
     return dict(sorted(weights.items(), key=lambda pair: pair[0].formula == REWARD))
+
+
+def _distance_in(representation: str) -> MetricName:
+    """The distance that ``fdr`` measures in one of its representations: FID, except in tones."""
+    return MetricName.parse(TONES if representation == TONES else f"fid@{representation}")
 
 
 def _checked_weight(metric: MetricName, weight: object) -> float:

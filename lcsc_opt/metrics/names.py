@@ -28,20 +28,26 @@ FORMULAS: tuple[Formula, ...] = (
     "held_out_reward",
     "spread",
     "outside",
+    "tones",
 )
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "reward", "held_out_reward", "spread"})
 PIXELS = "pixels"
 THUMBNAILS = "thumbnails"
+TONES = "tones"
 OWN_FEATURES: Mapping[Formula, str] = {
     "reward": "reward",
     "held_out_reward": "held_out_reward",
     "spread": THUMBNAILS,
     "outside": "outside",
+    TONES: TONES,
 }
+WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "spread", "outside"})
 # Those for which mean and covariance of the reference are not enough.
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is", *OWN_FEATURES}
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
-DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward")
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward", TONES)
+BIASED: frozenset[Formula] = frozenset({"fid", TONES})
+"""Lower or higher, on average, with few samples; the others are means over samples, or unbiased as KID is."""
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
@@ -59,6 +65,7 @@ MADE = {
     PIXELS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",  # whose principal components a reference turns them into
     THUMBNAILS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",
     "outside": "lcsc_opt.metrics.extractors.pixels:Outside",
+    TONES: "lcsc_opt.metrics.tones:Tones",
 }
 for _name in TRAINED:
     MADE[_name] = "lcsc_opt.metrics.extractors.bundled:feature_network"
@@ -131,7 +138,7 @@ class MetricName:
     @property
     def needs_reference(self) -> bool:
         """Whether it compares with real images; the Inception Score, rewards and the spread do not."""
-        return self.formula not in ("is", *OWN_FEATURES)
+        return self.formula not in WITHOUT_REFERENCE
 
     @property
     def is_differentiable(self) -> bool:

@@ -25,6 +25,7 @@ from lcsc_opt.metrics.names import (
     OUTSIDE,
     REWARD,
     THUMBNAILS,
+    TONES,
     Kept,
     MetricName,
     need_real_features,
@@ -144,8 +145,9 @@ class MetricSuite:
 
     @property
     def dimension(self) -> int:
-        """The largest number of features that a metric of a search works with."""
-        return max(self.references[metric.extractor].extractor.dimension for metric in self._metrics)
+        """The largest number of features that a metric of a search has matrices of."""
+        with_matrices = [metric for metric in self._metrics if metric.formula != TONES]
+        return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 
     def image_metrics(
         self,
@@ -153,6 +155,7 @@ class MetricSuite:
         *,
         held_out: bool = False,
         gradient: bool = False,
+        unbiased: bool = False,
         constraint: Constraint | None = None,
     ) -> ImageMetrics:
         """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
@@ -169,6 +172,7 @@ class MetricSuite:
             total=total,
             constraint=constraint,
             gradient=gradient,
+            unbiased=unbiased,
             intervals=held_out,
             device=self._device,
         )

@@ -21,6 +21,7 @@ from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
+from lcsc_opt.metrics.names import TONES
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
 from lcsc_opt.objective.contract import Mergeable, ReportedMetrics, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
@@ -320,7 +321,11 @@ class MergeSampleScore(StagedObjective):
         """Metrics without images, for those of a candidate or for a part of them."""
         held_out = candidate.noise.group == HELD_OUT.group
         return self.scores.image_metrics(
-            self.images_of(candidate), held_out=held_out, gradient=gradient, constraint=candidate.constraint
+            self.images_of(candidate),
+            held_out=held_out,
+            gradient=gradient,
+            unbiased=candidate.unbiased,
+            constraint=candidate.constraint,
         )
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
@@ -404,7 +409,7 @@ def _real_images_per_dimension(scores: MetricSuite) -> float | None:
     ratios = []
     for name in scores.extractors:
         reference = scores.references[name]
-        if reference.count is None or reference.gaussian is None:
+        if name == TONES or reference.count is None or reference.gaussian is None:
             continue
         dimension = effective_dimension(reference.gaussian.cov)
         if dimension:  # zero where all real images are the same

@@ -215,7 +215,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             first = int(min(self._options["images"], most))
             growing = min(self._options["growth"] * self._gradient_images, most)
             images = max(1, int(growing / first)) * first
-        return Request(images, noise, gradient=True, keep_weight=self._dual_ascent.weight)
+        return Request(images, noise, gradient=True, keep_weight=self._dual_ascent.weight, unbiased=True)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)

@@ -135,12 +135,14 @@ class Request:
         noise: which group of noise.
         gradient: whether to compute the gradient of the loss in the coefficients, too.
         keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
+        unbiased: whether the loss and its gradient are those of infinitely many images, estimated from these.
     """
 
     images: int | None = None
     noise: Noise = SEARCH
     gradient: bool = False
     keep_weight: float | None = None
+    unbiased: bool = False
 
     def compares(self, images: int | None = None) -> bool:
         """Whether its loss compares with those of plain evaluations: same noise, same number of images.
@@ -148,7 +150,7 @@ class Request:
         Args:
             images: images of a plain evaluation; a request for exactly that many compares, too. ``None``: not known.
         """
-        return self.images in (None, images) and self.noise == SEARCH
+        return self.images in (None, images) and self.noise == SEARCH and not self.unbiased
 
 
 def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
@@ -166,7 +168,7 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
     """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
     request = request_of(parameter)
     coefficients = np.asarray(parameter.value, dtype=np.float64)
-    return Candidate(coefficients, request.images, request.noise, request.keep_weight)
+    return Candidate(coefficients, request.images, request.noise, request.keep_weight, unbiased=request.unbiased)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

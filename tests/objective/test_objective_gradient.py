@@ -65,8 +65,9 @@ def directions(count: int = 2) -> list[np.ndarray]:
     return list(drawn - drawn.mean(axis=1, keepdims=True))  # coefficients go on to sum to one
 
 
-def difference(objective: MergeSampleScore, direction: np.ndarray, step: float) -> float:
-    return (objective(EMA + step * direction) - objective(EMA - step * direction)) / (2 * step)
+def difference(objective: MergeSampleScore, direction: np.ndarray, step: float, **asked: Any) -> float:
+    ahead, behind = (objective.evaluate(Candidate(EMA + sign * step * direction, **asked)).loss for sign in (1, -1))
+    return (ahead - behind) / (2 * step)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -77,6 +78,17 @@ def test_the_gradient_is_the_finite_difference_of_the_loss(name: str, trajectory
     for direction in directions():
         assert found @ direction == pytest.approx(difference(objective, direction, 1e-5), rel=1e-5)
         assert abs(found @ direction) > 1e-2
+
+
+@pytest.mark.parametrize("images", [6, 50, 51])
+def test_a_step_follows_the_loss_without_the_bias_of_its_few_images(images: int, trajectory: Trajectory) -> None:
+    objective = build(trajectory, function(Smooth().double()), gradient_batch_size=7)
+    asked = {"images": images, "unbiased": True}
+    step = objective.evaluate(Candidate(EMA, **asked), gradient=True)  # type: ignore[arg-type]
+    assert step.gradient is not None
+    assert step.loss < objective.evaluate(Candidate(EMA, images=images)).loss
+    for direction in directions():
+        assert step.gradient @ direction == pytest.approx(difference(objective, direction, 1e-5, **asked), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["kid", {"fid": 1.0, "kid": 0.5}])

@@ -75,6 +75,12 @@ def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -
     assert {request for request in asked if not request.gradient} == {Request()}
 
 
+def test_steps_follow_the_loss_without_the_bias_of_their_images_and_checks_are_plain_evaluations() -> None:
+    asked = [request_of(candidate) for candidate in run(gradient_search(), Quadratic(), 100)]
+    assert all(request.unbiased == request.gradient for request in asked)
+    assert not Request(unbiased=True).compares(), "a loss without bias compares with no other"
+
+
 @pytest.mark.parametrize(("checks", "per_evaluation"), [(0.1, 1000), (0.2, 0), (0.5, 50)])
 def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: int) -> None:
     asked = run(gradient_search(checks=checks, growth=0.0, plan=(10**9, per_evaluation)), Quadratic(), 300)

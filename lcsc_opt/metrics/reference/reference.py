@@ -89,8 +89,8 @@ class Reference:
     @property
     def known_features(self) -> npt.NDArray[np.float32]:
         """``[M, D]`` float32. Raises MetricError if only mean and covariance are known."""
-        _ = self.frechet
         if self.features is None:
+            _ = self.frechet
             raise MetricError(NO_FEATURES)
         return self.features
 

@@ -1,0 +1,30 @@
+"""Distances without the bias of few samples: what a gradient step follows.
+
+The Fréchet distance of N samples is biased by about c / N, and c depends on the model (Bińkowski et al. 2018,
+Appendix D; Chong and Forsyth 2020): it is lower for samples that vary less, so that steps on a hundred images each lead
+towards grey. ``2 d(all) − ½ (d(first half) + d(second half))`` has no term in 1 / N.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FEWEST = 4  # samples; a half of fewer has no covariance
+SEED = 2020
+
+Rows = npt.NDArray[np.intp]
+
+
+def weighted_subsets(count: int) -> list[tuple[float, Rows]]:
+    """Subsets of ``count`` samples, and the weights with which their distances add up to one without bias.
+
+    The halves are drawn: samples of an objective may be sorted by prompt. Of fewer than four samples, the only subset
+    is all of them.
+    """
+    everything = np.arange(count)
+    if count < FEWEST:
+        return [(1.0, everything)]
+    order = np.random.RandomState(SEED).permutation(count)
+    halves = np.array_split(order, 2)
+    return [(2.0, everything), *((-len(half) / count, np.sort(half)) for half in halves)]

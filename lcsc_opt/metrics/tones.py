@@ -1,0 +1,95 @@
+"""Tones: whether values, and steps between neighbouring values, are as frequent as in real images; no network.
+
+A Fréchet distance compares means and covariances, so images can have all of them right and still be grey where real
+ones are black and white. Here one-dimensional distributions are compared as a whole, at three scales and in each
+channel: values, and their differences to the right and downwards. Differences are the contrast of edges and strokes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics.reference.reference import Reference
+
+SCALES = (1, 2, 4)  # pixels on a side that are averaged
+GRID = 8  # places on a side of an image, whose values stand for all
+LEVELS = 4096  # quantiles of the real images
+CHANNELS = 3
+DISTRIBUTIONS = 3 * CHANNELS * len(SCALES)
+
+
+class Tones:
+    """Values and differences at some places of an image, not clipped, at each scale.
+
+    There are 8 × 8 places, so that an image of any size has as many features.
+    """
+
+    name = f"tones-{GRID}"
+    dimension = DISTRIBUTIONS * GRID**2
+    unclipped = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` → ``[B, 27 · 64]``, distribution by distribution; grey counts as three equal channels.
+
+        Raises:
+            MetricError: images of one row or column have no differences.
+        """
+        smaller_side = min(images.shape[-2:])
+        if smaller_side < 2:
+            raise MetricError(f"tones: images of {images.shape[-2]}x{images.shape[-1]} have no neighbouring pixels")
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        parts = []
+        for scale in SCALES:
+            scaled = F.avg_pool2d(wide, min(scale, smaller_side // 2))
+            to_the_right = scaled.diff(dim=-1)
+            downwards = scaled.diff(dim=-2)
+            parts += [at_places(values).expand(-1, CHANNELS, -1) for values in (scaled, to_the_right, downwards)]
+        return torch.cat(parts, dim=1).flatten(1)
+
+
+def at_places(values: Tensor) -> Tensor:
+    """``[B, C, H, W]`` → ``[B, C, 64]``: those in the middle of each of 8 × 8 cells; small images have several in one."""
+    middles = 2 * torch.arange(GRID, device=values.device) + 1
+    rows, columns = (middles * side // (2 * GRID) for side in values.shape[-2:])
+    return values[..., rows, :][..., columns].flatten(2)
+
+
+def tones(samples: Tensor, reference: Reference) -> Tensor:
+    """The mean, over distributions, of the squared 2-Wasserstein distance to the real one ÷ the variance of that.
+
+    Between distributions on a line, that distance is the mean squared difference of their quantiles (Peyré and Cuturi
+    2019, Remark 2.30). A distribution in which real images do not vary is left out.
+
+    Args:
+        samples: ``[N, D]`` of :class:`Tones`; the result has a graph to them.
+        reference: the real images.
+    """
+    quantiles = reference.once("quantiles", samples.device, quantiles_of).to(samples.dtype)  # [distributions, levels]
+    variances = quantiles.var(dim=1, correction=0)
+    ordered = by_distribution(samples).sort(dim=1).values
+    expected = interpolated(quantiles, ordered.shape[1])
+    squared = (ordered - expected).square().mean(dim=1)
+    varies = variances > 0
+    return (squared[varies] / variances[varies]).mean()
+
+
+def by_distribution(features: Tensor) -> Tensor:
+    """``[N, D]`` → ``[distributions, N · 64]``."""
+    return features.reshape(len(features), DISTRIBUTIONS, -1).transpose(0, 1).flatten(1)
+
+
+def quantiles_of(features: Tensor) -> Tensor:
+    """``[M, D]`` → ``[distributions, levels]``."""
+    return interpolated(by_distribution(features).sort(dim=1).values, LEVELS)
+
+
+def interpolated(ordered: Tensor, count: int) -> Tensor:
+    """``[distributions, M]`` ascending values → the quantiles ``[distributions, count]`` at levels (i + ½) / count."""
+    levels = (torch.arange(count, device=ordered.device, dtype=torch.float64) + 0.5) / count
+    positions = (levels * ordered.shape[1] - 0.5).clamp(0, ordered.shape[1] - 1)
+    below = positions.floor().long()
+    above = positions.ceil().long()
+    return torch.lerp(ordered[:, below], ordered[:, above], (positions - below).to(ordered.dtype))

@@ -1,0 +1,106 @@
+"""Distances without the bias of few samples: their weights, what they do to a step, and their gradient."""
+
+import numpy as np
+import pytest
+
+from lcsc_opt.metrics import FrechetReference
+from lcsc_opt.metrics.extrapolation import weighted_subsets
+from tests.metrics.examples import differences, features_of
+from tests.metrics.examples import mean_and_covariance as moments
+from tests.metrics.test_gradients import filled, image_gradient, images, scores
+
+
+@pytest.mark.parametrize("count", [4, 5, 9, 100])
+def test_a_constant_stays_and_a_bias_in_the_inverse_of_the_count_cancels(count):
+    subsets = weighted_subsets(count)
+    assert sum(weight for weight, _ in subsets) == pytest.approx(1)
+    assert sum(weight / len(rows) for weight, rows in subsets) == pytest.approx(0)
+    (_, everything), (_, half), (_, other_half) = subsets
+    assert everything.tolist() == list(range(count))
+    assert sorted([*half, *other_half]) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_samples_that_cannot_be_halved_are_taken_as_they_are(count):
+    [(weight, rows)] = weighted_subsets(count)
+    assert (weight, rows.tolist()) == (1.0, list(range(count)))
+
+
+def distance_and_slope(reference, samples, subsets):
+    """The distance, and its derivative in a factor of the samples' contrast, at 1."""
+    value = 0.0
+    slope = 0.0
+    deviations = samples - reference.mean
+    for weight, rows in subsets:
+        distance, gradient = reference.distance_and_gradient(samples[rows])
+        value += weight * distance
+        slope += weight * float((gradient * deviations[rows]).sum())
+    return value, slope
+
+
+def test_few_real_images_are_far_from_all_of_them_and_pull_towards_grey_but_not_extrapolated():
+    everything = features_of(20_000 + 40 * 60, 20, seed=1)
+    reference = FrechetReference(*moments(everything[:20_000]))
+    plain = []
+    without_bias = []
+    for samples in everything[20_000:].reshape(40, 60, 20):
+        plain.append(distance_and_slope(reference, samples, [(1.0, np.arange(60))]))
+        without_bias.append(distance_and_slope(reference, samples, weighted_subsets(60)))
+    plain_value, plain_slope = np.mean(plain, axis=0)
+    value, slope = np.mean(without_bias, axis=0)
+    assert abs(value) < plain_value / 5, "no distance is less than theirs to themselves"
+    assert plain_slope > 0, "less contrast than that of real images has a lower distance"
+    assert abs(slope) < plain_slope / 4
+
+
+LOSSES = ["fid", "fid@clip", "kid", "tones", {"fid": 0.3, "kid": 7, "fid@clip": 1, "tones": 2}]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("count", [12, 21])
+def test_its_gradient_in_the_images_is_that_of_central_differences(loss, count):
+    made, batch = scores(loss), images(count)
+    gradient = image_gradient(made, batch, filled(made, batch, gradient=True, unbiased=True).gradients())
+    for seed in range(3):
+        step = 1e-5 * images(count, seed=100 + seed)
+        ahead, behind = (filled(made, batch + sign * step, unbiased=True).compute()[0] for sign in (1, -1))
+        assert float((gradient * step).sum()) == pytest.approx((ahead - behind) / 2, rel=2e-4)
+
+
+def test_value_with_and_without_the_gradient_is_the_same_and_kid_has_no_bias_to_lose():
+    made, batch = scores({"fid": 0.3, "kid": 7, "tones": 2}), images(20)
+    plain = filled(made, batch).compute()[1]
+    found = filled(made, batch, unbiased=True).compute()[1]
+    with_gradient = filled(made, batch, gradient=True, unbiased=True)
+    with_gradient.gradients()
+    assert with_gradient.compute()[1] == pytest.approx(found, rel=1e-9)
+    assert found["kid"] == plain["kid"]
+    assert found["fid"] < plain["fid"]
+    assert found["tones"] < plain["tones"]
+
+
+@pytest.mark.parametrize("loss", ["fid@clip", "tones"])
+def test_parts_give_the_distance_and_the_gradient_of_the_whole(loss):
+    made, batch = scores(loss), images(20)
+    whole = filled(made, batch, gradient=True, unbiased=True)
+    merged = made.image_metrics(20, gradient=True, unbiased=True)
+    for part in batch.split(6):
+        merged.merge(filled(made, part, gradient=True, unbiased=True).state)
+    [expected] = whole.gradients().values()
+    [found] = merged.gradients().values()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    assert merged.compute()[0] == pytest.approx(whole.compute()[0], rel=1e-9)
+
+
+def test_halves_have_the_gradient_of_the_frechet_distance_also_where_it_goes_through_the_samples():
+    reference = FrechetReference(*moments(features_of(200, 9, seed=1)))
+    samples = features_of(10, 9, seed=2)
+    subsets = weighted_subsets(10)
+
+    def value(at):
+        return sum(weight * reference.distance_from_features(at[rows]) for weight, rows in subsets)
+
+    gradient = np.zeros_like(samples)
+    for weight, rows in subsets:
+        gradient[rows] += weight * reference.distance_and_gradient(samples[rows])[1]
+    np.testing.assert_allclose(gradient, differences(value, samples), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,116 @@
+"""Tones: one-dimensional distributions of values and of their differences, compared with those of real images."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics.extractors.base import image_gradient
+from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
+from lcsc_opt.metrics.loss import parse_loss
+from lcsc_opt.metrics.tones import Tones, tones
+from tests.metrics.examples import fill
+
+
+def photographs(count, channels=1, side=8, seed=0):
+    """Smooth images, of which neighbouring pixels are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 4, 4, generator=generator) * 2 - 1
+    return F.interpolate(coarse, size=side, mode="bilinear", align_corners=False)
+
+
+def distance(samples, real):
+    extractor = Tones()
+    return float(tones(extractor(samples), Reference.of_images(extractor, real)))
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (33, 3), (64, 3), (5, 1), (2, 3)])
+def test_images_of_any_size_and_number_of_channels_are_at_no_distance_from_themselves(side, channels):
+    real = photographs(60, channels, side)
+    assert distance(real, real) < 1e-4
+    assert distance(0.5 * real, real) == pytest.approx(0.25, rel=0.2), "(1 - ½)² of the variance, where the mean is 0"
+
+
+def test_it_is_the_mean_squared_difference_of_sorted_values_over_their_variance():
+    real, samples = photographs(100, side=8, seed=1), photographs(100, side=8, seed=2) * 0.7 + 0.2
+    found = []
+    for scale in (1, 2, 4):
+        pooled = [F.avg_pool2d(images, scale) for images in (real, samples)]
+        for difference in (lambda x: x, lambda x: x.diff(dim=-1), lambda x: x.diff(dim=-2)):
+            of_real, of_samples = (at_nodes(difference(images)) for images in pooled)
+            found.append(np.square(np.sort(of_samples) - np.sort(of_real)).mean() / of_real.var())
+    assert distance(samples, real) == pytest.approx(np.mean(found), rel=2e-3)  # by 4,096 quantiles of real images
+
+
+def at_nodes(values):
+    """What lies in the middle of 8 × 8 cells, of images that may be smaller."""
+    rows, columns = (np.floor(np.arange(0.5, 8) * side / 8).astype(int) for side in values.shape[-2:])
+    return values.numpy().astype(float)[:, 0][:, rows][:, :, columns].ravel()
+
+
+def test_grey_images_are_three_equal_channels_and_units_of_values_do_not_matter():
+    real, samples = photographs(50, seed=1), photographs(40, seed=2) * 0.6
+    in_colour = distance(samples.expand(-1, 3, -1, -1), real.expand(-1, 3, -1, -1))
+    assert in_colour == pytest.approx(distance(samples, real), rel=1e-6)
+    assert distance(samples * 5 + 3, real * 5 + 3) == pytest.approx(distance(samples, real), rel=1e-4)
+
+
+def test_each_channel_is_compared_with_its_own():
+    real = photographs(200, channels=3) * torch.tensor([1.0, 0.2, 0.2])[:, None, None]
+    swapped = real.flip(1)
+    assert distance(swapped, real) > 0.5
+
+
+def test_constant_distributions_are_left_out_and_pixels_without_neighbours_refused():
+    stripes = photographs(50)[:, :, :1].expand(-1, -1, 8, -1)  # no differences downwards
+    assert distance(stripes, stripes) < 1e-4
+    assert np.isfinite(distance(photographs(50, seed=3), stripes))
+    with pytest.raises(MetricError, match="no neighbouring pixels"):
+        Tones()(torch.zeros(3, 1, 1, 8))
+
+
+def test_values_are_seen_as_the_sampler_gives_them():
+    real = photographs(100)
+    overshot = real.sign() * 3
+    assert distance(overshot, real) > 3 * distance(overshot.clamp(-1, 1), real)
+    gradient = image_gradient(Tones(), overshot, torch.ones(100, Tones.dimension))
+    assert (gradient[overshot.abs() > 1] != 0).any()
+
+
+def suite(loss, held_out=None):
+    extractor = Tones()
+    real = photographs(300, seed=9)
+    reference = Reference.of_images(extractor, real)
+    if held_out is not None:
+        reference = dataclasses.replace(reference, held_out=Reference.of_images(extractor, held_out))
+    references = {"tones": reference, "pixels": pixel_reference(Reference.of_images(Thumbnails(), real))}
+    return MetricSuite(references, loss=loss)
+
+
+def test_fdr_takes_it_as_a_representation_with_its_own_distance():
+    weights = parse_loss({"fdr": ["pixels", "tones"]})
+    assert {str(metric): weight for metric, weight in weights.items()} == {"fid@pixels": 0.5, "tones": 0.5}
+    scores = suite({"fdr": ["pixels", "tones"]})
+    _, units = fill(scores.image_metrics(100), photographs(100) * 0.8).compute()
+    relative = scores.relative_to(units)
+    assert fill(relative.image_metrics(100), photographs(100) * 0.8).compute()[0] == pytest.approx(1.0)
+
+
+def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
+    scores = suite("tones", held_out=photographs(100, seed=4) * 0.5)
+    metrics = fill(scores.image_metrics(80), photographs(80) * 0.5)
+    loss, _ = metrics.compute()
+    assert metrics.unseen(loss) < loss / 5
+
+
+def test_intervals_come_from_the_samples_without_each_group():
+    scores = suite("tones")
+    metrics = fill(scores.image_metrics(200, held_out=True), photographs(200) * 0.8)
+    loss, _ = metrics.compute()
+    values = metrics.without_each_group()["tones"]
+    assert len(set(values)) == 10
+    assert np.mean(values) == pytest.approx(loss, rel=0.05)
