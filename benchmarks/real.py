@@ -1,12 +1,14 @@
 """Searches of real 28×28 digits in an ImageNet network's features, measured by numbers that no search saw.
 
     pip install '.[benchmarks]'
-    python benchmarks/real.py --work FOLDER [--seeds 3] [--models flow] [--losses fdr@imagenet fid@imagenet] [--quick]
+    python benchmarks/real.py --work FOLDER [--seeds 3] [--models flow] [--losses fdr@imagenet fid@imagenet]
+                              [--methods 'EMA*' layers] [--judged-in 6 12 24] [--quick]
 
 A flow, sampled in three Euler steps, and a one-step consistency model are trained by the loops in this file on 3,000
 digits of MNIST (A), and leave 100 checkpoints each. The other 2,000 digits (B) are seen by no training and no search.
 ``--losses`` are values of the tool's setting ``loss``, in YAML; ``imagenet`` in them stands for the 1,280 features
-of EfficientNet-Lite0. Checkpoints, studies and answers lie in ``--work``, and are not computed again:
+of EfficientNet-Lite0. ``--judged-in`` are further numbers of steps in which the flow's answers are measured.
+Checkpoints, studies and answers lie in ``--work``, and are not computed again:
 other settings need another folder.
 
 Numbers are computed here, with numpy, from samples that the network gives for noise of this file. The digits are those
@@ -46,7 +48,7 @@ LARGEST_SIGMA = 20.0  # of the consistency model's noise; pixels lie in [-1, 1]
 SMALLEST_SIGMA = 0.02
 DATA_SIGMA = 0.5
 FLOW_STEPS = 3
-MORE_STEPS = 12  # of the flow, which no search looked at
+MORE_STEPS = 12  # of the flow
 FEATURE_SIDE = 56  # digits are enlarged to this before EfficientNet-Lite0 sees them
 
 QUICK: dict[str, Any] = {
@@ -144,6 +146,13 @@ def sample_flow(network: nn.Module, noise: Tensor, steps: int = 3) -> Tensor:
         t = torch.full((len(x),), 1 - step / steps, device=x.device)
         x = x - network(x, t) / steps
     return x
+
+
+def sample_flow_mixed(network: nn.Module, noise: Tensor) -> Tensor:
+    """Half of the images in three steps, half in twelve."""
+    few = sample_flow(network, noise[::2], FLOW_STEPS)
+    more = sample_flow(network, noise[1::2], MORE_STEPS)
+    return torch.cat([few, more])
 
 
 def sample_consistency(network: nn.Module, noise: Tensor) -> Tensor:
@@ -398,6 +407,19 @@ def samples_of(model: str, weights: Mapping[str, Tensor], count: int, steps: int
     return torch.cat(parts)
 
 
+def with_real_histogram(images: Tensor) -> Tensor:
+    """The images with the values of A's: the n-th smallest of all values becomes the n-th smallest real one.
+
+    What changes then is contrast and nothing else, so the distances that are left are of shapes.
+    """
+    real = digits()[0][:TRAINED_ON].flatten().sort().values
+    values = images.flatten()
+    positions = torch.linspace(0, len(real) - 1, len(values), dtype=torch.float64).round().long()
+    mapped = torch.empty_like(values)
+    mapped[values.argsort()] = real[positions]
+    return mapped.reshape(images.shape)
+
+
 def sample_part(model: str, network: nn.Module, noise: Tensor, steps: int | None) -> Tensor:
     if model == "consistency":
         return sample_consistency(network, noise)
@@ -412,6 +434,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "layers": {"optimizer": "LCSCGradient", "rows": "layers"},
     "layers, keep": {"optimizer": "LCSCGradient", "rows": "layers", "keep": "precision"},
     "layers, 32 checkpoints": {"optimizer": "LCSCGradient", "rows": "layers", "checkpoints": 32},
+    "layers, searched in 12 steps": {"optimizer": "LCSCGradient", "rows": "layers", "steps": MORE_STEPS},
+    "layers, searched in 3 and 12 steps": {"optimizer": "LCSCGradient", "rows": "layers", "mixed": True},
 }
 
 
@@ -432,13 +456,19 @@ def answer(model: str, seed: int, method: str, loss: str, arguments: argparse.Na
     if keep is not None:
         settings["keep"] = keep
     if model == "flow":
-        settings["sampler_settings"] = {"steps": FLOW_STEPS}
-        settings["nfe"] = FLOW_STEPS
+        steps = options.get("steps", FLOW_STEPS)
+        settings["sampler_settings"] = {"steps": steps}
+        settings["nfe"] = steps
+    sampler = f"real:sample_{model}"
+    if options.get("mixed"):
+        sampler += "_mixed"
+        del settings["sampler_settings"]
+        settings["nfe"] = (FLOW_STEPS + MORE_STEPS + 1) // 2
     start = time.perf_counter()
     result = lcsc_opt.search(
         [files[round(float(index))] for index in chosen],
         build="real:UNet",
-        sample=f"real:sample_{model}",
+        sample=sampler,
         reference=str(work / "a.npz"),
         image_shape=[1, SIDE, SIDE],
         images=arguments.images,
@@ -483,9 +513,10 @@ def measured_training(
         if method == "EMA*":
             black = torch.where(raw < -0.8, -torch.ones_like(raw), raw)
             lines["EMA*, background black"] = judge.measure(black)
-        if model == "flow":
-            more = samples_of(model, found["weights"], arguments.samples, steps=MORE_STEPS)
-            lines[f"{method}, in {MORE_STEPS} steps"] = judge.measure(more)
+        lines[f"{method}, real histogram"] = judge.measure(with_real_histogram(raw))
+        for steps in arguments.judged_in if model == "flow" else ():
+            more = samples_of(model, found["weights"], arguments.samples, steps=steps)
+            lines[f"{method}, in {steps} steps"] = judge.measure(more)
         print(f"{model} {seed} {loss} {method}: {lines[method]}", flush=True)
     return lines
 
@@ -532,6 +563,7 @@ def main() -> None:
         seeds=3,
         models={"nargs": "+", "choices": list(LOSSES), "default": list(LOSSES)},
         methods={"nargs": "+", "choices": list(METHODS), "default": list(METHODS)},
+        judged_in={"nargs": "*", "type": int, "default": [MORE_STEPS]},
         losses={"nargs": "+", "default": ["fdr@imagenet", "fid@imagenet"]},
         steps=2_000,
         checkpoints=100,
@@ -555,6 +587,7 @@ def main() -> None:
         "A: 3,000 digits that trained the model and were searched; B: 2,000 that neither training nor search saw.",
         "FID: 1,280 features of EfficientNet-Lite0, which were searched; cross: 64 of a digit classifier of B;",
         "pixels: 60 principal components; raw: without the clamp to [-1, 1]; outside: the share of values beyond it;",
+        "real histogram: all values mapped to A's, so that no contrast is left to gain, only shapes;",
         "confidence: of the classifier, whose mean on B is "
         f"{judge.real_confidence:.3f}; ±: the standard deviation over trainings.",
     ]

@@ -51,7 +51,7 @@ class Tones:
 
 
 def at_places(values: Tensor) -> Tensor:
-    """``[B, C, H, W]`` → ``[B, C, 64]``: those in the middle of each of 8 × 8 cells; small images have several in one."""
+    """``[B, C, H, W]`` → ``[B, C, 64]``: the values in the middle of 8 × 8 cells, some the same in smaller images."""
     middles = 2 * torch.arange(GRID, device=values.device) + 1
     rows, columns = (middles * side // (2 * GRID) for side in values.shape[-2:])
     return values[..., rows, :][..., columns].flatten(2)

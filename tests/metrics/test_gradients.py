@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference, distances, extract
+from lcsc_opt.metrics import FeatureExtractor, FrechetReference, MetricSuite, Reference, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from lcsc_opt.metrics.tones import Tones
 from tests.metrics.examples import differences, features_of, fill
@@ -91,7 +91,8 @@ def images(count, seed=0):
 
 
 def scores(loss, dtype=torch.float64, **settings):
-    networks = {"inception": Smooth(5, 0, dtype), "clip": Smooth(30, 1, dtype), "tones": Tones()}
+    networks: dict[str, FeatureExtractor] = {"inception": Smooth(5, 0, dtype), "clip": Smooth(30, 1, dtype)}
+    networks["tones"] = Tones()
     references = {name: Reference.of_images(network, images(60, seed=9)) for name, network in networks.items()}
     return MetricSuite(references, loss=loss, **settings)
 
