@@ -114,7 +114,7 @@ class FeatureMetrics:
         if formula in self._values:
             return self._values[formula]
         if formula in ("precision", "recall"):
-            precise, covered = precise_and_covered(self._samples(NEIGHBOURHOOD + 1), self.reference)
+            precise, covered = precise_and_covered(self._samples(self._all_rows(), NEIGHBOURHOOD + 1), self.reference)
             self._values["precision"] = _share(precise)
             self._values["recall"] = _share(covered)
         else:
@@ -126,13 +126,11 @@ class FeatureMetrics:
         if formula == "fid":
             return self.compute("fid_held_out")
         with torch.no_grad():
-            return float(tones(self._samples(), self.reference.unseen))
+            return float(tones(self._samples(self._all_rows()), self.reference.unseen))
 
     def _computed(self, formula: Formula) -> float:
         if self._unbiased and formula in BIASED:
-            rows = self._all_rows()
-            subsets = weighted_subsets(len(rows))
-            return sum(weight * self._biased(formula, rows[chosen]) for weight, chosen in subsets)
+            return self._extrapolated(formula)
         match formula:
             case "fid":
                 return self._frechet_distance(self.reference)
@@ -144,20 +142,26 @@ class FeatureMetrics:
                 moments = self._merged_moments()
                 return math.sqrt(float(np.trace(moments.scatter)) / moments.count / len(moments.mean))
             case "kid":
-                distance, _ = self._kernel_distance()
+                distance, _ = self._kernel_distance(self._all_rows())
                 return distance
             case "is":
                 return self._inception_score()
             case _:
                 with torch.no_grad():
-                    return float(self._distance(formula, self._samples()))
+                    return float(self._distance(formula, self._samples(self._all_rows())))
 
-    def _biased(self, formula: Formula, rows: Features) -> float:
-        """A distance of the features ``[n, D]`` whose expected value depends on n."""
-        if formula == "fid":
-            return self.reference.frechet.distance_from_features(rows)
-        with torch.no_grad():
-            return float(self._distance(formula, torch.from_numpy(rows).to(self._device)))
+    def _extrapolated(self, formula: Formula) -> float:
+        """A metric of ``BIASED``, without its bias."""
+        rows = self._all_rows()
+        value = 0.0
+        for weight, chosen in weighted_subsets(len(rows)):
+            if formula == "fid":
+                distance = self.reference.frechet.distance_from_features(rows[chosen])
+            else:
+                with torch.no_grad():
+                    distance = float(self._distance(formula, self._samples(rows[chosen])))
+            value += weight * distance
+        return value
 
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
         """A distance of samples ``[N, D]`` on their device."""
@@ -232,12 +236,11 @@ class FeatureMetrics:
             case "reward":
                 return float(rows.mean(dtype=np.float64)), np.full(rows.shape, 1 / len(rows))
             case "kid":
-                value, derivative = self._kernel_distance(gradient=True)
+                value, derivative = self._kernel_distance(rows, gradient=True)
                 return value, derivative.cpu().numpy()
             case _:
-                self._samples()
                 with torch.enable_grad():
-                    leaf = torch.tensor(rows, device=self._device, requires_grad=True)
+                    leaf = self._samples(rows).clone().requires_grad_()
                     distance = self._distance(formula, leaf)
                     [derivative] = torch.autograd.grad(distance, leaf)
                 return float(distance.detach()), derivative.cpu().double().numpy()
@@ -247,22 +250,21 @@ class FeatureMetrics:
         if formula == "precision":
             return math.sqrt(self.compute(formula) * (1 - self.compute(formula)))
         with torch.no_grad():
-            return float(EACH[formula](self._samples(), self.reference).cpu().double().std())
+            return float(EACH[formula](self._samples(self._all_rows()), self.reference).cpu().double().std())
 
-    def _samples(self, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
-        """``[N, D]`` features on the device where distances are computed.
+    def _samples(self, rows: Features, fewest: int = 1, fewest_real: int = NEIGHBOURHOOD + 1) -> Tensor:
+        """The features ``[n, D]`` on the device where distances are computed.
 
         Raises MetricError for fewer than ``fewest`` samples, or ``fewest_real`` real images.
         """
         if len(self.reference.known_features) < fewest_real:
             raise MetricError(f"this metric needs more than {fewest_real - 1} reference images")
-        samples = torch.from_numpy(self._all_rows()).to(self._device)
-        if len(samples) < fewest:
-            raise MetricError(f"this metric needs at least {fewest} images, got {len(samples)}")
-        return samples
+        if len(rows) < fewest:
+            raise MetricError(f"this metric needs at least {fewest} images, got {len(rows)}")
+        return torch.from_numpy(rows).to(self._device)
 
-    def _kernel_distance(self, *, gradient: bool = False) -> tuple[float, Tensor]:
-        samples = self._samples(2, 2)
+    def _kernel_distance(self, rows: Features, *, gradient: bool = False) -> tuple[float, Tensor]:
+        samples = self._samples(rows, 2, 2)
         real = self.reference.features_on(self._device).to(samples.dtype)
         return kernel_distance(samples, real, gradient=gradient)
 
