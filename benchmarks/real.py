@@ -2,7 +2,9 @@
 
     pip install '.[benchmarks]'
     python benchmarks/real.py --work FOLDER [--seeds 3] [--models flow] [--losses fdr@imagenet fid@imagenet]
-                              [--methods 'EMA*' layers] [--judged-in 6 12 24] [--quick]
+                              [--methods 'EMA*' layers] [--judged-in 6 12 24] [--name real] [--quick]
+
+Writes ``results/NAME_MODEL.md``, and pictures beside it.
 
 A flow, sampled in three Euler steps, and a one-step consistency model are trained by the loops in this file on 3,000
 digits of MNIST (A), and leave 100 checkpoints each. The other 2,000 digits (B) are seen by no training and no search.
@@ -26,7 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +86,20 @@ COLUMNS = (
     "images",
     "seconds",
 )
+
+
+class Line(NamedTuple):
+    """A line of a table: what a method found, and how its images are seen, by default as they are sampled."""
+
+    method: str
+    seen: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.seen}" if self.seen else self.method
+
+
+Lines = Mapping[Line, Mapping[str, float]]
+"""Line → its metrics, of one training run."""
 
 
 class Block(nn.Module):
@@ -503,21 +519,22 @@ def measured_training(
     loss: str,
     judge: Judge,
     arguments: argparse.Namespace,
-) -> dict[str, dict[str, float]]:
-    """Line → its metrics, for one training and one loss."""
-    lines: dict[str, dict[str, float]] = {}
+) -> Lines:
+    """Line → its metrics, for one training run and one loss."""
+    lines: dict[Line, dict[str, float]] = {}
     for method in arguments.methods:
         found = answer(model, seed, method, loss, arguments)
         raw = samples_of(model, found["weights"], arguments.samples)
-        lines[method] = {**judge.measure(raw), "images": found["images"], "seconds": found["seconds"]}
+        as_searched = {**judge.measure(raw), "images": found["images"], "seconds": found["seconds"]}
+        lines[Line(method)] = as_searched
         if method == "EMA*":
             black = torch.where(raw < -0.8, -torch.ones_like(raw), raw)
-            lines["EMA*, background black"] = judge.measure(black)
-        lines[f"{method}, real histogram"] = judge.measure(with_real_histogram(raw))
+            lines[Line(method, "background black")] = judge.measure(black)
+        lines[Line(method, "real histogram")] = judge.measure(with_real_histogram(raw))
         for steps in arguments.judged_in if model == "flow" else ():
             more = samples_of(model, found["weights"], arguments.samples, steps=steps)
-            lines[f"{method}, in {steps} steps"] = judge.measure(more)
-        print(f"{model} {seed} {loss} {method}: {lines[method]}", flush=True)
+            lines[Line(method, f"in {steps} steps")] = judge.measure(more)
+        print(f"{model} {seed} {loss} {method}: {as_searched}", flush=True)
     return lines
 
 
@@ -533,15 +550,30 @@ def draw(model: str, seed: int, loss: str, arguments: argparse.Namespace, path: 
     Image.fromarray(pixels).save(path, optimize=True)
 
 
-def table(all_lines: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
+def table(all_lines: Sequence[Lines]) -> list[str]:
     """The mean over trainings of every metric; with several, ± their standard deviation."""
     rows = [["", *COLUMNS]]
-    for name in all_lines[0]:
-        cells = [name]
+    for line in all_lines[0]:
+        cells = [str(line)]
         for column in COLUMNS:
-            values = [lines[name][column] for lines in all_lines if column in lines[name]]
+            values = [lines[line][column] for lines in all_lines if column in lines[line]]
             cells.append(cell(values))
         rows.append(cells)
+    return markdown(rows)
+
+
+def relative_table(all_lines: Sequence[Lines]) -> list[str]:
+    """Distances of each method divided by EMA*'s that are seen alike, and the differences of precision and recall."""
+    columns = ("FID B", "FID B raw", "cross B", "cross B raw", "pixels B", "pixels B raw")
+    shares = ("precision B, cross", "recall B, cross")
+    rows = [["", *columns, *shares]]
+    for line in all_lines[0]:
+        if line.method == "EMA*":
+            continue
+        pairs = [(lines[line], lines[Line("EMA*", line.seen)]) for lines in all_lines]
+        cells = [cell([found[column] / ema[column] for found, ema in pairs]) for column in columns]
+        cells += [cell([found[share] - ema[share] for found, ema in pairs]) for share in shares]
+        rows.append([str(line), *cells])
     return markdown(rows)
 
 
@@ -563,6 +595,7 @@ def main() -> None:
         seeds=3,
         models={"nargs": "+", "choices": list(LOSSES), "default": list(LOSSES)},
         methods={"nargs": "+", "choices": list(METHODS), "default": list(METHODS)},
+        name="real",
         judged_in={"nargs": "*", "type": int, "default": [MORE_STEPS]},
         losses={"nargs": "+", "default": ["fdr@imagenet", "fid@imagenet"]},
         steps=2_000,
@@ -578,35 +611,42 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     write_reference(work / "a.npz", arguments.real)
     judge = Judge(work, arguments.real)
+    folder = work if arguments.quick else RESULTS
+    for model in arguments.models:
+        text = "\n".join(page(model, judge, arguments, folder)) + "\n"
+        print(text)
+        (folder / f"{arguments.name}_{model}.md").write_text(text)
+
+
+def page(model: str, judge: Judge, arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """The lines of a model's page, with a table and a picture, written to ``folder``, for each loss."""
+    options = "".join(
+        f" --{name} {getattr(arguments, name)}" for name in ("seeds", "images", "gradients", "evaluations", "samples")
+    )
     lines = [
-        "# Real digits, features of an ImageNet network",
+        f"# Real digits, features of an ImageNet network: {model}",
         "",
-        f"`benchmarks/real.py --seeds {arguments.seeds} --images {arguments.images} --gradients {arguments.gradients} "
-        f"--evaluations {arguments.evaluations} --samples {arguments.samples}`. {machine()}.",
+        f"`benchmarks/real.py --models {model}{options}`. {machine()}.",
         "",
         "A: 3,000 digits that trained the model and were searched; B: 2,000 that neither training nor search saw.",
         "FID: 1,280 features of EfficientNet-Lite0, which were searched; cross: 64 of a digit classifier of B;",
         "pixels: 60 principal components; raw: without the clamp to [-1, 1]; outside: the share of values beyond it;",
-        "real histogram: all values mapped to A's, so that no contrast is left to gain, only shapes;",
+        "real histogram: all values mapped to those of A, so that only shapes differ, and no contrast;",
         "confidence: of the classifier, whose mean on B is "
-        f"{judge.real_confidence:.3f}; ±: the standard deviation over trainings.",
+        f"{judge.real_confidence:.3f}; ±: the standard deviation over training runs.",
     ]
-    pictures = work if arguments.quick else RESULTS
-    for model in arguments.models:
-        for loss in arguments.losses:
-            trainings = []
-            for seed in range(arguments.seeds):
-                folder = work / f"{model}-{seed}-checkpoints"
-                train(model, seed, folder, arguments.steps, arguments.checkpoints)
-                trainings.append(measured_training(model, seed, loss, judge, arguments))
-            picture = pictures / f"real_{model}_{arguments.losses.index(loss)}.png"
-            draw(model, 0, loss, arguments, picture)
-            order = ", ".join(arguments.methods)
-            lines += ["", f"## {model}, `loss: {loss}`", "", *table(trainings), ""]
-            lines += [f"![From left to right: {order}]({picture.name})"]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    (pictures / "real.md").write_text(text)
+    for loss in arguments.losses:
+        trainings = []
+        for seed in range(arguments.seeds):
+            train(model, seed, arguments.work / f"{model}-{seed}-checkpoints", arguments.steps, arguments.checkpoints)
+            trainings.append(measured_training(model, seed, loss, judge, arguments))
+        picture = folder / f"{arguments.name}_{model}_{arguments.losses.index(loss)}.png"
+        draw(model, 0, loss, arguments, picture)
+        order = ", ".join(arguments.methods)
+        lines += ["", f"## `loss: {loss}`", "", *table(trainings), ""]
+        lines += ["### Relative to EMA\\*", "", *relative_table(trainings), ""] if "EMA*" in arguments.methods else []
+        lines += [f"![From left to right: {order}]({picture.name})"]
+    return lines
 
 
 if __name__ == "__main__":
