@@ -8,8 +8,8 @@
 * ``photographs``: the one-step consistency model of ``studies/photographs.yaml``, with 200 checkpoints
 
 All but the first are trained on every other image, and crops of photographs have no pixel in common with those that are
-left out. Each model is searched by the gradient with ``loss: fid`` and ``loss: fdr``, one row of coefficients and one
-for each layer; by other optimizers; or with some of the real images.
+left out. Each model is searched by the gradient with ``loss: fid``, ``loss: fdr`` and with tones as a third representation, a row
+of coefficients for each layer; by other optimizers; or with some of the real images.
 
 What is printed is measured apart from lcsc_opt's metrics, on 4,000 samples from noise that no search saw, with the
 images that were neither trained on nor searched with: Fréchet distances in the features that were searched, in 30
@@ -26,7 +26,7 @@ import functools
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,12 @@ class Way(NamedTuple):
     optimizer: str = "LCSCGradient"
     real: int | None = None
 
+    def setting(self, network: str) -> str | dict[str, list[str]]:
+        """The setting ``loss`` in the features of ``network``."""
+        if self.loss == "fdr with tones":
+            return {"fdr": [network, "pixels", "tones"]}
+        return f"{self.loss}@{network}"
+
     def __str__(self) -> str:
         parts = [self.optimizer, self.loss, self.rows or "one row"]
         if self.keep is not None:
@@ -68,18 +74,17 @@ class Way(NamedTuple):
 
 WAYS = {
     "losses": [
-        Way("fid"),
-        Way("fdr"),
-        Way("fdr", keep="precision"),
         Way("fid", "layers"),
         Way("fdr", "layers"),
         Way("fdr", "layers", "precision"),
+        Way("fdr with tones", "layers"),
     ],
     "optimizers": [Way(optimizer=optimizer) for optimizer in ("LCSC", "CMA", "LCSCQuadratic")],
     "references": [Way(rows=rows, real=real) for real in (600, 300, 150, 80, 40) for rows in (None, "layers")],
 }
 EVALUATIONS = {"LCSCGradient": 100}  # others: 300, which take about as long
-DISTANCES = ("FID", "FID raw", "pixels", "pixels raw", "second network")
+DISTANCES = ("FID", "FID raw", "pixels", "pixels raw", "second network", "second network raw")
+SHARES = ("precision", "recall")
 
 
 class Net(nn.Module):
@@ -301,7 +306,7 @@ def compare(model: Model, ways: Sequence[Way], seeds: int) -> list[list[str]]:
                     image_shape=tuple(images.shape[1:]),
                     optimizers=["EMAGrid", way.optimizer],
                     rows=way.rows,
-                    loss=f"{way.loss}@{model.data}",
+                    loss=way.setting(model.data),
                     keep=way.keep,
                     images=model.images,
                     budget=EVALUATIONS.get(way.optimizer, 300),
@@ -314,21 +319,31 @@ def compare(model: Model, ways: Sequence[Way], seeds: int) -> list[list[str]]:
                     print(f"seed {seed}, EMA*: {ema[-1]}", file=sys.stderr)
                 of_way.append(judge.measure(training, search.merge()))
                 print(f"seed {seed}, {way}: {of_way[-1]}", file=sys.stderr)
-    table = [["", *DISTANCES, "precision", "recall", "outside, %"], row("EMA*", ema, None)]
+    table = [["", *DISTANCES, *SHARES, "worst", "outside, %"], row("EMA*", ema, None)]
     for way, of_way in zip(ways, measured, strict=True):
         table.append(row(f"{way}, ÷ EMA*", of_way, ema))
     return table
 
 
 def row(name: str, models: list[dict[str, float]], ema: list[dict[str, float]] | None) -> list[str]:
-    """A line of the table: distances, divided by EMA*'s if it is given; shares as they are."""
+    """A line of the table: distances, divided by EMA*'s if it is given; shares as they are.
+
+    The worst is the highest of the mean ratios to EMA*, of shares that of EMA*'s to the model's.
+    """
     cells = [name]
+    ratios = []
     for metric in DISTANCES:
-        values: Iterable[float] = [model[metric] for model in models]
+        values = [model[metric] for model in models]
         if ema is not None:
             values = [model[metric] / base[metric] for model, base in zip(models, ema, strict=True)]
-        cells.append(cell(list(values)))
-    cells += [cell([model[share] for model in models]) for share in ("precision", "recall")]
+            ratios.append(statistics.fmean(values))
+        cells.append(cell(values))
+    for share in SHARES:
+        cells.append(cell([model[share] for model in models]))
+        if ema is not None:
+            inverse = [base[share] / model[share] for model, base in zip(models, ema, strict=True)]
+            ratios.append(statistics.fmean(inverse))
+    cells.append(f"{max(ratios):.2f}" if ratios else "")
     return [*cells, cell([100 * model["outside"] for model in models])]
 
 
