@@ -8,8 +8,8 @@
 * ``photographs``: the one-step consistency model of ``studies/photographs.yaml``, with 200 checkpoints
 
 All but the first are trained on every other image, and crops of photographs have no pixel in common with those that are
-left out. Each model is searched by the gradient with ``loss: fid``, ``loss: fdr`` and with tones as a third representation, a row
-of coefficients for each layer; by other optimizers; or with some of the real images.
+left out. Each model is searched by the gradient with ``loss: fid``, ``loss: fdr`` and with tones as a third
+representation, a row of coefficients for each layer; by other optimizers; or with some of the real images.
 
 What is printed is measured apart from lcsc_opt's metrics, on 4,000 samples from noise that no search saw, with the
 images that were neither trained on nor searched with: Fréchet distances in the features that were searched, in 30
