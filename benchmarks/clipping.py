@@ -76,7 +76,6 @@ WAYS = {
     "losses": [
         Way("fid", "layers"),
         Way("fdr", "layers"),
-        Way("fdr", "layers", "precision"),
         Way("fdr with tones", "layers"),
     ],
     "optimizers": [Way(optimizer=optimizer) for optimizer in ("LCSC", "CMA", "LCSCQuadratic")],
