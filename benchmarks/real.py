@@ -580,7 +580,7 @@ def relative_table(all_lines: Sequence[Lines]) -> list[str]:
 def cell(values: Sequence[float]) -> str:
     if not values:
         return ""
-    text = f"{statistics.fmean(values):,.4g}"
+    text = f"{round(statistics.fmean(values), 9):,.4g}"  # a difference of rounding errors is zero
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):,.2g}"
     return text
