@@ -65,11 +65,16 @@ def measured(stage: str, run: Callable[[], int]) -> list[str]:
 
 def line(summary: Ranked) -> list[str]:
     """One line of the table."""
-    losses = [f"{mean:.2f}" for mean, _ in (summary.searched, summary.held_out)]  # type: ignore[misc]
+    losses = [shown(loss) for loss in (summary.searched, summary.held_out)]
     below = "" if summary.below_ema is None else f"{100 * summary.below_ema:+.0f} %"
     metrics = [f"{summary.metrics[name][0]:.3f}" for name in METRICS]
     costs = [f"{summary.evaluations:.0f}", f"{summary.images:,.0f}", f"{summary.seconds:.0f}"]
     return [summary.label, *losses, *metrics, below, *costs]
+
+
+def shown(loss: tuple[float, float | None] | None) -> str:
+    """A loss of the table; the last checkpoint has none that was searched."""
+    return "–" if loss is None else f"{loss[0]:.2f}"
 
 
 def draw(storage: RDBStorage) -> None:

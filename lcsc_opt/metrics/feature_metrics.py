@@ -121,13 +121,6 @@ class FeatureMetrics:
             self._values[formula] = self._computed(formula)
         return self._values[formula]
 
-    def compute_unseen(self, formula: Formula) -> float:
-        """A distance to the held-out real images in place of the reference: FID's or that of tones."""
-        if formula == "fid":
-            return self.compute("fid_held_out")
-        with torch.no_grad():
-            return float(tones(self._samples(self._all_rows()), self.reference.unseen))
-
     def _computed(self, formula: Formula) -> float:
         if self._unbiased and formula in BIASED:
             return self._extrapolated(formula)
@@ -136,6 +129,8 @@ class FeatureMetrics:
                 return self._frechet_distance(self.reference)
             case "fid_held_out":
                 return self._frechet_distance(self.reference.unseen)
+            case "tones_held_out":
+                return float(tones(self._samples(self._all_rows()), self.reference.unseen))
             case "reward" | "held_out_reward" | "outside":
                 return float(self._merged_moments().mean[0])
             case "spread":  # from the mean image, root mean square over pixels

@@ -17,7 +17,7 @@ from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
 from lcsc_opt.metrics.loss import Loss, why_no_gradient
-from lcsc_opt.metrics.names import BIASED, Formula, MetricName
+from lcsc_opt.metrics.names import TO_HELD_OUT, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 ImageState = dict[str, FeatureState]
@@ -200,12 +200,12 @@ class ImageMetrics:
         """
         changes = []
         for metric, weight in self._loss.weights.items():
-            if metric.formula not in BIASED:
+            if metric.formula not in TO_HELD_OUT:
                 continue
             feature_metrics = self._features[metric.extractor]
             if feature_metrics.reference.held_out is None:
                 return None
-            unseen = feature_metrics.compute_unseen(metric.formula)
+            unseen = feature_metrics.compute(TO_HELD_OUT[metric.formula])
             changes.append(weight * (unseen - feature_metrics.compute(metric.formula)))
         if not changes:
             return None

@@ -45,6 +45,8 @@ WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_rew
 # Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
+TO_HELD_OUT: Mapping[Formula, Formula] = {"fid": FID_HELD_OUT, TONES: f"{TONES}_held_out"}
+"""A distance to the real images that a search sees → the same one to those that are held out."""
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward", TONES)
 BIASED: frozenset[Formula] = frozenset({"fid", TONES})
 """Lower or higher, on average, with few samples; the others are means over samples, or unbiased as KID is."""
