@@ -49,7 +49,7 @@ class ScoreSettings(FrozenModel):
     Attributes:
         loss: a metric, the metrics of a weighted sum with their weights, or ``fdr``: the mean of FID in the features
             of a network and in pixels, each relative to that of an average of the checkpoints. ``fdr@clip`` uses
-            another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
+            another network, ``{fdr: [inception, dinov2, pixels]}`` these representations; ``tones`` can be one.
         metrics: metrics that are reported with the loss in every evaluation.
         held_out_metrics: metrics that are reported on held-out noise. The default is precision and recall if the
             reference is images. FID in features that the loss does not see is added to every list that is not empty,

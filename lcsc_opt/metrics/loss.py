@@ -32,7 +32,7 @@ from lcsc_opt.metrics.names import (
 )
 
 LossSetting = str | Mapping[str, float | Sequence[str]]
-"""A metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``."""
+"""A metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``, ``tones`` perhaps among them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.loss import parse_loss
 from lcsc_opt.metrics.tones import Tones, tones
-from tests.metrics.examples import fill
+from tests.metrics.examples import build_scores, fill, pixels, write_folder
 
 
 def photographs(count, channels=1, side=8, seed=0):
@@ -114,3 +114,23 @@ def test_intervals_come_from_the_samples_without_each_group():
     values = metrics.without_each_group()["tones"]
     assert len(set(values)) == 10
     assert np.mean(values) == pytest.approx(loss, rel=0.05)
+
+
+def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_path):
+    folder = write_folder(tmp_path / "real", pixels(60, 8, 8, seed=1)[..., 0])
+    settings = {"loss": {"fdr": ["digits", "pixels", "tones"]}, "metrics": ["tones"], "held_out_metrics": ["tones"]}
+    scores = build_scores(
+        cache=tmp_path / "cache", reference={"train": str(folder), "held_out_fraction": 0.3}, **settings
+    )
+    assert scores.describe()["loss"] == {"fdr": ["digits", "pixels", "tones"]}
+    assert [str(metric) for metric in scores.weights] == ["fid@digits", "fid@pixels", "tones"]
+    tones_of = scores.references["tones"]
+    assert tones_of.held_out is not None
+    assert tones_of.count + tones_of.held_out.count == 60
+    assert "tones" in scores.signs
+
+
+def test_statistics_alone_have_no_tones(tmp_path):
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=np.eye(16))
+    with pytest.raises(MetricError, match="mean and covariance only"):
+        build_scores(cache=tmp_path / "cache", reference=str(tmp_path / "statistics.npz"), loss="tones")
