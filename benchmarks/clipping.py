@@ -327,7 +327,7 @@ def compare(model: Model, ways: Sequence[Way], seeds: int) -> list[list[str]]:
 def row(name: str, models: list[dict[str, float]], ema: list[dict[str, float]] | None) -> list[str]:
     """A line of the table: distances, divided by EMA*'s if it is given; shares as they are.
 
-    The worst is the highest of the mean ratios to EMA*, of shares that of EMA*'s to the model's.
+    The worst is the highest of the mean ratios to EMA*; for precision and recall, of the inverse ratios.
     """
     cells = [name]
     ratios = []

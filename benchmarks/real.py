@@ -24,6 +24,7 @@ import functools
 import hashlib
 import math
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -562,6 +563,11 @@ def table(all_lines: Sequence[Lines]) -> list[str]:
     return markdown(rows)
 
 
+def listed(values: Sequence[object]) -> str:
+    """Values as a shell takes them."""
+    return " ".join(shlex.quote(str(value)) for value in values)
+
+
 def relative_table(all_lines: Sequence[Lines]) -> list[str]:
     """Distances of each method divided by EMA*'s that are seen alike, and the differences of precision and recall."""
     columns = ("FID B", "FID B raw", "cross B", "cross B raw", "pixels B", "pixels B raw")
@@ -620,13 +626,16 @@ def main() -> None:
 
 def page(model: str, judge: Judge, arguments: argparse.Namespace, folder: Path) -> list[str]:
     """The lines of a model's page, with a table and a picture, written to ``folder``, for each loss."""
-    options = "".join(
-        f" --{name} {getattr(arguments, name)}" for name in ("seeds", "images", "gradients", "evaluations", "samples")
-    )
+    numbers = ("name", "seeds", "images", "gradients", "evaluations", "samples")
+    lists = ("losses", "methods", "judged_in")
+    words = [f"--models {model}"]
+    words += [f"--{option} {getattr(arguments, option)}" for option in numbers]
+    words += [f"--{option.replace('_', '-')} {listed(getattr(arguments, option))}".strip() for option in lists]
+    options = " ".join(words)
     lines = [
         f"# Real digits, features of an ImageNet network: {model}",
         "",
-        f"`benchmarks/real.py --models {model}{options}`. {machine()}.",
+        f"`benchmarks/real.py {options}`. {machine()}.",
         "",
         "A: 3,000 digits that trained the model and were searched; B: 2,000 that neither training nor search saw.",
         "FID: 1,280 features of EfficientNet-Lite0, which were searched; cross: 64 of a digit classifier of B;",

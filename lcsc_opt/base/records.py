@@ -87,8 +87,8 @@ class Candidate:
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
         rehearsal: whether nobody compares the loss: one batch of images is enough.
-        unbiased: whether the loss, and its gradient, are those of infinitely many images, estimated from these: for a
-            step on few images. Such a loss compares with no other.
+        unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
+            loss is comparable with no other.
         sampler: which of the objective's samplers makes the images; searches use the first.
     """
 

@@ -134,12 +134,14 @@ def trial_count(storage: RDBStorage, study_id: int, *, at_least: int = 0) -> int
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
-    """The attributes of a trial that describe its candidate; images and noise only if they are not the defaults."""
+    """The attributes of a trial that describe its candidate; all but coefficients only if they are not the defaults."""
     attributes: dict[str, Any] = {"coefficients": stored_array(candidate.coefficients)}
     if candidate.images is not None:
         attributes["images"] = candidate.images
     if candidate.noise != SEARCH:
         attributes["noise"] = dataclasses.asdict(candidate.noise)
+    if candidate.unbiased:
+        attributes["unbiased"] = True
     return attributes
 
 

@@ -1,8 +1,9 @@
-"""Distances without the bias of few samples: what a gradient step follows.
+"""Distances corrected for the bias of few samples: what a gradient step follows.
 
 The Fréchet distance of N samples is biased by about c / N, and c depends on the model (Bińkowski et al. 2018,
-Appendix D; Chong and Forsyth 2020): it is lower for samples that vary less, so that steps on a hundred images each lead
-towards grey. ``2 d(all) − ½ (d(first half) + d(second half))`` has no term in 1 / N.
+Appendix D; Chong and Forsyth 2020): it is lower for samples that vary less, so steps of a hundred images drift towards
+grey. ``2 d(all) − ½ (d(one half) + d(other half))`` has no term in 1 / N. Where N is below the effective dimension of
+the features the bias falls more slowly than 1 / N, and about half of it is left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Rows = npt.NDArray[np.intp]
 
 
 def weighted_subsets(count: int) -> list[tuple[float, Rows]]:
-    """Subsets of ``count`` samples, and the weights with which their distances add up to one without bias.
+    """Subsets of ``count`` samples, and the weights with which their distances add up to the corrected one.
 
     The halves are drawn: samples of an objective may be sorted by prompt. Of fewer than four samples, the only subset
     is all of them.

@@ -128,7 +128,7 @@ def _representations(loss: LossSetting) -> tuple[str, ...] | None:
 
 
 def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName, float]:
-    """One metric with the weight 1, the metrics of a weighted sum, or the FIDs of ``fdr``.
+    """One metric with the weight 1, the metrics of a weighted sum, or the distances of ``fdr``.
 
     Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
     reward alone collapses diversity; ``unguarded`` allows it without a distance between distributions.
@@ -140,7 +140,7 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
     representations = _representations(loss)
     if representations is not None:
         share = 1 / len(representations)
-        return {_distance_in(extractor): share for extractor in representations}
+        return _networks_first({_distance_in(extractor): share for extractor in representations})
     if isinstance(loss, str):
         loss = {loss: 1.0}
     weights: dict[MetricName, float] = {}
@@ -160,8 +160,15 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
             "loss: a reward alone collapses diversity; add a distance between distributions, as loss: "
             "{reward: -1, fid: 1}, or write unguarded: true"
         )
-    # The first metric's features order image pairs; a reward has none of images, so it comes last.
-    return dict(sorted(weights.items(), key=lambda pair: pair[0].formula == REWARD))
+    return _networks_first(weights)
+
+
+def _networks_first(weights: dict[MetricName, float]) -> dict[MetricName, float]:
+    """The metrics of a loss, those without features of a network last.
+
+    The features of the first metric order image pairs, and metrics of single images are in them.
+    """
+    return dict(sorted(weights.items(), key=lambda pair: pair[0].formula in (REWARD, TONES)))
 
 
 def _distance_in(representation: str) -> MetricName:
@@ -204,7 +211,7 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
         )
     if not at:
         extractor = next(iter(loss)).extractor
-        if extractor == REWARD:
+        if extractor in (REWARD, TONES):
             extractor = INCEPTION
     return MetricName.parse(f"{formula}@{extractor}")
 
@@ -212,7 +219,7 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
 def in_features_of(loss: Mapping[MetricName, float], metrics: Iterable[str]) -> list[str]:
     """The names of ``metrics``, where those of single images without ``@extractor`` get the features of the loss."""
     extractor = next(iter(loss)).extractor
-    if extractor == REWARD:
+    if extractor in (REWARD, TONES):
         extractor = INCEPTION
     return [f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name for name in metrics]
 

@@ -49,7 +49,7 @@ TO_HELD_OUT: Mapping[Formula, Formula] = {"fid": FID_HELD_OUT, TONES: f"{TONES}_
 """A distance to the real images that a search sees → the same one to those that are held out."""
 DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "reward", TONES)
 BIASED: frozenset[Formula] = frozenset({"fid", TONES})
-"""Lower or higher, on average, with few samples; the others are means over samples, or unbiased as KID is."""
+"""Of those in ``DIFFERENTIABLE``, the ones whose expected value depends on the number of samples."""
 
 OF_LOSS_FEATURES = ("precision", "recall", "near", "hinge", "fid_held_out")
 """Without ``@extractor``, these are in the features of the loss."""
@@ -103,6 +103,8 @@ class MetricName:
             )
         if not at:
             return cls(formula, OWN_FEATURES.get(formula, INCEPTION))
+        if formula == TONES:
+            raise MetricError(f"{text!r}: tones has features of its own; leave out what follows @")
         if formula in (REWARD, HELD_OUT_REWARD):
             raise MetricError(f"{text!r}: the setting {formula} names the function, as module:function")
         module, _, factory = extractor.partition(":")

@@ -145,7 +145,7 @@ class MetricSuite:
 
     @property
     def dimension(self) -> int:
-        """The largest number of features that a metric of a search has matrices of."""
+        """D of the largest D × D matrices that a metric of a search needs."""
         with_matrices = [metric for metric in self._metrics if metric.formula != TONES]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 

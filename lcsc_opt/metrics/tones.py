@@ -25,7 +25,8 @@ DISTRIBUTIONS = 3 * CHANNELS * len(SCALES)
 class Tones:
     """Values and differences at some places of an image, not clipped, at each scale.
 
-    There are 8 × 8 places, so that an image of any size has as many features.
+    There are 8 × 8 places, so that an image of any size has as many features; what lies between them in large images is
+    not seen.
     """
 
     name = f"tones-{GRID}"
@@ -67,9 +68,14 @@ def tones(samples: Tensor, reference: Reference) -> Tensor:
     Args:
         samples: ``[N, D]`` of :class:`Tones`; the result has a graph to them.
         reference: the real images.
+
+    Raises:
+        MetricError: no distribution of the real images varies.
     """
     quantiles = reference.once("quantiles", samples.device, quantiles_of).to(samples.dtype)  # [distributions, levels]
     variances = quantiles.var(dim=1, correction=0)
+    if not bool(variances.max() > 0):
+        raise MetricError("tones: all values of all real images are the same; give real images that vary")
     ordered = by_distribution(samples).sort(dim=1).values
     expected = interpolated(quantiles, ordered.shape[1])
     squared = (ordered - expected).square().mean(dim=1)

@@ -308,7 +308,7 @@ class MergeSampleScore(StagedObjective):
                 _, values = metrics.compute()
         except MetricError as error:
             raise ObjectiveError(
-                f"fdr is relative to the FIDs of an average of the checkpoints, which cannot be scored: {error}; "
+                f"fdr is relative to the distances of an average of the checkpoints, which cannot be scored: {error}; "
                 "use loss: fid, or leave out the checkpoints that cannot sample"
             ) from error
         self.scores = self.scores.relative_to(values)

@@ -22,7 +22,8 @@ from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
 from lcsc_opt.metrics.loss import parse_kept, parse_loss
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, MetricName
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, TONES, MetricName
+from lcsc_opt.metrics.tones import Tones
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
 from lcsc_opt.sampling import Sampler
@@ -52,16 +53,20 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
         """
+        for metric in self._named_metrics():
+            if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, TONES, OUTSIDE, *self.rewards):
+                raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
+        for reward in self.rewards.values():
+            find_reward(reward)
+
+    def _named_metrics(self) -> list[MetricName]:
+        """Those of the loss, of searches and of reports, and the kept one."""
         loss = parse_loss(self.loss, unguarded=self.unguarded)
         reported = MetricName.parse_all(self.held_out_metrics or ())
         metrics = [*loss, *MetricName.parse_all(self.metrics), *reported]
         if self.keep is not None:
             metrics.append(parse_kept(self.keep, loss))
-        for metric in metrics:
-            if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, OUTSIDE, *self.rewards):
-                raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
-        for reward in self.rewards.values():
-            find_reward(reward)
+        return metrics
 
     def objective(
         self,
@@ -111,6 +116,8 @@ class SmallSettings(ScoreSettings, AlsoSettings):
 
         loss_reference = reference(feature_network(dataset).to(device))
         references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}
+        if any(metric.extractor == TONES for metric in self._named_metrics()):
+            references[TONES] = reference(Tones())
         for name, setting in self.rewards.items():
             references[name] = Reference(find_reward(setting))
 

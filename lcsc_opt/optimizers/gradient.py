@@ -206,7 +206,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         """The request of a step: a gradient on noise of its own.
 
         Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
-        need less noise, and what is left of FID's bias is less. They are never more than a check has.
+        need less noise, and have less of FID's bias left. They are never more than a check has.
         """
         noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
         images = None  # the objective samples none
@@ -279,7 +279,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, with an average of its iterates as the answer.
 
-    Its candidates need the gradient, of the loss without the bias of their few images; objectives without a gradient
+    Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average is *checked*: evaluated plainly, on the noise and with the number of images
     of all other optimizers. It needs no planned budget: the step does not fall, but images grow with the search. It is
     :attr:`~_LCSCGradient.finished` when the checks no longer fall.

@@ -135,7 +135,7 @@ class Request:
         noise: which group of noise.
         gradient: whether to compute the gradient of the loss in the coefficients, too.
         keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
-        unbiased: whether the loss and its gradient are those of infinitely many images, estimated from these.
+        unbiased: whether loss and gradient are corrected for the bias of few images.
     """
 
     images: int | None = None

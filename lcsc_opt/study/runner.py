@@ -191,7 +191,8 @@ class Search:
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
         """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
         attributes = candidate_attributes(asked)
-        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in ("images", "noise"))
+        requested = ("images", "noise", "unbiased")
+        same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
         if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
             return
         changed = self._changed or "nothing that a study records"
@@ -285,4 +286,9 @@ def _request(trial: FrozenTrial) -> Request:
     """How a stored trial was evaluated."""
     attributes = trial.user_attrs
     noise = Noise(**attributes["noise"]) if "noise" in attributes else SEARCH
-    return Request(images=attributes.get("images"), noise=noise, gradient="gradient" in attributes)
+    return Request(
+        images=attributes.get("images"),
+        noise=noise,
+        gradient="gradient" in attributes,
+        unbiased=attributes.get("unbiased", False),
+    )

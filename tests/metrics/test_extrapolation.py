@@ -53,6 +53,21 @@ def test_few_real_images_are_far_from_all_of_them_and_pull_towards_grey_but_not_
     assert abs(slope) < plain_slope / 4
 
 
+def test_with_fewer_samples_than_directions_a_part_of_the_pull_is_left():
+    # D = 300, whose variances fall as i^-½ (24 effective dimensions), and N = 100
+    generator = np.random.default_rng(0)
+    spread = np.arange(1, 301) ** -0.25
+    reference = FrechetReference(np.zeros(300), np.diag(spread**2))
+    slopes = []
+    for _ in range(20):
+        samples = generator.standard_normal((100, 300)) * spread
+        plain = distance_and_slope(reference, samples, [(1.0, np.arange(100))])
+        corrected = distance_and_slope(reference, samples, weighted_subsets(100))
+        slopes.append((plain[1], corrected[1]))
+    plain_slope, slope = np.mean(slopes, axis=0)
+    assert 0.3 * plain_slope < slope < 0.7 * plain_slope
+
+
 LOSSES = ["fid", "fid@clip", "kid", "tones", {"fid": 0.3, "kid": 7, "fid@clip": 1, "tones": 2}]
 
 

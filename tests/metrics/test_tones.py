@@ -71,6 +71,15 @@ def test_constant_distributions_are_left_out_and_pixels_without_neighbours_refus
     assert np.isfinite(distance(photographs(50, seed=3), stripes))
     with pytest.raises(MetricError, match="no neighbouring pixels"):
         Tones()(torch.zeros(3, 1, 1, 8))
+    with pytest.raises(MetricError, match="are the same"):
+        distance(stripes, torch.zeros(5, 1, 8, 8))
+
+
+def test_it_has_no_features_of_a_network_and_gives_none_to_other_metrics():
+    with pytest.raises(MetricError, match="features of its own"):
+        parse_loss("tones@clip")
+    assert [str(metric) for metric in parse_loss({"tones": 1, "fid@clip": 1})] == ["fid@clip", "tones"]
+    assert [str(metric) for metric in parse_loss({"fdr": ["tones", "clip"]})] == ["fid@clip", "tones"]
 
 
 def test_values_are_seen_as_the_sampler_gives_them():

@@ -16,6 +16,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSCGradient, Request, coefficient_array, request_of
 from lcsc_opt.optimizers.gradient import cosine_directions
+from lcsc_opt.optimizers.parametrization import candidate_of
 from tests.optimizers.asking import AFFINE, STEPS, run, spend, tell
 
 COUNT = len(STEPS)
@@ -76,8 +77,8 @@ def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -
 
 
 def test_steps_follow_the_loss_without_the_bias_of_their_images_and_checks_are_plain_evaluations() -> None:
-    asked = [request_of(candidate) for candidate in run(gradient_search(), Quadratic(), 100)]
-    assert all(request.unbiased == request.gradient for request in asked)
+    asked = run(gradient_search(), Quadratic(), 100)
+    assert all(candidate_of(one).unbiased == request_of(one).gradient for one in asked)
     assert not Request(unbiased=True).compares(), "a loss without bias compares with no other"
 
 
