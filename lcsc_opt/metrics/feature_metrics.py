@@ -123,7 +123,8 @@ class FeatureMetrics:
 
     def _computed(self, formula: Formula) -> float:
         if self._unbiased and formula in BIASED:
-            return self._extrapolated(formula)
+            self.gradient(formula)  # which computes the value, too
+            return self._values[formula]
         match formula:
             case "fid":
                 return self._frechet_distance(self.reference)
@@ -144,19 +145,6 @@ class FeatureMetrics:
             case _:
                 with torch.no_grad():
                     return float(self._distance(formula, self._samples(self._all_rows())))
-
-    def _extrapolated(self, formula: Formula) -> float:
-        """A metric of ``BIASED``, without its bias."""
-        rows = self._all_rows()
-        value = 0.0
-        for weight, chosen in weighted_subsets(len(rows)):
-            if formula == "fid":
-                distance = self.reference.frechet.distance_from_features(rows[chosen])
-            else:
-                with torch.no_grad():
-                    distance = float(self._distance(formula, self._samples(rows[chosen])))
-            value += weight * distance
-        return value
 
     def _distance(self, formula: Formula, samples: Tensor) -> Tensor:
         """A distance of samples ``[N, D]`` on their device."""

@@ -9,6 +9,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
+from optuna.trial import create_trial
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
@@ -17,11 +18,11 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.arrays import array_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
-from lcsc_opt.study.runner import Search
+from lcsc_opt.study.runner import Search, _request
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails
@@ -221,3 +222,13 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
         running.run()
     assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]
     assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
+
+
+def test_a_trial_says_that_its_loss_is_corrected_and_reads_back_so() -> None:
+    plain = candidate_attributes(Candidate(np.ones(3) / 3))
+    corrected = candidate_attributes(Candidate(np.ones(3) / 3, unbiased=True))
+    assert set(corrected) - set(plain) == {"unbiased"}
+    trial = create_trial(value=1.0, user_attrs=corrected)
+    assert _request(trial).unbiased
+    assert not _request(trial).compares()
+    assert _request(create_trial(value=1.0, user_attrs=plain)).compares()
