@@ -657,12 +657,13 @@ def page(model: str, judge: Judge, arguments: argparse.Namespace, folder: Path) 
         for seed in range(arguments.seeds):
             train(model, seed, arguments.work / f"{model}-{seed}-checkpoints", arguments.steps, arguments.checkpoints)
             trainings.append(measured_training(model, seed, loss, judge, arguments))
-        picture = folder / f"{arguments.name}_{model}_{arguments.losses.index(loss)}.png"
-        draw(model, 0, loss, arguments, picture)
-        order = ", ".join(arguments.methods)
         lines += ["", f"## `loss: {loss}`", "", *table(trainings), ""]
-        lines += ["### Relative to EMA\\*", "", *relative_table(trainings), ""] if "EMA*" in arguments.methods else []
-        lines += [f"![From left to right: {order}]({picture.name})"]
+        if "EMA*" in arguments.methods:
+            lines += ["### Relative to EMA\\*", "", *relative_table(trainings), ""]
+        if len(arguments.methods) > 1:
+            picture = folder / f"{arguments.name}_{model}_{arguments.losses.index(loss)}.png"
+            draw(model, 0, loss, arguments, picture)
+            lines += [f"![From left to right: {', '.join(arguments.methods)}]({picture.name})"]
     return lines
 
 

@@ -54,7 +54,7 @@ def check_objective(
     * ``images`` and ``noise`` of a candidate are honoured, if an evaluation has images at all.
     * A gradient is the derivative of the loss in the K coefficients. Without one, the objective gives a reason.
     * If it has stages, the loss does not depend on how images are divided.
-    * Both hold for a loss without the bias of few images, too.
+    * Both hold for a loss that is corrected for the bias of few images, too.
 
     Args:
         build: makes the objective; called twice.

@@ -13,7 +13,7 @@
     frechet.py          moments of features, which merge; two means and covariances → FID
     distances.py        KID, precision and recall, metrics of single samples
     tones.py            one-dimensional distributions of values and of their differences
-    extrapolation.py    distances without the bias of few images
+    extrapolation.py    distances corrected for the bias of few images
     leave_out.py        metrics without each of ten groups of images, for intervals
     extractors/         images → features [N, D]: published networks, and those of users
     bundled_images.py   small images without a download; extractors/bundled.py has feature networks for them
