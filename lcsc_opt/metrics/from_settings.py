@@ -30,8 +30,8 @@ from lcsc_opt.metrics.names import (
     PIXELS,
     REWARD,
     THUMBNAILS,
-    TONES,
     TRAINED,
+    WITHOUT_NETWORK,
     MetricName,
     need_real_features,
 )
@@ -48,8 +48,8 @@ class ScoreSettings(FrozenModel):
 
     Attributes:
         loss: a metric, the metrics of a weighted sum with their weights, or ``fdr``: the mean of FID in the features
-            of a network and in pixels, each relative to that of an average of the checkpoints. ``fdr@clip`` uses
-            another network, ``{fdr: [inception, dinov2, pixels]}`` these representations; ``tones`` can be one.
+            of a network, FID in pixels, and tones, each relative to that of an average of the checkpoints.
+            ``fdr@clip`` uses another network, ``{fdr: [inception, dinov2, pixels]}`` these representations.
         metrics: metrics that are reported with the loss in every evaluation.
         held_out_metrics: metrics that are reported on held-out noise. The default is precision and recall if the
             reference is images. FID in features that the loss does not see is added to every list that is not empty,
@@ -166,7 +166,7 @@ class MetricSuiteBuilder:
         if self._cross_check is not None and self._cross_check not in compared_extractors:
             compared_extractors.append(self._cross_check)
         self._references = ReferenceSettings.by_extractor(self._reference, compared_extractors)
-        for name in (PIXELS, TONES):
+        for name in WITHOUT_NETWORK:
             if self._references and name in self._extractors and name not in self._references:
                 self._references[name] = self._image_settings(name)
         for metric in self._metrics:
@@ -196,18 +196,18 @@ class MetricSuiteBuilder:
         return CROSS_CHECK
 
     def _loss_of_reference(self, loss: LossSetting) -> LossSetting:
-        """The loss, without the pixels of a plain ``fdr`` where the reference has no images to compare them with."""
+        """The loss; of a plain ``fdr`` only the network where the reference has no images."""
         if not isinstance(loss, str) or loss.partition("@")[0] != FDR or self._reference is None:
             return loss
-        network, *pixels = parse_loss(loss)
-        if not pixels:
+        network = next(iter(parse_loss(loss)))
+        if network.extractor in WITHOUT_NETWORK:
             return loss
         settings = ReferenceSettings.by_extractor(self._reference, [PIXELS, network.extractor, *EXTRACTORS])
         if any(one.holds_images for one in settings.values()):
             return loss
         notice(
-            "loss: the reference has statistics and no images, so fdr sees no pixels, only features; give the images "
-            "and a search cannot gain by what clipping hides"
+            "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
+            "images, and a search cannot gain by what clipping hides"
         )
         return {FDR: [network.extractor]}
 

@@ -26,7 +26,7 @@ from lcsc_opt.metrics.distances import (
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.tones import tones
+from lcsc_opt.metrics.tones import by_distribution, distance_of_sorted
 
 Labels = npt.NDArray[np.int64]
 """``[N]``: the group of each image."""
@@ -58,7 +58,7 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
             pixels = samples.cpu().double().numpy()
             return np.array([_spread(pixels[labels != group]) for group in range(GROUPS)])
         case "tones":
-            return np.array([float(tones(samples[labels != group], reference)) for group in range(GROUPS)])
+            return _tones(samples, labels, reference)
         case "near" | "hinge":
             return _means(EACH[formula](samples, reference), labels)
         case _:  # the mean of the only feature
@@ -134,6 +134,18 @@ def _kernel_distance(samples: Tensor, labels: Labels, reference: Reference) -> A
 def _members(samples: Tensor, labels: Labels) -> Tensor:
     """``[N, G]``, of the type of the samples and on their device: 1 where a sample is of a group, else 0."""
     return torch.from_numpy(np.eye(GROUPS)[labels]).to(samples)
+
+
+def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
+    """One sort serves all groups: what is left of sorted values is sorted."""
+    ordered, order = by_distribution(samples).sort(dim=1)
+    values_of_an_image = ordered.shape[1] // len(samples)
+    groups = torch.from_numpy(labels).to(samples.device).repeat_interleave(values_of_an_image)[order]
+    distances = []
+    for group in range(GROUPS):
+        of_others = ordered[groups != group].reshape(len(ordered), -1)
+        distances.append(float(distance_of_sorted(of_others, reference)))
+    return np.array(distances)
 
 
 def _spread(pixels: Array) -> float:

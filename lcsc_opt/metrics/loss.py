@@ -1,9 +1,9 @@
 """The loss of a search: a weighted sum of metrics, and a metric that must not get worse while the sum falls.
 
-The default, ``fdr``, looks at images twice: it is the mean, over representations, of FID divided by the FID of one
-fixed average of the checkpoints. One representation is the network of the metric, which sees images clipped as they
-are saved; the other the pixels as the model gives them. A model that learned only what one of them overlooks gains
-little.
+The default, ``fdr``, looks at images three times: it is the mean, over representations, of the distance to real images
+divided by that of one fixed average of the checkpoints. The first is the network of the metric, which sees images
+clipped as they are saved; the others are the pixels as the model gives them, and the distributions of their values and
+differences. A model that learned only what one of them overlooks gains little.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from lcsc_opt.metrics.names import (
     INCEPTION,
     KEPT,
     OF_LOSS_FEATURES,
-    PIXELS,
     REWARD,
-    TONES,
+    WITHOUT_NETWORK,
     Kept,
     MetricName,
 )
 
 LossSetting = str | Mapping[str, float | Sequence[str]]
-"""A metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``, ``tones`` perhaps among them."""
+"""A metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Loss:
         """The loss of settings.
 
         Args:
-            loss: a metric, metric → weight, ``fdr``, or ``{fdr: [extractors]}``.
+            loss: a metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``.
             keep: a metric, or metric → bound.
 
         Raises:
@@ -105,9 +104,9 @@ class Loss:
 
 
 def _representations(loss: LossSetting) -> tuple[str, ...] | None:
-    """The extractors of ``fdr``; ``None`` for another loss.
+    """The representations of ``fdr``; ``None`` for another loss.
 
-    ``fdr`` alone uses Inception and pixels, ``fdr@clip`` CLIP and pixels.
+    ``fdr`` alone uses Inception, pixels and tones, ``fdr@clip`` CLIP in place of Inception.
 
     Raises:
         MetricError: it names none, one twice, or stands beside other metrics.
@@ -116,12 +115,12 @@ def _representations(loss: LossSetting) -> tuple[str, ...] | None:
         formula, _, extractor = loss.partition("@")
         if formula != FDR:
             return None
-        return tuple(dict.fromkeys([extractor or INCEPTION, PIXELS]))
+        return tuple(dict.fromkeys([extractor or INCEPTION, *WITHOUT_NETWORK]))
     if FDR not in loss:
         return None
     extractors = loss[FDR]
     if len(loss) > 1 or isinstance(extractors, (str, int, float)) or not extractors:
-        raise MetricError(f"loss: {dict(loss)!r}: expected {{fdr: [extractors]}} and nothing else, as [clip, pixels]")
+        raise MetricError(f"loss: {dict(loss)!r}: expected {{fdr: [...]}} and nothing else, as {{fdr: [clip, pixels]}}")
     if len(set(extractors)) < len(extractors):
         raise MetricError(f"loss: {{fdr: {list(extractors)}}} names an extractor twice")
     return tuple(extractors)
@@ -164,16 +163,24 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
 
 
 def _networks_first(weights: dict[MetricName, float]) -> dict[MetricName, float]:
-    """The metrics of a loss, those without features of a network last.
+    """The metrics of a loss, those with features of their own last.
 
     The features of the first metric order image pairs, and metrics of single images are in them.
     """
-    return dict(sorted(weights.items(), key=lambda pair: pair[0].formula in (REWARD, TONES)))
+    return dict(sorted(weights.items(), key=lambda pair: pair[0].has_own_features))
 
 
 def _distance_in(representation: str) -> MetricName:
-    """The distance that ``fdr`` measures in one of its representations: FID, except in tones."""
-    return MetricName.parse(TONES if representation == TONES else f"fid@{representation}")
+    """The distance that ``fdr`` measures in one of its representations: FID in the features of a network."""
+    if representation in WITHOUT_NETWORK:
+        return MetricName(WITHOUT_NETWORK[representation], representation)
+    return MetricName.parse(f"fid@{representation}")
+
+
+def _extractor_of_others(loss: Iterable[MetricName]) -> str:
+    """The extractor for metrics of single images beside this loss: that of its first metric, if others can use it."""
+    first = next(iter(loss))
+    return INCEPTION if first.has_own_features else first.extractor
 
 
 def _checked_weight(metric: MetricName, weight: object) -> float:
@@ -210,17 +217,13 @@ def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
             "{precision: 0.7}"
         )
     if not at:
-        extractor = next(iter(loss)).extractor
-        if extractor in (REWARD, TONES):
-            extractor = INCEPTION
+        extractor = _extractor_of_others(loss)
     return MetricName.parse(f"{formula}@{extractor}")
 
 
 def in_features_of(loss: Mapping[MetricName, float], metrics: Iterable[str]) -> list[str]:
     """The names of ``metrics``, where those of single images without ``@extractor`` get the features of the loss."""
-    extractor = next(iter(loss)).extractor
-    if extractor in (REWARD, TONES):
-        extractor = INCEPTION
+    extractor = _extractor_of_others(loss)
     return [f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name for name in metrics]
 
 

@@ -41,6 +41,8 @@ OWN_FEATURES: Mapping[Formula, str] = {
     "outside": "outside",
     TONES: TONES,
 }
+WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
+"""In place of an extractor: representations of images without a network → the distance that compares them."""
 WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "spread", "outside"})
 # Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
@@ -74,7 +76,7 @@ for _name in TRAINED:
     MADE[f"{_name}2"] = "lcsc_opt.metrics.extractors.bundled:feature_network"
 
 CROSS_CHECK = "cross_check"  # our own extractor for the cross-check; no study file can name it
-FDR = "fdr"  # a loss: FID in several representations together, each relative to that of one average of the checkpoints
+FDR = "fdr"  # a loss: distances in several representations, each relative to that of one average of the checkpoints
 OUTSIDE = "outside"
 DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better; they see quality and diversity
 REWARD: Final = "reward"
@@ -133,6 +135,11 @@ class MetricName:
         if self.extractor == OWN_FEATURES.get(self.formula, INCEPTION):
             return self.formula
         return f"{self.formula}@{self.extractor}"
+
+    @property
+    def has_own_features(self) -> bool:
+        """Whether its features are made for it, so that no other metric is measured in them."""
+        return self.formula in OWN_FEATURES
 
     @property
     def sign(self) -> int:

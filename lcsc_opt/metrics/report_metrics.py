@@ -15,7 +15,7 @@ import torch
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.loss import Loss
-from lcsc_opt.metrics.names import DISTANCES, FID_HELD_OUT, OUTSIDE, PIXELS, REWARD, TONES, Formula, MetricName
+from lcsc_opt.metrics.names import DISTANCES, FID_HELD_OUT, OUTSIDE, REWARD, WITHOUT_NETWORK, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 REPORTED: tuple[Formula, ...] = ("precision", "recall")
@@ -102,7 +102,7 @@ class ReportMetrics:
         """The extractors whose features reports compare with those of real images."""
         if self._loss.extractors == (REWARD,):  # which compares with no images
             return list(self._report_references)[:1]
-        return [name for name in self._loss.extractors if name not in (PIXELS, TONES)] or self._loss.extractors
+        return [name for name in self._loss.extractors if name not in WITHOUT_NETWORK] or self._loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:

@@ -25,7 +25,6 @@ from lcsc_opt.metrics.names import (
     OUTSIDE,
     REWARD,
     THUMBNAILS,
-    TONES,
     Kept,
     MetricName,
     need_real_features,
@@ -146,7 +145,7 @@ class MetricSuite:
     @property
     def dimension(self) -> int:
         """D of the largest D × D matrices that a metric of a search needs."""
-        with_matrices = [metric for metric in self._metrics if metric.formula != TONES]
+        with_matrices = [metric for metric in self._metrics if not metric.has_own_features]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 
     def image_metrics(

@@ -32,6 +32,7 @@ class Tones:
     name = f"tones-{GRID}"
     dimension = DISTRIBUTIONS * GRID**2
     unclipped = True
+    enough_images = 20_000  # a million values of each distribution
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 1 or 3, H, W]`` → ``[B, 27 · 64]``, distribution by distribution; grey counts as three equal channels.
@@ -72,11 +73,15 @@ def tones(samples: Tensor, reference: Reference) -> Tensor:
     Raises:
         MetricError: no distribution of the real images varies.
     """
-    quantiles = reference.once("quantiles", samples.device, quantiles_of).to(samples.dtype)  # [distributions, levels]
+    return distance_of_sorted(by_distribution(samples).sort(dim=1).values, reference)
+
+
+def distance_of_sorted(ordered: Tensor, reference: Reference) -> Tensor:
+    """:func:`tones` of the values ``[distributions, N · 64]`` in ascending order."""
+    quantiles = reference.once("quantiles", ordered.device, quantiles_of).to(ordered.dtype)  # [distributions, levels]
     variances = quantiles.var(dim=1, correction=0)
     if not bool(variances.max() > 0):
         raise MetricError("tones: all values of all real images are the same; give real images that vary")
-    ordered = by_distribution(samples).sort(dim=1).values
     expected = interpolated(quantiles, ordered.shape[1])
     squared = (ordered - expected).square().mean(dim=1)
     varies = variances > LEAST_VARIANCE * variances.max()

@@ -21,7 +21,6 @@ from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
-from lcsc_opt.metrics.names import TONES
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
 from lcsc_opt.objective.contract import Mergeable, ReportedMetrics, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
@@ -407,9 +406,9 @@ class MergeSampleScore(StagedObjective):
 def _real_images_per_dimension(scores: MetricSuite) -> float | None:
     """Real images per effective dimension of their features; the lowest of the loss's extractors."""
     ratios = []
-    for name in scores.extractors:
-        reference = scores.references[name]
-        if name == TONES or reference.count is None or reference.gaussian is None:
+    for metric in scores.loss.metrics:
+        reference = scores.references[metric.extractor]
+        if metric.has_own_features or reference.count is None or reference.gaussian is None:
             continue
         dimension = effective_dimension(reference.gaussian.cov)
         if dimension:  # zero where all real images are the same

@@ -255,6 +255,9 @@ class _Builder:
         """The reference of images, whose statistics and features are kept."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
+        enough = getattr(self._extractor, "enough_images", images.count)
+        if images.count > enough:
+            images = images.part(enough / images.count, held_out=True)
         identity = _digest(images.content, self._extractor.name)
         statistics_file = self._folder / f"{identity[:32]}.npz"
         features_file = self._folder / f"{identity[:32]}.npy"
