@@ -1,4 +1,4 @@
-"""The loss that looks twice: its representations, its units, what clipping hides, and its gradient."""
+"""The loss that looks three times: its representations, its units, what clipping hides, and its gradient."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lcsc_opt.metrics.extractors.base import image_gradient, seen_images
 from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.second import SecondFeatures
 from lcsc_opt.metrics.loss import Loss, parse_loss
+from lcsc_opt.metrics.tones import Tones
 from tests.metrics.examples import Pixels, fill, images
 
 
@@ -28,23 +29,23 @@ def suite() -> MetricSuite:
     references = {
         "inception": Reference.of_images(Pixels(), real),
         "pixels": pixel_reference(Reference.of_images(Thumbnails(), real)),
+        "tones": Reference.of_images(Tones(), real),
     }
     return MetricSuite(references, loss="fdr")
 
 
 @pytest.mark.parametrize(
-    ("setting", "extractors"),
+    ("setting", "distances"),
     [
-        ("fdr", ["inception", "pixels"]),
-        ("fdr@clip", ["clip", "pixels"]),
-        ({"fdr": ["inception", "dinov2", "pixels"]}, ["inception", "dinov2", "pixels"]),
+        ("fdr", ["fid", "fid@pixels", "tones"]),
+        ("fdr@clip", ["fid@clip", "fid@pixels", "tones"]),
+        ({"fdr": ["inception", "dinov2", "pixels"]}, ["fid", "fid@dinov2", "fid@pixels"]),
     ],
 )
-def test_each_representation_has_the_same_share(setting, extractors):
+def test_each_representation_has_the_same_share(setting, distances):
     weights = parse_loss(setting)
-    assert [metric.extractor for metric in weights] == extractors
-    assert {metric.formula for metric in weights} == {"fid"}
-    assert list(weights.values()) == [pytest.approx(1 / len(extractors))] * len(extractors)
+    assert [str(metric) for metric in weights] == distances
+    assert list(weights.values()) == [pytest.approx(1 / len(distances))] * len(distances)
 
 
 @pytest.mark.parametrize(
@@ -61,15 +62,15 @@ def test_the_model_that_gives_the_units_has_a_loss_of_one():
     relative = scores.relative_to(units)
     assert fill(relative.image_metrics(200), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
     loss, values = fill(relative.image_metrics(200), images(200, 2) * 0.9).compute()
-    expected = (values["fid"] / units["fid"] + values["fid@pixels"] / units["fid@pixels"]) / 2
+    expected = np.mean([values[metric] / units[metric] for metric in ("fid", "fid@pixels", "tones")])
     assert loss == pytest.approx(expected)
     assert scores.loss.relative
     assert relative.describe() == scores.describe(), "units are no part of a study's description"
-    assert scores.describe()["loss"] == {"fdr": ["inception", "pixels"]}
+    assert scores.describe()["loss"] == {"fdr": ["inception", "pixels", "tones"]}
 
 
 def test_units_of_zero_divide_nothing():
-    loss = Loss.parse("fdr").relative_to({"fid": 0.0, "fid@pixels": 4.0})
+    loss = Loss.parse({"fdr": ["inception", "pixels"]}).relative_to({"fid": 0.0, "fid@pixels": 4.0})
     assert list(loss.weights.values()) == [0.5, 0.125]
 
 

@@ -11,6 +11,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
+from lcsc_opt.metrics.leave_out import group_of_each, without_each_group
 from lcsc_opt.metrics.loss import parse_loss
 from lcsc_opt.metrics.tones import Tones, tones
 from tests.metrics.examples import build_scores, fill, pixels, write_folder
@@ -143,3 +144,20 @@ def test_statistics_alone_have_no_tones(tmp_path):
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(16), sigma=np.eye(16))
     with pytest.raises(MetricError, match="mean and covariance only"):
         build_scores(cache=tmp_path / "cache", reference=str(tmp_path / "statistics.npz"), loss="tones")
+
+
+def test_intervals_of_one_sort_are_those_of_a_sort_for_each_group():
+    extractor = Tones()
+    reference = Reference.of_images(extractor, photographs(300, seed=9))
+    samples = extractor(photographs(237) * 0.8)
+    labels = group_of_each(len(samples))
+    expected = [float(tones(samples[labels != group], reference)) for group in range(10)]
+    np.testing.assert_allclose(without_each_group("tones", samples, reference), expected, rtol=1e-6)
+
+
+def test_of_many_real_images_a_part_stands_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tones, "enough_images", 40)
+    folder = write_folder(tmp_path / "real", pixels(200, 8, 8, seed=1)[..., 0])
+    scores = build_scores(cache=tmp_path / "cache", reference=str(folder), loss={"fdr": ["digits", "tones"]})
+    assert 20 < scores.references["tones"].count < 60
+    assert scores.references["digits"].count == 200

@@ -123,8 +123,8 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
     found = again.evaluate(Candidate(other))
     assert first(other) == found.loss
     units = first.evaluate(Candidate(average)).metrics
-    ratios = [found.metrics[name] / units[name] for name in ("fid", "fid@pixels")]
-    assert found.loss == pytest.approx(sum(ratios) / 2)
+    ratios = [found.metrics[name] / units[name] for name in ("fid", "fid@pixels", "tones")]
+    assert found.loss == pytest.approx(sum(ratios) / 3)
     assert first.describe() == again.describe() == build("digits").describe()
 
 

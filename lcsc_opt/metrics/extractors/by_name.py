@@ -93,7 +93,7 @@ class _FactoryExtractor:
         for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
         self.name = f"{extractor.name}-{digest.hexdigest()[:16]}"
-        for optional in ("images_with_graph", "features_and_logits", "unclipped"):
+        for optional in ("images_with_graph", "features_and_logits", "unclipped", "enough_images"):
             if hasattr(extractor, optional):
                 setattr(self, optional, getattr(extractor, optional))
 
