@@ -53,6 +53,7 @@ class ImageMetrics:
         constraint: the bound of the kept metric; ``None`` bounds nothing.
         gradient: keep the features that the gradient of the loss needs.
         unbiased: extrapolate distances to infinitely many images.
+        chooses: whether the loss is the distance to the held-out images, if there are some.
         intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
     """
@@ -67,6 +68,7 @@ class ImageMetrics:
         constraint: Constraint | None = None,
         gradient: bool = False,
         unbiased: bool = False,
+        chooses: bool = False,
         intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -74,6 +76,7 @@ class ImageMetrics:
         self._loss = loss
         self._references = references
         self._total = total
+        self._chooses = chooses
         self._intervals = intervals
         self._constraint = constraint
         self._formulas: dict[str, set[Formula]] = {}
@@ -126,6 +129,9 @@ class ImageMetrics:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
         values = {metric: self._value(metric) for metric in self.metrics}
         loss = self._loss.value(values, self._constraint)
+        unseen = self.unseen() if self._chooses else None
+        if unseen is not None:
+            loss = unseen
         return loss, {str(metric): value for metric, value in values.items()}
 
     def _value(self, metric: MetricName) -> float:
@@ -139,15 +145,17 @@ class ImageMetrics:
         if not self._intervals:
             return {}
         columns: dict[MetricName, Array] = {}
-        for metric in self.metrics:
+        in_loss = self._unseen_terms() if self._chooses else {}
+        for metric in dict.fromkeys((*self.metrics, *in_loss.values())):
             values = self._features[metric.extractor].without_each_group(metric.formula)
             if values is not None:
                 columns[metric] = values
-        named = {str(metric): values for metric, values in columns.items()}
-        if all(metric in columns for metric in self._loss.metrics):
+        named = {str(metric): values for metric, values in columns.items() if metric in self.metrics}
+        terms = {metric: in_loss.get(metric, metric) for metric in self._loss.metrics}
+        if all(term in columns for term in terms.values()):
             losses = []
             for group in range(GROUPS):
-                of_others = {metric: float(values[group]) for metric, values in columns.items()}
+                of_others = {metric: float(columns[term][group]) for metric, term in terms.items()}
                 losses.append(self._loss.value(of_others, self._constraint))
             named["loss"] = np.array(losses)
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
@@ -193,23 +201,27 @@ class ImageMetrics:
             return None
         return self._constraint.violation(self._value(self._loss.keep), self._total)
 
-    def unseen(self, loss: float) -> float | None:
-        """The loss of :meth:`compute` with each FID, and tones, to the held-out real images in place of the reference.
+    def unseen(self) -> float | None:
+        """The loss with its distances to the held-out real images in place of the reference.
 
-        ``None`` if it has neither, or no real images are held out.
+        ``None`` if it has no such distance, or no real images are held out.
         """
-        changes = []
-        for metric, weight in self._loss.weights.items():
+        terms = self._unseen_terms()
+        if not terms:
+            return None
+        values = {metric: self._value(terms.get(metric, metric)) for metric in self._loss.metrics}
+        return self._loss.value(values, self._constraint)
+
+    def _unseen_terms(self) -> dict[MetricName, MetricName]:
+        """Metric of the loss → the same distance to held-out real images; empty unless all of them have such."""
+        terms: dict[MetricName, MetricName] = {}
+        for metric in self._loss.weights:
             if metric.formula not in TO_HELD_OUT:
                 continue
-            feature_metrics = self._features[metric.extractor]
-            if feature_metrics.reference.held_out is None:
-                return None
-            unseen = feature_metrics.compute(TO_HELD_OUT[metric.formula])
-            changes.append(weight * (unseen - feature_metrics.compute(metric.formula)))
-        if not changes:
-            return None
-        return loss + sum(changes)
+            if self._references[metric.extractor].held_out is None:
+                return {}
+            terms[metric] = MetricName(TO_HELD_OUT[metric.formula], metric.extractor)
+        return terms
 
     def measured_constraint(self, loss: float) -> Constraint | None:
         """The bound of the kept metric, if these are images of EMA*; ``None`` if no metric is kept.

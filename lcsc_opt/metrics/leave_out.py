@@ -59,6 +59,8 @@ def without_each_group(formula: Formula, samples: Tensor, reference: Reference) 
             return np.array([_spread(pixels[labels != group]) for group in range(GROUPS)])
         case "tones":
             return _tones(samples, labels, reference)
+        case "tones_held_out":
+            return _tones(samples, labels, reference.unseen)
         case "near" | "hinge":
             return _means(EACH[formula](samples, reference), labels)
         case _:  # the mean of the only feature

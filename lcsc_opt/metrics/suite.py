@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import Constraint
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Constraint
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
@@ -152,27 +152,41 @@ class MetricSuite:
         self,
         total: int,
         *,
-        held_out: bool = False,
+        group: str = SEARCH.group,
         gradient: bool = False,
         unbiased: bool = False,
         constraint: Constraint | None = None,
     ) -> ImageMetrics:
         """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
 
-        Without a ``constraint``, nothing is bounded.
+        Reports have metrics of their own. The choice of an answer has the cross-check, and its loss is the distance to
+        real images that no search sees, where there are some.
+
+        Args:
+            total: how many images.
+            group: of their noise.
+            gradient: keep the features that the gradient of the loss needs.
+            unbiased: extrapolate distances to infinitely many images.
+            constraint: the bound of the kept metric; ``None`` bounds nothing.
         """
         metrics = self._metrics
-        if held_out:
+        if group == HELD_OUT.group:
             metrics = tuple(dict.fromkeys((*self._held_out_metrics, *self.reports.evaluation_metrics)))
+        elif group == SELECTION.group and self.cross_check_metric is not None:
+            metrics = tuple(dict.fromkeys((*metrics, self.cross_check_metric)))
+        references = self.references
+        if group != HELD_OUT.group:
+            references = {name: reference.of_choice for name, reference in references.items()}
         return ImageMetrics(
             self.loss,
             metrics,
-            self.references,
+            references,
             total=total,
             constraint=constraint,
             gradient=gradient,
             unbiased=unbiased,
-            intervals=held_out,
+            chooses=group == SELECTION.group,
+            intervals=group in (SELECTION.group, HELD_OUT.group),
             device=self._device,
         )
 

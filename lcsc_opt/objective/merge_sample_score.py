@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
@@ -216,7 +216,7 @@ class MergeSampleScore(StagedObjective):
             violation = metrics.violation()
             without_groups = metrics.without_each_group()
             if not gradient:
-                unseen = metrics.unseen(loss)
+                unseen = metrics.unseen()
                 if candidate.constraint is None:
                     constraint = metrics.measured_constraint(loss)
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
@@ -318,10 +318,9 @@ class MergeSampleScore(StagedObjective):
 
     def _metrics(self, candidate: Candidate, *, gradient: bool) -> ImageMetrics:
         """Metrics without images, for those of a candidate or for a part of them."""
-        held_out = candidate.noise.group == HELD_OUT.group
         return self.scores.image_metrics(
             self.images_of(candidate),
-            held_out=held_out,
+            group=candidate.noise.group,
             gradient=gradient,
             unbiased=candidate.unbiased,
             constraint=candidate.constraint,

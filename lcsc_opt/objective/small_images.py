@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import torch
@@ -112,7 +111,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
             found = Reference.of_images(extractor, images[searched])
             if held_out is None:
                 return found
-            return dataclasses.replace(found, held_out=Reference.of_images(extractor, images[held_out]))
+            return found.with_unseen(Reference.of_images(extractor, images[held_out]))
 
         loss_reference = reference(feature_network(dataset).to(device))
         references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}

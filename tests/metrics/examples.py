@@ -57,7 +57,7 @@ def fill(metrics, batch, size=7):
 
 def score(scores, batch=None, *, held_out=False, size=7):
     batch = images() if batch is None else batch
-    return fill(scores.image_metrics(len(batch), held_out=held_out), batch, size).compute()
+    return fill(scores.image_metrics(len(batch), group="held-out" if held_out else "search"), batch, size).compute()
 
 
 def both(**settings):

@@ -65,13 +65,13 @@ def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
     images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
     made, swapped = scores(), MetricSuite({"inception": Reference.of_images(FourPixels(), other)})
     constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
-    assert seen(made, images, constraint).unseen(1.0) is None
-    held_out = Reference.of_images(FourPixels(), other)
-    made.references["inception"] = dataclasses.replace(made.references["inception"], held_out=held_out)
+    assert seen(made, images, constraint).unseen() is None
+    unseen = Reference.of_images(FourPixels(), other)
+    made.references["inception"] = dataclasses.replace(made.references["inception"], selection=unseen)
     found = seen(made, images, constraint)
     loss, metrics = found.compute()
     assert loss > metrics["fid"]
-    assert found.unseen(loss) == pytest.approx(seen(swapped, images).compute()[0] + loss - metrics["fid"])
+    assert found.unseen() == pytest.approx(seen(swapped, images).compute()[0] + loss - metrics["fid"])
 
 
 @pytest.mark.parametrize(("keep", "sign"), [("hinge", 1), ("precision", -1)])

@@ -82,7 +82,7 @@ def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():
     clipped = fill(scores.image_metrics(300), overshot.clamp(-1, 1)).compute()[1]
     assert values["fid"] == clipped["fid"]
     assert values["fid@pixels"] > 3 * clipped["fid@pixels"]
-    assert fill(scores.image_metrics(300, held_out=True), overshot).compute()[1]["outside"] == 1.0
+    assert fill(scores.image_metrics(300, group="held-out"), overshot).compute()[1]["outside"] == 1.0
 
 
 def test_values_within_half_a_level_of_eight_bits_are_not_outside():

@@ -140,7 +140,7 @@ def test_only_held_out_evaluations_have_them_with_the_loss():
     )
     searched = fill(scores.image_metrics(120), images(120))
     assert searched.without_each_group() == {}
-    reported = fill(scores.image_metrics(120, held_out=True), images(120))
+    reported = fill(scores.image_metrics(120, group="held-out"), images(120))
     _, metrics = reported.compute()
     columns = reported.without_each_group()
     assert set(columns) == {"loss", *metrics}
@@ -151,7 +151,7 @@ def test_only_held_out_evaluations_have_them_with_the_loss():
 def test_the_values_themselves_are_those_of_an_evaluation_without_them():
     scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
     loss, values = fill(scores.image_metrics(150), images(150)).compute()
-    held_out_loss, held_out_values = fill(scores.image_metrics(150, held_out=True), images(150)).compute()
+    held_out_loss, held_out_values = fill(scores.image_metrics(150, group="held-out"), images(150)).compute()
     assert held_out_loss == loss
     assert held_out_values == {**values, "outside": 0.0}, "bit for bit"
 
@@ -159,10 +159,10 @@ def test_the_values_themselves_are_those_of_an_evaluation_without_them():
 def test_parts_of_an_evaluation_merge_with_their_groups():
     scores = MetricSuite({"inception": reference()}, held_out_metrics=["recall"])
     batch = images(150)
-    at_once = fill(scores.image_metrics(150, held_out=True), batch).without_each_group()
-    merged = scores.image_metrics(150, held_out=True)
+    at_once = fill(scores.image_metrics(150, group="held-out"), batch).without_each_group()
+    merged = scores.image_metrics(150, group="held-out")
     for part in (batch[:40], batch[40:]):
-        merged.merge(fill(scores.image_metrics(150, held_out=True), part).state)
+        merged.merge(fill(scores.image_metrics(150, group="held-out"), part).state)
     for name, column in merged.without_each_group().items():
         np.testing.assert_allclose(column, at_once[name], rtol=1e-9)
 
@@ -173,6 +173,6 @@ def test_too_few_images_or_too_many_numbers_have_none(case, monkeypatch):
     if case == "large":
         monkeypatch.setattr("lcsc_opt.metrics.feature_metrics.MOST_KEPT", 150 * 16 - 1)
     scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
-    metrics = fill(scores.image_metrics(count, held_out=True), images(count))
+    metrics = fill(scores.image_metrics(count, group="held-out"), images(count))
     assert metrics.compute()[0] > 0
     assert metrics.without_each_group().keys() <= {"outside"}

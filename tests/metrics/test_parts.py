@@ -44,7 +44,7 @@ class Far(Pixels):
     ],
 )
 def test_metrics_do_not_depend_on_the_number_of_parts(workers, scores, held_out, rel):
-    loss, metrics = merged(scores, CUTS[workers], held_out=held_out).compute()
+    loss, metrics = merged(scores, CUTS[workers], group="held-out" if held_out else "search").compute()
     expected = score(scores, images(COUNT), held_out=held_out)
     assert (loss, metrics) == (pytest.approx(expected[0], rel=rel), pytest.approx(expected[1], rel=rel))
     assert len(metrics) > held_out

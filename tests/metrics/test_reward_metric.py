@@ -89,7 +89,7 @@ def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one(
     upscaled = images(300).repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = float(upscaled.double().var(dim=0, correction=0).mean().sqrt())
     for count in (300, 10):  # as moments, and as rows
-        metrics = scores.image_metrics(count, held_out=True)._features["thumbnails"]
+        metrics = scores.image_metrics(count, group="held-out")._features["thumbnails"]
         metrics.update(scores.references["thumbnails"].extractor(upscaled))
         assert metrics.compute("spread") == pytest.approx(expected, rel=1e-5)
     assert score(scores, images(1).repeat(50, 1, 1, 1), held_out=True)[1]["spread"] == pytest.approx(0, abs=1e-6)

@@ -96,7 +96,7 @@ def suite(loss, held_out=None):
     real = photographs(300, seed=9)
     reference = Reference.of_images(extractor, real)
     if held_out is not None:
-        reference = dataclasses.replace(reference, held_out=Reference.of_images(extractor, held_out))
+        reference = reference.with_unseen(Reference.of_images(extractor, held_out))
     references = {"tones": reference, "pixels": pixel_reference(Reference.of_images(Thumbnails(), real))}
     return MetricSuite(references, loss=loss)
 
@@ -114,12 +114,15 @@ def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
     scores = suite("tones", held_out=photographs(100, seed=4) * 0.5)
     metrics = fill(scores.image_metrics(80), photographs(80) * 0.5)
     loss, _ = metrics.compute()
-    assert metrics.unseen(loss) < loss / 5
+    unseen = metrics.unseen()
+    assert unseen < loss / 5
+    choosing = fill(scores.image_metrics(80, group="selection"), photographs(80) * 0.5)
+    assert choosing.compute()[0] == unseen
 
 
 def test_intervals_come_from_the_samples_without_each_group():
     scores = suite("tones")
-    metrics = fill(scores.image_metrics(200, held_out=True), photographs(200) * 0.8)
+    metrics = fill(scores.image_metrics(200, group="held-out"), photographs(200) * 0.8)
     loss, _ = metrics.compute()
     values = metrics.without_each_group()["tones"]
     assert len(set(values)) == 10
@@ -136,7 +139,7 @@ def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_p
     assert [str(metric) for metric in scores.weights] == ["fid@digits", "fid@pixels", "tones"]
     tones_of = scores.references["tones"]
     assert tones_of.held_out is not None
-    assert tones_of.count + tones_of.held_out.count == 60
+    assert tones_of.count + tones_of.selection.count + tones_of.held_out.count == 60
     assert "tones" in scores.signs
 
 

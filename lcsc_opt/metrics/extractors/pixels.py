@@ -75,7 +75,7 @@ class PixelComponents:
         return (thumbnails - mean) @ torch.from_numpy(self._basis).to(thumbnails)
 
     def reference(self, thumbnails: Reference) -> Reference:
-        """The reference in these features of one in those of :class:`Thumbnails`, with its held-out images."""
+        """The reference in these features of one in those of :class:`Thumbnails`, with its unseen images."""
         frechet = thumbnails.frechet
         gaussian = FrechetReference(
             (frechet.mean - self._mean) @ self._basis, self._basis.T @ frechet.cov @ self._basis
@@ -83,10 +83,14 @@ class PixelComponents:
         features = None
         if thumbnails.features is not None:
             features = ((thumbnails.features - self._mean) @ self._basis).astype(np.float32)
-        held_out = None
-        if thumbnails.held_out is not None:
-            held_out = self.reference(thumbnails.held_out)
-        return dataclasses.replace(thumbnails, extractor=self, gaussian=gaussian, features=features, held_out=held_out)
+        return dataclasses.replace(
+            thumbnails,
+            extractor=self,
+            gaussian=gaussian,
+            features=features,
+            held_out=None if thumbnails.held_out is None else self.reference(thumbnails.held_out),
+            selection=None if thumbnails.selection is None else self.reference(thumbnails.selection),
+        )
 
 
 def pixel_reference(thumbnails: Reference) -> Reference:

@@ -24,11 +24,11 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
-from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
+from lcsc_opt.metrics.reference.reference import FEWEST_UNSEEN, NO_FEATURES, Reference
 
 ROWS = 4096  # features whose moments are merged at once
 DEFAULT_FRACTION = 0.2
-LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
+LARGE_ENOUGH = 1_000  # images, of which a part is held out by default
 
 ReferenceSetting = str | Mapping[str, Any]
 
@@ -40,7 +40,9 @@ class ReferenceSettings(FrozenModel):
         train: the images that the loss sees: a folder, a file or a data set's name.
         held_out: the images for reports, given in the same way; without it, a fraction of ``train``.
         held_out_fraction: the fraction of ``train`` that is held out, chosen by the hash of each image's content. The
-            default is 0.2 for a folder or .zip of at least 10,000 images, else 0.
+            default is 0.2 for a folder, .zip or data set of at least 1,000 images, else 0.
+
+    Every other held-out image is for reports only; the rest stop a search and choose its answer.
     """
 
     train: str
@@ -139,27 +141,34 @@ class ReferenceSettings(FrozenModel):
         if images is not None and features_of_at_most is not None and images.count > features_of_at_most:
             features = False
         fraction = 0.0 if images is None else self._fraction(images)
-        unseen: Reference | None = None
         if images is not None and fraction:
             train_images, held_out_images = _divided(images, fraction)
             seen = builder.of_images(train_images, features=features)
-            if held_out:
-                unseen = builder.of_images(held_out_images, features=True)
-        else:
-            seen = builder.of(self.train, images, features=features)
-            if held_out and self.held_out is not None:
-                unseen = builder.of(self.held_out, builder.image_set(self.held_out), features=True)
-        return dataclasses.replace(seen, held_out=unseen)
+            return builder.with_unseen(seen, held_out_images) if held_out else seen
+        seen = builder.of(self.train, images, features=features)
+        if not held_out or self.held_out is None:
+            return seen
+        unseen_images = builder.image_set(self.held_out)
+        if unseen_images is None:
+            return seen.with_unseen(builder.of(self.held_out, None, features=True))
+        return builder.with_unseen(seen, unseen_images)
 
     def _fraction(self, images: ImageSet) -> float:
-        """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip."""
+        """The fraction of images that is held out: the setting, else a fifth of many images."""
         if self.held_out_fraction is not None:
             return self.held_out_fraction
-        if self.held_out is not None or not images.on_disk or images.count < LARGE_ENOUGH:
+        if self.held_out is not None:
+            return 0.0
+        if images.count < LARGE_ENOUGH:
+            notice(
+                f"reference: none of the {images.count:,} images of {self.train} is held out, so the search and its "
+                "report see the same ones; {train: ..., held_out_fraction: 0.2} holds a fifth out"
+            )
             return 0.0
         notice(
-            f"reference: a fifth of the {images.count:,} images of {self.train} is held out from the loss, for "
-            "reports; {train: ..., held_out_fraction: 0} uses all of them in the loss, as published FIDs do"
+            f"reference: a fifth of the {images.count:,} images of {self.train} is held out from the loss, half of it "
+            "to choose the answer and half for its report; {train: ..., held_out_fraction: 0} uses all of them in the "
+            "loss, as published FIDs do"
         )
         return DEFAULT_FRACTION
 
@@ -268,6 +277,18 @@ class _Builder:
         statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
         assert statistics is not None  # written by _compute
         return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
+
+    def with_unseen(self, seen: Reference, images: ImageSet) -> Reference:
+        """The reference with further images, of which a half chooses the answer and the other half is for reports."""
+        selection = images.part(0.5, held_out=False)
+        held_out = images.part(0.5, held_out=True)
+        if min(selection.count, held_out.count) < FEWEST_UNSEEN:
+            return seen.with_unseen(self.of_images(images, features=True))
+        return dataclasses.replace(
+            seen,
+            selection=self.of_images(selection, features=True),
+            held_out=self.of_images(held_out, features=True),
+        )
 
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""

@@ -59,6 +59,7 @@ DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two updates of the progress bar
 NAMED = 3  # names that one message lists
+MIXER = np.uint32(2654435761)  # an odd number (Knuth, The Art of Computer Programming, Section 6.4)
 
 
 @functools.cache
@@ -78,7 +79,6 @@ class ImageSet:
         content: a SHA-256 of all images in their order.
         hash_prefixes: ``[M]``, four bytes of the hash of each image: of its file, or of its pixels in an array.
         pixels: reads the images at some indices, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
-        on_disk: whether these are files of a user, and not an array.
         chosen: the indices of the images of a part; ``None`` for all.
     """
 
@@ -86,7 +86,6 @@ class ImageSet:
     content: str
     hash_prefixes: npt.NDArray[np.uint32]
     pixels: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.uint8]]
-    on_disk: bool = True
     chosen: npt.NDArray[np.intp] | None = None
 
     @classmethod
@@ -104,7 +103,7 @@ class ImageSet:
         digest.update(np.ascontiguousarray(pixels).data)
         hash_prefixes = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
-        return cls(size, digest.hexdigest(), _as_prefixes(hash_prefixes), lambda rows: pixels[rows], on_disk=False)
+        return cls(size, digest.hexdigest(), _as_prefixes(hash_prefixes), lambda rows: pixels[rows])
 
     @classmethod
     def of_files(cls, path: Path, *, folder: Path) -> ImageSet:
@@ -180,12 +179,15 @@ class ImageSet:
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
         """The held-out images, about this fraction of all, or the rest.
 
-        The hash of an image decides which part it belongs to, so copies of an image are never in both.
+        The hash of an image decides which part it belongs to, so copies of an image are never in both. Hashes are
+        mixed then, so that a part can be divided again.
         """
         [chosen] = np.nonzero((self.hash_prefixes < fraction * 2**32) == held_out)
         side = "held out" if held_out else "train"
         content = hashlib.sha256(f"{self.content}\n{side} {fraction!r}".encode()).hexdigest()
-        return dataclasses.replace(self, content=content, hash_prefixes=self.hash_prefixes[chosen], chosen=chosen)
+        mixed = self.hash_prefixes[chosen] * MIXER  # modulo 2**32
+        indices = chosen if self.chosen is None else self.chosen[chosen]
+        return dataclasses.replace(self, content=content, hash_prefixes=mixed, chosen=indices)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
+
+FEWEST_UNSEEN = 4  # real images of each part: precision and recall need more than three neighbours
 
 T = TypeVar("T")
 
@@ -34,7 +37,8 @@ class Reference:
         identity: names the images and the extractor by their content, for the fingerprint of a study.
         features: ``[M, D]`` float32; ``None`` if only mean and covariance are known or needed.
         size: height and width of the real images; ``None`` where only their statistics or features are known.
-        held_out: further real images, which no loss uses, with their features.
+        held_out: further real images for reports, with their features.
+        selection: others that stop a search and choose its answer.
 
     Raises:
         MetricError: the statistics are of another number of features than the extractor has.
@@ -47,6 +51,7 @@ class Reference:
     features: npt.NDArray[np.float32] | None = None
     size: tuple[int, int] | None = None
     held_out: Reference | None = None
+    selection: Reference | None = None
     _computed: dict[tuple[str, str], object] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -94,13 +99,32 @@ class Reference:
             raise MetricError(NO_FEATURES)
         return self.features
 
+    def with_unseen(self, unseen: Reference | None) -> Reference:
+        """Every other one of the images that no loss sees is in :attr:`selection`, the rest in :attr:`held_out`.
+
+        If they are too few for both, reports have all of them.
+        """
+        if unseen is None or len(unseen.known_features) < 2 * FEWEST_UNSEEN:
+            return dataclasses.replace(self, held_out=unseen)
+        return dataclasses.replace(self, selection=unseen._every_other(0), held_out=unseen._every_other(1))
+
+    @functools.cached_property
+    def of_choice(self) -> Reference:
+        """The same, but its held-out images are those that stop a search and choose its answer."""
+        return dataclasses.replace(self, held_out=self.selection, selection=None)
+
+    def _every_other(self, first: int) -> Reference:
+        rows = self.known_features[first::2]
+        identity = hashlib.sha256(f"{self.identity} {first}".encode()).hexdigest()
+        return dataclasses.replace(self.of_features(self.extractor, rows), identity=identity, size=self.size)
+
     def check_size(self, samples: Tensor) -> None:
         """Raise ObjectiveError if ``samples`` ``[B, C, H, W]`` are of another size than the real images.
 
         The extractor would scale both to its own size, and a distance would then measure the scaling.
         """
         height, width = samples.shape[-2:]
-        for reference in (self, self.held_out):
+        for reference in (self, self.held_out, self.selection):
             if reference is None or reference.size in (None, (height, width)):
                 continue
             real_height, real_width = reference.size
@@ -112,7 +136,7 @@ class Reference:
 
     @property
     def unseen(self) -> Reference:
-        """:attr:`held_out`. Raises MetricError if there are none."""
+        """:attr:`held_out`. Raises MetricError if there is none."""
         if self.held_out is None:
             raise MetricError(
                 "this metric compares with real images that the loss does not see, and none are held out; "

@@ -245,7 +245,7 @@ def test_samples_of_another_size_than_the_reference_are_refused(size):
 
 def test_samples_of_another_size_than_the_held_out_images_are_refused():
     reference = dataclasses.replace(examples.reference(), held_out=examples.reference(), size=(2, 8))
-    metrics = scores_of(reference).image_metrics(10)
+    metrics = scores_of(reference).image_metrics(10, group="held-out")
     with pytest.raises(ObjectiveError, match="samples are 2x8 and the images of the reference 4x4"):
         metrics.update(torch.zeros(10, 1, 2, 8))
 

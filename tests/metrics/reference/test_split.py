@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import ReferenceSettings
+from lcsc_opt.metrics.reference.images import ImageSet
 from tests.metrics.examples import Pixels, pixels, write_folder
 
 
@@ -34,14 +36,21 @@ def rows(reference: Reference | None) -> set[bytes]:
     return {row.tobytes() for row in reference.known_features}
 
 
+def unseen_rows(reference: Reference) -> set[bytes]:
+    """Of the images that no loss sees, each of which is in one of two parts."""
+    chosen_by, reported = rows(reference.selection), rows(reference.held_out)
+    assert not chosen_by & reported
+    return chosen_by | reported
+
+
 def test_two_folders(tmp_path: Path) -> None:
     train, other = write(tmp_path / "a"), write(tmp_path / "b", 20, seed=1)
     found = build({"train": str(train), "held_out": str(other)}, tmp_path)
     alone = build(str(train), tmp_path)
     assert found.identity == alone.identity, "what the loss sees is the same"
     assert alone.held_out is None
-    assert (len(found.known_features), len(found.unseen.known_features)) == (60, 20)
-    assert not rows(found) & rows(found.held_out)
+    assert (len(found.known_features), len(unseen_rows(found))) == (60, 20)
+    assert not rows(found) & unseen_rows(found)
     assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
 
 
@@ -49,27 +58,27 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     folder = write(tmp_path / "a")
     setting = {"train": str(folder), "held_out_fraction": 0.3}
     found = build(setting, tmp_path)
-    assert rows(found) | rows(found.held_out) == rows(build(str(folder), tmp_path))
-    assert not rows(found) & rows(found.held_out)
-    assert 6 <= len(found.unseen.known_features) <= 30
+    assert rows(found) | unseen_rows(found) == rows(build(str(folder), tmp_path))
+    assert not rows(found) & unseen_rows(found)
+    assert 6 <= len(unseen_rows(found)) <= 30
     for i, path in enumerate(sorted(folder.iterdir(), reverse=True)):  # another order, other names
         path.rename(folder / f"renamed{i:03}.png")
     again = build(setting, tmp_path, folder=tmp_path / "another")
-    assert rows(again.held_out) == rows(found.held_out)
+    assert (rows(again.held_out), rows(again.selection)) == (rows(found.held_out), rows(found.selection))
     assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
 
 
-def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
+def test_many_images_are_divided_and_that_is_said_as_is_that_few_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(building, "LARGE_ENOUGH", 60)
     large, small = write(tmp_path / "a"), write(tmp_path / "b", 59)
     assert build(str(small), tmp_path).held_out is None
-    assert "held out" not in capsys.readouterr().err
+    assert "none of the 59 images" in capsys.readouterr().err
     found = build(str(large), tmp_path)
     assert "held_out_fraction: 0} uses all of them" in capsys.readouterr().err
     asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
-    assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
+    assert (rows(found), unseen_rows(found)) == (rows(asked), unseen_rows(asked))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
     assert (len(whole.known_features), whole.held_out) == (60, None)
 
@@ -86,3 +95,19 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
     with pytest.raises(MetricError, match=r"not a folder, \.zip or data set"):
         build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
+
+
+def test_a_part_of_a_part_holds_images_of_that_part() -> None:
+    images = ImageSet.of_array(np.random.default_rng(0).integers(0, 256, (400, 2, 2, 1), dtype=np.uint8), source="a")
+    train = images.part(0.2, held_out=False)
+    half = train.part(0.5, held_out=True)
+    whole = {image.numpy().tobytes() for image in torch.cat(list(train.batches(50)))}
+    part = {image.numpy().tobytes() for image in torch.cat(list(half.batches(50)))}
+    assert part < whole
+    assert 100 < len(part) < 220
+
+
+def test_a_few_unseen_images_are_all_for_reports(tmp_path: Path) -> None:
+    train, other = write(tmp_path / "a"), write(tmp_path / "b", 6, seed=1)
+    found = build({"train": str(train), "held_out": str(other)}, tmp_path)
+    assert (found.selection, len(found.unseen.known_features)) == (None, 6)
