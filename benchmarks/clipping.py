@@ -8,8 +8,8 @@
 * ``photographs``: the one-step consistency model of ``studies/photographs.yaml``, with 200 checkpoints
 
 All but the first are trained on every other image, and crops of photographs have no pixel in common with those that are
-left out. Each model is searched by the gradient with ``loss: fid``, ``loss: fdr`` and with tones as a third
-representation, a row of coefficients for each layer; by other optimizers; or with some of the real images.
+left out. Each model is searched by the gradient with ``loss: fid``, ``loss: fdr`` and ``fdr`` without tones, a row of
+coefficients for each layer; by other optimizers; or with some of the real images.
 
 What is printed is measured apart from lcsc_opt's metrics, on 4,000 samples from noise that no search saw, with the
 images that were neither trained on nor searched with: Fréchet distances in the features that were searched, in 30
@@ -45,6 +45,7 @@ from lcsc_opt.sampling import DiffusersFolder, build_scheduler
 
 CALLS = 8  # of the flow's network, for a sample
 COMPONENTS = 30
+PIXELS_ONLY = "{fdr: [network, pixels]}"
 SAMPLES = 4000
 
 
@@ -59,8 +60,8 @@ class Way(NamedTuple):
 
     def setting(self, network: str) -> str | dict[str, list[str]]:
         """The setting ``loss`` in the features of ``network``."""
-        if self.loss == "fdr with tones":
-            return {"fdr": [network, "pixels", "tones"]}
+        if self.loss == PIXELS_ONLY:
+            return {"fdr": [network, "pixels"]}
         return f"{self.loss}@{network}"
 
     def __str__(self) -> str:
@@ -76,7 +77,7 @@ WAYS = {
     "losses": [
         Way("fid", "layers"),
         Way("fdr", "layers"),
-        Way("fdr with tones", "layers"),
+        Way(PIXELS_ONLY, "layers"),
     ],
     "optimizers": [Way(optimizer=optimizer) for optimizer in ("LCSC", "CMA", "LCSCQuadratic")],
     "references": [Way(rows=rows, real=real) for real in (600, 300, 150, 80, 40) for rows in (None, "layers")],
