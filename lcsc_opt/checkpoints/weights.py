@@ -88,6 +88,18 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A trainer's averages in the dtypes of the model, whose tensors they have: what they lack, as buffers, is its own.
+
+    Raises:
+        TrajectoryError: they are of another model.
+    """
+    differs = difference({**model, **averages}, model)
+    if differs is not None:
+        raise TrajectoryError(f"the trainer's average does not fit the checkpoints: its model {differs}.")
+    return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in model.items()}
+
+
 def difference(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
     """How names and shapes differ from those that are expected, in words, or ``None`` if they are the same.
 

@@ -7,6 +7,7 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
+TRAINER_EMA_SHA256 = "trainer_ema_sha256"  # of the trainer's EMA that reports compare with
 
 EMA_GRID = "EMAGrid"
 EMA = "EMA*"

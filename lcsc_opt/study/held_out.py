@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import (
     HELD_OUT,
@@ -41,7 +41,7 @@ from lcsc_opt.coefficients.profiles import default_origin, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import kept_metric, sign_of
 from lcsc_opt.database.kept_bound import KeptBound
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, split_name
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
@@ -153,7 +153,7 @@ def score_trained_models(
         noise = SEARCH
         plan = HeldOutPlan(images=0)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
-    models = _trained_models(objective)
+    models = _trained_models(study, objective)
     lines = []
     with progress(f"{study.name} as trained", len(models)) as advance:
         measurements = _Measurements(study, plan, evaluate, objective.reported_metrics().signs, advance)
@@ -477,23 +477,31 @@ def _baseline_models(study: StoredStudy, objective: Objective, plan: HeldOutPlan
     None is wanted for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are
     compared.
     """
-    trained = _trained_models(objective)
+    trained = _trained_models(study, objective)
     if _is_grid(study) or not (plan.baselines or has_metrics):
         return trained
     return [*trained, _ema_model(study, objective, plan)]
 
 
-def _trained_models(objective: Objective) -> list[_Model]:
+def _trained_models(study: StoredStudy, objective: Objective) -> list[_Model]:
     """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
+
+    An EMA that is gone is still one of them if the study has known it: its measurements are stored.
 
     Raises:
         TrajectoryError: the EMA that the user named is not there, or of another model.
     """
     count = len(objective.steps)
     models = [_Model(LAST_CHECKPOINT, last_alone(count))]
-    sha256 = None
-    if objective.trajectory is not None:
-        sha256 = objective.trajectory.trainer_ema_sha256
+    sha256 = known_sha256 = study.attributes.get(TRAINER_EMA_SHA256)
+    try:
+        if objective.trajectory is not None:
+            sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
+    except TrajectoryError:
+        if known_sha256 is None:
+            raise
+    if sha256 != known_sha256:
+        study.set_attribute(TRAINER_EMA_SHA256, sha256)
     if sha256 is not None:
         models.append(_Model(TRAINER_EMA, last_alone(count + 1), weights_sha256=sha256))
     return models

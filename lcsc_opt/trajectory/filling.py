@@ -13,11 +13,13 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, check_last_key, read_checkpoint
+from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, check_last_key, read_checkpoint
+from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
+from lcsc_opt.trajectory.merge import StateDict
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -33,7 +35,8 @@ def pack_sources(
 ) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``fingerprint`` stopped.
 
-    Checkpoints that are in a trajectory already are read from ``packed``.
+    Checkpoints that are in a trajectory already are read from ``packed``. If the trainer kept an average of its own
+    beside the weights of the last checkpoint, it is packed, too.
 
     The trajectory grows in ``OUT.partial`` and gets its name when it is complete. No other process may pack to ``out``
     meanwhile.
@@ -42,6 +45,7 @@ def pack_sources(
         TrajectoryError: a checkpoint cannot be read or does not fit the first one, or the disk refuses.
     """
     partial = partial_path(out)
+    last_step, last_path = [*sources.items()][-1]
     if partial.exists():
         if not is_trajectory(partial):
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
@@ -59,15 +63,17 @@ def pack_sources(
     else:
         first = read_checkpoint(next(iter(sources.values())), key=key)
         if key is None:
-            check_last_key([*sources.values()][-1], first.key)
+            check_last_key(last_path, first.key)
         _announce(out, first, len(sources), dtype)
         reader = _Reader(first.key, first)
-        alphas = _lora_alphas(first, list(sources.values())[-1])
+        alphas = _lora_alphas(first, last_path)
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
     metadata |= {PACKED: fingerprint, "key": reader.key}
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, sources, reader)
+        if not writer.has_trainer_ema:  # else an earlier call has written it
+            _write_trainer_ema(writer, last_step, last_path, reader)
     finish_packing(out)
     return Trajectory.open(out)
 
@@ -137,6 +143,11 @@ def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:
     return None
 
 
+def _average_beside(path: Path, key: str) -> StateDict | None:
+    average_key = average_beside(path, key)
+    return None if average_key is None else read_checkpoint(path, key=average_key).tensors
+
+
 class _Reader:
     """Reads the state dict ``key`` of checkpoints, in order; ``first`` is the first one if it was read already."""
 
@@ -151,6 +162,10 @@ class _Reader:
             return read_checkpoint(path, key=self.key)
         return checkpoint
 
+    def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the path tells enough
+        """The average that the trainer kept beside the weights of a checkpoint; ``None`` without one."""
+        return _average_beside(path, self.key)
+
 
 class _PackedReader:
     """Reads checkpoints that are in a trajectory already."""
@@ -162,6 +177,13 @@ class _PackedReader:
     def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
         tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
         return Checkpoint(tensors, self.key, {})
+
+    def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the step tells enough
+        """The average that was packed with the checkpoints; of an earlier one than the last, that of its file."""
+        if step == self._trajectory.steps[-1]:
+            return self._trajectory.trainer_ema()
+        source = self.source(step)
+        return _average_beside(Path(source), self.key) if source else None
 
     def source(self, step: int) -> str:
         """Where the checkpoint came from when it was packed first."""
@@ -204,3 +226,17 @@ def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, reader: _AnyR
         writer.write(step, layout, tensors, source=source)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error
+
+
+def _write_trainer_ema(writer: MatrixWriter, last_step: int, path: Path, reader: _AnyReader) -> None:
+    """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
+    try:
+        averages = reader.trainer_ema(last_step, path)
+        if averages is None:
+            return
+        last = reader.read(last_step, path).tensors
+        writer.write_trainer_ema(completed(averages, last), source=str(path.absolute()))
+    except TrajectoryError as error:
+        notice(f"{path}: the trainer's EMA is left out: {error}")
+        return
+    writer.commit()

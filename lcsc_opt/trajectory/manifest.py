@@ -55,6 +55,7 @@ class Manifest(pydantic.BaseModel):
         tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
+        trainer_ema: one more row, which is none of them: the trainer's own average of the weights at its step.
         metadata: the writer's notes.
     """
 
@@ -66,6 +67,7 @@ class Manifest(pydantic.BaseModel):
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     checkpoints: tuple[_SavedCheckpoint, ...] = ()
+    trainer_ema: _SavedCheckpoint | None = None
     metadata: dict[str, str] = {}
 
     @property
@@ -77,6 +79,13 @@ class Manifest(pydantic.BaseModel):
     def nbytes(self) -> int:
         """The bytes of all checkpoints."""
         return len(self.checkpoints) * self.row_bytes
+
+    @property
+    def rows(self) -> tuple[_SavedCheckpoint, ...]:
+        """All rows: the checkpoints, and the trainer's average if there is one."""
+        if self.trainer_ema is None:
+            return self.checkpoints
+        return (*self.checkpoints, self.trainer_ema)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -91,9 +100,9 @@ class Manifest(pydantic.BaseModel):
         names = {spec.name for spec in self.tensors}
         if len(names) < len(self.tensors) or not set(self.varying) <= names:
             raise ValueError("a tensor is listed twice, or 'varying' names an unknown one")
-        slots = {saved.slot for saved in self.checkpoints}
-        if len(slots) < len(self.checkpoints):
-            raise ValueError("two checkpoints share a slot")
+        slots = {saved.slot for saved in self.rows}
+        if len(slots) < len(self.rows):
+            raise ValueError("two rows share a slot")
         if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
             raise ValueError("steps do not increase")
         return self
@@ -143,9 +152,13 @@ class Manifest(pydantic.BaseModel):
         all_varying = tuple(sorted({*self.varying, *varying}))
         return self.model_copy(update={"checkpoints": checkpoints, "varying": all_varying})
 
+    def with_trainer_ema(self, **saved: Any) -> Manifest:
+        """This manifest with the trainer's average, whose fields are those of a checkpoint."""
+        return self.model_copy(update={"trainer_ema": _SavedCheckpoint(**saved)})
+
     def free_slot(self) -> int:
         """The first slot that no row has."""
-        used = {saved.slot for saved in self.checkpoints}
+        used = {saved.slot for saved in self.rows}
         return next(slot for slot in range(len(used) + 1) if slot not in used)
 
     def sha256_of(self, steps: Collection[int]) -> str:
@@ -158,7 +171,7 @@ class Manifest(pydantic.BaseModel):
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
-        slots = 1 + max((saved.slot for saved in self.checkpoints), default=-1)
+        slots = 1 + max((saved.slot for saved in self.rows), default=-1)
         matrix = _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
         return Rows(matrix, self.layout)
 

@@ -88,6 +88,12 @@ class MatrixWriter:
             return ()
         return tuple(saved.step for saved in manifest.checkpoints)
 
+    @property
+    def has_trainer_ema(self) -> bool:
+        """Whether the trainer's own average was written."""
+        manifest = self._current()
+        return manifest is not None and manifest.trainer_ema is not None
+
     def close(self) -> None:
         """Let another process write."""
         if self._close.alive and self._process == os.getpid():  # the lock is not a forked process's to release
@@ -191,6 +197,22 @@ class MatrixWriter:
             sha256=sha256,
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
+
+    def write_trainer_ema(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
+        """Write the trainer's average of the weights at the last step, as one more row, for :meth:`commit`.
+
+        Raises:
+            TrajectoryError: it is of another model than the checkpoints, a weight is not finite, or the disk refuses.
+        """
+        self.check(tensors)
+        manifest = self._current()
+        if manifest is None:
+            raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")
+        step = manifest.checkpoints[-1].step
+        slot = manifest.free_slot()
+        with self._as_trajectory_error():
+            sha256, _ = self._write_row(step, slot, tensors, manifest)
+        self._written = manifest.with_trainer_ema(step=step, slot=slot, source=source, sha256=sha256)
 
     def commit(self) -> None:
         """Sync the rows that were written to the disk, then name them in the manifest.

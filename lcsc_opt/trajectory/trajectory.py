@@ -29,8 +29,8 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
-from lcsc_opt.checkpoints.reading import average_beside, read_checkpoint
-from lcsc_opt.checkpoints.weights import difference, weights_sha256
+from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.weights import completed, difference, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
@@ -62,7 +62,7 @@ class Trajectory:
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
         trainer_ema_at: where the trainer's own average of the weights is, a file or a key of the last checkpoint;
-            ``None`` looks for it beside the last checkpoint's weights.
+            ``None`` for the one that was packed with the checkpoints, if there was one beside the last weights.
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
             are merged with one row.
     """
@@ -235,7 +235,9 @@ class Trajectory:
         Raises:
             TrajectoryError: the checkpoint has been overwritten since opening.
         """
-        slot = self._merger.slots[index]
+        return self._row(self._merger.slots[index])
+
+    def _row(self, slot: int) -> StateDict:
         widened = self.stored is not None
         with self._unchanged():
             return {spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors}
@@ -253,37 +255,25 @@ class Trajectory:
         Raises:
             TrajectoryError: :attr:`trainer_ema_at` is not there, or of another model.
         """
-        averages = self._read_trainer_ema()
-        if averages is None:
-            return None
-        last = self.checkpoint(-1)
-        differs = difference({**last, **averages}, last)
-        if differs is not None:
-            problem = f"the trainer's average does not fit the checkpoints: its model {differs}"
-            if self.trainer_ema_at is not None:
-                raise TrajectoryError(f"trainer_ema: {problem}.")
-            notice(f"{self.sources[-1]}: {problem}; it is left out")
-            return None
-        return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in last.items()}
+        if self.trainer_ema_at is None:
+            packed = self._manifest.trainer_ema
+            if packed is None or packed.step != self.steps[-1]:
+                return None
+            return self._row(packed.slot)
+        if Path(self.trainer_ema_at).exists():
+            averages = read_checkpoint(self.trainer_ema_at).tensors
+        else:
+            averages = read_checkpoint(self.sources[-1], key=str(self.trainer_ema_at)).tensors
+        try:
+            return completed(averages, self.checkpoint(-1))
+        except TrajectoryError as error:
+            raise TrajectoryError(f"trainer_ema: {error}") from error
 
     @functools.cached_property
     def trainer_ema_sha256(self) -> str | None:
         """The SHA-256 of :meth:`trainer_ema`; ``None`` without one. Raises TrajectoryError as that does."""
         averages = self.trainer_ema()
         return None if averages is None else weights_sha256(averages)
-
-    def _read_trainer_ema(self) -> StateDict | None:
-        source = Path(self.sources[-1])
-        where = self.trainer_ema_at
-        if where is None:
-            if not self.sources[-1] or not source.exists():
-                return None
-            where = average_beside(source, self.metadata.get("key", ""))
-        if where is None:
-            return None
-        if Path(where).exists():
-            return read_checkpoint(where).tensors
-        return read_checkpoint(source, key=str(where)).tensors
 
     @property
     def layout(self) -> Layout:
@@ -432,13 +422,13 @@ class Trajectory:
         return LoraAlphas()
 
     def verify(self) -> None:
-        """Hash every row again.
+        """Hash every row again, also that of the trainer's average.
 
         Raises:
             TrajectoryError: the bytes of a row are not those that were written; names the first such row.
         """
-        with progress("verify", len(self)) as advance:
-            for saved in self._manifest.checkpoints:
+        with progress("verify", len(self._manifest.rows)) as advance:
+            for saved in self._manifest.rows:
                 digest = hashlib.sha256()
                 for _, content in self._parts(saved.slot):
                     digest.update(content.numpy().data)

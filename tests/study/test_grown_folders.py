@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,34 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
         assert ["is gone" in line for line in said] == [accident == remove], command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_trainers_ema_stays_in_the_report_when_the_files_are_gone(typed: Typed, named: bool) -> None:
+    Path("runs").mkdir()
+    for step in STEPS:
+        torch.save({"model": state_dict(step), "ema": state_dict(step - 7)}, f"runs/model{step}.pt")
+    torch.save(state_dict(1), "ema.pt")
+    opening = OBJECTIVE_HERE.replace("[path], ", "[path], key='model', ")
+    if named:  # it is not packed, but its measurement is stored
+        opening = opening.replace(
+            "    return Model", "    trajectory.trainer_ema_at = context.path('ema.pt')\n    return Model"
+        )
+    Path("grown_model.py").write_text(opening)
+    typed(*RUN)
+    with_files = trainers_ema()
+    shutil.rmtree("runs")
+    Path("ema.pt").unlink()
+    again = typed(*RUN, "--budget", "5").err
+    assert trainers_ema() == with_files
+    assert "is left out" not in again
+    if not named:
+        typed("evaluate", NAME, "--images", "30", "--keep")
+        assert trainers_ema()["images"] == 30, "it can still be measured"
+
+
+def trainers_ema() -> dict[str, Any]:
+    return stored().attributes["held_out"]["baselines"]["trainer's EMA"]
 
 
 def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:

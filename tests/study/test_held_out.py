@@ -485,6 +485,7 @@ def test_an_answer_that_is_worse_than_the_trainers_ema_is_warned_of(workplace: P
     trained_folder(workplace, lambda step: step)
     last = torch.load(workplace / "runs" / "model50.pt")
     torch.save({**last, "ema": target}, workplace / "runs" / "model50.pt")
+    pack(workplace / "runs", workplace / "run.trajectory", key="model", overwrite=True)
     short = ("held_out.images=20", "budget.evaluations=12")
     ran = typed("run", "small.yaml", "--optimizer", "LCSC", *short).err
     assert "worse than the trainer's EMA: loss" in ran

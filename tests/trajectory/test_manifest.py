@@ -31,6 +31,10 @@ HOSTILE = {
     "another format": ("format", 3),
     "negative slot": ("checkpoints", 0, "slot", -1),
     "same slot": ("checkpoints", 0, "slot", 1),
+    "same slot as the trainer's average": (
+        "trainer_ema",
+        {"step": 500, "slot": 1, "source": "", "sha256": "0" * 64},
+    ),
     "falling steps": ("checkpoints", 0, "step", 900),
     "step is text": ("checkpoints", 0, "step", "100"),
     "not a hash": ("checkpoints", 0, "sha256", "beef"),

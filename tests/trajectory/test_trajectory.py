@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, tiles
+from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, filling, pack, tiles
 from tests.processes import peak_growth
-from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
+from tests.trajectory.trajectory_examples import STEPS, append, bits, interrupt, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
 shared_fixture = settings(
@@ -192,10 +193,12 @@ def test_weights_written_to_after_their_manifest_are_noticed(trajectory):
 # the trainer's own average
 
 
-def two_in_a_file(folder, key):
-    for step in (1, 2):
+def two_in_a_file(folder, key, *, steps=(1, 2)):
+    for step in steps:
         content = {"model": state_dict(step), "ema": {"weight": state_dict(step + 10)["weight"]}}
-        torch.save(content, folder / f"m{step}.pt")
+        path = folder / f"m{step}.pt"
+        if not path.exists():
+            torch.save(content, path)
     return pack(sorted(folder.glob("m*.pt")), folder / "t", key=key, overwrite=True)
 
 
@@ -208,10 +211,51 @@ def test_a_trainers_average_beside_the_weights_merges_as_one_more_checkpoint(tmp
     assert not trajectory.merges_averages
     with pytest.raises(StudySpecError, match=r"shape \[3\]; expected \[2\]"):
         trajectory.merge([0, 1, 0])
-    (tmp_path / "m2.pt").unlink()
-    assert trajectory.trainer_ema() is None
+    earlier = Trajectory.open(trajectory.path, steps=[1])
+    assert earlier.trainer_ema() is None, "it is of the last step"
     with pytest.raises(TrajectoryError, match="no average of the trainer's any more"):
-        trajectory.merge([0, 0, 1])
+        earlier.merge([0, 1])
+
+
+def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
+    packed = two_in_a_file(tmp_path, "model")
+    sha256 = packed.trainer_ema_sha256
+    for path in tmp_path.glob("m*.pt"):
+        path.unlink()
+    packed.path.rename(tmp_path / "moved")
+    moved = Trajectory.open(tmp_path / "moved")
+    assert moved.trainer_ema_sha256 == sha256
+    again = pack(moved.path, tmp_path / "again")
+    assert again.trainer_ema_sha256 == sha256
+    checkpoints_alone = make_trajectory(tmp_path / "alone", (1, 2))
+    assert moved.sha256 == again.sha256 == checkpoints_alone.sha256, "it is no checkpoint"
+    assert moved.nbytes == checkpoints_alone.nbytes
+    append(moved.path, 3)
+    longer = Trajectory.open(moved.path)
+    assert longer.trainer_ema() is None
+    assert same_bits(longer.checkpoint(-1), state_dict(3))
+    assert Trajectory.open(moved.path, steps=[1, 2]).trainer_ema_sha256 == sha256
+    with (moved.path / "weights.bin").open("r+b") as file:
+        file.seek(2 * packed.nbytes // 2 + 5)
+        file.write(b"?")
+    with pytest.raises(TrajectoryError, match="the weights of step 2 are damaged"):
+        longer.verify()
+
+
+def test_a_selection_of_packed_checkpoints_has_the_average_of_its_last_one(tmp_path):
+    packed = two_in_a_file(tmp_path, "model", steps=(1, 2, 3))
+    part = pack(packed.path, tmp_path / "part", selection=Selection(last_step=2))
+    assert same_bits(part.trainer_ema(), {**state_dict(2), "weight": state_dict(12)["weight"]})
+
+
+def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, filling, "_write_trainer_ema", 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            two_in_a_file(tmp_path, "model")
+    assert same_bits(
+        two_in_a_file(tmp_path, "model").trainer_ema(), {**state_dict(2), "weight": state_dict(12)["weight"]}
+    )
 
 
 def test_checkpoints_that_are_averages_have_no_other(tmp_path):
@@ -235,6 +279,17 @@ def test_a_trainers_average_may_be_a_file_of_its_own_or_another_key(tmp_path, ca
     trajectory.trainer_ema_at = "ema"
     with pytest.raises(TrajectoryError, match=r"trainer_ema: the trainer's average does not fit .* has also 'extra'"):
         trajectory.trainer_ema()
-    trajectory.trainer_ema_at = None
-    assert trajectory.trainer_ema() is None, "nobody asked for it"
-    assert "has also 'extra'; it is left out" in caplog.text
+    unasked = pack(sorted(tmp_path.glob("m*.pt")), tmp_path / "unasked", key="model")
+    assert unasked.trainer_ema() is None
+    assert "the trainer's EMA is left out: the trainer's average does not fit" in caplog.text
+
+
+def test_a_trainers_average_that_is_not_finite_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    for step in (1, 2):
+        torch.save(
+            {"model": {"w": torch.ones(2) * step}, "ema": {"w": torch.tensor([1, torch.nan])}}, tmp_path / f"{step}.pt"
+        )
+    trajectory = pack(tmp_path, tmp_path / "t", key="model")
+    assert trajectory.trainer_ema() is None
+    assert "the trainer's EMA is left out: Tensor 'w' at step 2 holds NaN" in caplog.text
