@@ -19,6 +19,7 @@ from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
+from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.theme import CONFIG, Theme, empty_figure, style
@@ -29,7 +30,6 @@ from lcsc_opt.views.ranking import (
     Ranked,
     Reach,
     Spread,
-    headline,
     points_of,
     ranking,
     spread_text,
@@ -97,7 +97,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         metrics = metrics_of(shown.of_sweep)
         return (
             "",
-            headline(ranked, shown.metric),
+            first_line(shown.studies, ranked),
             comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
             new_columns,
             [_row(row, axis) for row in ranked],

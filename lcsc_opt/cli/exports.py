@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, StudyName, find_study, in_order_of
+from lcsc_opt.cli.options import Steps, Storage, find_answer, in_order_of, studies_that_begin_with, warnings_of
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
@@ -30,7 +30,13 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existi
 
 
 def export(
-    study: StudyName,
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="An experiment, whose answer is written; or experiment/optimizer/seed.",
+            autocompletion=studies_that_begin_with,
+        ),
+    ],
     out: _Out,
     form: _Form = None,
     dtype: _Dtype = None,
@@ -41,9 +47,13 @@ def export(
     overwrite: _Overwrite = False,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model with its recipe inside, or, to a .json file, the recipe alone."""
+    """Write the merged model with its recipe inside, or, to a .json file, the recipe alone.
+
+    The answer of an experiment is the best model that is known: what a search found, or what was there before.
+    """
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
+    from lcsc_opt.base.progress import notice
     from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
@@ -52,23 +62,30 @@ def export(
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    stored = find_study(study, storage)
+    stored, answer = find_answer(study, storage)
+    if trial is not None and answer is not None:
+        raise typer.BadParameter("--trial belongs to a study: experiment/optimizer/seed")
     objective: Objective | None = CheckpointsAlone.of(stored)
     if objective is None or (destination is not None and merging.needs_network(stored, objective, destination)):
         from lcsc_opt.study.running import objective_of  # which imports all optimizers
 
         objective = objective_of(stored)
     if destination is None:
-        recipe = Recipe.of_trial(stored, objective, number=trial, dtype=dtype)
+        recipe = Recipe.of_trial(stored, objective, number=trial, answer=answer, dtype=dtype)
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
     else:
-        recipe = merging.export(stored, objective, destination, number=trial)
+        recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
     sign = sign_of(stored.attributes)
-    line = f"{out}: trial {recipe.trial} of {study}, searched {number(as_known(recipe.loss, sign))}"
+    line = f"{out}: {recipe.title if answer is None else answer.name}"
+    if recipe.loss is not None:
+        line += f", searched {number(as_known(recipe.loss, sign))}"
     if recipe.held_out is not None:
         held_out_loss: Any = recipe.held_out["loss"]
         line += f", held-out {sign * held_out_loss:.4g}"
     say(line)
+    if answer is None and trial is None:
+        for warning in warnings_of(stored):
+            notice(warning)
 
 
 def apply(

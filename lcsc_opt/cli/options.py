@@ -14,6 +14,7 @@ from lcsc_opt.checkpoints.names import natural_order
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
+    from lcsc_opt.database.report import Answer
     from lcsc_opt.database.store import StoredStudy
 
 
@@ -130,3 +131,49 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     from lcsc_opt.database.store import StoredStudy
 
     return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
+
+
+def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Answer | None]:
+    """The study of that name; of an experiment's name the study that has its answer, and the answer.
+
+    Without a report, an experiment's is the study of the lowest searched loss.
+
+    Raises:
+        StudyStoreError: there is neither such a study nor such an experiment, or nothing was searched yet.
+    """
+    from lcsc_opt.base.errors import StudyStoreError
+    from lcsc_opt.database.history import answer_of, best_searched
+    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.database.store import StoredStudy
+
+    if is_ours(name):
+        return find_study(name, storage), None
+    opened = open_database(storage, database_of=name)
+    studies = HistoryReader(opened).read_summaries(name)
+    found = answer_of(studies)
+    if found is not None:
+        study, answer = found
+        return StoredStudy.open(opened, study.study), answer
+    best = best_searched(studies)
+    if best is None:
+        raise StudyStoreError(f"{name}: no complete trial on the search's noise yet; let it continue")
+    return StoredStudy.open(opened, best.study), None
+
+
+def warnings_of(study: StoredStudy) -> list[str]:
+    """What to know before one search's own answer is used: its report's warning, and that another model is better."""
+    from lcsc_opt.database.names import split_name
+    from lcsc_opt.database.report import HeldOutReport
+
+    report = HeldOutReport.from_json(study.attributes.get("held_out"))
+    if report is None:
+        return []
+    lines = [] if report.warning is None else [f"{study.name}: {report.warning}"]
+    if report.choice is not None and report.choice.trial != report.trial:
+        experiment = split_name(study.name)[0]
+        lines.append(
+            f"{study.name}: worse than {report.choice.name}, or not better for sure: lcsc export {experiment} writes "
+            "the best model that is known"
+        )
+    return lines

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.names import EMA_GRID, label
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.names import BASELINES, EMA_GRID, label
+from lcsc_opt.database.report import Answer, HeldOutReport
 from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
@@ -295,6 +295,25 @@ def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
 
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended and study.searched is not None]
     return min(grids, key=rank, default=None)
+
+
+def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, Answer] | None:
+    """The experiment's answer, and the study whose report has it: of all reports' the best on the noise of the choice.
+
+    ``None`` without a report. Of equal ones it is a plain average's own.
+    """
+    answers = [
+        (study, study.held_out.choice)
+        for study in studies
+        if study.held_out is not None and study.held_out.choice is not None
+    ]
+    return min(answers, key=lambda pair: (pair[1].selection, pair[0].optimizer not in BASELINES), default=None)
+
+
+def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+    """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
+    known = [study for study in studies if study.searched is not None]
+    return min(known, key=lambda study: (study.searched or 0.0, study.optimizer not in BASELINES), default=None)
 
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.records import Coefficients, Noise, SamplerTitle
+from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.names import EMA
 
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
@@ -227,6 +228,58 @@ class Baseline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """The model that is handed out: the best that is known, by noise and real images that decided nothing before.
+
+    Attributes:
+        name: for people, as ``trial 38``, ``½ of the way from EMA* to trial 38``, ``EMA*``, ``last checkpoint``.
+        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own EMA ``[K + 1]``.
+        selection: its loss on the noise of the choice.
+        measured: on held-out noise.
+        trial: its number in the study; ``None`` if it is no trial of the study.
+        had: the best model that the user had before the search, by the choice; ``None`` if none could be measured.
+    """
+
+    name: str
+    coefficients: Coefficients = dataclasses.field(compare=False)
+    selection: float
+    measured: MeasuredModel
+    trial: int | None = None
+    had: Baseline | None = None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the search found it, and the user did not have it before."""
+        return self.had is None or self.had.name != self.name
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None) -> Answer | None:
+        """A stored answer; ``None`` before there is one."""
+        if stored is None:
+            return None
+        had = stored.get("had")
+        return cls(
+            name=stored["name"],
+            coefficients=array_of(stored["coefficients"]),
+            selection=stored["selection"],
+            measured=MeasuredModel.from_json(stored["measured"]),
+            trial=stored.get("trial"),
+            had=None if had is None else Baseline.from_json(had["name"], had),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_json`."""
+        return {
+            "name": self.name,
+            "coefficients": stored_array(self.coefficients),
+            "selection": self.selection,
+            "measured": self.measured.to_json(),
+            "trial": self.trial,
+            "had": None if self.had is None else {"name": self.had.name, **self.had.to_json()},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class MetricRow:
     """One metric of a study's answer on held-out noise, compared with the baseline's on the same noise.
 
@@ -323,6 +376,7 @@ class HeldOutReport:
         warning: one line if the loss is below its baseline, but other metrics did not follow.
         sampler: how the images were made; ``None`` without images.
         also: the same answer, measured in another sampler; ``None`` if the objective has one only.
+        choice: the best model that is known, which may be another than the search's answer.
     """
 
     trial: int | None
@@ -333,6 +387,7 @@ class HeldOutReport:
     warning: str | None = None
     sampler: str | None = None
     also: HeldOutReport | None = None
+    choice: Answer | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> HeldOutReport | None:
@@ -349,6 +404,7 @@ class HeldOutReport:
             warning=stored.get("warning"),
             sampler=stored.get("sampler"),
             also=cls.from_json(stored.get("also")),
+            choice=Answer.from_json(stored.get("choice")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -368,6 +424,8 @@ class HeldOutReport:
             stored["sampler"] = self.sampler
         if self.also is not None:
             stored["also"] = self.also.to_json()
+        if self.choice is not None:
+            stored["choice"] = self.choice.to_json()
         return stored
 
     @property

@@ -24,6 +24,8 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
+from lcsc_opt.coefficients.profiles import last_alone
+from lcsc_opt.database.report import Answer
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
@@ -37,8 +39,17 @@ from lcsc_opt.trajectory.layout import DTYPES, EXACT
 _MOST_NAMED = 8  # of what is left out, in a message
 
 
-def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
-    """Write the best model so far, or one trial's. It only reads the database: the study may be running meanwhile.
+def export(
+    study: StoredStudy,
+    objective: Objective,
+    to: Destination,
+    *,
+    number: int | None = None,
+    answer: Answer | None = None,
+) -> Recipe:
+    """Write the best model so far, one trial's, or the ``answer`` of the study's report.
+
+    It only reads the database: the study may be running meanwhile.
 
     A model's folder gets a model card, too.
 
@@ -50,7 +61,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         StudyStoreError: the checkpoints are not those of the study, no such trial, or the file cannot be written.
         TrajectoryError: the checkpoints are damaged.
     """
-    recipe = Recipe.of_trial(study, objective, number=number, dtype=to.dtype)
+    recipe = Recipe.of_trial(study, objective, number=number, answer=answer, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
     to = _with_config(to, trajectory, _named_folders(study))
     _check_adapter(trajectory, to)
@@ -254,6 +265,8 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
         TrajectoryError: a checkpoint is missing or has other weights than the recipe's, or a weight is too large for
             its dtype.
     """
+    if recipe.trainer_ema:
+        return _cast(trajectory.merge(last_alone(len(trajectory) + 1)), recipe.dtype)
     row_of, coefficients = recipe.in_rows()
     places = recipe.find_needed(trajectory.steps)  # index in the recipe → index in the trajectory
     _check_checkpoints(trajectory, recipe, places)

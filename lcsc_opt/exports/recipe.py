@@ -22,7 +22,8 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
+from lcsc_opt.database.report import Answer
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -61,6 +62,7 @@ class Recipe(pydantic.BaseModel):
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
+        trainer_ema: whether it is no combination, but the average that the trainer kept with the last checkpoint.
         rows: group of layers → its tensors, where each has coefficients of its own.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
@@ -85,6 +87,7 @@ class Recipe(pydantic.BaseModel):
     trial: int | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rows: dict[str, tuple[str, ...]] | None = None
+    trainer_ema: bool = False
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[_Sha256, ...]
     trajectory_sha256: _Sha256
@@ -154,9 +157,12 @@ class Recipe(pydantic.BaseModel):
         objective: Objective,
         *,
         number: int | None = None,
+        answer: Answer | None = None,
         dtype: str | None = None,
     ) -> Recipe:
-        """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
+        """The recipe of a study's best model so far, of one trial, or of the ``answer`` of its report.
+
+        Writes nothing, so a runner is not disturbed.
 
         Raises:
             ObjectiveError: the objective has no weights.
@@ -167,6 +173,8 @@ class Recipe(pydantic.BaseModel):
                 f"{study.name}: its objective combines no weights, so there is no model to export; in Python: "
                 f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{study.name}").coefficients)'
             )
+        if answer is not None:
+            return cls._of_answer(study, objective, answer, dtype)
         trial, coefficients, attributes = study.chosen_trial(number)
         trajectory = packed_trajectory(objective)
         _check_searched(study, trajectory)
@@ -179,6 +187,21 @@ class Recipe(pydantic.BaseModel):
             loss=float(attributes["loss"]),
             metrics=attributes.get("metrics", {}),
             held_out=attributes.get("held_out"),
+        )
+
+    @classmethod
+    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Answer, dtype: str | None) -> Recipe:
+        trajectory = packed_trajectory(objective)
+        _check_searched(study, trajectory)
+        is_trainer_ema = answer.coefficients.shape == (len(trajectory) + 1,)
+        return cls.of(
+            trajectory,
+            last_alone(len(trajectory)) if is_trainer_ema else answer.coefficients,
+            trainer_ema=is_trainer_ema,
+            study=study.name,
+            trial=answer.trial,
+            dtype=dtype,
+            held_out=answer.measured.to_json(),
         )
 
     @classmethod

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import has_parameter
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.model_files import MODEL_FILES
@@ -20,6 +21,7 @@ from lcsc_opt.objective.scorer import Draw, Floats, Scored, outcomes
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
+FEWEST_OUTCOMES = 10  # of each half of what ``held_out`` returns
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
 _NO_METRIC = ("<lambda>", "loss")  # names of functions; "loss" is what the search minimizes
 
@@ -38,7 +40,8 @@ class NetworkScorer:
         network: gets the merged weights.
         function: scores it.
         settings: how the network is run.
-        held_out: called in place of ``function`` for the final report, on data that no search sees.
+        held_out: called in place of ``function`` for the final report, on data that no search sees; where it takes no
+            draw, half of its outcomes choose the answer.
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
         name: the name of network and functions in the study's fingerprint.
@@ -112,14 +115,38 @@ class NetworkScorer:
     def _metrics(self, draw: Draw) -> Scored:
         with self._network.arithmetic():
             returned = self._call(draw)
-            if not isinstance(returned, Iterator):
-                stop_if_told()
-                return Scored.of(returned, self._metric)
-            batches: list[Floats] = []
-            for batch in returned:
-                stop_if_told()
-                batches.append(outcomes(self._metric, batch))
-        return Scored.of(_joined(batches), self._metric)
+            if isinstance(returned, Iterator):
+                batches: list[Floats] = []
+                for batch in returned:
+                    stop_if_told()
+                    batches.append(outcomes(self._metric, batch))
+                returned = _joined(batches)
+            stop_if_told()
+        if self._divides(draw):
+            return self._part(returned, draw)
+        return Scored.of(returned, self._metric)
+
+    def _divides(self, draw: Draw) -> bool:
+        """Whether the outcomes of ``held_out`` are divided among the choice of the answer and its report."""
+        has_held_out = self._held_out is not None and not takes_draw(self._held_out)
+        return has_held_out and draw.group in (SELECTION.group, HELD_OUT.group)
+
+    def _part(self, returned: Any, draw: Draw) -> Scored:
+        """Every other outcome; a number is no outcomes, and is the score of the search's data where it would choose."""
+        entries: Mapping[Any, Any] = {self._metric: returned}
+        if isinstance(returned, Mapping) and returned:
+            entries = returned
+        columns = {entry: outcomes(str(entry), value) for entry, value in entries.items()}
+        first = 0 if draw.group == SELECTION.group else 1
+        if min(map(len, columns.values())) < 2 * FEWEST_OUTCOMES:
+            if draw.group == SELECTION.group:
+                notice(
+                    f"held_out: {self._metric} returned numbers, so the answer is chosen by the data of the search; "
+                    f"return at least {2 * FEWEST_OUTCOMES} single outcomes, and half of them choose it"
+                )
+                return self._metrics(Draw.of(SEARCH, draw.size))
+            return Scored.of(returned, self._metric)
+        return Scored.of({entry: values[first::2] for entry, values in columns.items()}, self._metric)
 
     @torch.inference_mode(mode=False)  # whatever mode the caller is in
     @torch.enable_grad()
@@ -189,7 +216,7 @@ class NetworkScorer:
 
     def _call(self, draw: Draw) -> Any:
         function = self._function
-        if self._held_out is not None and draw.group == HELD_OUT.group:
+        if self._held_out is not None and (draw.group == HELD_OUT.group or self._divides(draw)):
             function = self._held_out
         if takes_draw(function):
             return function(self._network.module, draw=draw)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
-from lcsc_opt.base.jackknife import FEWEST_IN_A_GROUP, GROUPS, group_of_each
+from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import excerpt
@@ -81,7 +81,7 @@ class Scored(NamedTuple):
             metrics[key] = float(values.mean())
             if len(values) > 1:
                 metrics[f"{key}{STANDARD_ERROR}"] = float(values.std(ddof=1) / np.sqrt(len(values)))
-            if len(values) >= GROUPS * FEWEST_IN_A_GROUP:
+            if len(values) >= GROUPS:
                 groups = group_of_each(len(values))
                 without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
         for key, number in metrics.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
@@ -87,7 +87,7 @@ class WeightScore(Objective):
         )
         name, score = next(iter(measured.metrics.items()))
         without_groups: dict[str, list[float]] = {}
-        if candidate.noise.group == HELD_OUT.group:
+        if candidate.noise.group in (SELECTION.group, HELD_OUT.group):
             without_groups |= measured.without_groups
             if name in without_groups:
                 without_groups["loss"] = [self._sign * value for value in without_groups[name]]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial
 from torch import Tensor
@@ -21,7 +22,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import SummarizedStudy
@@ -121,7 +122,8 @@ class Study:
         A network with batch normalization samples some images for this: its statistics are estimated, not merged.
 
         Args:
-            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``None`` uses those of the answer.
+            coefficients: ``[K]`` or ``[S, K]``, sum to one; ``[0, …, 0, 1]`` of K + 1 numbers is the trainer's own EMA.
+                ``None`` uses those of the search's answer.
 
         Raises:
             StudySpecError: another number of coefficients, or another sum.
@@ -136,7 +138,9 @@ class Study:
             coefficients = self.coefficients
         groups = objective.layer_groups
         rows = None if groups is None else len(groups)
-        checked = check_coefficients(coefficients, len(self.steps), rows=rows)
+        checked = last_alone(len(self.steps) + 1)  # the trainer's own EMA
+        if not np.array_equal(coefficients, checked):
+            checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))
         return {name: tensor.cpu() for name, tensor in merged.items()}  # some trajectories merge on a GPU
 

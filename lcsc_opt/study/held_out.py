@@ -16,9 +16,10 @@ in an evaluation of the search. A warning says that a gain turns there: the answ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -45,6 +46,7 @@ from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRA
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
+    Answer,
     Baseline,
     HeldOutReport,
     MeasuredModel,
@@ -57,6 +59,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective, ReportedMetrics
 from lcsc_opt.study.bound import known_ema, siblings
+from lcsc_opt.study.choice import WAY, choose, on_the_way
 from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
@@ -209,17 +212,18 @@ def score_held_out(
     bound = KeptBound.of(study.attributes)
     constraint = None if bound is None else bound.constraint
     groups = plan.groups + len(samplers[1:])
-    steps = len(best_trials) + groups * (1 + len(models))
+    choices = len(best_trials) + len(models) + len(WAY)
+    steps = choices + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
         measurements = _Measurements(study, plan, evaluate, reported.signs, advance)
-        selection = {}
+        selected: dict[_Model, Measurement] = {}
         for trial in best_trials:
-            measured = measurements.on(SELECTION, _model_of(study, trial), constraint=constraint)
-            selection[trial.number] = measured.loss
-        chosen = min(best_trials, key=lambda trial: (selection[trial.number], trial.number))
-        answer = _model_of(study, chosen)
+            model = _model_of(trial)
+            selected[model] = measurements.on(SELECTION, model, constraint=constraint)
+        answer = min(selected, key=lambda model: (selected[model].loss, model.trial))
         found = _Compared.of(answer, models, measurements, reported, constraint)
+        choice = _Choice(study, measurements, reported.cross_check, constraint).of(answer, models, selected, found)
         elsewhere = None
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
@@ -234,10 +238,11 @@ def score_held_out(
     warnings = _warnings(study, trials, samplers, found, elsewhere)
     also = None
     if elsewhere is not None:
-        also = elsewhere.report(chosen.number, samplers[1].text)
+        also = elsewhere.report(answer.trial, samplers[1].text)
     report = dataclasses.replace(
-        found.report(chosen.number, samplers[0].text if samplers else None),
-        selection=selection,
+        found.report(answer.trial, samplers[0].text if samplers else None),
+        selection={model.trial: measured.loss for model, measured in selected.items() if model.trial is not None},
+        choice=choice,
         warning="; ".join(warnings) or None,
         also=also,
     )
@@ -313,7 +318,7 @@ class _Compared:
             against_trained=tuple(rows_against(baseline) for baseline in trained),
         )
 
-    def report(self, trial: int, sampler: str | None) -> HeldOutReport:
+    def report(self, trial: int | None, sampler: str | None) -> HeldOutReport:
         """As a report of the trial's model, still without what it was chosen from."""
         return HeldOutReport(
             trial=trial,
@@ -324,15 +329,20 @@ class _Compared:
         )
 
 
-def _model_of(study: StoredStudy, trial: FrozenTrial) -> _Model:
-    return _Model(f"{study.name}: trial {trial.number}", coefficients_of(trial))
+def _model_of(trial: FrozenTrial) -> _Model:
+    return _Model(f"trial {trial.number}", coefficients_of(trial), trial=trial.number)
 
 
 def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` trials of lowest loss, the best first; only comparable losses, and the same model once."""
+    """The ``top`` best trials, the best first; only comparable ones, and the same model once.
+
+    What a search stops by, it chooses by: the loss to real images that it does not see, where it has measured one.
+    """
     distinct: dict[bytes, FrozenTrial] = {}
-    by_loss = sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number))
-    for trial in by_loss:
+    best_first = sorted(
+        compared_trials(trials), key=lambda trial: (trial.user_attrs.get("unseen", trial.value), trial.number)
+    )
+    for trial in best_first:
         if len(distinct) == top:
             break
         distinct.setdefault(coefficients_of(trial).tobytes(), trial)
@@ -361,6 +371,78 @@ def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:
         f"({rise}): the search is overfitting the reference images. Use more of them, one row of coefficients, or "
         "a smaller budget"
     )
+
+
+class _Choice:
+    """Chooses the best model that is known, on the noise of the choice."""
+
+    def __init__(
+        self,
+        study: StoredStudy,
+        measurements: _Measurements,
+        judge: str | None,
+        constraint: Constraint | None,
+    ) -> None:
+        self._study = study
+        self._measurements = measurements
+        self._judge = judge
+        self._constraint = constraint
+
+    def of(
+        self,
+        searched: _Model,
+        models: Sequence[_Model],
+        trials: Mapping[_Model, Measurement],
+        compared: _Compared,
+    ) -> Answer:
+        """The answer.
+
+        Args:
+            searched: the best trial.
+            models: what the user had.
+            trials: the best trials, on the noise of the choice.
+            compared: the best trial and the models, on held-out noise.
+        """
+        baselines = {baseline.name: baseline for baseline in compared.baselines}
+        had = self._measured([model for model in models if model.name in baselines])
+        if _is_grid(self._study):  # its trials are averages that need no search
+            baselines[EMA] = Baseline(EMA, compared.answer)
+            best_average = dataclasses.replace(searched, name=EMA)
+            had[best_average] = trials[searched]
+            found = {}
+        else:
+            found = {**trials, **self._measured(_on_the_way(models, searched))}
+        answer, best_had = choose(had, found, judge=self._judge)
+        if answer.name in baselines:
+            measured = baselines[answer.name].measured
+        elif answer is searched:
+            measured = compared.answer
+        else:
+            measured = self._measurements.held_out(answer, constraint=self._constraint)
+        return Answer(
+            name=answer.name,
+            coefficients=answer.coefficients,
+            selection=(had | found)[answer].loss,
+            measured=measured,
+            trial=answer.trial if answer.study is None else None,
+            had=None if best_had is None else baselines[best_had.name],
+        )
+
+    def _measured(self, models: Iterable[_Model]) -> dict[_Model, Measurement]:
+        """Those that can be evaluated, on the noise of the choice."""
+        measured = {}
+        for model in models:
+            with contextlib.suppress(SearchFailedError):  # a point on the way may be no model; the others were told of
+                measured[model] = self._measurements.on(SELECTION, model, constraint=self._constraint, shared=True)
+        return measured
+
+
+def _on_the_way(models: Sequence[_Model], searched: _Model) -> Iterator[_Model]:
+    """Points between EMA* and the best trial."""
+    for ema in models:
+        if ema.name in (EMA, _DEFAULT_EMA):
+            for part, coefficients in on_the_way(ema.coefficients, searched.coefficients).items():
+                yield _Model(f"{part} of the way from {ema.label or ema.name} to {searched.name}", coefficients)
 
 
 class _Measurements:
@@ -424,7 +506,7 @@ class _Measurements:
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
-                raise SearchFailedError(f"{model.name} on {noise.group} noise: {outcome.reason}")
+                raise SearchFailedError(f"{self._study.name}: {model.name} on {noise.group} noise: {outcome.reason}")
             measurement = Measurement(noise.seed, outcome.loss, dict(outcome.metrics), outcome.without_groups)
             measured = self._study.attributes.get(MEASURED)
             self._study.set_attribute(MEASURED, key.added(measured, measurement))
@@ -474,13 +556,15 @@ class _Model:
 def _baseline_models(study: StoredStudy, objective: Objective, plan: HeldOutPlan, *, has_metrics: bool) -> list[_Model]:
     """The models that the answer is compared with: the trainer's, and an EMA of the checkpoints if one is wanted.
 
-    None is wanted for an EMA grid itself, nor where neither ``plan.baselines`` asks for one nor evaluation metrics are
-    compared.
+    None is wanted for an EMA grid itself. EMA* is, where it is known; a default EMA in its place only where
+    ``plan.baselines`` asks for one or evaluation metrics are compared.
     """
     trained = _trained_models(study, objective)
-    if _is_grid(study) or not (plan.baselines or has_metrics):
+    if _is_grid(study):
         return trained
-    return [*trained, _ema_model(study, objective, plan)]
+    is_asked_for = plan.baselines or has_metrics
+    ema = _ema_model(study, objective, notices=plan.baselines)
+    return [*trained, ema] if is_asked_for or ema.name == EMA else trained
 
 
 def _trained_models(study: StoredStudy, objective: Objective) -> list[_Model]:
@@ -517,7 +601,7 @@ def _is_grid(study: StoredStudy) -> bool:
     return split_name(study.name)[1] == EMA_GRID
 
 
-def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _Model:
+def _ema_model(study: StoredStudy, objective: Objective, *, notices: bool) -> _Model:
     """The first EMA that is known.
 
     1. EMA* that bounded a kept metric in the search;
@@ -534,7 +618,7 @@ def _ema_model(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> _
     if known_best is not None:
         ema, coefficients = known_best
         return _Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label)
-    if plan.baselines:
+    if notices:
         notice(
             f"{split_name(study.name)[0]} has no finished EMAGrid study of the same objective, so EMA* is not known: "
             "one EMA is measured instead; for EMA* run the study file with --optimizer EMAGrid"

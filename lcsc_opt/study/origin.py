@@ -1,6 +1,9 @@
-"""Where a new search with a ``start`` begins: at the answer of a stored study."""
+"""Where a new search begins: at the answer of a stored study, its ``start`` or the experiment's EMA grid."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -8,9 +11,19 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.database.names import EMA_GRID, is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
+
+
+def ended_grid(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The name of the experiment's EMA grid, whose answer is EMA*, if it has ended."""
+    for name in filter(is_ranked, studies):
+        is_grid = split_name(name)[:2] == (experiment, EMA_GRID)
+        if is_grid and studies[name].get("search_ended") is not None:
+            return name
+    return None
 
 
 def origin_at(source: StoredStudy, objective: Objective, rows: Rule | None) -> Coefficients:

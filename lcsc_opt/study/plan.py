@@ -102,6 +102,12 @@ class Plan:
         return needs_gradient(self.optimizer)
 
     @property
+    def begins_at_ema(self) -> bool:
+        """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
+        says_where = self.spec.start is not None or self.spec.space.origin is not None
+        return not (self.is_grid or says_where or self.optimizer.name == "LCSC")
+
+    @property
     def is_grid(self) -> bool:
         """Whether candidates are listed, not searched: averages, one of which is EMA*, or the points of a landscape.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +17,14 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import StudyHistory, SummarizedStudy
-from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.history import StudyHistory, SummarizedStudy, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import Answer
 from lcsc_opt.study.api import Study
 from lcsc_opt.views import UNKNOWN, percent
+from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import comparison_figure
-from lcsc_opt.views.ranking import headline, ranking, spread_text
+from lcsc_opt.views.ranking import ranking, spread_text
 from lcsc_opt.views.tables import comparison_rows
 
 
@@ -98,23 +98,25 @@ class Result:
 
     @property
     def study(self) -> Study:
-        """The study with the answer: that whose chosen trial has the lowest loss on the noise of the choice.
-
-        Nothing that is held out decides it.
+        """The study whose report has the answer. Where nothing is held out, the one with the lowest searched loss.
 
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        best = self._best()
+        best, _ = self._answer()
         return next(study for study in self.studies if study.name == best.study)
 
     @property
     def coefficients(self) -> Coefficients:
-        """``[K]`` of the answer, or ``[S, K]`` with rows; they sum to one."""
-        return self.study.coefficients
+        """``[K]`` of the answer, or ``[S, K]`` with rows; they sum to one. Of the trainer's own EMA ``[K + 1]``."""
+        _, answer = self._answer()
+        return self.study.coefficients if answer is None else answer.coefficients
 
     def merge(self) -> dict[str, Tensor]:
         """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.
+
+        The answer is the best model that is known, by noise that the searches did not see: found, or one that was there
+        before, such as EMA* or the last checkpoint. A single search's own is ``result.studies[i].merge()``.
 
         Its names are those of the checkpoints. Where they save tied weights under one of their names, as safetensors
         does, give ``strict=False``.
@@ -122,7 +124,7 @@ class Result:
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        return self.study.merge()
+        return self.study.merge(self.coefficients)
 
     def compare(self) -> Comparison:
         """The held-out table: each optimizer against EMA*, the best plain average of the checkpoints."""
@@ -157,31 +159,27 @@ class Result:
 
     def __repr__(self) -> str:
         studies = self._histories()
-        return f"{headline(ranking(studies), studies[0].metric)}\n{self.compare()!r}"
+        return f"{first_line(studies, ranking(studies))}\n{self.compare()!r}"
 
     def _repr_html_(self) -> str:
         studies = self._histories()
-        sentence = html.escape(headline(ranking(studies), studies[0].metric))
+        sentence = html.escape(first_line(studies, ranking(studies)))
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
     def _histories(self) -> tuple[StudyHistory, ...]:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_studies([study.name for study in self.studies])
 
-    def _best(self) -> StudyHistory:
-        """Of equally good ones, the plain average."""
-        ranked = sorted(self._histories(), key=lambda study: (_chosen_loss(study), study.optimizer not in BASELINES))
-        if not ranked or math.isinf(_chosen_loss(ranked[0])):
+    def _answer(self) -> tuple[StudyHistory, Answer | None]:
+        """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
+        studies = self._histories()
+        answer = answer_of(studies)
+        if answer is not None:
+            return answer
+        searched = best_searched(studies)
+        if searched is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
-        return ranked[0]
-
-
-def _chosen_loss(study: SummarizedStudy) -> float:
-    """The loss of a study's answer on the noise of the choice; else on that of the search."""
-    report = study.held_out
-    if report is not None and report.trial is not None and report.trial in report.selection:
-        return report.selection[report.trial]
-    return math.inf if study.searched is None else study.searched
+        return searched, None
 
 
 def _html_row(cells: Sequence[str], tag: str) -> str:

@@ -27,7 +27,7 @@ from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_fi
 from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
-from lcsc_opt.study.origin import origin_at
+from lcsc_opt.study.origin import ended_grid, origin_at
 from lcsc_opt.study.plan import Plan, plans, with_grids
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
 
@@ -150,7 +150,7 @@ class Run:
             raise self._refused[key]
         plan.check_devices()
         stored = studies.get(plan.name)
-        source = self._start_of(plan) if stored is None else None
+        source = self._start_of(plan, studies) if stored is None else None
         try:
             objective = self._objectives.load(plan, studies)
         except LcscError as error:
@@ -178,13 +178,15 @@ class Run:
                 self._rehearsed.add(key)
             yield study
 
-    def _start_of(self, plan: Plan) -> StoredStudy | None:
-        """The study at whose answer a new one begins, if it has a ``start``.
+    def _start_of(self, plan: Plan, studies: Mapping[str, Attributes]) -> StoredStudy | None:
+        """The study at whose answer a new one begins: its ``start``, else the experiment's EMA grid if that has ended.
 
         Raises:
             StudyStoreError: there is no such study.
         """
         start = plan.specification["start"]
+        if start is None and plan.begins_at_ema:
+            start = ended_grid(plan.spec.name, studies)
         if start is None:
             return None
         return StoredStudy.open(self._storage or open_storage(self._url, write=False), start)

@@ -24,13 +24,14 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
+from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import CAPTION, Landscape
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, points_of, ranking, spread_text
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, points_of, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 from lcsc_opt.views.tables import by_sampler, comparison_table, report_table
 
@@ -69,7 +70,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
         opening=opening,
-        headline=headline(ranked, studies[0].metric),
+        headline=first_line(studies, ranked),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),

@@ -1,0 +1,66 @@
+"""The answer of an experiment in words: which model, its FID, and that of the best model that the user had before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lcsc_opt.database.history import SummarizedStudy, answer_of
+from lcsc_opt.database.names import BASELINES, EMA, LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.database.report import Answer, MeasuredModel
+from lcsc_opt.views.ranking import Ranked, headline
+
+_WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
+
+
+def first_line(studies: Sequence[SummarizedStudy], ranked: Sequence[Ranked]) -> str:
+    """What people read first: the answer, where a report has chosen one; then who is ahead.
+
+    Args:
+        studies: of one experiment.
+        ranked: their ranking.
+    """
+    found = answer_of(studies)
+    ahead = headline(ranked, studies[0].metric)
+    if found is None:
+        return ahead
+    return f"{answer_line(*found)} {ahead}"
+
+
+def answer_line(study: SummarizedStudy, answer: Answer) -> str:
+    """One sentence: the model, a number that does not depend on the study, and the same of what the user had."""
+    metric = _absolute_metric(answer.measured) or study.metric
+    value = _value(study, answer.measured, metric)
+    if answer.had is None or not answer.is_found:
+        return f"The answer is {_name(study, answer)}, {metric} {value:.4g}: nothing that was found is better for sure."
+    had = _value(study, answer.had.measured, metric)
+    had_name = _with_article(answer.had.label or answer.had.name)
+    compared = f"{had_name} has {had:.4g}, the best of what there was"
+    if had and had * value > 0:
+        share = (value - had) / abs(had)
+        direction = "below" if share < 0 else "above"
+        compared = f"{abs(100 * share):.0f} % {direction} {had_name} ({had:.4g}), the best of what there was"
+    return f"The answer is {_name(study, answer)}: {metric} {value:.4g}, {compared}."
+
+
+def _absolute_metric(measured: MeasuredModel) -> str | None:
+    """FID in the first features that have it; of a score its own name; ``None`` if only a loss was measured."""
+    fids = [name for name in measured.metrics if name.partition("@")[0] == "fid"]
+    return next(iter(fids or measured.metrics), None)
+
+
+def _value(study: SummarizedStudy, measured: MeasuredModel, metric: str) -> float:
+    value = measured.value(metric)
+    return study.sign * measured.loss if value is None else value
+
+
+def _name(study: SummarizedStudy, answer: Answer) -> str:
+    """``LCSCGradient, trial 38``; of what the user had, its name."""
+    if study.optimizer in BASELINES and answer.name == EMA:
+        return study.label
+    if not answer.is_found and answer.had is not None:
+        return _with_article(answer.had.label or answer.name)
+    return f"{study.label}, {answer.name}"
+
+
+def _with_article(name: str) -> str:
+    return f"the {name}" if name in _WITH_ARTICLE else name
