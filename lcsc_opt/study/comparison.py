@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
@@ -20,10 +20,9 @@ from lcsc_opt.study.plan import CHECKPOINTS, Plan
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
 
-# Settings that change no loss beyond rounding. Checkpoints are compared by their hash.
+# Settings that change no loss beyond rounding.
 _NEUTRAL = frozenset(
     (
-        CHECKPOINTS,
         "metrics",
         "held_out_metrics",
         "batch_size",
@@ -33,6 +32,7 @@ _NEUTRAL = frozenset(
         "channels_last",
     )
 )
+_COMPARED_APART = _NEUTRAL | {CHECKPOINTS}  # between studies, which compare checkpoints by their hash
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
 _MOST_CHARACTERS = 60  # of a value in a message
 _ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Python: accept_changes=True)"
@@ -115,15 +115,14 @@ def compare(
         initial = {**plan.initial_attributes(objective), **plan.updated_attributes, "fingerprint": fingerprint}
         notices = tuple(plan.advice(objective))
         return Compared(plan, initial, plan.updated_attributes, starts_over=False, notices=notices)
-    plan, starts_over = _continued(plan, stored, trials)
+    plan, starts_over, notices = _continued(plan, stored, trials)
     current = fingerprint
     if not measures:
         current = {"objective": fingerprint["objective"]}
     changes = accepted_changes(plan.name, stored, trials, current, accept=accept_changes)
     plan.check(objective)
-    notices = ()
     if changes:
-        notices = (f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}",)
+        notices += (f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}",)
     return Compared(plan, stored, {**plan.updated_attributes, **changes}, starts_over, notices)
 
 
@@ -154,11 +153,13 @@ def is_complete(plan: Plan, stored: Attributes) -> bool:
     return is_finished(plan, stored) and stored["specification"] == plan.specification
 
 
-def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]) -> tuple[Plan, bool]:
-    """The plan as a stored study continues it, from its own origin, and whether its objective gets other settings.
+def _continued(
+    plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]
+) -> tuple[Plan, bool, tuple[str, ...]]:
+    """The plan as a stored study continues it, from its own origin; whether its objective gets other settings; notices.
 
     If the study file leaves the workers open, the study keeps their number. While no trial has succeeded, the settings
-    of the objective may be corrected.
+    of the objective may be corrected. Workers and settings that change no loss may change at any time.
 
     Raises:
         StudyStoreError: the study was made from another specification.
@@ -169,17 +170,38 @@ def _continued(plan: Plan, stored: Attributes, trials: Callable[[str], StoredTri
         plan = plan.changed(workers=before["workers"])
     now = plan.specification
     _keep_names(now, stored)
+    neutral_changes = tuple(_neutral_changes(plan.name, before, now, stored))
+    before, now = _decisive(before), _decisive(now)
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
-        return plan, False
+        return plan, False, neutral_changes
     now["objective"]["settings"] = before["objective"]["settings"]
     has_same_search = not any(differences(before, now))
     if has_same_search and not trials(plan.name).succeeded:
-        return plan, True
+        return plan, True, neutral_changes
     advice = "another name"
     if plan.optimizer.name == LANDSCAPE:  # which is named by its seed
         advice = "another --seed"
     raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one {advice}")
+
+
+def _decisive(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a specification decides the candidates and their losses."""
+    decisive: dict[str, Any] = _without(_NEUTRAL, specification)
+    decisive.pop("workers", None)  # how candidates are asked is stored apart, as ``parallelism``
+    return decisive
+
+
+def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], stored: Attributes) -> Iterator[str]:
+    """A line with what changed of the rest, if anything did."""
+    decisive = set(differences(_decisive(before), _decisive(now)))
+    changed = [line for line in differences(before, now) if line not in decisive]
+    if not changed:
+        return
+    line = f"{name}: continues with changes that change no loss: {'; '.join(changed)}"
+    if before.get("workers") != now["workers"]:
+        line += f" (candidates are asked as before, {stored['parallelism']['in_flight']} at a time)"
+    yield line
 
 
 def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
@@ -269,8 +291,8 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
         sibling = studies[name]
         specification = plan.specification
         _keep_names(specification, sibling)
-        specification = _without_neutral(specification)
-        stored_specification = _without_neutral(sibling["specification"])
+        specification = _without(_COMPARED_APART, specification)
+        stored_specification = _without(_COMPARED_APART, sibling["specification"])
         compared = ("objective", "optimizer", "space", "start") if name in same_optimizer else ("objective",)
         lines: list[str] = []
         for key in compared:
@@ -306,7 +328,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         lines += _code_changes(before["code"], now["code"])
     if "objective" in now:
         current = json.loads(json.dumps(now["objective"]))  # tuples become lists, as in the database
-        lines += differences(before["objective"], current, "objective")
+        lines += differences(_without(_NEUTRAL, before["objective"]), _without(_NEUTRAL, current), "objective")
     return "; ".join(lines)
 
 
@@ -324,19 +346,19 @@ def _objective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
     What only one of them describes is left out, such as an extractor that only one of them reports.
     """
-    current = _without_neutral(now["objective"])
-    stored = _without_neutral(before["objective"])
+    current = _without(_COMPARED_APART, now["objective"])
+    stored = _without(_COMPARED_APART, before["objective"])
     return _changes(
         {"objective": _common(stored, current)},
         {"objective": _common(current, stored)},
     )
 
 
-def _without_neutral(value: Any) -> Any:
-    """A JSON value without the settings that change no loss."""
+def _without(names: Collection[str], value: Any) -> Any:
+    """A JSON value without these keys, at any depth."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _without_neutral(item) for key, item in value.items() if key not in _NEUTRAL}
+    return {key: _without(names, item) for key, item in value.items() if key not in names}
 
 
 def _common(value: Any, reference: Any) -> Any:

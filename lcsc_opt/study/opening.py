@@ -282,9 +282,8 @@ class PreparedStudy:
         evaluations = first_budget.total
         if first_budget.unit == "images":
             evaluations = math.ceil(first_budget.total / images)
-        workers = 1
-        if not stored["parallelism"]["spread_images"]:
-            workers = min(self.plan.workers, stored["parallelism"]["in_flight"])
+        parallelism = stored["parallelism"]
+        workers = min(parallelism.get("workers", self.plan.workers), parallelism["in_flight"])
         space = self.plan.space(self.objective)
         spec = self.plan.optimizer.with_defaults(stored.get("optimizer_defaults", {}))
         optimizer = build_optimizer(spec, space, budget=evaluations, workers=workers, seed=self.plan.seed)
@@ -298,15 +297,20 @@ class PreparedStudy:
         return optimizer
 
     def _evaluator(self, parallelism: Mapping[str, Any]) -> Evaluator:
+        """The workers there are now, for a study that may have begun with others.
+
+        One candidate at a time is shared by all workers. If stages overlap, each worker has two candidates.
+        """
         in_flight = parallelism["in_flight"]
+        staged = isinstance(self.objective, StagedObjective)
+        overlaps = isinstance(self.objective, StagedObjective) and self.objective.overlaps
         if self.pool is None:
-            if in_flight > 1 and isinstance(self.objective, StagedObjective):
+            if in_flight > 1 and overlaps:
                 return Pipeline(self.objective)
             return InProcessEvaluator(self.objective)
-        if parallelism["spread_images"]:
+        if in_flight == 1 and staged:
             return SpreadEvaluator(self.objective, self.pool)
-        # If stages overlap, each worker has two candidates; else fewer than two for each worker are in flight.
-        most_jobs = 2 if in_flight >= 2 * len(self.pool) else 1
+        most_jobs = 2 if overlaps and in_flight >= 2 * len(self.pool) else 1
         return ProcessEvaluator(self.pool, most_jobs=most_jobs)
 
     @contextlib.contextmanager

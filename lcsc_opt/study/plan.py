@@ -341,7 +341,10 @@ class Plan:
         return 1
 
     def parallelism(self, objective: Objective) -> dict[str, Any]:
-        """``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them.
+        """How a study asks, also if it continues with other workers.
+
+        ``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them;
+        ``workers``: for how many the optimizer plans.
 
         Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they use
         different parts of the machine.
@@ -349,14 +352,15 @@ class Plan:
         prefers_sequential = prefers_sequential_asks(self.optimizer)
         spread_images = isinstance(objective, StagedObjective) and prefers_sequential and self.workers > 1
         if refuses_concurrent_asks(self.optimizer) and not spread_images:
-            return {"in_flight": 1, "spread_images": False}
+            return {"in_flight": 1, "spread_images": False, "workers": 1}
         pipelined = isinstance(objective, StagedObjective) and objective.overlaps
         # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
         if prefers_sequential or self.follows_gradients:
             pipelined = False
         independent_workers = 1 if spread_images else self.workers  # workers that share a candidate are as one
         in_flight = most_in_flight(independent_workers, pipelined=pipelined)
-        return {"in_flight": in_flight, "spread_images": spread_images}
+        workers = min(self.workers, in_flight)
+        return {"in_flight": in_flight, "spread_images": spread_images, "workers": workers}
 
 
 def stored_content(study: StoredStudy) -> tuple[dict[str, Any], Path | None]:

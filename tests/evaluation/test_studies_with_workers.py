@@ -139,6 +139,29 @@ def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(f
     assert asked() == asked("whole/CMA/0")
 
 
+@pytest.mark.parametrize(("begun_on", "continued_on"), [(2, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("optimizer", "objective"),
+    [("CMA", {"file": "stages.py"}), ("CMA", WITHOUT_STAGES), ("LCSCGradient", {"file": "stages.py"})],
+)
+def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
+    folder: Path, typed: Typed, optimizer: str, begun_on: int, continued_on: int, objective: dict[str, Any]
+) -> None:
+    study = {"optimizers": [optimizer], "objective": objective}
+    for name in ("whole", "e"):
+        assert lcsc(["run", study_file(folder, **study, workers=begun_on, name=name)]) == 0
+    assert lcsc(["run", f"whole/{optimizer}/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
+    began = begun_with(f"e/{optimizer}/0")
+    file = study_file(folder, **study, workers=continued_on, budget={"evaluations": 14})
+    said = typed("run", file).err
+    assert f"workers was {begun_on}, is now {continued_on} (candidates are asked as before, {began[0]} at" in said
+    assert begun_with(f"e/{optimizer}/0") == began
+    found, expected = asked(f"e/{optimizer}/0"), asked(f"whole/{optimizer}/0")
+    assert len(found) == 14
+    np.testing.assert_allclose(found, expected, rtol=1e-9)  # sums of images are rounded otherwise
+    assert stored(f"e/{optimizer}/0").attributes["specification"]["workers"] == continued_on
+
+
 def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction
@@ -97,9 +98,34 @@ def test_a_finished_study_says_that_its_code_changed() -> None:
 
 def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:
     stored = compared(plan(workers=3), {}).attributes
-    assert compared(plan(workers="auto"), {}, stored=stored).plan.workers == 3
-    with pytest.raises(StudyStoreError, match=r"specification\.workers was 3, is now 2"):
-        compared(plan(workers=2), {}, stored=stored)
+    unchanged = compared(plan(workers="auto"), {}, stored=stored)
+    assert unchanged.plan.workers == 3
+    assert unchanged.notices == ()
+
+
+def with_settings(**settings: Any) -> dict[str, Any]:
+    return {"file": "function.py", "settings": {**STUDY["objective"]["settings"], **settings}}
+
+
+def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
+    begun_on_three = plan(workers=3, objective=with_settings(batch_size=8))
+    stored = compared(begun_on_three, {}).attributes
+    objective = with_settings(batch_size=4, device="cuda:1")
+    continued = compared(plan(workers=1, objective=objective), {}, stored=stored)
+    [line] = continued.notices
+    for part in ("batch_size was 8, is now 4", 'device was null, is now "cuda:1"', "workers was 3, is now 1"):
+        assert part in line
+    assert line.endswith("(candidates are asked as before, 5 at a time)")
+    assert continued.attributes["specification"]["workers"] == 1
+    assert continued.attributes["specification"]["objective"] == objective
+    assert continued.attributes["parallelism"] == {"in_flight": 5, "spread_images": False, "workers": 3}
+    assert "changes" not in continued.updated
+    with pytest.raises(
+        StudyStoreError, match=r"the stored study differs: specification\.objective\.settings\.callable"
+    ):
+        compared(plan(objective=with_settings(callable="m:g", batch_size=4)), {}, stored=stored)
+    with pytest.raises(StudyStoreError, match=r"settings\.checkpoints was null"):
+        compared(plan(objective=with_settings(checkpoints="*.pt")), {}, stored=stored)
 
 
 def test_a_study_that_another_process_changed_meanwhile_is_refused() -> None:
@@ -294,6 +320,25 @@ def test_a_rehearsal_samples_one_batch_and_measures_no_units_of_the_loss(sampled
     batches = [int(line) for line in (sampled / "sampled.txt").read_text().split()]
     assert sum(batches) == FEWEST_REHEARSED < 40
     assert max(batches) == 8
+
+
+def test_a_search_goes_on_with_another_batch_size_and_device_as_if_it_had_not_ended(
+    sampled: Path, typed: Typed
+) -> None:
+    run = ("run", "sampled.yaml", "~held_out")
+    begin = (*run, "budget.evaluations=4", "objective.settings.batch_size=16")
+    for name in ("name=sampled", "name=whole"):
+        typed(*begin, name)
+    typed(*begin, "name=whole", "--budget", "8")
+    changed = ("objective.settings.batch_size=7", "objective.settings.device=cpu")
+    said = typed(*run, "budget.evaluations=8", *changed).err
+    assert "sampled/LCSCGradient/0: continues with changes that change no loss: objective.settings.batch_size" in said
+    storage = open_storage("sqlite:///studies.db", write=False)
+    found, whole = (StoredStudy.open(storage, f"{name}/LCSCGradient/0") for name in ("sampled", "whole"))
+    assert found.attributes["specification"]["objective"]["settings"]["batch_size"] == 7
+    asked = [[coefficients_of(trial) for trial in study.trials()] for study in (found, whole)]
+    assert len(asked[0]) == 8
+    np.testing.assert_allclose(asked[0], asked[1], atol=1e-6)  # losses are single precision
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
