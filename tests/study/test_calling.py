@@ -122,8 +122,8 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     first = search(score=lambda net: near.distance(net))
     second = search(score=lambda net: far.distance(net))
     assert far.calls > 30
-    assert first.merge()["weight"][0, 1] == pytest.approx(4.385, abs=1e-3)
-    assert second.merge()["weight"][0, 1] != pytest.approx(4.385, abs=1e-3)
+    assert first.merge()["weight"][0, 1] == pytest.approx(4.602, abs=1e-3)
+    assert second.merge()["weight"][0, 1] != pytest.approx(4.602, abs=1e-3)
     assert [first.name, second.name] == ["search", "search-2"]
     assert "search-2: a new search" in capfd.readouterr().err
     calls = far.calls
