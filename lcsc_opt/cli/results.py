@@ -49,7 +49,9 @@ def compare(
 
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
+    from lcsc_opt.database.history import answer_of
     from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.views.answer import answer_line
     from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
     from lcsc_opt.views.tables import by_sampler, comparison_rows, comparison_table
 
@@ -67,6 +69,9 @@ def compare(
     elif is_sweep:
         _print_ranking(experiment, points, varied_keys(points))
     else:
+        found = answer_of(studies)
+        if found is not None:
+            say(answer_line(*found))
         _print_ranking(experiment, points)
         for title, reported in by_sampler(studies):
             metrics = comparison_table(reported, all_metrics=all_metrics)

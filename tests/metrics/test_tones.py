@@ -1,7 +1,5 @@
 """Tones: one-dimensional distributions of values and of their differences, compared with those of real images."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch

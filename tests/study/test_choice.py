@@ -1,0 +1,203 @@
+"""The answer: the best model that is known, and the same one wherever it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+import lcsc_opt
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.report import Measurement
+from lcsc_opt.study.choice import Gain, choose, on_the_way
+from tests.commands import Typed
+
+GROUPS = 10
+
+
+def measured(loss: float, judge: float | None = None, *, noise: float = 0.0, own: float = 0.0) -> Measurement:
+    """Values without each group: ``noise`` is shared by all models, ``own`` is not."""
+    shared, private = np.linspace(-1, 1, GROUPS), np.cos(np.arange(GROUPS) * loss * 50)
+    metrics = {} if judge is None else {"fid@other": judge}
+    groups = {"loss": tuple(loss + noise * shared + own * private)}
+    if judge is not None:
+        groups["fid@other"] = tuple(judge + noise * shared)
+    return Measurement(0, loss, metrics, groups)
+
+
+def test_what_is_found_is_the_answer_only_by_more_than_a_standard_error_of_the_difference() -> None:
+    had = {"last": measured(1.2, noise=0.3), "EMA*": measured(1.0, noise=0.3)}
+    assert choose(had, {"found": measured(0.97, noise=0.3)}) == ("found", "EMA*"), "what all share cancels"
+    assert choose(had, {"found": measured(0.97, own=0.1)}) == ("EMA*", "EMA*")
+    assert choose(had, {"found": measured(1.1)}) == ("EMA*", "EMA*")
+    assert choose(had, {}) == ("EMA*", "EMA*")
+    assert choose({}, {"a": measured(2.0), "b": measured(1.0)}) == ("b", None)
+
+
+def test_the_best_of_what_is_found_is_taken_also_a_point_on_the_way() -> None:
+    had = {"EMA*": measured(1.0)}
+    assert choose(had, {"trial": measured(0.9), "½": measured(0.8)})[0] == "½"
+
+
+def test_a_judge_in_other_features_counts_as_much_as_the_loss() -> None:
+    had = {"EMA*": measured(1.0, 4.0)}
+    cheats, honest = measured(0.7, 6.0), measured(0.9, 3.6)
+    assert choose(had, {"cheats": cheats}, judge="fid@other")[0] == "EMA*"
+    assert choose(had, {"cheats": cheats})[0] == "cheats"
+    assert choose(had, {"cheats": cheats, "honest": honest}, judge="fid@other")[0] == "honest"
+    assert Gain.over(had["EMA*"], honest, "fid@other").share == pytest.approx(0.1)
+
+
+def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:
+    base = Measurement(0, -0.80)  # an accuracy, times −1
+    assert not Gain.over(base, Measurement(0, -0.81), None).is_more_than_chance
+    assert Gain.over(base, Measurement(0, -0.83), None).is_more_than_chance
+    assert Gain.over(Measurement(0, 0.0), Measurement(0, -0.5), None).share == 0.5
+
+
+def test_points_on_the_way_sum_to_one_also_between_one_row_and_several() -> None:
+    start, end = np.array([0.2, 0.3, 0.5]), np.array([[1.5, -1.0, 0.5], [0.0, 0.0, 1.0]])
+    points = on_the_way(start, end)
+    assert list(points) == ["¼", "½", "¾"]
+    for point in points.values():
+        np.testing.assert_allclose(point.sum(axis=1), 1)
+    np.testing.assert_allclose(points["½"], (start + end) / 2)
+
+
+# a regression with few items is overfitted, so that what was there before is better
+
+TRUTH = torch.linspace(-1, 1, 12)
+
+
+def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 12, generator=generator)
+    return x, x @ TRUTH + 2 * torch.randn(count, generator=generator)
+
+
+TRAIN, SEARCHED, UNSEEN = data(400, 1), data(14, 2), data(600, 3)
+
+
+def squared(net: nn.Module, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    x, y = pairs
+    return (net(x)[:, 0] - y) ** 2
+
+
+def trained() -> dict[int, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    net, states = nn.Linear(12, 1), {}
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    for step in range(1, 401):
+        rows = torch.randint(400, (16,))
+        F.mse_loss(net(TRAIN[0][rows])[:, 0], TRAIN[1][rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            states[step] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return states
+
+
+def loss_of(weights: dict[str, torch.Tensor]) -> float:
+    net = nn.Linear(12, 1)
+    net.load_state_dict(weights)
+    return float(squared(net, UNSEEN).mean().detach())
+
+
+@pytest.fixture
+def overfitted(workplace: Path) -> Any:
+    return lcsc_opt.search(
+        trained(),
+        build=lambda: nn.Linear(12, 1),
+        score=lambda net: squared(net, SEARCHED),
+        held_out=lambda net: squared(net, UNSEEN),
+        budget=60,
+        name="few",
+        storage="sqlite:///studies.db",
+    )
+
+
+def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any, typed: Typed, workplace: Path) -> None:
+    searched = overfitted.studies[-1]
+    answer = overfitted.merge()
+    assert loss_of(answer) < 0.95 * loss_of(searched.merge())
+    assert loss_of(answer) <= 1.01 * min(loss_of(trained()[400]), loss_of(overfitted.studies[0].merge()))
+    sentence = repr(overfitted).splitlines()[0]
+    assert sentence.startswith("The answer is EMA* (EMA ")
+    assert "nothing that was found is better for sure" in sentence
+
+    assert sentence.split(",")[0] in typed("compare", "few").err
+    said = typed("export", "few", "-o", "answer.safetensors")
+    assert "answer.safetensors: EMA*" in said.err
+    for name, tensor in load_file(workplace / "answer.safetensors").items():
+        torch.testing.assert_close(tensor, answer[name])
+    own = typed("export", searched.name, "-o", "own.safetensors")
+    assert "worse than" in own.err
+    assert "lcsc export few" in own.err
+    torch.testing.assert_close(load_file(workplace / "own.safetensors")["weight"], searched.merge()["weight"])
+
+
+def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(overfitted: Any) -> None:
+    [last] = [row for row in overfitted.compare() if row["study"] == overfitted.studies[0].name]
+    net = nn.Linear(12, 1)
+    net.load_state_dict(overfitted.studies[0].merge())
+    values = squared(net, UNSEEN).detach()
+    assert last["held_out"] == pytest.approx(float(values[1::2].mean()), rel=1e-5)
+    report = lcsc_opt.load_study(overfitted.studies[0].name, overfitted.storage)._summary.held_out
+    assert report.choice.selection <= float(values[0::2].mean()) * (1 + 1e-5)
+
+
+def test_a_held_out_number_cannot_choose_and_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    lcsc_opt.search(
+        trained(),
+        build=lambda: nn.Linear(12, 1),
+        score=lambda net: squared(net, SEARCHED),
+        held_out=lambda net: squared(net, UNSEEN).mean(),
+        budget=5,
+    )
+    assert "chosen by the data of the search" in capfd.readouterr().err
+
+
+def test_a_search_begins_at_ema_star_where_that_is_known(workplace: Path) -> None:
+    torch.manual_seed(0)
+    target, far = torch.randn(1, 40), torch.randn(1, 40)
+    states = {step: {"weight": target + 300 * far * 0.6**step + 0.05 * torch.randn(1, 40)} for step in range(1, 21)}
+
+    def score(net: nn.Module) -> float:  # flat far away, and without a gradient
+        return float(1 - torch.exp(-(net.weight - target).square().sum().sqrt()).detach())
+
+    result = lcsc_opt.search(states, build=lambda: nn.Linear(40, 1, bias=False), score=score, budget=40)
+    ema, found = result.studies
+    assert found.name.split("/")[1] == "LCSCQuadratic"
+    np.testing.assert_allclose(found.trials[0]["coefficients"], ema.coefficients, atol=1e-12)
+    assert found.searched <= ema.searched
+
+
+def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Typed) -> None:
+    states = trained()
+    (workplace / "runs").mkdir()
+    best = torch.linalg.lstsq(UNSEEN[0], UNSEEN[1]).solution[None]
+    for step, weights in states.items():
+        average = {"weight": best, "bias": torch.zeros(1)}
+        torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
+    result = lcsc_opt.search(
+        "runs/*.pt",
+        key="model",
+        build=lambda: nn.Linear(12, 1),
+        score=lambda net: squared(net, SEARCHED),
+        held_out=lambda net: squared(net, UNSEEN),
+        budget=12,
+        name="few",
+        storage="sqlite:///studies.db",
+    )
+    assert "The answer is the trainer's EMA" in repr(result)
+    torch.testing.assert_close(result.merge()["weight"], best)
+    assert lcsc(["export", "few", "-o", "answer.safetensors"]) == 0
+    torch.testing.assert_close(load_file(workplace / "answer.safetensors")["weight"], best)
+    assert lcsc(["apply", "answer.safetensors", "runs/", "--key", "model", "-o", "again.safetensors"]) == 0
+    torch.testing.assert_close(load_file(workplace / "again.safetensors")["weight"], best)
