@@ -107,6 +107,11 @@ def images(file: str) -> dict[str, str]:
     }
 
 
+def key(average: str) -> str:
+    """The override that searches the averages, with which the trainer's loader samples, and not the raw weights."""
+    return f"objective.settings.key={average}"
+
+
 SHORT = ("budget.evaluations=60",)
 SMALL_IMAGES = (
     "budget.evaluations=40",
@@ -123,7 +128,7 @@ TRAINERS = (
         last="runs/checkpoint-800/unet_ema",
         export="best",
         answers={"reference": "images"},
-        run=(*SMALL_IMAGES, "objective.settings.sampler.steps=20"),
+        run=(*SMALL_IMAGES, "objective.settings.sampler.steps=20", key("unet_ema")),
         needs=("accelerate",),
     ),
     Trainer(
@@ -161,7 +166,7 @@ TRAINERS = (
         last="runs/model-20.pt",
         export="model-21.pt",
         answers=images("denoising_diffusion"),
-        run=SMALL_IMAGES,
+        run=(*SMALL_IMAGES, key("ema.ema_model")),
     ),
     Trainer(
         "rectified-flow-pytorch",
@@ -171,7 +176,7 @@ TRAINERS = (
         last="runs/checkpoint.500.pt",
         export="best.pt",
         answers=images("rectified_flow"),
-        run=SMALL_IMAGES,
+        run=(*SMALL_IMAGES, key("ema_model.ema_model")),
     ),
     Trainer(
         "pytorch-lightning",
@@ -191,7 +196,7 @@ TRAINERS = (
         last="runs/checkpoint-19.pth.tar",
         export="best.pth.tar",
         answers=score("timm_digits"),
-        run=SHORT,
+        run=(*SHORT, key("state_dict_ema")),
     ),
     Trainer(
         "ultralytics",

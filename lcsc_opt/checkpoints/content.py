@@ -96,6 +96,11 @@ class Content:
                 names.append(name)
         return names[:_MAX_LISTED]
 
+    def raw_beside(self, average: str) -> str | None:
+        """The key of the only other weights beside an average that are no average; ``None`` without or with several."""
+        others = [name for name in self.other_keys(average) if not is_average(name) and name not in _COMPANIONS]
+        return others[0] if len(others) == 1 else None
+
     def state_dict(self, key: str) -> Mapping[Any, Any]:
         """The state dict under ``key``: names of parts joined by dots, which the start of tensors' names may follow.
 

@@ -19,7 +19,7 @@ from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distribu
 from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
+from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, map_tensors, read_content
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
 _DATA_PARALLEL = "module."
@@ -74,6 +74,46 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
 
 
+def searched_key(path: Path) -> str | None:
+    """The key of the weights in ``path`` that are searched if nobody chooses: raw ones, where it has an average, too.
+
+    What is found in raw weights is better (``benchmarks/raw_or_average.py``). A notice says which weights they are.
+    ``None`` where :func:`read_checkpoint` finds them.
+
+    Raises:
+        TrajectoryError: as :func:`read_checkpoint`.
+    """
+    if not path.is_dir() and not path.name.endswith(TORCH_SUFFIXES):
+        return None
+    with _naming(path):
+        average, raw = _average_and_raw(path)
+    if raw is not None:
+        notice(
+            f"{path.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
+            f"key: {shown(average)} in a study file, --key {shown(average)} in commands"
+        )
+    return raw
+
+
+def _average_and_raw(path: Path) -> tuple[str, str | None]:
+    """The key that is guessed, and the key of the only raw weights of the same model, if the first is an average."""
+    if path.is_dir():
+        weights = find_weights(path, None)
+        raw_name = weights.key.removesuffix("_ema")
+        return weights.key, raw_name if raw_name in weights.alternatives else None
+    content = Content(read_content(path))
+    guessed = content.guess()
+    raw = content.raw_beside(guessed) if is_average(guessed) else None
+    if raw is None or not _bare_names(content, guessed) <= _bare_names(content, raw):
+        return guessed, None
+    return guessed, raw
+
+
+def _bare_names(content: Content, key: str) -> set[str]:
+    """The names of the tensors under a key, without those of wrappers."""
+    return set(unwrapped({name: value for name, value in content.state_dict(key).items() if is_tensor(value)}))
+
+
 def check_last_key(last: Path, key: str) -> None:
     """Refuse a key that was chosen in the first file where the last one has another: an average may begin later.
 
@@ -83,7 +123,8 @@ def check_last_key(last: Path, key: str) -> None:
     if last.is_dir() or not last.name.endswith(TORCH_SUFFIXES):
         return
     with _naming(last):
-        last_key = Content(read_content(last)).guess()
+        average, raw = _average_and_raw(last)
+        last_key = average if raw is None else raw
         if last_key != key:
             raise TrajectoryError(
                 f"would be read by the key {last_key!r}, and the first checkpoint by {key!r}: leave out those without "

@@ -34,9 +34,9 @@ class CheckpointSettings(NetworkSettings):
     Attributes:
         checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         select: which of the checkpoints are combined.
-        key: which state dict of each file.
+        key: which state dict of each file; by default raw weights before their average.
         trainer_ema: the average that the trainer kept itself, for reports: a file, or a key of the last checkpoint. One
-            that lies beside the weights in the last checkpoint is found without it.
+            that lies beside the raw weights in the last checkpoint is packed with them, and needs no key.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
             ``float16`` or ``bfloat16``.
     """

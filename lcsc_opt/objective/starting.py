@@ -21,7 +21,7 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
-from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
+from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.sources import find_sources
@@ -88,7 +88,7 @@ def _find_run(checkpoints: Sequence[Path], key: str | None) -> _Run:
         return _Run(Trajectory.open(first).steps, first, [folder])
     sources = find_sources(find_checkpoints(checkpoints, key=key))
     last = [*sources.values()][-1]
-    read_checkpoint(last, key=key)
+    read_checkpoint(last, key=key or searched_key(last))
     return _Run(tuple(sources), last, [place for place in (folder, last, last.parent) if place.is_dir()])
 
 

@@ -13,7 +13,7 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, check_last_key, read_checkpoint
+from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, check_last_key, read_checkpoint, searched_key
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
@@ -61,7 +61,8 @@ def pack_sources(
     elif is_packed(partial):
         reader = _Reader(Manifest.load(partial).metadata["key"])  # LoRA's alphas are in the metadata already
     else:
-        first = read_checkpoint(next(iter(sources.values())), key=key)
+        first_path = next(iter(sources.values()))
+        first = read_checkpoint(first_path, key=key or searched_key(first_path))
         if key is None:
             check_last_key(last_path, first.key)
         _announce(out, first, len(sources), dtype)

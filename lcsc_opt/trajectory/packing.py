@@ -40,7 +40,8 @@ def pack(
         out: the new folder, by convention ``NAME.trajectory``.
         steps: the training step of each checkpoint that is found, ``[K]``; ``None`` reads them from metadata, names
             and contents. Checkpoints that hold their step must agree.
-        key: which state dict of each file; ``None`` finds it in the first one and uses the same for all.
+        key: which state dict of each file; ``None`` finds it in the first one, raw weights before their average, and
+            uses the same for all.
         selection: which checkpoints are used.
         overwrite: replace a trajectory at ``out``.
         dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.

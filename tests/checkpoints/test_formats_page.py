@@ -14,6 +14,14 @@ from lcsc_opt.trajectory import Trajectory
 from tests.checkpoints import checkpoint_examples
 from tests.trajectory.trajectory_examples import same_bits
 
+RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user chooses
+    "PyTorch, nested (DiT, SiT, your own loop)",
+    "DDIM",
+    "score_sde, torch-ema",
+    "denoising-diffusion-pytorch, ema-pytorch",
+    "JiT, RiT, JLT",
+    "diffusers training",
+)
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
@@ -43,6 +51,12 @@ def test_example_of_the_page_packs_these_weights(name, workplace, monkeypatch, c
     assert lcsc(["trajectory", "pack", *checkpoints, "-o", "run.trajectory"]) == 0, capsys.readouterr().err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == checkpoint_examples.STEPS
+    average = trajectory.trainer_ema()
+    assert (average is not None) == (name in RAW_BESIDE_AVERAGES)
+    if average is not None:  # it is packed beside the raw weights
+        assert same_bits(average, {**trajectory.checkpoint(-1), **written[trajectory.steps[-1]]})
+        assert not trajectory.merges_averages
+        return
     for index, step in enumerate(trajectory.steps):
         coefficients = [float(index == other) for other in range(3)]
         assert same_bits(trajectory.merge(coefficients), written[step])

@@ -497,7 +497,7 @@ def test_an_answer_that_is_worse_than_the_trainers_ema_is_warned_of(workplace: P
 
 def test_where_averages_are_combined_the_last_one_is_the_trainers_ema(workplace: Path, typed: Typed) -> None:
     trained_folder(workplace, lambda step: step)
-    pack(workplace / "runs", workplace / "run.trajectory", overwrite=True)
+    pack(workplace / "runs", workplace / "run.trajectory", key="ema", overwrite=True)
     ran = typed("run", "small.yaml", "--optimizer", "LCSC", "held_out.images=20", "budget.evaluations=3").err
     assert "small: last checkpoint (trainer's EMA), step 50, held-out noise" in ran
     assert [baseline.name for baseline in chosen_report(STUDY).baselines] == ["last checkpoint"]

@@ -47,25 +47,51 @@ def test_packed_in_the_order_of_steps(files, tmp_path):
 
 
 def test_key_of_the_first_is_taken_from_all(tmp_path):
-    torch.save({"ema": state_dict(1), "model": state_dict(2)}, tmp_path / "m1.pt")
-    torch.save({"model": state_dict(4)}, tmp_path / "m2.pt")
+    torch.save({"ema": state_dict(1)}, tmp_path / "m1.pt")
+    torch.save({"ema": state_dict(3), "model": state_dict(4)}, tmp_path / "m2.pt")
     paths = [tmp_path / "m1.pt", tmp_path / "m2.pt"]
     with pytest.raises(
         TrajectoryError, match=r"m2\.pt would be read by the key 'model', and the first checkpoint by 'ema'"
     ):
         pack(paths, tmp_path / "t")
-    trajectory = pack(paths, tmp_path / "t", key="model")
-    assert same_bits(trajectory.checkpoint(0), state_dict(2))
+    trajectory = pack(paths, tmp_path / "t", key="ema")
+    assert same_bits(trajectory.checkpoint(1), state_dict(3))
+    assert trajectory.metadata["key"] == "ema"
+
+
+@pytest.mark.parametrize("first_average", [0, 1, 2])
+def test_raw_weights_are_packed_wherever_they_are_beside_an_average(tmp_path, caplog, first_average):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    for step in (1, 2):
+        averages = {"ema": state_dict(step + 10)} if step > first_average else {}
+        torch.save({"model": state_dict(step), **averages}, tmp_path / f"m{step}.pt")
+    trajectory = pack(tmp_path, tmp_path / "t")
     assert trajectory.metadata["key"] == "model"
+    assert same_bits(trajectory.checkpoint(0), state_dict(1))
+    assert (trajectory.trainer_ema() is None) == (first_average == 2)
+    assert ("using the raw weights, 'model'; for the trainer's average: key: ema" in caplog.text) == (
+        first_average == 0
+    )
+    if first_average == 0:
+        averages_alone = pack(tmp_path, tmp_path / "averages", key="ema")
+        assert same_bits(averages_alone.checkpoint(0), state_dict(11))
+
+
+def test_averages_are_packed_where_it_is_not_clear_what_the_raw_weights_are(tmp_path):
+    other_model = {"w": torch.ones(3)}
+    for step in (1, 2):
+        torch.save({"model": other_model, "ema": state_dict(step)}, tmp_path / f"m{step}.pt")
+        torch.save({"model": other_model, "net": other_model, "ema": state_dict(step)}, tmp_path / f"n{step}.pt")
+    assert pack(tmp_path / "m*.pt", tmp_path / "t").metadata["key"] == "ema"
+    assert pack(tmp_path / "n*.pt", tmp_path / "u").metadata["key"] == "ema"
 
 
 @pytest.mark.parametrize("average", ["ema", "model_ema"])
 def test_an_average_that_begins_later_in_a_run_is_a_question(tmp_path, average):
     torch.save({"model": state_dict(2)}, tmp_path / "m1.pt")
-    torch.save({"model": state_dict(4), average: state_dict(5)}, tmp_path / "m2.pt")
+    torch.save({"model": {"w": torch.ones(3)}, average: state_dict(5)}, tmp_path / "m2.pt")
     with pytest.raises(TrajectoryError, match=rf"m2\.pt would be read by the key '{average}'.*first_step"):
         pack(tmp_path, tmp_path / "t")
-    assert same_bits(pack(tmp_path, tmp_path / "t", key="model").checkpoint(0), state_dict(2))
 
 
 @pytest.mark.parametrize("count", [1, 4])

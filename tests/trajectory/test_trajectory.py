@@ -259,8 +259,7 @@ def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkey
 
 
 def test_checkpoints_that_are_averages_have_no_other(tmp_path):
-    trajectory = two_in_a_file(tmp_path, None)
-    assert trajectory.metadata["key"] == "ema"
+    trajectory = two_in_a_file(tmp_path, "ema")
     assert trajectory.merges_averages
     assert trajectory.trainer_ema() is None
     assert make_trajectory(tmp_path / "written").trainer_ema() is None
