@@ -41,7 +41,7 @@ def export(
     form: _Form = None,
     dtype: _Dtype = None,
     trial: Annotated[
-        int | None, typer.Option(min=0, help="Export this trial. Default: the one chosen on held-out noise.")
+        int | None, typer.Option(min=0, help="Of a study, export this trial. Default: the one chosen on other noise.")
     ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
@@ -76,7 +76,10 @@ def export(
     else:
         recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
     sign = sign_of(stored.attributes)
-    line = f"{out}: {recipe.title if answer is None else answer.name}"
+    name = recipe.title
+    if answer is not None and answer.trial is None:
+        name = answer.name
+    line = f"{out}: {name}"
     if recipe.loss is not None:
         line += f", searched {number(as_known(recipe.loss, sign))}"
     if recipe.held_out is not None:

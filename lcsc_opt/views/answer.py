@@ -34,12 +34,12 @@ def answer_line(study: SummarizedStudy, answer: Answer) -> str:
         return f"The answer is {_name(study, answer)}, {metric} {value:.4g}: nothing that was found is better for sure."
     had = _value(study, answer.had.measured, metric)
     had_name = _with_article(answer.had.label or answer.had.name)
-    compared = f"{had_name} has {had:.4g}, the best of what there was"
+    compared = f"against {had:.4g} of {had_name}"
     if had and had * value > 0:
         share = (value - had) / abs(had)
         direction = "below" if share < 0 else "above"
-        compared = f"{abs(100 * share):.0f} % {direction} {had_name} ({had:.4g}), the best of what there was"
-    return f"The answer is {_name(study, answer)}: {metric} {value:.4g}, {compared}."
+        compared = f"{abs(100 * share):.0f} % {direction} the {had:.4g} of {had_name}"
+    return f"The answer is {_name(study, answer)}: {metric} {value:.4g}, {compared}, the best of what there was."
 
 
 def _absolute_metric(measured: MeasuredModel) -> str | None:
