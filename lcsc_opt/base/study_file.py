@@ -6,8 +6,9 @@ nearest known one. Nothing deeper in the library reads the YAML again.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
 DEFAULT_BUDGET = 100  # evaluations of each optimizer
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
@@ -118,35 +121,56 @@ class OptimizerSpec(FrozenModel):
 
 
 class BudgetSpec(FrozenModel):
-    """A total over the study's whole life: a number of evaluations, or of images."""
+    """A total over the study's whole life: a number of evaluations, or of images; or a time.
+
+    ``seconds`` are for all searches of a run together. ``5 min`` is short for ``{seconds: 300}``.
+    """
 
     evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
     images: Annotated[int, pydantic.Field(ge=1)] | None = None
+    seconds: Annotated[Finite, pydantic.Field(gt=0)] | None = None
 
-    @pydantic.model_validator(mode="after")
-    def _has_one_unit(self) -> BudgetSpec:
-        if (self.evaluations is None) == (self.images is None):
-            raise ValueError("expected either evaluations or images")
-        return self
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
+        if isinstance(value, str):
+            value = {"seconds": seconds_of(value)}
+        budget = parse(value)
+        if len(budget.model_dump(exclude_none=True)) != 1:
+            raise ValueError("expected either evaluations or images, or a time such as 5 min")
+        return budget
 
     @property
-    def unit(self) -> Literal["evaluations", "images"]:
+    def unit(self) -> Literal["evaluations", "images", "seconds"]:
         """What the budget counts."""
+        if self.seconds is not None:
+            return "seconds"
         return "images" if self.evaluations is None else "evaluations"
 
     @property
     def total(self) -> int:
-        """The number of evaluations or images."""
-        return self.evaluations or self.images or 0
+        """The number of evaluations, images or whole seconds."""
+        return self.evaluations or self.images or math.ceil(self.seconds or 0)
 
     def with_total(self, total: int) -> BudgetSpec:
         """Another total in the same unit."""
-        if self.unit == "images":
-            return BudgetSpec(images=total)
-        return BudgetSpec(evaluations=total)
+        return BudgetSpec(**{self.unit: total})
 
     def __str__(self) -> str:
         return f"{self.total:,} {self.unit}"
+
+
+def seconds_of(duration: str) -> float:
+    """A time as people write it, such as ``5 min``, in seconds.
+
+    Raises:
+        ValueError: it is no time, or none above zero.
+    """
+    match = _DURATION.fullmatch(duration.strip().lower())
+    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2][0]]
+    if seconds <= 0:
+        raise ValueError(f"expected a time such as 5 min, got {excerpt(duration)}")
+    return seconds
 
 
 class HeldOutSpec(FrozenModel):

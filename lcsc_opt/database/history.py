@@ -67,7 +67,7 @@ class SummarizedStudy:
         steps: ``[K]`` training steps of the checkpoints.
         layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
         settings: its specification, as nested mappings.
-        budget: ``{"evaluations": n}`` or ``{"images": n}``.
+        budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``, its share of a time for all searches.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
         start: the study at whose answer it began.
@@ -132,7 +132,7 @@ class SummarizedStudy:
 
     @property
     def budget_unit(self) -> str:
-        """The unit of the budget, ``evaluations`` or ``images``."""
+        """The unit of the budget: ``evaluations``, ``images`` or ``seconds``."""
         return next(iter(self.budget), "evaluations")
 
     @property
@@ -149,6 +149,8 @@ class SummarizedStudy:
         summary = self.summary
         if self.budget_unit == "images":
             return int(summary.charged_images + summary.uncharged_failures * summary.largest_images)
+        if self.budget_unit == "seconds":
+            return round(self.seconds)
         return summary.evaluations
 
     @property

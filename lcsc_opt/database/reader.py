@@ -510,7 +510,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         workers=int(specification.get("workers", 1)),
         sign=sign_of(attributes),
         keeps=keeps,
-        budget={unit: total for unit, total in budget.items() if total is not None},
+        budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOutReport.from_json(attributes.get("held_out")),
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),

@@ -16,7 +16,8 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
                        ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
                        ``layer_groups`` [S] by name; later:
-                       ``holder``, ``search_ended``, ``measured`` (models on other noise), ``held_out`` (the report),
+                       ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
+                       ``held_out`` (the report),
                        ``kept_bound`` (EMA* and the bound of the kept metric),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)

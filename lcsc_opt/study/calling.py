@@ -10,12 +10,10 @@ import contextlib
 import copy
 import dataclasses
 import datetime
-import math
 import operator
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,20 +25,18 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError, TrajectoryErro
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
-from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import (
     AUTO,
     DEFAULT_BUDGET,
     DEFAULT_STORAGE,
-    BudgetSpec,
     SpaceSpec,
     StudySpec,
     experiment_name,
     parse_studies,
+    seconds_of,
 )
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_existing, reading
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -60,10 +56,7 @@ from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
 DEFAULT_FILE = "studies.db"
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
 _EXPECTED_BUDGET = 'expected a whole number of evaluations, or a time such as "5 min"'
-_SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 
 StateDictOfStep = Mapping[int, Mapping[str, Tensor]]
 Checkpoints = str | Path | Trajectory | Sequence[str | Path] | StateDictOfStep | Sequence[Mapping[str, Tensor]]
@@ -141,7 +134,8 @@ def search(
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images and optimizers that follow the gradient of the loss, else ``None``.
         budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
-            ``timedelta``, which becomes a number of evaluations once, by timing one of them before the study begins.
+            ``timedelta``: then searches end, and only grids such as ``EMAGrid`` are never cut. Reports come after it.
+            A later call with more time continues.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
             kept: a temporary database lives as long as the result.
         seed: of everything random in the search.
@@ -216,18 +210,12 @@ def search(
         content = call.content(experiment, _optimizers(optimizers), seed, jobs)
         if space is not None or rows != AUTO:
             content["space"] = {"rows": rows, **_space(space)}
-        total = _evaluations_or_seconds(budget)
-        if isinstance(total, int):
-            content["budget"] = {"evaluations": total}
+        content["budget"] = _budget(budget)
         call.plans(content)  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, stored)
         loader = ObjectiveLoader()
         chosen = call.completed_plans(content, stored, loader)
-        if isinstance(total, float):
-            evaluations = _evaluations_in(total, chosen, loader, stored)
-            content["budget"] = {"evaluations": evaluations}
-            chosen = [plan.changed(budget=BudgetSpec(evaluations=evaluations)) for plan in chosen]
         finished = [plan for plan in chosen if plan.name in stored and is_finished(plan, stored[plan.name])]
         for plan in finished:
             if not (accept_changes or resume or retry_failed):
@@ -525,54 +513,21 @@ def _refuse_changes(plan: Plan, stored: Mapping[str, Any], url: str) -> None:
         )
 
 
-def _evaluations_in(
-    seconds: float,
-    plans: Sequence[Plan],
-    loader: ObjectiveLoader,
-    stored: Mapping[str, Mapping[str, Any]],
-) -> int:
-    """The evaluations of each optimizer that so much time is enough for, by timing one of each.
-
-    A study that continues keeps the number that it began with.
-    """
-    totals = [attributes["optimizer_budget"].get("evaluations") for attributes in stored.values()]
-    if any(totals):
-        return int(max(total for total in totals if total))
-    taken = 0.0
-    for plan in plans:
-        objective = loader.load(plan, {})
-        origin = default_origin(objective.steps)
-        for _ in range(2):  # the first call may load and compile
-            begin = time.perf_counter()
-            objective.evaluate(Candidate(origin), gradient=plan.follows_gradients)
-            lasted = time.perf_counter() - begin
-        taken += lasted + _SECONDS_TO_STORE
-    evaluations = max(math.floor(seconds * plan.workers / taken), 1)
-    notice(f"{plan.spec.name}: {seconds:g} s are about {evaluations} evaluations of each optimizer")
-    return evaluations
-
-
-def _evaluations_or_seconds(budget: Any) -> int | float:
-    """The budget: a number of evaluations if it is an ``int``, seconds if it is a ``float``.
+def _budget(budget: Any) -> dict[str, int | float]:
+    """The budget as a study file has it: evaluations, or seconds.
 
     Raises:
         StudySpecError: it is neither a whole number nor a time above zero.
     """
-    if isinstance(budget, datetime.timedelta):
-        seconds = budget.total_seconds()
-    elif isinstance(budget, str):
-        match = _DURATION.fullmatch(budget.strip().lower())
-        if match is None:
-            raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(budget)}")
-        seconds = float(match[1]) * _SECONDS[match[2][0]]
-    else:
-        evaluations = None
-        if not isinstance(budget, bool):
-            with contextlib.suppress(TypeError):
-                evaluations = operator.index(budget)  # of NumPy, too
-        if evaluations is None or evaluations < 1:
-            raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(budget)}")
-        return evaluations
-    if seconds <= 0:
-        raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(str(budget))}")
-    return seconds
+    try:
+        if isinstance(budget, datetime.timedelta):
+            return {"seconds": seconds_of(f"{budget.total_seconds()} s")}
+        if isinstance(budget, str):
+            return {"seconds": seconds_of(budget)}
+        evaluations = 0 if isinstance(budget, bool) else operator.index(budget)  # of NumPy, too
+    except (TypeError, ValueError):
+        evaluations = 0
+    if evaluations < 1:
+        given = str(budget) if isinstance(budget, datetime.timedelta) else budget
+        raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(given)}")
+    return {"evaluations": evaluations}

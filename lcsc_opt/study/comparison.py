@@ -134,6 +134,8 @@ def is_searched(plan: Plan, stored: Attributes) -> bool:
     if ended["exhausted"]:
         return True
     budget = plan.spec.budget
+    if budget.seconds is not None:
+        return bool(ended.get("deadline", 0.0) >= budget.seconds)
     if budget.evaluations is not None:
         return bool(ended["evaluations"] >= budget.evaluations)
     stored_images = stored["budget"].get("images") or 0

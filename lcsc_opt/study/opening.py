@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,6 @@ from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
@@ -47,6 +47,7 @@ from lcsc_opt.study.plan import Plan
 from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
+from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 
@@ -122,24 +123,27 @@ class PreparedStudy:
         """The attributes of the stored study, or those that a new one begins with."""
         return self._compared.attributes
 
-    def rehearse(self, plans: Sequence[Plan]) -> None:
+    def rehearse(self, plans: Sequence[Plan]) -> Pace:
         """Evaluate one candidate on one batch, as the searches and the reports of these plans will.
 
         Args:
             plans: those of this objective that have no result yet.
+
+        Returns:
+            How long the evaluations took.
 
         Raises:
             StudySpecError: the objective does not allow one of them.
             ObjectiveError: the candidate could not be evaluated.
         """
         if not plans:
-            return
+            return Pace()
         for plan in plans:
             plan.check(self.objective)
         space = self.plan.space(self.objective)
         evaluator = self._evaluator(self._compared.before["parallelism"])
         with contextlib.closing(evaluator):
-            rehearse(
+            return rehearse(
                 self.plan.spec.name,
                 self.objective,
                 self._persistently(evaluator),
@@ -172,13 +176,14 @@ class PreparedStudy:
             self.stored = study
             yield
 
-    def search(self, callbacks: Sequence[TrialCallback] = ()) -> None:
+    def search(self, callbacks: Sequence[TrialCallback] = (), *, seconds: float = 0.0) -> None:
         """Search until the budget is spent. A search that has ended is left as it is.
 
         One that a callback has stopped has not ended: it continues the next time.
 
         Args:
             callbacks: are called with Optuna's study and the trial, after each trial that ends in this run.
+            seconds: how long this run may search, if the budget is a time.
 
         Raises:
             Exception: what a callback raises; all results so far are stored.
@@ -191,6 +196,8 @@ class PreparedStudy:
         with self._one_by_one() as evaluate:
             score_trained_models(study, self.objective, self._report_plan(), evaluate)
         budget = plan.most(self.objective)
+        if budget.unit == "seconds":  # of which this study has a share
+            budget = BudgetSpec(seconds=max(math.ceil(before.get(SEARCH_SECONDS, 0.0) + seconds), 1))
         if budget.model_dump() != before["budget"]:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("budget", budget.model_dump())
@@ -200,14 +207,29 @@ class PreparedStudy:
         if incomplete is not None:
             notice(incomplete)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
-        with contextlib.closing(self._evaluator(before["parallelism"])) as evaluator:
+        begin = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            seconds_before = before.get(SEARCH_SECONDS, 0.0)
+            stack.callback(lambda: study.set_attribute(SEARCH_SECONDS, seconds_before + time.monotonic() - begin))
+            evaluator = stack.enter_context(contextlib.closing(self._evaluator(before["parallelism"])))
             bound = self._bound()
-            optimizer = self._optimizer()
+            parallelism = before["parallelism"]
+            new_optimizer = functools.partial(
+                plan.new_optimizer,
+                self.objective,
+                defaults=before.get("optimizer_defaults", {}),
+                workers=min(parallelism.get("workers", plan.workers), parallelism["in_flight"]),
+            )
+            planned = BudgetSpec(**before["optimizer_budget"])  # the first one, even if the budget is raised later
+            if planned.seconds is not None:
+                planned = self._planned(seconds, new_optimizer, evaluator)
+            optimizer = new_optimizer(planned)
             search = Search(
                 study,
                 optimizer,
                 evaluator,
                 budget=budget,
+                seconds=seconds - (time.monotonic() - begin),
                 first=plan.origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
                 constraint=None if bound is None else bound.constraint,
@@ -222,7 +244,10 @@ class PreparedStudy:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
         exhausted = getattr(optimizer, "finished", False)
-        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
+        ended = {"evaluations": search.told, "exhausted": exhausted}
+        if plan.spec.budget.seconds is not None:
+            ended["deadline"] = plan.spec.budget.seconds
+        study.set_attribute("search_ended", ended)
 
     def report(self) -> None:
         """Report on held-out noise as the study file asks, unless there is a report."""
@@ -274,27 +299,22 @@ class PreparedStudy:
         self.stored.set_attribute(KEPT_BOUND, bound.to_json())
         return bound
 
-    def _optimizer(self) -> Optimizer:
-        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
-        stored = self.stored.attributes
-        images = self.objective.samples.per_evaluation
-        first_budget = BudgetSpec(**stored["optimizer_budget"])
-        evaluations = first_budget.total
-        if first_budget.unit == "images":
-            evaluations = math.ceil(first_budget.total / images)
-        parallelism = stored["parallelism"]
-        workers = min(parallelism.get("workers", self.plan.workers), parallelism["in_flight"])
+    def _planned(
+        self, seconds: float, new_optimizer: Callable[[BudgetSpec], Optimizer], evaluator: Evaluator
+    ) -> BudgetSpec:
+        """What the optimizer of a new study plans with, if its budget is a time; it is stored."""
         space = self.plan.space(self.objective)
-        spec = self.plan.optimizer.with_defaults(stored.get("optimizer_defaults", {}))
-        optimizer = build_optimizer(spec, space, budget=evaluations, workers=workers, seed=self.plan.seed)
-        plan_budget = getattr(optimizer, "plan_budget", None)
-        if plan_budget is not None:
-            plan_budget(
-                evaluations=first_budget.evaluations,
-                images=first_budget.images,
-                images_per_evaluation=images,
-            )
-        return optimizer
+        evaluations = evaluations_in(
+            seconds * self.stored.attributes["parallelism"]["workers"],
+            Candidate(space.to_coefficients(np.zeros(space.shape))),
+            new_optimizer,
+            self._persistently(evaluator),
+            gradient=self.plan.follows_gradients,
+        )
+        notice(f"{self.stored.name}: {seconds:.3g} s are about {evaluations} evaluations")
+        planned = BudgetSpec(evaluations=evaluations)
+        self.stored.set_attribute("optimizer_budget", planned.model_dump())
+        return planned
 
     def _evaluator(self, parallelism: Mapping[str, Any]) -> Evaluator:
         """The workers there are now, for a study that may have begun with others.
@@ -345,15 +365,17 @@ class PreparedStudy:
         """
         if search.last_stored is not None:
             notice(f"{search.name}: continuing after trial {search.last_stored}")
-        shown = search.stored_spent
+        is_timed = search.budget.seconds is not None
+        shown = search.seconds_spent if is_timed else search.stored_spent
         nodes_written_at = -math.inf
 
         with progress(search.name, search.budget.total, done=shown) as advance:
 
             def on_tell(search: Search) -> None:
                 nonlocal shown, nodes_written_at
-                advance(max(search.spent - shown, 0), note=self._progress_note(search))
-                shown = max(shown, search.spent)
+                spent = search.seconds_spent if is_timed else search.spent
+                advance(max(spent - shown, 0), note=self._progress_note(search))
+                shown = max(shown, spent)
                 if time.monotonic() - nodes_written_at >= _NODES_SECONDS:
                     nodes_written_at = time.monotonic()
                     self._write_nodes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import DEFAULT_FILES
@@ -35,6 +36,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import (
+    build_optimizer,
     configure,
     needs_gradient,
     prefers_sequential_asks,
@@ -194,7 +196,7 @@ class Plan:
 
     def initial_attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
-        budget = self.spec.budget.model_dump()
+        budget = self.most(objective).model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
         attributes = {
@@ -306,12 +308,32 @@ class Plan:
             return ConvexSpace(steps, start)
         return AffineSpace(steps, start)
 
+    def new_optimizer(
+        self, objective: Objective, planned: BudgetSpec, *, defaults: Mapping[str, Any], workers: int = 1
+    ) -> Optimizer:
+        """A fresh optimizer that plans with this budget, a number of evaluations or images.
+
+        ``defaults`` are options that the study file does not name. ``workers`` candidates may be evaluated at once.
+        """
+        images = objective.samples.per_evaluation
+        evaluations = planned.total
+        if planned.unit == "images":
+            evaluations = math.ceil(planned.total / images)
+        spec = self.optimizer.with_defaults(defaults)
+        optimizer = build_optimizer(spec, self.space(objective), budget=evaluations, workers=workers, seed=self.seed)
+        plan_budget = getattr(optimizer, "plan_budget", None)
+        if plan_budget is not None:
+            plan_budget(evaluations=planned.evaluations, images=planned.images, images_per_evaluation=images)
+        return optimizer
+
     def most(self, objective: Objective) -> BudgetSpec:
-        """The budget, but no more than a grid has candidates."""
+        """The budget, but no more than a grid has candidates; no time cuts a grid."""
         budget = self.spec.budget
         candidates = self._grid_size(objective)
         if candidates is None:
             return budget
+        if budget.unit == "seconds":
+            return BudgetSpec(evaluations=candidates)
         return budget.with_total(min(budget.total, self._price(objective) * candidates))
 
     def why_incomplete(self, objective: Objective) -> str | None:
@@ -319,7 +341,7 @@ class Plan:
         candidates = self._grid_size(objective)
         if candidates is None:
             return None
-        affordable = self.spec.budget.total // self._price(objective)
+        affordable = self.most(objective).total // self._price(objective)
         if affordable >= candidates:
             return None
         return (

@@ -1,11 +1,13 @@
 """A rehearsal: one candidate, on one batch of images, by the code that a search and its report will run.
 
 What is broken fails here, in seconds, and not after an hour: a sampler without a graph where an optimizer follows the
-gradient, features that expect other channels, a missing file, too little memory.
+gradient, features that expect other channels, a missing file, too little memory. It also says how long a trial and the
+whole run will take.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coeffi
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.failure_policy import innermost_frame
+from lcsc_opt.study.timing import Pace
 
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 
@@ -28,8 +31,8 @@ def rehearse(
     *,
     gradient: bool,
     report: bool,
-) -> None:
-    """Evaluate a candidate once, and say how long a trial will take.
+) -> Pace:
+    """Evaluate a candidate once on each noise, and say how long a trial will take.
 
     Args:
         name: of the experiment, for messages.
@@ -39,26 +42,37 @@ def rehearse(
         gradient: whether an optimizer follows the gradient.
         report: whether results will be measured on selection and held-out noise.
 
+    Returns:
+        How long each took.
+
     Raises:
         ObjectiveError: the candidate could not be evaluated.
     """
-    noises = [SEARCH]
+    first = Candidate(coefficients, noise=SEARCH, rehearsal=True)
+    candidates = {"gradient" if gradient else "search": first}  # by what Pace calls them
     if report and objective.why_nothing_held_out() is None:
-        noises += [SELECTION, HELD_OUT]
-    for noise in noises:
-        candidate = Candidate(coefficients, noise=noise, rehearsal=True)
-        with_gradient = gradient and noise is SEARCH
+        candidates["selection"] = dataclasses.replace(first, noise=SELECTION)
+        candidates["held_out"] = dataclasses.replace(first, noise=HELD_OUT)
+        if len(objective.samples.samplers) > 1:
+            candidates["also"] = dataclasses.replace(first, noise=HELD_OUT, sampler=1)
+
+    seconds: dict[str, float] = {}
+    for kind, candidate in candidates.items():
+        with_gradient = kind == "gradient"
         start = time.perf_counter()
         outcome = evaluate(candidate, gradient=with_gradient)
         if isinstance(outcome, Failure):
             if outcome.traceback or (with_gradient and not outcome.retry):
                 raise ObjectiveError(f"{name}: {_sentence(outcome, candidate, with_gradient)}")
             continue  # this candidate could not be scored, which says nothing about others
-        if noise is SEARCH:
-            seconds = time.perf_counter() - start
-            if outcome.cost.images:
-                seconds *= objective.samples.per_evaluation / outcome.cost.images
-            _say_duration(name, seconds, gradient=gradient)
+        seconds[kind] = time.perf_counter() - start
+        if outcome.cost.images:
+            seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
+    trial = seconds.get("gradient", seconds.get("search", 0.0))
+    if trial >= _NOTICED_SECONDS:
+        kind = "a trial with its gradient" if gradient else "a trial"
+        say_duration(f"{name}: {kind} takes", trial)
+    return Pace(**seconds)
 
 
 def _sentence(failure: Failure, candidate: Candidate, gradient: bool) -> str:
@@ -70,12 +84,9 @@ def _sentence(failure: Failure, candidate: Candidate, gradient: bool) -> str:
     return f"{what} failed: {failure.reason.rstrip('.')}\n{place}".rstrip()
 
 
-def _say_duration(name: str, seconds: float, *, gradient: bool) -> None:
-    """Print how long a trial takes, where anybody would notice."""
-    if seconds < _NOTICED_SECONDS:
-        return
+def say_duration(what: str, seconds: float) -> None:
+    """Print how long something takes; ``what`` ends with the verb."""
     duration = f"{seconds:.2g} s"
     if seconds >= 100:
         duration = str(datetime.timedelta(seconds=round(seconds)))
-    kind = "a trial with its gradient" if gradient else "a trial"
-    notice(f"{name}: {kind} takes about {duration}")
+    notice(f"{what} about {duration}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,6 +64,7 @@ class Search:
         optimizer: freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
+        seconds: how long this run may ask for new candidates, if the budget is a time.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         constraint: the bound of the kept metric, with which every candidate is evaluated.
@@ -82,6 +84,7 @@ class Search:
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
+        seconds: float = 0.0,
         first: Sequence[Any] | None = None,
         images_per_evaluation: int = 0,
         constraint: Constraint | None = None,
@@ -92,6 +95,7 @@ class Search:
     ) -> None:
         self.name = study.name
         self.budget = budget
+        self._deadline = time.monotonic() + seconds
         self._study = study
         self._optimizer = optimizer
         self._evaluator = evaluator
@@ -116,7 +120,14 @@ class Search:
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
+        self._has_compared = False  # whether a trial was told whose loss compares, or would if it had not failed
         self.stopped = False
+
+    @property
+    def seconds_spent(self) -> int:
+        """How much of a budget that is a time is spent."""
+        left = max(self._deadline - time.monotonic(), 0.0)
+        return max(int((self.budget.seconds or 0.0) - left), 0)
 
     @property
     def failures(self) -> int:
@@ -125,6 +136,9 @@ class Search:
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
+
+        A time is over for new candidates only: stored ones are replayed whatever the clock says, and candidates that
+        are being evaluated are told.
 
         Args:
             on_tell: is called after each tell, and every few seconds while there is nothing to tell.
@@ -135,10 +149,11 @@ class Search:
             Exception: what a callback raises; all results so far are stored.
         """
         asked = 0  # what was spent on asks, in the budget's unit
-        while asked < self.budget.total:
+        while True:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_tell)
-            if getattr(self._optimizer, "finished", False):
+            is_spent = asked >= self.budget.total if self.budget.seconds is None else self._time_is_over()
+            if is_spent or getattr(self._optimizer, "finished", False):
                 break
             if self._callbacks.stopped:
                 self.stopped = True
@@ -150,9 +165,15 @@ class Search:
             self._tell_next(on_tell)
         self._failing.check_all(self.told)
 
+    def _time_is_over(self) -> bool:
+        """Whether no new candidate may be asked; one whose loss compares is asked in any case."""
+        if self._to_replay or not self._has_compared:
+            return False
+        return time.monotonic() >= self._deadline
+
     def _price(self, request: Request) -> int:
-        """What a candidate costs, in the unit of the budget."""
-        if self.budget.unit == "evaluations":
+        """What a candidate costs, in the unit of the budget; an evaluation if that is a time."""
+        if self.budget.unit != "images":
             return 1
         if request.images is None:
             return self._images_per_evaluation
@@ -257,10 +278,12 @@ class Search:
 
     def _to_tell(self, outcome: Outcome, number: int, request: Request) -> tuple[float, Evaluation | None]:
         """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
+        compares = request.compares(self._images_per_evaluation)
+        self._has_compared |= compares
         if isinstance(outcome, Failure):
             self._failing.add(outcome)
             return self._told_losses.of_failure, None
-        if request.compares(self._images_per_evaluation) and (self.best is None or outcome.loss < self.best[0]):
+        if compares and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, number)
         told = self._told_losses.of_success(outcome)
         return told.loss, told

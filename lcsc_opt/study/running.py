@@ -29,7 +29,9 @@ from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
 from lcsc_opt.study.origin import ended_grid, origin_at
 from lcsc_opt.study.plan import Plan, plans, with_grids
+from lcsc_opt.study.rehearsal import say_duration
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
+from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
 
 
 class Run:
@@ -59,7 +61,7 @@ class Run:
         self._accept_changes = accept_changes
         self._retry_failed = retry_failed
         self._objectives = ObjectiveLoader() if objectives is None else objectives
-        self._rehearsed: set[str] = set()  # keys of objectives
+        self._rehearsed: dict[str, Pace] = {}  # by keys of objectives
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
         self._storage = open_existing(url)
         files = files_directory(url)
@@ -67,7 +69,7 @@ class Run:
         self.plans = with_grids(ordered, self._studies())
 
     def rehearse(self) -> dict[str, Attributes]:
-        """Do all that comes before the first trial of each objective, and write no study.
+        """Do all that comes before the first trial of each objective, and say how long a run takes; write no study.
 
         Returns:
             Name → attributes of each study, as stored or as it would begin with.
@@ -77,10 +79,26 @@ class Run:
         """
         studies = self._studies()
         attributes = dict(studies)
+        timed: set[str] = set()  # keys of objectives
+        searches = 0.0
+        reports = 0.0
         for plan in self.plans:
-            if not self._is_finished(plan, studies.get(plan.name)):
-                with self._prepared(plan, studies) as study:
-                    attributes[plan.name] = study.attributes
+            key = plan.objective_key
+            if self._is_finished(plan, studies.get(plan.name)):
+                continue
+            with self._prepared(plan, studies) as study:
+                attributes[plan.name] = study.attributes
+                to_run = self._without_result(key, studies)
+                if to_run and key not in timed:
+                    timed.add(key)
+                    searches += searches_seconds(to_run, study.objective, self._rehearsed[key])
+                    reports += report_seconds(to_run, study.objective, self._rehearsed[key])
+        limits = [plan.spec.budget.seconds or 0.0 for plan in self.plans]  # one time, for all together
+        if timed:
+            name = self.plans[0].spec.sweep
+            say_duration(f"{name}: the whole run takes at most", max([searches, *limits]) + reports)
+            if reports:
+                say_duration(f"{name}: of these, reports take", reports)
         return attributes
 
     def evaluations(self) -> dict[str, int]:
@@ -117,7 +135,10 @@ class Run:
             if self._storage is None:
                 self._storage = open_storage(self._url, write=True)
             stack.enter_context(study.held(self._storage))
-            study.search(callbacks)
+            seconds = 0.0
+            if plan.spec.budget.seconds is not None:
+                seconds = seconds_for(plan, self.plans, studies)
+            study.search(callbacks, seconds=seconds)
             study.report()
             return outcome_of(plan, self._storage)
 
@@ -171,11 +192,11 @@ class Run:
         ) as study:
             if key not in self._rehearsed:
                 try:
-                    study.rehearse(self._without_result(key, studies))
+                    pace = study.rehearse(self._without_result(key, studies))
                 except LcscError as error:
                     self._refused[key] = error
                     raise
-                self._rehearsed.add(key)
+                self._rehearsed[key] = pace
             yield study
 
     def _start_of(self, plan: Plan, studies: Mapping[str, Attributes]) -> StoredStudy | None:

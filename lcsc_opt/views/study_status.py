@@ -30,7 +30,7 @@ class Progress:
 
     Attributes:
         state: ``running``, ``finished``, ``interrupted`` or ``empty``.
-        unit: the unit of the budget, ``evaluations`` or ``images``.
+        unit: the unit of the budget: ``evaluations``, ``images`` or ``seconds``.
         done: how much of the budget was spent.
         total: the budget; ``None`` if none is stored.
         per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.

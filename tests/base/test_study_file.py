@@ -125,7 +125,11 @@ def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path)
             "objective.settings.day: input was not a valid JSON value, got datetime.date(2024, 1, 2)",
         ),
         # wrong values
-        ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
+        (
+            {"budget": {"evaluations": 3, "images": 3}},
+            "budget: expected either evaluations or images, or a time such as 5 min",
+        ),
+        ({"budget": "soon"}, "budget: expected a time such as 5 min, got 'soon'"),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item after validation, not 0, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         ({"space": "afine"}, "space.kind: Input should be 'affine' or 'convex', got 'afine'"),

@@ -80,6 +80,7 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
         ("EMAGrid", {"evaluations": 300}, len(plain_averages(STEPS))),
         ("EMAGrid", {"evaluations": 2}, 2),
         ("EMAGrid", {"images": 10**6}, len(plain_averages(STEPS)) * IMAGES),
+        ("EMAGrid", {"seconds": 0.1}, len(plain_averages(STEPS))),
         ("CMA", {"images": 10**6}, 10**6),
     ],
 )

@@ -15,8 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
+from lcsc_opt.base.study_file import BudgetSpec, parse_studies
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.study.calling import _evaluations_or_seconds
+from lcsc_opt.database.connection import reading
+from lcsc_opt.database.store import our_studies
+from lcsc_opt.study.calling import _budget
+from lcsc_opt.study.timing import SEARCH_SECONDS
 from tests.commands import Typed
 from tests.processes import script_process
 
@@ -366,7 +370,9 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
     ("budget", "seconds"), [("2 seconds", 2), ("1 minute", 60), ("5 m", 300), ("1.5min", 90), ("2 hours", 7200)]
 )
 def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
-    assert _evaluations_or_seconds(budget) == seconds
+    assert _budget(budget) == {"seconds": seconds}
+    [spec] = parse_studies({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
+    assert spec.budget == BudgetSpec(seconds=seconds)
 
 
 def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,13 +421,35 @@ def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) ->
         search(states(), score=distance)
 
 
-def test_a_time_becomes_evaluations_and_stays_so(search: Any) -> None:
-    options = {"score": without_graph, "optimizers": "CMA"}
-    first = search(states(), **options, budget=datetime.timedelta(seconds=0.2))
-    many = len(first.studies[0].trials)
-    assert 1 <= many <= 10
-    again = search(states(), **options, budget="10 min", resume=True)
-    assert len(again.studies[0].trials) == many
+def asked(study: lcsc_opt.Study) -> list[Any]:
+    return [np.array(trial["coefficients"]).tolist() for trial in study.trials]
+
+
+def test_a_time_ends_the_search_but_no_grid_and_more_time_continues_it(search: Any) -> None:
+    options = {"score": without_graph, "optimizers": ["EMAGrid", "LCSC"], "resume": True}
+    short = search(states(), **options, budget=datetime.timedelta(seconds=0.01))
+    assert [study.state for study in short.studies] == ["finished"] * 2
+    candidates = len(short.studies[0].trials)
+    assert candidates > 5, "all averages, although they took the whole time"
+    first = asked(short.studies[1])
+    assert first, "a result, although no time was left"
+    same = search(states(), **options, budget=datetime.timedelta(seconds=0.01))
+    assert asked(same.studies[1]) == first
+
+    longer = search(states(), **options, budget="2 s")
+    assert len(longer.studies[0].trials) == candidates
+    continued = asked(longer.studies[1])
+    assert len(continued) > len(first)
+    assert continued[: len(first)] == first
+    with reading(longer.storage) as storage:
+        seconds = [study[SEARCH_SECONDS] for study in our_studies(storage).values()]
+    assert 1.9 < sum(seconds) < 5, "a machine may be slow"
+
+
+def test_a_search_that_follows_gradients_has_an_answer_however_little_time_there_is(search: Any) -> None:
+    result = search(states(), score=distance, optimizers="LCSCGradient", budget="0.001 s")
+    assert result.studies[0].searched is not None
+    assert len(result.studies[0].trials) == 2
 
 
 def test_an_interrupted_search_goes_on(search: Any) -> None:

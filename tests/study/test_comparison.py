@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,9 @@ def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
 def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehearse(sampled: Path, typed: Typed) -> None:
     said = typed("run", "sampled.yaml", "--dry-run")
     assert "sampled: a trial with its gradient takes about" in said.err
+    assert re.search(
+        r"sampled: the whole run takes at most about [0-9.]+ s\n.*: of these, reports take about [0-9.]+ s", said.err
+    )
     assert "sampled/LCSCGradient/0" in said.out
     assert not (sampled / "studies.db").exists()
     assert "takes about" in typed("run", "sampled.yaml").err

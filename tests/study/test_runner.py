@@ -115,6 +115,37 @@ def test_samples_that_pycma_mirrors_are_told_without_a_warning(url: str, objecti
     assert run(open_study(url), objective, asked=few, evaluations=20).told == 20
 
 
+@pytest.mark.parametrize("shuffled", [None, 3])
+def test_a_search_that_its_deadline_ended_continues_exactly(
+    shuffled: int | None, tmp_path: Path, url: str, objective: Objective
+) -> None:
+    whole = open_study(f"sqlite:///{tmp_path / 'whole.db'}")
+    run(whole, objective, shuffled=shuffled)
+    study = open_study(url)
+
+    def timed(seconds: float, replayed: int = 0) -> Search:
+        budget = BudgetSpec(seconds=1.0)
+        evaluator: Any = InProcessEvaluator(objective)
+        in_flight = 1
+        if shuffled is not None:
+            evaluator, in_flight = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
+        made = optimizer("LCSC", workers=1 if shuffled is None else 4)
+        search = Search(study, made, evaluator, budget=budget, seconds=seconds, in_flight=in_flight)
+        search.run()
+        assert search.told >= replayed
+        return search
+
+    first = timed(0.0).told
+    assert first == most_in_flight(1 if shuffled is None else 4), "those in flight until one can be compared"
+    assert timed(0.0, replayed=first).told == first, "stored trials are replayed, whatever the clock says"
+    timed(0.3, replayed=first + 1)
+    several = trials_of(study)
+    expected = trials_of(whole)
+    common = min(len(several), len(expected))
+    assert common > first
+    assert several[:common] == expected[:common]
+
+
 @pytest.mark.parametrize("name", ["LCSC", "CMA", "EMAGrid"])
 def test_a_search_interrupted_anywhere_asks_the_same_candidates(
     name: str, url: str, objective: Objective, undisturbed: Any

@@ -1,0 +1,180 @@
+"""How long studies take; and a time as a budget: what is left of it for a search, and what fits into that.
+
+The clock ends a search. The number of evaluations is what its optimizer plans with: it is estimated once, before the
+first trial, and stored, so that a search that continues asks the same candidates whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nevergrad.optimization.base import Optimizer
+
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
+from lcsc_opt.study.comparison import Attributes, is_searched
+from lcsc_opt.study.plan import Plan
+
+SEARCH_SECONDS = "search_seconds"
+"""The attribute of a study that says how long its search has taken, in all runs."""
+
+_SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
+_UNLIMITED = BudgetSpec(evaluations=10**9)
+_SIMULATED = 1000  # requests; more of them cost like the mean of these
+_FEWEST = 2  # a step, and a check of it
+_PLANNED = 0.9  # of the time: the last check that an optimizer plans should not come too late
+
+
+def seconds_for(plan: Plan, plans: Sequence[Plan], studies: Mapping[str, Attributes]) -> float:
+    """How long the search of a plan may still take: what is left is divided by the searches still to come.
+
+    Grids take what they need, and their time counts.
+
+    Args:
+        plan: whose budget is a time for all ``plans`` together.
+        plans: those of the run, in their order.
+        studies: name → attributes of the stored studies.
+    """
+    total = plan.spec.budget.seconds or 0.0
+    spent = sum(float(studies.get(other.name, {}).get(SEARCH_SECONDS, 0.0)) for other in plans)
+    to_come = list(plans)[list(plans).index(plan) :]
+    searches = [other for other in to_come if not other.is_grid and not is_searched(other, studies.get(other.name, {}))]
+    return max(total - spent, 0.0) / max(len(searches), 1)
+
+
+def evaluations_in(
+    seconds: float,
+    start: Candidate,
+    new_optimizer: Callable[[BudgetSpec], Optimizer],
+    evaluate: Callable[..., Any],
+    *,
+    gradient: bool,
+) -> int:
+    """About how many evaluations an optimizer asks for in so much time, by timing one of each kind.
+
+    Args:
+        seconds: of one worker.
+        start: a candidate as the search has them where it asks for nothing else.
+        new_optimizer: builds the optimizer; it plans with the budget that it is given.
+        evaluate: ``evaluate(candidate, gradient=…)``.
+        gradient: whether it follows the gradient: its steps have other numbers of images, which grow.
+    """
+    plain = _lasts(lambda: evaluate(start)) + _SECONDS_TO_STORE
+    seconds *= _PLANNED
+    if not gradient:
+        return max(int(seconds / plain), _FEWEST)
+    first = new_optimizer(_UNLIMITED).ask()
+    step = _lasts(lambda: evaluate(candidate_of(first), gradient=True))
+    step_images = request_of(first).images or 1
+
+    def price(request: Request) -> float:
+        if not request.gradient:
+            return plain
+        return step * (request.images or 1) / step_images + _SECONDS_TO_STORE
+
+    evaluations = 0
+    for request in _requests(new_optimizer(_UNLIMITED)):
+        seconds -= price(request)
+        if seconds < 0:
+            break
+        evaluations += 1
+    return max(evaluations, _FEWEST)
+
+
+def _requests(optimizer: Optimizer) -> Iterator[Request]:
+    """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
+    while True:
+        parameter = optimizer.ask()
+        yield request_of(parameter)
+        attach_evaluation(parameter, Evaluation(1.0, gradient=np.zeros_like(parameter.value)))
+        optimizer.tell(parameter, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How many seconds an evaluation takes with as many images as a search's; 0 where it was not timed.
+
+    Attributes:
+        gradient: with its gradient.
+        search: without.
+        selection: on the noise of the choice.
+        held_out: on that of the report, with its metrics.
+        also: in the second sampler.
+    """
+
+    gradient: float = 0.0
+    search: float = 0.0
+    selection: float = 0.0
+    held_out: float = 0.0
+    also: float = 0.0
+
+    @property
+    def plain(self) -> float:
+        """Of an evaluation of a search without a gradient, as far as it is known."""
+        return self.search or self.selection or self.gradient
+
+
+def searches_seconds(plans: Sequence[Plan], objective: Objective, pace: Pace) -> float:
+    """How long searches take at most, but for those that a time ends: some optimizers end by themselves."""
+    seconds = 0.0
+    for plan in plans:
+        if plan.most(objective).seconds is None:
+            seconds += _search_seconds(plan, objective, pace) / _at_once(plan, objective)
+    return seconds
+
+
+def _at_once(plan: Plan, objective: Objective) -> int:
+    """How many workers evaluate a candidate each. Where they share the images of one, its time was measured so."""
+    return int(plan.parallelism(objective)["workers"])
+
+
+def _search_seconds(plan: Plan, objective: Objective, pace: Pace) -> float:
+    """Of one search whose budget is no time, for one worker."""
+    budget = plan.most(objective)
+    images = objective.samples.per_evaluation
+    if not plan.follows_gradients:
+        evaluations = budget.evaluations or budget.total / images
+        return evaluations * (pace.plain + _SECONDS_TO_STORE)
+    seconds = 0.0
+    spent = 0.0
+    optimizer = plan.changed(space=SpaceSpec()).new_optimizer(objective, budget, defaults={})  # rows ask for the same
+    for request in itertools.islice(_requests(optimizer), _SIMULATED):
+        share = 1.0 if request.images is None else request.images / images
+        seconds += _SECONDS_TO_STORE + share * (pace.gradient if request.gradient else pace.plain)
+        spent += share * images if budget.unit == "images" else 1
+        if spent >= budget.total:
+            break
+    return seconds * max(budget.total / spent, 1.0)
+
+
+def report_seconds(plans: Sequence[Plan], objective: Objective, pace: Pace) -> float:
+    """How long the reports take: the best trials on the noise of the choice, the answer and the baselines."""
+    seconds = 0.0
+    images = objective.samples.per_evaluation
+    baselines = 2  # EMA*, and the last checkpoint
+    for plan in plans:
+        held_out = plan.spec.held_out
+        if held_out is None:
+            continue
+        share = 1.0
+        if images:
+            share = held_out.images_with(objective.samples.per_report) / images
+        models = 1 + baselines
+        baselines = 0  # an experiment measures them once
+        seconds += (
+            share * (held_out.top * pace.selection + models * pace.held_out) + min(share, 1.0) * models * pace.also
+        )
+    return seconds
+
+
+def _lasts(evaluate: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    evaluate()
+    return time.perf_counter() - begin
