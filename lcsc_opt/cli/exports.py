@@ -76,10 +76,8 @@ def export(
     else:
         recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
     sign = sign_of(stored.attributes)
-    name = recipe.title
-    if answer is not None and answer.trial is None:
-        name = answer.name
-    line = f"{out}: {name}"
+    name = f"trial {recipe.trial}" if answer is None else answer.name
+    line = f"{out}: {name} of {recipe.study}"
     if recipe.loss is not None:
         line += f", searched {number(as_known(recipe.loss, sign))}"
     if recipe.held_out is not None:
