@@ -50,7 +50,7 @@ demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of letters, com
 	@echo
 	@echo "Open in a browser: file://$(CURDIR)/$(DEMO).html, images before and after, curves, coefficients of each layer"
 	@echo "The same, live:    $(BIN)/lcsc dashboard, then http://127.0.0.1:8080"
-	@echo "The found model:   $(BIN)/lcsc export $(DEMO)/LCSCGradient/0 -o best.safetensors"
+	@echo "The best model:    $(BIN)/lcsc export $(DEMO) -o best.safetensors"
 
 models/letters.model/unet/diffusion_pytorch_model.safetensors: | setup
 	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 coupling=independent --data characters --steps 600 --checkpoint-every 6 -o models/letters.trajectory $(if $(wildcard models/letters.model),--resume)

@@ -30,6 +30,8 @@ from lcsc_opt.metrics.names import (
     MetricName,
 )
 
+LEAST_UNIT = 1e-8  # of the largest unit of fdr
+
 LossSetting = str | Mapping[str, float | Sequence[str]]
 """A metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``."""
 
@@ -72,8 +74,19 @@ class Loss:
         return cls(weights, parse_kept(keep, weights), bound, relative)
 
     def relative_to(self, values: Mapping[str, float]) -> Loss:
-        """The loss with each metric divided by its value in ``values``; a value of zero divides nothing."""
-        weights = {metric: weight / (values[str(metric)] or 1.0) for metric, weight in self.weights.items()}
+        """The loss with each metric divided by its value in ``values``.
+
+        Raises:
+            MetricError: a value is zero, or nothing beside the others: its metric would be all of the loss.
+        """
+        units = {metric: values[str(metric)] for metric in self.weights}
+        for metric, unit in units.items():
+            if not unit > LEAST_UNIT * max(units.values()):
+                raise MetricError(
+                    f"loss: fdr divides {metric} by that of an average of the checkpoints, which is {unit:.3g}: it is "
+                    "at no distance from the real images. Name the other representations, as {fdr: [inception, pixels]}"
+                )
+        weights = {metric: weight / units[metric] for metric, weight in self.weights.items()}
         return dataclasses.replace(self, weights=weights, relative=False)
 
     def describe(self) -> dict[str, Any]:

@@ -69,9 +69,12 @@ def test_the_model_that_gives_the_units_has_a_loss_of_one():
     assert scores.describe()["loss"] == {"fdr": ["inception", "pixels", "tones"]}
 
 
-def test_units_of_zero_divide_nothing():
-    loss = Loss.parse({"fdr": ["inception", "pixels"]}).relative_to({"fid": 0.0, "fid@pixels": 4.0})
-    assert list(loss.weights.values()) == [0.5, 0.125]
+def test_units_divide_and_one_that_is_nothing_beside_the_others_is_refused() -> None:
+    loss = Loss.parse({"fdr": ["inception", "pixels"]})
+    assert list(loss.relative_to({"fid": 2.0, "fid@pixels": 4.0}).weights.values()) == [0.25, 0.125]
+    for unit in (0.0, 1e-13):
+        with pytest.raises(MetricError, match="at no distance from the real images"):
+            loss.relative_to({"fid": unit, "fid@pixels": 4.0})
 
 
 def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():
