@@ -14,7 +14,7 @@ from lcsc_opt.checkpoints.names import natural_order
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
-    from lcsc_opt.database.report import Answer
+    from lcsc_opt.database.report import Choice
     from lcsc_opt.database.store import StoredStudy
 
 
@@ -133,7 +133,7 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
 
 
-def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Answer | None]:
+def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Choice | None]:
     """The study of that name; of an experiment's name the study that has its answer, and the answer.
 
     Without a report, an experiment's is the study of the lowest searched loss.

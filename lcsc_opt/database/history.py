@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.names import BASELINES, EMA_GRID, label
-from lcsc_opt.database.report import Answer, HeldOutReport
+from lcsc_opt.database.report import Choice, HeldOutReport
 from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
@@ -299,7 +299,7 @@ def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     return min(grids, key=rank, default=None)
 
 
-def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, Answer] | None:
+def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, Choice] | None:
     """The experiment's answer, and the study whose report has it: of all reports' the best on the noise of the choice.
 
     ``None`` without a report. Of equal ones it is a plain average's own.

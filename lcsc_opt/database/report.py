@@ -228,7 +228,7 @@ class Baseline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Choice:
     """The model that is handed out: the best that is known, by noise and real images that decided nothing before.
 
     Attributes:
@@ -253,7 +253,7 @@ class Answer:
         return self.had is None or self.had.name != self.name
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any] | None) -> Answer | None:
+    def from_json(cls, stored: Mapping[str, Any] | None) -> Choice | None:
         """A stored answer; ``None`` before there is one."""
         if stored is None:
             return None
@@ -387,7 +387,7 @@ class HeldOutReport:
     warning: str | None = None
     sampler: str | None = None
     also: HeldOutReport | None = None
-    choice: Answer | None = None
+    choice: Choice | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> HeldOutReport | None:
@@ -404,7 +404,7 @@ class HeldOutReport:
             warning=stored.get("warning"),
             sampler=stored.get("sampler"),
             also=cls.from_json(stored.get("also")),
-            choice=Answer.from_json(stored.get("choice")),
+            choice=Choice.from_json(stored.get("choice")),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
-from lcsc_opt.database.report import Answer
+from lcsc_opt.database.report import Choice
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -157,7 +157,7 @@ class Recipe(pydantic.BaseModel):
         objective: Objective,
         *,
         number: int | None = None,
-        answer: Answer | None = None,
+        answer: Choice | None = None,
         dtype: str | None = None,
     ) -> Recipe:
         """The recipe of a study's best model so far, of one trial, or of the ``answer`` of its report.
@@ -190,7 +190,7 @@ class Recipe(pydantic.BaseModel):
         )
 
     @classmethod
-    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Answer, dtype: str | None) -> Recipe:
+    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Choice, dtype: str | None) -> Recipe:
         trajectory = packed_trajectory(objective)
         _check_searched(study, trajectory)
         is_trainer_ema = answer.coefficients.shape == (len(trajectory) + 1,)

@@ -46,8 +46,8 @@ from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRA
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,
-    Answer,
     Baseline,
+    Choice,
     HeldOutReport,
     MeasuredModel,
     Measurement,
@@ -394,7 +394,7 @@ class _Choice:
         models: Sequence[_Model],
         trials: Mapping[_Model, Measurement],
         compared: _Compared,
-    ) -> Answer:
+    ) -> Choice:
         """The answer.
 
         Args:
@@ -419,7 +419,7 @@ class _Choice:
             measured = compared.answer
         else:
             measured = self._measurements.held_out(answer, constraint=self._constraint)
-        return Answer(
+        return Choice(
             name=answer.name,
             coefficients=answer.coefficients,
             selection=(had | found)[answer].loss,

@@ -19,7 +19,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import Answer
+from lcsc_opt.database.report import Choice
 from lcsc_opt.study.api import Study
 from lcsc_opt.views import UNKNOWN, percent
 from lcsc_opt.views.answer import first_line
@@ -170,7 +170,7 @@ class Result:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_studies([study.name for study in self.studies])
 
-    def _answer(self) -> tuple[StudyHistory, Answer | None]:
+    def _answer(self) -> tuple[StudyHistory, Choice | None]:
         """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
         studies = self._histories()
         answer = answer_of(studies)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lcsc_opt.database.history import SummarizedStudy, answer_of
 from lcsc_opt.database.names import BASELINES, EMA, LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Answer, MeasuredModel
+from lcsc_opt.database.report import Choice, MeasuredModel
 from lcsc_opt.views.ranking import Ranked, headline
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
@@ -26,7 +26,7 @@ def first_line(studies: Sequence[SummarizedStudy], ranked: Sequence[Ranked]) -> 
     return f"{answer_line(*found)} {ahead}"
 
 
-def answer_line(study: SummarizedStudy, answer: Answer) -> str:
+def answer_line(study: SummarizedStudy, answer: Choice) -> str:
     """One sentence: the model, a number that does not depend on the study, and the same of what the user had."""
     metric = _absolute_metric(answer.measured) or study.metric
     value = _value(study, answer.measured, metric)
@@ -53,7 +53,7 @@ def _value(study: SummarizedStudy, measured: MeasuredModel, metric: str) -> floa
     return study.sign * measured.loss if value is None else value
 
 
-def _name(study: SummarizedStudy, answer: Answer) -> str:
+def _name(study: SummarizedStudy, answer: Choice) -> str:
     """``LCSCGradient, trial 38``; of what the user had, its name."""
     if study.optimizer in BASELINES and answer.name == EMA:
         return study.label
