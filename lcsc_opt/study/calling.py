@@ -122,8 +122,8 @@ def search(
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
             items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md).
-        held_out: for a score, a function like it, on data that no search sees: the table compares its values. For
-            images, how many the report samples.
+        held_out: for a score, a function like it, on data that no search sees: the table compares its values. If it
+            returns single outcomes, every other one chooses the answer. For images, how many the report samples.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
             ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.

@@ -2,7 +2,9 @@
 
 A search overfits its group of noise a little, and the best of several values is too good by chance. So the ``top``
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out* noise,
-which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
+which decided nothing. The answer of the experiment is chosen on selection noise, too, among these and what the user had
+(:mod:`~lcsc_opt.study.choice`). Several groups of held-out noise are possible; their spread says how far to trust the
+number.
 
 The last checkpoint, and the trainer's own EMA if there is one, are scored there before the search: their numbers are
 also in the trainer's log. If the objective has evaluation metrics, EMA* (or else the EMA that searches start from) is

@@ -367,6 +367,15 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     assert list(score_held_out(study, Measured(), HeldOutPlan(images=20, top=5)).selection) == [4, 1]
 
 
+def test_trials_are_ranked_by_the_real_images_that_a_search_stops_by(study: StoredStudy) -> None:
+    for number, (loss, unseen) in enumerate([(0.01, 9.0), (0.02, 0.001), (0.03, 8.0)], start=5):
+        key = study.add_candidate(Candidate(coefficients(number)))
+        study.finish(key, Evaluation(loss, unseen=unseen))
+    [key] = score_held_out(study, Measured(), HeldOutPlan(images=20, top=1)).selection
+    [trial] = [trial for trial in study.trials() if trial.number == key]
+    assert trial.value == 0.02
+
+
 def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
     report = score_held_out(study, Measured(trades), PLAN)
     precision, near = row(report, "precision"), row(report, "near")
