@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,8 +10,6 @@ import numpy.typing as npt
 
 STANDARD_ERROR = "_stderr"
 """Behind the name of a metric, as lm_eval has it: the standard error of its value."""
-
-PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
 
 Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
@@ -36,39 +33,22 @@ HELD_OUT = Noise("held-out")
 
 
 @dataclasses.dataclass(frozen=True)
-class Constraint:
-    """The bound of the kept metric, and what is measured at EMA* on the noise of the search.
+class Yardstick:
+    """What one fixed average of the checkpoints measures on some noise: losses on this noise are relative to it.
 
     Attributes:
-        loss: EMA*'s loss.
-        value: the bound: EMA*'s value of the kept metric, or the one of the settings.
+        metrics: name → value, of the metrics that the loss is made of.
+        kept: the metric that must not get worse; ``None`` if the loss has none.
+        sign: of the kept metric: −1 if higher is better, else 1.
+        bound: its worst value: the average's, or the one of the settings.
         deviation: the standard deviation of the kept metric between images.
-        guide: EMA*'s value of the metric whose gradient is followed.
-        sign: −1 if higher values of the kept metric are better, else 1.
     """
 
-    loss: float
-    value: float
-    deviation: float
-    guide: float
-    sign: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        """The loss at EMA* divided by the guide there: the factor between their units."""
-        return abs(self.loss) / (self.guide or 1.0)
-
-    def violation(self, value: float, images: int) -> float:
-        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
-        excess = self.sign * (value - self.value)
-        standard_error = self.deviation / math.sqrt(images)
-        if standard_error > 0:
-            return excess / standard_error
-        return float(excess > 0)
-
-    def penalty(self, value: float) -> float:
-        """What is added to the loss."""
-        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
+    metrics: Mapping[str, float]
+    kept: str | None = None
+    sign: int = 1
+    bound: float = 0.0
+    deviation: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +65,7 @@ class Candidate:
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
-        constraint: the bound of the kept metric; ``None`` evaluates without a penalty, also where a metric is kept.
+        yardstick: what the loss is relative to; without it the metrics of the loss have no units and no bound.
         rehearsal: whether nobody compares the loss: one batch of images is enough.
         unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
             loss is comparable with no other.
@@ -96,7 +76,7 @@ class Candidate:
     images: int | None = None
     noise: Noise = SEARCH
     keep_weight: float | None = None
-    constraint: Constraint | None = None
+    yardstick: Yardstick | None = None
     rehearsal: bool = False
     unbiased: bool = False
     sampler: int = 0
@@ -158,8 +138,6 @@ class Evaluation:
         gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a bound.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
-        constraint: the bound of the kept metric if this candidate is EMA*; ``None`` if no metric is kept, and of a
-            candidate that has a constraint already.
         without_groups: on held-out noise, ``loss`` or a metric → its values without one of ten groups of images each
             (:mod:`lcsc_opt.base.jackknife`), for the intervals of a report; empty if they are not known.
     """
@@ -170,7 +148,6 @@ class Evaluation:
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
     violation: float | None = None
     unseen: float | None = None
-    constraint: Constraint | None = None
     without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
 

@@ -322,37 +322,3 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     """``[n]``, whether each trial has ended."""
     unfinished = [state.value for state in TrialState if not state.is_finished()]
     return ~np.isin(trials["state"], unfinished)
-
-
-def kept_metric(specification: Mapping[str, Any]) -> Mapping[str, float | None]:
-    """The metric that is kept, as reports name it → its bound, ``None`` for EMA*'s value; empty if none is kept."""
-    settings = (specification.get("objective") or {}).get("settings") or {}
-    keep = settings.get("keep")  # an objective of the user's own may mean something else by keep and loss
-    bounds: Mapping[Any, Any] = {}
-    if isinstance(keep, str):
-        bounds = {keep: None}
-    elif isinstance(keep, Mapping):
-        bounds = keep
-    extractor_suffix = _extractor_suffix(settings.get("loss") or "fdr")
-    kept: dict[str, float | None] = {}
-    for metric, bound in bounds.items():
-        name = str(metric) if "@" in str(metric) else f"{metric}{extractor_suffix}"
-        if bound is None or isinstance(bound, (int, float)):
-            kept[name.removesuffix("@inception")] = bound
-    return kept
-
-
-def _extractor_suffix(loss: Any) -> str:
-    """The end of a metric's name that says whose features the loss uses, such as ``@clip``; or nothing."""
-    weights: Mapping[Any, Any] = {}
-    if isinstance(loss, str):
-        weights = {loss: 1.0}
-    elif isinstance(loss, Mapping) and isinstance(loss.get("fdr"), Sequence):
-        weights = {f"fid@{extractor}": 1.0 for extractor in loss["fdr"]}
-    elif isinstance(loss, Mapping):
-        weights = loss
-    for metric, weight in weights.items():
-        if metric != "reward" and weight:
-            _, at, extractor = str(metric).partition("@")
-            return at + extractor
-    return ""

@@ -33,12 +33,11 @@ from lcsc_opt.database.history import (
     Trials,
     in_tell_order,
     is_finished,
-    kept_metric,
     sign_of,
 )
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.report import HeldOutReport, search_yardstick
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
@@ -500,7 +499,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
     specification = attributes.get("specification") or {}
     budget = attributes.get("budget") or {}
     nodes = attributes.get(NODES) or {}
-    keeps = bool(kept_metric(specification))
+    yardstick = search_yardstick(attributes)
     return dataclasses.replace(
         study,
         steps=tuple(attributes.get("steps") or ()),
@@ -509,7 +508,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         settings=specification,
         workers=int(specification.get("workers", 1)),
         sign=sign_of(attributes),
-        keeps=keeps,
+        keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOutReport.from_json(attributes.get("held_out")),

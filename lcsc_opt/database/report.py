@@ -12,11 +12,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.base.records import Coefficients, Noise, SamplerTitle
+from lcsc_opt.base.records import SEARCH, Coefficients, Noise, SamplerTitle, Yardstick
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.names import EMA
 
 MEASURED = "measured"  # the attribute of a study with all measurements on other noise than the search's
+YARDSTICKS = "yardsticks"  # the one with what losses are relative to, on the search's noise and on other
 HELD_OUT_REPORT = "held_out"  # the one with the report
 SINGLE_GROUP_NOISE = 0.02  # of the value; one group has no spread, and a smaller change counts as noise
 Interval = tuple[float, float]
@@ -71,6 +72,22 @@ class Measurement:
         return self.metrics.get(metric)
 
 
+def sample_key(images: int, noise: Noise, sampler: SamplerTitle | None) -> str:
+    """What a measurement is made on, as a key; ``sampler`` is ``None`` for that of the search."""
+    key = f"{images} {noise.group} {noise.seed}"
+    if sampler is not None:
+        key += f" {sampler.sha256[:16]}"
+    return key
+
+
+def search_yardstick(attributes: Mapping[str, Any]) -> Yardstick | None:
+    """What the losses of a study are relative to, from its attributes; ``None`` if they are absolute."""
+    for key, stored in (attributes.get(YARDSTICKS) or {}).items():
+        if key.split()[1] == SEARCH.group:
+            return Yardstick(**stored)
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class MeasurementKey:
     """What a measurement is stored under in the study attribute ``measured``: the model, and images and noise.
@@ -102,9 +119,7 @@ class MeasurementKey:
             sampler: ``None`` for that of the search, if any.
             weights_sha256: of the trainer's own average, which the coefficients do not tell; ``None`` otherwise.
         """
-        sample = f"{images} {noise.group} {noise.seed}"
-        if sampler is not None:
-            sample += f" {sampler.sha256[:16]}"
+        sample = sample_key(images, noise, sampler)
         model = weights_sha256 or hashlib.sha256(coefficients.tobytes()).hexdigest()
         return cls(model=model[:16], sample=sample)
 

@@ -9,8 +9,7 @@ trial                  value (the loss), state (``PRUNED`` where the loss does n
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for,
                        ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
-                       ``traceback``, and the ``reason`` of a failed trial; ``constraint``, the bound of the kept
-                       metric if this model is EMA*
+                       ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
@@ -18,7 +17,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
                        ``held_out`` (the report),
-                       ``kept_bound`` (EMA* and the bound of the kept metric),
+                       ``yardsticks`` (what losses are relative to),
                        ``retry``, ``changes``, ``ray``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
@@ -158,8 +157,6 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["violation"] = evaluation.violation
     if evaluation.unseen is not None:
         attributes["unseen"] = evaluation.unseen
-    if evaluation.constraint is not None:
-        attributes["constraint"] = dataclasses.asdict(evaluation.constraint)
     return attributes
 
 

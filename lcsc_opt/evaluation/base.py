@@ -15,7 +15,7 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import printable
-from lcsc_opt.base.records import Candidate, Constraint, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
@@ -122,12 +122,6 @@ def _plain(answer: object) -> Evaluation:
     gradient = answer.gradient
     if gradient is not None:
         gradient = np.asarray(gradient, dtype=np.float64)
-    constraint = answer.constraint
-    if constraint is not None:
-        numbers = dataclasses.asdict(constraint)
-        for name, value in numbers.items():
-            numbers[name] = float(_number(f"constraint.{name}", value))
-        constraint = Constraint(**numbers)
     cost = {name: _number(f"cost.{name}", value) for name, value in dataclasses.asdict(answer.cost).items()}
     return dataclasses.replace(
         answer,
@@ -137,7 +131,6 @@ def _plain(answer: object) -> Evaluation:
         gradient=gradient,
         violation=_optional_float("violation", answer.violation),
         unseen=_optional_float("unseen", answer.unseen),
-        constraint=constraint,
         without_groups={
             name: tuple(float(_number(f"without_groups.{name}", value)) for value in values)
             for name, values in answer.without_groups.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.jackknife import GROUPS
-from lcsc_opt.base.records import PENALTY, Constraint
+from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features, seen_images
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.frechet import Array
-from lcsc_opt.metrics.loss import Loss, why_no_gradient
+from lcsc_opt.metrics.loss import PENALTY, Loss, why_no_gradient
 from lcsc_opt.metrics.names import TO_HELD_OUT, Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
@@ -50,7 +51,6 @@ class ImageMetrics:
         metrics: all metrics to compute, those of the loss among them.
         references: extractor's name in the metrics → its reference.
         total: how many images the whole evaluation has.
-        constraint: the bound of the kept metric; ``None`` bounds nothing.
         gradient: keep the features that the gradient of the loss needs.
         unbiased: extrapolate distances to infinitely many images.
         chooses: whether the loss is the distance to the held-out images, if there are some.
@@ -65,7 +65,6 @@ class ImageMetrics:
         references: Mapping[str, Reference],
         *,
         total: int,
-        constraint: Constraint | None = None,
         gradient: bool = False,
         unbiased: bool = False,
         chooses: bool = False,
@@ -78,7 +77,6 @@ class ImageMetrics:
         self._total = total
         self._chooses = chooses
         self._intervals = intervals
-        self._constraint = constraint
         self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
@@ -128,11 +126,16 @@ class ImageMetrics:
     def compute(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
         values = {metric: self._value(metric) for metric in self.metrics}
-        loss = self._loss.value(values, self._constraint)
+        loss = self._loss.value(values)
         unseen = self.unseen() if self._chooses else None
         if unseen is not None:
             loss = unseen
-        return loss, {str(metric): value for metric, value in values.items()}
+        named = {str(metric): value for metric, value in values.items()}
+        keep = self._loss.keep
+        if keep is not None and self._loss.constraint is None:  # a yardstick says how certain its bound is
+            deviation = self._features[keep.extractor].deviation(keep.formula)
+            named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._total)
+        return loss, named
 
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)
@@ -156,7 +159,7 @@ class ImageMetrics:
             losses = []
             for group in range(GROUPS):
                 of_others = {metric: float(columns[term][group]) for metric, term in terms.items()}
-                losses.append(self._loss.value(of_others, self._constraint))
+                losses.append(self._loss.value(of_others))
             named["loss"] = np.array(losses)
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
 
@@ -166,8 +169,8 @@ class ImageMetrics:
         Called before :meth:`compute`, both share one decomposition.
 
         Args:
-            keep_weight: the weight of the kept metric's guide in the sum. With 1, its value at EMA* counts as much as
-                the loss at EMA*. ``None`` gives the guide the weight of the penalty, if there is one.
+            keep_weight: the weight of the kept metric's guide in the sum. With 1, its value at the yardstick counts as
+                much as the loss there. ``None`` gives the guide the weight of the penalty, if there is one.
 
         Raises:
             MetricError: a metric of the loss has no gradient, or its features were not kept.
@@ -186,20 +189,21 @@ class ImageMetrics:
         """Metric → its weight in the gradient: the weights of the loss, and that of the kept metric's guide."""
         weights = dict(self._loss.weights)
         keep = self._loss.keep
-        if keep is None or self._constraint is None:
+        constraint = self._loss.constraint
+        if keep is None or constraint is None:
             return weights
         self._features[keep.extractor].gradient(keep.guide.formula)  # first, since it computes the value, too
         if keep_weight is None:
-            penalty = self._constraint.penalty(self._value(keep))
+            penalty = constraint.penalty(self._value(keep))
             keep_weight = PENALTY if penalty > 0 else 0.0
-        weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * self._constraint.scale
+        weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * constraint.scale
         return weights
 
     def violation(self) -> float | None:
         """By how many standard errors the kept metric is worse than its bound; ``None`` without a bound."""
-        if self._loss.keep is None or self._constraint is None:
+        if self._loss.keep is None or self._loss.constraint is None:
             return None
-        return self._constraint.violation(self._value(self._loss.keep), self._total)
+        return self._loss.constraint.violation(self._value(self._loss.keep), self._total)
 
     def unseen(self) -> float | None:
         """The loss with its distances to the held-out real images in place of the reference.
@@ -210,7 +214,7 @@ class ImageMetrics:
         if not terms:
             return None
         values = {metric: self._value(terms.get(metric, metric)) for metric in self._loss.metrics}
-        return self._loss.value(values, self._constraint)
+        return self._loss.value(values)
 
     def _unseen_terms(self) -> dict[MetricName, MetricName]:
         """Metric of the loss → the same distance to held-out real images; empty unless all of them have such."""
@@ -222,19 +226,6 @@ class ImageMetrics:
                 return {}
             terms[metric] = MetricName(TO_HELD_OUT[metric.formula], metric.extractor)
         return terms
-
-    def measured_constraint(self, loss: float) -> Constraint | None:
-        """The bound of the kept metric, if these are images of EMA*; ``None`` if no metric is kept.
-
-        Args:
-            loss: of :meth:`compute`, without a penalty.
-        """
-        keep = self._loss.keep
-        if keep is None:
-            return None
-        value = self._value(keep) if self._loss.bound is None else self._loss.bound
-        deviation = self._features[keep.extractor].deviation(keep.formula)
-        return Constraint(loss, value, deviation, self._value(keep.guide), keep.sign)
 
 
 def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:

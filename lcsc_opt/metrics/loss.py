@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import Constraint
+from lcsc_opt.base.records import STANDARD_ERROR, Yardstick
 from lcsc_opt.metrics.names import (
     DIFFERENTIABLE,
     DISTANCES,
@@ -31,9 +31,46 @@ from lcsc_opt.metrics.names import (
 )
 
 LEAST_UNIT = 1e-8  # of the largest unit of fdr
+PENALTY = 10.0  # times the loss of the yardstick, for a value that is twice the bound
 
 LossSetting = str | Mapping[str, float | Sequence[str]]
 """A metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """The bound of the kept metric.
+
+    Attributes:
+        loss: the loss of the yardstick.
+        value: the bound.
+        deviation: the standard deviation of the kept metric between images.
+        guide: the yardstick's value of the metric whose gradient is followed.
+        sign: −1 if higher values of the kept metric are better, else 1.
+    """
+
+    loss: float
+    value: float
+    deviation: float
+    guide: float
+    sign: int = 1
+
+    @property
+    def scale(self) -> float:
+        """The loss of the yardstick divided by its guide: the factor between their units."""
+        return abs(self.loss) / (self.guide or 1.0)
+
+    def violation(self, value: float, images: int) -> float:
+        """By how many standard errors, for this many images, ``value`` is worse than the bound."""
+        excess = self.sign * (value - self.value)
+        standard_error = self.deviation / math.sqrt(images)
+        if standard_error > 0:
+            return excess / standard_error
+        return float(excess > 0)
+
+    def penalty(self, value: float) -> float:
+        """What is added to the loss."""
+        return PENALTY * abs(self.loss) / (self.value or 1.0) * max(0.0, self.sign * (value - self.value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +80,16 @@ class Loss:
     Attributes:
         weights: metric → its weight in the sum, from which metrics are subtracted where higher is better.
         keep: the metric that must not get worse than its bound.
-        bound: the bound of the settings; ``None`` for EMA*'s value.
-        relative: whether each metric is still to be divided by its value for one fixed average of the checkpoints
-            (:meth:`relative_to`); until then the loss is that of ``fdr`` only up to these units.
+        bound: the bound of the settings; ``None`` for the yardstick's value.
+        relative: whether each metric is divided by the yardstick's value of it.
+        constraint: what bounds the kept metric; ``None`` until the loss is :meth:`relative_to` a yardstick.
     """
 
     weights: Mapping[MetricName, float]
     keep: MetricName | None = None
     bound: float | None = None
     relative: bool = False
+    constraint: Constraint | None = None
 
     @classmethod
     def parse(cls, loss: LossSetting, keep: Kept | None = None) -> Loss:
@@ -73,21 +111,48 @@ class Loss:
             bound = next(iter(keep.values()))
         return cls(weights, parse_kept(keep, weights), bound, relative)
 
-    def relative_to(self, values: Mapping[str, float]) -> Loss:
-        """The loss with each metric divided by its value in ``values``.
+    @property
+    def has_yardstick(self) -> bool:
+        """Whether it is relative to what one fixed average of the checkpoints measures."""
+        return self.relative or self.keep is not None
+
+    def yardstick(self, measured: Mapping[str, float], images: int) -> Yardstick:
+        """The yardstick, from metrics of the fixed average on this many images.
 
         Raises:
-            MetricError: a value is zero, or nothing beside the others: its metric would be all of the loss.
+            MetricError: ``fdr`` would divide by a value that is zero, or nothing beside the others: its metric would be
+                all of the loss.
         """
-        units = {metric: values[str(metric)] for metric in self.weights}
-        for metric, unit in units.items():
-            if not unit > LEAST_UNIT * max(units.values()):
-                raise MetricError(
-                    f"loss: fdr divides {metric} by that of an average of the checkpoints, which is {unit:.3g}: it is "
-                    "at no distance from the real images. Name the other representations, as {fdr: [inception, pixels]}"
-                )
-        weights = {metric: weight / units[metric] for metric, weight in self.weights.items()}
-        return dataclasses.replace(self, weights=weights, relative=False)
+        metrics = {str(metric): measured[str(metric)] for metric in self.metrics}
+        if self.relative:
+            _check_units({str(metric): metrics[str(metric)] for metric in self.weights})
+        if self.keep is None:
+            return Yardstick(metrics)
+        return Yardstick(
+            metrics,
+            kept=str(self.keep),
+            sign=self.keep.sign,
+            bound=metrics[str(self.keep)] if self.bound is None else self.bound,
+            deviation=measured[f"{self.keep}{STANDARD_ERROR}"] * math.sqrt(images),
+        )
+
+    def relative_to(self, yardstick: Yardstick) -> Loss:
+        """The loss in the units of a yardstick, and with its bound."""
+        weights = dict(self.weights)
+        if self.relative:
+            weights = {metric: weight / yardstick.metrics[str(metric)] for metric, weight in weights.items()}
+        loss = dataclasses.replace(self, weights=weights)
+        if self.keep is None:
+            return loss
+        measured = {metric: yardstick.metrics[str(metric)] for metric in self.metrics}
+        constraint = Constraint(
+            loss=loss.value(measured),
+            value=yardstick.bound,
+            deviation=yardstick.deviation,
+            guide=measured[self.keep.guide],
+            sign=yardstick.sign,
+        )
+        return dataclasses.replace(loss, constraint=constraint)
 
     def describe(self) -> dict[str, Any]:
         """The weights, for the fingerprint of a study; of a relative loss its extractors."""
@@ -108,12 +173,22 @@ class Loss:
         """The names of the extractors whose features the loss is made of."""
         return tuple(dict.fromkeys(metric.extractor for metric in self.metrics))
 
-    def value(self, values: Mapping[MetricName, float], constraint: Constraint | None) -> float:
-        """The loss of these values of its metrics; without a constraint, nothing is bounded."""
+    def value(self, values: Mapping[MetricName, float]) -> float:
+        """The loss of these values of its metrics."""
         penalty = 0.0
-        if self.keep is not None and constraint is not None:
-            penalty = constraint.penalty(values[self.keep])
+        if self.keep is not None and self.constraint is not None:
+            penalty = self.constraint.penalty(values[self.keep])
         return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
+
+
+def _check_units(units: Mapping[str, float]) -> None:
+    """Refuse units of ``fdr`` that are zero, or nothing beside the others."""
+    for metric, unit in units.items():
+        if not unit > LEAST_UNIT * max(units.values()):
+            raise MetricError(
+                f"loss: fdr divides {metric} by that of an average of the checkpoints, which is {unit:.3g}: it is "
+                "at no distance from the real images. Name the other representations, as {fdr: [inception, pixels]}"
+            )
 
 
 def _representations(loss: LossSetting) -> tuple[str, ...] | None:
@@ -206,7 +281,7 @@ def _checked_weight(metric: MetricName, weight: object) -> float:
 
 
 def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
-    """The metric that may not get worse than at EMA*, the best of the window's EMA rates, or than its bound.
+    """The metric that may not get worse than at the yardstick, or than its bound.
 
     FID falls while single images get worse. Optimizers that follow gradients add that of its guide
     (:attr:`MetricName.guide`), with a weight that they choose themselves, for example by dual ascent. All others get

@@ -6,7 +6,6 @@ have. :class:`~lcsc_opt.metrics.image_metrics.ImageMetrics` computes both for th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Constraint
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
@@ -45,7 +44,8 @@ class MetricSuite:
         loss: a metric, the weights of a sum of metrics, or ``fdr``.
         metrics: computed with the loss in every evaluation.
         held_out_metrics: computed only in held-out reports.
-        keep: a metric that may not get worse than at EMA*, or metric → bound: ``precision``, ``near``, ``hinge``.
+        keep: a metric that may not get worse than at the yardstick, or metric → bound: ``precision``, ``near``,
+            ``hinge``.
         device: where distances between features are computed.
         report_references: builds references that only held-out reports need, when they are first needed. One for an
             extractor of the loss replaces that in ``references``, and the metrics of
@@ -74,7 +74,6 @@ class MetricSuite:
         report_references: BuildReferences | None = None,
     ) -> None:
         self.loss = Loss.parse(loss, keep)
-        self._described_loss = self.loss.describe()
         self._device = device
 
         metric_texts = in_features_of(self.loss.weights, metrics)
@@ -114,16 +113,6 @@ class MetricSuite:
         return self.loss.weights
 
     @property
-    def keep(self) -> MetricName | None:
-        """The metric that is kept."""
-        return self.loss.keep
-
-    @property
-    def bound(self) -> float | None:
-        """The bound of the kept metric in the settings; ``None`` for EMA*'s value."""
-        return self.loss.bound
-
-    @property
     def extractors(self) -> tuple[str, ...]:
         """The names of the extractors whose features the loss is made of."""
         return self.loss.extractors
@@ -135,12 +124,6 @@ class MetricSuite:
         if name == REWARD:
             name = THUMBNAILS
         return self.references[name].extractor
-
-    def relative_to(self, values: Mapping[str, float]) -> MetricSuite:
-        """The same metrics with a loss whose units are ``values``: metric of :attr:`loss` → what it is divided by."""
-        suite = copy.copy(self)
-        suite.loss = self.loss.relative_to(values)
-        return suite
 
     @property
     def dimension(self) -> int:
@@ -155,7 +138,7 @@ class MetricSuite:
         group: str = SEARCH.group,
         gradient: bool = False,
         unbiased: bool = False,
-        constraint: Constraint | None = None,
+        yardstick: Yardstick | None = None,
     ) -> ImageMetrics:
         """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
 
@@ -167,8 +150,9 @@ class MetricSuite:
             group: of their noise.
             gradient: keep the features that the gradient of the loss needs.
             unbiased: extrapolate distances to infinitely many images.
-            constraint: the bound of the kept metric; ``None`` bounds nothing.
+            yardstick: what the loss is relative to; without it, its metrics have no units and no bound.
         """
+        loss = self.loss if yardstick is None else self.loss.relative_to(yardstick)
         metrics = self._metrics
         if group == HELD_OUT.group:
             metrics = tuple(dict.fromkeys((*self._held_out_metrics, *self.reports.evaluation_metrics)))
@@ -178,11 +162,10 @@ class MetricSuite:
         if group != HELD_OUT.group:
             references = {name: reference.of_choice for name, reference in references.items()}
         return ImageMetrics(
-            self.loss,
+            loss,
             metrics,
             references,
             total=total,
-            constraint=constraint,
             gradient=gradient,
             unbiased=unbiased,
             chooses=group == SELECTION.group,
@@ -245,11 +228,11 @@ class MetricSuite:
         for name in sorted({metric.extractor for metric in self._held_out_metrics}):
             reference = self.references[name]
             extractors[name] = {"name": reference.extractor.name, "reference": reference.identity}
-        description: dict[str, Any] = {"loss": self._described_loss}
-        if self.keep is not None:
-            description["keep"] = str(self.keep)
-        if self.bound is not None:
-            description["bound"] = self.bound
+        description: dict[str, Any] = {"loss": self.loss.describe()}
+        if self.loss.keep is not None:
+            description["keep"] = str(self.loss.keep)
+        if self.loss.bound is not None:
+            description["bound"] = self.loss.bound
         description["metrics"] = sorted(str(metric) for metric in self._metrics)
         description["held_out_metrics"] = sorted(str(metric) for metric in self._held_out_metrics)
         description["extractors"] = extractors

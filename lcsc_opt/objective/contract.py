@@ -23,6 +23,7 @@ from __future__ import annotations
 import abc
 import contextvars
 import dataclasses
+import functools
 import threading
 import time
 import types
@@ -34,7 +35,7 @@ import numpy.typing as npt
 
 from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, SamplerTitle
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, SamplerTitle, Yardstick
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
@@ -160,15 +161,12 @@ class Objective(abc.ABC):
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
         sampler: samples images with the merged weights; ``None`` without images.
         samples: what evaluations draw.
-        keeps: whether a metric must not get worse than EMA*'s. Then evaluations of candidates without a constraint,
-            such as those of an EMA grid, have the constraint that this candidate would be as EMA*.
         code: name → file of each of the user's modules that the objective was loaded from.
     """
 
     trajectory: Mergeable | None = None
     sampler: Sampler | None = None
     samples: Samples = Samples()
-    keeps: bool = False
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
 
     @property
@@ -193,7 +191,28 @@ class Objective(abc.ABC):
         groups = self.layer_groups
         rows = None if groups is None else len(groups)
         checked = check_coefficients(coefficients, len(self.steps), rows=rows)
-        return self.evaluate(Candidate(checked, noise=SEARCH)).loss
+        return self.evaluate(Candidate(checked, noise=SEARCH, yardstick=self._search_yardstick)).loss
+
+    @property
+    def fixed_average(self) -> Coefficients | None:
+        """``[K]``: the average of the checkpoints that losses are relative to; ``None`` if they are absolute."""
+        return None
+
+    def yardstick(self, measured: Evaluation) -> Yardstick:
+        """What losses are relative to, from an evaluation of :attr:`fixed_average` on the same noise.
+
+        Raises:
+            ObjectiveError: nothing can be relative to it.
+        """
+        return Yardstick(measured.metrics)
+
+    @functools.cached_property
+    def _search_yardstick(self) -> Yardstick | None:
+        """The yardstick on the search's noise, for whoever calls the objective without a study."""
+        average = self.fixed_average
+        if average is None:
+            return None
+        return self.yardstick(self.evaluate(Candidate(average, noise=SEARCH)))
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: :meth:`describe` and the code."""

@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
@@ -34,7 +33,7 @@ from lcsc_opt.trajectory import Trajectory
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 FEWEST_REHEARSED = 32  # images, of which every metric can be computed
-UNITS_AT = 0.10  # sigma_rel of the average whose FIDs are the units of fdr: near EMA* of most trainings
+FIXED_AVERAGE = 0.10  # its sigma_rel: near EMA* of most training runs
 
 Merged = tuple[dict[str, Tensor], Cost]
 """The merged weights of one candidate, name → tensor, until they are in the model; and the cost of merging."""
@@ -54,11 +53,7 @@ class MergeSampleScore(StagedObjective):
     """Loss and metrics of the images that the merged model samples, and the gradient of the loss.
 
     Stages compute with :class:`ImageStages`, gradients with a :class:`GradientPass`. What is kept between calls is the
-    trajectory on the device, the batch sizes, the units of ``fdr``, and the graph of the last :meth:`sample` with
-    ``gradient``.
-
-    The loss ``fdr`` divides each FID by that of one average of the checkpoints, EDM2's power-function profile with
-    sigma_rel 0.10, on the search's noise. Each process evaluates this average once, before its first candidate.
+    trajectory on the device, the batch sizes, and the graph of the last :meth:`sample` with ``gradient``.
 
     Args:
         trajectory: K checkpoints.
@@ -99,7 +94,6 @@ class MergeSampleScore(StagedObjective):
         self._images = images
         self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
         self._batch_norm = batch_norm
-        self.keeps = scores.keep is not None
         self._samplers = (sampler,) if also is None else (sampler, also)
         self.samples = Samples(
             per_evaluation=images,
@@ -114,6 +108,21 @@ class MergeSampleScore(StagedObjective):
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the trajectory."""
         return self.trajectory.steps
+
+    @property
+    def fixed_average(self) -> Coefficients | None:
+        """EDM2's power-function profile with sigma_rel 0.10, for ``fdr`` and a metric that is kept."""
+        if not self.scores.loss.has_yardstick:
+            return None
+        return power_ema_coefficients(self.steps, FIXED_AVERAGE)
+
+    def yardstick(self, measured: Evaluation) -> Yardstick:
+        """The values by which ``fdr`` divides, and the bound of the metric that is kept.
+
+        Raises:
+            MetricError: a value is zero, or nothing beside the others.
+        """
+        return self.scores.loss.yardstick(measured.metrics, measured.cost.images)
 
     def reported_metrics(self) -> ReportedMetrics:
         """The held-out metrics that are not the loss; among them is FID in features that the loss does not see."""
@@ -158,7 +167,6 @@ class MergeSampleScore(StagedObjective):
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
-        self._measure_units(candidate)
         watch = Stopwatch()
         with watch.timing("merge"):
             weights = self._placed_trajectory.merge(candidate.coefficients)
@@ -200,11 +208,9 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._measure_units(candidate)
         watch = Stopwatch()
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
-        constraint = None
         with watch.timing("metric"), self._metric_threads():
             metrics = self._metrics(candidate, gradient=gradient)
             for state, _ in parts:
@@ -217,8 +223,6 @@ class MergeSampleScore(StagedObjective):
             without_groups = metrics.without_each_group()
             if not gradient:
                 unseen = metrics.unseen()
-                if candidate.constraint is None:
-                    constraint = metrics.measured_constraint(loss)
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
         evaluation = Evaluation(
             loss,
@@ -226,7 +230,6 @@ class MergeSampleScore(StagedObjective):
             cost,
             violation=violation,
             unseen=unseen,
-            constraint=constraint,
             without_groups=without_groups,
         )
         return evaluation, feature_gradients
@@ -289,29 +292,6 @@ class MergeSampleScore(StagedObjective):
             self._placed = placed
         return placed.on_device
 
-    def _measure_units(self, candidate: Candidate) -> None:
-        """Measure what ``fdr`` divides by, unless that is done, another loss is searched, or nobody compares the loss.
-
-        Raises:
-            ObjectiveError: the average has no FID.
-        """
-        if candidate.rehearsal or not self.scores.loss.relative:
-            return
-        average = power_ema_coefficients(self.steps, UNITS_AT)
-        try:
-            self._load(self._placed_trajectory.merge(average))
-            metrics = self._batch_sizes.retry_smaller(
-                lambda: self._sample(Candidate(average), 0, self._images, Stopwatch())
-            )
-            with self._metric_threads():
-                _, values = metrics.compute()
-        except MetricError as error:
-            raise ObjectiveError(
-                f"fdr is relative to the distances of an average of the checkpoints, which cannot be scored: {error}; "
-                "use loss: fid, or leave out the checkpoints that cannot sample"
-            ) from error
-        self.scores = self.scores.relative_to(values)
-
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
         """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""
         return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
@@ -323,7 +303,7 @@ class MergeSampleScore(StagedObjective):
             group=candidate.noise.group,
             gradient=gradient,
             unbiased=candidate.unbiased,
-            constraint=candidate.constraint,
+            yardstick=candidate.yardstick,
         )
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:

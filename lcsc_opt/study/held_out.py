@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -35,15 +35,14 @@ from lcsc_opt.base.records import (
     STANDARD_ERROR,
     Candidate,
     Coefficients,
-    Constraint,
     Noise,
     SamplerTitle,
+    Yardstick,
 )
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin, last_alone
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.history import kept_metric, sign_of
-from lcsc_opt.database.kept_bound import KeptBound
+from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
@@ -57,12 +56,13 @@ from lcsc_opt.database.report import (
     MetricRow,
 )
 from lcsc_opt.database.states import compared_trials
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective, ReportedMetrics
-from lcsc_opt.study.bound import known_ema, siblings
 from lcsc_opt.study.choice import WAY, choose, on_the_way
 from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
+from lcsc_opt.study.siblings import known_ema, siblings
+from lcsc_opt.study.yardstick import yardstick_on
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5
@@ -161,7 +161,7 @@ def score_trained_models(
     models = _trained_models(study, objective)
     lines = []
     with progress(f"{study.name} as trained", len(models)) as advance:
-        measurements = _Measurements(study, plan, evaluate, objective.reported_metrics().signs, advance)
+        measurements = _Measurements(study, objective, plan, evaluate, advance)
         for model in models:
             try:
                 measurement = measurements.on(noise, model, shared=True)
@@ -211,29 +211,27 @@ def score_held_out(
     samplers = objective.samples.samplers
     reported = objective.reported_metrics()
     models = _baseline_models(study, objective, plan, has_metrics=bool(reported.signs))
-    bound = KeptBound.of(study.attributes)
-    constraint = None if bound is None else bound.constraint
     groups = plan.groups + len(samplers[1:])
     choices = len(best_trials) + len(models) + len(WAY)
     steps = choices + groups * (1 + len(models))
     with progress(f"{study.name} held out", steps) as advance:
         evaluate = evaluate or functools.partial(evaluate_safely, objective)
-        measurements = _Measurements(study, plan, evaluate, reported.signs, advance)
+        measurements = _Measurements(study, objective, plan, evaluate, advance)
         selected: dict[_Model, Measurement] = {}
         for trial in best_trials:
             model = _model_of(trial)
-            selected[model] = measurements.on(SELECTION, model, constraint=constraint)
+            selected[model] = measurements.on(SELECTION, model)
         answer = min(selected, key=lambda model: (selected[model].loss, model.trial))
-        found = _Compared.of(answer, models, measurements, reported, constraint)
-        choice = _Choice(study, measurements, reported.cross_check, constraint).of(answer, models, selected, found)
+        found = _Compared.of(answer, models, measurements, reported)
+        choice = _Choice(study, measurements, reported.cross_check).of(answer, models, selected, found)
         elsewhere = None
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
             second = dataclasses.replace(plan, images=images, groups=1)
             sampler = (1, samplers[1])
-            measurements = _Measurements(study, second, evaluate, reported.signs, advance, sampler=sampler)
+            measurements = _Measurements(study, objective, second, evaluate, advance, sampler=sampler)
             try:
-                elsewhere = _Compared.of(answer, models, measurements, reported)  # the bound is not of this sampler
+                elsewhere = _Compared.of(answer, models, measurements, reported)
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
         advance(0, note=f"{sign_of(study.attributes) * found.answer.loss:.4g}")  # the bar ends on the answer's number
@@ -265,8 +263,7 @@ def _warnings(
     """What does not hold: in other metrics, against the trainer's models, in the second sampler, on unseen images."""
     possible: list[str | None] = []
     if not _is_grid(study):  # what a grid finds is a baseline itself
-        kept_bounds = kept_metric(study.attributes.get("specification") or {})
-        possible.append(warning_of(found.rows, found.against_trained, kept=kept_bounds))
+        possible.append(warning_of(found.rows, found.against_trained, yardstick=found.yardstick))
     if elsewhere is not None:
         rows_elsewhere = {rows[0].against: rows for rows in (elsewhere.rows, *elsewhere.against_trained)}
         turning = (
@@ -287,12 +284,14 @@ class _Compared:
         baselines: those that could be evaluated.
         rows: each metric, against EMA* or the default EMA.
         against_trained: the same against each model of the trainer's: the last checkpoint, and its EMA.
+        yardstick: what their losses are relative to, on the first group of noise.
     """
 
     answer: MeasuredModel
     baselines: tuple[Baseline, ...]
     rows: tuple[MetricRow, ...]
     against_trained: tuple[tuple[MetricRow, ...], ...]
+    yardstick: Yardstick | None
 
     @classmethod
     def of(
@@ -301,14 +300,13 @@ class _Compared:
         models: Sequence[_Model],
         measurements: _Measurements,
         reported: ReportedMetrics,
-        constraint: Constraint | None = None,
     ) -> _Compared:
         """Measure all of them.
 
         Raises:
             SearchFailedError: the answer cannot be evaluated.
         """
-        measured = measurements.held_out(answer, constraint=constraint)
+        measured = measurements.held_out(answer)
         baselines = _measure_baselines(models, measurements)
         rows_against = functools.partial(metric_rows, measured, reported=reported)
         ema = next((baseline for baseline in baselines if baseline.name in (EMA, _DEFAULT_EMA)), None)
@@ -318,6 +316,7 @@ class _Compared:
             baselines=baselines,
             rows=rows_against(ema),
             against_trained=tuple(rows_against(baseline) for baseline in trained),
+            yardstick=measurements.yardstick(Noise(HELD_OUT.group, measured.seeds[0])),
         )
 
     def report(self, trial: int | None, sampler: str | None) -> HeldOutReport:
@@ -383,12 +382,10 @@ class _Choice:
         study: StoredStudy,
         measurements: _Measurements,
         judge: str | None,
-        constraint: Constraint | None,
     ) -> None:
         self._study = study
         self._measurements = measurements
         self._judge = judge
-        self._constraint = constraint
 
     def of(
         self,
@@ -420,7 +417,7 @@ class _Choice:
         elif answer is searched:
             measured = compared.answer
         else:
-            measured = self._measurements.held_out(answer, constraint=self._constraint)
+            measured = self._measurements.held_out(answer)
         return Choice(
             name=answer.name,
             coefficients=answer.coefficients,
@@ -435,7 +432,7 @@ class _Choice:
         measured = {}
         for model in models:
             with contextlib.suppress(SearchFailedError):  # a point on the way may be no model; the others were told of
-                measured[model] = self._measurements.on(SELECTION, model, constraint=self._constraint, shared=True)
+                measured[model] = self._measurements.on(SELECTION, model, shared=True)
         return measured
 
 
@@ -450,37 +447,35 @@ def _on_the_way(models: Sequence[_Model], searched: _Model) -> Iterator[_Model]:
 class _Measurements:
     """Losses and metrics of models on noise, stored by coefficients, number of images, noise and sampler.
 
-    Held-out measurements that lack one of the ``metrics`` are repeated. ``sampler`` is the index of another sampler
-    than the search's, and what it is called.
+    Held-out measurements that lack one of the objective's metrics are repeated. ``sampler`` is the index of another
+    sampler than the search's, and what it is called.
     """
 
     def __init__(
         self,
         study: StoredStudy,
+        objective: Objective,
         plan: HeldOutPlan,
         evaluate: Evaluate,
-        metrics: Collection[str],
         advance: Callable[..., None],
         *,
         sampler: tuple[int, SamplerTitle] | None = None,
     ) -> None:
         self._study = study
+        self._objective = objective
         self._images = plan.images
         self._evaluate = evaluate
-        self._metrics = set(metrics)
+        self._metrics = set(objective.reported_metrics().signs)
         self._advance = advance
-        self._sampler = 0
-        self._sampler_title: SamplerTitle | None = None
-        if sampler is not None:
-            self._sampler, self._sampler_title = sampler
+        self._sampler = sampler
         self._seeds = range(plan.first_group, plan.first_group + plan.groups)
+        self._yardsticks: dict[Noise, Yardstick | None] = {}
 
     def on(
         self,
         noise: Noise,
         model: _Model,
         *,
-        constraint: Constraint | None = None,
         shared: bool = False,
     ) -> Measurement:
         """One model on one group of noise.
@@ -488,23 +483,21 @@ class _Measurements:
         Args:
             noise: the group.
             model: the model.
-            constraint: the bound of the kept metric; without it, the loss has no penalty.
             shared: whether a measurement by another study of the experiment will do.
 
         Raises:
             SearchFailedError: it cannot be evaluated.
         """
-        key = MeasurementKey.of(
-            model.coefficients, self._images, noise, self._sampler_title, weights_sha256=model.weights_sha256
-        )
+        index, title = self._sampler or (0, None)
+        key = MeasurementKey.of(model.coefficients, self._images, noise, title, weights_sha256=model.weights_sha256)
         measurement = self._stored(key, noise, shared=shared)
         if measurement is None:
             candidate = Candidate(
                 model.coefficients,
                 images=self._images or None,
                 noise=noise,
-                constraint=constraint,
-                sampler=self._sampler,
+                yardstick=self.yardstick(noise),
+                sampler=index,
             )
             outcome = self._evaluate(candidate)
             if isinstance(outcome, Failure):
@@ -515,12 +508,24 @@ class _Measurements:
         self._advance(note=f"{sign_of(self._study.attributes) * measurement.loss:.4g}")
         return measurement
 
-    def held_out(self, model: _Model, *, constraint: Constraint | None = None, shared: bool = False) -> MeasuredModel:
+    def yardstick(self, noise: Noise) -> Yardstick | None:
+        """What losses on this noise are relative to.
+
+        Raises:
+            ObjectiveError: it cannot be measured.
+        """
+        if noise not in self._yardsticks:
+            self._yardsticks[noise] = yardstick_on(
+                noise, self._study, self._objective, self._evaluate, images=self._images, sampler=self._sampler
+            )
+        return self._yardsticks[noise]
+
+    def held_out(self, model: _Model, *, shared: bool = False) -> MeasuredModel:
         """One model on each group of held-out noise, as :meth:`on`."""
         groups = []
         for seed in self._seeds:
             noise = Noise(HELD_OUT.group, seed)
-            groups.append(self.on(noise, model, constraint=constraint, shared=shared))
+            groups.append(self.on(noise, model, shared=shared))
         return MeasuredModel.mean_of(groups, images=self._images)
 
     def _stored(self, key: MeasurementKey, noise: Noise, *, shared: bool) -> Measurement | None:
@@ -604,18 +609,7 @@ def _is_grid(study: StoredStudy) -> bool:
 
 
 def _ema_model(study: StoredStudy, objective: Objective, *, notices: bool) -> _Model:
-    """The first EMA that is known.
-
-    1. EMA* that bounded a kept metric in the search;
-    2. EMA* of the experiment, the answer of its EMA grids;
-    3. a default EMA.
-    """
-    bound = KeptBound.of(study.attributes)
-    if bound is not None:
-        bounding_ema = _Model(EMA, bound.coefficients, label=bound.label)
-        if bound.study in our_studies(study.storage):  # else the grid was deleted
-            bounding_ema = dataclasses.replace(bounding_ema, study=bound.study, trial=bound.trial)
-        return bounding_ema
+    """EMA* of the experiment, the answer of its EMA grids, if it is known; else a default EMA."""
     known_best = known_ema(study)
     if known_best is not None:
         ema, coefficients = known_best

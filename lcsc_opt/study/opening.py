@@ -25,10 +25,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.history import NODES, sign_of
-from lcsc_opt.database.kept_bound import KEPT_BOUND, KeptBound
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
@@ -39,7 +38,6 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.study.bound import bound_of
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_trained_models
@@ -48,6 +46,7 @@ from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in
+from lcsc_opt.study.yardstick import yardstick_on
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 
@@ -195,6 +194,8 @@ class PreparedStudy:
             return
         with self._one_by_one() as evaluate:
             score_trained_models(study, self.objective, self._report_plan(), evaluate)
+            begin = time.monotonic()
+            yardstick = yardstick_on(SEARCH, study, self.objective, evaluate)
         budget = plan.most(self.objective)
         if budget.unit == "seconds":  # of which this study has a share
             budget = BudgetSpec(seconds=max(math.ceil(before.get(SEARCH_SECONDS, 0.0) + seconds), 1))
@@ -207,12 +208,10 @@ class PreparedStudy:
         if incomplete is not None:
             notice(incomplete)
         starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
-        begin = time.monotonic()
         with contextlib.ExitStack() as stack:
             seconds_before = before.get(SEARCH_SECONDS, 0.0)
             stack.callback(lambda: study.set_attribute(SEARCH_SECONDS, seconds_before + time.monotonic() - begin))
             evaluator = stack.enter_context(contextlib.closing(self._evaluator(before["parallelism"])))
-            bound = self._bound()
             parallelism = before["parallelism"]
             new_optimizer = functools.partial(
                 plan.new_optimizer,
@@ -232,7 +231,7 @@ class PreparedStudy:
                 seconds=seconds - (time.monotonic() - begin),
                 first=plan.origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
-                constraint=None if bound is None else bound.constraint,
+                yardstick=yardstick,
                 in_flight=before["parallelism"]["in_flight"],
                 failures=plan.spec.failures,
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
@@ -289,15 +288,6 @@ class PreparedStudy:
         if plan.keep:
             attach_images(self.stored, self.objective)
         return report
-
-    def _bound(self) -> KeptBound | None:
-        """The bound of the kept metric; ``None`` if the losses of this study have none."""
-        bound = KeptBound.of(self.stored.attributes)
-        if bound is not None or not self.plan.is_bounded or not self.objective.keeps:
-            return bound
-        bound = bound_of(self.stored)
-        self.stored.set_attribute(KEPT_BOUND, bound.to_json())
-        return bound
 
     def _planned(
         self, seconds: float, new_optimizer: Callable[[BudgetSpec], Optimizer], evaluator: Evaluator

@@ -29,9 +29,7 @@ from lcsc_opt.coefficients.spaces import (
     CoefficientSpace,
     ConvexSpace,
 )
-from lcsc_opt.database.history import kept_metric
-from lcsc_opt.database.kept_bound import KEPT_BOUND
-from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
+from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -118,11 +116,6 @@ class Plan:
         return self.optimizer.name in (*BASELINES, LANDSCAPE)
 
     @property
-    def is_bounded(self) -> bool:
-        """Whether losses have a penalty where a metric is kept; not those of averages, since the bound is EMA*'s."""
-        return self.optimizer.name not in BASELINES
-
-    @property
     def ray(self) -> RayWorkers | None:
         """The workers of a Ray cluster; ``None`` if this machine evaluates."""
         if isinstance(self.spec.workers, RayWorkers):
@@ -195,7 +188,7 @@ class Plan:
         }
 
     def initial_attributes(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes that are written when it begins. Runs change the budget and the bound only."""
+        """The study's attributes that are written when it begins. Runs change the budget only."""
         budget = self.most(objective).model_dump()
         groups = objective.layer_groups
         trajectory = objective.trajectory
@@ -211,7 +204,6 @@ class Plan:
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "layer_groups": None if groups is None else list(groups.names),
             "directory": None if self.directory is None else str(self.directory),
-            KEPT_BOUND: None,
         }
         if self.optimizer.name == LANDSCAPE:
             attributes["plane"] = plane_attribute(self.optimizer, objective)
@@ -457,41 +449,6 @@ def plans(
                 study = landscape_spec(study)
             listed.append(Plan(study, directory))
     return listed
-
-
-def with_grids(to_run: Sequence[Plan], studies: Mapping[str, Mapping[str, Any]]) -> list[Plan]:
-    """The plans, with an EMA grid before the first search of each experiment that keeps a metric.
-
-    That is the grid of the plans, else one that is stored, else a new one.
-
-    Args:
-        to_run: in the order in which they will run.
-        studies: name → attributes of all stored studies. A study that has its bound needs no grid.
-    """
-    grids: dict[tuple[str, str], Plan] = {}
-    for plan in to_run:
-        if plan.optimizer.name == EMA_GRID:
-            grids.setdefault((plan.spec.name, plan.objective_key), plan)
-    ordered: dict[str, Plan] = {}
-    for plan in to_run:
-        has_bound = studies.get(plan.name, {}).get(KEPT_BOUND) is not None
-        if kept_metric(plan.specification) and plan.is_bounded and not has_bound:
-            key = (plan.spec.name, plan.objective_key)
-            if key not in grids:
-                grids[key] = _grid_for(plan, studies)
-            ordered.setdefault(grids[key].name, grids[key])
-        ordered.setdefault(plan.name, plan)
-    return list(ordered.values())
-
-
-def _grid_for(plan: Plan, studies: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """The EMA grid of a plan's experiment: the first that is stored, since nothing in it depends on seed or space."""
-    grid = plan.changed(optimizers=(OptimizerSpec(name=EMA_GRID),))
-    for name in filter(is_ranked, studies):
-        experiment, optimizer, seed = split_name(name)
-        if (experiment, optimizer) == (plan.spec.name, EMA_GRID):
-            return grid.changed(seeds=(seed,), space=SpaceSpec(**studies[name]["specification"]["space"]))
-    return grid
 
 
 def _with_budget(specs: Sequence[StudySpec], total: int) -> list[StudySpec]:

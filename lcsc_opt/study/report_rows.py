@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
-from lcsc_opt.base.records import STANDARD_ERROR, SamplerTitle
+from lcsc_opt.base.records import STANDARD_ERROR, SamplerTitle, Yardstick
 from lcsc_opt.database.report import (
     SINGLE_GROUP_NOISE,
     Baseline,
@@ -226,11 +226,11 @@ def warning_of(
     rows: Sequence[MetricRow],
     against_trained: Sequence[Sequence[MetricRow]] = (),
     *,
-    kept: Mapping[str, float | None],
+    yardstick: Yardstick | None = None,
 ) -> str | None:
     """One line: the first of these that holds.
 
-    1. A metric of ``kept`` is beyond its bound.
+    1. The metric that is kept is beyond its bound.
     2. The loss is worse than that of a model of the trainer's.
     3. The loss gained against the baseline, and other metrics did not.
     4. A judge of the loss is worse than at a model of the trainer's.
@@ -238,18 +238,18 @@ def warning_of(
     Args:
         rows: the rows of a report, the loss first.
         against_trained: the same against each model of the trainer's: the last checkpoint, and its EMA.
-        kept: metric that the setting ``keep`` holds → its bound, ``None`` for the baseline's value.
+        yardstick: what the losses are relative to, on the noise of the report.
     """
+    kept = None if yardstick is None else yardstick.kept
     for row in rows:
-        if row.metric in kept:
-            broken = _broken_bound(row, kept[row.metric])
-            if broken is not None:
-                return broken
+        if yardstick is not None and row.metric == kept and row.misses(yardstick.bound):
+            return _broken_bound(row, yardstick.bound)
     lost = [trained for trained in against_trained if trained[0].lost]
     if lost:
         return _worse_than(rows, lost[0])
     warnings = (_worse_than(rows, trained) for trained in against_trained)
-    return _doubt(rows, is_kept=bool(kept)) or next((warning for warning in warnings if warning is not None), None)
+    doubt = _doubt(rows, is_kept=kept is not None)
+    return doubt or next((warning for warning in warnings if warning is not None), None)
 
 
 def _worse_than(rows: Sequence[MetricRow], trained: Sequence[MetricRow]) -> str | None:
@@ -305,19 +305,12 @@ def turned(rows: Sequence[MetricRow], elsewhere: Sequence[MetricRow], samplers: 
     )
 
 
-def _broken_bound(row: MetricRow, bound: float | None) -> str | None:
-    """The warning that ``keep`` did not hold a metric at its bound; ``None`` if it did."""
-    if bound is None:
-        if not row.lost:
-            return None
-        limit = f"against {row.baseline:.4g}"
-    else:
-        if not row.misses(bound):
-            return None
-        limit = f"the bound is {bound:.4g}"
-    value = f"{row.metric} {row.value:.4g}, {limit}, beyond its error"
-    advice = "continue the search, or search with more images in an evaluation"
-    return f"keep: {row.metric} did not hold: {value}; {advice}"
+def _broken_bound(row: MetricRow, bound: float) -> str:
+    """The warning that ``keep`` did not hold a metric at its bound."""
+    return (
+        f"keep: {row.metric} did not hold: {row.value:.4g}, the bound is {bound:.4g}, beyond its error; continue the "
+        "search, or search with more images in an evaluation"
+    )
 
 
 def _advice(loss: MetricRow, doubted: Sequence[MetricRow], *, is_kept: bool) -> str:

@@ -23,7 +23,7 @@ from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import SEARCH, Candidate, Constraint, Cost, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise, Yardstick
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
@@ -67,7 +67,7 @@ class Search:
         seconds: how long this run may ask for new candidates, if the budget is a time.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
-        constraint: the bound of the kept metric, with which every candidate is evaluated.
+        yardstick: what every loss is relative to.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.plan.most_in_flight`.
         failures: how often a candidate is tried again, and how many failed trials in a row end the search.
         changed: what changed since the study began, for the message when replay fails.
@@ -87,7 +87,7 @@ class Search:
         seconds: float = 0.0,
         first: Sequence[Any] | None = None,
         images_per_evaluation: int = 0,
-        constraint: Constraint | None = None,
+        yardstick: Yardstick | None = None,
         in_flight: int = 1,
         failures: FailureSpec | None = None,
         changed: str = "",
@@ -100,7 +100,7 @@ class Search:
         self._optimizer = optimizer
         self._evaluator = evaluator
         self._images_per_evaluation = images_per_evaluation
-        self._constraint = constraint
+        self._yardstick = yardstick
         self._most_in_flight = in_flight
         self._policy = FailureSpec() if failures is None else failures
         self._changed = changed
@@ -182,7 +182,7 @@ class Search:
     def _ask(self) -> _Trial:
         with blas_threads(1):
             parameter = self._optimizer.ask()
-        candidate = dataclasses.replace(candidate_of(parameter), constraint=self._constraint)
+        candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
         request = request_of(parameter)
         if self._to_replay:
             stored = self._to_replay.popleft()

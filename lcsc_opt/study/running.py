@@ -28,7 +28,7 @@ from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
 from lcsc_opt.study.origin import ended_grid, origin_at
-from lcsc_opt.study.plan import Plan, plans, with_grids
+from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.rehearsal import say_duration
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
 from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
@@ -38,7 +38,7 @@ class Run:
     """Studies of one database that run one after the other; those of one objective follow each other.
 
     Args:
-        plans: of the studies. An EMA grid is added where a metric is kept.
+        plans: of the studies.
         url: of the database.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study.
@@ -65,8 +65,7 @@ class Run:
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
         self._storage = open_existing(url)
         files = files_directory(url)
-        ordered = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
-        self.plans = with_grids(ordered, self._studies())
+        self.plans = [dataclasses.replace(plan, files=files) for plan in _by_objective(plans)]
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each objective, and say how long a run takes; write no study.

@@ -158,7 +158,7 @@ def report_seconds(plans: Sequence[Plan], objective: Objective, pace: Pace) -> f
     """How long the reports take: the best trials on the noise of the choice, the answer and the baselines."""
     seconds = 0.0
     images = objective.samples.per_evaluation
-    baselines = 2  # EMA*, and the last checkpoint
+    baselines = 2 if objective.fixed_average is None else 3  # EMA*, the last checkpoint, and the yardstick
     for plan in plans:
         held_out = plan.spec.held_out
         if held_out is None:

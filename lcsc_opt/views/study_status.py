@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, Trials, kept_metric
-from lcsc_opt.database.kept_bound import KeptBound
+from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, Trials
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HELD_OUT_REPORT
+from lcsc_opt.database.report import HELD_OUT_REPORT, search_yardstick
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import PARTS, longest_pause, wall_clock
 from lcsc_opt.views import number
@@ -201,7 +200,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     space = specification.get("space", {})
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
-    bound = KeptBound.of(attributes)
+    yardstick = search_yardstick(attributes)
     return {
         **summarized.as_row(),
         "budget": dict(summarized.budget),
@@ -211,7 +210,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "objective": specification.get("objective", {}),
         "start": summarized.start,
         "code_changes": attributes.get("changes", []),
-        "keeps": None if bound is None else _described_bound(bound, specification),
+        "relative_to": None if yardstick is None else dict(yardstick.metrics),
+        "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
         "compared_trials": summarized.summary.compared,
         "best_trial": summarized.best,
         "chosen_trial": summarized.chosen,
@@ -225,12 +225,10 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     }
 
 
-def _described_bound(bound: KeptBound, specification: Mapping[str, Any]) -> str:
-    """``precision at least 0.7463; EMA* (EMA 0.9995), trial 3 of digits/EMAGrid/0``."""
-    metrics = ", ".join(kept_metric(specification)) or "a metric"
-    limit = "at least" if bound.constraint.sign < 0 else "at most"
-    where = f"trial {bound.trial} of {bound.study}"
-    return f"{metrics} {limit} {number(bound.constraint.value)}; {bound.label}, {where}"
+def _described_bound(yardstick: Yardstick) -> str:
+    """``precision at least 0.7463``."""
+    limit = "at least" if yardstick.sign < 0 else "at most"
+    return f"{yardstick.kept} {limit} {number(yardstick.bound)}"
 
 
 def _coefficients(

@@ -15,7 +15,7 @@ import torch
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.records import Candidate, Constraint
+from lcsc_opt.base.records import Candidate, Yardstick
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
@@ -303,8 +303,9 @@ def test_what_is_kept_and_every_metric_agree_with_the_cpu(folder: Path, monkeypa
     pixels = PIXELS.partition("@")[2]
     metrics = [f"{name}@{pixels}" for name in ("kid", "precision", "recall", "near")]
     how = {"reference": "images.npz", "metrics": metrics, "keep": "precision"}
-    constraint = Constraint(loss=1.0, value=1.0, deviation=0.5, guide=1.0, sign=-1)
-    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8), constraint=constraint)
+    values = {f"{name}@{pixels}": 1.0 for name in ("fid", "precision", "hinge")}
+    yardstick = Yardstick(values, kept=f"precision@{pixels}", sign=-1, bound=1.0, deviation=0.5)
+    candidate = Candidate(ema_coefficients((10, 20, 30), 0.8), yardstick=yardstick)
     found, expected = (small(device, folder, **how).evaluate(candidate) for device in (DEVICE.type, "cpu"))
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-6)

@@ -64,7 +64,7 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
     study = write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)
     assert read(study).metric == name
-    study.set_attribute("specification", {"objective": {"file": "trained.py", "settings": {"keep": "precision"}}})
+    study.set_attribute("yardsticks", {"100 search 0": {"metrics": {}, "kept": "precision"}})
     found = read(study)
     assert (found.metric, found.keeps) == ("loss", True), "it may have a penalty"
 

@@ -1,4 +1,4 @@
-"""A metric that may not get worse than at EMA*: its bound, its penalty, and both gradients."""
+"""A metric that may not get worse than at the yardstick: its bound, its penalty, and both gradients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lcsc_opt.base.records import PENALTY, Constraint
+from lcsc_opt.base.records import Yardstick
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.loss import parse_kept, parse_loss
+from lcsc_opt.metrics.loss import PENALTY, parse_kept, parse_loss
 from tests.metrics.examples import Pixels, differences, fill
 
 
@@ -28,9 +28,16 @@ def scores(keep: str | None = "precision") -> MetricSuite:
     return MetricSuite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
 
 
-def seen(made: MetricSuite, images: torch.Tensor, constraint: Constraint | None = None) -> ImageMetrics:
-    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True, constraint=constraint), images)
+def seen(made: MetricSuite, images: torch.Tensor, yardstick: Yardstick | None = None) -> ImageMetrics:
+    metrics: ImageMetrics = fill(made.image_metrics(len(images), gradient=True, yardstick=yardstick), images)
     return metrics
+
+
+def yardstick(keep: str, loss: float, bound: float, deviation: float, guide: float, sign: int = 1) -> Yardstick:
+    """Of an average with this FID, and this value of what guides the kept metric."""
+    guided = "hinge" if keep == "precision" else keep
+    metrics = {"fid": loss, keep: bound, guided: guide}
+    return Yardstick(metrics, kept=keep, sign=sign, bound=bound, deviation=deviation)
 
 
 @pytest.mark.parametrize(
@@ -49,26 +56,28 @@ def test_what_is_kept_is_in_the_features_of_the_loss_and_has_a_guide_with_a_grad
     assert [str(kept), str(kept.guide)] == [metric, guide]
 
 
-def test_the_baseline_is_measured_without_a_penalty() -> None:
+def test_the_yardstick_is_measured_without_a_penalty() -> None:
     made, images = scores(), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(scores(None), images).compute()
-    loss = seen(made, images).compute()[0]
-    baseline = seen(made, images).measured_constraint(loss)
+    loss, measured = seen(made, images).compute()
+    found = made.loss.yardstick(measured, 50)
     assert loss == plain == metrics["fid"]
-    value, guide = (seen(made, images).compute()[1][name] for name in ("precision", "hinge"))
-    assert baseline == Constraint(plain, value, (value * (1 - value)) ** 0.5, guide, -1)
+    value = measured["precision"]
+    assert (found.kept, found.sign, found.bound) == ("precision", -1, value)
+    assert found.deviation == pytest.approx((value * (1 - value)) ** 0.5)
+    assert {**found.metrics} == {name: measured[name] for name in ("fid", "precision", "hinge")}
     assert 0 < value < 1
-    assert guide > 0
+    assert seen(made, images, found).compute()[0] == plain, "it is within its own bound"
 
 
 def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
     images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
     made, swapped = scores(), MetricSuite({"inception": Reference.of_images(FourPixels(), other)})
-    constraint = Constraint(2.0, 0.9, 0.1, 1.0, -1)
-    assert seen(made, images, constraint).unseen() is None
+    tight = yardstick("precision", 2.0, 0.9, 0.1, 1.0, -1)
+    assert seen(made, images, tight).unseen() is None
     unseen = Reference.of_images(FourPixels(), other)
     made.references["inception"] = dataclasses.replace(made.references["inception"], selection=unseen)
-    found = seen(made, images, constraint)
+    found = seen(made, images, tight)
     loss, metrics = found.compute()
     assert loss > metrics["fid"]
     assert found.unseen() == pytest.approx(seen(swapped, images).compute()[0] + loss - metrics["fid"])
@@ -79,11 +88,11 @@ def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not(keep: str, s
     made, images = scores(keep), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(made, images).compute()
     value = metrics[keep]
-    loose = Constraint(plain, value * (1 + 0.1 * sign), value, 1.0, sign)
+    loose = yardstick(keep, plain, value * (1 + 0.1 * sign), value, 1.0, sign)
     assert seen(made, images, loose).compute()[0] == plain
     assert seen(made, images, loose).violation() == pytest.approx(-0.1 * 50**0.5)
     bound = value * (1 - 0.5 * sign)
-    tight = Constraint(plain, bound, value / 100, 1.0, sign)
+    tight = yardstick(keep, plain, bound, value / 100, 1.0, sign)
     assert seen(made, images, tight).compute()[0] == pytest.approx(plain + PENALTY * plain * value / 2 / bound)
 
 
@@ -94,13 +103,13 @@ def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_i
     keep: str, keep_weight: float | None
 ) -> None:
     made, images = scores(keep), drawn(12, seed=1, spread=0.3).clamp(-0.99, 0.99)  # clipping cuts gradients
-    constraint = Constraint(3.0, 0.2, 0.01, 0.2)
+    bounded = yardstick(keep, 3.0, 0.2, 0.01, 0.2)
 
     def value(at: Any) -> float:
-        loss, metrics = seen(made, torch.from_numpy(at), constraint).compute()
+        loss, metrics = seen(made, torch.from_numpy(at), bounded).compute()
         if keep_weight is None:
             return loss
         return metrics["fid"] + keep_weight * 3.0 / 0.2 * metrics["hinge"]
 
-    gradient = seen(made, images, constraint).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
+    gradient = seen(made, images, bounded).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
     assert gradient == pytest.approx(differences(value, images.numpy(), 1e-6), rel=1e-4, abs=1e-7)

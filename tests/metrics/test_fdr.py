@@ -56,25 +56,24 @@ def test_what_is_no_list_of_different_extractors_is_refused(setting):
         parse_loss(setting)
 
 
-def test_the_model_that_gives_the_units_has_a_loss_of_one():
+def test_the_yardstick_has_a_loss_of_one():
     scores = suite()
     _, units = fill(scores.image_metrics(200), images(200, 1) * 0.8).compute()
-    relative = scores.relative_to(units)
-    assert fill(relative.image_metrics(200), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
-    loss, values = fill(relative.image_metrics(200), images(200, 2) * 0.9).compute()
+    yardstick = scores.loss.yardstick(units, 200)
+    assert fill(scores.image_metrics(200, yardstick=yardstick), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
+    loss, values = fill(scores.image_metrics(200, yardstick=yardstick), images(200, 2) * 0.9).compute()
     expected = np.mean([values[metric] / units[metric] for metric in ("fid", "fid@pixels", "tones")])
     assert loss == pytest.approx(expected)
-    assert scores.loss.relative
-    assert relative.describe() == scores.describe(), "units are no part of a study's description"
     assert scores.describe()["loss"] == {"fdr": ["inception", "pixels", "tones"]}
 
 
 def test_units_divide_and_one_that_is_nothing_beside_the_others_is_refused() -> None:
     loss = Loss.parse({"fdr": ["inception", "pixels"]})
-    assert list(loss.relative_to({"fid": 2.0, "fid@pixels": 4.0}).weights.values()) == [0.25, 0.125]
+    yardstick = loss.yardstick({"fid": 2.0, "fid@pixels": 4.0}, 100)
+    assert list(loss.relative_to(yardstick).weights.values()) == [0.25, 0.125]
     for unit in (0.0, 1e-13):
         with pytest.raises(MetricError, match="at no distance from the real images"):
-            loss.relative_to({"fid": unit, "fid@pixels": 4.0})
+            loss.yardstick({"fid": unit, "fid@pixels": 4.0}, 100)
 
 
 def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():

@@ -104,8 +104,8 @@ def test_fdr_takes_it_as_a_representation_with_its_own_distance():
     assert {str(metric): weight for metric, weight in weights.items()} == {"fid@pixels": 0.5, "tones": 0.5}
     scores = suite({"fdr": ["pixels", "tones"]})
     _, units = fill(scores.image_metrics(100), photographs(100) * 0.8).compute()
-    relative = scores.relative_to(units)
-    assert fill(relative.image_metrics(100), photographs(100) * 0.8).compute()[0] == pytest.approx(1.0)
+    metrics = scores.image_metrics(100, yardstick=scores.loss.yardstick(units, 100))
+    assert fill(metrics, photographs(100) * 0.8).compute()[0] == pytest.approx(1.0)
 
 
 def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Candidate, Constraint, Noise
+from lcsc_opt.base.records import Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import MetricSuite, Reference
@@ -32,47 +32,45 @@ def far(seed: int) -> Candidate:
     return Candidate(ema_coefficients(STEPS, 0.9) + moved - moved.mean())
 
 
-def bound(kept: MergeSampleScore) -> Constraint:
+def yardstick(kept: MergeSampleScore) -> Yardstick:
     """What bounds a search of this objective: one of the averages."""
-    candidate = Candidate(ema_coefficients(STEPS, 0.9))
-    constraint = kept.evaluate(candidate).constraint
-    assert constraint is not None
-    return constraint
+    return kept.yardstick(kept.evaluate(Candidate(ema_coefficients(STEPS, 0.9))))
 
 
-def bounded(candidate: Candidate, constraint: Constraint) -> Candidate:
-    return dataclasses.replace(candidate, constraint=constraint)
+def bounded(candidate: Candidate, by: Yardstick) -> Candidate:
+    return dataclasses.replace(candidate, yardstick=by)
 
 
-def test_an_evaluation_without_a_constraint_has_no_penalty_and_measures_the_bound(tmp_path: Path) -> None:
+def test_without_a_yardstick_there_is_no_penalty_and_the_bound_is_measured(tmp_path: Path) -> None:
     plain, kept = objective(tmp_path, None), objective(tmp_path, "precision")
+    assert plain.fixed_average is None
+    assert kept.fixed_average is not None
     evaluation = kept.evaluate(far(0))
     assert evaluation.loss == pytest.approx(plain.evaluate(far(0)).loss, rel=1e-9)
     assert evaluation.violation is None
-    assert evaluation.constraint is not None
-    assert evaluation.constraint.loss == evaluation.loss
-    assert evaluation.constraint.value == evaluation.metrics["precision"]
-    assert kept.evaluate(bounded(far(0), evaluation.constraint)).constraint is None
-    assert plain.evaluate(far(0)).constraint is None
+    assert kept.yardstick(evaluation).bound == evaluation.metrics["precision"]
+    assert kept(far(0).coefficients) >= evaluation.loss, "who calls it alone has the yardstick of the search"
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("keep", "value"), [("hinge", None), ("precision", None), ("precision", 0.9)])
 def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: str, value: Any, seed: int) -> None:
     plain, kept = objective(tmp_path, None), objective(tmp_path, {keep: value} if value else keep)
-    baseline = bound(kept)
-    evaluation = kept.evaluate(bounded(far(seed), baseline))
-    assert (baseline.value == value) == (value is not None)
-    penalty = baseline.penalty(evaluation.metrics[keep])
+    measured = yardstick(kept)
+    evaluation = kept.evaluate(bounded(far(seed), measured))
+    assert (measured.bound == value) == (value is not None)
+    constraint = kept.scores.loss.relative_to(measured).constraint
+    assert constraint is not None
+    penalty = constraint.penalty(evaluation.metrics[keep])
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
-    violation = baseline.violation(evaluation.metrics[keep], IMAGES)
+    violation = constraint.violation(evaluation.metrics[keep], IMAGES)
     assert evaluation.violation == violation
     assert (penalty > 0) == (violation > 0)
 
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     whole, main, worker = (objective(tmp_path, "precision") for _ in range(3))
-    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4, constraint=bound(whole))
+    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4, yardstick=yardstick(whole))
     expected = whole.evaluate(candidate, gradient=True)
     ranges = [(0, 25), (25, IMAGES)]
     parts = [worker.sample(candidate, worker.prepare(candidate), *range_, gradient=True) for range_ in ranges]
@@ -85,14 +83,14 @@ def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) ->
 
 def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(tmp_path: Path) -> None:
     kept = objective(tmp_path, "precision")
-    baseline = bound(kept)
+    measured = yardstick(kept)
     origin = ema_coefficients(STEPS, 0.9)
     optimizer = LCSCGradient(images=IMAGES, step_size=0.3)(coefficient_array(AffineSpace(STEPS, origin), seed=0))
     weights, signs = [], []
     for _ in range(12):
         asked = optimizer.ask()
         request = request_of(asked)
-        evaluation = kept.evaluate(bounded(candidate_of(asked), baseline), gradient=request.gradient)
+        evaluation = kept.evaluate(bounded(candidate_of(asked), measured), gradient=request.gradient)
         if request.gradient:
             assert request.keep_weight is not None
             weights.append(request.keep_weight)

@@ -120,9 +120,11 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
     average, other = power_ema_coefficients((2, 4, 6), 0.10), ema_coefficients((2, 4, 6), 0.7)
     first, again = build("digits"), build("digits")
     assert first(average) == pytest.approx(1.0)
-    found = again.evaluate(Candidate(other))
+    assert first.fixed_average.tolist() == average.tolist()
+    measured = again.evaluate(Candidate(average))
+    units = measured.metrics
+    found = again.evaluate(Candidate(other, yardstick=again.yardstick(measured)))
     assert first(other) == found.loss
-    units = first.evaluate(Candidate(average)).metrics
     ratios = [found.metrics[name] / units[name] for name in ("fid", "fid@pixels", "tones")]
     assert found.loss == pytest.approx(sum(ratios) / 3)
     assert first.describe() == again.describe() == build("digits").describe()
@@ -251,6 +253,7 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
     kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    assert load_objective(ObjectiveSpec(file="letters.py", settings=kept)).keeps
+    assert load_objective(ObjectiveSpec(file="letters.py", settings=kept)).fixed_average is not None
     settings = {"checkpoints": "digits.trajectory", **kept}
-    assert load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models).keeps
+    trained = load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
+    assert trained.fixed_average is not None

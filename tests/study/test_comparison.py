@@ -373,4 +373,4 @@ def test_one_start_parses_compares_and_configures_once(
     assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1}
     calls.clear()
     typed("run", "scored.yaml", "~held_out", "--budget", "4")
-    assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1, "our_studies": 2}
+    assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1, "our_studies": 1}

@@ -213,7 +213,7 @@ class InTwoSamplers(Measured):
         if self._broken == "elsewhere" and candidate.sampler == 1:
             raise RuntimeError("out of memory")
         if candidate.sampler == 1:
-            assert (candidate.images, candidate.constraint) == (10, None)
+            assert (candidate.images, candidate.yardstick) == (10, None)
             loss = 3 - evaluation.loss
             evaluation = Evaluation(loss, {"fid": loss, **self._metrics(loss)})
         return evaluation

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
-from lcsc_opt.base.records import SamplerTitle
-from lcsc_opt.database.history import kept_metric
+from lcsc_opt.base.records import SamplerTitle, Yardstick
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
 from lcsc_opt.objective.contract import ReportedMetrics
@@ -67,7 +66,7 @@ def test_gains_are_positive_where_the_answer_is_better() -> None:
 def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
     found = rows(model([2.5], precision=[precision], near=[near]))
     assert lost(found) == [*report(found).doubted] == expected
-    assert (warning_of(found, kept={}) is not None) is bool(expected)
+    assert (warning_of(found) is not None) is bool(expected)
 
 
 def test_what_is_as_good_as_real_images_is_not_lost() -> None:
@@ -94,13 +93,15 @@ def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_n
 
 def test_the_warning_says_what_moved_and_what_to_do() -> None:
     found = rows(model([2.5], precision=[0.557], near=[2.87]))
-    assert warning_of(found, kept={}) == (
+    assert warning_of(found) == (
         "against EMA* the loss 28 → 2.5, but precision 0.62 → 0.557: the loss gained at the cost of other metrics; "
         "compare the images of both before you use it, or search with keep: precision"
     )
-    assert (warning_of(found, kept={"near": None}) or "").endswith("images of both before you use it")
+    assert (warning_of(found, yardstick=Yardstick({}, kept="near", bound=9.0)) or "").endswith(
+        "images of both before you use it"
+    )
     both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
-    assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both, kept={}) or "")
+    assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both) or "")
     assert report(both).doubted == (CLIP, "precision")
 
 
@@ -108,27 +109,27 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     answer = model([2.5], **{CLIP: [3.0]})
     found = rows(answer, model([28.0], **{CLIP: [9.0]}))
     last = model([1.5], **{CLIP: [3.5]})
-    assert warning_of(found, against_last(answer, last), kept={}) == (
+    assert warning_of(found, against_last(answer, last)) == (
         "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint, or search "
         "again, with more evaluations or more images in each"
     )
     judged = model([3.5], **{CLIP: [2.0]})
-    lost_to_last = warning_of(found, against_last(answer, judged), kept={}) or ""
+    lost_to_last = warning_of(found, against_last(answer, judged)) or ""
     assert "worse than the last checkpoint: fid@clip 2 → 3;" in lost_to_last
     better = against_last(answer, model([2.6], **{CLIP: [3.5]}))
-    assert warning_of(found, better, kept={}) is None
+    assert warning_of(found, better) is None
     uncertain = against_last(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), model([1.5, 1.2], **{CLIP: [3.5, 3.5]}))
     assert not uncertain[0][0].lost
     assert "worse than the last checkpoint: loss 1.35 → 1.75, which may be chance; use" in (
-        warning_of(found, uncertain, kept={}) or ""
+        warning_of(found, uncertain) or ""
     )
     own_ema = rows(answer, model([1.0], **{CLIP: [3.5]}), against=TRAINER_EMA)
-    warning = warning_of(found, [*better, own_ema], kept={}) or ""
+    warning = warning_of(found, [*better, own_ema]) or ""
     assert warning.startswith("better than EMA*, but worse than the trainer's EMA: loss 1 → 2.5; use the trainer's EMA")
     score = model([-0.85], accuracy=[0.85])
     lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
     alone = metric_rows(score, reported=NOTHING)
-    assert (warning_of(alone, [lost], kept={}) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
+    assert (warning_of(alone, [lost]) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
 
 
 def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
@@ -149,17 +150,17 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     answer = model([29.0], precision=[0.60], near=[2.8])
     found = rows(dataclasses.replace(answer, images=images), dataclasses.replace(EMA, images=images))
-    line = "keep: precision did not hold: precision 0.6, {}, beyond its error; continue"
-    expected = ("none" if held else line.format("against 0.62"), line.format("the bound is 0.7"), "none")
-    for keep, told in zip(("precision@inception", {"precision": 0.7}, {"precision": 0.605}), expected, strict=True):
-        kept = kept_metric({"objective": {"settings": {"keep": keep, "loss": {"reward": -1, "fid": 1}}}})
-        assert (warning_of(found, kept=kept) or "none").startswith(told)
+    line = "keep: precision did not hold: 0.6, {}, beyond its error; continue"
+    expected = ("none" if held else line.format("the bound is 0.62"), line.format("the bound is 0.7"), "none")
+    for bound, told in zip((0.62, 0.7, 0.605), expected, strict=True):
+        yardstick = Yardstick({}, kept="precision", sign=-1, bound=bound)
+        assert (warning_of(found, yardstick=yardstick) or "none").startswith(told)
 
 
 def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> None:
     worse = model([29.0], precision=[0.1], near=[9.0])
     alone = metric_rows(worse, reported=ReportedMetrics(signs=SIGNS))
-    assert warning_of(rows(worse), kept={}) is warning_of(alone, kept={}) is None
+    assert warning_of(rows(worse)) is warning_of(alone) is None
     assert alone[1] == MetricRow("precision", -1, 0.1)
 
 
@@ -181,7 +182,7 @@ def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> No
 )
 def test_a_cross_check_must_gain_for_certain(losses: list[float], others: list[float], phrase: str | None) -> None:
     ema = model([2.0, 2.3], **{CLIP: [4.0, 6.0]}) if len(losses) > 1 else model([2.0], **{CLIP: [4.0]})
-    found = warning_of(rows(model(losses, **{CLIP: others}), ema), kept={})
+    found = warning_of(rows(model(losses, **{CLIP: others}), ema))
     assert found is None if phrase is None else phrase in (found or "")
 
 

@@ -1,0 +1,88 @@
+"""What losses are relative to: one average of the checkpoints, measured once on each noise.
+
+It is stored with the study and serves the whole experiment. On the noise of a report, too, the average has a loss of 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import SEARCH, Candidate, Noise, SamplerTitle, Yardstick
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.report import YARDSTICKS, sample_key
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.study.siblings import siblings
+
+
+def yardstick_on(
+    noise: Noise,
+    study: StoredStudy,
+    objective: Objective,
+    evaluate: Callable[[Candidate], Outcome],
+    *,
+    images: int = 0,
+    sampler: tuple[int, SamplerTitle] | None = None,
+) -> Yardstick | None:
+    """The yardstick of the study's experiment, measured if nobody has yet; ``None`` where losses are absolute.
+
+    Args:
+        noise: the group that it is measured on.
+        study: the study that something is measured for.
+        objective: of the study.
+        evaluate: evaluates one candidate.
+        images: how many; 0 for as many as an evaluation of the search has.
+        sampler: the index of another sampler than the search's, and what it is called.
+
+    Raises:
+        ObjectiveError: it cannot be measured, or nothing can be relative to it.
+    """
+    average = objective.fixed_average
+    if average is None:
+        return None
+    index, title = sampler or (0, None)
+    key = sample_key(images or objective.samples.per_evaluation, noise, title)
+    stored = _stored(study, key)
+    if stored is None:
+        candidate = Candidate(average, images=images or None, noise=noise, sampler=index)
+        stored = dataclasses.asdict(_measured(candidate, objective, evaluate))
+        if noise == SEARCH:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in stored["metrics"].items())
+            notice(f"{split_name(study.name)[0]}: losses are relative to an average of the checkpoints: {values}")
+    if key not in _known(study.attributes):
+        study.set_attribute(YARDSTICKS, {**_known(study.attributes), key: stored})
+    return Yardstick(**stored)
+
+
+def _known(attributes: dict[str, Any]) -> dict[str, Any]:
+    """What a study has stored: the key of the sample → the fields of its yardstick."""
+    return attributes.get(YARDSTICKS) or {}
+
+
+def _stored(study: StoredStudy, key: str) -> dict[str, Any] | None:
+    for attributes in (study.attributes, *siblings(study).values()):
+        if key in _known(attributes):
+            found: dict[str, Any] = _known(attributes)[key]
+            return found
+    return None
+
+
+def _measured(candidate: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]) -> Yardstick:
+    outcome = evaluate(candidate)
+    reason = ""
+    if isinstance(outcome, Failure):
+        reason = outcome.reason
+    else:
+        try:
+            return objective.yardstick(outcome)
+        except LcscError as error:
+            reason = str(error)
+    raise ObjectiveError(
+        f"losses are relative to those of an average of the checkpoints, which cannot be scored: {reason}; "
+        "use loss: fid, or leave out the checkpoints that cannot sample"
+    )

@@ -1,0 +1,255 @@
+"""What losses are relative to: measured once by the study, before its first trial, for the whole experiment."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial
+
+import lcsc_opt
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Yardstick
+from lcsc_opt.coefficients.profiles import plain_averages, power_ema_coefficients
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.report import HeldOutReport, search_yardstick
+from lcsc_opt.database.store import StoredStudy, our_studies
+from tests.commands import Typed
+
+HERE = Path(__file__).parent
+URL = "sqlite:///studies.db"
+IMAGES = 60
+REHEARSAL = IMAGES  # one batch, before the first trial of a run that has studies without a result
+LAST = IMAGES  # of the last checkpoint, once an experiment
+AVERAGE = IMAGES  # of the yardstick, once an experiment
+STEPS = (10, 20, 30, 40, 50, 60)
+AVERAGES = len(plain_averages(STEPS))
+PARTS = '''
+from stored_parts import *
+import stored_parts
+
+def sample(model, noise):
+    """Counts the images of all processes, and stops where a file says so."""
+    with open("sampled.txt", "a") as file:
+        file.write(f"{len(noise)}\\n")
+    if Path("stop_after").exists():
+        count = sum(int(line) for line in Path("sampled.txt").read_text().split())
+        if count > int(Path("stop_after").read_text()):
+            raise KIND
+    return stored_parts.sample(model, noise)
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Checkpoints, real images, and a sampler that counts."""
+    shutil.copy(HERE / "stored_parts.py", tmp_path)
+    write_parts(tmp_path, "KeyboardInterrupt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import stored_parts  # type: ignore[import-not-found]  # it was copied to the temporary folder
+
+    stored_parts.write_checkpoints(tmp_path / "checkpoints")
+    stored_parts.write_images(tmp_path / "reference")
+    yield tmp_path
+    for module in ("stored_parts", "counting_parts"):
+        sys.modules.pop(module, None)
+
+
+def write_parts(folder: Path, kind: str) -> None:
+    (folder / "counting_parts.py").write_text(PARTS.replace("KIND", kind))
+
+
+def specification(**changes: Any) -> dict[str, Any]:
+    settings = {
+        "checkpoints": "checkpoints",
+        "model": "stored_parts:Network",
+        "sampler": "counting_parts:sample",
+        "image_shape": [1, 4, 4],
+        "nfe": 1,
+        "reference": "reference",
+        "loss": "fid@stored_parts:Means",
+        "images": IMAGES,
+        "batch_size": 100,
+        "keep": "precision",
+        "device": "cpu",
+        **changes.pop("settings", {}),
+    }
+    content = {
+        "name": "kept",
+        "objective": {"file": "torch_module.py", "settings": settings},
+        "optimizers": ["LCSC"],
+        "seeds": [0],
+        "budget": {"images": 20 * IMAGES},
+        "storage": URL,
+    }
+    content |= changes
+    Path("study.yaml").write_text(yaml.safe_dump(content))
+    return content
+
+
+def run(content: Mapping[str, Any], **options: Any) -> list[StoredStudy]:
+    studies = lcsc_opt.run(content, **options)
+    return [StoredStudy.open(open_storage(URL, write=True), study.name) for study in studies]
+
+
+def trials(name: str = "kept/LCSC/0") -> list[FrozenTrial]:
+    """As plain Optuna reads them."""
+    return optuna.load_study(study_name=name, storage=URL).trials
+
+
+def stored_names() -> list[str]:
+    """In the order in which the studies were created."""
+    return list(our_studies(open_storage(URL, write=False)))
+
+
+def stored_images(*names: str) -> int:
+    return sum(trial.user_attrs["cost"]["images"] for name in names for trial in trials(name))
+
+
+def sampled_images() -> int:
+    return sum(int(line) for line in Path("sampled.txt").read_text().split())
+
+
+def yardstick_of(study: StoredStudy) -> Yardstick:
+    yardstick = search_yardstick(study.attributes)
+    assert yardstick is not None
+    return yardstick
+
+
+@pytest.mark.parametrize(("optimizer", "workers"), [("LCSC", 1), ("CMA", 2)])
+def test_it_is_measured_once_for_all_studies_and_processes_of_an_experiment(optimizer: str, workers: int) -> None:
+    content = specification(optimizers=[optimizer, "EMAGrid"], workers=workers)
+    study, grid = run(content)
+    assert stored_names() == [study.name, grid.name]
+    assert stored_images(study.name) == content["budget"]["images"]
+    assert sampled_images() == REHEARSAL + LAST + AVERAGE + (20 + AVERAGES) * IMAGES
+    assert yardstick_of(study) == yardstick_of(grid)
+    run(specification(optimizers=[optimizer], workers=workers), seeds=[1])
+    assert sampled_images() == 2 * REHEARSAL + LAST + AVERAGE + (40 + AVERAGES) * IMAGES
+
+
+@pytest.mark.parametrize("loss", ["fid@stored_parts:Means", {"fdr": ["stored_parts:Means", "pixels"]}])
+def test_it_is_what_the_objective_measures_of_its_fixed_average(loss: Any) -> None:
+    [study] = run(specification(settings={"loss": loss}))
+    yardstick = yardstick_of(study)
+    average = lcsc_opt.load_study(study.name, URL).objective.evaluate(
+        lcsc_opt.Candidate(power_ema_coefficients(STEPS, 0.10))
+    )
+    measured = {name: average.metrics[name] for name in yardstick.metrics}
+    assert yardstick.metrics == pytest.approx(measured, rel=1e-9)
+    assert yardstick.bound == average.metrics["precision@stored_parts:Means"]
+    for trial in trials():
+        metrics = trial.user_attrs["metrics"]
+        distances = [name for name in yardstick.metrics if name.startswith("fid")]
+        units = [yardstick.metrics[name] if len(distances) > 1 else 1.0 for name in distances]
+        scale = 1.0 if len(distances) > 1 else yardstick.metrics[distances[0]]
+        plain = sum(metrics[name] / unit for name, unit in zip(distances, units, strict=True)) / len(distances)
+        missing = max(yardstick.bound - metrics["precision@stored_parts:Means"], 0)
+        assert trial.value == pytest.approx(plain + 10 * scale * missing / yardstick.bound, rel=1e-9)
+        assert (trial.user_attrs["violation"] > 0) == (missing > 0)
+
+
+def test_a_bound_of_ones_own_replaces_the_value_only() -> None:
+    [study] = run(specification(settings={"keep": {"precision": 0.75}}))
+    yardstick = yardstick_of(study)
+    assert yardstick.bound == 0.75
+    assert yardstick.metrics["precision@stored_parts:Means"] != 0.75
+
+
+@pytest.mark.parametrize("images", [60, 100, 200])
+def test_the_average_has_a_loss_of_one_in_every_report(images: int, typed: Typed) -> None:
+    """It is EMA* here, of a grid that holds nothing else."""
+    loss = {"fdr": ["stored_parts:Means", "pixels"]}
+    average = {"Grid": {"profile": "power", "values": [0.10]}}
+    content = specification(settings={"loss": loss, "keep": None}, optimizers=[average], held_out={"images": images})
+    [study] = run(content)
+    report = HeldOutReport.from_json(study.attributes["held_out"])
+    assert report is not None
+    assert report.loss == pytest.approx(1.0)
+    assert [trial.value for trial in trials(study.name)] == [pytest.approx(1.0)]
+    described: dict[str, Any] = typed.json("evaluate", study.name, "--images", str(images + 7), "--storage", URL)
+    assert described["loss"] == pytest.approx(1.0)
+
+
+def test_a_kept_metric_is_reported_against_the_bound_on_the_report_s_noise() -> None:
+    [study] = run(specification(held_out={"images": 200, "top": 2}))
+    report = HeldOutReport.from_json(study.attributes["held_out"])
+    assert report is not None
+    stored = study.attributes["yardsticks"]
+    assert set(stored) == {f"{IMAGES} search 0", "200 selection 0", "200 held-out 0"}
+    row = next(row for row in report.rows if row.metric == "precision@stored_parts:Means")
+    assert ("did not hold" in str(report.warning)) == row.misses(stored["200 held-out 0"]["bound"])
+
+
+def test_a_search_is_continued_with_what_its_study_has_stored() -> None:
+    [grid] = run(specification(optimizers=["EMAGrid"]))
+    [study] = run(specification(budget={"images": 10 * IMAGES}))
+    yardstick = yardstick_of(study)
+    grid.delete()
+    sampled = sampled_images()
+    [study] = run(specification(), budget=12 * IMAGES)
+    assert yardstick_of(study) == yardstick
+    assert sampled_images() == sampled + LAST + 2 * IMAGES, "the last checkpoint was deleted with the grid"
+
+
+def test_an_average_that_cannot_be_scored_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+
+    monkeypatch.setattr(MergeSampleScore, "fixed_average", power_ema_coefficients(STEPS, 0.10) * float("inf"))
+    with pytest.raises(ObjectiveError, match=r"an average of the checkpoints, which cannot be scored: .*use loss: fid"):
+        run(specification())
+    assert trials() == []
+
+
+def test_real_images_that_the_average_equals_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcsc_opt.metrics import loss
+
+    monkeypatch.setattr(loss, "LEAST_UNIT", 1.0)  # no unit is above the largest
+    with pytest.raises(ObjectiveError, match=r"at no distance from the real images\. Name the other representations"):
+        run(specification(settings={"loss": {"fdr": ["stored_parts:Means", "pixels"]}}))
+
+
+@pytest.mark.parametrize("images", [100, 5 * IMAGES + 10])
+def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images: int) -> None:
+    content = specification()
+    Path("stop_after").write_text(str(images))
+    with pytest.raises(KeyboardInterrupt):
+        run(content)
+    names = stored_names()
+    finished = [trial for name in names for trial in trials(name) if trial.state.is_finished()]
+    stored_before = sum(trial.user_attrs["cost"]["images"] for trial in finished)
+    Path("stop_after").unlink()
+    Path("sampled.txt").unlink()
+    [study] = run(content)
+    before_trials = 0 if stored_before else REHEARSAL + LAST + AVERAGE
+    assert sampled_images() == before_trials + 20 * IMAGES - stored_before
+    shutil.move("studies.db", "interrupted.db")
+    [whole] = run(content)
+    assert [trial.value for trial in trials(study.name)] == [
+        trial.value for trial in optuna.load_study(study_name=whole.name, storage="sqlite:///interrupted.db").trials
+    ]
+
+
+def test_a_landscape_is_relative_to_the_same(typed: Typed) -> None:
+    [source] = run(specification())
+    typed("run", "study.yaml", "optimizers=[{Landscape: {size: 5}}]")
+    landscape = StoredStudy.open(open_storage(URL, write=True), "kept/Landscape/0")
+    assert yardstick_of(landscape) == yardstick_of(source)
+    assert all("violation" in trial.user_attrs for trial in trials(landscape.name))
+
+
+def test_it_is_printed_and_shown(typed: Typed) -> None:
+    run(specification())
+    typed("run", "study.yaml", "name=again")
+    described: dict[str, Any] = typed.json("show", "kept/LCSC/0", "--storage", URL)
+    study = StoredStudy.open(open_storage(URL, write=True), "kept/LCSC/0")
+    yardstick = yardstick_of(study)
+    assert described["keeps"] == f"precision@stored_parts:Means at least {yardstick.bound:.4g}"
+    assert described["relative_to"] == dict(yardstick.metrics)
