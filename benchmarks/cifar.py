@@ -32,6 +32,7 @@ from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.study.plan import most_in_flight
 from lcsc_opt.study.runner import Search
@@ -130,7 +131,7 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
     with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
         running = Search(
             study,
-            optimizer,
+            Driver(lambda: optimizer, "the optimizer"),
             evaluator,
             budget=BudgetSpec(evaluations=trials),
             in_flight=most_in_flight(1, pipelined=objective.overlaps),

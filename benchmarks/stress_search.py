@@ -33,6 +33,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.plan import most_in_flight
 from lcsc_opt.study.runner import Search
 
@@ -130,7 +131,14 @@ def search(url: str, work: Work, evaluator: Evaluator | None = None) -> None:
         with study.hold():
             budget, failures = BudgetSpec(evaluations=work.evaluations), FailureSpec(in_a_row=None)
             width = most_in_flight(work.workers)
-            running = Search(study, optimizer, evaluator, budget=budget, in_flight=width, failures=failures)
+            running = Search(
+                study,
+                Driver(lambda: optimizer, "the optimizer"),
+                evaluator,
+                budget=budget,
+                in_flight=width,
+                failures=failures,
+            )
             running.run()
             study.set_attribute("search_ended", {"evaluations": running.told, "exhausted": False})
 

@@ -39,6 +39,7 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.plan import most_in_flight
 from lcsc_opt.study.runner import Search
 
@@ -130,7 +131,9 @@ def search(objective: Objective, evaluator: Evaluator, evaluations: int, *, work
         study = StoredStudy.open_or_create(storage, "workers/CMA/0", {})
         budget, width = BudgetSpec(evaluations=evaluations), most_in_flight(workers)
         with study.hold():
-            running = Search(study, optimizer, evaluator, budget=budget, in_flight=width)
+            running = Search(
+                study, Driver(lambda: optimizer, "the optimizer"), evaluator, budget=budget, in_flight=width
+            )
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start

@@ -27,7 +27,7 @@ from lcsc_opt.base.paths import SHIPPED
 _log = logging.getLogger("lcsc_opt")
 _STANDARD_LIBRARY = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")]
 _NOT_LOCAL = {folder.resolve() for folder in (Path(__file__).parents[1], SHIPPED / "objectives", *_STANDARD_LIBRARY)}
-_MODULE_AND_FUNCTION = re.compile(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"")
+_MODULE_AND_FUNCTION = re.compile(r"\"([^\":/\\]+):[^\W\d]\w*\"")  # a script may be called 01_search
 _INSTALLED = {"site-packages", "dist-packages"}
 
 _digests_at_import: dict[str, str] = {}

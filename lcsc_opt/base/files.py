@@ -23,6 +23,16 @@ _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
+@contextlib.contextmanager
+def same_working_folder() -> Iterator[None]:
+    """The user's code that runs while this is open may go to another working folder; afterwards it is as before."""
+    before = os.getcwd()  # noqa: PTH109 - Path.cwd() is the same
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def shown_size(count: float) -> str:
     """A number of bytes for people, with three digits: ``320 B``, ``6.91 KB``, ``8.00 GB``; a KB is 1,000 bytes."""
     if count < 1000:

@@ -37,6 +37,13 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
     return expanded
 
 
+def from_here(path: Path) -> Path:
+    """The path as people read it: from the working folder, if it is in that."""
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return path
+
+
 DEFAULT_FILES = Path("studies.files")
 """The folder of :attr:`BuildContext.files` beside the database that is used where none is named."""
 
@@ -70,15 +77,19 @@ class BuildContext:
         functions: name in the settings → function that the caller handed over, which no process can import.
         files: the folder beside the database for what is made once for its studies, and can be made again: packed
             checkpoints, statistics and features of references, data sets.
+        places: text of a setting → the whole path that a stored study found there.
+        found: the same, of each path that was asked for.
     """
 
     directory: Path | None = None
     checkpoints: KnownCheckpoints | None = None
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     files: Path = DEFAULT_FILES
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    found: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def path(self, path: str) -> Path:
-        """A path or glob of the settings.
+        """A path or glob of the settings, from the root.
 
         A relative one is looked for next to the study file, then in the working directory. It need not exist; opening
         it gives the error.
@@ -86,6 +97,11 @@ class BuildContext:
         Raises:
             StudySpecError: it is no path.
         """
+        whole = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
+        self.found[path] = str(whole)
+        return whole
+
+    def _looked_for(self, path: str) -> Path:
         expanded = expanded_path(path, error=StudySpecError)
         directory = self.directory
         if directory is None or expanded.is_absolute():

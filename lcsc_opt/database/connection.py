@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.paths import from_here
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
 
@@ -167,23 +168,24 @@ def _past_optuna(context: sa.engine.ExceptionContext) -> None:
 
 
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
+    shown = from_here(file)
     if file.exists():
         mode = "r+b" if write else "rb"
         try:
             with file.open(mode) as opened:
                 header = opened.read(len(_SQLITE_HEADER))
         except OSError as error:
-            raise StudyStoreError(f"{file}: {error.strerror}; give another --storage") from error
+            raise StudyStoreError(f"{shown}: {error.strerror}; give another --storage") from error
         if header and header != _SQLITE_HEADER:
-            raise StudyStoreError(f"{file}: is not an SQLite database; give another --storage")
+            raise StudyStoreError(f"{shown}: is not an SQLite database; give another --storage")
         if not write and not _has_studies_table(file):
-            raise StudyStoreError(f"{file}: holds no studies; start one with `lcsc run`, or give another --storage")
+            raise StudyStoreError(f"{shown}: holds no studies; start one with `lcsc run`, or give another --storage")
         return
     if not write:
-        raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
+        raise StudyStoreError(f"{shown}: no such database; start a study with `lcsc run`, or give its --storage")
     folder = file.absolute().parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise StudyStoreError(f"{file}: the folder {folder} does not exist, or cannot be written")
+        raise StudyStoreError(f"{shown}: the folder {folder} does not exist, or cannot be written")
 
 
 def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:

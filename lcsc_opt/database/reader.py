@@ -39,6 +39,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
 from lcsc_opt.database.report import HeldOutReport, search_yardstick
 from lcsc_opt.database.rows import name_of_loss, trial_rows
+from lcsc_opt.database.states import is_ours
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
@@ -380,6 +381,7 @@ class HistoryReader:
             if number not in forgotten:
                 trial = cached.ended.get(number)
                 newer_trials.append(trial or self._trial(cached.study_id, number))
+        newer_trials = [trial for trial in newer_trials if is_ours(trial)]
         cached.ended = {trial.number: trial for trial in newer_trials if trial.state.is_finished()}
         cached.count = count
         return newer_trials
@@ -410,7 +412,8 @@ class HistoryReader:
 
     def _stored_trials(self, study_id: int) -> list[FrozenTrial]:
         """The one place where trials are read."""
-        return in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
+        trials = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
+        return [trial for trial in trials if is_ours(trial)]
 
     def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> StudyHistory:
         """Bring one study up to date."""

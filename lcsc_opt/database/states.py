@@ -12,6 +12,11 @@ does not compare with others. Such a trial ends as pruned, so that no program th
 the best."""
 
 
+def is_ours(trial: FrozenTrial) -> bool:
+    """Whether a search asked the trial; plain Optuna may have added others to its study."""
+    return "coefficients" in trial.user_attrs
+
+
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials whose losses compare, in their order."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]

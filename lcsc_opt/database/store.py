@@ -13,7 +13,7 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
-                       ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
+                       ``places``, ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
                        ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
                        ``held_out`` (the report),
@@ -54,11 +54,12 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
+from lcsc_opt.database import names
 from lcsc_opt.database.arrays import ARRAYS, coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.lock import Coordinator
-from lcsc_opt.database.states import SUCCEEDED, compared_trials
+from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.urls import masked
@@ -79,7 +80,7 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     """
     studies: dict[str, dict[str, Any]] = {}
     for study in in_database(storage, storage.get_all_studies):
-        if _is_made_by_us(study.user_attrs):
+        if _is_made_by_us(study.user_attrs) and names.is_ours(study.study_name):  # a copy may have any name
             _check_schema(study.study_name, study.user_attrs)
             studies[study.study_name] = study.user_attrs
     return studies
@@ -196,12 +197,12 @@ class StoredStudy:
         except KeyError as error:
             stored = list(our_studies(storage))
             seeds = [found for found in stored if found.startswith(f"{name}/")]
-            names = ", ".join(seeds or stored) or "none"
+            listed = ", ".join(seeds or stored) or "none"
             relation = "its seeds are" if seeds else "it holds"
-            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {names}") from error
+            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}") from error
         study = cls(storage, name, key)
         attributes = study.attributes
-        if not _is_made_by_us(attributes):
+        if not (_is_made_by_us(attributes) and names.is_ours(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         _check_schema(name, attributes)
         return study
@@ -271,10 +272,10 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials in the order of their numbers as Optuna reads them, but those that :meth:`retry_failed` forgot."""
+        """Our trials in the order of their numbers as Optuna reads them, but those that :meth:`retry_failed` forgot."""
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         forgotten = set(self._forgotten)
-        remembered = [trial for trial in trials if trial.number not in forgotten]
+        remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]
         return sorted(remembered, key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:

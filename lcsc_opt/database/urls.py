@@ -11,13 +11,31 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.paths import from_here
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 
 def storage_url(option: str | None, study_file: str | None = None) -> str:
-    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
+    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's.
+
+    A file is named by its whole path: where the process is later does not matter.
+    """
     choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), study_file)
-    return next((choice for choice in choices if choice), DEFAULT_STORAGE)
+    return absolute_url(next((choice for choice in choices if choice), DEFAULT_STORAGE))
+
+
+def absolute_url(url: str) -> str:
+    """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # whoever opens it says what is wrong
+        return url
+    file = sqlite_file(parsed)
+    if file is None or file.is_absolute() or str(file).startswith("file:"):
+        return url
+    if parsed.query:
+        return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
+    return url_of_file(file.absolute())
 
 
 def url_of_file(file: Path | str) -> str:
@@ -96,8 +114,13 @@ def masked(url: str) -> str:
         return "(an unreadable URL)"
     hidden = {name: "hidden" for name in parsed.query if _is_secret(name)}
     if parsed.password is None and not hidden:
-        return url  # rendering would percent-encode the file's name
+        return _from_here(url, sqlite_file(parsed))  # rendering would percent-encode the file's name
     return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def _from_here(url: str, file: Path | None) -> str:
+    """The URL with the path of its file from the working folder, if it is in that."""
+    return url if file is None else url.replace(str(file), str(from_here(file)))
 
 
 def _is_secret(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
+from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import printable
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
@@ -63,7 +64,8 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     """Call a function; an exception, also ``sys.exit``, becomes a :class:`Failure` with its reason."""
     start = time.perf_counter()
     try:
-        return function()
+        with same_working_folder():
+            return function()
     except (Exception, SystemExit) as error:
         failure = _failure_of(error)
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors

@@ -131,7 +131,8 @@ def _named_folders(study: StoredStudy) -> list[Path]:
     """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
     settings = study.attributes["specification"]["objective"]["settings"]
     directory = study.attributes["directory"]
-    context = BuildContext(None if directory is None else Path(directory))
+    places = study.attributes.get("places") or {}
+    context = BuildContext(None if directory is None else Path(directory), places=places)
     names = [settings.get(name) for name in ("model", "checkpoints")]
     return [context.path(name) for name in names if isinstance(name, str)]
 

@@ -127,7 +127,8 @@ def _context(study: StoredStudy) -> BuildContext | None:
     if stored["directory"]:
         directory = Path(stored["directory"])
     known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), study=study.name)
-    return BuildContext(directory, known, files=files_directory(study.storage.url))
+    places = stored.get("places") or {}
+    return BuildContext(directory, known, files=files_directory(study.storage.url), places=places)
 
 
 def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:

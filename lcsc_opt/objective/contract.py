@@ -162,12 +162,14 @@ class Objective(abc.ABC):
         sampler: samples images with the merged weights; ``None`` without images.
         samples: what evaluations draw.
         code: name → file of each of the user's modules that the objective was loaded from.
+        places: text of a setting → the whole path that was found there.
     """
 
     trajectory: Mergeable | None = None
     sampler: Sampler | None = None
     samples: Samples = Samples()
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
+    places: Mapping[str, str] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod

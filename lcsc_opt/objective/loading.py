@@ -14,6 +14,7 @@ from typing import Any
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
 from lcsc_opt.base.settings import naming_setting
@@ -55,12 +56,13 @@ def load_objective(
     module = load_file(path)
     code = code_of_settings(path, spec.settings)  # before build, which may take long: files may be edited meanwhile
     context = BuildContext(study_folder, checkpoints, functions, files)
-    with naming_setting(spec.settings):
+    with naming_setting(spec.settings), same_working_folder():
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
     code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
+    object.__setattr__(objective, "places", dict(sorted(context.found.items())))
     if rows is not None:
         objective.merge_in_rows(rows)
     return objective

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
@@ -185,7 +186,7 @@ class NetworkScorer:
             return reason
         draw = Draw.of(SEARCH, None if size is None else min(size, TRIAL_SIZE))
         try:
-            with self._network.weights.differentiable(varying), self._network.arithmetic():
+            with same_working_folder(), self._network.weights.differentiable(varying), self._network.arithmetic():
                 score = next(_scores_in(self._call(draw)), None)
         except LcscError:
             raise

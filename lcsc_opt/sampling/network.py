@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -85,13 +85,18 @@ class PreparedNetwork:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         if self.settings.compile:
             self.module.compile()
+        self._as_prepared = {name: _kind(tensor) for name, tensor in _tensors(self.module)}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the part that the checkpoints hold.
 
+        Whatever the user's code has changed since the last call is as before: mode, dtypes, devices, and what requires
+        a gradient.
+
         Raises:
-            ObjectiveError: they do not fit it.
+            ObjectiveError: they do not fit it, or weights that they do not replace have lost digits.
         """
+        self._restore(weights)
         if self._adapter is None:
             load_weights(self.trained, weights)
             return
@@ -99,6 +104,22 @@ class PreparedNetwork:
         with torch.no_grad():
             for name, parameter in self._adapter.items():
                 parameter.copy_(weights[name])
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        self.module.eval()
+        for name, tensor in list(_tensors(self.module)):
+            kind = self._as_prepared.get(name, _kind(tensor))
+            if _kind(tensor) == kind:
+                continue
+            device, dtype, requires_grad = kind
+            has_lost_digits = torch.promote_types(tensor.dtype, dtype) != tensor.dtype
+            if has_lost_digits and not any(name.endswith(loaded) for loaded in weights):
+                raise ObjectiveError(
+                    f"your function has left the network in {tensor.dtype}, and its {name} is in no checkpoint, so "
+                    "its digits are lost; let the function work on a copy (copy.deepcopy), or leave the dtype as it is"
+                )
+            tensor.data = tensor.data.to(device, dtype)
+            tensor.requires_grad_(requires_grad)
 
     def __call__(
         self,
@@ -125,6 +146,16 @@ class PreparedNetwork:
         """While this is open, the network computes in the dtype of the settings, on tensors of any dtype."""
         dtype = DTYPES[self.settings.dtype]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype, bool]:
+    """What a function may change of a tensor without giving it other values."""
+    return tensor.device, tensor.dtype, tensor.requires_grad
 
 
 class NetworkSampler:

@@ -40,7 +40,7 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.connection import open_existing, reading
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
+from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.api import Study
@@ -51,7 +51,7 @@ from lcsc_opt.study.opening import larger_report
 from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader, code_now
 from lcsc_opt.study.result import Result
-from lcsc_opt.study.running import run_plans
+from lcsc_opt.study.running import finished_already, run_plans
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
 
@@ -220,9 +220,7 @@ def search(
         for plan in finished:
             if not (accept_changes or resume or retry_failed):
                 _refuse_changes(plan, stored[plan.name], url)
-            smaller = larger_report(plan, stored[plan.name])
-            if smaller:
-                notice(f"{plan.name}: finished already{smaller}")
+            notice(f"{plan.name}: {finished_already(stored[plan.name])}{larger_report(plan, stored[plan.name])}")
         run_plans(
             chosen,
             url,
@@ -452,8 +450,8 @@ def _url(storage: str | Path) -> str:
     if text == DEFAULT_FILE:
         return storage_url(None, DEFAULT_STORAGE)
     if "://" in text:
-        return text
-    return url_of_file(text)
+        return absolute_url(text)
+    return url_of_file(Path(text).absolute())
 
 
 def _stored(url: str) -> dict[str, Mapping[str, Any]]:

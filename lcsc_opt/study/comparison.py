@@ -112,9 +112,10 @@ def compare(
         _check_siblings(plan, studies, fingerprint, accept=accept_changes)
         plan.check(objective)
         plan.check_report_images(objective)
-        initial = {**plan.initial_attributes(objective), **plan.updated_attributes, "fingerprint": fingerprint}
+        updated = {**plan.updated_attributes, "places": dict(objective.places)}
+        initial = {**plan.initial_attributes(objective), **updated, "fingerprint": fingerprint}
         notices = tuple(plan.advice(objective))
-        return Compared(plan, initial, plan.updated_attributes, starts_over=False, notices=notices)
+        return Compared(plan, initial, updated, starts_over=False, notices=notices)
     plan, starts_over, notices = _continued(plan, stored, trials)
     current = fingerprint
     if not measures:
@@ -123,7 +124,8 @@ def compare(
     plan.check(objective)
     if changes:
         notices += (f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}",)
-    return Compared(plan, stored, {**plan.updated_attributes, **changes}, starts_over, notices)
+    updated = {**plan.updated_attributes, "places": dict(objective.places), **changes}
+    return Compared(plan, stored, updated, starts_over, notices)
 
 
 def is_searched(plan: Plan, stored: Attributes) -> bool:

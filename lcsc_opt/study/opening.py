@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
@@ -37,6 +36,7 @@ from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
@@ -49,6 +49,7 @@ from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in
 from lcsc_opt.study.yardstick import yardstick_on
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
+_ASKED = 100  # evaluations that an optimizer plans with where none are made
 
 
 @contextlib.contextmanager
@@ -151,6 +152,16 @@ class PreparedStudy:
                 report=any(plan.spec.held_out is not None for plan in plans),
             )
 
+    def ask_once(self) -> None:
+        """Ask the optimizer for a candidate that nobody evaluates.
+
+        Raises:
+            SearchFailedError: it does not run here, as one whose package is missing.
+        """
+        defaults = self.attributes.get("optimizer_defaults", {})
+        with self.plan.new_optimizer(self.objective, BudgetSpec(evaluations=_ASKED), defaults=defaults) as driver:
+            driver.ask()
+
     @contextlib.contextmanager
     def held(self, storage: RDBStorage) -> Iterator[None]:
         """Create or open the study, and hold its lock while this is open.
@@ -222,10 +233,10 @@ class PreparedStudy:
             planned = BudgetSpec(**before["optimizer_budget"])  # the first one, even if the budget is raised later
             if planned.seconds is not None:
                 planned = self._planned(seconds, new_optimizer, evaluator)
-            optimizer = new_optimizer(planned)
+            driver = stack.enter_context(new_optimizer(planned))
             search = Search(
                 study,
-                optimizer,
+                driver,
                 evaluator,
                 budget=budget,
                 seconds=seconds - (time.monotonic() - begin),
@@ -242,8 +253,7 @@ class PreparedStudy:
         if search.stopped:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
-        exhausted = getattr(optimizer, "finished", False)
-        ended = {"evaluations": search.told, "exhausted": exhausted}
+        ended = {"evaluations": search.told, "exhausted": driver.finished, "at": time.time()}
         if plan.spec.budget.seconds is not None:
             ended["deadline"] = plan.spec.budget.seconds
         study.set_attribute("search_ended", ended)
@@ -290,7 +300,7 @@ class PreparedStudy:
         return report
 
     def _planned(
-        self, seconds: float, new_optimizer: Callable[[BudgetSpec], Optimizer], evaluator: Evaluator
+        self, seconds: float, new_optimizer: Callable[[BudgetSpec], Driver], evaluator: Evaluator
     ) -> BudgetSpec:
         """What the optimizer of a new study plans with, if its budget is a time; it is stored."""
         space = self.plan.space(self.objective)

@@ -33,6 +33,7 @@ from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import (
     build_optimizer,
     configure,
@@ -302,7 +303,7 @@ class Plan:
 
     def new_optimizer(
         self, objective: Objective, planned: BudgetSpec, *, defaults: Mapping[str, Any], workers: int = 1
-    ) -> Optimizer:
+    ) -> Driver:
         """A fresh optimizer that plans with this budget, a number of evaluations or images.
 
         ``defaults`` are options that the study file does not name. ``workers`` candidates may be evaluated at once.
@@ -312,11 +313,16 @@ class Plan:
         if planned.unit == "images":
             evaluations = math.ceil(planned.total / images)
         spec = self.optimizer.with_defaults(defaults)
-        optimizer = build_optimizer(spec, self.space(objective), budget=evaluations, workers=workers, seed=self.seed)
-        plan_budget = getattr(optimizer, "plan_budget", None)
-        if plan_budget is not None:
-            plan_budget(evaluations=planned.evaluations, images=planned.images, images_per_evaluation=images)
-        return optimizer
+
+        def build() -> Optimizer:
+            space = self.space(objective)
+            optimizer = build_optimizer(spec, space, budget=evaluations, workers=workers, seed=self.seed)
+            plan_budget = getattr(optimizer, "plan_budget", None)
+            if plan_budget is not None:
+                plan_budget(evaluations=planned.evaluations, images=planned.images, images_per_evaluation=images)
+            return optimizer
+
+        return Driver(build, spec.name, self.seed)
 
     def most(self, objective: Objective) -> BudgetSpec:
         """The budget, but no more than a grid has candidates; no time cuts a grid."""

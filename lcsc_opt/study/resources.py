@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.paths import KnownCheckpoints
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -26,6 +26,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
 from lcsc_opt.study.comparison import Attributes, StoredTrials
 from lcsc_opt.study.plan import CHECKPOINTS, Plan
+from lcsc_opt.trajectory.cached import as_patterns
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
@@ -127,12 +128,28 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
         before: Mapping[str, Any] = stored_objective["settings"]
         now = objective.settings
         same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
-        moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
+        has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
         another_point = experiment != plan.spec.name  # which may be a point on other checkpoints
-        if same_choice and not (moved and another_point):
+        if same_choice and not (has_moved and another_point):
             study = plan.name if plan.name in studies else name
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, study=study)
+            texts: Any = now.get(CHECKPOINTS) or ()
+            has_moved = has_moved or not set(moved(plan, stored)).isdisjoint(as_patterns(texts))
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved, study=study)
     return None
+
+
+def moved(plan: Plan, stored: Attributes) -> list[str]:
+    """The paths in a stored study's settings that lead to another place now, where there is something.
+
+    A relative path does, from another folder.
+    """
+    context = BuildContext(plan.directory)
+    others = []
+    for text, place in (stored.get("places") or {}).items():
+        now = context.path(text)
+        if str(now) != place and (now.exists() or any(True for _ in now.parent.glob(now.name))):
+            others.append(text)
+    return others
 
 
 def worker_environments(plan: Plan) -> list[Mapping[str, str]]:

@@ -14,23 +14,21 @@ import collections
 import concurrent.futures
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise, Yardstick
-from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import ToldLosses
 from lcsc_opt.study.callbacks import TrialCallback, TrialCallbacks
 from lcsc_opt.study.failure_policy import FailurePolicy
@@ -61,7 +59,7 @@ class Search:
 
     Args:
         study: where everything is written.
-        optimizer: freshly built, in the same state as when the study was new.
+        driver: of an optimizer that was freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
         seconds: how long this run may ask for new candidates, if the budget is a time.
@@ -80,7 +78,7 @@ class Search:
     def __init__(
         self,
         study: StoredStudy,
-        optimizer: Optimizer,
+        driver: Driver,
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
@@ -97,7 +95,7 @@ class Search:
         self.budget = budget
         self._deadline = time.monotonic() + seconds
         self._study = study
-        self._optimizer = optimizer
+        self._driver = driver
         self._evaluator = evaluator
         self._images_per_evaluation = images_per_evaluation
         self._yardstick = yardstick
@@ -113,7 +111,7 @@ class Search:
         self.stored_spent = sum(self._price(_request(trial)) for trial in finished)
         self._to_replay = collections.deque(trials)
         if first is not None:
-            optimizer.suggest(np.array(first))
+            driver.optimizer.suggest(np.array(first))
         self._in_flight: list[_Trial] = []
         self._failing = FailurePolicy(study.name, self._policy)
         self._told_losses = ToldLosses()
@@ -153,7 +151,7 @@ class Search:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_tell)
             is_spent = asked >= self.budget.total if self.budget.seconds is None else self._time_is_over()
-            if is_spent or getattr(self._optimizer, "finished", False):
+            if is_spent or self._driver.finished:
                 break
             if self._callbacks.stopped:
                 self.stopped = True
@@ -180,8 +178,7 @@ class Search:
         return request.images
 
     def _ask(self) -> _Trial:
-        with blas_threads(1):
-            parameter = self._optimizer.ask()
+        parameter = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
         request = request_of(parameter)
         if self._to_replay:
@@ -232,23 +229,13 @@ class Search:
         self._in_flight.pop(0)
         loss, evaluation = self._to_tell(asked.outcome, asked.number, asked.request)
         attach_evaluation(asked.parameter, evaluation)
-        self._tell(asked.parameter, loss)
+        self._driver.tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(asked.request)
         on_tell(self)
         if asked.ended_now:
             self._callbacks.call(asked.number)
             self._failing.check(asked.outcome)
-
-    def _tell(self, parameter: Any, loss: float) -> None:
-        """Tell the optimizer a loss.
-
-        pycma knows its mirrored samples by their bits, and Nevergrad tells them rounded differently. The warning about
-        it is nothing that a user could act on; such a sample is then one like any other.
-        """
-        with blas_threads(1), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "orphanated injected solution")
-            self._optimizer.tell(parameter, loss)
 
     def _commit_finished(self) -> bool:
         """Whether anything finished in time."""

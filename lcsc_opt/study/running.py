@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, pre
 from lcsc_opt.study.origin import ended_grid, origin_at
 from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.rehearsal import say_duration
-from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, read_trials
+from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, moved, read_trials
 from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
 
 
@@ -86,6 +87,7 @@ class Run:
             if self._is_finished(plan, studies.get(plan.name)):
                 continue
             with self._prepared(plan, studies) as study:
+                study.ask_once()
                 attributes[plan.name] = study.attributes
                 to_run = self._without_result(key, studies)
                 if to_run and key not in timed:
@@ -151,7 +153,10 @@ class Run:
         return read_trials(self._storage, name)
 
     def _is_finished(self, plan: Plan, stored: Attributes | None) -> bool:
-        return stored is not None and not self._retry_failed and is_complete(plan, stored)
+        """Whether nothing is left to do. What now lies at another place is loaded, and compared by its content."""
+        if stored is None or self._retry_failed:
+            return False
+        return is_complete(plan, stored) and not moved(plan, stored)
 
     @property
     def is_hopeless(self) -> bool:
@@ -362,9 +367,17 @@ def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]]
     return loader_of(plan, our_studies(study.storage))()
 
 
+def finished_already(stored: Attributes) -> str:
+    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is."""
+    ended_at = stored["search_ended"].get("at")
+    if ended_at is None:
+        return "finished already"
+    return f"finished already, {datetime.datetime.fromtimestamp(ended_at):%Y-%m-%d %H:%M}"
+
+
 def _finished(plan: Plan, stored: Attributes, storage: RDBStorage) -> str:
     """The result of a finished study."""
-    line = "finished already; " + outcome_of(plan, storage) + larger_report(plan, stored)
+    line = f"{finished_already(stored)}; " + outcome_of(plan, storage) + larger_report(plan, stored)
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has nothing more to ask"
     if plan.is_grid:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.comparison import Attributes, is_searched
 from lcsc_opt.study.plan import Plan
 
@@ -52,7 +52,7 @@ def seconds_for(plan: Plan, plans: Sequence[Plan], studies: Mapping[str, Attribu
 def evaluations_in(
     seconds: float,
     start: Candidate,
-    new_optimizer: Callable[[BudgetSpec], Optimizer],
+    new_optimizer: Callable[[BudgetSpec], Driver],
     evaluate: Callable[..., Any],
     *,
     gradient: bool,
@@ -88,7 +88,7 @@ def evaluations_in(
     return max(evaluations, _FEWEST)
 
 
-def _requests(optimizer: Optimizer) -> Iterator[Request]:
+def _requests(optimizer: Driver) -> Iterator[Request]:
     """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
     while True:
         parameter = optimizer.ask()

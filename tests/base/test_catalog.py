@@ -118,7 +118,7 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
     for nowhere in ("elsewhere.pt", "runs/**.pt", "a\0*"):
         assert context.path(nowhere) == Path(nowhere)
     assert context.path(str(workplace / "both.pt")) == workplace / "both.pt"
-    assert BuildContext().path("both.pt") == Path("both.pt")
+    assert BuildContext().path("both.pt") == Path("both.pt").absolute()
 
 
 def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

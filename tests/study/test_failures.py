@@ -22,6 +22,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.runner import Search
 from lcsc_opt.views.study_status import FailureReason, overview
 
@@ -58,7 +59,9 @@ def search(study: StoredStudy, function: Callable[[Any], float], evaluations: in
     optimizer = build_optimizer(OptimizerSpec(name="LCSC"), space, budget=8, workers=1, seed=0)
     evaluator = InProcessEvaluator(CoefficientFunction(function, STEPS, name="function"))
     options = {"failures": PATIENT, **changes}
-    found = Search(study, optimizer, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
+    found = Search(
+        study, Driver(lambda: optimizer, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
+    )
     found.run()
     return found
 

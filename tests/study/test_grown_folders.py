@@ -275,7 +275,7 @@ class TestDryRun:
             ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
             (
                 {"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}},
-                "inception: w.pt does not exist",
+                "w.pt does not exist",
             ),
             ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
             ({"device": "cuda:9"}, "device: cuda:9 is not available"),

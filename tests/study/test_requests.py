@@ -22,6 +22,7 @@ from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.runner import Search, _request
 
 STEPS = (10, 20, 30)
@@ -97,7 +98,14 @@ def descent(shift: int = 0) -> Descent:
 def search(study: StoredStudy, optimizer: Descent, budget: BudgetSpec, objective: Objective | None = None) -> Search:
     evaluator = InProcessEvaluator(Bowl() if objective is None else objective)
     failures = FailureSpec(retries=0)
-    running = Search(study, optimizer, evaluator, budget=budget, images_per_evaluation=100, failures=failures)
+    running = Search(
+        study,
+        Driver(lambda: optimizer, "a test"),
+        evaluator,
+        budget=budget,
+        images_per_evaluation=100,
+        failures=failures,
+    )
     running.run()
     return running
 
@@ -184,7 +192,12 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
         Cost(images=np.int64(7), seconds=np.float32(0.5)),  # type: ignore[arg-type]
         gradient=torch.zeros(3),  # type: ignore[arg-type]
     )
-    Search(study, descent(), InProcessEvaluator(Answering(answer)), budget=BudgetSpec(evaluations=2)).run()
+    Search(
+        study,
+        Driver(descent, "a test"),
+        InProcessEvaluator(Answering(answer)),
+        budget=BudgetSpec(evaluations=2),
+    ).run()
     trial = study.trials()[0]
     assert trial.value == 1.5
     assert trial.user_attrs["metrics"] | {"near": None} == {"fid": 1.5, "recall": 0.25, "near": None}
@@ -217,7 +230,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
 
     objective = Refusing()
     budget, failures = BudgetSpec(evaluations=2), FailureSpec(in_a_row=None)
-    running = Search(study, descent(), InProcessEvaluator(objective), budget=budget, failures=failures)
+    running = Search(study, Driver(descent, "a test"), InProcessEvaluator(objective), budget=budget, failures=failures)
     with pytest.raises(SearchFailedError, match="all 2 trials failed"):
         running.run()
     assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]

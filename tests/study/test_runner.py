@@ -26,6 +26,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
 from lcsc_opt.study.plan import most_in_flight
 from lcsc_opt.study.runner import Search
@@ -90,7 +91,9 @@ def run(
         if running.told == stop_after:
             raise Interrupted
 
-    search = Search(study, asked, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
+    search = Search(
+        study, Driver(lambda: asked, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
+    )
     search.run(on_tell)
     return search
 
@@ -130,7 +133,9 @@ def test_a_search_that_its_deadline_ended_continues_exactly(
         if shuffled is not None:
             evaluator, in_flight = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
         made = optimizer("LCSC", workers=1 if shuffled is None else 4)
-        search = Search(study, made, evaluator, budget=budget, seconds=seconds, in_flight=in_flight)
+        search = Search(
+            study, Driver(lambda: made, "a test"), evaluator, budget=budget, seconds=seconds, in_flight=in_flight
+        )
         search.run()
         assert search.told >= replayed
         return search

@@ -1,0 +1,155 @@
+"""Asks and tells an optimizer of Nevergrad's so that it repeats, fails with a sentence, and ends.
+
+Some of them draw from the global generators of numpy and Python, which are seeded while they compute, and given back
+as they were: the candidates of a study depend on nothing but its seed. Some compute in a thread of their own, which
+would keep the process alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import cma.options_parameters
+import numpy as np
+from nevergrad.optimization.base import Optimizer
+
+from lcsc_opt.base.errors import LcscError, SearchFailedError
+from lcsc_opt.base.reproducibility import blas_threads, derive_seed
+
+_POLL_SECONDS = 0.001
+_MOST_SECONDS = 60.0  # that a thread may compute
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def seeded_generators(seed: int, *stream: str | int) -> Iterator[None]:
+    """While this is open, numpy's and Python's global generators are those of a stream of the seed.
+
+    pycma alone would seed numpy's by the time.
+    """
+    pycma_defaults = cma.options_parameters.cma_default_options
+    seed_of_pycma = pycma_defaults["seed"]
+    of_numpy = np.random.get_state()  # noqa: NPY002 - what optimizers draw from
+    of_python = random.getstate()
+    np.random.seed(derive_seed(seed, "generators", *stream, bits=32))  # noqa: NPY002
+    random.seed(derive_seed(seed, "generators", *stream))
+    pycma_defaults["seed"] = math.nan
+    try:
+        yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        pycma_defaults["seed"] = seed_of_pycma
+
+
+class Driver:
+    """One running optimizer; a context manager that ends its threads.
+
+    Args:
+        build: makes the optimizer.
+        name: of the optimizer, for messages.
+        seed: of the study.
+
+    Attributes:
+        optimizer: Nevergrad's.
+
+    Raises:
+        LcscError: it cannot be built.
+    """
+
+    def __init__(self, build: Callable[[], Optimizer], name: str, seed: int = 0) -> None:
+        self._name = name
+        self._seed = seed
+        self._asks = 0
+        self._tells = 0
+        self.optimizer: Optimizer = self._computed(build, "build")
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for optimizer in _with_parts(self.optimizer):
+            thread = getattr(optimizer, "_messaging_thread", None)
+            if thread is not None:
+                thread.stop()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has nothing more to ask."""
+        return bool(getattr(self.optimizer, "finished", False))
+
+    def ask(self) -> Any:
+        """Nevergrad's next candidate.
+
+        Raises:
+            SearchFailedError: the optimizer raised an error.
+        """
+        self._asks += 1
+        return self._computed(self.optimizer.ask, "ask", self._asks)
+
+    def tell(self, candidate: Any, loss: float) -> None:
+        """The loss of a candidate that was asked.
+
+        pycma knows its mirrored samples by their bits, and Nevergrad tells them rounded differently. The warning about
+        it is nothing that a user could act on; such a sample is then one like any other.
+
+        Raises:
+            SearchFailedError: the optimizer raised an error.
+        """
+        self._tells += 1
+
+        def tell() -> None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "orphanated injected solution")
+                self.optimizer.tell(candidate, loss)
+            for optimizer in _with_parts(self.optimizer):
+                _wait_for_thread(optimizer)
+
+        self._computed(tell, "tell", self._tells)
+
+    def _computed(self, step: Callable[[], T], *stream: str | int) -> T:
+        try:
+            with blas_threads(1), seeded_generators(self._seed, *stream):
+                return step()
+        except LcscError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise SearchFailedError(
+                f"the optimizer {self._name} cannot {stream[0]} here: {reason}; take another one"
+            ) from error
+
+
+def _with_parts(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer of Nevergrad's and, of a portfolio, those that it is made of."""
+    waiting = [optimizer]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        for value in vars(part).values():
+            values = value if isinstance(value, list) else [value]
+            waiting += [one for one in values if isinstance(one, Optimizer)]
+
+
+def _wait_for_thread(optimizer: Optimizer) -> None:
+    """Wait until an optimizer's thread has computed what it asks next: it may draw from the global generators."""
+    thread = getattr(optimizer, "_messaging_thread", None)
+    if thread is None:
+        return
+    waits_for_losses = optimizer.num_ask > optimizer.num_tell or getattr(optimizer, "_current_batch", None)
+    if waits_for_losses:
+        return
+    give_up_at = time.monotonic() + _MOST_SECONDS
+    while thread.is_alive() and thread.messages_ask.empty() and time.monotonic() < give_up_at:
+        time.sleep(_POLL_SECONDS)

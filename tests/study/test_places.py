@@ -1,0 +1,238 @@
+"""Where things are is decided once, and what a name means now decides whether a stored answer is returned."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import yaml
+
+import lcsc_opt
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.database.urls import masked, storage_url
+from tests.commands import Typed
+
+TASK = """
+import os, torch
+FACTOR = 1.0
+
+def build():
+    return torch.nn.Linear(3, 1, bias=False)
+
+def score(net):
+    {change}
+    return FACTOR * float((net.weight.detach() ** 2).mean())
+"""
+
+
+def write_project(folder: Path, offset: float = 0.0) -> Path:
+    (folder / "ck").mkdir(parents=True)
+    for step in (100, 200, 300):
+        torch.manual_seed(step)
+        torch.save({"weight": torch.randn(1, 3) + offset}, folder / f"ck/m-{step}.pt")
+    return folder
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Writes a module with a network and a score, and imports it."""
+    monkeypatch.delenv("LCSC_STORAGE", raising=False)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def written(change: str = "pass") -> Any:
+        (tmp_path / "placed_task.py").write_text(TASK.replace("{change}", change))
+        import placed_task  # type: ignore[import-not-found]  # it was just written
+
+        return placed_task
+
+    yield written
+    sys.modules.pop("placed_task", None)
+
+
+def search(task: Any, checkpoints: Any = "ck", **options: Any) -> lcsc_opt.Result:
+    how = {"optimizers": ["LCSC"], "budget": 8, **options}
+    return lcsc_opt.search(checkpoints, build=task.build, score=task.score, **how)
+
+
+def mean(result: lcsc_opt.Result) -> float:
+    return float(result.merge()["weight"].mean())
+
+
+def test_results_of_two_folders_stay_what_they_are(task: Any, tmp_path: Path) -> None:
+    results = []
+    for name, offset in (("a", 0.0), ("b", 50.0)):
+        os.chdir(write_project(tmp_path / name, offset))
+        results.append(search(task()))
+    assert mean(results[0]) < 25 < mean(results[1])
+    os.chdir(tmp_path)
+    assert mean(results[0]) < 25
+    assert results[0].studies[0].state == "finished"
+
+
+def test_one_database_does_not_answer_for_another_project(task: Any, tmp_path: Path) -> None:
+    storage = tmp_path / "all.db"
+    os.chdir(write_project(tmp_path / "a"))
+    search(task(), storage=storage)
+    os.chdir(write_project(tmp_path / "b", 50.0))
+    with pytest.raises(TrajectoryError, match="does not hold the 3 checkpoints that the study was begun with"):
+        search(task(), storage=storage)
+    assert mean(search(task(), storage=storage, name="of_b")) > 25
+
+
+def test_a_study_file_in_another_project_is_not_finished_by_the_first(task: Any, tmp_path: Path, typed: Typed) -> None:
+    task()
+    content = {
+        "name": "n",
+        "objective": {
+            "file": "score.py",
+            "settings": {"checkpoints": "ck", "model": "placed_task:build", "score": "placed_task:score"},
+        },
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 5},
+        "storage": f"sqlite:///{tmp_path / 'all.db'}",
+    }
+    for name, offset in (("a", 0.0), ("b", 50.0)):
+        write_project(tmp_path / name, offset)
+        (tmp_path / name / "s.yaml").write_text(yaml.safe_dump(content))
+    os.chdir(tmp_path / "a")
+    typed("run", "s.yaml")
+    os.chdir(tmp_path / "b")
+    assert "does not hold the 3 checkpoints" in typed("run", "s.yaml", status=2).err
+    os.chdir(tmp_path / "a")
+    assert "finished already, 20" in typed("run", "s.yaml").err
+
+
+def test_a_project_that_moved_goes_on(task: Any, tmp_path: Path) -> None:
+    os.chdir(write_project(tmp_path / "a"))
+    first = search(task(), storage=tmp_path / "all.db")
+    os.chdir(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    os.chdir(tmp_path / "moved")
+    assert mean(search(task(), storage=tmp_path / "all.db")) == mean(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["os.makedirs('out', exist_ok=True); os.chdir('out')", "os.makedirs('x'); os.chdir('x'); os.rmdir('../x')"],
+)
+def test_a_score_that_goes_to_another_folder_leaves_everything_where_it_was(
+    task: Any, tmp_path: Path, change: str
+) -> None:
+    write_project(tmp_path)
+    result = search(task(change))
+    assert Path.cwd() == tmp_path
+    assert result.studies[0].state == "finished"
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["studies.db"]
+
+
+def test_a_stored_answer_is_never_returned_without_a_line(task: Any, tmp_path: Path, capfd: Any) -> None:
+    write_project(tmp_path)
+    module = task()
+    search(module)
+    capfd.readouterr()
+    module.FACTOR = 100.0
+    search(module)
+    assert "score/LCSC/0: finished already, 20" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["01_search.py", "my-search.py", "search.py"])
+def test_a_script_of_any_name_is_edited_and_searched_again(script: str, tmp_path: Path) -> None:
+    import subprocess
+
+    text = TASK.replace("{change}", "pass") + (
+        "import lcsc_opt\n"
+        "states = {step: {'weight': torch.full((1, 3), float(step))} for step in (1, 2, 3)}\n"
+        "lcsc_opt.search(states, build=build, score=score, optimizers=['LCSC'], budget=6, storage='d.db')\n"
+    )
+    (tmp_path / script).write_text(text)
+    assert subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    (tmp_path / script).write_text(text.replace("FACTOR = 1.0", "FACTOR = 100.0"))
+    again = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, check=False, text=True)
+    assert again.returncode == 1
+    assert "finished before this changed" in again.stderr
+
+
+def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = storage_url("sqlite:///studies.db")
+    assert url == f"sqlite:///{tmp_path / 'studies.db'}"
+    assert masked(url) == "sqlite:///studies.db"
+    assert storage_url("sqlite:///d.db?timeout=5").startswith(f"sqlite:///{tmp_path}/d.db?")
+    assert storage_url("postgresql://server/d") == "postgresql://server/d"
+
+
+def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_path: Path) -> None:
+    write_project(tmp_path)
+    seen = []
+
+    def build() -> torch.nn.Module:
+        network = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.BatchNorm1d(1, affine=False))
+        network[0].weight.requires_grad_(False)
+        return network
+
+    def score(network: Any) -> float:
+        seen.append(
+            (network.training, network[0].weight.dtype, network[0].weight.requires_grad, network[1].running_var.dtype)
+        )
+        network.train().half()
+        network[0].weight.requires_grad_(True)
+        return float(network[0].weight.detach().float().norm())
+
+    states = {
+        step: {
+            "0.weight": torch.randn(1, 3),
+            "1.running_mean": torch.zeros(1),
+            "1.running_var": torch.ones(1),
+            "1.num_batches_tracked": torch.tensor(step),
+        }
+        for step in (1, 2, 3)
+    }
+    lcsc_opt.search(states, build=build, score=score, optimizers=["LCSC"], budget=4, storage=None)
+    assert set(seen) == {(False, torch.float32, False, torch.float32)}
+
+
+def test_digits_that_cannot_come_back_are_refused(task: Any) -> None:
+    def build() -> torch.nn.Module:
+        return torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1, bias=False), "frozen": torch.nn.Linear(3, 1)})
+
+    def score(network: Any) -> float:
+        network.half()
+        return 1.0
+
+    network = lcsc_opt.sampling.network.PreparedNetwork(build(), trained=None)  # type: ignore[attr-defined]
+    score(network.module)
+    with pytest.raises(lcsc_opt.LcscError, match="has left the network in torch.float16, and its frozen.weight"):
+        network.load({"searched.weight": torch.zeros(1, 3)})
+
+
+@pytest.fixture
+def small(task: Any, tmp_path: Path) -> lcsc_opt.Result:
+    write_project(tmp_path)
+    return search(task(), name="n", storage=tmp_path / "studies.db")
+
+
+def test_a_study_that_was_renamed_is_foreign(small: lcsc_opt.Result, typed: Typed) -> None:
+    url = small.storage
+    optuna.copy_study(from_study_name="n/LCSC/0", from_storage=url, to_storage=url, to_study_name="best one so far")
+    assert "1 studies of other programs" in typed("list").err
+    assert [row["study"] for row in typed.json("list")] == ["n/LCSC/0"]
+    assert "not a study of lcsc_opt" in typed("show", "best one so far", status=2).err
+
+
+def test_a_trial_that_plain_optuna_added_is_foreign(small: lcsc_opt.Result, typed: Typed, task: Any) -> None:
+    best = small.studies[0].searched
+    study = optuna.load_study(study_name="n/LCSC/0", storage=small.storage)
+    study.optimize(lambda trial: -1.0 + 0 * trial.suggest_float("sum_abs", 1, 1e6, log=True), n_trials=1)
+    assert lcsc_opt.load_study("n/LCSC/0", small.storage).searched == best
+    assert typed.json("show", "n/LCSC/0")["evaluations"] == 8
+    typed("export", "n/LCSC/0", "-o", "x.safetensors")
+    again = search(task(), name="n", storage="studies.db", budget=12)
+    assert [trial["number"] for trial in again.studies[0].trials] == [*range(8), *range(9, 13)]
