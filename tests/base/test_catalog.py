@@ -116,7 +116,7 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
     assert context.path("both.pt") == workplace / "study" / "both.pt"
     assert context.path("step_*.pt") == workplace / "study" / "step_*.pt"
     for nowhere in ("elsewhere.pt", "runs/**.pt", "a\0*"):
-        assert context.path(nowhere) == Path(nowhere)
+        assert context.path(nowhere) == Path(nowhere).absolute()
     assert context.path(str(workplace / "both.pt")) == workplace / "both.pt"
     assert BuildContext().path("both.pt") == Path("both.pt").absolute()
 

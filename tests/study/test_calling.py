@@ -595,10 +595,8 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
     capsys.readouterr()
     assert "trainer's EMA" in repr(sampled(held_out=30))
     said = capsys.readouterr().err
-    line = (
-        r"keyed/LCSCGradient/0: finished already, \d{4}-\d\d-\d\d \d\d:\d\d; the report is of 20 images: lcsc evaluate"
-    )
-    assert re.search(line, said)
+    assert "keyed/LCSCGradient/0: finished already, 20" in said
+    assert "; the report is of 20 images: lcsc evaluate" in said
 
 
 @pytest.mark.usefixtures("real_images")
