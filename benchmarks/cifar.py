@@ -34,7 +34,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.study.runner import Search
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 

@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.catalog import load_file
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.database.urls import files_directory
+from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.study.running import run_studies
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 RESULTS = Path(__file__).parent / "results"
@@ -207,3 +212,9 @@ def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") 
         threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=folder, env={**os.environ, **threads}, check=True)
     return folder / "models" / f"{output or name}.trajectory"
+
+
+def run_listed(specs: Sequence[StudySpec], url: str, *, accept_changes: bool = False) -> None:
+    """Run studies as ``lcsc run`` does."""
+    objectives = ObjectiveLoader(BuildContext(files=files_directory(url)))
+    run_studies(specs, url, objectives, accept_changes=accept_changes)

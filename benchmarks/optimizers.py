@@ -183,8 +183,8 @@ def read(chosen: Selection, cell: Cell) -> list[Curves]:
             job = Job(chosen.url, cell, contender, seed)
             if not is_done(reader, job):
                 continue
-            [history] = reader.read_studies([job.plan.name])
-            known = known_results(StoredStudy.open(reader.storage, job.plan.name), cell)
+            [history] = reader.read_studies([job.spec.name])
+            known = known_results(StoredStudy.open(reader.storage, job.spec.name), cell)
             studies[seed] = measured(answers(history, cell.limits), known) or []
             answered[seed] = None if history.held_out is None else history.held_out.loss
         if studies := studies or from_table([row[3:] for row in before if row[2] == contender.label]):

@@ -34,7 +34,7 @@ from reproduction.published import TABLES
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.study_file import StudySpec, read_studies
+from lcsc_opt.base.study_file import StudyFile, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
@@ -91,7 +91,7 @@ class Job:
         """The path of the study file."""
         return ROOT / "studies" / "paper" / f"{self.study}.yaml"
 
-    def specs(self) -> tuple[StudySpec, ...]:
+    def specs(self) -> tuple[StudyFile, ...]:
         """The points of the study file."""
         return _read(self.path, self.overrides)
 
@@ -116,7 +116,7 @@ class Job:
 
 
 @functools.cache
-def _read(path: Path, overrides: tuple[str, ...]) -> tuple[StudySpec, ...]:
+def _read(path: Path, overrides: tuple[str, ...]) -> tuple[StudyFile, ...]:
     return read_studies(path, overrides)
 
 

@@ -34,7 +34,7 @@ from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, eva
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.study.runner import Search
 
 FORK = multiprocessing.get_context("fork")

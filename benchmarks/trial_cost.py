@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import optuna
 import sqlalchemy as sa
-from common import RESULTS, machine, markdown, parse
+from common import RESULTS, machine, markdown, parse, run_listed
 from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
@@ -43,8 +43,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.optimizers import build_optimizer, candidate_of
-from lcsc_opt.study.plan import Plan, plans
-from lcsc_opt.study.running import run_plans
+from lcsc_opt.study.running import listed, spec_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 
@@ -283,8 +282,7 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
         "optimizers": [optimizer],
         "budget": {"evaluations": trials},
     }
-    [plan] = plans(parse_studies(spec, source="benchmark"), None)
-    run_plans([plan], url)
+    run_listed(listed(parse_studies(spec, source="benchmark")), url)
 
 
 def trial_count(url: str, name: str = LONG) -> int:
@@ -330,10 +328,10 @@ def replay_here(url: str, name: str) -> None:
     StoredStudy.add_candidate = refuse  # type: ignore[method-assign]
     storage = open_storage(url, write=True)
     with _printed_costs(), contextlib.suppress(_AskedError):
-        plan = Plan.of(StoredStudy.open(storage, name))
-        budget = plan.spec.budget
-        longer = plan.changed(budget=budget.with_total(budget.total + 1))
-        run_plans([longer], url, accept_changes=True)  # this script may have changed since it made the study
+        spec = spec_of(StoredStudy.open(storage, name))
+        budget = spec.budget
+        longer = spec.model_copy(update={"budget": budget.with_total(budget.total + 1)})
+        run_listed([longer], url, accept_changes=True)  # this script may have changed since it made the study
 
 
 def read_by_optuna_here(url: str, name: str) -> None:

@@ -40,7 +40,7 @@ from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.study.runner import Search
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # our own targets

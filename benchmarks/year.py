@@ -29,15 +29,14 @@ from unittest import mock
 
 import numpy as np
 import optuna
-from common import RESULTS, machine, markdown, parse
+from common import RESULTS, machine, markdown, parse, run_listed
 from werkzeug.test import Client
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.study.plan import plans
-from lcsc_opt.study.running import run_plans
+from lcsc_opt.study.running import listed
 from lcsc_opt.views.dashboard.server import application
 
 EXPERIMENTS = 10
@@ -111,8 +110,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
         "optimizers": ["LCSC"],
         "budget": {"evaluations": trials},
     }
-    [plan] = plans(parse_studies(spec, source="benchmark"), None)
-    run_plans([plan], storage.url)
+    run_listed(listed(parse_studies(spec, source="benchmark")), storage.url)
 
 
 def copy_short(file: Path) -> None:
@@ -368,7 +366,7 @@ def replay(url: str) -> tuple[float, float]:
 
 def replay_here(url: str) -> None:
     """Print what :func:`replay` returns. No trial is stored: the first new ask ends the search."""
-    from lcsc_opt.study.plan import Plan
+    from lcsc_opt.study.running import spec_of
 
     class AskedError(Exception):
         """A new candidate was asked."""
@@ -378,13 +376,13 @@ def replay_here(url: str) -> None:
 
     start = time.perf_counter()
     storage = open_storage(url, write=True)
-    plan = Plan.of(StoredStudy.open(storage, LONG))
-    budget = plan.spec.budget
-    plan = plan.changed(budget=budget.with_total(budget.total + 1))
+    spec = spec_of(StoredStudy.open(storage, LONG))
+    budget = spec.budget
+    longer = spec.model_copy(update={"budget": budget.with_total(budget.total + 1)})
     asked = False
     with mock.patch.object(StoredStudy, "add_candidate", refuse):
         try:
-            run_plans([plan], url, accept_changes=True)  # this file may have changed since it made the database
+            run_listed([longer], url, accept_changes=True)  # this file may have changed since it made the database
         except AskedError:
             asked = True
     assert asked, "the search ended without a new ask"

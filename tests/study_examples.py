@@ -10,7 +10,7 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import StudySpec, only_one, read_studies
+from lcsc_opt.base.study_file import StudyFile, only_one, read_studies
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
 
@@ -50,7 +50,7 @@ def write_study(
     return study
 
 
-def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
     """The only experiment of a study file."""
     return only_one(read_studies(path, overrides), source=str(path))
 

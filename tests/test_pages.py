@@ -21,7 +21,7 @@ from PIL import Image
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_studies
 from lcsc_opt.base.sweep import VARY
 from lcsc_opt.cli import app
 from lcsc_opt.cli import run as lcsc
@@ -107,7 +107,7 @@ def checkpoints(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def study_with(content: dict[str, Any]) -> dict[str, Any]:
     """A study of photographs with the keys of a block in it: those of a study file, or settings of its objective."""
-    if not content.keys() & (StudySpec.model_fields.keys() | {VARY}):
+    if not content.keys() & (StudyFile.model_fields.keys() | {VARY}):
         content = {"objective": {"settings": content}}
     objective = {"file": "diffusers_unconditional.py", **content.get("objective", {})}
     photographs = {"checkpoints": "runs", "model": "ddpm-output", "sampler": {"steps": 1}, "reference": "photographs"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import RESULTS
 
-from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_studies
 
 PER_EVALUATION = 1000
 """Images of one plain evaluation."""
@@ -129,7 +129,7 @@ CONTENDERS = (
 )
 
 
-def study_spec(cell: Cell, contender: Contender) -> StudySpec:
+def study_file(cell: Cell, contender: Contender) -> StudyFile:
     """The study file of one contender in one cell.
 
     Contenders with the same optimizer and different settings are experiments with different names.

@@ -13,18 +13,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from contest.answers import answers, measured
-from contest.entries import Cell, Contender, study_spec
+from contest.entries import Cell, Contender, study_file
 from lcsc_opt.base.errors import SearchFailedError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
+from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.comparison import is_finished
-from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader
-from lcsc_opt.study.running import Run
+from lcsc_opt.study.running import Run, listed
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -32,7 +34,6 @@ UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group
 
 
 FAILED = "FAILED"
-_LOADER = ObjectiveLoader()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +46,21 @@ class Job:
     seed: int
 
     @property
-    def plan(self) -> Plan:
-        """The plan of the study."""
-        [plan] = plans([study_spec(self.cell, self.contender)], None, seeds=[self.seed])
-        return plan
+    def spec(self) -> StudySpec:
+        """The study."""
+        [spec] = listed([study_file(self.cell, self.contender)], seeds=[self.seed])
+        return spec
 
 
 def is_done(reader: HistoryReader, job: Job) -> bool:
     """Whether a study was searched and measured. Loads no objective."""
-    plan = job.plan
-    history = next(iter(reader.read_studies([plan.name])), None)
+    spec = job.spec
+    history = next(iter(reader.read_studies([spec.name])), None)
     if history is None:
         return False
-    study = StoredStudy.open(reader.storage, plan.name)
+    study = StoredStudy.open(reader.storage, spec.name)
     found = answers(history, job.cell.limits)
-    return is_finished(plan, study.attributes) and measured(found, known_results(study, job.cell)) is not None
+    return is_finished(spec, study.attributes) and measured(found, known_results(study, job.cell)) is not None
 
 
 def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:
@@ -93,20 +94,19 @@ def _do(job: Job) -> str:
         with contextlib.redirect_stderr(said):
             outcome = search_and_measure(job)
     except Exception as error:  # the other studies go on
-        return f"{FAILED} {job.plan.name}: {type(error).__name__}: {error}"
+        return f"{FAILED} {job.spec.name}: {type(error).__name__}: {error}"
     notices = [line for line in said.getvalue().splitlines() if line.startswith("lcsc: ")]
-    return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
+    return "\n".join([f"{job.spec.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
 
 
 def search_and_measure(job: Job) -> str:
     """Search and measure one study, as far as that is not done yet. Studies of one objective load it once."""
-    run = Run([job.plan], job.url, objectives=_LOADER)
-    [plan] = run.plans
-    outcome = run.run(plan)
+    loader = ObjectiveLoader(BuildContext(files=files_directory(job.url)))
+    outcome = Run([job.spec], job.url, loader).run(job.spec)
     storage = open_storage(job.url, write=True)
-    study = StoredStudy.open(storage, plan.name)
+    study = StoredStudy.open(storage, job.spec.name)
     with study.hold():
-        measure(study, _LOADER.load(plan, our_studies(storage)), job.cell)
+        measure(study, loader.load(job.spec, our_studies(storage)), job.cell)
     return outcome
 
 

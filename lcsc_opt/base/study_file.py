@@ -6,6 +6,7 @@ nearest known one. Nothing deeper in the library reads the YAML again.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,14 +228,105 @@ class RayWorkers(FrozenModel):
 
 _SETTINGS_OF_A_SPACE = ("rows", "origin")
 
-Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
+
+def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
+    if isinstance(value, Mapping):
+        try:
+            return parse_settings(RayWorkers, value, source="")
+        except StudySpecError as error:  # its lines get the path of the key
+            raise ValueError(str(error).removeprefix(": ")) from error
+    if value == "auto" or isinstance(value, RayWorkers):
+        return value  # type: ignore[no-any-return]
+    if type(value) is int and value >= 1:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(_is_device(name) for name in value):
+        return tuple(value)
+    raise ValueError(
+        f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
+    )
+
+
+Workers = Annotated[int | Literal["auto"] | tuple[str, ...] | RayWorkers, pydantic.BeforeValidator(_read_workers)]
+"""A number of processes, ``auto`` for one on each GPU, a list with the device of each process, or those of a Ray
+cluster."""
 
 
 class StudySpec(FrozenModel):
+    """One study: one optimizer and one seed of a study file. The database holds it as it is.
+
+    Attributes:
+        experiment: the name in the study file, or of a point of its sweep.
+        optimizer: searches.
+        seed: of everything random in the search.
+        objective, space, budget, workers, failures, held_out: as in the study file.
+        start: a stored study, at whose answer the search begins; grids have none.
+    """
+
+    experiment: Experiment
+    optimizer: OptimizerSpec
+    seed: Annotated[int, pydantic.Field(ge=0, strict=True)] = 0
+    objective: ObjectiveSpec
+    space: SpaceSpec = SpaceSpec()
+    start: str | None = None
+    budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
+    workers: Workers = 1
+    failures: FailureSpec = FailureSpec()
+    held_out: HeldOutSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the Optuna study."""
+        return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
+
+    @property
+    def sweep(self) -> str:
+        """The name of the whole sweep; the experiment's name if nothing is varied."""
+        return split_point(self.experiment)[0]
+
+    def content(self) -> dict[str, Any]:
+        """The content of a study file that asks for this study alone."""
+        shared = self.model_dump(mode="json", exclude={"experiment", "optimizer", "seed"})
+        optimizer = {self.optimizer.name: self.optimizer.options}
+        return {"name": self.experiment, "optimizers": [optimizer], "seeds": [self.seed], **shared}
+
+    @property
+    def ray(self) -> RayWorkers | None:
+        """The workers of a Ray cluster; ``None`` if this machine evaluates."""
+        return self.workers if isinstance(self.workers, RayWorkers) else None
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes evaluate; ``auto`` is one for each GPU, or one."""
+        if isinstance(self.workers, int):
+            return self.workers
+        if isinstance(self.workers, RayWorkers):
+            return self.workers.ray
+        if self.workers == "auto":
+            from lcsc_opt.base import accelerator
+
+            return max(len(accelerator.names()), 1)
+        return len(self.workers)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of the workers, if the study file lists them."""
+        return self.workers if isinstance(self.workers, tuple) else ()
+
+    @property
+    def device(self) -> str:
+        """The device in the objective's settings; ``auto`` if they name none."""
+        return str(self.objective.settings.get("device", "auto"))
+
+    @property
+    def names_device(self) -> bool:
+        """Whether the objective's settings choose the device, which workers then share."""
+        return self.device == "cpu" or ":" in self.device
+
+
+class StudyFile(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
-    workers of a Ray cluster. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
+    ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     Without ``optimizers`` or ``space``, :mod:`lcsc_opt.study.defaults` chooses them. ``start`` is a stored study, at
     whose answer every search begins, in place of the space's origin; grids have none.
     """
@@ -259,7 +351,7 @@ class StudySpec(FrozenModel):
         """The name of the whole sweep; the experiment's name if nothing is varied."""
         return split_point(self.name)[0]
 
-    def on_ray(self, address: str) -> StudySpec:
+    def on_ray(self, address: str) -> StudyFile:
         """The same study with as many workers on the Ray cluster at this address.
 
         Raises:
@@ -295,29 +387,23 @@ class StudySpec(FrozenModel):
             return value
         return {**space, **settings}
 
-    @pydantic.field_validator("workers", mode="plain")
-    @classmethod
-    def _read_workers(cls, value: Any) -> Workers:
-        if isinstance(value, Mapping):
-            try:
-                return parse_settings(RayWorkers, value, source="")
-            except StudySpecError as error:  # its lines get the path of the key
-                raise ValueError(str(error).removeprefix(": ")) from error
-        if value == "auto" or isinstance(value, RayWorkers):
-            return value  # type: ignore[no-any-return]
-        if type(value) is int and value >= 1:
-            return value
-        if isinstance(value, (list, tuple)) and value and all(_is_device(name) for name in value):
-            return tuple(value)
-        raise ValueError(
-            f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
-        )
-
     @pydantic.model_validator(mode="after")
-    def _no_study_twice(self) -> StudySpec:
+    def _no_study_twice(self) -> StudyFile:
         _check_distinct("optimizers", [optimizer.name for optimizer in self.optimizers])
         _check_distinct("seeds", [str(seed) for seed in self.seeds])
         return self
+
+    def studies(self, seeds: Sequence[int] = ()) -> list[StudySpec]:
+        """A study for each seed and optimizer.
+
+        Args:
+            seeds: only these; the file need not list them.
+        """
+        shared = {name: getattr(self, name) for name in StudySpec.model_fields.keys() & StudyFile.model_fields.keys()}
+        return [
+            StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
+            for seed, optimizer in itertools.product(seeds or self.seeds, self.optimizers)
+        ]
 
 
 def _is_device(name: Any) -> bool:
@@ -330,7 +416,7 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
         raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
 
 
-def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:
+def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, ...]:
     """Parse and validate one study file: an experiment, or one for each point of its sweep.
 
     Args:
@@ -422,7 +508,7 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
+def only_one(studies: Sequence[StudyFile], *, source: str) -> StudyFile:
     """The only experiment of a study file; ``source`` begins the message of an error.
 
     Raises:
@@ -436,7 +522,7 @@ def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
     return studies[0]
 
 
-def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
+def parse_studies(content: Any, *, source: str) -> tuple[StudyFile, ...]:
     """Validate the content of a study file: an experiment, or one for each point of its sweep.
 
     Args:
@@ -447,11 +533,11 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
         StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
     """
     if not isinstance(content, Mapping) or VARY not in content:
-        return (parse_settings(StudySpec, content, source=source),)
+        return (parse_settings(StudyFile, content, source=source),)
     studies = []
     for point, end_of_name in points(content, source=source):
         # a point keeps ``vary``, with its own values; ``vary: {}`` is one point whose name has no end
-        studies.append(parse_settings(StudySpec, point, source=f"{source} {end_of_name}".rstrip()))
+        studies.append(parse_settings(StudyFile, point, source=f"{source} {end_of_name}".rstrip()))
     return tuple(studies)
 
 

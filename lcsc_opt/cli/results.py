@@ -201,7 +201,6 @@ def evaluate(
     """
     from lcsc_opt.study import running
     from lcsc_opt.study.held_out import HeldOutPlan
-    from lcsc_opt.study.plan import Plan
 
     stored = find_study(study, storage, write=True)
     plan = HeldOutPlan.of(
@@ -212,7 +211,7 @@ def evaluate(
         first_group=first_group,
         keep=keep,
     )
-    report = running.evaluate(Plan.of(stored), stored.storage, plan, accept_changes=accept_changes)
+    report = running.evaluate(stored, plan, accept_changes=accept_changes)
     if not plan.keep:
         say(f"{study}: preview only; result unchanged; --keep replaces it")
     if output == "json":

@@ -15,7 +15,7 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import (
     FILL_IN,
     ModelKind,
-    StudySpec,
+    StudyFile,
     lines_to_fill_in,
     parse_studies,
     read_studies,
@@ -130,63 +130,58 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file. With name=NEW, its settings begin another one.
     """
-    specs, directory, url = _read_specs(studies, overrides or (), storage)
+    points, directory, url = _read_points(studies, overrides or (), storage)
 
+    from lcsc_opt.base.paths import BuildContext
+    from lcsc_opt.database.urls import files_directory
     from lcsc_opt.study.resources import ObjectiveLoader
-    from lcsc_opt.study.running import Run, plans_of, run_plans
+    from lcsc_opt.study.running import Run, run_studies, studies_of
 
     if ray is not None:
-        specs = [spec.on_ray(ray) for spec in specs]
-    objectives = ObjectiveLoader()
-    chosen = plans_of(specs, directory, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+        points = [point.on_ray(ray) for point in points]
+    objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
+    chosen = studies_of(points, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
-        run = Run(chosen, url, accept_changes=accept_changes, retry_failed=retry_failed, objectives=objectives)
+        run = Run(chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
         _print_rehearsed(run, url)
     else:
-        run_plans(
-            chosen,
-            url,
-            on_end=say,
-            accept_changes=accept_changes,
-            retry_failed=retry_failed,
-            objectives=objectives,
-        )
+        run_studies(chosen, url, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
 
 
-def _read_specs(
+def _read_points(
     studies: str, overrides: Sequence[str], storage: str | None
-) -> tuple[Sequence[StudySpec], Path | None, str]:
-    """The specifications of a study file, or of a stored study, with its folder and the URL of the database."""
+) -> tuple[Sequence[StudyFile], Path | None, str]:
+    """A study file, or what asks for a stored study alone, with its folder and the URL of the database."""
     from lcsc_opt.database.names import is_ours
     from lcsc_opt.database.urls import storage_url
 
     if not is_ours(studies) or Path(studies).exists():
         path = find("studies", studies)
-        specs = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
-        return specs, path.parent, storage_url(storage, specs[0].storage)
+        points = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
+        return points, path.absolute().parent, storage_url(storage, points[0].storage)
 
-    from lcsc_opt.study.plan import stored_content
+    from lcsc_opt.study.running import context_of, spec_of
 
     stored = find_study(studies, storage, write=True)
-    content, directory = stored_content(stored)
-    specs = parse_studies(with_overrides(content, overrides), source=" ".join([studies, *overrides]))
-    return specs, directory, stored.storage.url
+    content = with_overrides(spec_of(stored).content(), overrides)
+    points = parse_studies(content, source=" ".join([studies, *overrides]))
+    return points, context_of(stored).directory, stored.storage.url
 
 
 def _print_rehearsed(run: Run, url: str) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.urls import masked
+    from lcsc_opt.study.planning import is_grid
 
     chosen = run.rehearse()
     evaluations = run.evaluations()
     rows = []
-    for plan in run.plans:
-        options = {**chosen[plan.name]["optimizer_defaults"], **plan.optimizer.options}
+    for spec in run.specs:
+        options = {**chosen[spec.name]["optimizer_defaults"], **spec.optimizer.options}
         written = ", ".join(f"{key}={value}" for key, value in options.items())
-        space = plan.spec.space
-        in_rows = "one row" if plan.is_grid or space.rows is None else f"rows: {space.rows}"
-        done = f"{evaluations.get(plan.name, 0)} evaluations"
-        rows.append((plan.name, written or "defaults", f"{space.kind}, {in_rows}", plan.spec.budget, done))
+        in_rows = "one row" if is_grid(spec) or spec.space.rows is None else f"rows: {spec.space.rows}"
+        done = f"{evaluations.get(spec.name, 0)} evaluations"
+        rows.append((spec.name, written or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
     print_table(("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(url)}")
 
 

@@ -509,7 +509,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         layer_groups=tuple(attributes.get("layer_groups") or ()),
         start=specification.get("start"),
         settings=specification,
-        workers=int(specification.get("workers", 1)),
+        workers=_worker_count(specification.get("workers", 1)),
         sign=sign_of(attributes),
         keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
@@ -518,6 +518,15 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),
         nodes_seen_at=float(nodes.get("seen_at", 0.0)),
     )
+
+
+def _worker_count(workers: Any) -> int:
+    """How many workers a stored specification has; ``auto`` counts as one."""
+    if isinstance(workers, Mapping):
+        return int(workers["ray"])
+    if isinstance(workers, Sequence) and not isinstance(workers, str):
+        return len(workers)
+    return workers if isinstance(workers, int) else 1
 
 
 def _name_for_people(study: SummarizedStudy, name: str) -> str:

@@ -12,13 +12,13 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
                        ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
-                       ``failures``, ``held_out_plan``, ``report_images``, ``holds_out``, ``origin``, ``directory``,
+                       ``report_images``, ``holds_out``, ``origin``, ``directory``,
                        ``places``, ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
                        ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
                        ``held_out`` (the report),
                        ``yardsticks`` (what losses are relative to),
-                       ``retry``, ``changes``, ``ray``, ``nodes``, ``summary``
+                       ``retry``, ``changes``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import StudySpec, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
@@ -34,7 +35,7 @@ from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.resources import ObjectiveLoader
-from lcsc_opt.study.running import objective_of, plans_of, run_plans
+from lcsc_opt.study.running import objective_of, run_studies, studies_of
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -197,20 +198,15 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    specs, directory = _specifications(study_file)
-    url = storage_url(storage, specs[0].storage)
-    objectives = ObjectiveLoader()
+    points, directory = _read(study_file)
+    url = storage_url(storage, points[0].storage)
+    objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
-        chosen = plans_of(specs, directory, url, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
-        run_plans(
-            chosen,
-            url,
-            accept_changes=accept_changes,
-            retry_failed=retry_failed,
-            objectives=objectives,
-            callbacks=callbacks,
+        chosen = studies_of(points, url, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
+        run_studies(
+            chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
         )
-    return [Study(plan.name, url) for plan in chosen]
+    return [Study(spec.name, url) for spec in chosen]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:
@@ -243,10 +239,10 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     Raises:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
-    specs, directory = _specifications(study_file)
-    spec = only_one(specs, source="load_objective")
-    files = files_directory(storage_url(None, spec.storage))
-    return loading.load_objective(spec.objective, study_folder=directory, files=files)
+    points, directory = _read(study_file)
+    point = only_one(points, source="load_objective")
+    files = files_directory(storage_url(None, point.storage))
+    return loading.load_objective(point.objective, study_folder=directory, files=files)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
@@ -276,11 +272,11 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         return comparison_rows(points_of(HistoryReader(opened), experiment))
 
 
-def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:
+def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, ...], Path]:
     if isinstance(study_file, Mapping):
         return parse_studies(dict(study_file), source="study"), Path.cwd()
     path = find("studies", str(study_file))
-    return read_studies(path), path.parent
+    return read_studies(path), path.absolute().parent
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

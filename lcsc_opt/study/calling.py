@@ -1,4 +1,4 @@
-"""``lcsc_opt.search``: arguments in Python → the plans that a study file would give, run by the same coordinator.
+"""``lcsc_opt.search``: arguments in Python → the studies of a study file, run by the same coordinator.
 
 What can be imported is named in the study as a study file would name it, and compared in the same way. Other functions
 are handed over as objects. Nobody can compare these with what they were, so they begin a search of their own.
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
-from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED
+from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import (
     AUTO,
     DEFAULT_BUDGET,
     DEFAULT_STORAGE,
-    SpaceSpec,
+    StudyFile,
     StudySpec,
     experiment_name,
     parse_studies,
@@ -42,18 +42,17 @@ from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
-from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.api import Study
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import changed_since_finished, is_finished
 from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.opening import larger_report
-from lcsc_opt.study.plan import Plan, plans
 from lcsc_opt.study.resources import ObjectiveLoader, code_now
 from lcsc_opt.study.result import Result
-from lcsc_opt.study.running import finished_already, run_plans
+from lcsc_opt.study.running import any_study, finished_already, listed, run_studies
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.in_memory import StateDicts, by_step, listed, pack_state_dicts
+from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
+from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
 
 DEFAULT_FILE = "studies.db"
 _EXPECTED_BUDGET = 'expected a whole number of evaluations, or a time such as "5 min"'
@@ -190,7 +189,14 @@ def search(
         }
         further = {key: value for key, value in named.items() if value is not None}
         call = _Call.of(
-            listed(checkpoints), build, score, held_out, sample, reference, jobs, {**further, **(settings or {})}
+            state_dicts_of(checkpoints),
+            build,
+            score,
+            held_out,
+            sample,
+            reference,
+            jobs,
+            {**further, **(settings or {})},
         )
         temporary = None
         if storage is None:
@@ -211,26 +217,22 @@ def search(
         if space is not None or rows != AUTO:
             content["space"] = {"rows": rows, **_space(space)}
         content["budget"] = _budget(budget)
-        call.plans(content)  # refuses what is wrong before any function is called
+        listed(call.points(content))  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, stored)
-        loader = ObjectiveLoader()
-        chosen = call.completed_plans(content, stored, loader)
-        finished = [plan for plan in chosen if plan.name in stored and is_finished(plan, stored[plan.name])]
-        for plan in finished:
-            if not (accept_changes or resume or retry_failed):
-                _refuse_changes(plan, stored[plan.name], url)
-            notice(f"{plan.name}: {finished_already(stored[plan.name])}{larger_report(plan, stored[plan.name])}")
-        run_plans(
-            chosen,
-            url,
-            accept_changes=accept_changes,
-            retry_failed=retry_failed,
-            objectives=loader,
-            callbacks=callbacks,
+        objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
+        chosen = call.studies(content, stored, objectives)
+        for spec in chosen:
+            before = stored.get(spec.name)
+            if before is not None and is_finished(spec, before):
+                if not (accept_changes or resume or retry_failed):
+                    _refuse_changes(spec, before, url)
+                notice(f"{spec.name}: {finished_already(before)}{larger_report(spec, before)}")
+        run_studies(
+            chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
         )
         stack.pop_all()
-    studies = tuple(Study(plan.name, url, call.functions) for plan in chosen)
+    studies = tuple(Study(spec.name, url, call.functions) for spec in chosen)
     return Result(experiment, url, studies, content, call.not_importable, temporary)
 
 
@@ -383,31 +385,20 @@ class _Call:
             content["held_out"] = self.held_out
         return content
 
-    def plans(self, content: Mapping[str, Any]) -> list[Plan]:
-        """The plans of a study file with this content, which have the functions; without its optimizers, none."""
-        return self._with_functions(plans(self._specs(content), Path.cwd()))
+    def points(self, content: Mapping[str, Any]) -> tuple[StudyFile, ...]:
+        """The study file with this content; without its optimizers, if none are given."""
+        return parse_studies(dict(content), source="lcsc_opt.search")
 
-    def completed_plans(
-        self, content: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], loader: ObjectiveLoader
-    ) -> list[Plan]:
-        """The plans, with what this call leaves open. To choose it, the objective may call the functions once.
+    def studies(
+        self, content: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], objectives: ObjectiveLoader
+    ) -> list[StudySpec]:
+        """The studies, with what this call leaves open. To choose it, the objective may call the functions once.
 
         Raises:
             LcscError: the objective cannot be built, or a function raised an error.
         """
-        [spec] = self._specs(content)
-
-        def objective() -> Objective:
-            [plan] = self._with_functions([Plan(spec, Path.cwd()).changed(space=SpaceSpec())])
-            return loader.load(plan, {})
-
-        return self._with_functions(plans(completed(spec, lambda: stored, objective), Path.cwd()))
-
-    def _specs(self, content: Mapping[str, Any]) -> tuple[StudySpec, ...]:
-        return parse_studies(dict(content), source="lcsc_opt.search")
-
-    def _with_functions(self, plans: Sequence[Plan]) -> list[Plan]:
-        return [dataclasses.replace(plan, functions=self.functions, files=self.files) for plan in plans]
+        [point] = self.points(content)
+        return listed(completed(point, lambda: stored, lambda: objectives.load(any_study(point), {})))
 
 
 def _builder(build: Function | str) -> Function | str:
@@ -495,16 +486,16 @@ def _optimizers(
     return list(optimizers)
 
 
-def _refuse_changes(plan: Plan, stored: Mapping[str, Any], url: str) -> None:
+def _refuse_changes(spec: StudySpec, stored: Mapping[str, Any], url: str) -> None:
     """Refuse to return what a finished study found by other functions or in other checkpoints.
 
     Raises:
         StudyStoreError: the file of a function, or the checkpoints, changed since it finished.
     """
-    changed = changed_since_finished(plan, stored, code_now(plan))
+    changed = changed_since_finished(spec.name, stored, code_now(spec.objective, Path.cwd()))
     with reading(url) as storage:
-        if changed is None and checkpoints_written_again(StoredStudy.open(storage, plan.name)):
-            changed = f"{plan.name}: finished before its checkpoints were written again"
+        if changed is None and checkpoints_written_again(StoredStudy.open(storage, spec.name)):
+            changed = f"{spec.name}: finished before its checkpoints were written again"
     if changed is not None:
         raise StudyStoreError(
             f"{changed}. Give the new search another name, or accept_changes=True to return what the old one found"

@@ -8,15 +8,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.study.plan import CHECKPOINTS, Plan
+from lcsc_opt.study.defaults import default_options
+from lcsc_opt.study.landscape import plane_attribute
+from lcsc_opt.study.planning import advice, check, check_report_images, most, parallelism
+from lcsc_opt.trajectory import Trajectory
 
+CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""
 
@@ -34,6 +41,8 @@ _NEUTRAL = frozenset(
 )
 _COMPARED_APART = _NEUTRAL | {CHECKPOINTS}  # between studies, which compare checkpoints by their hash
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results
+_IDENTITY = {"objective", "space", "start", "optimizer", "seed", "workers"}
+"""What of a specification is compared; the budget, failures and the report may change at any time."""
 _MOST_CHARACTERS = 60  # of a value in a message
 _ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Python: accept_changes=True)"
 
@@ -51,14 +60,14 @@ class Compared:
     """A study that may run.
 
     Attributes:
-        plan: the specification, with the stored study's workers if the study file does not name any.
+        spec: with the stored study's workers if the study file does not name any.
         before: the attributes of the stored study, or those that a new one begins with.
         updated: the attributes that this run writes if they have changed.
         starts_over: whether the objective has other settings than those with which all trials have failed.
         notices: lines that a runner prints.
     """
 
-    plan: Plan
+    spec: StudySpec
     before: Attributes
     updated: Attributes
     starts_over: bool
@@ -78,15 +87,17 @@ class Compared:
         for name in ("specification", "fingerprint"):
             expected = json.loads(json.dumps(self.before.get(name)))  # tuples become lists, as in the database
             if stored[name] != expected:
-                raise StudyStoreError(f"{self.plan.name}: another process has just changed it; run this again")
+                raise StudyStoreError(f"{self.spec.name}: another process has just changed it; run this again")
 
 
 def compare(
-    plan: Plan,
+    spec: StudySpec,
     studies: Mapping[str, Attributes],
     objective: Objective,
     fingerprint: Mapping[str, Any],
     *,
+    directory: Path | None,
+    origin: Coefficients | None = None,
     trials: Callable[[str], StoredTrials],
     accept_changes: bool = False,
     measures: bool = True,
@@ -94,10 +105,12 @@ def compare(
     """Compare a study with the stored one of its name, or a new one with those of its experiment.
 
     Args:
-        plan: the study to run.
+        spec: the study to run.
         studies: name → attributes of every stored study, in the order in which they were created.
         objective: what it searches.
         fingerprint: ``objective``, ``code`` and ``environment``, as they are now.
+        directory: the study file's folder.
+        origin: where a new study begins, if another one has found that.
         trials: gives the trials of a study of that name; called only where something changed since it began.
         accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
         measures: whether losses will be added. If not, other code and versions are no matter, and are not stored.
@@ -105,37 +118,73 @@ def compare(
     Raises:
         StudyStoreError: the stored study was made with something else, or the losses of a new one would not compare
             with those of the experiment's other studies.
-        LcscError: the objective does not allow the plan.
+        LcscError: the objective does not allow the study.
     """
-    stored = studies.get(plan.name)
+    stored = studies.get(spec.name)
     if stored is None:
-        _check_siblings(plan, studies, fingerprint, accept=accept_changes)
-        plan.check(objective)
-        plan.check_report_images(objective)
-        updated = {**plan.updated_attributes, "places": dict(objective.places)}
-        initial = {**plan.initial_attributes(objective), **updated, "fingerprint": fingerprint}
-        notices = tuple(plan.advice(objective))
-        return Compared(plan, initial, updated, starts_over=False, notices=notices)
-    plan, starts_over, notices = _continued(plan, stored, trials)
+        _check_siblings(spec, studies, fingerprint, accept=accept_changes)
+        check(spec, objective)
+        check_report_images(spec, objective)
+        updated = _updated(spec, objective)
+        initial = {**_initial(spec, objective, directory, origin), **updated, "fingerprint": fingerprint}
+        return Compared(spec, initial, updated, starts_over=False, notices=tuple(advice(spec, objective)))
+    spec, starts_over, notices = _continued(spec, stored, trials)
     current = fingerprint
     if not measures:
         current = {"objective": fingerprint["objective"]}
-    changes = accepted_changes(plan.name, stored, trials, current, accept=accept_changes)
-    plan.check(objective)
+    changes = accepted_changes(spec.name, stored, trials, current, accept=accept_changes)
+    check(spec, objective)
     if changes:
-        notices += (f"{plan.name}: continues with changes: {changes['changes'][-1]['changed']}",)
-    updated = {**plan.updated_attributes, "places": dict(objective.places), **changes}
-    return Compared(plan, stored, updated, starts_over, notices)
+        notices += (f"{spec.name}: continues with changes: {changes['changes'][-1]['changed']}",)
+    return Compared(spec, stored, {**_updated(spec, objective), **changes}, starts_over, notices)
 
 
-def is_searched(plan: Plan, stored: Attributes) -> bool:
-    """Whether the search of a stored study has nothing left to do for this plan's budget."""
+def _updated(spec: StudySpec, objective: Objective) -> dict[str, Any]:
+    """The attributes that every run writes: the study file may have been edited, and its files may have moved.
+
+    The specification was compared with the stored one first: only what changes no result can differ.
+    """
+    return {"specification": spec.model_dump(mode="json"), "places": dict(objective.places)}
+
+
+def _initial(
+    spec: StudySpec, objective: Objective, directory: Path | None, origin: Coefficients | None
+) -> dict[str, Any]:
+    """The study's attributes that are written when it begins. Runs change the budget only."""
+    budget = most(spec, objective).model_dump()
+    groups = objective.layer_groups
+    trajectory = objective.trajectory
+    attributes = {
+        "budget": budget,
+        "optimizer_budget": budget,
+        "optimizer_defaults": default_options(spec.optimizer, spec.space.rows, len(objective.steps)),
+        "origin": None if origin is None else origin.tolist(),
+        "parallelism": parallelism(spec, objective),
+        "report_images": objective.samples.per_report,
+        "holds_out": objective.why_nothing_held_out() is None,
+        "steps": list(objective.steps),
+        "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
+        "layer_groups": None if groups is None else list(groups.names),
+        "directory": None if directory is None else str(directory),
+    }
+    if spec.optimizer.name == LANDSCAPE:
+        attributes["plane"] = plane_attribute(spec.optimizer, objective)
+    return attributes
+
+
+def identity(spec: StudySpec) -> dict[str, Any]:
+    """What must stay the same for a study to be continued, as JSON."""
+    return spec.model_dump(mode="json", include=_IDENTITY)
+
+
+def is_searched(spec: StudySpec, stored: Attributes) -> bool:
+    """Whether the search of a stored study has nothing left to do for this budget."""
     ended = stored.get("search_ended")
     if ended is None:
         return False
     if ended["exhausted"]:
         return True
-    budget = plan.spec.budget
+    budget = spec.budget
     if budget.seconds is not None:
         return bool(ended.get("deadline", 0.0) >= budget.seconds)
     if budget.evaluations is not None:
@@ -144,23 +193,27 @@ def is_searched(plan: Plan, stored: Attributes) -> bool:
     return bool(stored_images >= budget.total)
 
 
-def is_finished(plan: Plan, stored: Attributes) -> bool:
+def is_finished(spec: StudySpec, stored: Attributes) -> bool:
     """Whether nothing is left to do, neither of the search nor of the held-out report."""
-    must_report = plan.spec.held_out is not None and stored.get("holds_out") is not False
+    must_report = spec.held_out is not None and stored.get("holds_out") is not False
     if must_report and stored.get("held_out") is None:
         return False
-    return is_searched(plan, stored)
+    return is_searched(spec, stored)
 
 
-def is_complete(plan: Plan, stored: Attributes) -> bool:
+def is_complete(spec: StudySpec, stored: Attributes) -> bool:
     """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place."""
-    return is_finished(plan, stored) and stored["specification"] == plan.specification
+    return is_finished(spec, stored) and _stored_identity(stored) == identity(spec)
+
+
+def _stored_identity(stored: Attributes) -> dict[str, Any]:
+    return {key: value for key, value in stored["specification"].items() if key in _IDENTITY}
 
 
 def _continued(
-    plan: Plan, stored: Attributes, trials: Callable[[str], StoredTrials]
-) -> tuple[Plan, bool, tuple[str, ...]]:
-    """The plan as a stored study continues it, from its own origin; whether its objective gets other settings; notices.
+    spec: StudySpec, stored: Attributes, trials: Callable[[str], StoredTrials]
+) -> tuple[StudySpec, bool, tuple[str, ...]]:
+    """The study as the stored one continues; whether its objective gets other settings; notices.
 
     If the study file leaves the workers open, the study keeps their number. While no trial has succeeded, the settings
     of the objective may be corrected. Workers and settings that change no loss may change at any time.
@@ -168,25 +221,24 @@ def _continued(
     Raises:
         StudyStoreError: the study was made from another specification.
     """
-    before = dict(stored.get("specification") or {})
-    plan = dataclasses.replace(plan, origin=stored.get("origin"))
-    if plan.spec.workers == "auto" and before.get("workers"):
-        plan = plan.changed(workers=before["workers"])
-    now = plan.specification
+    before = _stored_identity(stored)
+    if spec.workers == "auto":
+        spec = spec.model_copy(update={"workers": StudySpec.model_validate(stored["specification"]).workers})
+    now = identity(spec)
     _keep_names(now, stored)
-    neutral_changes = tuple(_neutral_changes(plan.name, before, now, stored))
+    neutral_changes = tuple(_neutral_changes(spec.name, before, now, stored))
     before, now = _decisive(before), _decisive(now)
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
-        return plan, False, neutral_changes
+        return spec, False, neutral_changes
     now["objective"]["settings"] = before["objective"]["settings"]
     has_same_search = not any(differences(before, now))
-    if has_same_search and not trials(plan.name).succeeded:
-        return plan, True, neutral_changes
-    advice = "another name"
-    if plan.optimizer.name == LANDSCAPE:  # which is named by its seed
-        advice = "another --seed"
-    raise StudyStoreError(f"{plan.name}: the stored study differs: {changed}. Give the new one {advice}")
+    if has_same_search and not trials(spec.name).succeeded:
+        return spec, True, neutral_changes
+    what_to_give = "another name"
+    if spec.optimizer.name == LANDSCAPE:  # which is named by its seed
+        what_to_give = "another --seed"
+    raise StudyStoreError(f"{spec.name}: the stored study differs: {changed}. Give the new one {what_to_give}")
 
 
 def _decisive(specification: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +275,7 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
             settings[name] = stored_settings.get(name)
 
 
-def changed_since_finished(plan: Plan, stored: Attributes, code: Mapping[str, str]) -> str | None:
+def changed_since_finished(name: str, stored: Attributes, code: Mapping[str, str]) -> str | None:
     """That a finished study's ``code`` (name → digest) is another one now; ``None`` if it is the same.
 
     Code that is not among these files counts as unchanged.
@@ -232,7 +284,7 @@ def changed_since_finished(plan: Plan, stored: Attributes, code: Mapping[str, st
     changed = "; ".join(_code_changes(stored_code, {**stored_code, **code}))
     if not changed:
         return None
-    return f"{plan.name}: finished before this changed: {changed}"
+    return f"{name}: finished before this changed: {changed}"
 
 
 def accepted_changes(
@@ -273,7 +325,9 @@ def accepted_changes(
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
 
 
-def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapping[str, Any], *, accept: bool) -> None:
+def _check_siblings(
+    spec: StudySpec, studies: Mapping[str, Attributes], current: Mapping[str, Any], *, accept: bool
+) -> None:
     """Compare a new study with the experiment's other studies, with which its losses will be compared.
 
     It is compared with the first of them and the first with the same optimizer: the others were compared with these.
@@ -286,14 +340,14 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
     same_optimizer = []
     for name in studies:
         experiment, optimizer, _ = split_name(name)
-        if experiment == plan.spec.name:
+        if experiment == spec.experiment:
             same_experiment.append(name)
-            if optimizer == plan.optimizer.name and is_ranked(name):
+            if optimizer == spec.optimizer.name and is_ranked(name):
                 same_optimizer.append(name)
 
     for name in dict.fromkeys([*same_experiment[:1], *same_optimizer[:1]]):
         sibling = studies[name]
-        specification = plan.specification
+        specification = identity(spec)
         _keep_names(specification, sibling)
         specification = _without(_COMPARED_APART, specification)
         stored_specification = _without(_COMPARED_APART, sibling["specification"])
@@ -305,7 +359,7 @@ def _check_siblings(plan: Plan, studies: Mapping[str, Attributes], current: Mapp
             lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
         if lines:
             raise StudyStoreError(
-                f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(lines)}. Give the "
+                f"{spec.name}: its losses would not compare with those of {name}: {'; '.join(lines)}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudySpec
+from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudyFile
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
@@ -20,12 +20,12 @@ from lcsc_opt.optimizers.registry import needs_gradient
 
 
 def completed(
-    spec: StudySpec,
+    spec: StudyFile,
     stored: Callable[[], Mapping[str, Mapping[str, Any]]],
     objective: Callable[[], Objective],
     *,
     optimizers: Sequence[str] = (),
-) -> list[StudySpec]:
+) -> list[StudyFile]:
     """A specification that leaves nothing open; several if its optimizers have other rows by default.
 
     Args:

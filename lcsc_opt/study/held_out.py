@@ -114,7 +114,7 @@ class HeldOutPlan:
             StudySpecError: ``keep`` with fewer images than the study file asks for.
         """
         attributes = study.attributes
-        stored_plan = attributes.get("held_out_plan")
+        stored_plan = (attributes.get("specification") or {}).get("held_out")
         objective_images = attributes.get("report_images")
         planned = HeldOutSpec(images=objective_images or DEFAULT_IMAGES, top=_DEFAULT_TOP)
         if stored_plan is not None:

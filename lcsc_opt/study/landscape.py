@@ -13,8 +13,7 @@ from lcsc_opt.objective.contract import Objective
 
 def landscape_spec(spec: StudySpec) -> StudySpec:
     """The specification with what a landscape has in any case: all of its points, and no choice among them."""
-    [optimizer] = spec.optimizers
-    options: Mapping[str, Any] = optimizer.options
+    options: Mapping[str, Any] = spec.optimizer.options
     _, points = plane_grid(options.get("size", DEFAULT_SIZE))
     return spec.model_copy(
         update={

@@ -2,8 +2,8 @@
 
 ::
 
-    with prepared(plan, objective, studies, trials=…) as study:  # compared, with its workers; nothing is written
-        study.rehearse(gradient=True, report=True)
+    with prepared(spec, context, objective, studies, trials=…) as study:  # nothing is written
+        study.rehearse([spec])
         with study.held(storage):
             study.search()  # ask → write → evaluate → write → tell
             study.report()  # the answer on held-out noise
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import SEARCH, Candidate
-from lcsc_opt.base.study_file import BudgetSpec
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
+from lcsc_opt.base.study_file import BudgetSpec, StudySpec
 from lcsc_opt.database.history import NODES, sign_of
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
@@ -37,11 +37,11 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.optimizers.registry import OURS, needs_gradient
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_trained_models
-from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.planning import check, most, new_driver, space_of, why_incomplete
 from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
@@ -54,11 +54,13 @@ _ASKED = 100  # evaluations that an optimizer plans with where none are made
 
 @contextlib.contextmanager
 def prepared(
-    plan: Plan,
+    spec: StudySpec,
+    context: BuildContext,
     objective: Objective,
     studies: Mapping[str, Attributes],
     *,
     trials: Callable[[str], StoredTrials],
+    origin: Coefficients | None = None,
     accept_changes: bool = False,
     retry_failed: bool = False,
     measures: bool = True,
@@ -66,10 +68,12 @@ def prepared(
     """A study that may run, with its workers. Nothing is written.
 
     Args:
-        plan: of the study.
+        spec: of the study.
+        context: where its files are, and the functions that the caller handed over.
         objective: what it searches.
         studies: name → attributes of all stored studies, with which it is compared.
         trials: gives the trials of a stored study.
+        origin: where a new study begins, if another one has found that.
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
             the search.
@@ -78,22 +82,25 @@ def prepared(
     Raises:
         StudyStoreError: it was created with other code, checkpoints or settings, or its losses would not compare with
             those of the experiment's other studies.
-        LcscError: the objective, this machine or the Ray cluster does not allow the plan.
+        LcscError: the objective, this machine or the Ray cluster does not allow the study.
             What a node lacks shows when its worker starts.
     """
     fingerprint = fingerprint_of(objective)
     compared = compare(
-        plan,
+        spec,
         studies,
         objective,
         fingerprint,
+        directory=context.directory,
+        origin=origin,
         trials=trials,
         accept_changes=accept_changes,
         measures=measures,
     )
     for line in compared.notices:
         notice(line)
-    with open_workers(compared.plan, objective, fingerprint, {**studies, plan.name: compared.attributes}) as pool:
+    known = {**studies, spec.name: compared.attributes}
+    with open_workers(compared.spec, context, objective, fingerprint, known) as pool:
         yield PreparedStudy(compared, objective, pool, retry_failed=retry_failed)
 
 
@@ -101,8 +108,9 @@ class PreparedStudy:
     """A study that :func:`prepared` has compared.
 
     Attributes:
-        plan: its specification.
+        spec: its specification.
         objective: what is searched.
+        origin: ``[K]`` or ``[S, K]``, where it begins; ``None`` for the origin of its space.
         pool: the workers; ``None`` if this process evaluates.
         stored: the study in the database, while it is :meth:`held`.
     """
@@ -112,8 +120,10 @@ class PreparedStudy:
     def __init__(
         self, compared: Compared, objective: Objective, pool: WorkerPool | None, *, retry_failed: bool
     ) -> None:
-        self.plan = compared.plan
+        self.spec = compared.spec
         self.objective = objective
+        origin = compared.before.get("origin")
+        self.origin = None if origin is None else np.array(origin, dtype=np.float64)
         self.pool = pool
         self._compared = compared
         self._retry_failed = retry_failed
@@ -123,11 +133,11 @@ class PreparedStudy:
         """The attributes of the stored study, or those that a new one begins with."""
         return self._compared.attributes
 
-    def rehearse(self, plans: Sequence[Plan]) -> Pace:
-        """Evaluate one candidate on one batch, as the searches and the reports of these plans will.
+    def rehearse(self, specs: Sequence[StudySpec]) -> Pace:
+        """Evaluate one candidate on one batch, as the searches and the reports of these studies will.
 
         Args:
-            plans: those of this objective that have no result yet.
+            specs: those of this objective that have no result yet.
 
         Returns:
             How long the evaluations took.
@@ -136,20 +146,20 @@ class PreparedStudy:
             StudySpecError: the objective does not allow one of them.
             ObjectiveError: the candidate could not be evaluated.
         """
-        if not plans:
+        if not specs:
             return Pace()
-        for plan in plans:
-            plan.check(self.objective)
-        space = self.plan.space(self.objective)
+        for spec in specs:
+            check(spec, self.objective)
+        space = space_of(self.spec, self.objective, self.origin)
         evaluator = self._evaluator(self._compared.before["parallelism"])
         with contextlib.closing(evaluator):
             return rehearse(
-                self.plan.spec.name,
+                self.spec.experiment,
                 self.objective,
                 self._persistently(evaluator),
                 space.to_coefficients(np.zeros(space.shape)),
-                gradient=any(plan.follows_gradients for plan in plans),
-                report=any(plan.spec.held_out is not None for plan in plans),
+                gradient=any(needs_gradient(spec.optimizer) for spec in specs),
+                report=any(spec.held_out is not None for spec in specs),
             )
 
     def ask_once(self) -> None:
@@ -158,9 +168,20 @@ class PreparedStudy:
         Raises:
             SearchFailedError: it does not run here, as one whose package is missing.
         """
-        defaults = self.attributes.get("optimizer_defaults", {})
-        with self.plan.new_optimizer(self.objective, BudgetSpec(evaluations=_ASKED), defaults=defaults) as driver:
+        with self._new_driver(BudgetSpec(evaluations=_ASKED)) as driver:
             driver.ask()
+
+    def _new_driver(self, planned: BudgetSpec) -> Driver:
+        """A fresh optimizer that plans with this budget."""
+        asks = self._compared.before["parallelism"]
+        return new_driver(
+            self.spec,
+            self.objective,
+            planned,
+            origin=self.origin,
+            defaults=self._compared.before.get("optimizer_defaults", {}),
+            workers=min(asks.get("workers", self.spec.worker_count), asks["in_flight"]),
+        )
 
     @contextlib.contextmanager
     def held(self, storage: RDBStorage) -> Iterator[None]:
@@ -170,7 +191,7 @@ class PreparedStudy:
             StudyStoreError: another process runs the study, or has changed it since it was compared.
         """
         compared = self._compared
-        study = StoredStudy.open_or_create(storage, self.plan.name, compared.attributes)
+        study = StoredStudy.open_or_create(storage, self.spec.name, compared.attributes)
         with study.hold():
             stored = study.attributes
             compared.check_unchanged(stored)
@@ -198,16 +219,16 @@ class PreparedStudy:
         Raises:
             Exception: what a callback raises; all results so far are stored.
         """
-        plan = self.plan
+        spec = self.spec
         study = self.stored
         before = study.attributes
-        if is_searched(plan, before):
+        if is_searched(spec, before):
             return
         with self._one_by_one() as evaluate:
             score_trained_models(study, self.objective, self._report_plan(), evaluate)
             begin = time.monotonic()
             yardstick = yardstick_on(SEARCH, study, self.objective, evaluate)
-        budget = plan.most(self.objective)
+        budget = most(spec, self.objective)
         if budget.unit == "seconds":  # of which this study has a share
             budget = BudgetSpec(seconds=max(math.ceil(before.get(SEARCH_SECONDS, 0.0) + seconds), 1))
         if budget.model_dump() != before["budget"]:
@@ -215,36 +236,29 @@ class PreparedStudy:
             study.set_attribute("budget", budget.model_dump())
         if before.get("held_out") is not None:  # of what an earlier run has found
             study.set_attribute("held_out", None)
-        incomplete = plan.why_incomplete(self.objective)
+        incomplete = why_incomplete(spec, self.objective)
         if incomplete is not None:
             notice(incomplete)
-        starts_at_origin = plan.optimizer.name == "LCSC" or plan.optimizer.name not in OURS
+        starts_at_origin = spec.optimizer.name == "LCSC" or spec.optimizer.name not in OURS
         with contextlib.ExitStack() as stack:
             seconds_before = before.get(SEARCH_SECONDS, 0.0)
             stack.callback(lambda: study.set_attribute(SEARCH_SECONDS, seconds_before + time.monotonic() - begin))
             evaluator = stack.enter_context(contextlib.closing(self._evaluator(before["parallelism"])))
-            parallelism = before["parallelism"]
-            new_optimizer = functools.partial(
-                plan.new_optimizer,
-                self.objective,
-                defaults=before.get("optimizer_defaults", {}),
-                workers=min(parallelism.get("workers", plan.workers), parallelism["in_flight"]),
-            )
             planned = BudgetSpec(**before["optimizer_budget"])  # the first one, even if the budget is raised later
             if planned.seconds is not None:
-                planned = self._planned(seconds, new_optimizer, evaluator)
-            driver = stack.enter_context(new_optimizer(planned))
+                planned = self._planned(seconds, evaluator)
+            driver = stack.enter_context(self._new_driver(planned))
             search = Search(
                 study,
                 driver,
                 evaluator,
                 budget=budget,
                 seconds=seconds - (time.monotonic() - begin),
-                first=plan.origin if starts_at_origin else None,
+                first=self.origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
                 yardstick=yardstick,
                 in_flight=before["parallelism"]["in_flight"],
-                failures=plan.spec.failures,
+                failures=spec.failures,
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
                 callbacks=callbacks,
             )
@@ -254,23 +268,23 @@ class PreparedStudy:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
         ended = {"evaluations": search.told, "exhausted": driver.finished, "at": time.time()}
-        if plan.spec.budget.seconds is not None:
-            ended["deadline"] = plan.spec.budget.seconds
+        if spec.budget.seconds is not None:
+            ended["deadline"] = spec.budget.seconds
         study.set_attribute("search_ended", ended)
 
     def report(self) -> None:
         """Report on held-out noise as the study file asks, unless there is a report."""
-        if self.plan.spec.held_out is None or self.stored.attributes.get("held_out") is not None:
+        if self.spec.held_out is None or self.stored.attributes.get("held_out") is not None:
             return
         plan = self._report_plan()
         if plan is None:
-            notice(f"{self.plan.spec.name}: nothing is held out: {self.objective.why_nothing_held_out()}")
+            notice(f"{self.spec.experiment}: nothing is held out: {self.objective.why_nothing_held_out()}")
             return
         self.evaluate(plan)
 
     def _report_plan(self) -> HeldOutPlan | None:
         """The plan of the report that the study file asks for; ``None`` if there will be none."""
-        held_out = self.plan.spec.held_out
+        held_out = self.spec.held_out
         if held_out is None or self.objective.why_nothing_held_out() is not None:
             return None
         images = 0
@@ -299,17 +313,15 @@ class PreparedStudy:
             attach_images(self.stored, self.objective)
         return report
 
-    def _planned(
-        self, seconds: float, new_optimizer: Callable[[BudgetSpec], Driver], evaluator: Evaluator
-    ) -> BudgetSpec:
+    def _planned(self, seconds: float, evaluator: Evaluator) -> BudgetSpec:
         """What the optimizer of a new study plans with, if its budget is a time; it is stored."""
-        space = self.plan.space(self.objective)
+        space = space_of(self.spec, self.objective, self.origin)
         evaluations = evaluations_in(
             seconds * self.stored.attributes["parallelism"]["workers"],
             Candidate(space.to_coefficients(np.zeros(space.shape))),
-            new_optimizer,
+            self._new_driver,
             self._persistently(evaluator),
-            gradient=self.plan.follows_gradients,
+            gradient=needs_gradient(self.spec.optimizer),
         )
         notice(f"{self.stored.name}: {seconds:.3g} s are about {evaluations} evaluations")
         planned = BudgetSpec(evaluations=evaluations)
@@ -349,7 +361,7 @@ class PreparedStudy:
         """``evaluate(candidate, gradient=False)``, tried as often as the study file allows."""
 
         def evaluate(candidate: Candidate, *, gradient: bool = False) -> Outcome:
-            for _ in range(self.plan.spec.failures.retries + 1):
+            for _ in range(self.spec.failures.retries + 1):
                 outcome = evaluator.submit(candidate, gradient=gradient).result()
                 if not (isinstance(outcome, Failure) and outcome.retry):
                     break
@@ -391,7 +403,7 @@ class PreparedStudy:
             notes.append(f"best {sign_of(self.stored.attributes) * loss:.4g} in trial {number}")
         if search.failures:
             notes.append(f"{search.failures} failed")
-        if self.pool is not None and self.plan.ray is not None:
+        if self.pool is not None and self.spec.ray is not None:
             notes.append(f"{self.pool.alive} of {len(self.pool)} workers")
         return ", ".join(notes)
 
@@ -402,9 +414,9 @@ class PreparedStudy:
             self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
 
 
-def outcome_of(plan: Plan, storage: RDBStorage) -> str:
+def outcome_of(name: str, storage: RDBStorage) -> str:
     """One line for people: the result of a study."""
-    study = HistoryReader(storage).read_summary(plan.name)
+    study = HistoryReader(storage).read_summary(name)
     line = "no result on the search's noise"
     if study.searched is not None:
         line = f"best {study.sign * study.searched:.4g}"
@@ -412,17 +424,17 @@ def outcome_of(plan: Plan, storage: RDBStorage) -> str:
         line += f", held-out {study.sign * study.held_out_loss:.4g}"
     line += f" after {study.evaluations} evaluations"
     if study.summary.failed:
-        line += f" ({study.summary.failed} failed: lcsc show {plan.name})"
+        line += f" ({study.summary.failed} failed: lcsc show {name})"
     return line
 
 
-def larger_report(plan: Plan, stored: Attributes) -> str:
+def larger_report(spec: StudySpec, stored: Attributes) -> str:
     """What makes the report that the study file asks for by now, if the study's has fewer images."""
     report = HeldOutReport.from_json(stored.get("held_out"))
-    held_out = plan.spec.held_out
+    held_out = spec.held_out
     if report is None or not report.images or held_out is None or held_out.images is None:
         return ""
     if held_out.images <= report.images:
         return ""
-    command = f"lcsc evaluate {plan.name} --images {held_out.images} --keep"
+    command = f"lcsc evaluate {spec.name} --images {held_out.images} --keep"
     return f"; the report is of {report.images} images: {command}"

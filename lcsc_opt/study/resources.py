@@ -16,6 +16,7 @@ from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.study_file import ObjectiveSpec, StudySpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.connection import in_database
@@ -24,8 +25,7 @@ from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
-from lcsc_opt.study.comparison import Attributes, StoredTrials
-from lcsc_opt.study.plan import CHECKPOINTS, Plan
+from lcsc_opt.study.comparison import CHECKPOINTS, Attributes, StoredTrials
 from lcsc_opt.trajectory.cached import as_patterns
 
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
@@ -45,28 +45,36 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
 
 
 class ObjectiveLoader:
-    """Loads objectives and keeps the last one, so plans of one objective should follow each other."""
+    """Loads objectives and keeps the last one, so studies of one objective should follow each other.
 
-    def __init__(self) -> None:
-        self._key: tuple[Path | None, str] | None = None
+    Args:
+        context: where their files are looked for, and the functions that the caller handed over.
+
+    Attributes:
+        context: the same.
+    """
+
+    def __init__(self, context: BuildContext) -> None:
+        self.context = context
+        self._key: str | None = None
         self._rows: Rule | None = None
         self._objective: Objective | None = None
 
-    def load(self, plan: Plan, studies: Mapping[str, Attributes]) -> Objective:
-        """The plan's objective, merged in its rows.
+    def load(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> Objective:
+        """The study's objective, merged in its rows.
 
         Args:
-            plan: whose objective it is.
+            spec: whose objective it is.
             studies: name → attributes of all stored studies, whose checkpoints it may have.
 
         Raises:
             LcscError: it cannot be loaded.
         """
-        key = (plan.directory, plan.spec.objective.model_dump_json())
-        rows = plan.spec.space.rows
+        key = spec.objective.model_dump_json()
+        rows = spec.space.rows
         if self._objective is None or self._key != key:
             self._objective = None  # frees its memory first
-            self._objective = loader_of(plan, studies)()
+            self._objective = loader_of(spec, self.context, studies)()
             self._key = key
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
@@ -86,42 +94,42 @@ def fingerprint_of(objective: Objective) -> dict[str, Any]:
     return {**objective.fingerprint(), "environment": environment()}
 
 
-def code_now(plan: Plan) -> Mapping[str, str]:
-    """Name → digest of the code that a plan's settings name; empty if it cannot be found."""
-    make_importable(plan.directory)
-    spec = plan.spec.objective
+def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
+    """Name → digest of the code that an objective's settings name; empty if it cannot be found."""
+    make_importable(directory)
     try:
-        path = find("objectives", spec.file, study_folder=plan.directory)
+        path = find("objectives", spec.file, study_folder=directory)
         return {name: file.sha256 for name, file in code_of_settings(path, spec.settings).items()}
     except LcscError:
         return {}
 
 
-def loader_of(plan: Plan, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
-    """What loads a plan's objective, here and in workers; picklable."""
-    checkpoints = known_checkpoints(plan, studies)
+def loader_of(spec: StudySpec, context: BuildContext, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
+    """What loads a study's objective, here and in workers; picklable."""
     return functools.partial(
         load_objective,
-        plan.spec.objective,
-        study_folder=plan.directory,
-        checkpoints=checkpoints,
-        rows=plan.spec.space.rows,
-        functions=plan.functions,
-        files=plan.files,
+        spec.objective,
+        study_folder=context.directory,
+        checkpoints=known_checkpoints(spec, context.directory, studies),
+        rows=spec.space.rows,
+        functions=context.functions,
+        files=context.files,
     )
 
 
-def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownCheckpoints | None:
+def known_checkpoints(
+    spec: StudySpec, directory: Path | None, studies: Mapping[str, Attributes]
+) -> KnownCheckpoints | None:
     """The checkpoints of the first stored study of this experiment with this objective, if there is one.
 
     All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
     name the same files use the same checkpoints, too.
     """
-    objective = plan.spec.objective
+    objective = spec.objective
     for name, stored in studies.items():
         experiment = split_name(name)[0]
         stored_objective = (stored.get("specification") or {}).get("objective")
-        if split_point(experiment)[0] != plan.spec.sweep or not stored.get("checkpoints"):
+        if split_point(experiment)[0] != spec.sweep or not stored.get("checkpoints"):
             continue
         if not stored_objective or stored_objective["file"] != objective.file:
             continue
@@ -129,21 +137,21 @@ def known_checkpoints(plan: Plan, studies: Mapping[str, Attributes]) -> KnownChe
         now = objective.settings
         same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
         has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
-        another_point = experiment != plan.spec.name  # which may be a point on other checkpoints
+        another_point = experiment != spec.experiment  # which may be a point on other checkpoints
         if same_choice and not (has_moved and another_point):
-            study = plan.name if plan.name in studies else name
+            study = spec.name if spec.name in studies else name
             texts: Any = now.get(CHECKPOINTS) or ()
-            has_moved = has_moved or not set(moved(plan, stored)).isdisjoint(as_patterns(texts))
+            has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
             return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved, study=study)
     return None
 
 
-def moved(plan: Plan, stored: Attributes) -> list[str]:
+def moved(directory: Path | None, stored: Attributes) -> list[str]:
     """The paths in a stored study's settings that lead to another place now, where there is something.
 
     A relative path does, from another folder.
     """
-    context = BuildContext(plan.directory)
+    context = BuildContext(directory)
     others = []
     for text, place in (stored.get("places") or {}).items():
         now = context.path(text)
@@ -152,29 +160,34 @@ def moved(plan: Plan, stored: Attributes) -> list[str]:
     return others
 
 
-def worker_environments(plan: Plan) -> list[Mapping[str, str]]:
+def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
     """The environment variables of each worker on this machine; empty if none must be set.
 
     Raises:
         ObjectiveError: a worker's device is not there.
     """
-    if plan.ray is not None or plan.names_device:
+    if spec.ray is not None or spec.names_device:
         return []
-    if plan.workers == 1 and not plan.devices:
+    if spec.worker_count == 1 and not spec.devices:
         return []
     from lcsc_opt.base import accelerator  # which imports torch
 
-    return [*accelerator.environments(plan.workers, plan.devices)]
+    return [*accelerator.environments(spec.worker_count, spec.devices)]
 
 
 @contextlib.contextmanager
 def open_workers(
-    plan: Plan, objective: Objective, expected: Mapping[str, Any], studies: Mapping[str, Attributes]
+    spec: StudySpec,
+    context: BuildContext,
+    objective: Objective,
+    expected: Mapping[str, Any],
+    studies: Mapping[str, Attributes],
 ) -> Iterator[WorkerPool | None]:
     """A study's worker processes, which start when they are first used; ``None`` if this process evaluates.
 
     Args:
-        plan: of the study.
+        spec: of the study.
+        context: where its files are.
         objective: as this process has loaded it.
         expected: its fingerprint; workers must load the same objective and code.
         studies: name → attributes of all studies, with this one's, whose checkpoints workers load.
@@ -183,17 +196,18 @@ def open_workers(
         ObjectiveError: a worker's device is not there.
         StudySpecError: the Ray cluster has no room.
     """
-    load = loader_of(plan, studies)
+    load = loader_of(spec, context, studies)
     must_have = {name: expected[name] for name in ("objective", "code")}
-    if plan.ray is not None:
+    if spec.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 
-        spec = plan.spec.objective
-        with ray_workers(plan.ray, spec, objective, expected=must_have, study=plan.directory, files=plan.files) as pool:
+        with ray_workers(
+            spec.ray, spec.objective, objective, expected=must_have, study=context.directory, files=context.files
+        ) as pool:
             yield pool
-    elif plan.workers == 1 and not plan.devices:
+    elif spec.worker_count == 1 and not spec.devices:
         yield None
     else:
-        pool = WorkerPool(load, plan.workers, expected=must_have, environments=worker_environments(plan))
+        pool = WorkerPool(load, spec.worker_count, expected=must_have, environments=worker_environments(spec))
         with contextlib.closing(pool):
             yield pool

@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise, Yardstick
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
@@ -66,7 +65,7 @@ class Search:
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         yardstick: what every loss is relative to.
-        in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.plan.most_in_flight`.
+        in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.planning.most_in_flight`.
         failures: how often a candidate is tried again, and how many failed trials in a row end the search.
         changed: what changed since the study began, for the message when replay fails.
         callbacks: are called after each trial that ends in this run, in the order of the tells.
@@ -83,7 +82,7 @@ class Search:
         *,
         budget: BudgetSpec,
         seconds: float = 0.0,
-        first: Sequence[Any] | None = None,
+        first: Coefficients | None = None,
         images_per_evaluation: int = 0,
         yardstick: Yardstick | None = None,
         in_flight: int = 1,
@@ -111,7 +110,7 @@ class Search:
         self.stored_spent = sum(self._price(_request(trial)) for trial in finished)
         self._to_replay = collections.deque(trials)
         if first is not None:
-            driver.optimizer.suggest(np.array(first))
+            driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
         self._failing = FailurePolicy(study.name, self._policy)
         self._told_losses = ToldLosses()

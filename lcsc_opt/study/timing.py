@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
+from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
 from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.optimizers.registry import needs_gradient
 from lcsc_opt.study.comparison import Attributes, is_searched
-from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.planning import is_grid, most, new_driver, parallelism
 
 SEARCH_SECONDS = "search_seconds"
 """The attribute of a study that says how long its search has taken, in all runs."""
@@ -32,20 +33,22 @@ _FEWEST = 2  # a step, and a check of it
 _PLANNED = 0.9  # of the time: the last check that an optimizer plans should not come too late
 
 
-def seconds_for(plan: Plan, plans: Sequence[Plan], studies: Mapping[str, Attributes]) -> float:
-    """How long the search of a plan may still take: what is left is divided by the searches still to come.
+def seconds_for(spec: StudySpec, specs: Sequence[StudySpec], studies: Mapping[str, Attributes]) -> float:
+    """How long the search of a study may still take: what is left is divided by the searches still to come.
 
     Grids take what they need, and their time counts.
 
     Args:
-        plan: whose budget is a time for all ``plans`` together.
-        plans: those of the run, in their order.
+        spec: whose budget is a time for all ``specs`` together.
+        specs: those of the run, in their order.
         studies: name → attributes of the stored studies.
     """
-    total = plan.spec.budget.seconds or 0.0
-    spent = sum(float(studies.get(other.name, {}).get(SEARCH_SECONDS, 0.0)) for other in plans)
-    to_come = list(plans)[list(plans).index(plan) :]
-    searches = [other for other in to_come if not other.is_grid and not is_searched(other, studies.get(other.name, {}))]
+    total = spec.budget.seconds or 0.0
+    spent = sum(float(studies.get(other.name, {}).get(SEARCH_SECONDS, 0.0)) for other in specs)
+    to_come = list(specs)[list(specs).index(spec) :]
+    searches = [
+        other for other in to_come if not is_grid(other) and not is_searched(other, studies.get(other.name, {}))
+    ]
     return max(total - spent, 0.0) / max(len(searches), 1)
 
 
@@ -121,31 +124,32 @@ class Pace:
         return self.search or self.selection or self.gradient
 
 
-def searches_seconds(plans: Sequence[Plan], objective: Objective, pace: Pace) -> float:
+def searches_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace) -> float:
     """How long searches take at most, but for those that a time ends: some optimizers end by themselves."""
     seconds = 0.0
-    for plan in plans:
-        if plan.most(objective).seconds is None:
-            seconds += _search_seconds(plan, objective, pace) / _at_once(plan, objective)
+    for spec in specs:
+        if most(spec, objective).seconds is None:
+            seconds += _search_seconds(spec, objective, pace) / _at_once(spec, objective)
     return seconds
 
 
-def _at_once(plan: Plan, objective: Objective) -> int:
+def _at_once(spec: StudySpec, objective: Objective) -> int:
     """How many workers evaluate a candidate each. Where they share the images of one, its time was measured so."""
-    return int(plan.parallelism(objective)["workers"])
+    return int(parallelism(spec, objective)["workers"])
 
 
-def _search_seconds(plan: Plan, objective: Objective, pace: Pace) -> float:
+def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     """Of one search whose budget is no time, for one worker."""
-    budget = plan.most(objective)
+    budget = most(spec, objective)
     images = objective.samples.per_evaluation
-    if not plan.follows_gradients:
+    if not needs_gradient(spec.optimizer):
         evaluations = budget.evaluations or budget.total / images
         return evaluations * (pace.plain + _SECONDS_TO_STORE)
     seconds = 0.0
     spent = 0.0
-    optimizer = plan.changed(space=SpaceSpec()).new_optimizer(objective, budget, defaults={})  # rows ask for the same
-    for request in itertools.islice(_requests(optimizer), _SIMULATED):
+    one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
+    driver = new_driver(one_row, objective, budget, defaults={})
+    for request in itertools.islice(_requests(driver), _SIMULATED):
         share = 1.0 if request.images is None else request.images / images
         seconds += _SECONDS_TO_STORE + share * (pace.gradient if request.gradient else pace.plain)
         spent += share * images if budget.unit == "images" else 1
@@ -154,13 +158,13 @@ def _search_seconds(plan: Plan, objective: Objective, pace: Pace) -> float:
     return seconds * max(budget.total / spent, 1.0)
 
 
-def report_seconds(plans: Sequence[Plan], objective: Objective, pace: Pace) -> float:
+def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace) -> float:
     """How long the reports take: the best trials on the noise of the choice, the answer and the baselines."""
     seconds = 0.0
     images = objective.samples.per_evaluation
     baselines = 2 if objective.fixed_average is None else 3  # EMA*, the last checkpoint, and the yardstick
-    for plan in plans:
-        held_out = plan.spec.held_out
+    for spec in specs:
+        held_out = spec.held_out
         if held_out is None:
             continue
         share = 1.0

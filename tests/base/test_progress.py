@@ -109,7 +109,7 @@ def script():
     from lcsc_opt.study import api
 
     progress.notice("before")
-    api.run_plans = lambda *_, **__: progress.notice("a notice")
+    api.run_studies = lambda *_, **__: progress.notice("a notice")
     lcsc_opt.run({
         "name": "script",
         "objective": {"file": "function.py", "settings": {"callable": "os:getpid", "steps": [1, 2]}},

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import (
     OptimizerSpec,
     SpaceSpec,
-    StudySpec,
+    StudyFile,
     experiment_name,
     parse_studies,
     storage_of_folder,
@@ -30,10 +30,10 @@ optimizers: [LCSC]
 budget: {evaluations: 300}
 """
 PATTERNS = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
-TOP = f"expected one of {', '.join(StudySpec.model_fields)}"
+TOP = f"expected one of {', '.join(StudyFile.model_fields)}"
 
 
-def study(**changes: Any) -> StudySpec:
+def study(**changes: Any) -> StudyFile:
     return parse_studies(content(changes), source="test")[0]
 
 

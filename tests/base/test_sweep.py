@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_file import OptimizerSpec, StudyFile, only_one, parse_studies, read_studies
 from lcsc_opt.base.sweep import split_point
 from tests.study_examples import read_study_file
 
@@ -17,7 +17,7 @@ MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "
 IMAGES = "objective.settings.images"
 
 
-def studies(varied: Any, **changes: Any) -> tuple[StudySpec, ...]:
+def studies(varied: Any, **changes: Any) -> tuple[StudyFile, ...]:
     return parse_studies({**MINIMAL, **changes, "vary": varied}, source="test")
 
 

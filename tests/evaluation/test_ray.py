@@ -30,7 +30,7 @@ from lcsc_opt.evaluation import node_objective
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.running import spec_of
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for
@@ -84,10 +84,10 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     assert any(node["alive"] and node["name"] in ("one", "two") for node in study.attributes["nodes"]["nodes"])
     more = ["run", file, "--storage", "sqlite:///r.db", "budget.evaluations=7"]
     assert lcsc([*more, "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert Plan.of(study).ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc run goes there again
+    assert spec_of(study).ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc run goes there again
     assert len(study.trials()) == 6
     assert lcsc([*more, "workers=2"]) == 0
-    assert Plan.of(study).ray is None
+    assert spec_of(study).ray is None
 
 
 def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: Any) -> None:

@@ -19,7 +19,8 @@ from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.study.plan import plans
+from lcsc_opt.study.planning import most, parallelism, why_incomplete
+from lcsc_opt.study.running import listed
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
 from tests.processes import Lcsc
@@ -69,8 +70,8 @@ def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
 def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
-    [plan] = plans(read_studies(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
-    found = plan.initial_attributes(Stages())["parallelism"]
+    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], **settings))))
+    found = parallelism(spec, Stages())
     assert (found["in_flight"], found["spread_images"]) == expected
 
 
@@ -87,8 +88,8 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
 def test_a_grid_may_spend_no_more_than_its_candidates(
     folder: Path, optimizer: str, budget: dict[str, int], expected: int
 ) -> None:
-    [plan] = plans(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))), folder)
-    assert plan.most(Stages()).total == expected
+    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))))
+    assert most(spec, Stages()).total == expected
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,9 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
 def test_a_budget_that_ends_before_a_grid_does_is_told(
     folder: Path, optimizer: str, budget: dict[str, int], expected: str | None
 ) -> None:
-    [plan] = plans(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))), folder)
-    assert (plan.why_incomplete(Stages()) is None) == (expected is None)
-    assert (expected or "") in (plan.why_incomplete(Stages()) or "")
+    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))))
+    assert (why_incomplete(spec, Stages()) is None) == (expected is None)
+    assert (expected or "") in (why_incomplete(spec, Stages()) or "")
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.base.study_file import StudySpec, read_studies
+from lcsc_opt.base.study_file import StudyFile, read_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.sampling.function import FunctionSampler
@@ -60,7 +60,7 @@ def network(given: dict[str, Any]) -> Callable[[], nn.Module]:
     return made
 
 
-def of(spec: StudySpec) -> dict[str, Any]:
+def of(spec: StudyFile) -> dict[str, Any]:
     return dict(spec.objective.settings)
 
 

@@ -14,14 +14,14 @@ import yaml
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
 from lcsc_opt.study.comparison import Compared, StoredTrials, changed_since_finished, compare
-from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.running import listed
 from tests.commands import Typed
 
 ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}
@@ -36,26 +36,26 @@ SUCCEEDED = StoredTrials(4, succeeded=True)
 FAILED = StoredTrials(4, succeeded=False)
 
 
-def plan(**changes: Any) -> Plan:
-    [made] = plans(parse_studies({**STUDY, **changes}, source="test"), None)
+def spec(**changes: Any) -> StudySpec:
+    [made] = listed(parse_studies({**STUDY, **changes}, source="test"))
     return made
 
 
 def compared(
-    made: Plan,
+    made: StudySpec,
     code: dict[str, str],
     *,
     stored: dict[str, Any] | None = None,
     trials: StoredTrials = SUCCEEDED,
-    **options: bool,
+    **options: Any,
 ) -> Compared:
     fingerprint = {"environment": ENVIRONMENT, "code": code, "objective": OBJECTIVE.describe()}
     studies = {} if stored is None else {"e/LCSC/0": stored}
-    return compare(made, studies, OBJECTIVE, fingerprint, trials=lambda _: trials, **options)
+    return compare(made, studies, OBJECTIVE, fingerprint, directory=None, trials=lambda _: trials, **options)
 
 
 def begun(**code: str) -> dict[str, Any]:
-    return compared(plan(), code).attributes
+    return compared(spec(), code).attributes
 
 
 def test_a_new_study_begins_with_what_the_objective_tells() -> None:
@@ -67,10 +67,10 @@ def test_a_new_study_begins_with_what_the_objective_tells() -> None:
 def test_changed_code_is_accepted_by_request_or_before_the_first_success() -> None:
     stored = begun(m="1", helper="1")
     with pytest.raises(StudyStoreError, match=r"e/LCSC/0: changed since it began: m changed; helper gone\. Put"):
-        compared(plan(), {"m": "2"}, stored=stored)
+        compared(spec(), {"m": "2"}, stored=stored)
     stored = begun(m="1")
-    accepted = compared(plan(), {"m": "2"}, stored=stored, accept_changes=True)
-    before_success = compared(plan(), {"m": "2"}, stored=stored, trials=FAILED)
+    accepted = compared(spec(), {"m": "2"}, stored=stored, accept_changes=True)
+    before_success = compared(spec(), {"m": "2"}, stored=stored, trials=FAILED)
     for study in (accepted, before_success):
         assert study.updated["changes"] == [{"before_trial": 4, "changed": "m changed"}]
         assert study.attributes["fingerprint"]["code"] == {"m": "2"}
@@ -81,26 +81,26 @@ def test_settings_may_change_before_the_first_success() -> None:
     stored = begun(m="1")
     corrected = {"file": "function.py", "settings": {"callable": "m:g", "steps": [1, 2, 3]}}
     with pytest.raises(StudyStoreError, match=r'the stored study differs: .*callable was "m:f", is now "m:g"'):
-        compared(plan(objective=corrected), {"m": "1"}, stored=stored)
-    assert compared(plan(objective=corrected), {"m": "1"}, stored=stored, trials=FAILED).starts_over
-    assert not compared(plan(), {"m": "2"}, stored=stored, trials=FAILED).starts_over
+        compared(spec(objective=corrected), {"m": "1"}, stored=stored)
+    assert compared(spec(objective=corrected), {"m": "1"}, stored=stored, trials=FAILED).starts_over
+    assert not compared(spec(), {"m": "2"}, stored=stored, trials=FAILED).starts_over
     with pytest.raises(StudyStoreError, match=r"specification\.space\.kind was"):
-        compared(plan(objective=corrected, space="convex"), {"m": "1"}, stored=stored, trials=FAILED)
+        compared(spec(objective=corrected, space="convex"), {"m": "1"}, stored=stored, trials=FAILED)
 
 
 def test_a_finished_study_says_that_its_code_changed() -> None:
     finished = {**begun(m="1", helper="1"), "search_ended": {"evaluations": 4, "exhausted": False}}
-    assert "finished before this changed: m changed" in str(changed_since_finished(plan(), finished, {"m": "2"}))
-    assert changed_since_finished(plan(), finished, {"m": "1"}) is None
-    assert changed_since_finished(plan(), finished, {}) is None, "its code may be gone"
-    moved = compared(plan(), {"m": "2"}, stored=finished, measures=False)
+    assert "finished before this changed: m changed" in str(changed_since_finished(spec().name, finished, {"m": "2"}))
+    assert changed_since_finished(spec().name, finished, {"m": "1"}) is None
+    assert changed_since_finished(spec().name, finished, {}) is None, "its code may be gone"
+    moved = compared(spec(), {"m": "2"}, stored=finished, measures=False)
     assert "fingerprint" not in moved.updated
 
 
 def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:
-    stored = compared(plan(workers=3), {}).attributes
-    unchanged = compared(plan(workers="auto"), {}, stored=stored)
-    assert unchanged.plan.workers == 3
+    stored = compared(spec(workers=3), {}).attributes
+    unchanged = compared(spec(workers="auto"), {}, stored=stored)
+    assert unchanged.spec.workers == 3
     assert unchanged.notices == ()
 
 
@@ -109,10 +109,10 @@ def with_settings(**settings: Any) -> dict[str, Any]:
 
 
 def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
-    begun_on_three = plan(workers=3, objective=with_settings(batch_size=8))
+    begun_on_three = spec(workers=3, objective=with_settings(batch_size=8))
     stored = compared(begun_on_three, {}).attributes
     objective = with_settings(batch_size=4, device="cuda:1")
-    continued = compared(plan(workers=1, objective=objective), {}, stored=stored)
+    continued = compared(spec(workers=1, objective=objective), {}, stored=stored)
     [line] = continued.notices
     for part in ("batch_size was 8, is now 4", 'device was null, is now "cuda:1"', "workers was 3, is now 1"):
         assert part in line
@@ -124,17 +124,17 @@ def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
     with pytest.raises(
         StudyStoreError, match=r"the stored study differs: specification\.objective\.settings\.callable"
     ):
-        compared(plan(objective=with_settings(callable="m:g", batch_size=4)), {}, stored=stored)
+        compared(spec(objective=with_settings(callable="m:g", batch_size=4)), {}, stored=stored)
     with pytest.raises(StudyStoreError, match=r"settings\.checkpoints was null"):
-        compared(plan(objective=with_settings(checkpoints="*.pt")), {}, stored=stored)
+        compared(spec(objective=with_settings(checkpoints="*.pt")), {}, stored=stored)
 
 
 def test_a_study_that_another_process_changed_meanwhile_is_refused() -> None:
-    new = compared(plan(), {"m": "1"})
+    new = compared(spec(), {"m": "1"})
     new.check_unchanged(begun(m="1"))
     with pytest.raises(StudyStoreError, match="another process has just changed it"):
         new.check_unchanged(begun(m="2"))
-    continued = compared(plan(), {"m": "2"}, stored=begun(m="1"), accept_changes=True)
+    continued = compared(spec(), {"m": "2"}, stored=begun(m="1"), accept_changes=True)
     continued.check_unchanged(begun(m="1"))
     with pytest.raises(StudyStoreError, match="another process has just changed it"):
         continued.check_unchanged(begun(m="2"))

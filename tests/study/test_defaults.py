@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_studies
 from lcsc_opt.objective.contract import CoefficientFunction, Objective, Samples
 from lcsc_opt.study.defaults import completed
 from tests.commands import Typed
@@ -40,12 +40,12 @@ def objective(*, images: bool, gradient: bool) -> Objective:
     return kind(max, (1, 2, 3), name="max", gradient=(lambda a: a) if gradient else None)
 
 
-def spec(**changes: Any) -> StudySpec:
+def spec(**changes: Any) -> StudyFile:
     [parsed] = parse_studies({"name": "s", "objective": {"file": "function.py"}, **changes}, source="test")
     return parsed
 
 
-def chosen(study: StudySpec, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:
+def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:
     """Optimizers and rows; without an objective, none may be loaded."""
 
     def load() -> Objective:

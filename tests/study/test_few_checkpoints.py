@@ -14,7 +14,7 @@ from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.study.defaults import default_options
-from lcsc_opt.study.plan import Plan
+from lcsc_opt.study.running import listed
 from lcsc_opt.views.study_status import overview
 
 DEFAULTS = "optimizer_defaults"
@@ -35,10 +35,9 @@ TARGET = torch.tensor([[0.3, -0.2]])
 def test_what_a_new_study_adds(spec: object, checkpoints: int, has_rows: bool, defaults: dict[str, float]) -> None:
     content: dict[str, Any] = {"name": "few", "objective": {"file": "function.py"}, "budget": {"evaluations": 5}}
     content |= {"optimizers": [spec], "space": {"rows": "layers"} if has_rows else "affine"}
-    [study_spec] = parse_studies(content, source="here")
-    plan = Plan(study_spec)
-    assert default_options(plan.optimizer, study_spec.space.rows, checkpoints) == defaults
-    assert plan.optimizer.with_defaults(defaults).options == {**defaults, **plan.optimizer.options}
+    [study] = listed(parse_studies(content, source="here"))
+    assert default_options(study.optimizer, study.space.rows, checkpoints) == defaults
+    assert study.optimizer.with_defaults(defaults).options == {**defaults, **study.optimizer.options}
 
 
 def searched(name: str, budget: int, **options: float) -> np.ndarray:

@@ -264,27 +264,27 @@ def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_rep
 
 def test_options_come_before_the_study_file_and_that_before_the_defaults(study: StoredStudy) -> None:
     assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
-    study.set_attribute("held_out_plan", {"images": 300, "top": 2})
+    study.set_attribute("specification", {"held_out": {"images": 300, "top": 2}})
     assert HeldOutPlan.of(study) == HeldOutPlan(300, 2, baselines=True)
-    study.set_attribute("held_out_plan", {"images": None, "top": 2})
+    study.set_attribute("specification", {"held_out": {"images": None, "top": 2}})
     assert HeldOutPlan.of(study).images == 10_000
     study.set_attribute("report_images", 16)  # of a score with a size
     assert HeldOutPlan.of(study).images == 16
-    study.set_attribute("held_out_plan", None)
+    study.set_attribute("specification", {"held_out": None})
     assert HeldOutPlan.of(study).images == 16
     look = HeldOutPlan(10, 1, 3, 4, baselines=True, keep=False)
     assert HeldOutPlan.of(study, images=10, top=1, groups=3, first_group=4) == look
 
 
 def test_only_the_first_report_and_what_is_asked_for_is_kept(study: StoredStudy) -> None:
-    study.set_attribute("held_out_plan", {"images": 300, "top": 2})
+    study.set_attribute("specification", {"held_out": {"images": 300, "top": 2}})
     assert HeldOutPlan.of(study, images=400).keep
     study.set_attribute("held_out", {"loss": 1.0})
     assert not HeldOutPlan.of(study, images=400).keep
     assert HeldOutPlan.of(study, images=300, keep=True).keep
     with pytest.raises(StudySpecError, match="299 images are fewer than the 300 that the study file asks for"):
         HeldOutPlan.of(study, images=299, keep=True)
-    study.set_attribute("held_out_plan", None)
+    study.set_attribute("specification", {"held_out": None})
     assert HeldOutPlan.of(study, images=20, keep=True).keep, "nobody planned more"
 
 

@@ -28,7 +28,7 @@ from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
-from lcsc_opt.study.plan import most_in_flight
+from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.study.runner import Search
 
 STEPS = tuple(range(100, 2100, 100))

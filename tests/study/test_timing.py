@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.objective.contract import Objective, Samples
+from lcsc_opt.optimizers.registry import needs_gradient
 from lcsc_opt.study.comparison import is_searched
-from lcsc_opt.study.plan import Plan, plans
+from lcsc_opt.study.planning import new_driver
+from lcsc_opt.study.running import listed
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
 
 ENDED = {"search_ended": {"evaluations": 3, "exhausted": False, "deadline": 60.0}}
@@ -42,9 +44,9 @@ class Sleeping(Objective):
         return None
 
 
-def planned(optimizers: list[str], **changes: Any) -> list[Plan]:
+def planned(optimizers: list[str], **changes: Any) -> list[StudySpec]:
     content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": optimizers, "budget": "1 min", **changes}
-    return plans(parse_studies(content, source="test"), None)
+    return listed(parse_studies(content, source="test"))
 
 
 def test_what_is_left_of_a_time_is_divided_by_the_searches_to_come() -> None:
@@ -63,13 +65,13 @@ def test_what_is_left_of_a_time_is_divided_by_the_searches_to_come() -> None:
 @pytest.mark.parametrize(("optimizer", "within"), [("LCSCGradient", 0.3), ("CMA", 0.3)])
 def test_an_optimizer_plans_with_what_fits_into_the_time(optimizer: str, within: float) -> None:
     objective = Sleeping()
-    [plan] = planned([optimizer])
+    [spec] = planned([optimizer])
     evaluations = evaluations_in(
         8.0,
         Candidate(np.full(4, 0.25)),
-        lambda budget: plan.new_optimizer(objective, budget, defaults={}),
+        lambda budget: new_driver(spec, objective, budget, defaults={}),
         objective.evaluate,
-        gradient=plan.follows_gradients,
+        gradient=needs_gradient(spec.optimizer),
     )
     assert objective.slept < 0.1, "one evaluation of each kind"
     stored = 0.02 * evaluations
@@ -98,8 +100,8 @@ def test_a_run_lasts_as_long_as_its_searches_and_reports() -> None:
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
-    [plan] = planned(["LCSC"])
-    assert is_searched(plan, ENDED)
+    [spec] = planned(["LCSC"])
+    assert is_searched(spec, ENDED)
     assert not is_searched(planned(["LCSC"], budget="61 s")[0], ENDED)
-    assert not is_searched(plan, {"search_ended": {"evaluations": 3, "exhausted": False}})
+    assert not is_searched(spec, {"search_ended": {"evaluations": 3, "exhausted": False}})
     assert is_searched(planned(["LCSC"], budget={"evaluations": 3})[0], ENDED)

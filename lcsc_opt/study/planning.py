@@ -1,0 +1,249 @@
+"""What a study does with its objective: what it refuses, its space, its optimizer, its budget, how it asks.
+
+Functions of a specification and an objective. Nothing is read or written here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nevergrad.optimization.base import Optimizer
+
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
+from lcsc_opt.database.names import BASELINES
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.optimizers.registry import (
+    build_optimizer,
+    configure,
+    needs_gradient,
+    prefers_sequential_asks,
+    refuses_concurrent_asks,
+)
+from lcsc_opt.trajectory import Trajectory
+
+FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
+
+
+def is_grid(spec: StudySpec) -> bool:
+    """Whether candidates are listed, not searched: averages, one of which is EMA*, or the points of a landscape.
+
+    Candidates of a grid have one row, in the affine space.
+    """
+    return spec.optimizer.name in (*BASELINES, LANDSCAPE)
+
+
+def begins_at_ema(spec: StudySpec) -> bool:
+    """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
+    says_where = spec.start is not None or spec.space.origin is not None
+    return not (is_grid(spec) or says_where or spec.optimizer.name == "LCSC")
+
+
+def check_devices(spec: StudySpec) -> None:
+    """Refuse a device in the objective's settings if the workers, or Ray, choose the devices.
+
+    Raises:
+        StudySpecError: both name devices.
+    """
+    if spec.ray is not None:
+        if spec.device.partition(":")[2] not in ("", "0"):
+            raise StudySpecError(
+                f"objective.settings.device {spec.device}: Ray gives each worker its own; leave it out"
+            )
+    elif spec.devices and spec.names_device:
+        names = ", ".join(spec.devices)
+        raise StudySpecError(f"workers: {names} and objective.settings.device {spec.device}: give only one of them")
+
+
+def check(spec: StudySpec, objective: Objective) -> None:
+    """Refuse an objective that this study cannot search, before any weights are read.
+
+    Raises:
+        StudySpecError: it gives no gradient or no images, or the report has too few for all prompts.
+        ObjectiveError: all checkpoints hold the same weights.
+    """
+    if objective.trajectory is not None and not objective.trajectory.varying:
+        raise ObjectiveError(f"{spec.name}: all checkpoints hold the same weights, so there is nothing to search")
+    if needs_gradient(spec.optimizer):
+        reason = objective.why_no_gradient()
+        if reason is not None:
+            raise StudySpecError(
+                f"optimizers.{spec.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} "
+                f"gives none: {reason}; search it with CMA or LCSC"
+            )
+    if spec.budget.unit == "images" and not objective.samples.per_evaluation:
+        raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
+
+
+def check_report_images(spec: StudySpec, objective: Objective) -> None:
+    """Refuse a report on so few images that some prompts would never be sampled.
+
+    Raises:
+        StudySpecError: the message names the number of images that are needed.
+    """
+    if spec.held_out is None:
+        return
+    images = spec.held_out.images_with(objective.samples.per_report)
+    fewest = objective.samples.fewest_per_report
+    if images < fewest:
+        raise StudySpecError(
+            f"held_out.images: {fewest:,} prompts for {images:,} images, so the last ones would never be sampled; "
+            f"give at least {fewest}, or fewer prompts"
+        )
+
+
+def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
+    """What to know before a new study begins, one line each."""
+    images = objective.samples.real_per_dimension
+    follows_gradient = needs_gradient(spec.optimizer)
+    if follows_gradient and images is not None and images < FEWEST_REAL_IMAGES:
+        yield (
+            f"{spec.name}: the reference has {images:.1f} real images for each effective dimension of its "
+            f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images, with one row as "
+            "with many: give more real images, or hold some out"
+        )
+    if spec.space.rows is not None and not is_grid(spec) and not follows_gradient:
+        yield f"{spec.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
+    if isinstance(objective.trajectory, Trajectory):
+        yield from objective.trajectory.identical()
+
+
+def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None = None) -> CoefficientSpace:
+    """The coefficient space over an objective's checkpoints.
+
+    Grids get the affine space, which contains their profiles exactly; another space may not reach them.
+
+    Args:
+        spec: of the study.
+        objective: has the checkpoints.
+        origin: ``[K]`` or ``[S, K]``, where the search begins, if another study has found that.
+    """
+    space = SpaceSpec() if is_grid(spec) else spec.space
+    steps = objective.steps
+    groups = objective.layer_groups
+    if origin is not None:
+        start = origin
+    elif space.origin is not None:
+        start = ema_coefficients(steps, space.origin)
+    else:
+        start = default_origin(steps)
+    if groups is not None and space.rows is not None:
+        start = groups.in_rows(start)
+    if space.kind == "convex":
+        return ConvexSpace(steps, start)
+    return AffineSpace(steps, start)
+
+
+def new_driver(
+    spec: StudySpec,
+    objective: Objective,
+    planned: BudgetSpec,
+    *,
+    origin: Coefficients | None = None,
+    defaults: Mapping[str, Any],
+    workers: int = 1,
+) -> Driver:
+    """A fresh optimizer that plans with this budget, a number of evaluations or images.
+
+    Args:
+        spec: of the study.
+        objective: what it searches.
+        planned: what the optimizer plans with.
+        origin: as of :func:`space_of`.
+        defaults: options that the study file does not name.
+        workers: how many candidates may be evaluated at once.
+    """
+    images = objective.samples.per_evaluation
+    evaluations = planned.total
+    if planned.unit == "images":
+        evaluations = math.ceil(planned.total / images)
+    optimizer_spec = spec.optimizer.with_defaults(defaults)
+
+    def build() -> Optimizer:
+        space = space_of(spec, objective, origin)
+        optimizer = build_optimizer(optimizer_spec, space, budget=evaluations, workers=workers, seed=spec.seed)
+        plan_budget = getattr(optimizer, "plan_budget", None)
+        if plan_budget is not None:
+            plan_budget(evaluations=planned.evaluations, images=planned.images, images_per_evaluation=images)
+        return optimizer
+
+    return Driver(build, spec.optimizer.name, spec.seed)
+
+
+def most(spec: StudySpec, objective: Objective) -> BudgetSpec:
+    """The budget, but no more than a grid has candidates; no time cuts a grid."""
+    candidates = _grid_size(spec, objective)
+    if candidates is None:
+        return spec.budget
+    if spec.budget.unit == "seconds":
+        return BudgetSpec(evaluations=candidates)
+    return spec.budget.with_total(min(spec.budget.total, _price(spec, objective) * candidates))
+
+
+def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
+    """Says that the budget ends before a grid; ``None`` if it does not."""
+    candidates = _grid_size(spec, objective)
+    if candidates is None:
+        return None
+    affordable = most(spec, objective).total // _price(spec, objective)
+    if affordable >= candidates:
+        return None
+    return (
+        f"{spec.name}: the budget of {spec.budget} ends after {affordable} of the grid's {candidates} "
+        "candidates: its best is the best of a part of them"
+    )
+
+
+def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
+    """How many candidates a grid has; ``None`` for other optimizers."""
+    points = getattr(configure(spec.optimizer)[0], "points", None)
+    if points is None:
+        return None
+    return len(points(objective.steps))
+
+
+def _price(spec: StudySpec, objective: Objective) -> int:
+    """What one evaluation costs, in the unit of the budget."""
+    return objective.samples.per_evaluation if spec.budget.unit == "images" else 1
+
+
+def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
+    """How a study asks, also if it continues with other workers.
+
+    ``in_flight``: how many trials may be between ask and tell; ``spread_images``: whether workers share them;
+    ``workers``: for how many the optimizer plans.
+
+    Workers share the images of a candidate where the optimizer waits for each result. Stages overlap where they use
+    different parts of the machine.
+    """
+    count = spec.worker_count
+    prefers_sequential = prefers_sequential_asks(spec.optimizer)
+    spread_images = isinstance(objective, StagedObjective) and prefers_sequential and count > 1
+    if refuses_concurrent_asks(spec.optimizer) and not spread_images:
+        return {"in_flight": 1, "spread_images": False, "workers": 1}
+    pipelined = isinstance(objective, StagedObjective) and objective.overlaps
+    # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
+    if prefers_sequential or needs_gradient(spec.optimizer):
+        pipelined = False
+    independent_workers = 1 if spread_images else count  # workers that share a candidate are as one
+    in_flight = most_in_flight(independent_workers, pipelined=pipelined)
+    return {"in_flight": in_flight, "spread_images": spread_images, "workers": min(count, in_flight)}
+
+
+def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
+    """How many trials may be between ask and tell: two per worker if its stages overlap, one for a single worker.
+
+    Several workers have 1.5 each, which keeps them busy while results wait for their turn and candidates are written.
+    """
+    if pipelined:
+        return 2 * workers
+    if workers == 1:
+        return 1
+    return math.ceil(1.5 * workers)
