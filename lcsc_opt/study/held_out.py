@@ -263,7 +263,10 @@ def _warnings(
     """What does not hold: in other metrics, against the trainer's models, in the second sampler, on unseen images."""
     possible: list[str | None] = []
     if not _is_grid(study):  # what a grid finds is a baseline itself
-        possible.append(warning_of(found.rows, found.against_trained, yardstick=found.yardstick))
+        below_ema = _searched_below_ema(study, trials)
+        possible.append(
+            warning_of(found.rows, found.against_trained, yardstick=found.yardstick, searched_below_ema=below_ema)
+        )
     if elsewhere is not None:
         rows_elsewhere = {rows[0].against: rows for rows in (elsewhere.rows, *elsewhere.against_trained)}
         turning = (
@@ -348,6 +351,17 @@ def _best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
             break
         distinct.setdefault(coefficients_of(trial).tobytes(), trial)
     return list(distinct.values())
+
+
+def _searched_below_ema(study: StoredStudy, trials: Sequence[FrozenTrial]) -> bool | None:
+    """Whether the search's lowest loss is below that of the EMA grid; ``None`` if there is no finished one."""
+    known_best = known_ema(study)
+    if known_best is None:
+        return None
+    ema, _ = known_best
+    assert ema.searched is not None  # it has an answer
+    losses = [trial.value for trial in compared_trials(trials) if trial.value is not None]
+    return min(losses) < ema.searched
 
 
 def _overfitting(trials: Sequence[FrozenTrial]) -> str | None:

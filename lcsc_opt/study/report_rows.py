@@ -21,6 +21,11 @@ from lcsc_opt.database.report import (
 from lcsc_opt.objective.contract import ReportedMetrics
 
 _TOLERATED = {"outside": 0.05}  # metric → by how much it may get worse; a few more clipped values change no image
+_SEARCH_AGAIN = {  # whether the search's own loss fell below EMA*'s → what may help
+    True: ", or search with more data or fewer evaluations, since the loss that was searched is below EMA*'s",
+    False: ", or search with more evaluations, since the loss that was searched is not below EMA*'s",
+    None: "",
+}
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
@@ -227,6 +232,7 @@ def warning_of(
     against_trained: Sequence[Sequence[MetricRow]] = (),
     *,
     yardstick: Yardstick | None = None,
+    searched_below_ema: bool | None = None,
 ) -> str | None:
     """One line: the first of these that holds.
 
@@ -239,6 +245,7 @@ def warning_of(
         rows: the rows of a report, the loss first.
         against_trained: the same against each model of the trainer's: the last checkpoint, and its EMA.
         yardstick: what the losses are relative to, on the noise of the report.
+        searched_below_ema: whether the search's own loss fell below EMA*'s; ``None`` if EMA* was not searched.
     """
     kept = None if yardstick is None else yardstick.kept
     for row in rows:
@@ -246,14 +253,17 @@ def warning_of(
             return _broken_bound(row, yardstick.bound)
     lost = [trained for trained in against_trained if trained[0].lost]
     if lost:
-        return _worse_than(rows, lost[0])
-    warnings = (_worse_than(rows, trained) for trained in against_trained)
+        return _worse_than(rows, lost[0], searched_below_ema)
+    warnings = (_worse_than(rows, trained, searched_below_ema) for trained in against_trained)
     doubt = _doubt(rows, is_kept=kept is not None)
     return doubt or next((warning for warning in warnings if warning is not None), None)
 
 
-def _worse_than(rows: Sequence[MetricRow], trained: Sequence[MetricRow]) -> str | None:
-    """The warning that the search lost to a model of the trainer's, whatever it gained against the baseline."""
+def _worse_than(rows: Sequence[MetricRow], trained: Sequence[MetricRow], searched_below_ema: bool | None) -> str | None:
+    """The warning that the search lost to a model of the trainer's, whatever it gained against the baseline.
+
+    Below EMA* in its own loss and worse held out, it has overfitted its data; else it was too short.
+    """
     score = score_row(trained)
     judges = [row for row in trained if row.is_judge]
     worse = [row for row in (score, *judges) if row.lost]
@@ -266,10 +276,8 @@ def _worse_than(rows: Sequence[MetricRow], trained: Sequence[MetricRow]) -> str 
     loss = rows[0]
     gained = f"better than {loss.against}, but " if loss.gain is not None and loss.gain > 0 else ""
     moved = " and ".join(row.change for row in worse)
-    return (
-        f"{gained}worse than the {score.against}: {moved}{chance}; use the {score.against}, or search again, with more "
-        "evaluations or more images in each"
-    )
+    advice = _SEARCH_AGAIN[searched_below_ema]
+    return f"{gained}worse than the {score.against}: {moved}{chance}; use the {score.against}{advice}"
 
 
 def _doubt(rows: Sequence[MetricRow], *, is_kept: bool) -> str | None:

@@ -391,6 +391,21 @@ def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys:
     assert spread.gain_spread == pytest.approx(0, abs=1e-12), "both move alike"
 
 
+class LastIsBest(Measured):
+    """The nearer to the last checkpoint, the better."""
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        return Evaluation(0.5 + float((candidate.coefficients[:-1] ** 2).sum()))
+
+
+@pytest.mark.parametrize(("of_grid", "advice"), [(4.0, "fewer evaluations"), (0.5, "more evaluations")])
+def test_what_a_search_that_lost_needs_depends_on_its_own_loss(study: StoredStudy, of_grid: float, advice: str) -> None:
+    write_study(study.storage, EMA_STUDY, [5.0, of_grid])
+    warning = score_held_out(study, LastIsBest(), PLAN).warning or ""  # whose lowest searched loss is 1
+    assert "worse than the last checkpoint" in warning
+    assert advice in warning
+
+
 @pytest.mark.parametrize("rises", [True, False])
 def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: StoredStudy, rises: bool) -> None:
     for number in range(5, 25):

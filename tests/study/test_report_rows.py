@@ -110,8 +110,7 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     found = rows(answer, model([28.0], **{CLIP: [9.0]}))
     last = model([1.5], **{CLIP: [3.5]})
     assert warning_of(found, against_last(answer, last)) == (
-        "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint, or search "
-        "again, with more evaluations or more images in each"
+        "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint"
     )
     judged = model([3.5], **{CLIP: [2.0]})
     lost_to_last = warning_of(found, against_last(answer, judged)) or ""
@@ -130,6 +129,17 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
     alone = metric_rows(score, reported=NOTHING)
     assert (warning_of(alone, [lost]) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
+
+
+@pytest.mark.parametrize(
+    ("searched_below_ema", "advice"),
+    [(True, "or search with more data or fewer evaluations, since"), (False, "or search with more evaluations, since")],
+)
+def test_a_search_that_lost_was_too_short_or_overfitted(searched_below_ema: bool, advice: str) -> None:
+    answer = model([2.5])
+    lost = against_last(answer, model([1.5]))
+    warning = warning_of(rows(answer), lost, searched_below_ema=searched_below_ema) or ""
+    assert f"loss 1.5 → 2.5; use the last checkpoint, {advice}" in warning
 
 
 def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
