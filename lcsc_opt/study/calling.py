@@ -120,7 +120,8 @@ def search(
         build: called without arguments; returns the network, with any weights.
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
-            items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md).
+            items, whose mean is the score. With a parameter ``draw`` it is told which data to use (docs/score.md), and
+            the answer is chosen and reported on others than those of the search.
         held_out: for a score, a function like it, on data that no search sees: the table compares its values. If it
             returns single outcomes, every other one chooses the answer. For images, how many the report samples.
         sample: in place of ``score``, called with the network and noise ``[N, *image_shape]``; returns images
@@ -284,13 +285,13 @@ class _Call:
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
         # argument → the setting that it gives, and the function or its name
         arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
-        report: dict[str, Any] | None = None
+        report: dict[str, Any]
         if score is not None:
             file = "score.py"
             arguments["score"] = ("score", score)
+            report = {"top": 5}  # its best five are compared on what no search saw, where score or held_out has that
             if held_out is not None:
                 arguments["held_out"] = ("held_out", held_out)
-                report = {"top": 5}  # its best five are compared on selection noise, and the best is reported
             if reference is not None:
                 raise StudySpecError("reference: belongs to sample; a score measures by itself")
         else:

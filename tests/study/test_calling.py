@@ -85,6 +85,21 @@ def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Pat
     assert result.coefficients.sum() == pytest.approx(1)
 
 
+def test_a_score_with_a_draw_chooses_and_reports_on_its_other_items(search: Any) -> None:
+    by_group = {"search": 0.0, "selection": 10.0, "held-out": 20.0}
+    result = search(states(), score=lambda net, draw: distance(net) + by_group[draw.group])
+    assert "The answer is" in repr(result)
+    assert all(20 <= study.held_out < 30 for study in result.studies)
+
+
+def test_without_a_draw_a_line_says_that_nothing_chose_the_answer(
+    search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = search(states(), score=lambda net: distance(net))
+    assert "nothing is held out: the score has no argument draw" in capsys.readouterr().err
+    assert [study.held_out for study in result.studies] == [None, None]
+
+
 @pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
     first = search(states(), score=without_graph, storage=name)
