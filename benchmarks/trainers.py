@@ -5,7 +5,8 @@
 Each trainer gets an environment of its own below ``--work`` and trains for about a minute on tiny data (the files of
 ``trainers/``; nothing is downloaded but packages). Then ``lcsc init``, ``run`` and ``export`` are typed, as a user
 would; the lines that ``init`` asks for are filled in with the answers below. The trainer evaluates its last checkpoint
-and the export. Environments and trained models are kept; a second call does the rest again.
+and the export, which is the experiment's answer. Environments and trained models are kept; a second call does the rest
+again.
 Writes results/trainers.md; with ``--only``, that trainer's rows in it.
 """
 
@@ -30,9 +31,9 @@ from common import RESULTS, ROOT, machine, markdown, parse
 from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.names import EMA_GRID, LAST_CHECKPOINT
+from lcsc_opt.database.history import answer_of
+from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport
 
 FILES = Path(__file__).parent / "trainers"
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -41,8 +42,9 @@ START = ("-c", "import runpy, sys, tiny; del sys.argv[0]; runpy.run_path(sys.arg
 """``tiny`` comes first: it allows a torchvision that does not fit this torch."""
 EXPLANATION = """Each in an environment of its own, on tiny data. The last checkpoint's number is
 the trainer's own evaluation, ours the row `last checkpoint`: they agree within 1 %, or, where images are sampled anew,
-if ours lies where 95 % of its evaluations would. The found model is against the last checkpoint. A warning is what
-`lcsc` said of it."""
+if ours lies where 95 % of its evaluations would. What the search found, and the answer that `lcsc export EXPERIMENT`
+writes, are against the last checkpoint and EMA\\*, held out, by ours; the trainer evaluated the answer. Below zero is
+better, above zero for a score that is maximized. A warning is what `lcsc` said of what was found."""
 HEADER = (
     "trainer",
     "version",
@@ -51,8 +53,11 @@ HEADER = (
     "its number of the last checkpoint",
     "ours",
     "they agree",
-    "found, held out, ours",
-    "found, by its evaluation",
+    "found against last",
+    "the answer",
+    "answer against last",
+    "answer against EMA\\*",
+    "answer against last, by its evaluation",
     "warned",
 )
 
@@ -75,7 +80,6 @@ class Trainer:
         answers: key → value, of the lines that ``lcsc init`` asks for.
         run: the overrides of ``lcsc run``.
         needs: further requirements.
-        higher: whether a higher number is better.
     """
 
     name: str
@@ -88,7 +92,6 @@ class Trainer:
     run: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
-    higher: bool = False
 
 
 def score(file: str, *, loss: str = "loss", **further: str) -> dict[str, str]:
@@ -207,7 +210,6 @@ TRAINERS = (
         export="best.pt",
         answers=score("ultralytics_digits", loss="accuracy", maximize="true"),
         run=("budget.evaluations=30",),
-        higher=True,
     ),
     Trainer(
         "ema-pytorch",
@@ -309,15 +311,47 @@ def fill_in(study_file: Path, answers: Mapping[str, str]) -> list[str]:
     return asked
 
 
-def searched(place: Place) -> tuple[str, HeldOutReport, int]:
-    """The study that searched, not the grid: its name, its report, and 1 or −1 for a score that is maximized."""
-    name = yaml.safe_load((place.folder / "study.yaml").read_text())["name"]
-    with reading(f"sqlite:///{place.folder}/studies.db") as storage:
-        studies = HistoryReader(storage).read_summaries(name)
-    [study] = [study for study in studies if study.optimizer != EMA_GRID]
-    if study.held_out is None:
-        raise StoppedError(f"{study.study}: no report")
-    return study.study, study.held_out, study.sign
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """What the reports of an experiment have, on held-out data.
+
+    Attributes:
+        last, ema, found, answer: the losses of the last checkpoint, EMA*, the search's own best and the answer.
+        name: of the answer.
+        warning: of the search's report.
+        sign: −1 for a score that is maximized, else 1.
+    """
+
+    last: float
+    ema: float
+    found: float
+    answer: float
+    name: str
+    warning: str | None
+    sign: int
+
+    @classmethod
+    def read(cls, place: Place, experiment: str) -> Losses:
+        """From the database of the run."""
+        with reading(f"sqlite:///{place.folder}/studies.db") as storage:
+            studies = HistoryReader(storage).read_summaries(experiment)
+        [study] = [study for study in studies if study.optimizer != EMA_GRID]
+        chosen = answer_of(studies)
+        if study.held_out is None or chosen is None:
+            raise StoppedError(f"{study.study}: no report")
+        last, ema = study.held_out.baseline(LAST_CHECKPOINT), study.held_out.baseline(EMA)
+        assert last is not None
+        assert ema is not None
+        _, answer = chosen
+        return cls(
+            last=last.loss,
+            ema=ema.loss,
+            found=study.held_out.loss,
+            answer=answer.measured.loss,
+            name=answer.name,
+            warning=study.held_out.warning,
+            sign=study.sign,
+        )
 
 
 def row_of(trainer: Trainer, work: Path) -> list[str]:
@@ -334,15 +368,13 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
         place.run("lcsc", "init", trainer.kind, trainer.checkpoints)
         asked = fill_in(place.folder / "study.yaml", trainer.answers)
         place.run("lcsc", "run", "study.yaml", *trainer.run)
-        study, report, sign = searched(place)
-        place.run("lcsc", "export", study, "-o", trainer.export)
-        last, found = place.evaluated(trainer.last, trainer.export)
+        experiment = yaml.safe_load((place.folder / "study.yaml").read_text())["name"]
+        losses = Losses.read(place, experiment)
+        place.run("lcsc", "export", experiment, "-o", trainer.export)
+        last, answer = place.evaluated(trainer.last, trainer.export)
     except StoppedError as error:
         return [*row, f"**no**: {error}", ", ".join(asked), *["–"] * (len(HEADER) - 4)]
-    baseline = report.baseline(LAST_CHECKPOINT)
-    assert baseline is not None
-    ours, answer = sign * baseline.loss, sign * report.answer.loss
-    theirs, change = statistics.fmean(last), statistics.fmean(found) / statistics.fmean(last) - 1
+    ours, theirs = losses.sign * losses.last, statistics.fmean(last)
     tolerance = max(TOLERANCE, _half_width_of_one(last) / abs(theirs))
     difference = ours / theirs - 1
     agrees = "yes" if abs(difference) <= tolerance else "**no**"
@@ -353,9 +385,12 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
         _cell(last),
         f"{ours:.4g}",
         f"{agrees}, {difference:+.2%}",
-        f"{answer / ours - 1:+.1%}",
-        f"{change:+.1%}",
-        report.warning or "–",
+        f"{losses.found / losses.last - 1:+.1%}",
+        losses.name,
+        f"{losses.answer / losses.last - 1:+.1%}",
+        f"{losses.answer / losses.ema - 1:+.1%}",
+        f"{statistics.fmean(answer) / theirs - 1:+.1%}",
+        losses.warning or "–",
     ]
 
 
