@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.names import BASELINES, EMA_GRID, label
+from lcsc_opt.database.names import BASELINES, EMA, EMA_GRID, label
 from lcsc_opt.database.report import Choice, HeldOutReport
 from lcsc_opt.database.summary import PARTS, Summary
 
@@ -300,16 +300,26 @@ def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
 
 
 def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, Choice] | None:
-    """The experiment's answer, and the study whose report has it: of all reports' the best on the noise of the choice.
+    """The experiment's answer, and the study whose report has it; ``None`` without a report.
 
-    ``None`` without a report. Of equal ones it is a plain average's own.
+    A search's report has compared what was found with all that the user had, in more than the loss. So what such a
+    report chose comes before any that chose what was there already; of several it is the best on the noise of the
+    choice, and of equal ones a plain average's own.
     """
     answers = [
-        (study, study.held_out.choice)
+        (study, study.held_out, study.held_out.choice)
         for study in studies
         if study.held_out is not None and study.held_out.choice is not None
     ]
-    return min(answers, key=lambda pair: (pair[1].selection, pair[0].optimizer not in BASELINES), default=None)
+    has_grid = any(study.optimizer == EMA_GRID for study, _, _ in answers)
+
+    def rank(answer: tuple[AnyStudy, HeldOutReport, Choice]) -> tuple[bool, float, bool]:
+        study, report, choice = answer
+        compared_with_all = report.baseline(EMA) is not None or not has_grid
+        return not (choice.is_found and compared_with_all), choice.selection, study.optimizer not in BASELINES
+
+    best = min(answers, key=rank, default=None)
+    return None if best is None else (best[0], best[2])
 
 
 def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:
