@@ -145,7 +145,7 @@ def main() -> None:
         "",
         *markdown(few),
         "",
-        f"A budget of {arguments.seconds} s, 120 real images:",
+        f"A budget of {arguments.seconds} s, 120 real images; the search ends earlier where no step gains:",
         "",
         *markdown(spent),
     ]
