@@ -53,7 +53,7 @@ class ImageMetrics:
         total: how many images the whole evaluation has.
         gradient: keep the features that the gradient of the loss needs.
         unbiased: extrapolate distances to infinitely many images.
-        chooses: whether the loss is the distance to the held-out images, if there are some.
+        chooses: whether distances are those to the held-out images, where there are some.
         intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
     """
@@ -80,6 +80,11 @@ class ImageMetrics:
         self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
             self._formulas.setdefault(metric.extractor, set()).add(metric.formula)
+        self._unseen_metrics = {
+            metric: MetricName(TO_HELD_OUT[metric.formula], metric.extractor)
+            for metric in self.metrics
+            if metric.formula in TO_HELD_OUT and references[metric.extractor].held_out is not None
+        }
         self._features: dict[str, FeatureMetrics] = {}
         for name, formulas in self._formulas.items():
             self._features[name] = FeatureMetrics(
@@ -125,17 +130,18 @@ class ImageMetrics:
 
     def compute(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
-        values = {metric: self._value(metric) for metric in self.metrics}
+        values = {metric: self._value(self._measured(metric)) for metric in self.metrics}
         loss = self._loss.value(values)
-        unseen = self.unseen() if self._chooses else None
-        if unseen is not None:
-            loss = unseen
         named = {str(metric): value for metric, value in values.items()}
         keep = self._loss.keep
         if keep is not None and self._loss.constraint is None:  # a yardstick says how certain its bound is
             deviation = self._features[keep.extractor].deviation(keep.formula)
             named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._total)
         return loss, named
+
+    def _measured(self, metric: MetricName) -> MetricName:
+        """What is computed for a metric: where an answer is chosen, the distance to real images that no search sees."""
+        return self._unseen_metrics.get(metric, metric) if self._chooses else metric
 
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)
@@ -148,17 +154,16 @@ class ImageMetrics:
         if not self._intervals:
             return {}
         columns: dict[MetricName, Array] = {}
-        in_loss = self._unseen_terms() if self._chooses else {}
-        for metric in dict.fromkeys((*self.metrics, *in_loss.values())):
-            values = self._features[metric.extractor].without_each_group(metric.formula)
+        for metric in self.metrics:
+            formula = self._measured(metric).formula
+            values = self._features[metric.extractor].without_each_group(formula)
             if values is not None:
                 columns[metric] = values
-        named = {str(metric): values for metric, values in columns.items() if metric in self.metrics}
-        terms = {metric: in_loss.get(metric, metric) for metric in self._loss.metrics}
-        if all(term in columns for term in terms.values()):
+        named = {str(metric): values for metric, values in columns.items()}
+        if all(metric in columns for metric in self._loss.metrics):
             losses = []
             for group in range(GROUPS):
-                of_others = {metric: float(columns[term][group]) for metric, term in terms.items()}
+                of_others = {metric: float(columns[metric][group]) for metric in self._loss.metrics}
                 losses.append(self._loss.value(of_others))
             named["loss"] = np.array(losses)
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
@@ -210,22 +215,11 @@ class ImageMetrics:
 
         ``None`` if it has no such distance, or no real images are held out.
         """
-        terms = self._unseen_terms()
-        if not terms:
+        distances = [metric for metric in self._loss.weights if metric.formula in TO_HELD_OUT]
+        if not distances or not all(metric in self._unseen_metrics for metric in distances):
             return None
-        values = {metric: self._value(terms.get(metric, metric)) for metric in self._loss.metrics}
+        values = {metric: self._value(self._unseen_metrics.get(metric, metric)) for metric in self._loss.metrics}
         return self._loss.value(values)
-
-    def _unseen_terms(self) -> dict[MetricName, MetricName]:
-        """Metric of the loss → the same distance to held-out real images; empty unless all of them have such."""
-        terms: dict[MetricName, MetricName] = {}
-        for metric in self._loss.weights:
-            if metric.formula not in TO_HELD_OUT:
-                continue
-            if self._references[metric.extractor].held_out is None:
-                return {}
-            terms[metric] = MetricName(TO_HELD_OUT[metric.formula], metric.extractor)
-        return terms
 
 
 def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:

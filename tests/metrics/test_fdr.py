@@ -142,3 +142,17 @@ def test_a_reference_in_components_is_that_of_the_images_whatever_sign_an_eigenv
 
     monkeypatch.setattr(np.linalg, "eigh", other_signs)
     torch.testing.assert_close(pixel_reference(thumbnails).extractor(other), found.extractor(other))
+
+
+def test_an_answer_is_chosen_by_distances_to_real_images_that_no_search_sees():
+    real, unseen = images(300, 9), images(300, 5) * 0.5
+    reference = dataclasses.replace(
+        Reference.of_images(Pixels(), real), selection=Reference.of_images(Pixels(), unseen)
+    )
+    scores = MetricSuite({"inception": reference}, loss="fid", metrics=["precision"])
+    samples = images(200, 1) * 0.5
+    searched = fill(scores.image_metrics(200), samples)
+    chosen = fill(scores.image_metrics(200, group="selection"), samples)
+    assert chosen.compute()[1]["fid"] == chosen.compute()[0] == searched.unseen() < searched.compute()[0] / 5
+    assert chosen.compute()[1]["precision"] == searched.compute()[1]["precision"]
+    assert np.mean(chosen.without_each_group()["fid"]) == pytest.approx(chosen.compute()[0], rel=0.2)
