@@ -307,7 +307,7 @@ def compare(model: Model, ways: Sequence[Way], seeds: int) -> list[list[str]]:
                     optimizers=["EMAGrid", way.optimizer],
                     rows=way.rows,
                     loss=way.setting(model.data),
-                    keep=way.keep,
+                    settings={} if way.keep is None else {"keep": way.keep},
                     images=model.images,
                     budget=EVALUATIONS.get(way.optimizer, 300),
                     held_out=3000,

@@ -475,7 +475,7 @@ def answer(model: str, seed: int, method: str, loss: str, arguments: argparse.Na
     chosen = np.linspace(0, len(files) - 1, min(options.get("checkpoints", len(files)), len(files)))
     optimizer = options["optimizer"]
     keep = options.get("keep")
-    settings: dict[str, Any] = {"loss": yaml.safe_load(loss.replace("imagenet", "real:ImageNetFeatures"))}
+    settings: dict[str, Any] = {"held_out_metrics": []}
     if keep is not None:
         settings["keep"] = keep
     if model == "flow":
@@ -496,15 +496,14 @@ def answer(model: str, seed: int, method: str, loss: str, arguments: argparse.Na
         image_shape=[1, SIDE, SIDE],
         images=arguments.images,
         name=slug,
-        # a kept metric has its bound from EMA*, which the same experiment measures first
-        optimizers=[optimizer] if keep is None else ["EMAGrid", optimizer],
+        optimizers=[optimizer],
+        loss=yaml.safe_load(loss.replace("imagenet", "real:ImageNetFeatures")),
         rows=options["rows"],
         budget=arguments.gradients if optimizer == "LCSCGradient" else arguments.evaluations,
         storage=work / "studies.db",
         seed=seed,
         held_out=arguments.images,
-        held_out_metrics=[],
-        **settings,
+        settings=settings,
     )
     study = result.studies[-1]
     images = sum(trial["images"] or 0 for trial in study.trials)

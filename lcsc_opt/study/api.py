@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,18 @@ from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
 
+class TemporaryFolder:
+    """A folder of a database that is deleted as soon as nobody refers to this object.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="lcsc-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """One stored study: one optimizer and one seed of a study file. It may be read while it runs.
@@ -48,11 +63,13 @@ class Study:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
         functions: those that :func:`lcsc_opt.search` was given as objects, and that the objective calls.
+        folder: of a temporary database, which lives as long as this.
     """
 
     name: str
     storage: str
     functions: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    folder: TemporaryFolder | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def objective(self) -> Objective:

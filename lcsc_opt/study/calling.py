@@ -6,14 +6,11 @@ are handed over as objects. Nobody can compare these with what they were, so the
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import datetime
 import operator
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +39,7 @@ from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
-from lcsc_opt.study.api import Study
+from lcsc_opt.study.api import Study, TemporaryFolder
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import changed_since_finished, is_finished
 from lcsc_opt.study.defaults import completed
@@ -86,17 +83,7 @@ def search(
     size: int | None = None,
     image_shape: Sequence[int] | None = None,
     images: int | None = None,
-    sampler_settings: Mapping[str, Any] | None = None,
-    nfe: int | None = None,
     loss: str | Mapping[str, Any] | None = None,
-    keep: str | Mapping[str, float] | None = None,
-    held_out_metrics: Sequence[str] | None = None,
-    weights: Mapping[str, str] | None = None,
-    select: Mapping[str, Any] | None = None,
-    key: str | None = None,
-    batch_size: int | str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Search the linear combination of checkpoints whose merged model has the best score, or samples the best images.
@@ -137,7 +124,7 @@ def search(
             ``timedelta``: then searches end, and only grids such as ``EMAGrid`` are never cut. Reports come after it.
             A later call with more time continues.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
-            kept: a temporary database lives as long as the result.
+            kept: a temporary database lives as long as the result or one of its studies.
         seed: of everything random in the search.
         jobs: how many processes evaluate. They must be able to import ``build`` and ``score`` from a module.
         resume: continue the newest search of this name. That functions, network and data are those that it began with
@@ -150,18 +137,10 @@ def search(
         size: how many items a ``draw`` of the search has, for a score that asks for it.
         image_shape: of the noise, ``(C, H, W)``.
         images: how many an evaluation of the search samples; 10,000 by default.
-        sampler_settings: further arguments of ``sample``.
-        nfe: how often ``sample`` calls the network for an image; counted if it is not given.
         loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
-        keep: a metric that must not get worse than EMA*'s, as ``precision``, or metric → bound.
-        held_out_metrics: of the report; by default precision, recall and a cross-check.
-        weights: extractor → the file of its weights.
-        select: which checkpoints, as ``{"last": 50}``.
-        key: which state dict of each file, as ``model`` beside ``ema``; by default the only one, or the only average.
-        batch_size: of sampling; ``auto`` halves it whenever memory runs out.
-        device: ``auto`` (the default), ``cpu``, ``cuda``, ``cuda:1`` …
-        dtype: of the network: ``fp32`` (the default), ``bf16`` or ``fp16``.
-        settings: any others of the objective, by their names in a study file.
+        settings: what else the objective has, by the names of a study file: ``key`` (which state dict of each file),
+            ``select`` (which checkpoints), ``device``, ``dtype``, ``batch_size``, ``nfe``, ``keep`` and others
+            (docs/formats.md).
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used, or a function raised an error; the
@@ -170,23 +149,13 @@ def search(
     """
     if isinstance(checkpoints, Trajectory):
         checkpoints = checkpoints.path
-    with messages_by_default(), each_notice_once(), contextlib.ExitStack() as stack:
+    with messages_by_default(), each_notice_once():
         named: dict[str, Any] = {
             "maximize": maximize,
             "size": size,
             "image_shape": image_shape,
             "images": images,
-            "sampler_settings": sampler_settings,
-            "nfe": nfe,
             "loss": loss,
-            "keep": keep,
-            "held_out_metrics": held_out_metrics,
-            "weights": weights,
-            "select": select,
-            "key": key,
-            "batch_size": batch_size,
-            "device": device,
-            "dtype": dtype,
         }
         further = {key: value for key, value in named.items() if value is not None}
         call = _Call.of(
@@ -199,11 +168,10 @@ def search(
             jobs,
             {**further, **(settings or {})},
         )
-        temporary = None
+        temporary: TemporaryFolder | None = None
         if storage is None:
-            temporary = tempfile.mkdtemp(prefix="lcsc-")
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless a result keeps it
-            url = url_of_file(f"{temporary}/{DEFAULT_FILE}")
+            temporary = TemporaryFolder()
+            url = url_of_file(temporary.path / DEFAULT_FILE)
         else:
             url = _url(storage)
         call.files = files_directory(url)
@@ -232,9 +200,8 @@ def search(
         run_studies(
             chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
         )
-        stack.pop_all()
-    studies = tuple(Study(spec.name, url, call.functions) for spec in chosen)
-    return Result(experiment, url, studies, content, call.not_importable, temporary)
+    studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
+    return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
 
 
 @dataclasses.dataclass(eq=False)

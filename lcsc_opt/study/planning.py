@@ -124,6 +124,9 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
         spec: of the study.
         objective: has the checkpoints.
         origin: ``[K]`` or ``[S, K]``, where the search begins, if another study has found that.
+
+    Raises:
+        StudySpecError: the search cannot begin there.
     """
     space = SpaceSpec() if is_grid(spec) else spec.space
     steps = objective.steps
@@ -137,6 +140,11 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     if groups is not None and space.rows is not None:
         start = groups.in_rows(start)
     if space.kind == "convex":
+        if (start < 0).any():
+            raise StudySpecError(
+                f"start: the answer of {spec.start} has negative coefficients, which the convex space does not hold; "
+                "leave space: convex out, or start"
+            )
         return ConvexSpace(steps, start)
     return AffineSpace(steps, start)
 

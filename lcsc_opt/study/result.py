@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import shutil
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,16 +83,15 @@ class Result:
         studies: tuple[Study, ...],
         content: Mapping[str, Any],
         not_importable: Mapping[str, str],
-        temporary: str | None,
+        *,
+        is_temporary: bool,
     ) -> None:
         self.name = name
         self.storage = storage
         self.studies = studies
         self._content = content
         self._not_importable = not_importable
-        self._temporary = temporary  # the database's folder
-        if temporary is not None:
-            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self._is_temporary = is_temporary  # the database
 
     @property
     def study(self) -> Study:
@@ -150,7 +147,7 @@ class Result:
                 "there, with accept_changes=True"
             )
         content = dict(self._content)
-        if self._temporary is None:
+        if not self._is_temporary:
             content["storage"] = self.storage
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if path is not None:

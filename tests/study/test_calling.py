@@ -570,10 +570,9 @@ def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
         image_shape=(3, 8, 8),
         images=20,
         held_out=20,
-        held_out_metrics=[],
+        settings={"held_out_metrics": [], "device": "cpu"},
         loss="fid@pixels",
         budget=2,
-        device="cpu",
         **arguments,
     )
     assert result.studies[1].name == "rows/LCSCGradient/0"
@@ -589,7 +588,7 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
         weights = {name: {"weight": torch.full((3, 3, 1, 1), scale * step)} for name, scale in KEYS.items()}
         torch.save(weights, workplace / f"model{step}.pt")
     search = functools.partial(
-        lcsc_opt.search, "model*.pt", build=functools.partial(nn.Conv2d, 3, 3, 1, bias=False), name="keyed", key="model"
+        lcsc_opt.search, "model*.pt", build=functools.partial(nn.Conv2d, 3, 3, 1, bias=False), name="keyed"
     )
     sampled = functools.partial(
         search,
@@ -597,10 +596,9 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
         reference="real",
         image_shape=(3, 8, 8),
         images=20,
-        held_out_metrics=[],
+        settings={"key": "model", "held_out_metrics": [], "device": "cpu"},
         loss="fid@pixels",
         budget=2,
-        device="cpu",
         resume=True,
     )
     result = sampled(held_out=20)
@@ -628,9 +626,8 @@ def test_images_are_sampled_and_compared() -> None:
             image_shape=(3, 8, 8),
             images=20,
             held_out=20,
-            held_out_metrics=[],
+            settings={"held_out_metrics": [], "device": "cpu"},
             budget=2,
-            device="cpu",
             **settings,
         )
         assert result.studies[1].name == f"{optimizer}/{optimizer}/0"

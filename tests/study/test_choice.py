@@ -187,7 +187,7 @@ def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Type
         torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
     result = lcsc_opt.search(
         "runs/*.pt",
-        key="model",
+        settings={"key": "model"},
         build=lambda: nn.Linear(12, 1),
         score=lambda net: squared(net, SEARCHED),
         held_out=lambda net: squared(net, UNSEEN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -236,3 +237,25 @@ def test_a_trial_that_plain_optuna_added_is_foreign(small: lcsc_opt.Result, type
     typed("export", "n/LCSC/0", "-o", "x.safetensors")
     again = search(task(), name="n", storage="studies.db", budget=12)
     assert [trial["number"] for trial in again.studies[0].trials] == [*range(8), *range(9, 13)]
+
+
+def test_a_temporary_database_lives_as_long_as_one_of_its_studies(task: Any, tmp_path: Path) -> None:
+    write_project(tmp_path)
+    study = search(task(), storage=None).studies[0]
+    gc.collect()
+    assert study.state == "finished"
+    folder = Path(study.storage.removeprefix("sqlite:///")).parent
+    assert folder.exists()
+    del study
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_path: Path, typed: Typed) -> None:
+    states = {
+        step: {"weight": torch.full((1, 3), float(step))} for step in (1, 2, 3)
+    }  # the best is 0, beyond the first
+    result = search(task(), states, name="first", budget=30, storage=tmp_path / "studies.db")
+    assert (result.studies[0].coefficients < 0).any()
+    refused = typed("run", "first/LCSC/0", "name=second", "start=first/LCSC/0", "space=convex", status=2)
+    assert "start: the answer of first/LCSC/0 has negative coefficients" in refused.err
