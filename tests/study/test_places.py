@@ -252,10 +252,9 @@ def test_a_temporary_database_lives_as_long_as_one_of_its_studies(task: Any, tmp
 
 
 def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_path: Path, typed: Typed) -> None:
-    states = {
-        step: {"weight": torch.full((1, 3), float(step))} for step in (1, 2, 3)
-    }  # the best is 0, beyond the first
-    result = search(task(), states, name="first", budget=30, storage=tmp_path / "studies.db")
+    states = {step: {"weight": torch.full((1, 3), float(step))} for step in (1, 2, 3)}  # the best is 0: beyond them
+    result = search(task(), states, name="first", optimizers=["LCSCQuadratic"], budget=30, storage="studies.db")
     assert (result.studies[0].coefficients < 0).any()
-    refused = typed("run", "first/LCSC/0", "name=second", "start=first/LCSC/0", "space=convex", status=2)
-    assert "start: the answer of first/LCSC/0 has negative coefficients" in refused.err
+    first = "first/LCSCQuadratic/0"
+    refused = typed("run", first, "name=second", f"start={first}", "space=convex", status=2)
+    assert f"start: the answer of {first} has negative coefficients" in refused.err
