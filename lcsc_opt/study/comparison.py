@@ -18,10 +18,7 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.study.defaults import default_options
-from lcsc_opt.study.landscape import plane_attribute
-from lcsc_opt.study.planning import advice, check, check_report_images, most, parallelism
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.study.planning import advice, check, check_new, first_attributes
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 Attributes = Mapping[str, Any]
@@ -123,11 +120,11 @@ def compare(
     stored = studies.get(spec.name)
     if stored is None:
         _check_siblings(spec, studies, fingerprint, accept=accept_changes)
-        check(spec, objective)
-        check_report_images(spec, objective)
+        check_new(spec, objective)
         updated = _updated(spec, objective)
-        initial = {**_initial(spec, objective, directory, origin), **updated, "fingerprint": fingerprint}
-        return Compared(spec, initial, updated, starts_over=False, notices=tuple(advice(spec, objective)))
+        first = first_attributes(spec, objective, origin)
+        first |= {"directory": None if directory is None else str(directory), "fingerprint": fingerprint}
+        return Compared(spec, {**first, **updated}, updated, starts_over=False, notices=tuple(advice(spec, objective)))
     spec, starts_over, notices = _continued(spec, stored, trials)
     current = fingerprint
     if not measures:
@@ -145,31 +142,6 @@ def _updated(spec: StudySpec, objective: Objective) -> dict[str, Any]:
     The specification was compared with the stored one first: only what changes no result can differ.
     """
     return {"specification": spec.model_dump(mode="json"), "places": dict(objective.places)}
-
-
-def _initial(
-    spec: StudySpec, objective: Objective, directory: Path | None, origin: Coefficients | None
-) -> dict[str, Any]:
-    """The study's attributes that are written when it begins. Runs change the budget only."""
-    budget = most(spec, objective).model_dump()
-    groups = objective.layer_groups
-    trajectory = objective.trajectory
-    attributes = {
-        "budget": budget,
-        "optimizer_budget": budget,
-        "optimizer_defaults": default_options(spec.optimizer, spec.space.rows, len(objective.steps)),
-        "origin": None if origin is None else origin.tolist(),
-        "parallelism": parallelism(spec, objective),
-        "report_images": objective.samples.per_report,
-        "holds_out": objective.why_nothing_held_out() is None,
-        "steps": list(objective.steps),
-        "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
-        "layer_groups": None if groups is None else list(groups.names),
-        "directory": None if directory is None else str(directory),
-    }
-    if spec.optimizer.name == LANDSCAPE:
-        attributes["plane"] = plane_attribute(spec.optimizer, objective)
-    return attributes
 
 
 def identity(spec: StudySpec) -> dict[str, Any]:

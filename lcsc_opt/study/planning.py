@@ -27,6 +27,8 @@ from lcsc_opt.optimizers.registry import (
     prefers_sequential_asks,
     refuses_concurrent_asks,
 )
+from lcsc_opt.study.defaults import default_options
+from lcsc_opt.study.landscape import plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
@@ -82,12 +84,14 @@ def check(spec: StudySpec, objective: Objective) -> None:
         raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
 
 
-def check_report_images(spec: StudySpec, objective: Objective) -> None:
-    """Refuse a report on so few images that some prompts would never be sampled.
+def check_new(spec: StudySpec, objective: Objective) -> None:
+    """Refuse what :func:`check` does, and a report on so few images that some prompts would never be sampled.
 
     Raises:
-        StudySpecError: the message names the number of images that are needed.
+        StudySpecError: as :func:`check`; or the message names the number of images that are needed.
+        ObjectiveError: as :func:`check`.
     """
+    check(spec, objective)
     if spec.held_out is None:
         return
     images = spec.held_out.images_with(objective.samples.per_report)
@@ -243,6 +247,28 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
     independent_workers = 1 if spread_images else count  # workers that share a candidate are as one
     in_flight = most_in_flight(independent_workers, pipelined=pipelined)
     return {"in_flight": in_flight, "spread_images": spread_images, "workers": min(count, in_flight)}
+
+
+def first_attributes(spec: StudySpec, objective: Objective, origin: Coefficients | None) -> dict[str, Any]:
+    """What a study stores of its objective when it begins. Runs change the budget only."""
+    budget = most(spec, objective).model_dump()
+    groups = objective.layer_groups
+    trajectory = objective.trajectory
+    attributes = {
+        "budget": budget,
+        "optimizer_budget": budget,
+        "optimizer_defaults": default_options(spec.optimizer, spec.space.rows, len(objective.steps)),
+        "origin": None if origin is None else origin.tolist(),
+        "parallelism": parallelism(spec, objective),
+        "report_images": objective.samples.per_report,
+        "holds_out": objective.why_nothing_held_out() is None,
+        "steps": list(objective.steps),
+        "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
+        "layer_groups": None if groups is None else list(groups.names),
+    }
+    if spec.optimizer.name == LANDSCAPE:
+        attributes["plane"] = plane_attribute(spec.optimizer, objective)
+    return attributes
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
