@@ -111,7 +111,7 @@ def trials(arguments: argparse.Namespace, device: torch.device) -> dict[str, flo
         del merge  # and its rows on the device
         between, parts = cifar.search(objective, Path(folder), arguments.trials)
         found |= {f"sample, `{arguments.dtype}`": parts["sample"], "features by InceptionV3": parts["features"]}
-        gradient = functools.partial(objective.evaluate, Candidate(origin), gradient=True)
+        gradient = functools.partial(objective.evaluate, Candidate(origin, gradient=True))
         found |= {"trial": statistics.median(between), "trial with its gradient": seconds(gradient, device, 1)}
     return found
 

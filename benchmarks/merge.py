@@ -273,8 +273,8 @@ def follow_gradient(objective: Any) -> np.ndarray:
     steps = len(objective.steps)
     coefficients, first, second = np.full(steps, 1 / steps), np.zeros(steps), np.zeros(steps)
     for step in range(STEPS):
-        candidate = Candidate(coefficients, images=STEP_IMAGES, noise=Noise("search", step + 1))
-        gradient = objective.evaluate(candidate, gradient=True).gradient
+        candidate = Candidate(coefficients, images=STEP_IMAGES, noise=Noise("search", step + 1), gradient=True)
+        gradient = objective.evaluate(candidate).gradient
         gradient = gradient - gradient.mean()
         first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
         move = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.99 ** (step + 1))) + 1e-12)

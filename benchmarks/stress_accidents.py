@@ -34,7 +34,7 @@ class Model(Objective):
     def steps(self):
         return self.trajectory.steps
 
-    def evaluate(self, candidate, *, gradient=False):
+    def evaluate(self, candidate):
         time.sleep(0.005)
         merged = self.trajectory.merge(candidate.coefficients)
         return Evaluation(float(sum((weights - 0.3).square().sum() for weights in merged.values())))

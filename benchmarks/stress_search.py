@@ -98,10 +98,10 @@ class ShuffledEvaluator:
     def __init__(self, objective: Objective) -> None:
         self._objective, self._random = objective, random.Random(os.getpid())
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Finish after a random delay, in another thread."""
         future: Future[Outcome] = Future()
-        outcome = evaluate_safely(self._objective, candidate, gradient=gradient)
+        outcome = evaluate_safely(self._objective, candidate)
         threading.Timer(self._random.random() * 0.02, lambda: future.set_result(outcome)).start()
         return future
 

@@ -108,9 +108,9 @@ class OneOf:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Let the worker evaluate."""
-        return self._pool.submit("submit", candidate, gradient=gradient, worker=0)
+        return self._pool.submit("submit", candidate, worker=0)
 
     def close(self) -> None:
         """Does nothing: the pool is closed elsewhere."""

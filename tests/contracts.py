@@ -124,14 +124,14 @@ def _check_gradient(
     if objective.why_no_gradient() is not None:
         return
     coefficients = candidate.coefficients
-    with_gradient = objective.evaluate(candidate, gradient=True)
+    with_gradient = objective.evaluate(dataclasses.replace(candidate, gradient=True))
     gradient = with_gradient.gradient
     if gradient is None or gradient.shape != (len(coefficients),):
         raise AssertionError(
-            f"evaluate(gradient=True): expected a gradient of {len(coefficients)} numbers, got {gradient!r}"
+            f"candidate.gradient: expected a gradient of {len(coefficients)} numbers, got {gradient!r}"
         )
     assert math.isclose(with_gradient.loss, evaluation.loss, rel_tol=1e-6), (
-        f"evaluate(gradient=True): the loss is {with_gradient.loss}, without a gradient {evaluation.loss}"
+        f"candidate.gradient: the loss is {with_gradient.loss}, without a gradient {evaluation.loss}"
     )
 
     def loss_at(moved: Coefficients) -> float:
@@ -148,7 +148,7 @@ def _check_gradient(
         derivative = float(gradient @ direction)
         scale = max(abs(expected), float(np.linalg.norm(gradient)))
         assert abs(derivative - expected) <= tolerance * scale, (
-            f"evaluate(gradient=True): {derivative:.6g} along a direction in which the loss changes by {expected:.6g}"
+            f"candidate.gradient: {derivative:.6g} along a direction in which the loss changes by {expected:.6g}"
         )
 
 

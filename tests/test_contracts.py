@@ -45,12 +45,12 @@ class Sampled(Objective):
     def why_no_gradient(self) -> str | None:
         return None
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         count = candidate.images or self.samples.per_evaluation
         seed = {"search": 1, "held-out": 2}[candidate.noise.group]
         noise = np.random.default_rng(seed).standard_normal((50, 4))[:count] * 0.1
         apart = candidate.coefficients - TARGET + noise
-        derivative = 2 * apart.mean(axis=0) if gradient else None
+        derivative = 2 * apart.mean(axis=0) if candidate.gradient else None
         return Evaluation(float(np.square(apart).sum(axis=1).mean()), cost=Cost(images=count), gradient=derivative)
 
 
@@ -65,8 +65,8 @@ def test_our_objectives_keep_the_contract(workplace: Path) -> None:
 class NoisyStages(Stages):
     """Noise is added to the loss."""
 
-    def score(self, candidate: Candidate, parts: Any, *, gradient: bool = False) -> Any:
-        evaluation, back = super().score(candidate, parts, gradient=gradient)
+    def score(self, candidate: Candidate, parts: Any) -> Any:
+        evaluation, back = super().score(candidate, parts)
         return dataclasses.replace(evaluation, loss=evaluation.loss + len(candidate.noise.group)), back
 
 
@@ -74,45 +74,45 @@ counted = itertools.count()
 
 
 class Random(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        evaluation = super().evaluate(candidate, gradient=gradient)
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
         return dataclasses.replace(evaluation, loss=evaluation.loss + next(counted))
 
 
 class NotFinite(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        return dataclasses.replace(super().evaluate(candidate, gradient=gradient), loss=float("nan"))
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        return dataclasses.replace(super().evaluate(candidate), loss=float("nan"))
 
 
 class WithoutCost(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        return dataclasses.replace(super().evaluate(candidate, gradient=gradient), cost=Cost())
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        return dataclasses.replace(super().evaluate(candidate), cost=Cost())
 
 
 class ShortGradient(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        evaluation = super().evaluate(candidate, gradient=gradient)
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
         if evaluation.gradient is None:
             return evaluation
         return dataclasses.replace(evaluation, gradient=evaluation.gradient[:3])
 
 
 class WrongGradient(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        evaluation = super().evaluate(candidate, gradient=gradient)
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
         if evaluation.gradient is None:
             return evaluation
         return dataclasses.replace(evaluation, gradient=-evaluation.gradient)
 
 
 class IgnoringImages(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        return super().evaluate(dataclasses.replace(candidate, images=None), gradient=gradient)
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        return super().evaluate(dataclasses.replace(candidate, images=None))
 
 
 class IgnoringNoise(Sampled):
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        return super().evaluate(Candidate(candidate.coefficients, candidate.images), gradient=gradient)
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        return super().evaluate(Candidate(candidate.coefficients, candidate.images, gradient=candidate.gradient))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
-from lcsc_opt.optimizers import attach_evaluation, build_optimizer, request_of
+from lcsc_opt.optimizers import attach_evaluation, build_optimizer, candidate_of
 
 _SPEC = importlib.util.spec_from_file_location(
     "optuna_lcsc", Path(__file__).parents[1] / "package/samplers/lcsc/__init__.py"
@@ -40,7 +40,7 @@ def objective(sampler: Any, sign: int = 1, accident: Callable[[optuna.Trial], No
     def evaluate(trial: optuna.Trial) -> float:
         coefficients = sampler.suggest(trial)
         accident(trial)
-        if sampler.request(trial).gradient:
+        if sampler.candidate(trial).gradient:
             trial.set_user_attr("gradient", (sign * 2 * SCALES * (coefficients - BEST)).tolist())
         return sign * loss(coefficients)
 
@@ -73,7 +73,7 @@ def test_candidates_are_those_of_the_optimizer_alone(kind: Any) -> None:
     for _ in range(40):
         candidate = optimizer.ask()
         asked.append(candidate.value.tolist())
-        gradient = 2 * SCALES * (candidate.value - BEST) if request_of(candidate).gradient else None
+        gradient = 2 * SCALES * (candidate.value - BEST) if candidate_of(candidate).gradient else None
         attach_evaluation(candidate, Evaluation(loss(candidate.value), gradient=gradient))
         optimizer.tell(candidate, loss(candidate.value))
     assert vectors(study) == asked
@@ -139,20 +139,20 @@ def test_results_of_trials_that_run_at_once_are_heard(declared: int) -> None:
 def test_a_gradient_on_noise_of_its_own_is_heard_though_its_loss_does_not_compare() -> None:
     sampler = lcsc.LCSCGradientSampler(K, images=1000, seed=0, budget=60)
     study = optuna.create_study(sampler=sampler)
-    requests = []
+    asked = []
 
     def evaluate(trial: optuna.Trial) -> float:
         value = objective(sampler)(trial)
-        requests.append(sampler.request(trial))
-        if requests[-1].compares(1000):
+        asked.append(sampler.candidate(trial))
+        if asked[-1].compares(1000):
             return float(value)
         trial.report(value + 1, 0)
         raise optuna.TrialPruned
 
     study.optimize(evaluate, n_trials=60)
-    steps = [request for request in requests if request.gradient]
-    assert {request.images for request in steps} == {100}
-    assert len({request.noise for request in steps}) == len(steps) == 58
+    steps = [candidate for candidate in asked if candidate.gradient]
+    assert {candidate.images for candidate in steps} == {100}
+    assert len({candidate.noise for candidate in steps}) == len(steps) == 58
     assert study.best_value < 0.2 * study.trials[0].value
 
 

@@ -64,6 +64,7 @@ class Candidate:
             of K + 1, whose last stands for the trainer's own average of the weights.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
+        gradient: whether to compute the gradient of the loss in the coefficients, too.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         yardstick: what the loss is relative to; without it the metrics of the loss have no units and no bound.
         rehearsal: whether nobody compares the loss: one batch of images is enough.
@@ -75,11 +76,20 @@ class Candidate:
     coefficients: Coefficients
     images: int | None = None
     noise: Noise = SEARCH
+    gradient: bool = False
     keep_weight: float | None = None
     yardstick: Yardstick | None = None
     rehearsal: bool = False
     unbiased: bool = False
     sampler: int = 0
+
+    def compares(self, images: int | None = None) -> bool:
+        """Whether its loss compares with those of plain evaluations: same noise, same number of images.
+
+        Args:
+            images: images of a plain evaluation; a candidate of exactly that many compares, too. ``None``: not known.
+        """
+        return self.images in (None, images) and self.noise == SEARCH and not self.unbiased
 
 
 @dataclasses.dataclass(frozen=True)

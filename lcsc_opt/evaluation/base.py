@@ -50,8 +50,8 @@ Outcome = Evaluation | Failure
 class Evaluator(Protocol):
     """Evaluates candidates, as many at once as it has workers."""
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        """Start an evaluation, with the gradient if the caller needs it.
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        """Start an evaluation.
 
         The future never raises what the objective raised: it gives a :class:`Failure`.
         """
@@ -87,7 +87,7 @@ def _failure_of(error: BaseException) -> Failure:
     )
 
 
-def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcome:
+def checked(outcome: Outcome, candidate: Candidate) -> Outcome:
     """The evaluation in Python's own numbers, or a failure.
 
     It is a failure where a number is not finite, or a gradient that was asked for is missing.
@@ -101,7 +101,7 @@ def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcom
     if not math.isfinite(evaluation.loss):
         return Failure(f"the loss is {evaluation.loss}", seconds)
     if evaluation.gradient is None:
-        if gradient:
+        if candidate.gradient:
             return Failure("the objective gave no gradient", seconds, retry=False)
         return evaluation
     shape = list(evaluation.gradient.shape)
@@ -155,19 +155,18 @@ def _number(name: str, value: Any) -> Any:
     return plain
 
 
-def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:
+def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
     """Evaluate; an exception or a number that is not finite becomes a :class:`Failure` with its reason."""
 
     def evaluate() -> Evaluation:
         start = time.perf_counter()
-        options = {"gradient": True} if gradient else {}  # objectives without gradients may not have the keyword
-        evaluation = objective.evaluate(candidate, **options)
+        evaluation = objective.evaluate(candidate)
         if not isinstance(evaluation, Evaluation) or evaluation.cost.seconds:
             return evaluation
         cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)
         return dataclasses.replace(evaluation, cost=cost)
 
-    return checked(attempt(evaluate), candidate, gradient=gradient)
+    return checked(attempt(evaluate), candidate)
 
 
 class InProcessEvaluator:
@@ -176,10 +175,10 @@ class InProcessEvaluator:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Evaluate now."""
         future: Future[Outcome] = Future()
-        future.set_result(evaluate_safely(self._objective, candidate, gradient=gradient))
+        future.set_result(evaluate_safely(self._objective, candidate))
         return future
 
     def close(self) -> None:

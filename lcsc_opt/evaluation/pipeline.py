@@ -42,24 +42,17 @@ class Pipeline:
             initargs=(self._stop, torch_threads),
         )
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Start a whole evaluation."""
-        if gradient:
-            return self._sampling.submit(lambda: evaluate_safely(self._objective, candidate, gradient=True))
+        if candidate.gradient:
+            return self._sampling.submit(lambda: evaluate_safely(self._objective, candidate))
         sampled = self.sample(candidate, 0, self._objective.images_of(candidate))
         return self._scoring.submit(lambda: self._score(candidate, sampled))
 
-    def sample(
-        self,
-        candidate: Candidate,
-        first: int,
-        last: int,
-        *,
-        gradient: bool = False,
-    ) -> Future[Any]:
+    def sample(self, candidate: Candidate, first: int, last: int) -> Future[Any]:
         """Start the images ``[first, last)`` of a candidate; the future gives their part, or a :class:`Failure`."""
         prepared = self._merging.submit(lambda: attempt(lambda: self._objective.prepare(candidate)))
-        return self._sampling.submit(lambda: self._sample(candidate, prepared, first, last, gradient))
+        return self._sampling.submit(lambda: self._sample(candidate, prepared, first, last))
 
     def vjp(
         self, candidate: Candidate, first: int, last: int, back: Any
@@ -76,26 +69,19 @@ class Pipeline:
         for thread in threads:
             thread.shutdown()
 
-    def _sample(
-        self,
-        candidate: Candidate,
-        merged: Future[Any],
-        first: int,
-        last: int,
-        gradient: bool,
-    ) -> Any:
+    def _sample(self, candidate: Candidate, merged: Future[Any], first: int, last: int) -> Any:
         prepared = merged.result()
         if isinstance(prepared, Failure):
             return prepared
         stop_if_told()
-        return attempt(lambda: self._objective.sample(candidate, prepared, first, last, gradient=gradient))
+        return attempt(lambda: self._objective.sample(candidate, prepared, first, last))
 
     def _score(self, candidate: Candidate, sampled: Future[Any]) -> Outcome:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
         outcome = attempt(lambda: self._objective.score(candidate, [part])[0])
-        return checked(outcome, candidate, gradient=False)
+        return checked(outcome, candidate)
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:

@@ -379,9 +379,9 @@ class ProcessEvaluator:
         self._pool = pool
         self._most_jobs = most_jobs
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Queue a candidate for the next worker that is free."""
-        return self._pool.submit("submit", candidate, gradient=gradient, most_jobs=self._most_jobs)
+        return self._pool.submit("submit", candidate, most_jobs=self._most_jobs)
 
     def close(self) -> None:
         """The caller closes the workers."""

@@ -36,17 +36,17 @@ class SpreadEvaluator:
         self._scoring = threading.Lock()  # an objective scores one candidate at a time
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         """Hand out the images of a candidate, and join the parts that come back."""
         images = self._objective.images_of(candidate)
         workers = min(len(self._pool), images)  # so that each has an image
         ends = [images * worker // workers for worker in range(workers + 1)]
         ranges = list(itertools.pairwise(ends))
         sampled = [
-            self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, most_jobs=AT_ONCE)
+            self._pool.submit("sample", candidate, first, last, worker=worker, most_jobs=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)
         ]
-        return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient)
+        return self._threads.submit(self._put_together, candidate, ranges, sampled)
 
     def close(self) -> None:
         """Give up unfinished candidates. The threads end when the workers have answered or are closed."""
@@ -57,17 +57,16 @@ class SpreadEvaluator:
         candidate: Candidate,
         ranges: Sequence[tuple[int, int]],
         sampled: Sequence[Future[Any]],
-        gradient: bool,
     ) -> Outcome:
         samples = _results(sampled)
         if isinstance(samples, Failure):
             return samples
         with self._scoring:
-            scored = attempt(lambda: self._objective.score(candidate, samples, gradient=gradient))
+            scored = attempt(lambda: self._objective.score(candidate, samples))
         if isinstance(scored, Failure):
             return scored
         evaluation, gradients_of_samples = scored
-        if gradient:
+        if candidate.gradient:
             futures = []
             # to the worker that sampled the part, which usually still has what the gradient needs
             for worker, (first, last) in enumerate(ranges):
@@ -81,7 +80,7 @@ class SpreadEvaluator:
                 gradient=sum(product for product, _ in products),
                 cost=evaluation.cost + Cost.of_parts([cost for _, cost in products]),
             )
-        return checked(evaluation, candidate, gradient=gradient)
+        return checked(evaluation, candidate)
 
 
 def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:

@@ -40,7 +40,7 @@ class CheckpointsAlone(Objective):
         """``[K]`` training steps of the trajectory."""
         return self.trajectory.steps
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:  # noqa: ARG002 - refused
+    def evaluate(self, candidate: Candidate) -> Evaluation:  # noqa: ARG002 - refused
         """Raise an error.
 
         Raises:

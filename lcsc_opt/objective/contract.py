@@ -6,7 +6,7 @@ shortest one needs three members::
     class Distance(Objective):
         steps = (100, 200, 300)                        # of K = 3 checkpoints
 
-        def evaluate(self, candidate, *, gradient=False):
+        def evaluate(self, candidate):
             return Evaluation(loss=float(np.abs(candidate.coefficients - 1 / 3).sum()))
 
         def describe(self):
@@ -177,8 +177,8 @@ class Objective(abc.ABC):
         """``[K]`` training steps of the checkpoints that coefficients combine, strictly increasing."""
 
     @abc.abstractmethod
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Evaluate a candidate; with ``gradient``, also the gradient of the loss in its coefficients.
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Evaluate a candidate; with ``candidate.gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
             Exception: any exception fails this trial, with its text as the reason; the search continues.
@@ -284,26 +284,16 @@ class StagedObjective(Objective):
         """Merge. The result stays in this process."""
 
     @abc.abstractmethod
-    def sample(
-        self,
-        candidate: Candidate,
-        prepared: Any,
-        first: int,
-        last: int,
-        *,
-        gradient: bool = False,
-    ) -> Any:
+    def sample(self, candidate: Candidate, prepared: Any, first: int, last: int) -> Any:
         """Sample the images ``[first, last)`` and reduce them to a part: something small and picklable."""
 
     @abc.abstractmethod
-    def score(
-        self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False
-    ) -> tuple[Evaluation, Sequence[Any]]:
+    def score(self, candidate: Candidate, parts: Sequence[Any]) -> tuple[Evaluation, Sequence[Any]]:
         """The evaluation, from all parts in the order of their images.
 
         Returns:
             The evaluation, still without its gradient; and for each part what :meth:`vjp` needs, picklable, or ``None``
-            without ``gradient``.
+            if the candidate asks for no gradient.
         """
 
     @abc.abstractmethod
@@ -316,8 +306,8 @@ class StagedObjective(Objective):
     ) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient; its cost.
 
-        It is usually called in the process that has just sampled this part with ``gradient``. If that process died, or
-        sampled other parts since, what it kept must be computed again: bit for bit, so that trials can be repeated.
+        It is usually called in the process that has just sampled this part. If that process died, or sampled other
+        parts since, what it kept must be computed again: bit for bit, so that trials can be repeated.
 
         Args:
             candidate: the candidate.
@@ -326,7 +316,7 @@ class StagedObjective(Objective):
             back: what :meth:`score` returned for this part.
         """
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         """Evaluate in one stage after the other, with all images in one part.
 
         Raises:
@@ -334,17 +324,17 @@ class StagedObjective(Objective):
             Exception: any that a stage raises.
         """
         start = time.perf_counter()
-        if gradient:
+        if candidate.gradient:
             reason = self.why_no_gradient()
             if reason:
                 raise ObjectiveError(f"a gradient was asked for, and {reason}")
         count = self.images_of(candidate)
         prepared = self.prepare(candidate)
-        part = self.sample(candidate, prepared, 0, count, gradient=gradient)
-        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
+        part = self.sample(candidate, prepared, 0, count)
+        evaluation, [back] = self.score(candidate, [part])
         cost = evaluation.cost
         product = None
-        if gradient:
+        if candidate.gradient:
             product, gradient_cost = self.vjp(candidate, 0, count, back)
             cost += gradient_cost
         cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
@@ -409,7 +399,7 @@ class CoefficientFunction(Objective):
             return f"no held_out function was given with {self._name}"
         return None
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         """Call the function, or in the final report ``held_out``; and its gradient if that is asked for.
 
         Raises:
@@ -423,7 +413,7 @@ class CoefficientFunction(Objective):
             name = self._held_out_name or "held_out"
         returned = function(candidate.coefficients.copy())  # a copy, which the function may change
         loss = _as_loss(returned, name)
-        if not gradient:
+        if not candidate.gradient:
             return Evaluation(loss)
         return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 

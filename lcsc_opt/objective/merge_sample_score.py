@@ -172,15 +172,7 @@ class MergeSampleScore(StagedObjective):
             weights = self._placed_trajectory.merge(candidate.coefficients)
         return weights, watch.cost()
 
-    def sample(
-        self,
-        candidate: Candidate,
-        prepared: Merged,
-        first: int,
-        last: int,
-        *,
-        gradient: bool = False,
-    ) -> Sampled:
+    def sample(self, candidate: Candidate, prepared: Merged, first: int, last: int) -> Sampled:
         """Put the merged weights into the model, sample the images ``[first, last)``, and compute their features.
 
         ``prepared`` is used once: its weights are freed before images are sampled.
@@ -193,17 +185,15 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("merge"):
             self._load(weights)
             weights.clear()
-        pass_over_images = self._first_gradient_pass if gradient else self._sample
+        pass_over_images = self._first_gradient_pass if candidate.gradient else self._sample
         metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
         with watch.timing("features"):
             state = metrics.state
         count = last - first
         return state, merging_cost + watch.cost(images=count, model_calls=count * self._samplers[candidate.sampler].nfe)
 
-    def score(
-        self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
-    ) -> tuple[Evaluation, list[FeatureGradients | None]]:
-        """Loss and metrics from all parts in the order of their images; with ``gradient`` also what :meth:`vjp` needs.
+    def score(self, candidate: Candidate, parts: Sequence[Sampled]) -> tuple[Evaluation, list[FeatureGradients | None]]:
+        """Loss and metrics from all parts in the order of their images; for a gradient also what :meth:`vjp` needs.
 
         Raises:
             MetricError: the features cannot be scored.
@@ -212,16 +202,16 @@ class MergeSampleScore(StagedObjective):
         feature_gradients: list[FeatureGradients | None] = [None] * len(parts)
         unseen = None
         with watch.timing("metric"), self._metric_threads():
-            metrics = self._metrics(candidate, gradient=gradient)
+            metrics = self._metrics(candidate)
             for state, _ in parts:
                 metrics.merge(state)
-            if gradient:  # first: the loss then shares its decomposition
+            if candidate.gradient:  # first: the loss then shares its decomposition
                 counts = [cost.images for _, cost in parts]
                 feature_gradients = [*_divided(metrics.gradients(candidate.keep_weight), counts)]
             loss, values = metrics.compute()
             violation = metrics.violation()
             without_groups = metrics.without_each_group()
-            if not gradient:
+            if not candidate.gradient:
                 unseen = metrics.unseen()
         cost = Cost.of_parts([cost for _, cost in parts]) + watch.cost()
         evaluation = Evaluation(
@@ -243,7 +233,7 @@ class MergeSampleScore(StagedObjective):
     ) -> tuple[Coefficients, Cost]:
         """The vector-Jacobian product of the images ``[first, last)``: what they contribute to the gradient.
 
-        If they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
+        If they were sampled just before, the last batch still has its graph. All other batches are
         sampled again.
 
         Raises:
@@ -296,12 +286,12 @@ class MergeSampleScore(StagedObjective):
         """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""
         return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
 
-    def _metrics(self, candidate: Candidate, *, gradient: bool) -> ImageMetrics:
+    def _metrics(self, candidate: Candidate) -> ImageMetrics:
         """Metrics without images, for those of a candidate or for a part of them."""
         return self.scores.image_metrics(
             self.images_of(candidate),
             group=candidate.noise.group,
-            gradient=gradient,
+            gradient=candidate.gradient,
             unbiased=candidate.unbiased,
             yardstick=candidate.yardstick,
         )
@@ -319,7 +309,7 @@ class MergeSampleScore(StagedObjective):
         watch: Stopwatch,
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``."""
-        metrics = self._metrics(candidate, gradient=False)
+        metrics = self._metrics(candidate)
         self._add_images(metrics, candidate, first, last, watch)
         return metrics
 
@@ -331,7 +321,7 @@ class MergeSampleScore(StagedObjective):
         watch: Stopwatch,
     ) -> ImageMetrics:
         """The metrics of the images ``[first, last)``, with the features that the gradient needs."""
-        metrics = self._metrics(candidate, gradient=True)
+        metrics = self._metrics(candidate)
         start_of_last = self._batch_sizes.start_of_last(first, last)
         self._add_images(metrics, candidate, first, start_of_last, watch)
         self._gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)

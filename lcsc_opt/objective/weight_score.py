@@ -57,7 +57,7 @@ class WeightScore(Objective):
             return None
         return "the score has no argument draw, so its data are always those of the search"
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         """Merge, and call the score.
 
         Raises:
@@ -70,10 +70,10 @@ class WeightScore(Objective):
         weights = self._merged(candidate.coefficients)
         merged = time.perf_counter()
         stop_if_told()
-        varying = self.trajectory.varying if gradient else None
+        varying = self.trajectory.varying if candidate.gradient else None
         measured, weight_gradients = self.scorer.measure(weights, draw, varying)
         coefficient_gradient = None
-        if gradient:
+        if candidate.gradient:
             coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
             if coefficient_gradient.ndim > candidate.coefficients.ndim:
                 # a trajectory in rows, and coefficients that all rows share

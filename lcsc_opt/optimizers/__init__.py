@@ -4,13 +4,11 @@ from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.grids import PlaneGrid, ProfileGrid
 from lcsc_opt.optimizers.parametrization import (
-    Request,
+    ask_with,
     attach_evaluation,
-    attach_request,
     candidate_of,
     coefficient_array,
     evaluation_of,
-    request_of,
     space_of,
 )
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
@@ -22,13 +20,11 @@ __all__ = [
     "LCSCQuadratic",
     "PlaneGrid",
     "ProfileGrid",
-    "Request",
+    "ask_with",
     "attach_evaluation",
-    "attach_request",
     "build_optimizer",
     "candidate_of",
     "coefficient_array",
     "evaluation_of",
-    "request_of",
     "space_of",
 ]

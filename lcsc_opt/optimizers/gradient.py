@@ -20,15 +20,14 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
 from lcsc_opt.optimizers.parametrization import (
     Positive,
-    Request,
-    attach_request,
+    ask_with,
+    candidate_of,
     evaluation_of,
     failed,
-    request_of,
     space_of,
     start_of,
     steps_of,
@@ -155,22 +154,22 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        request = Request()
         if self._check_is_due():
-            coefficients = self._space.to_coefficients(self._path.average)
+            asked = self._spawn(self._path.average)
         else:
-            coefficients = self._space.to_coefficients(self._path.free)
-            request = self._gradient_request()
-        candidate = self.parametrization.spawn_child(new_value=coefficients)
-        attach_request(candidate, request)
-        self._pending[candidate.uid] = _PendingAsk(self.num_ask, self._path.steps)
-        self._charge(request)
-        return candidate
+            asked = self._spawn(self._path.free)
+            self._ask_for_gradient(asked)
+        self._pending[asked.uid] = _PendingAsk(self.num_ask, self._path.steps)
+        self._charge(candidate_of(asked))
+        return asked
 
-    def _charge(self, request: Request) -> None:
-        """Count what a request costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
-        images = self._check_images if request.images is None else request.images
-        if request.gradient:
+    def _spawn(self, free: _Floats) -> ng.p.Parameter:
+        return self.parametrization.spawn_child(new_value=self._space.to_coefficients(free))
+
+    def _charge(self, candidate: Candidate) -> None:
+        """Count what a candidate costs, when it is asked; :meth:`_check_is_due` decides by these numbers."""
+        images = self._check_images if candidate.images is None else candidate.images
+        if candidate.gradient:
             self._gradient_images += images
             self._cost_since_check += images if self._check_images else 1
         else:
@@ -202,8 +201,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             return self._check_images or 1
         return 1
 
-    def _gradient_request(self) -> Request:
-        """The request of a step: a gradient on noise of its own.
+    def _ask_for_gradient(self, asked: ng.p.Parameter) -> None:
+        """Make it a step: its gradient is wanted, on noise of its own.
 
         Its images are a share of those of all gradients before it, in whole multiples of the first step's: late steps
         need less noise, and have less of FID's bias left. They are never more than a check has.
@@ -215,12 +214,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             first = int(min(self._options["images"], most))
             growing = min(self._options["growth"] * self._gradient_images, most)
             images = max(1, int(growing / first)) * first
-        return Request(images, noise, gradient=True, keep_weight=self._dual_ascent.weight, unbiased=True)
+        weight = self._dual_ascent.weight
+        ask_with(asked, images=images, noise=noise, gradient=True, keep_weight=weight, unbiased=True)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         pending = self._pending.pop(candidate.uid)
         evaluation = evaluation_of(candidate)
-        if not request_of(candidate).gradient:
+        if not candidate_of(candidate).gradient:
             self._tell_check(candidate, loss)
             return
         if failed(candidate):
@@ -229,7 +229,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if evaluation is None or evaluation.gradient is None:
             raise StudySpecError(
                 "LCSCGradient was told a loss without a gradient: before the tell, pass the result of "
-                "objective.evaluate(candidate_of(candidate), gradient=True) to attach_evaluation"
+                "objective.evaluate(candidate_of(candidate)) to attach_evaluation"
             )
         if not np.isfinite(evaluation.gradient).all():
             self._retreat(pending)
@@ -257,14 +257,14 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
-        request = request_of(candidate)
+        evaluated = candidate_of(candidate)
         free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
-            self._gradient_images += self._check_images if request.images is None else request.images
+            self._gradient_images += self._check_images if evaluated.images is None else evaluated.images
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
             self._dual_ascent.update(evaluation)
-        elif self._path.steps == 0 and loss < self._best_told and request.compares():
+        elif self._path.steps == 0 and loss < self._best_told and evaluated.compares():
             self._best_told = loss
             self._path.free = free
             self._path.average = free

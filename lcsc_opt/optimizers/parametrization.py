@@ -1,12 +1,11 @@
-"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; and requests.
+"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; and how they are evaluated.
 
 Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
-attaches a :class:`Request` to the candidate that it asks, and finds the whole evaluation there when it is told.
+says so with :func:`ask_with` before it returns what it asks, and finds the whole evaluation there when it is told.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -31,7 +30,7 @@ Numbers = Annotated[Sequence[Finite], pydantic.Field(min_length=1)]
 """Types of options. :func:`lcsc_opt.optimizers.registry.configure` checks the options of study files against them."""
 
 # Keys of a candidate's metadata, where Nevergrad's optimizers also store theirs.
-_REQUEST = "lcsc_request"
+_ASKED_WITH = "lcsc_asked_with"
 _EVALUATION = "lcsc_evaluation"
 
 _SUM_TOLERANCE = 1e-9  # of the initial value of a plain array
@@ -126,49 +125,32 @@ def start_of(parametrization: ng.p.Parameter) -> Coefficients:
     return close_sum(value)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """How an optimizer wants a candidate evaluated.
-
-    Attributes:
-        images: how many; ``None`` leaves it to the objective's settings.
-        noise: which group of noise.
-        gradient: whether to compute the gradient of the loss in the coefficients, too.
-        keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
-        unbiased: whether loss and gradient are corrected for the bias of few images.
-    """
-
-    images: int | None = None
-    noise: Noise = SEARCH
-    gradient: bool = False
-    keep_weight: float | None = None
-    unbiased: bool = False
-
-    def compares(self, images: int | None = None) -> bool:
-        """Whether its loss compares with those of plain evaluations: same noise, same number of images.
-
-        Args:
-            images: images of a plain evaluation; a request for exactly that many compares, too. ``None``: not known.
-        """
-        return self.images in (None, images) and self.noise == SEARCH and not self.unbiased
-
-
-def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
-    """Attach a request to a candidate, before it is asked."""
-    parameter._meta[_REQUEST] = request
-
-
-def request_of(parameter: ng.p.Parameter) -> Request:
-    """A candidate's request; plain Nevergrad's optimizers attach none, and get plain evaluations."""
-    request: Request = parameter._meta.get(_REQUEST, Request())
-    return request
+def ask_with(
+    parameter: ng.p.Parameter,
+    *,
+    images: int | None = None,
+    noise: Noise = SEARCH,
+    gradient: bool = False,
+    keep_weight: float | None = None,
+    unbiased: bool = False,
+) -> None:
+    """Say how a parameter that is about to be asked is to be evaluated; :class:`Candidate` describes the arguments."""
+    parameter._meta[_ASKED_WITH] = {
+        "images": images,
+        "noise": noise,
+        "gradient": gradient,
+        "keep_weight": keep_weight,
+        "unbiased": unbiased,
+    }
 
 
 def candidate_of(parameter: ng.p.Parameter) -> Candidate:
-    """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
-    request = request_of(parameter)
-    coefficients = np.asarray(parameter.value, dtype=np.float64)
-    return Candidate(coefficients, request.images, request.noise, request.keep_weight, unbiased=request.unbiased)
+    """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``.
+
+    Nevergrad's own optimizers say nothing but coefficients, and get plain evaluations.
+    """
+    asked_with = parameter._meta.get(_ASKED_WITH, {})
+    return Candidate(np.asarray(parameter.value, dtype=np.float64), **asked_with)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

@@ -25,10 +25,9 @@ from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.parametrization import (
     Count,
     Positive,
-    Request,
-    attach_request,
+    ask_with,
+    candidate_of,
     failed,
-    request_of,
     start_of,
 )
 
@@ -140,18 +139,18 @@ class _Stage:
     """Evaluations that compare with each other: with the same number of images, on the same noise.
 
     Attributes:
-        request: how its points are evaluated.
         start: ``[r]``, where it begins.
         prior: the model around the start; ``None`` while the size of a curvature is not known.
+        images: of an evaluation, on the noise of the first stage; ``None`` for plain evaluations.
         length: how many evaluations, also failed ones, end the stage; ``None`` for the last stage.
         points: ``[r]`` each, where losses were measured.
         losses: one for each point.
         told: how many of its evaluations have ended, also failed ones.
     """
 
-    request: Request
     start: _Vector
     prior: _Quadratic | None
+    images: int | None = None
     length: int | None = None
     points: list[_Vector] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -259,11 +258,8 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._basis = cosines * np.arange(1, count + 1) * length  # [K, r]
 
         start = np.zeros(count)
-        if few_images is None:
-            self._stage = _Stage(Request(), start, prior=None)
-        else:
-            request = Request(images=few_images, noise=self._noise)
-            self._stage = _Stage(request, start, prior=None, length=2 * count)
+        length_of_stage = None if few_images is None else 2 * count
+        self._stage = _Stage(start, prior=None, images=few_images, length=length_of_stage)
 
         probes = np.eye(count)
         two_sided = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))
@@ -281,19 +277,18 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             self._since_check = 0
             self._checked = self._stage.centre
             asked = _Asked(None, self._stage.centre)
-            request = Request()
         else:
             self._since_check += 1
             asked = self._next()
-            request = self._stage.request
         candidate = self.parametrization.spawn_child(new_value=self._coefficients(asked.point))
-        attach_request(candidate, request)
+        if asked.stage is not None and asked.stage.images is not None:
+            ask_with(candidate, images=asked.stage.images, noise=self._noise)
         self._pending[candidate.uid] = asked
         return candidate
 
     def _check_is_due(self) -> bool:
         """Whether to check a new best point of the first stage, where that costs no more than its share."""
-        few_images = self._stage.request.images
+        few_images = self._stage.images
         is_new = bool(self._stage.points) and self._checked is not self._stage.centre
         if few_images is None or not is_new:
             return False
@@ -398,7 +393,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
     def _begin_last_stage(self) -> None:
         """Continue with plain evaluations, from the best point, with the model of the first stage as their prior."""
         centre = self._stage.centre
-        self._stage = _Stage(Request(), centre, prior=self._model())
+        self._stage = _Stage(centre, prior=self._model())
         self._queue = deque([centre])
 
     def _adapt_radius(self, asked: _Asked, loss: float) -> None:
@@ -414,7 +409,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Begin at the best candidate that another search evaluated plainly."""
-        if self.num_ask or failed(candidate) or not request_of(candidate).compares():
+        if self.num_ask or failed(candidate) or not candidate_of(candidate).compares():
             return
         if loss < self._best_told:
             self._best_told = loss

@@ -150,15 +150,14 @@ class PreparedStudy:
             return Pace()
         for spec in specs:
             check(spec, self.objective)
-        space = space_of(self.spec, self.objective, self.origin)
+        first = self._first_candidate(gradient=any(needs_gradient(spec.optimizer) for spec in specs))
         evaluator = self._evaluator(self._compared.before["parallelism"])
         with contextlib.closing(evaluator):
             return rehearse(
                 self.spec.experiment,
                 self.objective,
                 self._persistently(evaluator),
-                space.to_coefficients(np.zeros(space.shape)),
-                gradient=any(needs_gradient(spec.optimizer) for spec in specs),
+                first,
                 report=any(spec.held_out is not None for spec in specs),
             )
 
@@ -315,13 +314,11 @@ class PreparedStudy:
 
     def _planned(self, seconds: float, evaluator: Evaluator) -> BudgetSpec:
         """What the optimizer of a new study plans with, if its budget is a time; it is stored."""
-        space = space_of(self.spec, self.objective, self.origin)
         evaluations = evaluations_in(
             seconds * self.stored.attributes["parallelism"]["workers"],
-            Candidate(space.to_coefficients(np.zeros(space.shape))),
+            self._first_candidate(gradient=needs_gradient(self.spec.optimizer)),
             self._new_driver,
             self._persistently(evaluator),
-            gradient=needs_gradient(self.spec.optimizer),
         )
         notice(f"{self.stored.name}: {seconds:.3g} s are about {evaluations} evaluations")
         planned = BudgetSpec(evaluations=evaluations)
@@ -357,12 +354,17 @@ class PreparedStudy:
         with contextlib.closing(evaluator):
             yield self._persistently(evaluator)
 
-    def _persistently(self, evaluator: Evaluator) -> Callable[..., Outcome]:
-        """``evaluate(candidate, gradient=False)``, tried as often as the study file allows."""
+    def _first_candidate(self, *, gradient: bool) -> Candidate:
+        """A candidate at the origin of the space."""
+        space = space_of(self.spec, self.objective, self.origin)
+        return Candidate(space.to_coefficients(np.zeros(space.shape)), gradient=gradient)
 
-        def evaluate(candidate: Candidate, *, gradient: bool = False) -> Outcome:
+    def _persistently(self, evaluator: Evaluator) -> Callable[[Candidate], Outcome]:
+        """Evaluates a candidate; one that fails is tried again, as often as the study file allows."""
+
+        def evaluate(candidate: Candidate) -> Outcome:
             for _ in range(self.spec.failures.retries + 1):
-                outcome = evaluator.submit(candidate, gradient=gradient).result()
+                outcome = evaluator.submit(candidate).result()
                 if not (isinstance(outcome, Failure) and outcome.retry):
                     break
             return outcome

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.failure_policy import innermost_frame
@@ -26,10 +26,9 @@ _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than ot
 def rehearse(
     name: str,
     objective: Objective,
-    evaluate: Callable[..., Outcome],
-    coefficients: Coefficients,
+    evaluate: Callable[[Candidate], Outcome],
+    first: Candidate,
     *,
-    gradient: bool,
     report: bool,
 ) -> Pace:
     """Evaluate a candidate once on each noise, and say how long a trial will take.
@@ -37,9 +36,8 @@ def rehearse(
     Args:
         name: of the experiment, for messages.
         objective: what is searched.
-        evaluate: ``evaluate(candidate, gradient=…)``, where and as often as trials will be.
-        coefficients: ``[K]`` or ``[S, K]``, of the candidate.
-        gradient: whether an optimizer follows the gradient.
+        evaluate: evaluates a candidate where and as often as trials will be.
+        first: a candidate of a search, with its gradient if an optimizer follows it.
         report: whether results will be measured on selection and held-out noise.
 
     Returns:
@@ -48,37 +46,37 @@ def rehearse(
     Raises:
         ObjectiveError: the candidate could not be evaluated.
     """
-    first = Candidate(coefficients, noise=SEARCH, rehearsal=True)
-    candidates = {"gradient" if gradient else "search": first}  # by what Pace calls them
+    first = dataclasses.replace(first, rehearsal=True)
+    plain = dataclasses.replace(first, gradient=False)
+    candidates = {"gradient" if first.gradient else "search": first}  # by what Pace calls them
     if report and objective.why_nothing_held_out() is None:
-        candidates["selection"] = dataclasses.replace(first, noise=SELECTION)
-        candidates["held_out"] = dataclasses.replace(first, noise=HELD_OUT)
+        candidates["selection"] = dataclasses.replace(plain, noise=SELECTION)
+        candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT)
         if len(objective.samples.samplers) > 1:
-            candidates["also"] = dataclasses.replace(first, noise=HELD_OUT, sampler=1)
+            candidates["also"] = dataclasses.replace(plain, noise=HELD_OUT, sampler=1)
 
     seconds: dict[str, float] = {}
     for kind, candidate in candidates.items():
-        with_gradient = kind == "gradient"
         start = time.perf_counter()
-        outcome = evaluate(candidate, gradient=with_gradient)
+        outcome = evaluate(candidate)
         if isinstance(outcome, Failure):
-            if outcome.traceback or (with_gradient and not outcome.retry):
-                raise ObjectiveError(f"{name}: {_sentence(outcome, candidate, with_gradient)}")
+            if outcome.traceback or (candidate.gradient and not outcome.retry):
+                raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
             continue  # this candidate could not be scored, which says nothing about others
         seconds[kind] = time.perf_counter() - start
         if outcome.cost.images:
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
     trial = seconds.get("gradient", seconds.get("search", 0.0))
     if trial >= _NOTICED_SECONDS:
-        kind = "a trial with its gradient" if gradient else "a trial"
+        kind = "a trial with its gradient" if first.gradient else "a trial"
         say_duration(f"{name}: {kind} takes", trial)
     return Pace(**seconds)
 
 
-def _sentence(failure: Failure, candidate: Candidate, gradient: bool) -> str:
+def _sentence(failure: Failure, candidate: Candidate) -> str:
     """Why the first evaluation failed, and where it was raised."""
     what = f"the first evaluation on {candidate.noise.group} noise"
-    if gradient:
+    if candidate.gradient:
         what += " with a gradient"
     place = "\n".join(innermost_frame(failure.traceback))
     return f"{what} failed: {failure.reason.rstrip('.')}\n{place}".rstrip()

@@ -20,13 +20,13 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
-from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import ToldLosses
 from lcsc_opt.study.callbacks import TrialCallback, TrialCallbacks
@@ -45,7 +45,6 @@ class _Trial:
 
     number: int
     candidate: Candidate
-    request: Request
     parameter: Any  # Nevergrad's candidate
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
@@ -107,7 +106,7 @@ class Search:
         study.begin_summary(trials)
         finished = [trial for trial in trials if trial.state.is_finished()]
         self.last_stored = max((trial.number for trial in finished), default=None)
-        self.stored_spent = sum(self._price(_request(trial)) for trial in finished)
+        self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)
         self._to_replay = collections.deque(trials)
         if first is not None:
             driver.optimizer.suggest(first)
@@ -157,7 +156,7 @@ class Search:
                 break
             trial = self._ask()
             self._in_flight.append(trial)
-            asked += self._price(trial.request)
+            asked += self._price(trial.candidate.images)
         while self._in_flight:
             self._tell_next(on_tell)
         self._failing.check_all(self.told)
@@ -168,24 +167,21 @@ class Search:
             return False
         return time.monotonic() >= self._deadline
 
-    def _price(self, request: Request) -> int:
-        """What a candidate costs, in the unit of the budget; an evaluation if that is a time."""
+    def _price(self, images: int | None) -> int:
+        """What a candidate of so many images costs, in the unit of the budget; an evaluation if that is a time."""
         if self.budget.unit != "images":
             return 1
-        if request.images is None:
-            return self._images_per_evaluation
-        return request.images
+        return self._images_per_evaluation if images is None else images
 
     def _ask(self) -> _Trial:
         parameter = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
-        request = request_of(parameter)
         if self._to_replay:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
-            return self._resumed(stored, _Trial(stored.number, candidate, request, parameter))
+            return self._resumed(stored, _Trial(stored.number, candidate, parameter))
         number = self._study.add_candidate(candidate)
-        return self._submit(_Trial(number, candidate, request, parameter))
+        return self._submit(_Trial(number, candidate, parameter))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
         """A stored trial that was asked again: with its result, or evaluated again if it has none."""
@@ -202,7 +198,7 @@ class Search:
         return self._submit(asked)
 
     def _submit(self, asked: _Trial) -> _Trial:
-        asked.future = self._evaluator.submit(asked.candidate, gradient=asked.request.gradient)
+        asked.future = self._evaluator.submit(asked.candidate)
         return asked
 
     def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
@@ -226,11 +222,11 @@ class Search:
             if not self._commit_finished():
                 on_tell(self)
         self._in_flight.pop(0)
-        loss, evaluation = self._to_tell(asked.outcome, asked.number, asked.request)
+        loss, evaluation = self._to_tell(asked, asked.outcome)
         attach_evaluation(asked.parameter, evaluation)
         self._driver.tell(asked.parameter, loss)
         self.told += 1
-        self.spent += self._price(asked.request)
+        self.spent += self._price(asked.candidate.images)
         on_tell(self)
         if asked.ended_now:
             self._callbacks.call(asked.number)
@@ -257,20 +253,20 @@ class Search:
                 return
             self._study.fail(asked.number, asked.attempts)
         else:
-            compares = asked.request.compares(self._images_per_evaluation)
+            compares = asked.candidate.compares(self._images_per_evaluation)
             self._study.finish(asked.number, outcome, compares=compares)
         asked.outcome = outcome
         asked.ended_now = True
 
-    def _to_tell(self, outcome: Outcome, number: int, request: Request) -> tuple[float, Evaluation | None]:
+    def _to_tell(self, asked: _Trial, outcome: Outcome) -> tuple[float, Evaluation | None]:
         """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
-        compares = request.compares(self._images_per_evaluation)
+        compares = asked.candidate.compares(self._images_per_evaluation)
         self._has_compared |= compares
         if isinstance(outcome, Failure):
             self._failing.add(outcome)
             return self._told_losses.of_failure, None
         if compares and (self.best is None or outcome.loss < self.best[0]):
-            self.best = (outcome.loss, number)
+            self.best = (outcome.loss, asked.number)
         told = self._told_losses.of_success(outcome)
         return told.loss, told
 
@@ -289,15 +285,3 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             unseen=attributes.get("unseen"),
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
-
-
-def _request(trial: FrozenTrial) -> Request:
-    """How a stored trial was evaluated."""
-    attributes = trial.user_attrs
-    noise = Noise(**attributes["noise"]) if "noise" in attributes else SEARCH
-    return Request(
-        images=attributes.get("images"),
-        noise=noise,
-        gradient="gradient" in attributes,
-        unbiased=attributes.get("unbiased", False),
-    )

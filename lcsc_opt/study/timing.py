@@ -10,14 +10,13 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.optimizers import Request, attach_evaluation, candidate_of, request_of
+from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import needs_gradient
 from lcsc_opt.study.comparison import Attributes, is_searched
@@ -28,7 +27,7 @@ SEARCH_SECONDS = "search_seconds"
 
 _SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
 _UNLIMITED = BudgetSpec(evaluations=10**9)
-_SIMULATED = 1000  # requests; more of them cost like the mean of these
+_SIMULATED = 1000  # candidates; more of them cost like the mean of these
 _FEWEST = 2  # a step, and a check of it
 _PLANNED = 0.9  # of the time: the last check that an optimizer plans should not come too late
 
@@ -56,46 +55,44 @@ def evaluations_in(
     seconds: float,
     start: Candidate,
     new_optimizer: Callable[[BudgetSpec], Driver],
-    evaluate: Callable[..., Any],
-    *,
-    gradient: bool,
+    evaluate: Callable[[Candidate], object],
 ) -> int:
     """About how many evaluations an optimizer asks for in so much time, by timing one of each kind.
 
     Args:
         seconds: of one worker.
-        start: a candidate as the search has them where it asks for nothing else.
+        start: a candidate of the search; with its gradient if the optimizer follows it, whose steps have other numbers
+            of images, which grow.
         new_optimizer: builds the optimizer; it plans with the budget that it is given.
-        evaluate: ``evaluate(candidate, gradient=…)``.
-        gradient: whether it follows the gradient: its steps have other numbers of images, which grow.
+        evaluate: evaluates a candidate.
     """
-    plain = _lasts(lambda: evaluate(start)) + _SECONDS_TO_STORE
+    plain = _lasts(lambda: evaluate(dataclasses.replace(start, gradient=False))) + _SECONDS_TO_STORE
     seconds *= _PLANNED
-    if not gradient:
+    if not start.gradient:
         return max(int(seconds / plain), _FEWEST)
-    first = new_optimizer(_UNLIMITED).ask()
-    step = _lasts(lambda: evaluate(candidate_of(first), gradient=True))
-    step_images = request_of(first).images or 1
+    first = candidate_of(new_optimizer(_UNLIMITED).ask())
+    step = _lasts(lambda: evaluate(first))
+    step_images = first.images or 1
 
-    def price(request: Request) -> float:
-        if not request.gradient:
+    def price(candidate: Candidate) -> float:
+        if not candidate.gradient:
             return plain
-        return step * (request.images or 1) / step_images + _SECONDS_TO_STORE
+        return step * (candidate.images or 1) / step_images + _SECONDS_TO_STORE
 
     evaluations = 0
-    for request in _requests(new_optimizer(_UNLIMITED)):
-        seconds -= price(request)
+    for candidate in _candidates(new_optimizer(_UNLIMITED)):
+        seconds -= price(candidate)
         if seconds < 0:
             break
         evaluations += 1
     return max(evaluations, _FEWEST)
 
 
-def _requests(optimizer: Driver) -> Iterator[Request]:
+def _candidates(optimizer: Driver) -> Iterator[Candidate]:
     """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
     while True:
         parameter = optimizer.ask()
-        yield request_of(parameter)
+        yield candidate_of(parameter)
         attach_evaluation(parameter, Evaluation(1.0, gradient=np.zeros_like(parameter.value)))
         optimizer.tell(parameter, 1.0)
 
@@ -149,9 +146,9 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     spent = 0.0
     one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
     driver = new_driver(one_row, objective, budget, defaults={})
-    for request in itertools.islice(_requests(driver), _SIMULATED):
-        share = 1.0 if request.images is None else request.images / images
-        seconds += _SECONDS_TO_STORE + share * (pace.gradient if request.gradient else pace.plain)
+    for candidate in itertools.islice(_candidates(driver), _SIMULATED):
+        share = 1.0 if candidate.images is None else candidate.images / images
+        seconds += _SECONDS_TO_STORE + share * (pace.gradient if candidate.gradient else pace.plain)
         spent += share * images if budget.unit == "images" else 1
         if spent >= budget.total:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,7 +249,7 @@ def scored(device: str, folder: Path) -> Objective:
 def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, made: Any) -> None:
     here, there = made("cpu", folder), made(DEVICE.type, folder)
     first, second = (Candidate(ema_coefficients(here.steps, rate)) for rate in (0.9, 0.5))
-    expected, found = (one.evaluate(first, gradient=True) for one in (here, there))
+    expected, found = (one.evaluate(dataclasses.replace(first, gradient=True)) for one in (here, there))
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=2e-3, atol=1e-5)
     assert there.evaluate(second).loss == pytest.approx(here.evaluate(second).loss, rel=1e-4)
@@ -263,10 +264,10 @@ def test_a_model_that_was_trained_here_is_searched_on_the_device(
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part
     settings: dict[str, Any] = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": nfe, "loss": loss}
     objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
-    rates = [Candidate(ema_coefficients(objective.steps, rate)) for rate in (0.5, 0.7)]
-    objective.evaluate(rates[0])
+    first, second = (ema_coefficients(objective.steps, rate) for rate in (0.5, 0.7))
+    objective.evaluate(Candidate(first))
     COUNTS.clear()
-    evaluation = objective.evaluate(rates[1], gradient=True)
+    evaluation = objective.evaluate(Candidate(second, gradient=True))
     assert evaluation.gradient is not None
     assert np.isfinite([evaluation.loss, *evaluation.gradient]).all()
     assert COUNTS["to_host_bytes"] < 70 * 8 * 8 * 4 + 70 * 64 * 8, "images were taken to the host"

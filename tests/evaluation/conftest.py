@@ -59,9 +59,9 @@ def own_files(folder: Path) -> Path:
         "    def __init__(self, number):\n"
         "        super().__init__()\n"
         "        self.number = number\n\n"
-        "    def score(self, candidate, parts, *, gradient=False):\n"
+        "    def score(self, candidate, parts):\n"
         "        import dataclasses\n"
-        "        evaluation, back = super().score(candidate, parts, gradient=gradient)\n"
+        "        evaluation, back = super().score(candidate, parts)\n"
         "        return dataclasses.replace(evaluation, loss=self.number), back\n"
     )
     with TrajectoryWriter(own / "run.trajectory") as writer:

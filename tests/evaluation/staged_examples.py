@@ -63,24 +63,20 @@ class Stages(StagedObjective):
         self._stage("merge", candidate, 7.0)
         return candidate.coefficients.copy()
 
-    def sample(
-        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
-    ) -> Part:
+    def sample(self, candidate: Candidate, prepared: Coefficients, first: int, last: int) -> Part:
         self._stage("sample", candidate, 8.0)
         if candidate.coefficients[0] == 5.0:
             os._exit(9)
-        self.kept = candidate if gradient else None
+        self.kept = candidate if candidate.gradient else None
         values = basis(first, last) @ prepared
         return Part(float(np.square(values).sum()), last - first, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
-    def score(
-        self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
-    ) -> tuple[Evaluation, list[Any]]:
+    def score(self, candidate: Candidate, parts: Sequence[Part]) -> tuple[Evaluation, list[Any]]:
         self._stage("score", candidate, 9.0)
         images = sum(part.images for part in parts)
         loss = float("nan") if candidate.coefficients[0] == 6.0 else sum(part.total for part in parts) / images
         places = {f"part {i}": float(part.process) for i, part in enumerate(parts)}
-        back = [1.0 / images] * len(parts) if gradient else [None] * len(parts)
+        back = [1.0 / images] * len(parts) if candidate.gradient else [None] * len(parts)
         return Evaluation(loss, places, Cost(images=images)), back
 
     def vjp(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
@@ -182,15 +178,13 @@ class Logged(Stages):
         super().__init__()
         self.log_file, self.dies, self.waits, self.go = log, dies, waits, Path(go)
 
-    def sample(
-        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
-    ) -> Part:
+    def sample(self, candidate: Candidate, prepared: Coefficients, first: int, last: int) -> Part:
         if self.log_file:
             number = self._written()
             if number in self.dies:
                 os.kill(os.getpid(), signal.SIGKILL)
             assert not self.waits or number < self.waits or wait_for(self.go.exists)
-        return super().sample(candidate, prepared, first, last, gradient=gradient)
+        return super().sample(candidate, prepared, first, last)
 
     def _written(self) -> int:
         with Path(self.log_file).open("ab", buffering=0) as file:
@@ -209,9 +203,7 @@ class EnvironmentInLoss(Stages):
         super().__init__()
         self.threads = threads
 
-    def score(
-        self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
-    ) -> tuple[Evaluation, list[Any]]:
+    def score(self, candidate: Candidate, parts: Sequence[Part]) -> tuple[Evaluation, list[Any]]:
         metrics = {}
         if self.threads:
             import torch  # here, since it would be half of the time that a worker takes to start
@@ -273,8 +265,8 @@ def expect_no_lost_node() -> None:
     ray._NODE_SECONDS = 0.1
 
 
-def candidate(*coefficients: float, images: int | None = None) -> Candidate:
-    return Candidate(np.array(coefficients), images=images)
+def candidate(*coefficients: float, images: int | None = None, gradient: bool = False) -> Candidate:
+    return Candidate(np.array(coefficients), images=images, gradient=gradient)
 
 
 def evaluated(future: Future[Outcome]) -> Evaluation:
@@ -291,7 +283,7 @@ def failed(future: Future[Outcome]) -> Failure:
 
 def assert_gradient(found: Evaluation, asked: Candidate) -> None:
     """It is that of the objective in one process."""
-    expected = Stages().evaluate(asked, gradient=True).gradient
+    expected = Stages().evaluate(asked).gradient
     assert found.gradient is not None
     assert expected is not None
     np.testing.assert_allclose(found.gradient, expected, rtol=1e-12)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from itertools import combinations
 
@@ -23,7 +24,8 @@ def test_a_pipeline_gives_the_losses_and_the_gradient_of_the_objective() -> None
     pipeline = Pipeline(objective)
     asked = [candidate(1 - a, a, 0.0, images=images) for a, images in ((0.2, None), (0.7, 5), (-3.0, 8))]
     assert [evaluated(pipeline.submit(one)).loss for one in asked] == [objective.evaluate(one).loss for one in asked]
-    assert_gradient(evaluated(pipeline.submit(asked[0], gradient=True)), asked[0])
+    with_gradient = dataclasses.replace(asked[0], gradient=True)
+    assert_gradient(evaluated(pipeline.submit(with_gradient)), with_gradient)
     pipeline.close()
 
 

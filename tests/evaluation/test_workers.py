@@ -70,8 +70,8 @@ def test_the_images_of_a_candidate_are_spread_and_the_loss_is_the_same(
 
 
 def test_the_gradient_of_a_candidate_is_the_sum_over_its_workers(spread: SpreadEvaluator) -> None:
-    asked = candidate(0.5, 0.75, -0.25)
-    found = evaluated(spread.submit(asked, gradient=True))
+    asked = candidate(0.5, 0.75, -0.25, gradient=True)
+    found = evaluated(spread.submit(asked))
     assert found.cost.model_calls == IMAGES
     assert_gradient(found, asked)
 
@@ -90,8 +90,8 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
         spread = SpreadEvaluator(Stages(), pool)
         died = [failed(evaluator.submit(dies)) for evaluator in (ProcessEvaluator(pool), spread)]
         evaluated(spread.submit(candidate(1.0, 0.0, 0.0)))
-        asked = candidate(0.5, 0.75, -0.25)
-        assert_gradient(evaluated(ProcessEvaluator(pool).submit(asked, gradient=True)), asked)
+        asked = candidate(0.5, 0.75, -0.25, gradient=True)
+        assert_gradient(evaluated(ProcessEvaluator(pool).submit(asked)), asked)
         [here] = pool.nodes()
     assert (here.name, here.deaths) == (platform.node(), 3), "one evaluated alone, two shared a candidate"
     assert 1 <= here.alive <= 2
@@ -208,7 +208,7 @@ def test_closing_while_a_gradient_is_scored_leaves_nobody_waiting() -> None:
     pool = WorkerPool(Stages, 2)
     objective = HeldScore()
     evaluator = SpreadEvaluator(objective, pool)
-    future = evaluator.submit(candidate(1.0, 0.0, 0.0), gradient=True)
+    future = evaluator.submit(candidate(1.0, 0.0, 0.0, gradient=True))
     assert objective.scores.wait(120)
     with ThreadPoolExecutor() as closing:
         closed = closing.submit(lambda: (pool.close(), evaluator.close()))
@@ -224,11 +224,11 @@ def test_a_worker_that_dies_between_sample_and_gradient_costs_an_attempt(
 ) -> None:
     (tmp_path / "marker").touch()
     monkeypatch.setenv("LCSC_TEST_MARKER", str(tmp_path / "marker"))
-    asked = candidate(0.5, 0.75, -0.25)
+    asked = candidate(0.5, 0.75, -0.25, gradient=True)
     with contextlib.closing(WorkerPool(DiesOnce, 2)) as pool:
         evaluator = SpreadEvaluator(DiesOnce(), pool)
-        first = failed(evaluator.submit(asked, gradient=True))
-        assert_gradient(evaluated(evaluator.submit(asked, gradient=True)), asked)
+        first = failed(evaluator.submit(asked))
+        assert_gradient(evaluated(evaluator.submit(asked)), asked)
         evaluator.close()
     assert first.retry
     assert "worker process died" in first.reason

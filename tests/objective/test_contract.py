@@ -75,4 +75,4 @@ def test_what_is_no_number_is_an_error(returned: Any) -> None:
 def test_what_is_no_gradient_is_an_error(returned: Any) -> None:
     objective = CoefficientFunction(sum, STEPS, name="total", gradient=lambda _: returned)
     with pytest.raises(ObjectiveError, match=r"^the gradient of total was .*; it must return \[3\] numbers$"):
-        objective.evaluate(Candidate(np.full(3, 1 / 3)), gradient=True)
+        objective.evaluate(Candidate(np.full(3, 1 / 3), gradient=True))

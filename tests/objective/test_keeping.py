@@ -15,7 +15,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
-from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array, request_of
+from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array
 from tests.objective.test_merge_sample_score import STEPS, Pixels, build
 
 IMAGES = 60
@@ -70,11 +70,17 @@ def test_losses_have_a_penalty_where_the_bound_is_passed(tmp_path: Path, keep: s
 
 def test_losses_and_gradients_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     whole, main, worker = (objective(tmp_path, "precision") for _ in range(3))
-    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4, yardstick=yardstick(whole))
-    expected = whole.evaluate(candidate, gradient=True)
+    candidate = Candidate(
+        far(1).coefficients,
+        noise=Noise("gradient", 3),
+        gradient=True,
+        keep_weight=0.4,
+        yardstick=yardstick(whole),
+    )
+    expected = whole.evaluate(candidate)
     ranges = [(0, 25), (25, IMAGES)]
-    parts = [worker.sample(candidate, worker.prepare(candidate), *range_, gradient=True) for range_ in ranges]
-    found, back = main.score(candidate, parts, gradient=True)
+    parts = [worker.sample(candidate, worker.prepare(candidate), *range_) for range_ in ranges]
+    found, back = main.score(candidate, parts)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.violation == pytest.approx(expected.violation, rel=1e-4)
     products = [worker.vjp(candidate, *range_, rows)[0] for range_, rows in zip(ranges, back, strict=True) if rows]
@@ -89,11 +95,11 @@ def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(
     weights, signs = [], []
     for _ in range(12):
         asked = optimizer.ask()
-        request = request_of(asked)
-        evaluation = kept.evaluate(bounded(candidate_of(asked), measured), gradient=request.gradient)
-        if request.gradient:
-            assert request.keep_weight is not None
-            weights.append(request.keep_weight)
+        candidate = bounded(candidate_of(asked), measured)
+        evaluation = kept.evaluate(candidate)
+        if candidate.gradient:
+            assert candidate.keep_weight is not None
+            weights.append(candidate.keep_weight)
             signs.append(np.sign(evaluation.violation or 0))
         attach_evaluation(asked, evaluation)
         optimizer.tell(asked, evaluation.loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import weakref
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def build(trajectory: Trajectory, sampler: Any, *, loss: Any = "fid", **changes:
 
 
 def gradient(objective: MergeSampleScore) -> np.ndarray:
-    found = objective.evaluate(Candidate(EMA), gradient=True).gradient
+    found = objective.evaluate(Candidate(EMA, gradient=True)).gradient
     assert found is not None
     return found
 
@@ -84,7 +85,7 @@ def test_the_gradient_is_the_finite_difference_of_the_loss(name: str, trajectory
 def test_a_step_follows_the_loss_without_the_bias_of_its_few_images(images: int, trajectory: Trajectory) -> None:
     objective = build(trajectory, function(Smooth().double()), gradient_batch_size=7)
     asked = {"images": images, "unbiased": True}
-    step = objective.evaluate(Candidate(EMA, **asked), gradient=True)  # type: ignore[arg-type]
+    step = objective.evaluate(Candidate(EMA, **asked, gradient=True))  # type: ignore[arg-type]
     assert step.gradient is not None
     assert step.loss < objective.evaluate(Candidate(EMA, images=images)).loss
     for direction in directions():
@@ -103,8 +104,8 @@ def test_other_losses_have_their_own_gradient(loss: Any, trajectory: Trajectory)
 @pytest.mark.parametrize("changes", [{"batch_size": 49}, {"gradient_batch_size": 3}])
 def test_batches_change_nothing(changes: dict[str, Any], trajectory: Trajectory) -> None:
     sampler = BUILD["consistency in three steps"](Smooth().double())
-    expected = build(trajectory, sampler).evaluate(Candidate(EMA), gradient=True)
-    found = build(trajectory, sampler, **changes).evaluate(Candidate(EMA), gradient=True)
+    expected = build(trajectory, sampler).evaluate(Candidate(EMA, gradient=True))
+    found = build(trajectory, sampler, **changes).evaluate(Candidate(EMA, gradient=True))
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-9)  # type: ignore[arg-type]
 
@@ -114,7 +115,7 @@ def test_loss_and_metrics_are_those_of_a_plain_evaluation(name: str, trajectory:
     objective = build(trajectory, BUILD[name](Smooth()))
     for candidate in (Candidate(EMA, images=12), Candidate(EMA, noise=Noise("search", 5))):
         plain = objective.evaluate(candidate)
-        found = objective.evaluate(candidate, gradient=True)
+        found = objective.evaluate(dataclasses.replace(candidate, gradient=True))
         assert plain.gradient is None
         assert found.loss == pytest.approx(plain.loss, rel=1e-9)
         assert found.metrics == pytest.approx(plain.metrics, rel=1e-9)
@@ -133,7 +134,7 @@ def peak_of_saved(objective: MergeSampleScore, images: int) -> int:
             peaks.append(sum(held.tensor.nbytes for held in alive))
 
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        objective.evaluate(Candidate(EMA, images=images), gradient=True)
+        objective.evaluate(Candidate(EMA, images=images, gradient=True))
     assert not alive
     return max(peaks)
 

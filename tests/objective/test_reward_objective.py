@@ -40,7 +40,7 @@ def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path)
     made = objective(tmp_path, lambda images: corner(images).detach().numpy())
     assert made(EMA) == pytest.approx(objective(tmp_path, corner)(EMA), rel=1e-6)
     with pytest.raises(MetricError, match="extractor my:f: its features have no graph"):
-        made.evaluate(Candidate(EMA), gradient=True)
+        made.evaluate(Candidate(EMA, gradient=True))
 
 
 def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
@@ -57,7 +57,7 @@ def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
 
     made = objective(tmp_path, prompted, images=20)
     monkeypatch.setattr(made.sampler, "prompts_of", prompts_of, raising=False)
-    evaluation = made.evaluate(Candidate(EMA), gradient=True)
+    evaluation = made.evaluate(Candidate(EMA, gradient=True))
     assert sorted(map(int, set(seen))) == list(range(20))
     move = np.random.default_rng(0).standard_normal(len(EMA))
     move = 1e-3 * (move - move.mean())

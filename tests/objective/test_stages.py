@@ -59,8 +59,8 @@ def test_parts_give_the_loss_of_the_whole(
 def products(workers: list[MergeSampleScore], candidate: Candidate, ranges: list[tuple[int, int]]) -> list[np.ndarray]:
     """The parts of the gradient, each from the worker that sampled its images."""
     both = list(zip(workers, ranges, strict=True))
-    parts = [travelled(one.sample(candidate, one.prepare(candidate), *part, gradient=True)) for one, part in both]
-    _, back = workers[0].score(candidate, parts, gradient=True)
+    parts = [travelled(one.sample(candidate, one.prepare(candidate), *part)) for one, part in both]
+    _, back = workers[0].score(candidate, parts)
     found = [
         one.vjp(travelled(candidate), *part, travelled(rows))[0]
         for (one, part), rows in zip(both, back, strict=True)
@@ -72,8 +72,8 @@ def products(workers: list[MergeSampleScore], candidate: Candidate, ranges: list
 
 @pytest.mark.parametrize("cuts", [(), (20,), (7, 14, 33)])
 def test_products_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int, ...]) -> None:
-    candidate, ranges = Candidate(OTHER), list(itertools.pairwise([0, *cuts, 40]))
-    whole = build(tmp_path).evaluate(candidate, gradient=True).gradient
+    candidate, ranges = Candidate(OTHER, gradient=True), list(itertools.pairwise([0, *cuts, 40]))
+    whole = build(tmp_path).evaluate(candidate).gradient
     assert whole is not None
     found = products([build(tmp_path) for _ in ranges], candidate, ranges)
     np.testing.assert_allclose(sum(found), whole, rtol=1e-5)
@@ -81,16 +81,16 @@ def test_products_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[in
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "another candidate", "another process"])
 def test_a_vector_jacobian_product_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, meanwhile: str) -> None:
-    objective, candidate = build(tmp_path), Candidate(EMA)
-    part = objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
-    _, [back] = objective.score(candidate, [part], gradient=True)
+    objective, candidate = build(tmp_path), Candidate(EMA, gradient=True)
+    part = objective.sample(candidate, objective.prepare(candidate), 0, 40)
+    _, [back] = objective.score(candidate, [part])
     assert back is not None
     if meanwhile == "another candidate":
         objective.evaluate(Candidate(OTHER))
     elif meanwhile == "another process":
         objective = build(tmp_path)
     product, cost = objective.vjp(candidate, 0, 40, back)
-    expected = build(tmp_path).evaluate(candidate, gradient=True)
+    expected = build(tmp_path).evaluate(candidate)
     assert expected.gradient is not None
     assert product.tobytes() == expected.gradient.tobytes()
     assert cost.model_calls == (35 if meanwhile == "nothing" else 40) + 2 * 40
@@ -141,11 +141,11 @@ def test_closing_a_pipeline_stops_between_two_batches(
 
     objective.sampler.sample = slow  # type: ignore[method-assign]
     pipeline = Pipeline(objective)
-    future = pipeline.submit(Candidate(EMA), gradient=gradient)
+    future = pipeline.submit(Candidate(EMA, gradient=gradient))
     assert reached.wait(timeout=60)
     pipeline.close()
     assert isinstance(future.exception(), KeyboardInterrupt)
     assert len(sampled) == closed_at
     sampled.clear()
-    objective.evaluate(Candidate(EMA), gradient=gradient)  # it was that pipeline's evaluation, not the objective
+    objective.evaluate(Candidate(EMA, gradient=gradient))  # it was that pipeline's evaluation, not the objective
     assert len(sampled) == batches

@@ -85,7 +85,7 @@ def test_autoguidance_by_an_earlier_checkpoint_or_an_average(folder: Path) -> No
     average = ema_coefficients(STEPS, 0.99)
     assert torch.allclose(of_average.images(average, SEARCH, 6), plain.images(average, SEARCH, 6), atol=1e-4)
     assert len({str(objective.describe()) for objective in (plain, guided, of_average)}) == 3
-    evaluation = guided.evaluate(Candidate(last), gradient=True)
+    evaluation = guided.evaluate(Candidate(last, gradient=True))
     assert evaluation.gradient is not None
     assert evaluation.gradient.shape == (len(STEPS),)
     assert np.abs(evaluation.gradient).max() > 0

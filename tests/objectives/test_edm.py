@@ -109,7 +109,7 @@ def test_the_gradient_is_in_the_network_and_not_in_its_weak_model(folder: Path, 
     train(folder)
     guided = edm(folder, sampler={"name": name, "steps": 4}, guide={"weak": KIMG[-1], "scale": 3.0})
     before = guided.images(MIX, SEARCH, 6)
-    gradient = guided.evaluate(Candidate(MIX), gradient=True).gradient
+    gradient = guided.evaluate(Candidate(MIX, gradient=True)).gradient
     assert gradient is not None
     assert gradient.shape == (3,)
     assert np.abs(gradient).min() > 0

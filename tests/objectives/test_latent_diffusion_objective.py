@@ -107,13 +107,12 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
 def test_a_lora_keeps_the_contract_of_objectives_with_its_gradient(place: Path) -> None:
     assert objective(place).why_no_gradient() is None
     check_objective(lambda: objective(place, sampler={"name": "lcm", "steps": 2}), images=4, step=0.01)
-    candidate = Candidate(COEFFICIENTS, images=4)
-    whole = objective(place).evaluate(candidate, gradient=True)
+    whole = objective(place).evaluate(Candidate(COEFFICIENTS, images=4, gradient=True))
     by_row = objective(place, rows="layers")
     modules = lora_modules(by_row.trajectory.names)  # type: ignore[union-attr]
     assert by_row.layer_groups is not None
     assert len(by_row.layer_groups) == len(modules)
-    of_rows = by_row.evaluate(Candidate(np.tile(COEFFICIENTS, (len(modules), 1)), images=4), gradient=True)
+    of_rows = by_row.evaluate(Candidate(np.tile(COEFFICIENTS, (len(modules), 1)), images=4, gradient=True))
     assert of_rows.gradient is not None
     assert whole.gradient is not None
     np.testing.assert_allclose(of_rows.gradient.sum(axis=0), whole.gradient, rtol=1e-4, atol=1e-6)

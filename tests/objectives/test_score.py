@@ -108,7 +108,7 @@ def build(folder: Path, score: str | None = "loss", **changes: Any) -> WeightSco
 @pytest.mark.parametrize("score", ["loss", "losses", "batches"])
 def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
     check_objective(lambda: build(place, score, size=30))
-    one, whole = (build(place, name, size=30).evaluate(Candidate(MIX), gradient=True) for name in (score, "loss"))
+    one, whole = (build(place, name, size=30).evaluate(Candidate(MIX, gradient=True)) for name in (score, "loss"))
     assert one.loss == pytest.approx(whole.loss, rel=1e-12)
     assert one.gradient == pytest.approx(whole.gradient, rel=1e-10)
 
@@ -116,7 +116,7 @@ def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
 def test_rows_have_a_gradient_each(place: Path) -> None:
     one, rows = build(place), build(place)
     rows.merge_in_rows("layers")
-    found, whole = (made.evaluate(Candidate(a), gradient=True) for made, a in ((rows, np.stack([MIX] * 2)), (one, MIX)))
+    found, whole = (made.evaluate(Candidate(a, gradient=True)) for made, a in ((rows, np.stack([MIX] * 2)), (one, MIX)))
     assert found.gradient is not None
     assert found.gradient.shape == (2, 3)
     assert found.gradient.sum(axis=0) == pytest.approx(whole.gradient)
@@ -124,7 +124,7 @@ def test_rows_have_a_gradient_each(place: Path) -> None:
 
 def test_the_sign_turns_in_the_loss_alone(place: Path) -> None:
     lower, higher = (
-        build(place, "losses", maximize=up).evaluate(Candidate(MIX), gradient=True) for up in (False, True)
+        build(place, "losses", maximize=up).evaluate(Candidate(MIX, gradient=True)) for up in (False, True)
     )
     assert higher.loss == -lower.loss
     assert higher.metrics == lower.metrics
@@ -325,7 +325,7 @@ def test_folders_of_transformers_are_merged_and_scored(folder: Path) -> None:
     for one, model in zip(np.eye(3), models, strict=True):
         assert objective(one) == pytest.approx(perplexity(model).item(), rel=1e-6)
     found, behind, ahead = (
-        objective.evaluate(Candidate(MIX + sign * np.array([0.01, -0.01, 0])), gradient=not sign) for sign in (0, -1, 1)
+        objective.evaluate(Candidate(MIX + sign * np.array([0.01, -0.01, 0]), gradient=not sign)) for sign in (0, -1, 1)
     )
     assert found.gradient is not None
     slope = (ahead.loss - behind.loss) / 0.02

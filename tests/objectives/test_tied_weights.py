@@ -130,7 +130,7 @@ def test_the_gradient_reaches_the_row_of_both_names(folder: Path, network: type[
     middle = np.full((len(groups), len(STEPS)), 1 / len(STEPS))
     change = np.zeros_like(middle)
     change[row] = [-0.05, 0.0, 0.0, 0.05]
-    gradient = objective.evaluate(Candidate(middle), gradient=True).gradient
+    gradient = objective.evaluate(Candidate(middle, gradient=True)).gradient
     ahead, behind = (objective.evaluate(Candidate(middle + sign * change)).loss for sign in (1, -1))
     assert (gradient * change).sum() == pytest.approx((ahead - behind) / 2, rel=0.05)
     assert abs(ahead - behind) > 1e-4

@@ -171,7 +171,7 @@ def test_searches_of_the_letters_see_one_third_and_reports_another(letters: tupl
     assert objective(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
     unseen = objective.evaluate(Candidate(last)).unseen
     assert unseen == pytest.approx(fid(sampled, held_out.mean, held_out.cov), rel=1e-4)
-    assert objective.evaluate(Candidate(last), gradient=True).unseen is None
+    assert objective.evaluate(Candidate(last, gradient=True)).unseen is None
     assert "fid_held_out" in objective.evaluate(Candidate(last, noise=HELD_OUT)).metrics
 
 

@@ -4,13 +4,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from lcsc_opt.base.records import Evaluation
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.optimizers import attach_evaluation, request_of
+from lcsc_opt.optimizers import attach_evaluation, candidate_of
 
 STEPS = tuple(range(100, 2100, 100))
 AFFINE = AffineSpace(STEPS, default_origin(STEPS))
+
+
+def how(candidate: Candidate) -> dict[str, Any]:
+    """How it is to be evaluated: whatever an optimizer may ask besides coefficients."""
+    return {name: value for name, value in vars(candidate).items() if name != "coefficients"}
+
+
+PLAIN_ASK = how(Candidate(AFFINE.origin))
 
 
 def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:
@@ -42,13 +50,13 @@ def run(
 
 def spend(
     optimizer: Any, objective: Any, *, images: int | None, evaluations: int | None = None, in_flight: int = 1
-) -> tuple[list[Any], int]:
-    """Plan a budget, of 1000 images for each evaluation, and ask until it is spent; the requests, and what is left."""
+) -> tuple[list[Candidate], int]:
+    """Plan a budget, of 1000 images an evaluation, and ask until it is spent; what was asked, and what is left."""
     optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=1000)
     asked, left = [], evaluations or images or 0
     while left > 0:
         asked.append(optimizer.ask())
-        left -= 1 if images is None else request_of(asked[-1]).images or 1000
+        left -= 1 if images is None else candidate_of(asked[-1]).images or 1000
         if len(asked) >= in_flight:
             tell(optimizer, asked[-in_flight], objective.answer(asked[-in_flight]))
-    return [request_of(candidate) for candidate in asked], left
+    return [candidate_of(parameter) for parameter in asked], left

@@ -11,13 +11,12 @@ from scipy.fft import dct
 from scipy.optimize import minimize
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
-from lcsc_opt.optimizers import LCSCGradient, Request, coefficient_array, request_of
+from lcsc_opt.optimizers import LCSCGradient, candidate_of, coefficient_array
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.parametrization import candidate_of
-from tests.optimizers.asking import AFFINE, STEPS, run, spend, tell
+from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how, run, spend, tell
 
 COUNT = len(STEPS)
 WALK = np.random.default_rng(0).standard_normal((COUNT, 60)).cumsum(axis=0)  # checkpoints lie like a random walk
@@ -39,9 +38,9 @@ class Quadratic:
 
     def answer(self, candidate: Any) -> Evaluation:
         """What the objective answers to a candidate, as the runner would ask it."""
-        request = request_of(candidate)
-        seed = None if request.noise == SEARCH else request.noise.seed
-        return self(candidate.value, seed=seed, gradient=request.gradient)
+        asked = candidate_of(candidate)
+        seed = None if asked.noise == SEARCH else asked.noise.seed
+        return self(asked.coefficients, seed=seed, gradient=asked.gradient)
 
 
 def gradient_search(space: CoefficientSpace = AFFINE, *, plan: tuple[int, int] | None = None, **options: Any) -> Any:
@@ -69,23 +68,23 @@ def test_it_finds_the_minimum_of_a_quadratic(in_flight: int, left: float) -> Non
 
 
 def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -> None:
-    asked = [request_of(candidate) for candidate in run(gradient_search(), Quadratic(), 100)]
-    gradients = [request for request in asked if request.gradient]
-    assert len({request.noise for request in gradients}) == len(gradients) == 80
-    assert {request.noise.group for request in gradients} == {"gradient"}
-    assert {request for request in asked if not request.gradient} == {Request()}
+    asked = [candidate_of(parameter) for parameter in run(gradient_search(), Quadratic(), 100)]
+    steps = [candidate for candidate in asked if candidate.gradient]
+    assert len({candidate.noise for candidate in steps}) == len(steps) == 80
+    assert {candidate.noise.group for candidate in steps} == {"gradient"}
+    assert all(how(candidate) == PLAIN_ASK for candidate in asked if not candidate.gradient)
 
 
 def test_steps_follow_the_loss_without_the_bias_of_their_images_and_checks_are_plain_evaluations() -> None:
     asked = run(gradient_search(), Quadratic(), 100)
-    assert all(candidate_of(one).unbiased == request_of(one).gradient for one in asked)
-    assert not Request(unbiased=True).compares(), "a loss without bias compares with no other"
+    assert all(candidate_of(one).unbiased == candidate_of(one).gradient for one in asked)
+    assert not Candidate(AFFINE.origin, unbiased=True).compares(), "a loss without bias compares with no other"
 
 
 @pytest.mark.parametrize(("checks", "per_evaluation"), [(0.1, 1000), (0.2, 0), (0.5, 50)])
 def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: int) -> None:
     asked = run(gradient_search(checks=checks, growth=0.0, plan=(10**9, per_evaluation)), Quadratic(), 300)
-    steps = [request_of(one).images or 1 for one in asked if request_of(one).gradient]
+    steps = [candidate_of(one).images or 1 for one in asked if candidate_of(one).gradient]
     gradients, plain = sum(steps), (len(asked) - len(steps)) * (per_evaluation or 1)  # without images, candidates
     most = checks * (gradients + plain)
     room = (per_evaluation or 1) + (100 * plain / per_evaluation if per_evaluation else 0)  # whole checks, whole steps
@@ -100,23 +99,22 @@ def test_a_check_ends_the_planned_budget(images: int | None, evaluations: int | 
     """Without it a study with many workers would end without a number."""
     budget = {"images": images, "evaluations": evaluations}
     asked, left = spend(gradient_search(), Quadratic(), **budget, in_flight=in_flight)  # type: ignore[arg-type]
-    assert [request.gradient for request in asked[-2:]] == [True, False]
+    assert [candidate.gradient for candidate in asked[-2:]] == [True, False]
     assert left > -400  # no more than the images of a step
 
 
 def test_the_steps_do_not_depend_on_the_budget() -> None:
     """A raised budget continues the same search."""
-    paths = [
-        [one.value for one in run(gradient_search(plan=(budget, 1000)), Quadratic(), 100) if request_of(one).gradient][
-            :60
-        ]
-        for budget in (3000, 10**6)
-    ]
-    np.testing.assert_array_equal(*paths)  # type: ignore[arg-type]
+
+    def path(budget: int) -> list[Coefficients]:
+        asked = [candidate_of(one) for one in run(gradient_search(plan=(budget, 1000)), Quadratic(), 100)]
+        return [candidate.coefficients for candidate in asked if candidate.gradient][:60]
+
+    np.testing.assert_array_equal(path(3000), path(10**6))
 
 
 def test_images_grow_with_the_search_in_whole_multiples() -> None:
-    asked = [request_of(one).images for one in run(gradient_search(images=50, growth=0.05), Quadratic(), 200)]
+    asked = [candidate_of(one).images for one in run(gradient_search(images=50, growth=0.05), Quadratic(), 200)]
     images = [number for number in asked if number is not None]
     assert images[:40] == [50] * 40  # up to 2,000 images, of which 100 are a twentieth
     assert images[40] == 100
@@ -126,15 +124,15 @@ def test_images_grow_with_the_search_in_whole_multiples() -> None:
 
 def test_images_do_not_grow_beyond_those_of_a_check() -> None:
     optimizer = gradient_search(growth=0.05, plan=(10**9, 500))
-    assert max(request_of(one).images or 0 for one in run(optimizer, Quadratic(), 200)) == 500
-    assert request_of(gradient_search(plan=(10**9, 70)).ask()).images == 70
+    assert max(candidate_of(one).images or 0 for one in run(optimizer, Quadratic(), 200)) == 500
+    assert candidate_of(gradient_search(plan=(10**9, 70)).ask()).images == 70
 
 
 def test_an_objective_without_images_is_not_asked_for_any() -> None:
     optimizer = gradient_search()
     optimizer.plan_budget(evaluations=400, images=None, images_per_evaluation=0)
     asked = run(optimizer, Quadratic(), 400)
-    assert {request_of(candidate).images for candidate in asked} == {None}
+    assert {candidate_of(candidate).images for candidate in asked} == {None}
     assert loss_of(optimizer) < 1e-6 * START
 
 
@@ -207,7 +205,7 @@ def still_falling(checks: Sequence[float], unseen: Sequence[float] | None = None
     optimizer = gradient_search()
     for check, loss in enumerate(checks):
         candidate = optimizer.ask()
-        while request_of(candidate).gradient:
+        while candidate_of(candidate).gradient:
             tell(optimizer, candidate, Evaluation(0.0, gradient=np.zeros(COUNT)))
             candidate = optimizer.ask()
         tell(optimizer, candidate, Evaluation(loss, unseen=None if unseen is None else unseen[check]))

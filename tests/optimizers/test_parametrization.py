@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
-from lcsc_opt.optimizers import Request, attach_evaluation, coefficient_array, space_of
+from lcsc_opt.optimizers import ask_with, attach_evaluation, candidate_of, coefficient_array, space_of
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, failed, start_of, steps_of
-from tests.optimizers.asking import AFFINE, STEPS
+from tests.optimizers.asking import AFFINE, PLAIN_ASK, STEPS, how
 
 ORIGIN = AFFINE.origin
 CONVEX = ConvexSpace(STEPS, ORIGIN)
@@ -97,21 +97,30 @@ def test_a_plain_array_whose_value_does_not_sum_to_one_is_refused(value: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("request_", "images", "compares"),
+    ("changes", "images", "compares"),
     [
-        (Request(), None, True),
-        (Request(), 1000, True),
-        (Request(images=1000), 1000, True),
-        (Request(images=1000), None, False),
-        (Request(images=2000), 1000, False),
-        (Request(noise=Noise("gradient", 3)), 1000, False),
-        (Request(noise=HELD_OUT), None, False),
+        ({}, None, True),
+        ({}, 1000, True),
+        ({"images": 1000}, 1000, True),
+        ({"images": 1000}, None, False),
+        ({"images": 2000}, 1000, False),
+        ({"noise": Noise("gradient", 3)}, 1000, False),
+        ({"noise": HELD_OUT}, None, False),
     ],
 )
 def test_losses_compare_on_the_searchs_noise_with_as_many_images(
-    request_: Request, images: int | None, compares: bool
+    changes: dict[str, Any], images: int | None, compares: bool
 ) -> None:
-    assert request_.compares(images) is compares
+    assert Candidate(ORIGIN, **changes).compares(images) is compares
+
+
+def test_what_an_optimizer_asks_with_is_in_the_candidate_and_only_coefficients_without() -> None:
+    parameter = coefficient_array(AFFINE).spawn_child()
+    assert how(candidate_of(parameter)) == PLAIN_ASK
+    wanted = {"images": 7, "noise": Noise("gradient", 3), "gradient": True, "keep_weight": 0.5, "unbiased": True}
+    ask_with(parameter, **wanted)  # type: ignore[arg-type]
+    assert how(candidate_of(parameter)) == PLAIN_ASK | wanted
+    assert how(candidate_of(parameter.spawn_child())) == PLAIN_ASK, "it belongs to this ask"
 
 
 def test_what_failed_is_told_from_what_nobody_said_anything_of() -> None:

@@ -11,10 +11,10 @@ import pytest
 from lcsc_opt.base.records import Coefficients, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
-from lcsc_opt.optimizers import LCSCQuadratic, Request, coefficient_array, request_of
+from lcsc_opt.optimizers import LCSCQuadratic, candidate_of, coefficient_array
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP
-from tests.optimizers.asking import run, spend, tell
+from tests.optimizers.asking import PLAIN_ASK, how, run, spend, tell
 
 STEPS = tuple(range(100, 4100, 100))
 COUNT = len(STEPS)
@@ -40,9 +40,9 @@ class Merged:
         return float(np.sum(STRETCH * (coefficients @ WALK - TARGET) ** 2))
 
     def answer(self, candidate: Any) -> Evaluation:
-        request = request_of(candidate)
-        images = request.images or PLAIN
-        generator = np.random.default_rng([request.noise.seed, len(request.noise.group)])
+        asked = candidate_of(candidate)
+        images = asked.images or PLAIN
+        generator = np.random.default_rng([asked.noise.seed, len(asked.noise.group)])
         shift = self.noise / np.sqrt(images) * generator.standard_normal(WALK.shape[1])
         loss = float(np.sum(STRETCH * (candidate.value @ WALK - TARGET - shift) ** 2)) + self.bias / images
         return Evaluation(loss, cost=Cost(images=images))
@@ -75,20 +75,20 @@ def test_noise_and_bias_of_few_images_do_not_lead_it_astray(seed: int) -> None:
 
 
 def test_the_first_stage_has_few_images_on_one_noise_of_its_own_then_all_are_plain() -> None:
-    asked = [request_of(candidate) for candidate in run(search(), Merged(), 200)]
-    cheap = [request for request in asked if request != Request()]
+    asked = [candidate_of(parameter) for parameter in run(search(), Merged(), 200)]
+    cheap = [candidate for candidate in asked if how(candidate) != PLAIN_ASK]
     assert len(cheap) == 2 * (COUNT - 1)
-    assert {request.images for request in cheap} == {200}
-    assert len({request.noise for request in cheap}) == 1
+    assert {candidate.images for candidate in cheap} == {200}
+    assert len({candidate.noise for candidate in cheap}) == 1
     assert cheap[0].noise.group == NOISE_GROUP
-    assert not any(request.gradient for request in asked)
-    assert set(asked[-50:]) == {Request()}
+    assert not any(candidate.gradient for candidate in asked)
+    assert all(how(candidate) == PLAIN_ASK for candidate in asked[-50:])
 
 
 def test_checks_take_their_share_of_the_first_stage_and_no_more() -> None:
-    asked = [request_of(candidate) for candidate in run(search(), Merged(), 2 * (COUNT - 1))]
-    plain = sum(PLAIN for request in asked if request == Request())
-    cheap = sum(request.images or 0 for request in asked)
+    asked = [candidate_of(parameter) for parameter in run(search(), Merged(), 2 * (COUNT - 1))]
+    plain = sum(PLAIN for candidate in asked if how(candidate) == PLAIN_ASK)
+    cheap = sum(candidate.images or 0 for candidate in asked)
     assert 0.1 * (plain + cheap) < plain <= 0.2 * (plain + cheap)
 
 
@@ -107,7 +107,7 @@ def test_even_the_smallest_budget_has_a_plain_evaluation(
 ) -> None:
     optimizer = LCSCQuadratic()(coefficient_array(AFFINE, seed=0), num_workers=in_flight)
     asked, _ = spend(optimizer, Merged(), images=images, evaluations=evaluations, in_flight=in_flight)
-    assert Request() in asked
+    assert PLAIN_ASK in [how(candidate) for candidate in asked]
 
 
 @pytest.mark.parametrize("images_per_evaluation", [0, PLAIN])
@@ -117,7 +117,7 @@ def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluat
     optimizer = search(images=None, share=1.0)
     optimizer.plan_budget(evaluations=300, images=None, images_per_evaluation=images_per_evaluation)
     asked = run(optimizer, Merged(), 120)
-    assert {request_of(candidate) for candidate in asked} == {Request()}
+    assert all(how(candidate_of(parameter)) == PLAIN_ASK for parameter in asked)
     assert left(optimizer) < 0.05
 
 
@@ -125,7 +125,7 @@ def test_the_same_tells_give_the_same_asks_bit_for_bit() -> None:
     objective = Merged(noise=15.0, bias=1000.0)
     one, other = (run(search(), objective, 130, in_flight=5, failing=lambda told: told % 7 == 3) for _ in range(2))
     assert [candidate.value.tobytes() for candidate in one] == [candidate.value.tobytes() for candidate in other]
-    assert [request_of(candidate) for candidate in one] == [request_of(candidate) for candidate in other]
+    assert [how(candidate_of(each)) for each in one] == [how(candidate_of(each)) for each in other]
 
 
 @pytest.mark.parametrize(

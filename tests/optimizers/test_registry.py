@@ -23,7 +23,7 @@ from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
 from lcsc_opt.database.names import BASELINES
-from lcsc_opt.optimizers import build_optimizer, coefficient_array, request_of
+from lcsc_opt.optimizers import build_optimizer, candidate_of, coefficient_array
 from lcsc_opt.optimizers.registry import OURS, configure, prefers_sequential_asks
 from tests.optimizers import asking
 from tests.optimizers.asking import AFFINE, STEPS
@@ -45,7 +45,7 @@ def build(name: str, space: CoefficientSpace = AFFINE, *, seed: int = 0, budget:
 class Distance:
     @staticmethod
     def answer(candidate: Any) -> Evaluation:
-        gradient = 2 * (candidate.value - TARGET) if request_of(candidate).gradient else None
+        gradient = 2 * (candidate.value - TARGET) if candidate_of(candidate).gradient else None
         return Evaluation(distance(candidate.value), gradient=gradient)
 
 

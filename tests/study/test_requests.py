@@ -9,7 +9,6 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
-from optuna.trial import create_trial
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
@@ -21,9 +20,10 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.objective.contract import Objective, Samples
-from lcsc_opt.optimizers import Request, attach_request, coefficient_array, evaluation_of, request_of
+from lcsc_opt.optimizers import ask_with, candidate_of, coefficient_array, evaluation_of
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.study.runner import Search, _request
+from lcsc_opt.study.runner import Search
+from tests.optimizers.asking import how
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails
@@ -38,19 +38,19 @@ class Descent(ng.optimizers.base.Optimizer):  # type: ignore[misc]
         super().__init__(parametrization)
         self._at = parametrization.value
         self._asks, self._shift = 0, shift
-        self.heard: list[tuple[Request, Evaluation | None]] = []
+        self.heard: list[tuple[dict[str, Any], Evaluation | None]] = []
 
     def _internal_ask_candidate(self) -> Any:
         parameter = self.parametrization.spawn_child(new_value=self._at)
         if self._asks % 3 != 2:
             noise = Noise("gradient", self._asks + self._shift)
-            attach_request(parameter, Request(images=20, noise=noise, gradient=True))
+            ask_with(parameter, images=20, noise=noise, gradient=True)
         self._asks += 1
         return parameter
 
     def _internal_tell_candidate(self, candidate: Any, loss: float) -> None:
         evaluation = evaluation_of(candidate)
-        self.heard.append((request_of(candidate), evaluation))
+        self.heard.append((how(candidate_of(candidate)), evaluation))
         if evaluation is not None and evaluation.gradient is not None:
             slope = evaluation.gradient - evaluation.gradient.mean()
             self._at = self._at - 0.001 * slope / (
@@ -70,14 +70,14 @@ class Bowl(Objective):
     def why_no_gradient(self) -> str | None:
         return None
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        self.seen.append((candidate.images, candidate.noise, gradient))
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        self.seen.append((candidate.images, candidate.noise, candidate.gradient))
         if candidate.noise == Noise("gradient", FAILING):
             raise ValueError("no luck")
         away = candidate.coefficients - [0.25, 0.25, 0.5] + candidate.noise.seed / 7e3
         cost = Cost(images=candidate.images or self.samples.per_evaluation)
         found = Evaluation(float(away @ away), cost=cost)
-        if gradient:
+        if candidate.gradient:
             return dataclasses.replace(found, gradient=2 * away, violation=float(away[0]))
         return dataclasses.replace(found, unseen=float(away[1]))
 
@@ -178,7 +178,7 @@ class Answering(Objective):
     answer: Evaluation
     steps: tuple[int, ...] = STEPS
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         return self.answer
 
     def describe(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
     ],
 )
 def test_what_is_no_evaluation_or_has_no_right_gradient_fails_the_trial(answer: Any, reason: str, retry: bool) -> None:
-    outcome = evaluate_safely(Answering(answer), Candidate(np.ones(3) / 3), gradient=True)
+    outcome = evaluate_safely(Answering(answer), Candidate(np.ones(3) / 3, gradient=True))
     assert isinstance(outcome, Failure)
     assert outcome.reason.startswith(reason)
     assert outcome.retry == retry
@@ -224,8 +224,8 @@ def test_what_is_no_evaluation_or_has_no_right_gradient_fails_the_trial(answer: 
 
 def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
     class Refusing(Bowl):
-        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-            self.seen.append((candidate.images, candidate.noise, gradient))
+        def evaluate(self, candidate: Candidate) -> Evaluation:
+            self.seen.append((candidate.images, candidate.noise, candidate.gradient))
             raise ObjectiveError("no graph") if candidate.noise.seed == 0 else OSError("a disk that was away")
 
     objective = Refusing()
@@ -237,11 +237,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
     assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
 
 
-def test_a_trial_says_that_its_loss_is_corrected_and_reads_back_so() -> None:
+def test_a_trial_says_that_its_loss_is_corrected() -> None:
     plain = candidate_attributes(Candidate(np.ones(3) / 3))
     corrected = candidate_attributes(Candidate(np.ones(3) / 3, unbiased=True))
     assert set(corrected) - set(plain) == {"unbiased"}
-    trial = create_trial(value=1.0, user_attrs=corrected)
-    assert _request(trial).unbiased
-    assert not _request(trial).compares()
-    assert _request(create_trial(value=1.0, user_attrs=plain)).compares()

@@ -45,10 +45,10 @@ class ShuffledEvaluator:
     def __init__(self, objective: Objective, seed: int) -> None:
         self._objective, self._random = objective, random.Random(seed)
 
-    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         delay = self._random.random() * 0.02
-        outcome = evaluate_safely(self._objective, candidate, gradient=gradient)
+        outcome = evaluate_safely(self._objective, candidate)
         threading.Timer(delay, lambda: future.set_result(outcome)).start()
         return future
 

@@ -29,13 +29,13 @@ class Sleeping(Objective):
     samples: Samples = dataclasses.field(default_factory=lambda: Samples(per_evaluation=1000))
     slept: float = 0.0
 
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+    def evaluate(self, candidate: Candidate) -> Evaluation:
         images = candidate.images or self.samples.per_evaluation
-        seconds = images * 2e-5 * (3 if gradient else 1)
+        seconds = images * 2e-5 * (3 if candidate.gradient else 1)
         time.sleep(seconds)
         self.slept += seconds
         slope = np.ones_like(candidate.coefficients)
-        return Evaluation(1.0, cost=Cost(images=images), gradient=slope if gradient else None)
+        return Evaluation(1.0, cost=Cost(images=images), gradient=slope if candidate.gradient else None)
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -68,10 +68,9 @@ def test_an_optimizer_plans_with_what_fits_into_the_time(optimizer: str, within:
     [spec] = planned([optimizer])
     evaluations = evaluations_in(
         8.0,
-        Candidate(np.full(4, 0.25)),
+        Candidate(np.full(4, 0.25), gradient=needs_gradient(spec.optimizer)),
         lambda budget: new_driver(spec, objective, budget, defaults={}),
         objective.evaluate,
-        gradient=needs_gradient(spec.optimizer),
     )
     assert objective.slept < 0.1, "one evaluation of each kind"
     stored = 0.02 * evaluations

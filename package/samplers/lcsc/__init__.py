@@ -19,11 +19,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.base.records import Evaluation
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.reproducibility import blas_threads, derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
-from lcsc_opt.optimizers import Request, attach_evaluation, build_optimizer, request_of
+from lcsc_opt.optimizers import attach_evaluation, build_optimizer, candidate_of
 from lcsc_opt.optimizers.told_losses import ToldLosses
 
 __all__ = ["LCSCGradientSampler", "LCSCQuadraticSampler", "LCSCSampler"]
@@ -42,7 +42,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         budget: how many trials are planned; :class:`LCSCQuadraticSampler` and :class:`LCSCGradientSampler` plan by it.
         num_workers: how many trials run at once, in all processes. If more have not ended, the oldest count as failed.
         images: images of a plain evaluation; 0 if the objective samples none. With it, the quadratic and the gradient
-            sampler also ask for evaluations with fewer images: see :meth:`request`.
+            sampler also ask for evaluations with fewer images: see :meth:`candidate`.
         options: settings of the optimizer, such as ``mutation``.
 
     Raises:
@@ -77,7 +77,7 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         """``[K]`` coefficients that sum to one, as ``trial.suggest_float`` gives them one by one."""
         return np.array([trial.suggest_float(name, -_BOUND, _BOUND) for name in self._names])
 
-    def request(self, trial: optuna.Trial | FrozenTrial) -> Request:
+    def candidate(self, trial: optuna.Trial | FrozenTrial) -> Candidate:
         """How a trial whose coefficients were suggested should be evaluated.
 
         Returns:
@@ -85,7 +85,10 @@ class LCSCSampler(optuna.samplers.BaseSampler):
             evaluation) and ``noise``. If ``compares()`` is false, the loss does not compare with those of other trials:
             report it to the trial, and prune the trial.
         """
-        return self._request(self._asked.get(trial.number))
+        asked = self._asked.get(trial.number)
+        if asked is None:  # it was enqueued
+            return Candidate(self._coefficients(trial))
+        return candidate_of(asked)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The K coefficients."""
@@ -136,9 +139,8 @@ class LCSCSampler(optuna.samplers.BaseSampler):
     def _parameters(self, candidate: ng.p.Parameter) -> dict[str, float]:
         return dict(zip(self._names, candidate.value.tolist(), strict=True))
 
-    @staticmethod
-    def _request(candidate: ng.p.Parameter | None) -> Request:
-        return Request() if candidate is None else request_of(candidate)
+    def _coefficients(self, trial: optuna.Trial | FrozenTrial) -> npt.NDArray[np.float64]:
+        return np.array([trial.params[name] for name in self._names])
 
     def _ask(self, study: optuna.Study, trial: FrozenTrial) -> ng.p.Parameter:
         """Ask for every trial up to this one that was not asked for yet, in the order of their numbers.
@@ -199,13 +201,15 @@ class LCSCSampler(optuna.samplers.BaseSampler):
 
     def _tell(self, candidate: ng.p.Parameter | None, trial: FrozenTrial, sign: int) -> None:
         """Tell the result of a trial that has ended; without a candidate, as one of another search."""
-        evaluation = self._evaluation(trial, self._request(candidate), sign)
-        if candidate is None:
-            if evaluation is None or not set(self._names) <= set(trial.params):
-                return
-            coefficients = np.array([trial.params[name] for name in self._names])
-            candidate = self._optimizer.parametrization.spawn_child(new_value=coefficients)
-        self._tell_evaluation(candidate, evaluation)
+        if candidate is not None:
+            self._tell_evaluation(candidate, self._evaluation(trial, candidate_of(candidate), sign))
+            return
+        if not set(self._names) <= set(trial.params):
+            return
+        evaluation = self._evaluation(trial, Candidate(self._coefficients(trial)), sign)
+        if evaluation is not None:
+            candidate = self._optimizer.parametrization.spawn_child(new_value=self._coefficients(trial))
+            self._tell_evaluation(candidate, evaluation)
 
     def _tell_evaluation(self, candidate: ng.p.Parameter, evaluation: Evaluation | None) -> None:
         """Tell an evaluation, or that there is none: then the loss is the worst so far."""
@@ -217,19 +221,19 @@ class LCSCSampler(optuna.samplers.BaseSampler):
         attach_evaluation(candidate, told)
         self._optimizer.tell(candidate, told.loss)
 
-    def _evaluation(self, trial: FrozenTrial, request: Request, sign: int) -> Evaluation | None:
+    def _evaluation(self, trial: FrozenTrial, asked: Candidate, sign: int) -> Evaluation | None:
         """What a trial measured; ``None`` if it failed, or was pruned although its loss compares with others."""
-        is_step = trial.state == TrialState.PRUNED and not request.compares(self._images)
+        is_step = trial.state == TrialState.PRUNED and not asked.compares(self._images)
         if trial.value is None or not (trial.state == TrialState.COMPLETE or is_step):
             return None
         loss = sign * trial.value
         gradient = trial.user_attrs.get("gradient")
         if gradient is not None and np.shape(gradient) == (len(self._names),):
             return Evaluation(loss, gradient=sign * np.array(gradient, dtype=np.float64))
-        if request.gradient:
+        if asked.gradient:
             raise ValueError(
                 f"trial {trial.number} has no gradient: trial.set_user_attr('gradient', [...]) with the "
-                f"{len(self._names)} derivatives of its value wherever sampler.request(trial).gradient is true"
+                f"{len(self._names)} derivatives of its value wherever sampler.candidate(trial).gradient is true"
             )
         return Evaluation(loss)
 

@@ -69,7 +69,7 @@ for kind in (package.LCSCSampler, package.LCSCQuadraticSampler, package.LCSCGrad
         """The loss of the merged classifier."""
         merged = np.tensordot(sampler.suggest(trial), checkpoints, axes=1)
         loss, slope = loss_and_gradient(merged, search_data)
-        if sampler.request(trial).gradient:
+        if sampler.candidate(trial).gradient:
             trial.set_user_attr("gradient", np.tensordot(checkpoints, slope, axes=2).tolist())
         return loss
 
