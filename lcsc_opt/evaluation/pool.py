@@ -134,28 +134,20 @@ class WorkerPool:
             deaths.update(worker.deaths.copy())  # which another thread may change
         return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
 
-    def submit(
-        self,
-        kind: Kind,
-        *arguments: Any,
-        worker: int | None = None,
-        most_jobs: int = 1,
-        **options: Any,
-    ) -> Future[Any]:
+    def submit(self, kind: Kind, *arguments: Any, worker: int | None = None, most_jobs: int = 1) -> Future[Any]:
         """Queue a job. Jobs for the same worker, or for any, keep their order.
 
         Args:
             kind: the method of the worker's evaluator.
-            arguments: its positional arguments.
+            arguments: its arguments.
             worker: the number of the worker that has to do it; ``None`` is the next free one.
             most_jobs: a worker gets the job only if it then has at most this many jobs.
-            options: keyword arguments of the method.
 
         Returns:
             A future of the job's answer, or of a :class:`Failure` if the worker died. It raises ObjectiveError if
             no worker stays alive, and is cancelled when the pool is closed.
         """
-        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, most_jobs)
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments), worker, most_jobs)
         with self._lock:
             self._queue[waiting.job.number] = waiting
         self._hand_out()

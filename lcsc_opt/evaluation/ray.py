@@ -201,7 +201,7 @@ class _RayWorker:
         """Do a job, which is pickled."""
         job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
         begin = getattr(self._evaluator, job.kind)
-        future: Future[Any] = self._thread.submit(begin, *job.arguments, **job.options).result()
+        future: Future[Any] = self._thread.submit(begin, *job.arguments).result()
         return self._reply(Answer.of_future(job.number, future))
 
     def _reply(self, answer: Answer) -> _Reply:

@@ -59,7 +59,6 @@ class Job:
     number: int
     kind: Kind
     arguments: tuple[Any, ...]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def pickled(self) -> bytes:
         """The job as it is sent to a worker. Raises ObjectiveError if an argument cannot be pickled."""
@@ -163,7 +162,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
     while True:
         job = jobs.get()
         begin = getattr(evaluator, job.kind)
-        future: Future[Any] = begin(*job.arguments, **job.options)
+        future: Future[Any] = begin(*job.arguments)
         # bound now: the loop continues with other jobs before this one is done
         future.add_done_callback(lambda done, number=job.number: send(Answer.of_future(number, done)))  # type: ignore[misc]
 
