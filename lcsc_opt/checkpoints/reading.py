@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import CHOOSE, Content, is_average
+from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
+from lcsc_opt.checkpoints.inventory import CHOOSE, is_average, unwrapped
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, map_tensors, read_content
+from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
+from lcsc_opt.checkpoints.weights import sampled
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
 _DATA_PARALLEL = "module."
+_MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
+_COMPARED_FILES = 3
 _MAX_WRAPPERS = 8  # around one another
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 2_000
@@ -60,7 +64,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         if not path.is_dir():
             return _read_file(path, key)
         weights = find_weights(path, key)
@@ -74,82 +78,91 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     return dataclasses.replace(checkpoint, key=".".join(key_parts))
 
 
-def searched_key(path: Path) -> str | None:
-    """The key of the weights in ``path`` that are searched if nobody chooses: raw ones, where it has an average, too.
+def searched_key(path: Path, *later: Path) -> str | None:
+    """The key of the weights that are searched if nobody chooses: raw ones, where the files have an average, too.
 
     What is found in raw weights is better (``benchmarks/raw_or_average.py``). A notice says which weights they are.
     ``None`` where :func:`read_checkpoint` finds them.
 
+    Args:
+        path: the first checkpoint.
+        later: the others, in order. The last ones tell an average from weights: it moves less.
+
     Raises:
-        TrajectoryError: as :func:`read_checkpoint`.
+        TrajectoryError: as :func:`read_checkpoint`; or the last file would be read by another key, or what is called
+            an average moves more than the weights.
     """
-    if not path.is_dir() and not path.name.endswith(TORCH_SUFFIXES):
+    raw, average = _raw_and_average(path)
+    for last in later[-1:]:
+        last_key = _raw_and_average(last)[0]
+        if None not in (raw, last_key) and last_key != raw:
+            raise TrajectoryError(
+                f"{last} would be read by the key {last_key!r}, and the first checkpoint by {raw!r}: leave out those "
+                f"without the average (first_step), or choose one ({CHOOSE})."
+            )
+    if raw is None or average is None:
         return None
-    with _naming(path):
-        average, raw = _average_and_raw(path)
-    if raw is not None:
-        notice(
-            f"{path.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
-            f"key: {shown(average)} in a study file, --key {shown(average)} in commands"
+    lengths = [_moved([path, *later][-_COMPARED_FILES:], key) for key in (raw, average)]
+    if lengths[1] > _MOVES_MORE * lengths[0] > 0:
+        raise TrajectoryError(
+            f"{path.name}: {average!r} is called an average, and moves {lengths[1] / lengths[0]:.1f} times as far as "
+            f"{raw!r} from file to file, where an average moves less: choose one ({CHOOSE})."
         )
+    notice(
+        f"{path.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
+        f"key: {shown(average)} in a study file, --key {shown(average)} in commands"
+    )
     return raw
 
 
-def _average_and_raw(path: Path) -> tuple[str, str | None]:
-    """The key that is guessed, and the key of the only raw weights of the same model, if the first is an average."""
+def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
+    """The keys of the weights and of their average in a checkpoint, as far as it has several."""
     if path.is_dir():
-        weights = find_weights(path, None)
-        raw_name = weights.key.removesuffix("_ema")
-        return weights.key, raw_name if raw_name in weights.alternatives else None
-    content = Content(read_content(path))
-    guessed = content.guess()
-    raw = content.raw_beside(guessed) if is_average(guessed) else None
-    if raw is None or not _bare_names(content, guessed) <= _bare_names(content, raw):
-        return guessed, None
-    return guessed, raw
+        with naming(path):
+            weights = find_weights(path, None)
+        component = weights.key.removesuffix("_ema")
+        return (component, weights.key) if component in weights.alternatives else (None, None)
+    if not path.name.endswith(TORCH_SUFFIXES):
+        return None, None
+    with naming(path):
+        inventory = Content(read_content(path)).inventory
+        guessed = inventory.guess()
+        raw = inventory.raw_of(guessed)
+    return (guessed, None) if raw is None else (raw, guessed)
 
 
-def _bare_names(content: Content, key: str) -> set[str]:
-    """The names of the tensors under a key, without those of wrappers."""
-    return set(unwrapped({name: value for name, value in content.state_dict(key).items() if is_tensor(value)}))
+def _moved(paths: Sequence[Path], key: str) -> float:
+    """How far the weights under a key move from file to file, summed."""
+    samples = [sampled(read_checkpoint(path, key=key).tensors) for path in paths]
+    return sum(float((later - earlier).norm()) for earlier, later in itertools.pairwise(samples))
 
 
-def check_last_key(last: Path, key: str) -> None:
-    """Refuse a key that was chosen in the first file where the last one has another: an average may begin later.
-
-    Raises:
-        TrajectoryError: as :func:`read_checkpoint`; or the file ``last`` would be read by another key.
-    """
-    if last.is_dir() or not last.name.endswith(TORCH_SUFFIXES):
-        return
-    with _naming(last):
-        average, raw = _average_and_raw(last)
-        last_key = average if raw is None else raw
-        if last_key != key:
-            raise TrajectoryError(
-                f"would be read by the key {last_key!r}, and the first checkpoint by {key!r}: leave out those without "
-                f"the average (first_step), or choose one ({CHOOSE})."
-            )
-
-
-def average_beside(path: Path, key: str) -> str | None:
+def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | None:
     """The key of the running average that ``path`` holds beside the weights under ``key``.
 
-    ``None`` if there is none, or several; or if ``key`` is an average itself.
+    ``None`` if there is none, or several; if ``key`` is an average itself; or if it is the same in the file
+    ``earlier``, from which the weights have moved.
     """
     if is_average(key):
         return None
+    found: str | None = None
+    with contextlib.suppress(TrajectoryError), naming(path):
+        if path.is_dir():
+            component = find_weights(path, None).key
+            found = component if is_average(component) else None
+        elif path.name.endswith(TORCH_SUFFIXES):
+            found = Content(read_content(path)).inventory.average_of(key)
+    if found is not None and earlier is not None and is_constant(found, earlier, path):
+        return found if is_constant(key, earlier, path) else None
+    return found
+
+
+def is_constant(key: str, path: Path, later: Path) -> bool:
+    """Whether two files have the same weights under a key; not if one of them has none."""
     try:
-        with _naming(path):
-            if path.is_dir():
-                found = find_weights(path, None).key
-            elif path.name.endswith(TORCH_SUFFIXES):
-                found = Content(read_content(path)).guess()
-            else:
-                return None
+        return _moved([path, later], key) == 0
     except TrajectoryError:
-        return None
-    return found if is_average(found) else None
+        return False
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:
@@ -161,7 +174,7 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         return {}
-    with _naming(path), safe_open(path, framework="pt", device="cpu") as file:
+    with naming(path), safe_open(path, framework="pt", device="cpu") as file:
         return dict(file.metadata() or {})
 
 
@@ -179,7 +192,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         TrajectoryError: as :func:`read_checkpoint`; or an argument is not plain data.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         return Content(read_content(path)).init_arguments(key)
 
 
@@ -190,11 +203,11 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     averaged weights under the model's names.
     """
     content = Content(module.state_dict())
-    return unwrapped(content.state_dict(content.guess()))
+    return without_data_parallel(content.state_dict(content.inventory.guess()))
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Whatever goes wrong while this is open becomes one line that begins with ``path``."""
     try:
         if not path.exists():
@@ -219,12 +232,12 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
     value, metadata = _read_value(path)
     content = Content(value)
     if key is None:
-        key = content.guess()
-        other_keys = content.other_keys(key)
+        key = content.inventory.guess()
+        other_keys = content.inventory.others(key)
         if other_keys:
             _say_choice(path, key, other_keys)
     tensors = _tensors(path, content.state_dict(key), key)
-    return Checkpoint(unwrapped(tensors), key, metadata)
+    return Checkpoint(without_data_parallel(tensors), key, metadata)
 
 
 def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
@@ -295,11 +308,9 @@ def _bytes_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the names of wrappers: anywhere, but ``module.`` of ``DataParallel`` only before all but counters."""
-    bare = dict(tensors)
-    for wrapper in _WRAPPERS:
-        bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
+def without_data_parallel(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Without ``module.`` of ``DataParallel``, if all names but those of counters begin with it."""
+    bare = unwrapped(tensors)
     for _ in range(_MAX_WRAPPERS):
         weights = [name for name, tensor in bare.items() if tensor.shape]
         if not weights or not all(name.startswith(_DATA_PARALLEL) for name in weights):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.content import Content
+from lcsc_opt.checkpoints.inventory import Container, counterparts
 from lcsc_opt.checkpoints.pickles import shown
-from lcsc_opt.checkpoints.reading import unwrapped
-from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, map_tensors, read_content
+from lcsc_opt.checkpoints.reading import is_constant
+from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 
 _MAX_DEPTH = 64
 _PLAIN = (str, int, float, bool, type(None))
@@ -24,71 +25,67 @@ class Document(NamedTuple):
 
     Attributes:
         entries: plain data and tensors; those that are not weights are mapped from the file.
+        replaced: the keys of what has the new weights: the chosen ones, and their averages.
         left_out: where in the file there was something else, such as an object of a trainer's class.
     """
 
     entries: dict[Any, Any]
+    replaced: list[str]
     left_out: list[str]
 
 
-def with_weights(path: Path, key: str, weights: Mapping[str, Tensor]) -> Document:
+def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier: Path | None = None) -> Document:
     """A torch file's content, with ``weights`` in place of the state dict ``key``.
 
-    They also replace all other state dicts with the same names and shapes, whatever stands before the names: of a model
-    and its average in one file, a loader may take either.
+    They also replace the averages of it, or the weights that it is an average of: a loader may take either.
+
+    Args:
+        path: the file.
+        key: what reads the weights that are replaced.
+        weights: name → tensor.
+        earlier: another checkpoint of the run; what is the same in both is no average, and stays.
 
     Raises:
         TrajectoryError: the file is gone, holds the weights of another model, or a network that was pickled whole.
     """
     if not path.is_file():
         raise TrajectoryError(f"{path} is gone")
-    content = read_content(path)
-    if not isinstance(content, dict):
-        raise TrajectoryError(f"{path} holds {kind(content)}, which only its trainer's code can write")
-    state = Content(content).state_dict(key)
-    if all(map(is_tensor, state.values())):
-        state = unwrapped(state)
-    if state.keys() != weights.keys() or not all(_is_alike(state[name], weights[name]) for name in weights):
+    value = read_content(path)
+    if not isinstance(value, dict):
+        raise TrajectoryError(f"{path} holds {kind(value)}, which only its trainer's code can write")
+    content = Content(value)
+    family = content.inventory.family(key) or [Container(key, content.state_dict(key))]
+    chosen = next(found for found in family if found.key == key)
+    chosen.tensors = content.state_dict(key)  # as it was read
+    if counterparts(weights, chosen.named) is None or len(chosen.named) != len(weights):
         raise TrajectoryError(f"{path} holds the weights of another model")
+    if earlier is not None:
+        family = [found for found in family if found is chosen or not is_constant(found.key, earlier, path)]
     tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
-    refs: dict[str, TensorRef] = {}
-    for part in _containers(content):
-        values = part.values() if isinstance(part, dict) else part
-        refs.update({str(id(value)): value for value in values if isinstance(value, TensorRef)})
-        if isinstance(part, dict):
-            for prefix in _prefixes(part, weights):
-                tensors.update({id(part[prefix + name]): weights[name] for name in weights})
-    if any(str(id(ref)) not in refs for ref in state.values()):
+    for found in family:
+        names = counterparts(found.named, weights) or {}
+        tensors.update({id(found.named[name]): weights[other] for name, other in names.items()})
+    refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
+    if any(id(ref) not in refs for ref in chosen.named.values()):
         raise TrajectoryError(f"{path} holds its network as a pickled object, which only its trainer's code can write")
-    tensors.update({id(state[name]): weights[name] for name in weights})
-    others = {name: ref for name, ref in refs.items() if int(name) not in tensors}
+    others = {str(name): ref for name, ref in refs.items() if name not in tensors}
     tensors.update({int(name): tensor for name, tensor in map_tensors(path, others).items()})
     copier = _Copier(tensors)
-    return Document(copier.copy(content, ""), copier.left_out)
+    entries = copier.copy(value, "")
+    return Document(entries, [found.key for found in family if found.key], copier.left_out)
 
 
-def _is_alike(value: Any, tensor: Tensor) -> bool:
-    return isinstance(value, TensorRef) and value.shape == tuple(tensor.shape)
-
-
-def _prefixes(part: Mapping[Any, Any], weights: Mapping[str, Tensor]) -> list[str]:
-    """What stands in ``part`` before the names of state dicts that ``weights`` fit."""
-    first = next(iter(weights))
-    prefixes = [found.removesuffix(first) for found in part if isinstance(found, str) and found.endswith(first)]
-    prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
-    return [prefix for prefix in prefixes if all(_is_alike(part.get(prefix + n), weights[n]) for n in weights)]
-
-
-def _containers(content: Any) -> Iterator[Any]:
-    """Every dict, list and tuple in plain data, each once."""
+def _containers(content: Any) -> Iterator[Collection[Any]]:
+    """The values of every dict, list and tuple in plain data, each once."""
     pending = [content]
     seen: set[int] = set()
     while pending:
         part = pending.pop()
         if isinstance(part, (dict, list, tuple)) and id(part) not in seen:
             seen.add(id(part))
-            yield part
-            pending += part.values() if isinstance(part, dict) else part
+            values = part.values() if isinstance(part, dict) else part
+            yield values
+            pending += values
 
 
 class _Copier:

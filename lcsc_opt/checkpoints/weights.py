@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 
+_SAMPLED_TENSORS = 512
+_SAMPLED_OF_TENSOR = 1024
 _QUANTIZED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = (".absmax", "_scale", "_scales", "_scale_inv")  # behind the name of a quantized tensor
 _SCALES_BESIDE = ("SCB", "scale", "scales", "weight_scale")  # of bitsandbytes, GPTQ, AWQ, torchao
@@ -77,6 +79,16 @@ def derived_buffers(names: Collection[str]) -> set[str]:
             if ending.search(name) and ending.sub(source, name) in names:
                 derived.add(name)
     return derived
+
+
+def sampled(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Some numbers of a model, at the same places of each checkpoint, by which two are compared: ``[n]`` float64."""
+    parts = [
+        tensor.detach().reshape(-1)[:_SAMPLED_OF_TENSOR].double()
+        for _, tensor in sorted(tensors.items())
+        if tensor.is_floating_point()
+    ]
+    return torch.cat(parts[:_SAMPLED_TENSORS]) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

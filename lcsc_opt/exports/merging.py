@@ -241,10 +241,15 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
         return None
     try:
-        document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights)
+        earlier = Path(trajectory.sources[-2]) if len(trajectory) > 1 and trajectory.sources[-2] else None
+        document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
     except (TrajectoryError, OSError, ValueError) as error:
         notice(f"{to.path}: a state dict, which the trainer may not load: {error}")
         return None
+    if len(document.replaced) > 1:
+        notice(
+            f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
+        )
     if document.left_out:
         notice(f"{to.path}: left out of the last checkpoint's file, as more than plain data: {_some_of(document)}")
     return document.entries

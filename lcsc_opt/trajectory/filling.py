@@ -13,7 +13,7 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, check_last_key, read_checkpoint, searched_key
+from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
@@ -45,7 +45,7 @@ def pack_sources(
         TrajectoryError: a checkpoint cannot be read or does not fit the first one, or the disk refuses.
     """
     partial = partial_path(out)
-    last_step, last_path = [*sources.items()][-1]
+    *_, (_, before_last), (last_step, last_path) = sources.items()
     if partial.exists():
         if not is_trajectory(partial):
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
@@ -59,14 +59,12 @@ def pack_sources(
         if not is_packed(partial):
             _announce(out, reader.read(next(iter(sources)), packed.path), len(sources), dtype)
     elif is_packed(partial):
-        reader = _Reader(Manifest.load(partial).metadata["key"])  # LoRA's alphas are in the metadata already
+        reader = _Reader(Manifest.load(partial).metadata["key"], earlier=before_last)
     else:
         first_path = next(iter(sources.values()))
-        first = read_checkpoint(first_path, key=key or searched_key(first_path))
-        if key is None:
-            check_last_key(last_path, first.key)
+        first = read_checkpoint(first_path, key=key or searched_key(*sources.values()))
         _announce(out, first, len(sources), dtype)
-        reader = _Reader(first.key, first)
+        reader = _Reader(first.key, first, before_last)
         alphas = _lora_alphas(first, last_path)
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
@@ -144,17 +142,18 @@ def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:
     return None
 
 
-def _average_beside(path: Path, key: str) -> StateDict | None:
-    average_key = average_beside(path, key)
+def _average_beside(path: Path, key: str, earlier: Path | None = None) -> StateDict | None:
+    average_key = average_beside(path, key, earlier)
     return None if average_key is None else read_checkpoint(path, key=average_key).tensors
 
 
 class _Reader:
     """Reads the state dict ``key`` of checkpoints, in order; ``first`` is the first one if it was read already."""
 
-    def __init__(self, key: str, first: Checkpoint | None = None) -> None:
+    def __init__(self, key: str, first: Checkpoint | None = None, earlier: Path | None = None) -> None:
         self.key = key
         self._first = first
+        self._earlier = earlier  # than the last one
 
     def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
         checkpoint = self._first
@@ -165,7 +164,7 @@ class _Reader:
 
     def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the path tells enough
         """The average that the trainer kept beside the weights of a checkpoint; ``None`` without one."""
-        return _average_beside(path, self.key)
+        return _average_beside(path, self.key, self._earlier)
 
 
 class _PackedReader:

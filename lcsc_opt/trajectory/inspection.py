@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.names import read_names
-from lcsc_opt.checkpoints.reading import check_last_key, read_checkpoint, searched_key
+from lcsc_opt.checkpoints.reading import read_checkpoint, searched_key
 from lcsc_opt.trajectory.cached import as_patterns
 from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec
 from lcsc_opt.trajectory.sources import find_sources
@@ -88,9 +88,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> dict[str, 
     else:
         steps = list(sources)
         paths = list(sources.values())
-    first = read_checkpoint(paths[0], key=key or searched_key(paths[0]))
-    if key is None:
-        check_last_key(paths[-1], first.key)
+    first = read_checkpoint(paths[0], key=key or searched_key(*paths))
     layout = Layout.of(first.tensors)
     return {
         "path": shown,

@@ -21,7 +21,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.checkpoints.content import is_average
+from lcsc_opt.checkpoints.inventory import is_average
 from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
     PACKED_ALPHAS,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.content import GUESSED_KEYS
+from lcsc_opt.checkpoints.inventory import GUESSED_KEYS
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints import nvlabs_examples, read_in_a_child
 from tests.checkpoints.read_in_a_child import in_a_child

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.content import CHOOSE, GUESSED_KEYS
 from lcsc_opt.checkpoints.finding import checkpoint_steps, find_checkpoints
+from lcsc_opt.checkpoints.inventory import CHOOSE, GUESSED_KEYS
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
@@ -40,7 +40,7 @@ def test_nested_keys_are_found_and_followed(tmp_path):
     content = {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}, "ema_0.99": {"a": OTHER}}
     path = saved(tmp_path / "m.pt", content)
     assert read_checkpoint(saved(tmp_path / "one.pt", {"ema": content["ema"]})).key == "ema.model"
-    with pytest.raises(TrajectoryError, match=r"several state dicts \(ema, ema_0.99\): choose one \(key: NAME"):
+    with pytest.raises(TrajectoryError, match=r"several state dicts \(ema.model, ema_0.99.a\): choose one \(key: NAME"):
         read_checkpoint(path)
     assert same_bits(read_checkpoint(path, key="ema_0.99.a").tensors, OTHER)
     assert same_bits(read_checkpoint(path, key="deep.er.still").tensors, OTHER)

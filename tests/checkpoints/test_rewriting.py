@@ -107,6 +107,47 @@ def content_tensors(entries: Any, name: str = "") -> list[tuple[str, Tensor]]:
     return [found for key, value in entries.items() for found in content_tensors(value, f"{name}.{key}")]
 
 
+def filled(value: float) -> dict[str, Tensor]:
+    return {name: torch.full_like(tensor, value) for name, tensor in WEIGHTS.items()}
+
+
+def test_nothing_but_the_chosen_weights_and_their_averages_is_replaced(tmp_path: Path) -> None:
+    """Not Adam's moments by name, nor a teacher, a Fisher matrix or a constant average of another step."""
+    for step in (1, 2):
+        content = {
+            "model": filled(step),
+            "ema": {"decay": torch.tensor(0.9), "shadow": filled(step + 0.5)},
+            "optimizer": {"exp_avg": filled(0.1), "exp_avg_sq": filled(0.2)},
+            "teacher": filled(-7),
+            "fisher": filled(7),
+            "ema_frozen": filled(3),
+        }
+        torch.save(content, tmp_path / f"{step}.pt")
+    for key in ("model", "ema.shadow"):
+        document = with_weights(tmp_path / "2.pt", key, WEIGHTS, earlier=tmp_path / "1.pt")
+        assert sorted(document.replaced) == ["ema.shadow", "model"]
+        assert_replaced(document.entries["model"])
+        assert_replaced(document.entries["ema"]["shadow"])
+        for name in ("optimizer", "teacher", "fisher", "ema_frozen"):
+            torch.testing.assert_close(document.entries[name], content[name])
+
+
+def test_an_average_in_a_list_is_replaced_whatever_its_name_is(tmp_path: Path) -> None:
+    torch.save({"model": filled(1), "ema_params": [*filled(2).values()], "log": [torch.ones(2)]}, tmp_path / "m.pt")
+    document = with_weights(tmp_path / "m.pt", "model", WEIGHTS)
+    torch.testing.assert_close(document.entries["ema_params"], [*WEIGHTS.values()])
+    torch.testing.assert_close(document.entries["log"], [torch.ones(2)])
+
+
+@pytest.mark.parametrize("sign", ["message_hub", "current_model_state"])
+def test_a_trainer_that_saves_its_average_as_the_model(tmp_path: Path, sign: str) -> None:
+    """mmengine's EMAHook, and Lightning's WeightAveraging."""
+    raw = "ema_state_dict" if sign == "message_hub" else sign
+    document = rewritten(tmp_path / "best.pt", {sign: {}, "state_dict": filled(1), raw: filled(2)})
+    assert sorted(document.replaced) == sorted(["state_dict", raw])
+    assert_replaced(document.entries[raw])
+
+
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
     """As ultralytics saves its model; and a file that was replaced since it was packed."""
     torch.save({"epoch": 3, "model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})}, tmp_path / "last.pt")

@@ -77,21 +77,39 @@ def test_raw_weights_are_packed_wherever_they_are_beside_an_average(tmp_path, ca
         assert same_bits(averages_alone.checkpoint(0), state_dict(11))
 
 
-def test_averages_are_packed_where_it_is_not_clear_what_the_raw_weights_are(tmp_path):
-    other_model = {"w": torch.ones(3)}
+def test_what_is_called_an_average_and_is_of_another_model_is_not_taken(tmp_path, caplog):
+    caplog.set_level("INFO", logger="lcsc_opt")
     for step in (1, 2):
-        torch.save({"model": other_model, "ema": state_dict(step)}, tmp_path / f"m{step}.pt")
-        torch.save({"model": other_model, "net": other_model, "ema": state_dict(step)}, tmp_path / f"n{step}.pt")
-    assert pack(tmp_path / "m*.pt", tmp_path / "t").metadata["key"] == "ema"
-    assert pack(tmp_path / "n*.pt", tmp_path / "u").metadata["key"] == "ema"
+        content = {"model": state_dict(step), "norm_ema": {"train": torch.ones(1)}, "grads_ema": [torch.ones(2)]}
+        torch.save(content, tmp_path / f"m{step}.pt")
+        torch.save(content | {"net": {"w": torch.ones(3)}}, tmp_path / f"n{step}.pt")
+    trajectory = pack(tmp_path / "m*.pt", tmp_path / "t")
+    assert trajectory.metadata["key"] == "model"
+    assert trajectory.trainer_ema() is None
+    with pytest.raises(TrajectoryError, match=r"several state dicts \(model, net\): choose one"):
+        pack(tmp_path / "n*.pt", tmp_path / "u")
 
 
-@pytest.mark.parametrize("average", ["ema", "model_ema"])
-def test_an_average_that_begins_later_in_a_run_is_a_question(tmp_path, average):
-    torch.save({"model": state_dict(2)}, tmp_path / "m1.pt")
-    torch.save({"model": {"w": torch.ones(3)}, average: state_dict(5)}, tmp_path / "m2.pt")
-    with pytest.raises(TrajectoryError, match=rf"m2\.pt would be read by the key '{average}'.*first_step"):
+@pytest.mark.parametrize("named", ["ema_params", "shadow"])
+def test_what_is_called_an_average_and_moves_more_than_the_weights_is_a_question(tmp_path, named):
+    """Trainers that save their average as the model keep the raw weights beside it."""
+    for step in (1, 2, 3):
+        raw = {name: torch.full((2,), 10.0 * step) for name in ("a", "b")}
+        averaged = {name: torch.full((2,), 1.0 * step) for name in ("a", "b")}
+        beside = [*raw.values()] if named == "ema_params" else raw
+        ema = beside if named == "ema_params" else {named: beside, "decay": torch.tensor(0.9)}
+        torch.save({"model": averaged, "ema_params" if named == "ema_params" else "ema": ema}, tmp_path / f"m{step}.pt")
+    with pytest.raises(TrajectoryError, match=r"'ema.*' is called an average, and moves 10.0 times as far as 'model'"):
         pack(tmp_path, tmp_path / "t")
+    assert pack(tmp_path, tmp_path / "t", key="model").steps == (1, 2, 3)
+
+
+def test_an_average_that_never_changes_is_not_the_trainers(tmp_path):
+    for step in (1, 2):
+        torch.save({"model": state_dict(step), "teacher_ema": state_dict(7)}, tmp_path / f"m{step}.pt")
+    trajectory = pack(tmp_path, tmp_path / "t")
+    assert trajectory.metadata["key"] == "model"
+    assert trajectory.trainer_ema() is None
 
 
 @pytest.mark.parametrize("count", [1, 4])
