@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.inventory import (
@@ -22,12 +25,14 @@ from lcsc_opt.checkpoints.inventory import (
     raw_model,
 )
 from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_weights
-from lcsc_opt.checkpoints.pickles import shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind
+from lcsc_opt.checkpoints.pickles import Record, Span, shown
+from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, map_tensors
 
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
+_EPOCH_KEYS = ("epoch", "current_epoch")
 _MAX_KEY_PARTS = 32
+_MAX_NUMBER = 10**18
 
 
 class Content:
@@ -39,22 +44,16 @@ class Content:
         self._value = value
 
     @property
-    def step(self) -> int | TensorRef | None:
-        """The training step that a file holds with the weights; a tensor of one whole number is a reference."""
+    def steps(self) -> list[Any]:
+        """What may be the training step that a file holds with the weights; :func:`whole_number` tells its number."""
         entries = entries_of(self._value) or {}
-        for name in _STEP_KEYS:
-            value = entries.get(name)
-            if type(value) is int and 0 <= value < 10**18:
-                return value
-            if isinstance(value, TensorRef) and _is_whole_number(value):
-                return value
-        return _updates_of_fairseq(entries)
+        return [*(entries.get(name) for name in _STEP_KEYS), _updates_of_fairseq(entries)]
 
     @property
-    def epoch(self) -> int | None:
-        """The epoch that a file holds with the weights."""
-        value = (entries_of(self._value) or {}).get("epoch")
-        return value if type(value) is int else None
+    def epochs(self) -> list[Any]:
+        """As :attr:`steps`, what may be the epoch."""
+        entries = entries_of(self._value) or {}
+        return [entries.get(name) for name in _EPOCH_KEYS]
 
     @property
     def is_post_hoc_ema(self) -> bool:
@@ -118,17 +117,37 @@ def _is_ddim_list(value: Any) -> bool:
     return "param_groups" in optimizer and bool(_parts(value[0]))
 
 
-def _updates_of_fairseq(entries: Mapping[Any, Any]) -> int | None:
+def _updates_of_fairseq(entries: Mapping[Any, Any]) -> Any:
     """The number of updates at the end of fairseq's ``optimizer_history``."""
     history = entries.get("optimizer_history")
     if not isinstance(history, list) or not history:
         return None
-    updates = (entries_of(history[-1]) or {}).get("num_updates")
-    return updates if type(updates) is int and 0 <= updates < 10**18 else None
+    return (entries_of(history[-1]) or {}).get("num_updates")
 
 
-def _is_whole_number(tensor: TensorRef) -> bool:
-    return tensor.shape == () and str(tensor.dtype).startswith(("torch.int", "torch.uint"))
+def whole_number(value: Any, path: Path) -> int | None:
+    """A number from 0 of any type, of Python, NumPy or torch, out of the file ``path``; ``None`` for anything else."""
+    if isinstance(value, TensorRef):
+        is_exact = str(value.dtype) in ("torch.float32", "torch.float64") or str(value.dtype).startswith("torch.int")
+        value = map_tensors(path, {"": value})[""].item() if value.shape == () and is_exact else None
+    elif isinstance(value, Record) and value.name.endswith(".multiarray.scalar"):
+        value = _numpy_number(value, path)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < _MAX_NUMBER else None
+
+
+def _numpy_number(scalar: Record, path: Path) -> Any:
+    """The value of a scalar of NumPy, whose bytes are text in old pickles, and in the file in new ones."""
+    dtype, content = scalar.args
+    if isinstance(content, Record):  # _codecs.encode(text, "latin1")
+        content = content.args[0].encode("latin1")
+    elif isinstance(content, Span):
+        with path.open("rb") as file:
+            file.seek(content.start)
+            content = file.read(min(content.size, 8))
+    code = str(dtype.args[0])
+    return np.frombuffer(content, code).item() if code[:1] in "iuf" else None
 
 
 def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:

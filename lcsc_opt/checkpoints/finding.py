@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import re
 from collections import Counter
@@ -17,18 +15,14 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
-from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
-    TORCH_SUFFIXES,
     is_numbered,
     natural_order,
-    post_hoc_step,
     read_names,
 )
-from lcsc_opt.checkpoints.reading import read_metadata
-from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.order import checkpoint_steps, step_in_metadata
 
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs and Lightning
@@ -39,9 +33,7 @@ _STATE_FILES = re.compile(
     re.IGNORECASE,
 )
 _CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
-_STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
-_MAX_STEP = 10**18
 _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
@@ -206,7 +198,7 @@ def _final_file(paths: Sequence[Path]) -> Path | None:
 
 def _is_after(final: Path, paths: Sequence[Path]) -> bool:
     """Whether the metadata of a file tell a step after those of the others."""
-    step = _step_in_metadata(final)
+    step = step_in_metadata(final)
     return step is not None and all(step > earlier for earlier in checkpoint_steps(paths))
 
 
@@ -288,84 +280,3 @@ def _nearest_to_grid(positions: list[int], ages: list[int], interval: int) -> li
         candidate = (abs(age - multiple * interval), -position)
         nearest[multiple] = min(nearest.get(multiple, candidate), candidate)
     return sorted(-negative_position for _, negative_position in nearest.values())
-
-
-def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
-    """The training step of each checkpoint of a run; no weights are read.
-
-    Files that all tell their own step are believed, whatever their names are: ``step`` or ``ss_steps`` in the metadata
-    of safetensors; ``global_step``, ``step`` or ``iteration`` inside a torch file. Else the names tell it
-    (:func:`read_names`), by a number that increases with the steps or epochs inside the files.
-
-    Raises:
-        TrajectoryError: there is no number in any of these places, or more than one may be the step.
-    """
-    steps_inside, epochs_inside = zip(*map(_counters_in_file, paths), strict=True)
-    inside = [step for step in steps_inside if step is not None]
-    if len(inside) == len(paths):
-        return inside
-    by_name = [named.numbers for named in read_names(paths)]
-    for path, numbers in zip(paths, by_name, strict=True):
-        if not numbers:
-            raise TrajectoryError(
-                f"{path} has no step in its name or contents: rename it, as model-100.pt, or pack with --steps."
-            )
-    if len({len(numbers) for numbers in by_name}) > 1:
-        by_name = [numbers[-1:] for numbers in by_name]
-    columns = [*zip(*by_name, strict=True)]
-    possible = [column for column in columns if _increases_with(column, epochs_inside)]
-    if len(possible) != 1:
-        listed = " or ".join(str(column[-1]) for column in columns)
-        problem = "which number in its name is the step" if possible else "whether the epochs inside or the name count"
-        raise TrajectoryError(
-            f"{paths[-1]}: it is not clear {problem} ({listed}): rename the files, as model-100.pt, or pass --steps."
-        )
-    return [*possible[0]]
-
-
-def _increases_with(numbers: Sequence[int], epochs: Sequence[int | None]) -> bool:
-    """Whether numbers come in the order of the epochs, as far as these are known."""
-    known = sorted((epoch, number) for epoch, number in zip(epochs, numbers, strict=True) if epoch is not None)
-    return all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(known))
-
-
-def step_in_file(path: Path) -> int | None:
-    """The step inside a file: in the metadata of safetensors, or next to a torch file's weights."""
-    return _counters_in_file(path)[0]
-
-
-def _counters_in_file(path: Path) -> tuple[int | None, int | None]:
-    """The step and the epoch inside a file."""
-    step = _step_in_metadata(path)
-    return _counters_in_torch_file(path) if step is None else (step, None)
-
-
-def _step_in_metadata(path: Path) -> int | None:
-    metadata = {}
-    if path.is_file():
-        with contextlib.suppress(TrajectoryError):  # the name of a damaged file may tell its step
-            metadata = dict(read_metadata(path))
-    for name in ("step", "ss_steps"):
-        text = metadata.get(name, "")
-        if text.isascii() and text.isdigit() and len(text) <= 18:
-            return int(text)
-    training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
-    if training_info is None:
-        return None
-    return int(training_info["step"])
-
-
-def _counters_in_torch_file(path: Path) -> tuple[int | None, int | None]:
-    if not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
-        return None, None
-    with contextlib.suppress(Exception):  # a damaged file can raise anything, and its name may tell the step
-        content = Content(read_content(path))
-        step = content.step
-        if step is None and content.is_post_hoc_ema:  # its step is rounded to float16; that in the name is not
-            return post_hoc_step(path), None
-        if isinstance(step, TensorRef):
-            step = int(map_tensors(path, {"step": step})["step"])
-        if step is not None and 0 <= step < _MAX_STEP:
-            return step, content.epoch
-        return None, content.epoch
-    return None, None

@@ -31,13 +31,15 @@ _METRIC = (
 _TOKENS = r"tokens[0-9.]+[KMBT]?"  # step10000-tokens21B of OLMo
 _DATE = (
     r"(?<![0-9])20[0-9]{2}(?P<dash>[-_.]?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12][0-9]|3[01])"
-    r"(?:[-_T ]*[0-9]{2}[-_.:]?[0-9]{2}[-_.:]?[0-9]{2})?(?![0-9])"
+    r"(?:[-_T +]*[0-9]{2}[-_.:]?[0-9]{2}[-_.:]?[0-9]{2}(?:\+[0-9]{2})?)?(?![0-9])"
 )
 _PRECISION = r"(?:fp|bf|float)[0-9]+"
 _DECIMAL = r"[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
 _NO_STEP = re.compile(f"{_METRIC}|{_TOKENS}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
 _NO_STEP_NOR_EPOCH = re.compile(f"{_NO_STEP.pattern}|{_EPOCH}", re.IGNORECASE)
 _ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_TOKENS}|{_DATE}", re.IGNORECASE)  # what changes with the step
+_ASIDE_OR_DECIMAL = re.compile(f"{_ASIDE.pattern}|-?{_DECIMAL}", re.IGNORECASE)
+_EPOCH_NUMBER = re.compile(f"{_EPOCH}|(?<![A-Za-z])epochs?=[0-9]+", re.IGNORECASE)
 _NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
 
 
@@ -49,11 +51,15 @@ class Named(NamedTuple):
         series: the name without step, epoch, date, tokens and metrics. Only checkpoints of one series make a
             trajectory.
         glob: the path with ``*`` in place of these.
+        epoch: the number behind "epoch".
+        date: the date and time.
     """
 
     numbers: tuple[int, ...]
     series: str
     glob: str
+    epoch: int | None = None
+    date: str | None = None
 
 
 def read_names(paths: Sequence[Path]) -> list[Named]:
@@ -74,6 +80,10 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
         if len(values) == 1 and not is_one_number:  # no number differs: that of the folder may
             for place in alike:
                 parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
+    for places in _alike([part._replace(has_metric=True) for part in parts]):
+        if _is_metric([parts[place] for place in places]):
+            for place in places:
+                parts[place] = parts[place]._replace(has_metric=True)
     named: dict[int, Named] = {}
     for alike in _alike(parts):
         steps = _which_are_steps([parts[place].values for place in alike])
@@ -110,6 +120,7 @@ class _StepPart(NamedTuple):
     depth: int
     text: str
     numbers: tuple[re.Match[str], ...]
+    has_metric: bool = False  # that a decimal is what changes with the step, and not the rate of an average
 
     @classmethod
     def of_file(cls, path: Path) -> _StepPart:
@@ -134,7 +145,16 @@ class _StepPart(NamedTuple):
     @property
     def skeleton(self) -> tuple[int, str]:
         """What is the same in names that differ in their numbers alone."""
-        return self.depth, _ASIDE.sub("", self._without(self.numbers, "*"))
+        return self.depth, self._aside.sub("", self._without(self.numbers, "*"))
+
+    @property
+    def decimals(self) -> tuple[str, ...]:
+        """Its decimals, as 0.25 and 0.9999."""
+        return () if _WIDTH_AND_STEP.fullmatch(self.text) else tuple(re.findall(_DECIMAL, self.text))
+
+    @property
+    def _aside(self) -> re.Pattern[str]:
+        return _ASIDE_OR_DECIMAL if self.has_metric and self.decimals else _ASIDE
 
     def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
         """The text with ``mark`` in place of these numbers; without a mark, the word before each goes with it."""
@@ -149,7 +169,7 @@ class _StepPart(NamedTuple):
         numbers = [self.numbers[place] for place in steps]
         series = self.text
         if numbers:
-            series = _ASIDE.sub("", self._without(numbers, ""))
+            series = self._aside.sub("", self._without(numbers, ""))
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
         if self.depth >= len(path.parts):  # the working directory is in that folder
             path = path.absolute()
@@ -159,12 +179,20 @@ class _StepPart(NamedTuple):
             series = "/".join((series, *path.absolute().parts[-self.depth : -1], _without_suffix(path.name)))
         pattern = self._without(numbers, "\0")
         if numbers:
-            pattern = _ASIDE.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
+            pattern = self._aside.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
         parts[place] = pattern + parts[place].removeprefix(self.text)
         values = tuple(_value(number["digits"]) for number in numbers)
         if _WIDTH_AND_STEP.fullmatch(self.text):  # only the content tells it from an EMA's rate
             values = ()
-        return Named(values, series, glob.escape(str(Path(*parts))).replace("\0", "*"))
+        epoch = _EPOCH_NUMBER.search(self.text)
+        date = re.search(_DATE, "/".join(path.parts[-2:]))
+        return Named(
+            values,
+            series,
+            glob.escape(str(Path(*parts))).replace("\0", "*"),
+            None if epoch is None else int(re.sub("[^0-9]", "", epoch[0])),
+            None if date is None else date[0],
+        )
 
 
 def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
@@ -173,6 +201,14 @@ def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
     for place, part in enumerate(parts):
         places.setdefault(part.skeleton, []).append(place)
     return list(places.values())
+
+
+def _is_metric(parts: Sequence[_StepPart]) -> bool:
+    """Whether the decimals of names are a metric: rates of averages are the same at several steps, or in all names."""
+    decimals = [part.decimals for part in parts]
+    steps = [part.values[-1:] for part in parts]
+    differ = len(set(decimals)) > max(1, len(decimals) / 2)
+    return differ and all(decimals) and len(set(steps)) == len(steps)
 
 
 def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:

@@ -89,7 +89,14 @@ class PackRequest:
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
-                    return pack_sources(sources, out, key=self.key, dtype=self.stored, fingerprint=fingerprint)
+                    return pack_sources(
+                        sources,
+                        out,
+                        key=self.key,
+                        dtype=self.stored,
+                        fingerprint=fingerprint,
+                        steps_given=self.steps is not None,
+                    )
         return Trajectory.open(out)
 
 

@@ -35,7 +35,7 @@ class TrajectorySaver:
 
     Args:
         path: the path of the trajectory.
-        every: save at steps that are multiples of it.
+        every: save once in so many steps.
         accelerator: an ``accelerate.Accelerator``. Its main process saves, its wrappers are removed from the model, and
             its ``save_state`` and ``load_state`` keep the step.
         resume: ``restart`` lets a training that starts from step 0 drop the rows of an earlier one, such as a job that
@@ -85,7 +85,7 @@ class TrajectorySaver:
         self._writer = writer
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """Save the weights after ``step`` if it is a multiple of ``every``, in the background.
+        """Save the weights after ``step`` if it is the first at or after a multiple of ``every``, in the background.
 
         Raises:
             TrajectoryError: the weights cannot be saved.
@@ -134,7 +134,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
 
     Args:
         path: the path of the trajectory.
-        every: save at steps that are multiples of it.
+        every: save once in so many steps.
         weights: ``LightningModule`` → the weights to save, such as its EMA; ``None`` saves the whole module.
         options: further arguments of :class:`TrajectorySaver`.
 

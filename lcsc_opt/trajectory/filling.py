@@ -20,6 +20,7 @@ from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.merge import StateDict
+from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -32,6 +33,7 @@ def pack_sources(
     dtype: str,
     fingerprint: str,
     packed: Trajectory | None = None,
+    steps_given: bool = False,
 ) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``fingerprint`` stopped.
 
@@ -42,7 +44,8 @@ def pack_sources(
     meanwhile.
 
     Raises:
-        TrajectoryError: a checkpoint cannot be read or does not fit the first one, or the disk refuses.
+        TrajectoryError: a checkpoint cannot be read or does not fit the first one, they are of several runs
+            (:func:`check_neighbours`), or the disk refuses.
     """
     partial = partial_path(out)
     *_, (_, before_last), (last_step, last_path) = sources.items()
@@ -73,6 +76,12 @@ def pack_sources(
         _write_rows(writer, sources, reader)
         if not writer.has_trainer_ema:  # else an earlier call has written it
             _write_trainer_ema(writer, last_step, last_path, reader)
+    if packed is None:
+        try:
+            check_neighbours(Trajectory.open(partial), steps_given=steps_given)
+        except TrajectoryError:
+            shutil.rmtree(partial)
+            raise
     finish_packing(out)
     return Trajectory.open(out)
 

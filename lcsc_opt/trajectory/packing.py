@@ -65,7 +65,15 @@ def pack(
         sources = select_sources(dict.fromkeys(packed.steps, packed.path), selection)
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         fingerprint = sources_fingerprint(sources, key, dtype)
-        return pack_sources(sources, out, key=key, dtype=dtype, fingerprint=fingerprint, packed=packed)
+        return pack_sources(
+            sources,
+            out,
+            key=key,
+            dtype=dtype,
+            fingerprint=fingerprint,
+            packed=packed,
+            steps_given=steps is not None,
+        )
 
 
 def _packed_checkpoints(

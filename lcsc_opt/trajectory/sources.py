@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import Selection, checkpoint_steps, step_in_file
+from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.checkpoints.order import checkpoint_steps, steps_inside
 from lcsc_opt.trajectory.layout import EXACT
 
 Sources = Mapping[int, Path]
@@ -51,8 +52,7 @@ def _check_steps(paths: Sequence[Path], steps: Sequence[int]) -> None:
     """
     if len(steps) != len(paths):
         raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
-    for step, path in zip(steps, paths, strict=True):
-        saved_step = step_in_file(path)
+    for step, path, saved_step in zip(steps, paths, steps_inside(paths), strict=True):
         if saved_step not in (None, step):
             raise TrajectoryError(
                 f"{path}: --steps gives it step {step}, but it was saved at step {saved_step}: name the files in the "

@@ -38,7 +38,8 @@ class TrajectoryWriter:
 
     Args:
         path: the folder, by convention ``NAME.trajectory``.
-        every: save only at steps that are multiples of it.
+        every: save once in each interval of so many steps: at its end, or at the first step after it. So no checkpoint
+            is missing where steps are counted in images, or by two optimizers.
         keep_last: keep this many last checkpoints; ``None`` keeps all.
         metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
@@ -67,6 +68,7 @@ class TrajectoryWriter:
         if keep_last is not None:
             _check_positive("keep_last", keep_last)
         self._every = every
+        self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
@@ -77,6 +79,7 @@ class TrajectoryWriter:
             except TrajectoryError:
                 self._saver.close()
                 raise
+        self._previous = max(self._saver.steps, default=resume)
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -146,7 +149,7 @@ class TrajectoryWriter:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
 
         Returns:
-            Whether the checkpoint is new: False if ``step`` is not a multiple of ``every``, or is saved already.
+            Whether the checkpoint is new: False if one of its interval, as of ``every``, is saved already.
 
         Raises:
             TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not finite; a saved
@@ -162,7 +165,7 @@ class TrajectoryWriter:
         try:
             if not self._background.running:
                 self._background.finish()  # raises the error of a saving that has ended
-            if step % self._every:
+            if not self._is_due(step):
                 return False
             self._background.finish()
             if self._background.running:  # a signal's handler, within the saving that it would wait for
@@ -187,6 +190,12 @@ class TrajectoryWriter:
             return is_new
         finally:
             self._appending.release()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a multiple of ``every`` lies between the step before and this one."""
+        previous = step - 1 if self._previous is None else self._previous
+        self._previous = step
+        return step % self._every == 0 or step // self._every > previous // self._every
 
     @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
     @torch.no_grad()

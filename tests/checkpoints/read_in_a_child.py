@@ -52,7 +52,7 @@ def forget_peak() -> None:
 def read(path: str) -> dict[str, Any]:
     global watching
     from lcsc_opt.base.errors import TrajectoryError
-    from lcsc_opt.checkpoints.finding import checkpoint_steps
+    from lcsc_opt.checkpoints.order import checkpoint_steps
     from lcsc_opt.checkpoints.reading import read_checkpoint
 
     events.clear()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_steps
+from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, optimizer_state, saved, weights
 from tests.trajectory.trajectory_examples import same_bits

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_steps, find_checkpoints
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.inventory import CHOOSE, GUESSED_KEYS
+from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.finding import checkpoint_steps, find_checkpoints
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.names import read_names
+from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.trajectory.sources import find_sources
 from tests.trajectory.trajectory_examples import state_dict
 
 
@@ -67,11 +70,16 @@ def test_step_inside_the_file_is_believed_whatever_the_name_is(tmp_path):
     assert checkpoint_steps([tmp_path / "step=9.ckpt"])[0] == 4321
 
 
-@pytest.mark.parametrize("step", [torch.tensor(70), torch.tensor(70, dtype=torch.int32)])
-def test_step_inside_may_be_a_tensor_of_one_whole_number(tmp_path, step):
-    torch.save({"step": step, "initted": torch.tensor(True), **state_dict(1)}, tmp_path / "model5.pt")
+@pytest.mark.parametrize(
+    "step",
+    [torch.tensor(70), torch.tensor(70, dtype=torch.int32), torch.tensor(70.0), 70.0, np.int64(70), np.float32(70)],
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_step_inside_may_be_a_whole_number_of_any_type(tmp_path, step, protocol):
+    content = {"step": step, "initted": torch.tensor(True), **state_dict(1)}
+    torch.save(content, tmp_path / "model5.pt", pickle_protocol=protocol)
     assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 70
-    for value in (torch.tensor(70.0), torch.tensor(True), torch.tensor([70]), torch.tensor(-3)):
+    for value in (torch.tensor(70.5), torch.tensor(True), torch.tensor([70]), torch.tensor(-3), np.bool_(1)):
         torch.save({"step": value, **state_dict(1)}, tmp_path / "model5.pt")
         assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 5
 
@@ -105,7 +113,7 @@ def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, m
     monkeypatch.chdir(folder)
     for path in (Path("model.pt"), folder / "model.pt"):
         pattern = str(tmp_path / "checkpoint-*" / "unet" / "model.pt")
-        assert read_names([path]) == [((500,), "checkpoint/unet/model", pattern)]
+        assert read_names([path])[0][:3] == ((500,), "checkpoint/unet/model", pattern)
     monkeypatch.chdir(tmp_path)
     assert read_names([Path("checkpoint-500/unet/model.pt")])[0].glob == "checkpoint-*/unet/model.pt"
 
@@ -214,7 +222,7 @@ def test_fairseqs_file_says_which_number_is_the_step(tmp_path):
 
 def test_a_number_that_falls_with_the_epochs_inside_is_no_step(tmp_path):
     paths = _written(tmp_path, {"best_80.pt": {"epoch": 1}, "best_45.pt": {"epoch": 2}})
-    with pytest.raises(TrajectoryError, match="whether the epochs inside or the name count"):
+    with pytest.raises(TrajectoryError, match="names and the epochs inside the files are in different orders"):
         checkpoint_steps(paths)
 
 
@@ -228,3 +236,51 @@ def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, othe
         for choice in str(refusal.value).split("Choose one: ")[1].split(" or "):
             assert len(find_checkpoints(choice)) == 2
     assert len(find_checkpoints(paths, has_steps=True)) == 4
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {f"epoch{epoch}_step{step}.pt": {} for epoch, step in ((1, 300), (1, 900), (2, 200), (2, 500))},
+        {f"save_{place}.pt": {"epoch": 1 + place // 2, "step": (300, 900, 200)[place]} for place in range(3)},
+        {f"epoch_{epoch}.pt": {"epoch": epoch, "step": step} for epoch, step in ((1, 100), (2, 98), (3, 101))},
+        {f"save_{place}.pt": {"step": np.int64(step)} for place, step in enumerate((300, 900, 200))},
+    ],
+    ids=["in the names", "inside", "batches of an epoch", "of a restart"],
+)
+def test_steps_that_another_clue_contradicts_are_a_question(tmp_path, contents):
+    """They begin again in each epoch, or in a run that was started again."""
+    paths = find_checkpoints(_written(tmp_path, contents))
+    with pytest.raises(TrajectoryError, match=r"are in different orders.*pass --steps"):
+        checkpoint_steps(paths)
+    assert [*find_sources(paths, range(1, 1 + len(paths)))] == [*range(1, 1 + len(paths))]
+
+
+def test_a_counter_that_is_the_same_in_all_files_tells_nothing(tmp_path):
+    contents = {f"m_{step}.pt": {"step": 7, "epoch": 0} for step in (10, 20)}
+    assert checkpoint_steps(_written(tmp_path, contents)) == [10, 20]
+    by_epoch = {f"{name}.pt": {"step": 7, "epoch": epoch} for name, epoch in (("first", 1), ("second", 2))}
+    assert checkpoint_steps(_written(tmp_path, by_epoch)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["m_100_0.25.pth", "m_200_0.21.pth", "m_300_0.19.pth"],
+        ["m_100_0.25.pth", "m_200_0.25.pth", "m_300_0.19.pth"],
+        ["epoch_1_0.25.pth", "epoch_2_0.25.pth", "epoch_10_-0.19.pth"],
+    ],
+)
+def test_a_metric_without_a_word_is_not_part_of_the_series(tmp_path, names, capsys):
+    paths = _written(tmp_path, {name: {} for name in [*names, "last.pth"]})
+    found = find_checkpoints(tmp_path)
+    assert [path.name for path in found] == names
+    assert checkpoint_steps(found) == sorted(checkpoint_steps(found))
+    assert len({named.series for named in read_names(found)}) == 1
+    assert "last.pth" in capsys.readouterr().err
+    assert paths[-1] not in found
+
+
+def test_checkpoints_with_nothing_but_a_date_are_numbered(tmp_path):
+    names = [f"CKPT+2026-01-01+10-00-{second}+00/model.ckpt" for second in ("10", "20", "03")]
+    assert checkpoint_steps(_written(tmp_path, {name: {} for name in names})) == [2, 3, 1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -211,3 +211,19 @@ def test_every_example_of_a_callback_runs(tmp_path: Path, monkeypatch: pytest.Mo
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
     assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
+
+
+@pytest.mark.parametrize(
+    ("stride", "every", "saved"),
+    [(48, 1000, (1008, 2016, 3024)), (2, 15, (16, 30, 46)), (1, 10, (10, 20, 30)), (7, 5, (14, 21, 28))],
+    ids=["images", "two optimizers", "steps", "longer than an interval"],
+)
+def test_a_checkpoint_is_saved_once_an_interval(tmp_path, stride, every, saved):
+    saver = TrajectorySaver(tmp_path / "t", every=every)
+    for step in range(stride, saved[-1] + 1, stride):
+        saver.step(step, {"w": torch.full((2,), float(step))})
+    saver.close()
+    assert Trajectory.open(tmp_path / "t").steps == saved
+    with TrajectoryWriter(tmp_path / "t", every=every, resume=saved[1]) as writer:
+        steps = range(saved[1] + stride, saved[-1] + 1, stride)
+        assert [step for step in steps if writer.append(step, {"w": torch.full((2,), float(step))})] == [saved[-1]]

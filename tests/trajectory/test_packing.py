@@ -314,3 +314,35 @@ def test_packing_holds_less_than_two_checkpoints(tmp_path):
     for step, path in enumerate(paths):
         save_file({f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}, path)
     assert peak_growth(pack, paths, tmp_path / "t") < 2 * size
+
+
+def written_run(folder, steps, start, length=3):
+    """A run whose weights go on from ``start`` by about one a step."""
+    folder.mkdir()
+    draw = torch.Generator().manual_seed(int(start))
+    for step in steps:
+        torch.save({"w": start + step + torch.randn(length, generator=draw)}, folder / f"ckpt_{step}.pt")
+
+
+@pytest.mark.parametrize(("first", "second"), [(1000.0, 2000.0), (0.0, 350.0)], ids=["two seeds", "a restart"])
+def test_checkpoints_of_two_runs_are_refused_by_their_weights(tmp_path, caplog, first, second):
+    written_run(tmp_path / "seed_1", (100, 200, 300), first)
+    written_run(tmp_path / "seed_2", (150, 250, 350), second)
+    with pytest.raises(TrajectoryError, match=r"seed_1/ckpt_100.pt is nearer to .*seed_1/ckpt_200.pt than to .*seed_2"):
+        pack(tmp_path / "seed_*/ckpt_*.pt", tmp_path / "t")
+    assert names(tmp_path) == {"seed_1", "seed_2"}
+    caplog.set_level("INFO", logger="lcsc_opt")
+    files = [
+        tmp_path / f"seed_{seed}/ckpt_{step}.pt" for seed, step in ((1, 100), (2, 150), (1, 200), (2, 250), (1, 300))
+    ]
+    assert len(pack(files, tmp_path / "t", steps=[1, 2, 3, 4, 5])) == 5  # who names the steps knows better
+    assert "of several runs" in caplog.text
+
+
+def test_a_run_that_wanders_is_no_mixture(tmp_path):
+    draw = torch.Generator().manual_seed(1)
+    place = torch.zeros(50)
+    for step in range(1, 13):
+        place = place + torch.randn(50, generator=draw)
+        torch.save({"w": place + 10 * torch.randn(50, generator=draw)}, tmp_path / f"{step}.pt")
+    assert len(pack(tmp_path, tmp_path / "t")) == 12

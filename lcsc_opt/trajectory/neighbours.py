@@ -1,0 +1,53 @@
+"""Whether checkpoints lie in the order of one training run, by their weights: neighbours are nearer than others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints.weights import sampled
+from lcsc_opt.trajectory.trajectory import Trajectory
+
+_FEWEST = 5  # checkpoints that tell anything
+_NEARER = 0.6  # of the distance between neighbours; unrelated weights of one size have 1, a steady run has 2
+_SHARE = 0.75  # of the places at which that is so
+
+
+def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
+    """Refuse checkpoints of mixed runs, or in a wrong order: each is nearer to the second next than to the next.
+
+    Args:
+        trajectory: all checkpoints of a run.
+        steps_given: that a user has named the steps; then a notice says it.
+
+    Raises:
+        TrajectoryError: naming three files.
+    """
+    place = _mixed_at(torch.stack([sampled(trajectory.checkpoint(index)) for index in range(len(trajectory))]))
+    if place is None:
+        return
+    first, between, second = (
+        trajectory.sources[index] or f"step {trajectory.steps[index]}" for index in range(place, place + 3)
+    )
+    problem = (
+        f"{first} is nearer to {second} than to {between}, which comes between them by its step, and most checkpoints "
+        "are so: they are of several runs, or not in the order of the training"
+    )
+    if steps_given:
+        notice(problem)
+        return
+    raise TrajectoryError(f"{problem}: name the files of one run; or give the steps (lcsc trajectory pack --steps).")
+
+
+def _mixed_at(samples: Tensor) -> int | None:
+    """Where in ``[K, n]`` samples of weights a row is first nearer to the second next; ``None`` if few are."""
+    if len(samples) < _FEWEST:
+        return None
+    to_next = samples.diff(dim=0).norm(dim=1)
+    to_second = (samples[2:] - samples[:-2]).norm(dim=1)
+    is_nearer = to_second < _NEARER * torch.minimum(to_next[:-1], to_next[1:])
+    if is_nearer.double().mean() < _SHARE:
+        return None
+    return int(is_nearer.nonzero()[0])
