@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import math
 import re
 from collections import Counter
@@ -18,22 +20,17 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
+    ZIP,
     is_numbered,
+    is_numbered_folder,
+    is_state_file,
     natural_order,
     read_names,
 )
 from lcsc_opt.checkpoints.order import checkpoint_steps, step_in_metadata
 
-# names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
-# DeepSpeed, NVlabs and Lightning
-_STATE_FILES = re.compile(
-    r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
-    r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
-    r"sampler([-_.0-9].*)?|dl_state.*",
-    re.IGNORECASE,
-)
-_CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
+_COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)
 _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
@@ -60,7 +57,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
-        is_state = _STATE_FILES.fullmatch(path.stem) is not None and path.is_file()
+        is_state = is_state_file(path) and path.is_file()
         if not is_state:  # a shell's glob may name them
             checkpoints.update(dict.fromkeys(sorted(_expand(path, key), key=natural_order)))
     if not checkpoints:
@@ -73,8 +70,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
     if has_steps and len(patterns) > 1:
         return list(checkpoints)
-    place = patterns[0] if len(patterns) == 1 else "The list"
-    return _only_series(str(place), list(checkpoints))
+    place = str(patterns[0]) if len(patterns) == 1 else "The list"
+    return _only_series(place, _without_copies(place, list(checkpoints)))
 
 
 def _expected() -> str:
@@ -101,7 +98,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
             f"{pattern} is not a valid glob ({error}): ** must stand alone between slashes."
         ) from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
-    checkpoints = [folder for folder in folders if _is_checkpoint(folder, key)]
+    checkpoints = [folder for folder in folders if _why_no_checkpoint(folder, key) is None]
     return [*checkpoints, *_weights_files(matches)]
 
 
@@ -112,31 +109,44 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
-    numbered = [path for path in entries if _CHECKPOINT_FOLDER.fullmatch(path.name)]
-    checkpoints = [path for path in numbered if not path.is_file() and _is_checkpoint(path, key)]
+    numbered = [path for path in entries if is_numbered_folder(path.name) and not path.is_file()]
+    reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
+    checkpoints = [path for path in numbered if reasons[path] is None]
     if checkpoints:
         return checkpoints
-    if _is_checkpoint(folder, key):
+    if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
-    files = _weights_files(entries)
+    files = _weights_files(entries) or [path for path in entries if path.suffix == ZIP and not path.is_dir()]
     if files:
         return files
     if (folder / _INNER_FOLDER).is_dir():
         return _in_folder(folder / _INNER_FOLDER, key)
+    others = [path for path in entries if path.is_dir() and is_numbered(path) and not is_packed(path)]
+    dated = [path for path in others if path not in reasons and _why_no_checkpoint(path, key) is None]
+    if dated:
+        return dated
+    for path, reason in reasons.items():
+        raise TrajectoryError(f"{path} {reason}")
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
 
 
-def _is_checkpoint(folder: Path, key: str | None) -> bool:
+def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = True) -> str | None:
+    """Why a folder is no checkpoint; ``None`` if it is one.
+
+    With ``may_be_alone``, the only file of weights in it may have any name.
+    """
     if not folder.exists():  # a link to nothing is a gap in the series, which is refused later
-        return _CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
+        return None if is_numbered_folder(folder.name) else "does not exist"
+    reason = ""
     for candidate in (key, None):  # the key may also be one of the file inside
         try:
-            find_weights(folder, candidate)
-        except (TrajectoryError, OSError):
+            find_weights(folder, candidate, may_be_alone=may_be_alone)
+        except (TrajectoryError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             continue
-        return True
-    return False
+        return None
+    return reason
 
 
 def _weights_files(paths: Iterable[Path]) -> list[Path]:
@@ -151,7 +161,29 @@ def _is_weights_file(path: Path) -> bool:
         return False
     if path.name == WEIGHTS:  # of an unfinished trajectory
         return False
-    return _STATE_FILES.fullmatch(path.stem) is None and not path.is_dir()
+    return not is_state_file(path) and not path.is_dir()
+
+
+def _without_copies(place: str, paths: list[Path]) -> list[Path]:
+    """Without ``latest``, ``best-3.ckpt`` and their like that are another checkpoint, by a link or as a copy."""
+    rest = [path for path in paths if _COPY.fullmatch(path.stem) is None and not path.is_symlink()]
+    for path in paths:
+        if path not in rest:
+            same = next((other for other in rest if _is_same(path, other)), None)
+            if same is None:
+                rest.append(path)
+            else:
+                notice(f"{path.name} in {place} left out: it is {same.name}")
+    return [path for path in paths if path in rest]
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two checkpoints are one, or have the same bytes."""
+    with contextlib.suppress(OSError):
+        if path.samefile(other):
+            return True
+        return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def _only_series(place: str, paths: list[Path]) -> list[Path]:

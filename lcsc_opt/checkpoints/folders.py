@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_state_file
 from lcsc_opt.checkpoints.pickles import shown
 
 _COMPONENTS = (  # running averages come before raw weights
@@ -54,8 +55,10 @@ class FolderWeights(NamedTuple):
     alternatives: tuple[str, ...] = ()
 
 
-def find_weights(folder: Path, key: str | None) -> FolderWeights:
+def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) -> FolderWeights:
     """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
+
+    With ``may_be_alone``, these are also in the only file of weights, whatever its name is.
 
     Raises:
         TrajectoryError: there are none, or several of which none can be preferred.
@@ -63,16 +66,24 @@ def find_weights(folder: Path, key: str | None) -> FolderWeights:
     if key in (None, "", folder.name):
         file = _weights_file(folder)
         if file is not None:
-            return FolderWeights(file, key or "")
-    if not key:
-        return _first_component(folder)
-    subfolder_or_file = _weights_under_key(folder, key)
-    if subfolder_or_file is not None:
-        return subfolder_or_file
-    file = _weights_file(folder)
-    if file is not None and file.name in WITH_MORE_INSIDE:
-        return FolderWeights(file, "", rest=key)
-    raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
+            return FolderWeights(file, key or "", alternatives=() if key else _others_beside(file))
+    if key:
+        found = _weights_under_key(folder, key)
+        if found is not None:
+            return found
+        file = _weights_file(folder)
+        if file is not None and file.name not in WITH_MORE_INSIDE:
+            raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
+    else:
+        components = _components(folder)
+        if components is not None:
+            return components
+        file = None
+    if file is None and may_be_alone:
+        file = _only_file(folder)
+    if file is None:
+        raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")
+    return FolderWeights(file, "", rest=key or None)
 
 
 def is_plain_name(name: str) -> bool:
@@ -80,17 +91,33 @@ def is_plain_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 
 
-def _first_component(folder: Path) -> FolderWeights:
-    """The first of the usual components."""
-    components: dict[str, Path] = {}
-    for name in _COMPONENTS:
-        file = _weights_file(folder / name)
-        if file is not None:
-            components[name] = file
-    if not components:
-        raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")
-    first, *alternatives = components
-    return FolderWeights(components[first], first, alternatives=tuple(alternatives))
+def _components(folder: Path) -> FolderWeights | None:
+    """The first of the usual components; ``None`` if there is none."""
+    files = {name: _weights_file(folder / name) for name in _COMPONENTS}
+    found = {name: file for name, file in files.items() if file is not None}
+    if not found:
+        return None
+    first, *alternatives = found
+    return FolderWeights(found[first], first, alternatives=tuple(alternatives))
+
+
+def _only_file(folder: Path) -> Path | None:
+    """The only file of weights in a folder, whatever its name is."""
+    files = [path for path in folder.glob("*") if path.name.endswith(CHECKPOINT_SUFFIXES) and path.is_file()]
+    files = [path for path in files if not is_state_file(path)]
+    return files[0] if len(files) == 1 else None
+
+
+def _others_beside(file: Path) -> tuple[str, ...]:
+    """Further models beside a file of weights: Accelerate's ``model_1``, and folders of sentence-transformers."""
+    stem, _, suffix = file.name.partition(".")
+    further = [path.name.removesuffix(f".{suffix}") for path in file.parent.glob(f"{stem}_[0-9]*.{suffix}")]
+    return (*sorted(further), *(part.name for part in parts_with_weights(file.parent)))
+
+
+def parts_with_weights(folder: Path) -> list[Path]:
+    """The folders in a checkpoint's folder that hold weights of their own, in order."""
+    return sorted(part for part in folder.iterdir() if part.is_dir() and is_numbered(part) and _weights_file(part))
 
 
 def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
@@ -124,7 +151,9 @@ def _weights_file(folder: Path) -> Path | None:
         variants = _variants(folder, name)
         if len(variants) > 1:
             names = ", ".join(sorted(file.name for file in variants)[:4])
-            raise TrajectoryError(f"holds several variants of its weights ({names}): name one of these files.")
+            raise TrajectoryError(
+                f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
+            )
         if variants:
             return variants[0]
     return None

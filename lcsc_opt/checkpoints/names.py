@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+ZIP = ".zip"  # of stable-baselines3, with files of torch in it
 
 _NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M
 # "removed" is what a series' name does not have
@@ -40,7 +41,16 @@ _NO_STEP_NOR_EPOCH = re.compile(f"{_NO_STEP.pattern}|{_EPOCH}", re.IGNORECASE)
 _ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_TOKENS}|{_DATE}", re.IGNORECASE)  # what changes with the step
 _ASIDE_OR_DECIMAL = re.compile(f"{_ASIDE.pattern}|-?{_DECIMAL}", re.IGNORECASE)
 _EPOCH_NUMBER = re.compile(f"{_EPOCH}|(?<![A-Za-z])epochs?=[0-9]+", re.IGNORECASE)
-_NUMBERED_FOLDER = re.compile(r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?")
+_FOLDER_WORDS = r"(?:checkpoint|ckpt|global_step|step|iter|iteration|epoch|ep)"
+_NUMBERED_FOLDER = re.compile(rf"(?:{_FOLDER_WORDS}[-_=]?){{0,2}}([0-9]{{1,18}})(?:\.ckpt)?", re.IGNORECASE)
+# names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
+# DeepSpeed, NVlabs, Lightning and stable-baselines3
+_STATE_FILES = re.compile(
+    r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
+    r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
+    r"sampler([-_.0-9].*)?|dl_state.*|pytorch_variables",
+    re.IGNORECASE,
+)
 
 
 class Named(NamedTuple):
@@ -107,6 +117,16 @@ def natural_order(path: Path) -> list[object]:
     """The key that sorts ``model2.pt`` before ``model10.pt``."""
     texts_and_numbers = re.split("([0-9]+)", str(path))
     return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
+
+
+def is_numbered_folder(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint of a run: ``checkpoint-500``, ``epoch_3``, ``1000``."""
+    return _NUMBERED_FOLDER.fullmatch(name) is not None
+
+
+def is_state_file(path: Path) -> bool:
+    """Whether a file holds the state of an optimizer, a scheduler or random numbers, by its name."""
+    return _STATE_FILES.fullmatch(path.stem) is not None
 
 
 def is_numbered(path: Path) -> bool:
@@ -247,6 +267,6 @@ def _value(digits: str) -> int:
 
 
 def _without_suffix(name: str) -> str:
-    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json"):
+    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json", ZIP):
         name = name.removesuffix(suffix)
     return name

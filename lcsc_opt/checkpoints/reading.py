@@ -19,9 +19,9 @@ from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
 from lcsc_opt.checkpoints.inventory import CHOOSE, is_average, unwrapped
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
+from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content, torch_file_in_zip
 from lcsc_opt.checkpoints.weights import sampled
 
 _DATA_PARALLEL = "module."
@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             return _read_file(path, key)
         weights = find_weights(path, key)
     if weights.alternatives:
-        _say_choice(path, weights.key, weights.alternatives)
+        _say_choice(path, weights.key or weights.file.name, weights.alternatives)
     rest = weights.rest
     if weights.file.name in WITH_MORE_INSIDE and not rest:
         rest = None  # the whole content is in one file, so the state dict in it is guessed
@@ -250,6 +250,9 @@ def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
         return read_distributed(path), {}
     if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path), {}
+    if path.suffix == ZIP:
+        place = torch_file_in_zip(path)
+        return read_content(path, start=place.start, stop=place.start + place.size), {}
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 
 

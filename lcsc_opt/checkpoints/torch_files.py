@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, is_state_file
 from lcsc_opt.checkpoints.pickles import (
     MALFORMED,
     MAX_OPCODES,
@@ -32,6 +33,7 @@ from lcsc_opt.checkpoints.pickles import (
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
 _ZIP_SIGNATURE = b"PK\x03\x04"
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
 _ZIP_HEADER_BYTES = 30  # before the name of an entry
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**48  # of elements, and in shapes, strides and offsets
@@ -134,11 +136,31 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
     data = memoryview(mapped)
     if data[start : start + 4] == _ZIP_SIGNATURE:
         return _read_zip(data, mapped)
+    for signature, program in _COMPRESSED.items():
+        if data[start : start + len(signature)] == signature:
+            raise TrajectoryError(f"is compressed with {program}: unpack it.")
     source = PickleBytes(data, start, max_opcodes=max_opcodes)
     content = InertUnpickler(source, call=_Calls(source, data)).load()
     if _is_legacy_magic(content):
         return _read_legacy(source)
     return content
+
+
+def torch_file_in_zip(path: Path) -> Span:
+    """Where in an archive of files the only one of weights is, as stable-baselines3 saves a policy.
+
+    Raises:
+        TrajectoryError: there is none, or several, or it is compressed.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        names = [Path(info.filename) for info in archive.infolist()]
+        weights = [name for name in names if name.name.endswith(TORCH_SUFFIXES) and not is_state_file(name)]
+        if len(weights) != 1:
+            listed = ", ".join(shown(name) for name in names[:4])
+            raise TrajectoryError(f"is a zip with {len(weights)} files of weights ({listed}): unpack it.")
+        entry = archive.getinfo(str(weights[0]))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _stored_entry(memoryview(mapped), entry)
 
 
 def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str, Tensor]:
@@ -302,8 +324,12 @@ def _read_zip(data: memoryview, file: Any) -> Any:
 
 def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
     """Where the content of an entry is, which must not be compressed."""
-    if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+    if entry is None:
         raise TrajectoryError(MALFORMED)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise TrajectoryError(
+            "is a compressed zip, whose weights cannot be mapped: load it, and save it with torch.save."
+        )
     # the header before the content has its own lengths, which may differ from those of the directory
     header = bytes(data[entry.header_offset : entry.header_offset + _ZIP_HEADER_BYTES])
     if len(header) < _ZIP_HEADER_BYTES or not header.startswith(_ZIP_SIGNATURE):

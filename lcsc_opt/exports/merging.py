@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import is_packed
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import find_weights, parts_with_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
@@ -231,8 +232,30 @@ def _write(
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update(_statistics_in(recipe))
+    _check_parts(trajectory, to)
     to.write(weights, recipe, config, card, _document(trajectory, weights, to))
     return recipe
+
+
+def _check_parts(trajectory: Trajectory, to: Destination) -> None:
+    """Refuse a model's folder without a further part that was trained, too, as the Dense of sentence-transformers.
+
+    Raises:
+        ObjectiveError: there is one; the message names it.
+    """
+    folder = _last_folder(trajectory)
+    if to.form != "diffusers" or folder is None or to.config_folder != folder:
+        return
+    first = Path(trajectory.sources[0]) if trajectory.sources[0] else folder
+    for part in parts_with_weights(folder):
+        file = find_weights(part, None).file
+        earlier = (first if first.is_dir() else first.parent) / part.name / file.name
+        if not earlier.is_file() or not filecmp.cmp(file, earlier, shallow=False):
+            raise ObjectiveError(
+                f"{to.path}: the checkpoints have a further part that was trained, {part.name}, and it is not merged: "
+                f"write each part into a file (-o {part.name}.safetensors --key {part.name}), and put them into a copy "
+                f"of {folder}"
+            )
 
 
 def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:

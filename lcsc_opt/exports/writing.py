@@ -33,6 +33,7 @@ Form = Literal["safetensors", "pt", "diffusers", "lora"]
 CARD = "README.md"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+_PIPELINE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json")  # with 1_Pooling …
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
 _DIFFUSERS_CLASS = "_class_name"  # in a configuration of diffusers
 _TRANSFORMERS_TYPE = "model_type"  # in one of transformers
@@ -171,12 +172,21 @@ class Destination:
             write_safetensors(weights, path, texts)
 
     def _copy_processing_files(self, folder: Path) -> None:
-        if self._config_file is None:
+        if self.config_folder is None:
             return
-        for pattern in PROCESSING_FILES:
-            for file in self._config_file.parent.glob(pattern):
+        for pattern in (*PROCESSING_FILES, *_PIPELINE_FILES):
+            for file in self.config_folder.glob(pattern):
                 if file.is_file():
                     shutil.copyfile(file, folder / file.name)
+        if (self.config_folder / _PIPELINE_FILES[0]).is_file():
+            for part in self.config_folder.glob("[0-9]*_*"):
+                if part.is_dir():
+                    shutil.copytree(part, folder / part.name)
+
+    @property
+    def config_folder(self) -> Path | None:
+        """The folder that the configuration was read from."""
+        return None if self._config_file is None else self._config_file.parent
 
     @property
     def is_adapter_folder(self) -> bool:

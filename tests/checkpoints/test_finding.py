@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.trajectory.packing import open_or_pack
+from tests.checkpoints.checkpoint_examples import saved, write_distributed
 from tests.trajectory.trajectory_examples import make_trajectory
 
 
@@ -141,3 +144,73 @@ def test_packed_trajectory_is_no_checkpoint(tmp_path):
     assert found(tmp_path, tmp_path) == ["model1.pt", "model2.pt"]
     with pytest.raises(TrajectoryError, match="packed already"):
         find_checkpoints([tmp_path / "run.trajectory", tmp_path / "model1.pt"])
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (["checkpoint_epoch_1", "checkpoint_epoch_2", "checkpoint_epoch_10"], "model.pt"),  # of pythae
+        (["step-00000100", "step-00000200"], "lit_model.pth"),  # of litgpt
+        (["epoch_0", "epoch_1"], "model.safetensors"),  # of torchtune
+        (["CKPT+2026-01-01+10-00-00+00", "CKPT+2026-01-01+10-00-10+00"], "model.ckpt"),  # of speechbrain
+        (["save7", "save8"], "anything.bin"),
+    ],
+)
+def test_numbered_and_dated_folders_with_one_file_of_weights(tmp_path, names, file):
+    for number, name in enumerate(names):
+        content = {"w": torch.full((2,), float(number))}
+        saved(tmp_path / name / file, content if file.endswith("safetensors") else {"model": content})
+        saved(tmp_path / name / "optimizer.pt", {"state": {}})
+        touch(tmp_path, f"{name}/config.yaml")
+    assert found(tmp_path, tmp_path) == names
+    trajectory = open_or_pack([tmp_path], folder=tmp_path.parent / "files")
+    assert trajectory.merge([0] * (len(names) - 1) + [1])["w"].tolist() == [len(names) - 1] * 2
+
+
+@pytest.mark.parametrize("archive", ["rl_model_{}_steps.zip", "{}.zip"])
+def test_zips_of_stable_baselines(tmp_path, archive):
+    for step in (1000, 2000):
+        for name in ("policy", "policy.optimizer", "pytorch_variables"):
+            saved(tmp_path / "parts" / f"{name}.pth", {"w": torch.full((2,), float(step))})
+        with zipfile.ZipFile(tmp_path / archive.format(step), "w") as packed:
+            packed.writestr("data", "{}")
+            for part in sorted((tmp_path / "parts").iterdir()):
+                packed.write(part, part.name)
+    shutil.rmtree(tmp_path / "parts")
+    trajectory = open_or_pack([tmp_path], folder=tmp_path / "files")
+    assert trajectory.steps == (1000, 2000)
+    assert trajectory.merge([0.5, 0.5])["w"].tolist() == [1500.0, 1500.0]
+
+
+def test_torchs_own_recipe_of_distributed_checkpoints(tmp_path):
+    """Model and optimizer are one object, ``app``."""
+    for step in (10, 20):
+        weights = {"w": torch.full((2,), float(step))}
+        app = {"model": weights, "optim": {"state": {"w": {"exp_avg": weights["w"]}}}}
+        write_distributed(tmp_path / f"checkpoint_{step}", {"app": app})
+    trajectory = open_or_pack([tmp_path], folder=tmp_path / "files")
+    assert trajectory.metadata["key"] == "app.model"
+    assert trajectory.merge([0.5, 0.5])["w"].tolist() == [15.0, 15.0]
+
+
+@pytest.mark.parametrize("name", ["latest-rank0.pt", "best_epoch=2.pt", "last.pt"])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_copy_of_another_checkpoint_is_left_out(tmp_path, capsys, name, is_link):
+    names = [f"ep{epoch}-rank0.pt" for epoch in (1, 2, 3)]
+    for epoch, file in enumerate(names):
+        saved(tmp_path / file, {"w": torch.full((2,), float(epoch))})
+    if is_link:
+        (tmp_path / name).symlink_to(tmp_path / names[1])
+    else:
+        shutil.copyfile(tmp_path / names[1], tmp_path / name)
+    assert found(tmp_path, tmp_path) == names
+    assert f"{name} in {tmp_path} left out: it is {names[1]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("component", ["unet", "transformer"])
+def test_why_folders_of_a_run_are_no_checkpoints_is_said(tmp_path, component):
+    variants = [f"diffusion_pytorch_model.{variant}.safetensors" for variant in ("ema", "non_ema")]
+    touch(tmp_path, *(f"checkpoint-{step}/{component}/{name}" for step in (100, 200) for name in variants))
+    with pytest.raises(TrajectoryError, match=rf"checkpoint-\d00 holds several variants .*in {component}"):
+        find_checkpoints(tmp_path)
+    assert len(found(str(tmp_path / f"checkpoint-*/{component}/*.ema.safetensors"), tmp_path)) == 2

@@ -143,3 +143,38 @@ def test_a_trainers_folder_needs_no_config_option(typed: Typed) -> None:
     first, last = (GPT2LMHeadModel.from_pretrained(f"runs/checkpoint-{step}").state_dict() for step in (10, 20))
     name = "transformer.h.0.mlp.c_fc.weight"
     torch.testing.assert_close(loaded[name], (first[name] + last[name]) / 2)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_folder_of_several_modules_is_written_whole_or_refused(typed: Typed, trained: bool) -> None:
+    """Of sentence-transformers: modules.json names a pooling without weights, and a layer with some."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1
+    )
+    for step in (10, 20):
+        folder = Path(f"runs/checkpoint-{step}")
+        BertModel(config).save_pretrained(folder)
+        for part in ("1_Pooling", "2_Dense"):
+            (folder / part).mkdir()
+            (folder / part / "config.json").write_text("{}")
+        save_file({"w": torch.ones(2) * (step if trained else 1)}, folder / "2_Dense" / "model.safetensors")
+        (folder / "modules.json").write_text("[]")
+    if trained:
+        said = typed("apply", "uniform", "runs", "-o", "best", status=2).err
+        assert "a further part that was trained, 2_Dense, and it is not merged" in said
+        typed("apply", "uniform", "runs", "--key", "2_Dense", "-o", "2_Dense.safetensors")
+        assert load_file("2_Dense.safetensors")["w"].tolist() == [15.0, 15.0]
+        return
+    assert "there is also 2_Dense" in typed("apply", "uniform", "runs", "-o", "best").err
+    written = {str(path.relative_to("best")) for path in Path("best").rglob("*") if path.is_file()}
+    assert written >= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
+
+
+def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
+    for step in (10, 20):
+        for name in ("model", "model_1"):
+            Path(f"runs/checkpoint_{step}").mkdir(parents=True, exist_ok=True)
+            save_file(weights(step), f"runs/checkpoint_{step}/{name}.safetensors")
+    assert "using 'model.safetensors'; there is also model_1" in typed("apply", "uniform", "runs", "-o", "b.pt").err
