@@ -98,7 +98,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> WeightScore:
     """Build the model, and load the last checkpoint into it, so that a misfit fails now."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     scorer = checked.scorer(context)
-    trajectory = checked.trajectory(context)
+    trajectory = checked.trajectory(context).fitting(scorer.state)
     if checked.size is not None and not scorer.takes_draw:
         raise ObjectiveError("size: the score has no argument draw, which would contain it; leave size out")
     scorer.load(trajectory.merge(last_alone(len(trajectory.steps))))

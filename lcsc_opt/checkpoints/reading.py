@@ -42,11 +42,13 @@ class Checkpoint:
         key: where in the file they were: ``"a.b"`` for nested dicts, the subfolder of a diffusers folder,
             ``""`` when the file is the bare state dict.
         metadata: the texts of a safetensors header; empty for other formats.
+        prefix: what was before all names: that of ``DataParallel``, or of a network whose one part is called so.
     """
 
     tensors: dict[str, Tensor]
     key: str
     metadata: Mapping[str, str]
+    prefix: str = ""
 
 
 def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
@@ -157,6 +159,20 @@ def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | N
     return found
 
 
+def with_constants(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """With what an average lacks, as buffers and frozen parts, of the weights beside it in its file."""
+    if path.is_dir() or not path.name.endswith(TORCH_SUFFIXES):
+        return checkpoint
+    with naming(path):
+        found = Content(read_content(path)).inventory.at(checkpoint.key)
+    if found is None or found.average_of is None:
+        return checkpoint
+    raw = read_checkpoint(path, key=found.average_of).tensors
+    if not checkpoint.tensors.keys() < raw.keys():
+        return checkpoint
+    return dataclasses.replace(checkpoint, tensors={**raw, **checkpoint.tensors})
+
+
 def is_constant(key: str, path: Path, later: Path) -> bool:
     """Whether two files have the same weights under a key; not if one of them has none."""
     try:
@@ -202,8 +218,20 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the
     averaged weights under the model's names.
     """
-    content = Content(module.state_dict())
-    return without_data_parallel(content.state_dict(content.inventory.guess()))
+    content = Content(_bare(module).state_dict())
+    tensors = content.state_dict(content.inventory.guess())
+    is_wrapped = any(map(_is_data_parallel, module.modules()))
+    return _without_data_parallel(unwrapped(tensors))[0] if is_wrapped else unwrapped(tensors)
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    while _is_data_parallel(module):
+        module = module.module  # type: ignore[assignment]
+    return module
+
+
+def _is_data_parallel(module: nn.Module) -> bool:
+    return isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 @contextlib.contextmanager
@@ -237,7 +265,8 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
         if other_keys:
             _say_choice(path, key, other_keys)
     tensors = _tensors(path, content.state_dict(key), key)
-    return Checkpoint(without_data_parallel(tensors), key, metadata)
+    bare, prefix = _without_data_parallel(unwrapped(tensors))
+    return Checkpoint(bare, key, metadata, prefix)
 
 
 def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
@@ -311,15 +340,17 @@ def _bytes_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def without_data_parallel(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without ``module.`` of ``DataParallel``, if all names but those of counters begin with it."""
-    bare = unwrapped(tensors)
-    for _ in range(_MAX_WRAPPERS):
+def _without_data_parallel(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Without ``module.`` of ``DataParallel``, if all but counters begin with it; and what was removed."""
+    bare = dict(tensors)
+    prefix = ""
+    while len(prefix) < _MAX_WRAPPERS * len(_DATA_PARALLEL):
         weights = [name for name, tensor in bare.items() if tensor.shape]
         if not weights or not all(name.startswith(_DATA_PARALLEL) for name in weights):
             break
         bare = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in bare.items()}
-    return bare if len(bare) == len(tensors) else dict(tensors)
+        prefix += _DATA_PARALLEL
+    return (bare, prefix) if len(bare) == len(tensors) else (dict(tensors), "")
 
 
 def _is_index(path: Path) -> bool:

@@ -57,14 +57,18 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
     family = content.inventory.family(key) or [Container(key, content.state_dict(key))]
     chosen = next(found for found in family if found.key == key)
     chosen.tensors = content.state_dict(key)  # as it was read
-    if counterparts(weights, chosen.named) is None or len(chosen.named) != len(weights):
+    is_whole = counterparts(weights, chosen.named) is not None
+    if not is_whole and counterparts(chosen.named, weights) is None:  # an average may lack buffers
         raise TrajectoryError(f"{path} holds the weights of another model")
     if earlier is not None:
         family = [found for found in family if found is chosen or not is_constant(found.key, earlier, path)]
     tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
     for found in family:
-        names = counterparts(found.named, weights) or {}
-        tensors.update({id(found.named[name]): weights[other] for name, other in names.items()})
+        new_weights = counterparts(found.named, weights) or {}
+        if not new_weights:  # a part of what is in the file was merged
+            names = counterparts(weights, found.named) or {}
+            new_weights = {other: name for name, other in names.items()}
+        tensors.update({id(found.named[name]): weights[other] for name, other in new_weights.items()})
     refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
     if any(id(ref) not in refs for ref in chosen.named.values()):
         raise TrajectoryError(f"{path} holds its network as a pickled object, which only its trainer's code can write")

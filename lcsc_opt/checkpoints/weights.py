@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 
+_MOST_PREFIXES = 16
 _SAMPLED_TENSORS = 512
 _SAMPLED_OF_TENSOR = 1024
 _QUANTIZED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -110,6 +111,47 @@ def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> di
     if differs is not None:
         raise TrajectoryError(f"the trainer's average does not fit the checkpoints: its model {differs}.")
     return {name: averages.get(name, tensor).to(tensor.dtype) for name, tensor in model.items()}
+
+
+class Renaming(NamedTuple):
+    """How the names of weights become those of a network: a prefix that is removed, and one that is put before."""
+
+    removed: str
+    added: str
+
+    def __call__(self, name: str) -> str:
+        """The name in the network."""
+        return self.added + name.removeprefix(self.removed)
+
+
+def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renaming | None:
+    """How weights get the names of a network; ``None`` where one has its name already, or no prefix fits.
+
+    Args:
+        names: name → tensor or shape, of the weights.
+        network: the network's state dict.
+
+    Raises:
+        TrajectoryError: more than one prefix fits: there are several such models.
+    """
+    first = next(iter(network), "")
+    if any(name in names for name in network):
+        return None
+    words = first.split(".")
+    candidates = [Renaming(name.removesuffix(first), "") for name in names if name.endswith(f".{first}")]
+    candidates = candidates[:_MOST_PREFIXES] + [
+        Renaming("", ".".join([*words[:count], ""])) for count in range(1, len(words))
+    ]
+    fitting = []
+    for rename in candidates:
+        shapes = {rename(name): _shape_of(shape) for name, shape in names.items() if name.startswith(rename.removed)}
+        found = {id(tensor) for name, tensor in network.items() if shapes.get(name) == _shape_of(tensor)}
+        if found == {id(tensor) for tensor in network.values()}:  # of tied weights one name is enough
+            fitting.append(rename)
+    if len(fitting) > 1:
+        several = ", ".join(rename.removed.rstrip(".") for rename in fitting)
+        raise TrajectoryError(f"The checkpoints hold several models that fit the network: choose by key ({several}).")
+    return fitting[0] if fitting else None
 
 
 def difference(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:

@@ -36,6 +36,7 @@ from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
+from lcsc_opt.trajectory.manifest import PREFIX
 
 _MOST_NAMED = 8  # of what is left out, in a message
 
@@ -172,7 +173,7 @@ def rebuild(
         if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
             naming = LoraNaming(alphas=trajectory.lora_alphas())
         recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
-        return _write(trajectory, recipe, to, config)
+        return _write(trajectory, recipe, to, config, prefix=trajectory.metadata.get(PREFIX, ""))
 
 
 def average(
@@ -202,7 +203,7 @@ def average(
         recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
         if to.form == "lora":
             recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
-        return _write(trajectory, recipe, to, config)
+        return _write(trajectory, recipe, to, config, prefix=trajectory.metadata.get(PREFIX, ""))
 
 
 @contextlib.contextmanager
@@ -225,15 +226,24 @@ def _packed(
 
 
 def _write(
-    trajectory: Trajectory, recipe: Recipe, to: Destination, config: str | None, card: str | None = None
+    trajectory: Trajectory,
+    recipe: Recipe,
+    to: Destination,
+    config: str | None,
+    card: str | None = None,
+    *,
+    prefix: str = "",
 ) -> Recipe:
-    """Merge by a recipe and write the model. Returns the recipe."""
+    """Merge by a recipe and write the model, in a file under its names after ``prefix``. Returns the recipe."""
     weights = merge(trajectory, recipe)
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update(_statistics_in(recipe))
     _check_parts(trajectory, to)
-    to.write(weights, recipe, config, card, _document(trajectory, weights, to))
+    document = _document(trajectory, weights, to)
+    if to.form in ("safetensors", "pt"):
+        weights = {prefix + name: tensor for name, tensor in weights.items()}
+    to.write(weights, recipe, config, card, document)
     return recipe
 
 
@@ -322,7 +332,7 @@ def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[i
                 f"Step {recipe.steps[index]} {trajectory.sources[place]}: not the checkpoint that was combined: its "
                 f"weights have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. {advice}"
             )
-    trajectory_sha256 = trajectory.layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
+    trajectory_sha256 = trajectory.packed_layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
     if trajectory_sha256 != recipe.trajectory_sha256:
         raise TrajectoryError(
             "The checkpoints hold the bytes that the recipe names, under other tensor names, shapes or dtypes: "

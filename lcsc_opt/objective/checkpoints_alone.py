@@ -13,6 +13,7 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
@@ -79,7 +80,8 @@ class CheckpointsAlone(Objective):
         has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
         if has_statistics and not _merges_statistics(spec, context):
             return None
-        alone = cls(trajectory)
+        names = stored.get("fingerprint", {}).get("objective", {}).get("names")
+        alone = cls(trajectory.renamed(Renaming(*names)) if names else trajectory)
         rows = stored["specification"]["space"]["rows"]
         if rows is not None:
             alone.merge_in_rows(rows)

@@ -73,6 +73,11 @@ class NetworkScorer:
         if batch_norm is not None:
             self.batch_norm = BatchNormStatistics(network, self._passes(batch_norm))
 
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Name → parameter or buffer of the network, of its adapter if it has one."""
+        return self._network.weights.state
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put merged weights into the network.
 

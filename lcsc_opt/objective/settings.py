@@ -143,6 +143,8 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
         """
+        if isinstance(trajectory, Trajectory) and isinstance(sampler, DifferentiableSampler):
+            trajectory = trajectory.fitting(sampler.weights.state)
         sampler.load(trajectory.merge(last_alone(len(trajectory.steps))))
         return MergeSampleScore(
             trajectory,

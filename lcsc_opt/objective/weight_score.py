@@ -13,6 +13,7 @@ from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_t
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.trajectory import renamed
 
 
 class WeightScore(Objective):
@@ -107,6 +108,7 @@ class WeightScore(Objective):
         """The trajectory's hash, the scorer's settings, the score's direction, and the number of items."""
         return {
             "trajectory": self.trajectory.sha256,
+            **renamed(self.trajectory),
             "maximize": self._sign < 0,
             "size": self._size,
             **self.scorer.describe(),

@@ -134,12 +134,15 @@ class ModuleWeights:
         self.trained = trained
         self._modules = (trained, *further)
         self._lora = lora
+        self.replaced: str | None = None  # a weight in whose place the network's eval() puts another
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
         """Why merged weights of these names have no gradient; ``None`` if they have one.
 
         Running statistics of batch normalization and alphas of a LoRA have none.
         """
+        if self.replaced is not None:
+            return f"eval() of the network puts other weights in place of {self.replaced}, as averages that it keeps"
         if self._lora is not None:
             for name in names:
                 if name.endswith(".alpha"):
@@ -176,15 +179,16 @@ class ModuleWeights:
 
     def _merged_tensors(self, names: Collection[str]) -> dict[str, Tensor]:
         """Name → floating-point tensor, for those of ``names`` that are in the network or its LoRA."""
-        if self._lora is None:
-            state: Mapping[str, Any] = self.trained.state_dict(keep_vars=True)
-        else:
-            state = self._lora
         return {
             name: tensor
-            for name, tensor in state.items()
+            for name, tensor in self.state.items()
             if name in names and isinstance(tensor, Tensor) and tensor.is_floating_point()
         }
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Name → parameter or buffer, of all that merged weights are copied into."""
+        return self.trained.state_dict(keep_vars=True) if self._lora is None else self._lora
 
     def _all_tensors(self) -> Iterator[Tensor]:
         for module in self._modules:

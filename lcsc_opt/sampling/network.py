@@ -52,7 +52,8 @@ class NetworkSettings(FrozenModel):
 class PreparedNetwork:
     """A network that gets the weights of one candidate after the other. It is called like the network itself.
 
-    Weights are copied into the parameters that are there, so that a compiled graph stays valid.
+    Weights are copied into the parameters that are there, so that a compiled graph stays valid. A network with a
+    ``train`` of its own is told to train before, and to evaluate after: it may put averages in, as in its training.
 
     Args:
         module: the network; it is moved to the device, put into evaluation mode, and compiled in place if the settings
@@ -77,6 +78,8 @@ class PreparedNetwork:
         self.module = module.eval().to(self.device)
         self.trained = trained or module
         self._adapter = _adapter_in(self.trained)
+        # a wrapper with averages may put them in by eval(), so that comes after the weights
+        self._puts_averages_in = any(type(part).train is not nn.Module.train for part in module.modules())
         self.weights = ModuleWeights(self.trained, module, lora=self._adapter)
         self.dtype = torch.float32
         if any(parameter.dtype == torch.float64 for parameter in module.parameters()):
@@ -97,8 +100,16 @@ class PreparedNetwork:
             ObjectiveError: they do not fit it, or weights that they do not replace have lost digits.
         """
         self._restore(weights)
+        if self._puts_averages_in:
+            self.module.train()
         if self._adapter is None:
             load_weights(self.trained, weights)
+            if self._puts_averages_in:
+                self.module.eval()
+                state = self.weights.state
+                self.weights.replaced = next(
+                    (name for name in weights if _is_replaced(weights[name], state.get(name))), None
+                )
             return
         _check_fit(weights, self._adapter)
         with torch.no_grad():
@@ -106,7 +117,8 @@ class PreparedNetwork:
                 parameter.copy_(weights[name])
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
-        self.module.eval()
+        if any(module.training for module in self.module.modules()):
+            self.module.eval()
         for name, tensor in list(_tensors(self.module)):
             kind = self._as_prepared.get(name, _kind(tensor))
             if _kind(tensor) == kind:
@@ -255,6 +267,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = {name: tensor for name, tensor in state.items() if name in weights or id(tensor) not in loaded_tensors}
     _check_fit(weights, expected)
     network.load_state_dict(weights, strict=False)
+
+
+def _is_replaced(loaded: Tensor, present: Tensor | None) -> bool:
+    return present is not None and not torch.equal(loaded.to(present.device, present.dtype), present)
 
 
 def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -13,11 +13,11 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
+from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key, with_constants
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import PACKED, Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.merge import StateDict
 from lcsc_opt.trajectory.neighbours import check_neighbours
@@ -66,8 +66,11 @@ def pack_sources(
     else:
         first_path = next(iter(sources.values()))
         first = read_checkpoint(first_path, key=key or searched_key(*sources.values()))
+        first = with_constants(first_path, first)
         _announce(out, first, len(sources), dtype)
         reader = _Reader(first.key, first, before_last)
+        if first.prefix:
+            metadata[PREFIX] = first.prefix
         alphas = _lora_alphas(first, last_path)
         if alphas is not None:
             metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
@@ -168,7 +171,7 @@ class _Reader:
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
-            return read_checkpoint(path, key=self.key)
+            return with_constants(path, read_checkpoint(path, key=self.key))
         return checkpoint
 
     def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the path tells enough

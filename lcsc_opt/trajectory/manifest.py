@@ -22,6 +22,7 @@ from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSp
 
 LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
+PREFIX = "prefix"  # the metadata entry for what is before all names in the files, and is left out here
 _MOST_SCALARS = 2**48  # of one tensor
 
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]

@@ -7,6 +7,7 @@ The columns of one dtype are a ``[K, P]`` view of it. A one-hot combination is t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +31,10 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
 )
 from lcsc_opt.checkpoints.reading import read_checkpoint
-from lcsc_opt.checkpoints.weights import completed, difference, weights_sha256
+from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
-from lcsc_opt.trajectory.layout import Layout, RowPart, TensorSpec
+from lcsc_opt.trajectory.layout import Layout, RowPart, Rows, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
@@ -58,17 +59,20 @@ class Trajectory:
         names: the names of the tensors, in this order.
         varying: the names of the tensors that are not the same in all checkpoints.
         parameters: P, how many scalars of a checkpoint are floating-point numbers that a merge combines.
+        packed_layout: where the tensors lie in each row, by the names with which they were packed.
         nbytes: the size of the K checkpoints on disk.
         stored: what floating-point weights were rounded to when they were stored; ``None`` if every bit was kept.
         metadata: the writer's notes, name → text.
         trainer_ema_at: where the trainer's own average of the weights is, a file or a key of the last checkpoint;
             ``None`` for the one that was packed with the checkpoints, if there was one beside the last weights.
+        renaming: how a network has changed the names of the files' tensors (:meth:`fitting`).
         layer_groups: S groups of tensors that may be merged with a row of coefficients each; ``None`` if all tensors
             are merged with one row.
     """
 
     layer_groups: LayerGroups | None = None
     trainer_ema_at: str | Path | None = None
+    renaming: Renaming | None = None
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
@@ -84,6 +88,7 @@ class Trajectory:
         self.nbytes = manifest.nbytes
         self.stored = manifest.stored
         self.metadata: Mapping[str, str] = manifest.metadata
+        self.packed_layout = manifest.layout
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
@@ -176,6 +181,38 @@ class Trajectory:
         """The same trajectory, merged by these layer groups, which have all tensors that vary; ``None`` for one row."""
         return self._merged_by(self._merger.source, groups)
 
+    def fitting(self, network: Mapping[str, Tensor]) -> Trajectory:
+        """The same trajectory under the names of a network, if they differ by a prefix; without what it has not.
+
+        Files tell no names of wrappers from those of networks. Where no prefix fits, names stay as they are.
+
+        Args:
+            network: its state dict.
+
+        Raises:
+            TrajectoryError: the files hold several models that fit.
+        """
+        found = renaming(self.layout.shapes, network)
+        return self if found is None else self.renamed(found)
+
+    def renamed(self, names: Renaming) -> Trajectory:
+        """The same trajectory with other names, without the tensors that lack the prefix."""
+        changed = object.__new__(Trajectory)
+        changed.__dict__.update(self.__dict__)
+        changed.renaming = names
+        kept = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
+        changed.tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
+        changed.names = tuple(spec.name for spec in changed.tensors)
+        changed.varying = frozenset(names(spec.name) for spec in kept if spec.name in self.varying)
+        changed.parameters = sum(spec.numel for spec in changed.tensors if spec.merged)
+        changed._manifest = self._manifest.model_copy(
+            update={"tensors": changed.tensors, "varying": tuple(sorted(changed.varying))}
+        )
+        changed._rows = Rows(self._rows.matrix, changed._manifest.layout)
+        columns = ColumnsInMemory.mapped(self._rows.matrix, changed._rows.segments(changed.varying))
+        changed._merger = Merger(columns, changed._rows, changed._manifest)
+        return changed
+
     @functools.cached_property
     def tied(self) -> Mapping[str, str]:
         """Further names of tensors that a checkpoint has under several names, each → the first of them.
@@ -219,7 +256,7 @@ class Trajectory:
         return changed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopened, (self.path, self.steps, self.layer_groups, self.trainer_ema_at)
+        return _reopened, (self.path, self.steps, self.layer_groups, self.trainer_ema_at, self.renaming)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -265,6 +302,8 @@ class Trajectory:
         else:
             averages = read_checkpoint(self.sources[-1], key=str(self.trainer_ema_at)).tensors
         try:
+            if self.renaming is not None:
+                averages = {self.renaming(name): tensor for name, tensor in averages.items()}
             return completed(averages, self.checkpoint(-1))
         except TrajectoryError as error:
             raise TrajectoryError(f"trainer_ema: {error}") from error
@@ -458,16 +497,28 @@ class Trajectory:
         if stamp == self._stamp:
             return
         manifest = Manifest.load(self.path)
-        same_layout = manifest.layout == self._manifest.layout
+        same_layout = manifest.layout == self.packed_layout
         if not (same_layout and set(self._manifest.checkpoints) <= set(manifest.checkpoints)):
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
 
 
+def renamed(trajectory: object) -> dict[str, list[str]]:
+    """What the description of an objective says of names that its network has changed; nothing if it has not."""
+    renaming = getattr(trajectory, "renaming", None)
+    return {} if renaming is None else {"names": [*renaming]}
+
+
 def _reopened(
-    path: Path, steps: tuple[int, ...], groups: LayerGroups | None, trainer_ema_at: str | Path | None
+    path: Path,
+    steps: tuple[int, ...],
+    groups: LayerGroups | None,
+    trainer_ema_at: str | Path | None,
+    names: Renaming | None,
 ) -> Trajectory:
     opened = Trajectory.open(path, steps=steps)
+    if names is not None:
+        opened = opened.renamed(names)
     opened.trainer_ema_at = trainer_ema_at
     return opened.in_groups(groups)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,7 @@ def test_a_folder_of_several_modules_is_written_whole_or_refused(typed: Typed, t
     """Of sentence-transformers: modules.json names a pooling without weights, and a layer with some."""
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=1
-    )
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     for step in (10, 20):
         folder = Path(f"runs/checkpoint-{step}")
         BertModel(config).save_pretrained(folder)
@@ -178,3 +177,59 @@ def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
             Path(f"runs/checkpoint_{step}").mkdir(parents=True, exist_ok=True)
             save_file(weights(step), f"runs/checkpoint_{step}/{name}.safetensors")
     assert "using 'model.safetensors'; there is also model_1" in typed("apply", "uniform", "runs", "-o", "b.pt").err
+
+
+WRAPPED = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self): super().__init__(); self.{name} = torch.nn.Linear(4, 1)
+    def forward(self, x): return self.{name}(x)
+def build(): return Net()
+def score(net): return net(torch.ones(1, 4)).square().mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("module", ""), ("layer", "module."), ("layer", "unets.0."), ("layer", "0.ema_model."), ("module", "app.model.")],
+)
+def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, prefix: str) -> None:
+    """An attribute called ``module``, and what wrappers write before the names."""
+    Path("wrapped_here.py").write_text(WRAPPED.format(name=name))
+    Path("runs").mkdir()
+    for step in range(1, 4):
+        layer = torch.nn.Linear(4, 1)
+        state = {f"{prefix}{name}.{part}": tensor for part, tensor in layer.state_dict().items()}
+        torch.save({"model": state}, f"runs/{step}.pt")
+    settings = {"checkpoints": "runs", "model": "wrapped_here:build", "score": "wrapped_here:score"}
+    study = {
+        "name": "wrapped",
+        "objective": {"file": "score.py", "settings": settings},
+        "optimizers": ["LCSCGradient"],
+        "budget": {"evaluations": 3},
+    }
+    Path("wrapped.yaml").write_text(yaml.safe_dump(study))
+    typed("run", "wrapped.yaml")
+    typed("export", "wrapped/LCSCGradient/0", "-o", "best.safetensors")
+    assert load_file("best.safetensors").keys() == {f"{name}.weight", f"{name}.bias"}
+    typed("apply", "uniform", "runs", "-o", "uniform.safetensors")  # no network tells
+    assert load_file("uniform.safetensors").keys() == {f"{prefix}{name}.weight", f"{prefix}{name}.bias"}
+    sys.modules.pop("wrapped_here")
+
+
+def test_several_models_that_fit_the_network_are_a_question(typed: Typed) -> None:
+    Path("wrapped_there.py").write_text(WRAPPED.format(name="layer"))
+    Path("runs").mkdir()
+    for step in range(1, 4):
+        states = [torch.nn.Linear(4, 1).state_dict() for _ in range(2)]
+        torch.save(
+            {f"unets.{i}.layer.{part}": states[i][part] for i in (0, 1) for part in states[i]}, f"runs/{step}.pt"
+        )
+    settings = {"checkpoints": "runs", "model": "wrapped_there:build", "score": "wrapped_there:score"}
+    study = {"name": "s", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["EMAGrid"]}
+    Path("s.yaml").write_text(yaml.safe_dump(study | {"budget": {"evaluations": 2}}))
+    assert (
+        "several models that fit the network: choose by key (unets.0, unets.1)" in typed("run", "s.yaml", status=2).err
+    )
+    typed("run", "s.yaml", "objective.settings.key=unets.1")
+    sys.modules.pop("wrapped_there")

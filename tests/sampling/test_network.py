@@ -108,3 +108,28 @@ def test_outputs_are_unwrapped(wrap: Any) -> None:
     module.forward = lambda x: wrap(2 * x)  # type: ignore[method-assign]
     network = PreparedNetwork(module, NetworkSettings(device="cpu"))
     assert torch.equal(network(IMAGES), 2 * IMAGES)
+
+
+class _Averaging(torch.nn.Module):
+    """Keeps averages, and puts them in by eval(), as wrappers of flow matching's examples do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = torch.nn.Linear(2, 1, bias=False)
+        self.average = torch.nn.Parameter(torch.zeros(1, 2), requires_grad=False)
+
+    def train(self, mode: bool = True) -> _Averaging:
+        if self.training and not mode:
+            self.model.weight.data.copy_(self.average)
+        return super().train(mode)
+
+
+def test_averages_that_eval_puts_in_are_those_of_the_weights_that_are_loaded() -> None:
+    network = PreparedNetwork(_Averaging())
+    for value in (3.0, 5.0):
+        network.load({"model.weight": torch.ones(1, 2), "average": torch.full((1, 2), value)})
+        assert network.module.model.weight.tolist() == [[value, value]]
+    assert "eval() of the network puts other weights" in str(network.weights.why_no_gradient(["model.weight"]))
+    plain = PreparedNetwork(torch.nn.Linear(2, 1))
+    plain.load({"weight": torch.ones(1, 2), "bias": torch.ones(1)})
+    assert plain.weights.why_no_gradient(["weight"]) is None

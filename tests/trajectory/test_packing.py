@@ -346,3 +346,11 @@ def test_a_run_that_wanders_is_no_mixture(tmp_path):
         place = place + torch.randn(50, generator=draw)
         torch.save({"w": place + 10 * torch.randn(50, generator=draw)}, tmp_path / f"{step}.pt")
     assert len(pack(tmp_path, tmp_path / "t")) == 12
+
+
+def test_an_average_of_the_trained_parameters_alone_has_the_rest_of_its_model(tmp_path):
+    for step in (1, 2):
+        model = state_dict(step)
+        torch.save({"model": model, "ema": {"weight": model["weight"] + 1}}, tmp_path / f"{step}.pt")
+    trajectory = pack(tmp_path, tmp_path / "t", key="ema")
+    assert same_bits(trajectory.checkpoint(1), {**state_dict(2), "weight": state_dict(2)["weight"] + 1})
