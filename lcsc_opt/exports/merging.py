@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import filecmp
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
-from lcsc_opt.trajectory.manifest import PREFIX
+from lcsc_opt.trajectory.manifest import HEADER, PREFIX
 
 _MOST_NAMED = 8  # of what is left out, in a message
 
@@ -243,7 +244,8 @@ def _write(
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
-    to.write(weights, recipe, config, card, document)
+    header = json.loads(trajectory.metadata.get(HEADER, "{}"))
+    to.write(weights, recipe, config, card, document, header)
     return recipe
 
 

@@ -114,11 +114,13 @@ class Destination:
         config: str | None,
         card: str | None = None,
         document: Mapping[Any, Any] | None = None,
+        header: Mapping[str, str] | None = None,
     ) -> None:
         """Write weights, recipe and the ``config`` of :meth:`config_text`. No reader ever sees a part of it.
 
         A folder also gets the model card, where there is one. A file of torch holds the ``document`` that has the
         weights in it, else their state dict; the recipe is an entry of its archive, which ``torch.load`` does not read.
+        A file of safetensors has the ``header`` of the checkpoints, without hashes of their weights.
 
         A folder of transformers also gets the tokenizer and the like of the folder that ``config`` was read from.
 
@@ -133,8 +135,9 @@ class Destination:
             weights = _named_by_diffusers(weights, recipe.lora or LoraNaming())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = {name: text for name, text in (header or {}).items() if not name.endswith("hash")}
             with replacing(self.path) as path:
-                self._write_to(path, weights, recipe.as_text(), config, card, document or weights)
+                self._write_to(path, weights, recipe.as_text(), config, card, document or weights, kept)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
             reason = " ".join(str(error).split())
             needed_bytes = sum(tensor.nbytes for tensor in weights.values())
@@ -152,6 +155,7 @@ class Destination:
         config: str | None,
         card: str | None,
         document: Mapping[Any, Any],
+        header: Mapping[str, str],
     ) -> None:
         texts = {"format": "pt", ENTRY: recipe}
         if self.form == "diffusers":
@@ -168,8 +172,10 @@ class Destination:
                 torch.save(document, file)
                 with zipfile.ZipFile(file, "a") as archive:
                     archive.writestr(zipfile.ZipInfo(TORCH_ENTRY), recipe)
-        else:
+        elif self.form == "lora":  # alphas are multiplied in
             write_safetensors(weights, path, texts)
+        else:
+            write_safetensors(weights, path, {**header, **texts})
 
     def _copy_processing_files(self, folder: Path) -> None:
         if self.config_folder is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,11 +14,18 @@ from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key, with_constants
+from lcsc_opt.checkpoints.reading import (
+    Checkpoint,
+    average_beside,
+    read_checkpoint,
+    read_metadata,
+    searched_key,
+    with_constants,
+)
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import HEADER, PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.merge import StateDict
 from lcsc_opt.trajectory.neighbours import check_neighbours
@@ -71,9 +79,7 @@ def pack_sources(
         reader = _Reader(first.key, first, before_last)
         if first.prefix:
             metadata[PREFIX] = first.prefix
-        alphas = _lora_alphas(first, last_path)
-        if alphas is not None:
-            metadata[PACKED_ALPHAS] = alphas.model_dump_json(exclude_unset=True)
+        metadata |= _side_data(first, sources)
     metadata |= {PACKED: fingerprint, "key": reader.key}
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
         _write_rows(writer, sources, reader)
@@ -146,12 +152,34 @@ def _announce(out: Path, first: Checkpoint, rows: int, dtype: str) -> None:
     notice(f"packing {rows} checkpoints, once, into {out} ({shown_size(size)})")
 
 
-def _lora_alphas(first: Checkpoint, last: Path) -> LoraAlphas | None:
-    """The alphas of LoRA checkpoints, which PEFT writes next to the weights."""
-    with contextlib.suppress(TrajectoryError):  # the error comes when the alphas are needed
-        if lora_flavour(first.tensors):
-            return LoraAlphas.read(last, key=first.key)
-    return None
+def _side_data(first: Checkpoint, sources: Sources) -> dict[str, str]:
+    """What lies beside the weights and belongs to all checkpoints: the alphas of a LoRA, and the texts of the headers.
+
+    Raises:
+        TrajectoryError: the alphas differ, by which weights mean something else.
+    """
+    found: dict[str, str] = {}
+    header = set(read_metadata(next(iter(sources.values()))).items())
+    for path in sources.values():
+        header &= set(read_metadata(path).items())
+    if header:
+        found[HEADER] = json.dumps(dict(sorted(header)))
+    if lora_flavour(first.tensors) is None:
+        return found
+    alphas: dict[str, Path] = {}
+    for path in sources.values():
+        with contextlib.suppress(TrajectoryError):  # the error comes when the alphas are needed
+            read = LoraAlphas.read(path, key=first.key)
+            text = "" if read is None else read.model_dump_json(exclude_unset=True)
+            alphas.setdefault(text, path)
+    if len(alphas) > 1:
+        one, other = [*alphas.values()][:2]
+        raise TrajectoryError(
+            f"{other}: its LoRA has other alphas than {one}, so their weights cannot be combined: leave one part of "
+            "the run out (first_step, last_step)."
+        )
+    text = next(iter(alphas), "")
+    return {**found, PACKED_ALPHAS: text} if text else found
 
 
 def _average_beside(path: Path, key: str, earlier: Path | None = None) -> StateDict | None:

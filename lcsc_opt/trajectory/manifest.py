@@ -22,6 +22,7 @@ from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSp
 
 LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
+HEADER = "header"  # the metadata entry for the texts that the headers of all files have, as JSON
 PREFIX = "prefix"  # the metadata entry for what is before all names in the files, and is left out here
 _MOST_SCALARS = 2**48  # of one tensor
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour, lora_modules
-from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.reading import read_checkpoint, read_metadata
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS, LayerGroups
+from lcsc_opt.exports.merging import average
+from lcsc_opt.exports.writing import Destination
 from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
 from tests import tiny_pipelines
@@ -216,3 +221,39 @@ def test_alphas_that_are_gone_are_asked_for_or_assumed(
     else:
         trajectory.lora_alphas()
         assert "alpha is its rank" in capsys.readouterr().err
+
+
+def _with_alpha(folder: Path, step: int, alpha: float, place: str) -> Path:
+    """A LoRA of one layer, whose alpha is in the header, or in PEFT's configuration beside it."""
+    factors = {"unet.to_q.lora_A.weight": torch.ones(4, 8) * step, "unet.to_q.lora_B.weight": torch.ones(8, 4)}
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    header = {"ss_base_model_version": "sd_v1", "ss_steps": str(step), "sshs_model_hash": "0123", "format": "pt"}
+    if place == "header":
+        header["lora_adapter_metadata"] = json.dumps({"unet.r": 4, "unet.lora_alpha": alpha})
+    else:
+        (checkpoint / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": alpha}))
+    save_file(factors, checkpoint / "adapter_model.safetensors", header)
+    return checkpoint
+
+
+@pytest.mark.parametrize("place", ["header", "configuration"])
+def test_alphas_that_differ_between_checkpoints_are_refused(tmp_path: Path, place: str) -> None:
+    for step, alpha in ((100, 4.0), (200, 16.0), (300, 16.0)):
+        _with_alpha(tmp_path / "runs", step, alpha, place)
+    with pytest.raises(TrajectoryError, match=r"checkpoint-200: its LoRA has other alphas than .*checkpoint-100"):
+        pack(tmp_path / "runs", tmp_path / "t")
+    later = pack(tmp_path / "runs", tmp_path / "t", selection=Selection(first_step=200))
+    [module] = lora_modules(later.names)
+    assert later.lora_alphas().of(module, 4) == 16.0
+
+
+def test_an_export_has_what_the_headers_of_all_checkpoints_say(tmp_path: Path) -> None:
+    for step in (100, 200):
+        folder = _with_alpha(tmp_path / "runs", step, 4.0, "header")
+        (folder / "adapter_model.safetensors").rename(tmp_path / f"hat-{step}.safetensors")
+    average([tmp_path / "hat-*.safetensors"], "uniform", Destination.of(tmp_path / "best.safetensors"))
+    header = dict(read_metadata(tmp_path / "best.safetensors"))
+    assert header.keys() == {"format", "lcsc_recipe", "ss_base_model_version", "lora_adapter_metadata"}
+    average([tmp_path / "hat-*.safetensors"], "uniform", Destination.of(tmp_path / "lora.safetensors", form="lora"))
+    assert "lora_adapter_metadata" not in read_metadata(tmp_path / "lora.safetensors")
