@@ -50,9 +50,32 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
 }
 """Name → class in diffusers, and the settings of its configuration that the name stands for."""
 
+_DPM_SOLVER = "DPMSolverMultistepScheduler"
+_FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_OTHER_FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
+    "FlowMatch": {
+        "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+        "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+        "lcm": ("FlowMatchLCMScheduler", {}),
+        "dpm-solver++": (_DPM_SOLVER, {"algorithm_type": "dpmsolver++", **_FLOW_SIGMAS}),
+        "sde-dpm-solver++": (_DPM_SOLVER, {"algorithm_type": "sde-dpmsolver++", **_FLOW_SIGMAS}),
+        "unipc": ("UniPCMultistepScheduler", _FLOW_SIGMAS),
+    },
+    "EDM": {
+        "euler": ("EDMEulerScheduler", {}),
+        "dpm-solver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        "sde-dpm-solver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    },
+    "CMStochasticIterative": {"consistency": SCHEDULERS["consistency"]},
+    "ScoreSde": {},
+    "KarrasVe": {},
+}
+"""How the classes of a family begin whose networks predict something else → what its schedulers are. Networks of all
+other pipelines are variance preserving, for which :data:`SCHEDULERS` are, but for consistency models."""
 
 _CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
 
+_STEP_ARGUMENTS = 3  # model_output, timestep, sample
 ALWAYS = (0.0, 1.0)
 """The interval of guidance that acts at all timesteps."""
 
@@ -100,7 +123,7 @@ def build_scheduler(
     if name is None:
         class_name = str(pipeline_config.get("_class_name", ""))
     else:
-        class_name, defaults = SCHEDULERS[name]
+        class_name, defaults = _in_family(name, pipeline_config)
         changes |= defaults
     changes |= options or {}
     scheduler_class = _scheduler_class(class_name)
@@ -116,6 +139,31 @@ def build_scheduler(
     except Exception as error:  # schedulers raise all kinds of errors for wrong settings
         reason = " ".join(str(error).split())
         raise ObjectiveError(f"sampler.scheduler: {class_name}: {reason}") from error
+
+
+def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class of a scheduler for networks like the pipeline's, and its settings.
+
+    Raises:
+        ObjectiveError: there is none: it would take what the network predicts for something else.
+    """
+    own = str(config.get("_class_name", ""))
+    family = next((start for start in _OTHER_FAMILIES if own.startswith(start)), "")
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        family = "FlowMatch"
+    schedulers = _OTHER_FAMILIES[family] if family else dict(SCHEDULERS)
+    if own and not family:
+        schedulers.pop("consistency")
+    if name not in schedulers:
+        others = ", ".join(schedulers) or "none"
+        raise ObjectiveError(
+            f"sampler.name: {name} is not for a network of {own}, whose predictions mean something else; leave it out, "
+            f"or name one of these: {others}"
+        )
+    class_name, settings = schedulers[name]
+    if "shift" in config and "use_flow_sigmas" in settings:
+        settings = {**settings, "flow_shift": config["shift"]}
+    return class_name, dict(settings)
 
 
 def _scheduler_class(class_name: str) -> Any:
@@ -209,6 +257,13 @@ class DiffusersSampler(NetworkSampler):
                 "choose another sampler"
             )
         step_parameters = inspect.signature(scheduler.step).parameters
+        for parameter in list(step_parameters.values())[_STEP_ARGUMENTS:]:
+            is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+            if is_needed and parameter.name not in self._step_options:
+                raise ObjectiveError(
+                    f"sampler: a step of {type(scheduler).__name__} needs {parameter.name}, which no sampling from "
+                    "noise has; name another"
+                )
         for option in self._step_options:
             if option not in step_parameters:
                 raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {option!r}")
