@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -245,8 +245,15 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except TrajectoryError as error:
         raise TrajectoryError(f"{path} {error}") from error
-    except PermissionError as error:
-        raise TrajectoryError(f"{path} cannot be read: permission denied.") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise TrajectoryError(f"{path} cannot be read: {reason}.") from error
+    except SafetensorError as error:
+        if "UTF-8" in str(error):
+            raise TrajectoryError(
+                f"{path} has a name that is not UTF-8, which safetensors needs: rename it."
+            ) from error
+        raise TrajectoryError(f"{path} {MALFORMED}") from error
     except Exception as error:  # a hostile file can raise anything
         raise TrajectoryError(f"{path} {MALFORMED}") from error
 

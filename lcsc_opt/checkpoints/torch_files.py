@@ -171,8 +171,10 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
     Raises:
         TrajectoryError: one reaches beyond its storage, or its storage out of the file.
     """
-    file_bytes = path.stat().st_size
-    file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=file_bytes)
+    with path.open("rb") as opened:  # whose name need not be UTF-8, as torch would have it
+        whole = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    file_bytes = len(whole)
+    file = torch.frombuffer(whole, dtype=torch.uint8).untyped_storage()
     mapped: dict[tuple[int, int, int], torch.UntypedStorage] = {}
     tensors: dict[str, Tensor] = {}
     for name, ref in refs.items():

@@ -7,7 +7,10 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
@@ -187,6 +190,41 @@ def _average_beside(path: Path, key: str, earlier: Path | None = None) -> StateD
     return None if average_key is None else read_checkpoint(path, key=average_key).tensors
 
 
+class _Watched(Mapping[str, Tensor]):
+    """Tensors that are mapped from files, which are looked at before each is read.
+
+    Reading a map of a file that has been cut meanwhile would end the process.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], path: Path, before: _FileStates) -> None:
+        self._tensors = tensors
+        self._path = path
+        self._before = before
+
+    def __getitem__(self, name: str) -> Tensor:
+        if _file_states(self._path) != self._before:
+            raise TrajectoryError("was written over while it was read: pack again when it is complete.")
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+_FileStates = list[tuple[int, int]]
+
+
+def _file_states(path: Path) -> _FileStates:
+    """Size and time of a file, or of the files in a checkpoint's folder."""
+    try:
+        states = [file.stat() for file in (path, *path.glob("*"), *path.glob("*/*"))]
+    except OSError:  # gone
+        return []
+    return [(state.st_size, state.st_mtime_ns) for state in states]
+
+
 class _Reader:
     """Reads the state dict ``key`` of checkpoints, in order; ``first`` is the first one if it was read already."""
 
@@ -257,10 +295,11 @@ def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> N
 
 
 def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, reader: _AnyReader) -> None:
-    tensors = reader.read(step, path).tensors
+    before = _file_states(path)
+    tensors = _Watched(reader.read(step, path).tensors, path, before)
     try:
         layout = writer.check(tensors)
-        source = str(path.absolute())
+        source = _as_text(path)
         if isinstance(reader, _PackedReader):
             source = reader.source(step)
         writer.write(step, layout, tensors, source=source)
@@ -268,14 +307,21 @@ def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, reader: _AnyR
         raise TrajectoryError(f"{path}: {error}") from error
 
 
+def _as_text(path: Path) -> str:
+    """The path as a manifest has it, where a name that is not UTF-8 is escaped."""
+    return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
+
+
 def _write_trainer_ema(writer: MatrixWriter, last_step: int, path: Path, reader: _AnyReader) -> None:
     """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
     try:
+        before = _file_states(path)
         averages = reader.trainer_ema(last_step, path)
         if averages is None:
             return
         last = reader.read(last_step, path).tensors
-        writer.write_trainer_ema(completed(averages, last), source=str(path.absolute()))
+        watched = _Watched(completed(averages, last), path, before)
+        writer.write_trainer_ema(watched, source=_as_text(path))
     except TrajectoryError as error:
         notice(f"{path}: the trainer's EMA is left out: {error}")
         return

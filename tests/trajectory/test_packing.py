@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.trajectory import Trajectory, filling, open_or_pack, pack
+from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.trajectory import Trajectory, filling, matrix, open_or_pack, pack
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import (
     STEPS,
@@ -354,3 +356,38 @@ def test_an_average_of_the_trained_parameters_alone_has_the_rest_of_its_model(tm
         torch.save({"model": model, "ema": {"weight": model["weight"] + 1}}, tmp_path / f"{step}.pt")
     trajectory = pack(tmp_path, tmp_path / "t", key="ema")
     assert same_bits(trajectory.checkpoint(1), {**state_dict(2), "weight": state_dict(2)["weight"] + 1})
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "gone"])
+def test_a_checkpoint_that_is_written_over_while_it_is_packed_is_named(tmp_path, monkeypatch, change):
+    """Reading the map of a file that was cut would end the process."""
+    for step in (1, 2, 3):
+        torch.save({"w": torch.randn(1 << 16)}, tmp_path / f"m_{step}.pt")
+    write = matrix.MatrixWriter.write
+
+    def overwritten(self, step, *arguments, **options):
+        last = tmp_path / "m_3.pt"
+        if step == 3 and change == "cut":
+            os.truncate(last, 0)
+        elif step == 3 and change == "longer":
+            last.write_bytes(last.read_bytes() + b"x")
+        elif step == 3:
+            last.unlink()
+        return write(self, step, *arguments, **options)
+
+    monkeypatch.setattr(matrix.MatrixWriter, "write", overwritten)
+    with pytest.raises(TrajectoryError, match=r"m_3\.pt: was written over while it was read"):
+        pack(tmp_path, tmp_path / "t")
+
+
+def test_names_that_are_not_utf8_are_packed(tmp_path):
+    for step in (1, 2):
+        torch.save({"w": torch.full((2,), float(step))}, tmp_path / "new.pt")
+        (tmp_path / "new.pt").rename(tmp_path / os.fsdecode(b"caf\xe9_%d.pt" % step))
+    trajectory = pack(tmp_path, tmp_path / "t")
+    assert trajectory.steps == (1, 2)
+    assert trajectory.sources[0].endswith("caf\\xe9_1.pt")
+    save_file({"w": torch.ones(2)}, tmp_path / "new.safetensors")
+    other = (tmp_path / "new.safetensors").rename(tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
+    with pytest.raises(TrajectoryError, match="has a name that is not UTF-8"):
+        read_checkpoint(other)

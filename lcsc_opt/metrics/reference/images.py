@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
 """Formats that Pillow registers and leaves to other programs."""
 EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # Pillow decodes a PNG to look for these
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel
+# how Pillow decodes colours of a file: RGB;16B of PNG and TIFF, and PPM's with the largest value
+DEEP_IN_FILE = re.compile(r"'(RGB|RGBA|RGBX|LA|CMYK)(;(9|1[0-9]|32)|', [0-9]{4,})")
 GREY_MODES = frozenset({"1", "L"})
 UNREADABLE = (
     OSError,
@@ -121,9 +124,9 @@ class ImageSet:
         other_names = [file.name for file in files if not ImageSet.is_image(file.name)]
         if not entries:
             raise MetricError(f"{path}: holds no images{_of_other_files(other_names)}")
-        listing = hashlib.sha256(str(path.resolve()).encode())
+        listing = hashlib.sha256(os.fsencode(path.resolve()))
         for entry in entries:
-            listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
+            listing.update(os.fsencode(f"\n{entry.name}\t{entry.stamp}"))
         kept_file = folder / f"images-{listing.hexdigest()[:32]}.json"
         try:
             scan = _Scan(*json.loads(kept_file.read_text()))
@@ -286,11 +289,15 @@ class _Scan(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """One image file without its pixels: a SHA-256 of its bytes, height and width, Pillow's mode, its frames."""
+    """One image file without its pixels: a SHA-256 of its bytes, height and width, Pillow's mode, its frames.
+
+    ``is_deep``: it has more than 8 bits a channel, of which Pillow drops the lower ones in colours.
+    """
 
     digest: bytes
     size: tuple[int, int]
     mode: str
+    is_deep: bool
     frames: int
 
 
@@ -314,7 +321,7 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
                         f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first: how "
                         "they are scaled changes FID"
                     )
-                if header.mode.startswith(DEEP_MODES):
+                if header.is_deep:
                     raise MetricError(
                         f"{path}: {entry.name} has more than 8 bits per channel; convert it to 8 bits first"
                     )
@@ -331,11 +338,12 @@ def _header(entry: _Entry) -> _Header:
     """What is known of one file before its pixels are needed."""
     with _opened(entry) as (image, content):
         mode = image.mode
+        is_deep = mode.startswith(DEEP_MODES) or DEEP_IN_FILE.search(str(image.tile)) is not None
         frames = getattr(image, "n_frames", 1)
         may_be_turned = image.format != "PNG" or any(mark in content for mark in EXIF_IN_PNG)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             ImageOps.exif_transpose(image, in_place=True)
-        return _Header(hashlib.sha256(content).digest(), (image.height, image.width), mode, frames)
+        return _Header(hashlib.sha256(content).digest(), (image.height, image.width), mode, is_deep, frames)
 
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
@@ -353,7 +361,7 @@ def _opened(entry: _Entry) -> Iterator[tuple[Image.Image, bytes]]:
         content = entry.read()
         with Image.open(io.BytesIO(content)) as image:
             yield image, content
-    except UNREADABLE as error:  # an unknown format is an OSError
+    except Exception as error:  # damaged files make Pillow raise anything; an unknown format is an OSError
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
         raise MetricError(
             f"{entry.name}: cannot be read as an image ({reason}); remove it or fetch it again"

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +106,59 @@ def test_folders_that_are_no_image_set_are_refused(tmp_path):
     (tmp_path / "no.zip").write_bytes(b"no zip")
     with pytest.raises(MetricError, match="is not a zip file"):
         read(tmp_path / "no.zip")
+
+
+def deep_png(path, colour, channels):
+    """A PNG of 16 bits a channel, as Pillow cannot write it in colours."""
+    raw = b"".join(b"\0" + bytes(2 * 8 * channels) for _ in range(6))
+
+    def chunk(tag, data):
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
+    head = struct.pack(">IIBBBBB", 8, 6, 16, colour, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "transparent", "ppm"])
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, kind):
+    if kind == "ppm":
+        (tmp_path / "deep.ppm").write_bytes(b"P6 8 6 4095\n" + bytes(2 * 3 * 8 * 6))
+    else:
+        colour, channels = {"grey": (0, 1), "colour": (2, 3), "transparent": (6, 4)}[kind]
+        deep_png(tmp_path / "deep.png", colour, channels)
+    with pytest.raises(MetricError, match=r"deep.p.* has more than 8 bits"):
+        read(tmp_path)
+
+
+def test_a_palette_and_a_bitmap_of_few_bits_are_read(tmp_path):
+    image = Image.fromarray(pixels(1)[0])
+    image.save(tmp_path / "a.bmp")
+    image.convert("P", colors=4).save(tmp_path / "b.png")
+    image.save(tmp_path / "c.ppm")
+    assert read(tmp_path).count == 3
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    folder = write(tmp_path / "real", pixels(3))
+    first = folder / "class-0" / "000.png"
+    first.rename(first.with_name(os.fsdecode(b"caf\xe9.png")))
+    assert read(folder).count == 3
+    (folder / "class-1" / "001.png").write_bytes(b"no image")
+    with pytest.raises(MetricError, match=r"001.png: cannot be read as an image"):
+        read(folder)
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack"), KeyError("x"), TypeError("x")])
+def test_whatever_a_damaged_file_makes_pillow_raise_names_it(tmp_path, monkeypatch, error):
+    folder = write(tmp_path / "real", pixels(1), suffix=".jpg")
+
+    def getexif(image):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "getexif", getexif)
+    with pytest.raises(MetricError, match=r"000.jpg: cannot be read as an image"):
+        read(folder)
 
 
 def test_a_file_that_is_cut_off_later_is_named(tmp_path):
