@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_extra, quiet_libraries
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
@@ -205,12 +206,36 @@ class LatentDiffusionSampler:
         # a network that embeds the guidance needs no second call
         embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None
         self._guided = self._has_argument("negative_prompt") and not embeds_guidance and guidance_scale > 1
+        if negative_prompt is not None and not self._guided:
+            raise ObjectiveError(
+                "negative_prompt: only classifier-free guidance has one, with a guidance_scale above 1 and not of a "
+                "latent consistency model; leave it out"
+            )
         self._set_schedule(steps, timesteps, options)
+        self._notice_cut_prompts()
         self.alphas = alphas
         self._lora: LoraAdapter | None = None
         if component == "lora":
             self._lora = LoraAdapter(pipeline, alphas)
         self._encoded_prompts = EncodedPrompts()
+
+    def _notice_cut_prompts(self) -> None:
+        """Say how many prompts are longer than what the text encoders see of them; diffusers cuts them."""
+        parameter = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
+        prompts = list(dict.fromkeys((*self.prompts, *self.held_out_prompts)))
+        names = _tokenizers(self.pipeline)
+        for name in names:
+            tokenizer = getattr(self.pipeline, name)
+            most = tokenizer.model_max_length
+            if parameter is not None and name == names[-1]:  # of T5
+                most = self._options.get("max_sequence_length", parameter.default)
+            tokens = tokenizer(prompts, truncation=False, verbose=False).input_ids
+            cut = [prompt for prompt, found in zip(prompts, tokens, strict=True) if len(found) > most]
+            if cut:
+                notice(
+                    f"prompts: {len(cut):,} of {len(prompts):,} have more tokens than the {most} that the {name} "
+                    f"takes, and their ends are cut; the first is {cut[0][:40]!r}"
+                )
 
     def with_scheduler(
         self,
@@ -385,6 +410,10 @@ class LatentDiffusionSampler:
                 if ".lora_" not in name:
                     fixed[f"{component}.{name.replace('.base_layer.', '.')}"] = tensor
         return weights_sha256(fixed)
+
+
+def _tokenizers(pipeline: Any) -> list[str]:
+    return [name for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
 
 
 def _sha256(prompts: Sequence[str]) -> str:

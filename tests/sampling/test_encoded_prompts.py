@@ -62,6 +62,8 @@ def test_each_prompt_is_encoded_once_and_the_images_stay_the_same(
     tmp_path: Path, build: Callable[[Path], Any], negative_prompt: str | None
 ) -> None:
     pipeline = build(tmp_path)
+    if pipeline.components["unet" if "unet" in pipeline.components else "transformer"].config.get("time_cond_proj_dim"):
+        negative_prompt = None  # its guidance has none
     kept = sampler(pipeline, guidance_scale=4.0, negative_prompt=negative_prompt)
     anew = sampler(pipeline, guidance_scale=4.0, negative_prompt=negative_prompt, most_bytes=0)
     with counted_calls(pipeline) as calls:

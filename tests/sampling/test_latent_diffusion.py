@@ -229,7 +229,7 @@ def test_what_decides_images_is_described(pipeline: Any, folder: Path) -> None:
     assert sampler(again).describe() == described
     changed = [
         {"guidance_scale": 2.0},
-        {"negative_prompt": "x"},
+        {"negative_prompt": "x", "guidance_scale": 2.0},
         {"prompts": ["a"]},
         {"held_out_prompts": ["a"]},
         {"steps": 4},
@@ -373,3 +373,24 @@ def test_the_gradient_is_the_directional_derivative(folder: Path, merged: str, g
 def test_an_alpha_that_differs_between_checkpoints_has_no_gradient(pipeline: Any) -> None:
     reason = sampler(pipeline, component="lora").weights.why_no_gradient({"a.lora_up.weight", "a.alpha"})
     assert reason == "a.alpha, which scales a LoRA, differs between checkpoints"
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_a_negative_prompt_that_cannot_act_is_refused(pipeline: Any, guidance_scale: float) -> None:
+    with pytest.raises(ObjectiveError, match="negative_prompt: only classifier-free guidance has one"):
+        sampler(pipeline, negative_prompt="blurry", guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("build", [tiny_pipelines.stable_diffusion, tiny_pipelines.stable_diffusion_xl])
+@pytest.mark.parametrize("which", ["prompts", "held_out_prompts"])
+def test_prompts_that_are_cut_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, build: Callable[[Path], Any], which: str
+) -> None:
+    caplog.set_level("INFO", logger="lcsc_opt")
+    pipeline = build(tmp_path)
+    sampler(pipeline)
+    assert "are cut" not in caplog.text
+    sampler(pipeline, **{which: (*PROMPTS, "a b c d e f g h i j k l m n a red car at night")})
+    assert (
+        "prompts: 1 of 4 have more tokens than the 16 that the tokenizer takes, and their ends are cut" in caplog.text
+    )

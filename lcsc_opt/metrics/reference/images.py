@@ -338,7 +338,7 @@ def _header(entry: _Entry) -> _Header:
     """What is known of one file before its pixels are needed."""
     with _opened(entry) as (image, content):
         mode = image.mode
-        is_deep = mode.startswith(DEEP_MODES) or DEEP_IN_FILE.search(str(image.tile)) is not None
+        is_deep = mode.startswith(DEEP_MODES) or DEEP_IN_FILE.search(str(getattr(image, "tile", ""))) is not None
         frames = getattr(image, "n_frames", 1)
         may_be_turned = image.format != "PNG" or any(mark in content for mark in EXIF_IN_PNG)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
