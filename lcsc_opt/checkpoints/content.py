@@ -6,24 +6,14 @@ Networks that were pickled whole are read by :mod:`lcsc_opt.checkpoints.modules`
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.inventory import (
-    SHADOW,
-    Inventory,
-    entries_of,
-    flattened,
-    is_list_of_averages,
-    listed,
-    named_averages,
-    of_pseudo_optimizer,
-    raw_model,
-)
+from lcsc_opt.checkpoints.inventory import Inventory, entries_of, flattened, listed, of_pseudo_optimizer
 from lcsc_opt.checkpoints.modules import init_arguments_of, is_module, module_weights
 from lcsc_opt.checkpoints.pickles import Record, Span, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, map_tensors
@@ -72,6 +62,9 @@ class Content:
         Raises:
             TrajectoryError: there is nothing under that key, or no state dict.
         """
+        found = self.inventory.at(key)
+        if found is not None and (found.average_of is not None or found.has_no_names):
+            return self.inventory.named(found)
         content = self._value
         rest = key
         while rest:
@@ -83,16 +76,12 @@ class Content:
                 return _under_prefix(parts, rest, key)
             content = parts[name]
             rest = rest[len(name) + 1 :]
-        if isinstance(content, (list, tuple)) and content and all(map(is_tensor, content)):
-            return named_averages(content, raw_model(self._value))
         tensors = _parts(content)
         if tensors is None or isinstance(content, (list, tuple)):
             place = f" under {shown(key)!r}" if key else ""
             raise TrajectoryError(
                 f"has {kind(content)}{place}, not a state dict: save model.state_dict(), or pass another --key."
             )
-        if is_list_of_averages(tensors):
-            return named_averages(tensors[SHADOW], raw_model(self._value))
         return of_pseudo_optimizer(tensors) or flattened(tensors) or _without_extra_states(tensors)
 
     def init_arguments(self, key: str) -> dict[str, Any]:
@@ -176,28 +165,11 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
 
 def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:
     """The entries whose names begin with ``prefix`` and a dot, without them; ``key`` is for the message."""
-    tensors = {name.removeprefix(f"{prefix}."): parts[name] for name in _names_under(prefix, parts)}
+    names = (name for name in parts if isinstance(name, str) and name.startswith(f"{prefix}."))
+    tensors = {name.removeprefix(f"{prefix}."): parts[name] for name in names}
     if not tensors:
         raise TrajectoryError(
             f"has no key {shown(key)!r}: {shown(prefix)!r} is not among {listed(parts)}; pass another, or leave out "
             "--key."
         )
-    if prefix == "model_ema" and "num_updates" in tensors:
-        return _with_dots_of_litema(tensors, parts)
-    return tensors
-
-
-def _names_under(prefix: str, parts: Mapping[Any, Any]) -> Iterator[str]:
-    return (name for name in parts if isinstance(name, str) and name.startswith(f"{prefix}."))
-
-
-def _with_dots_of_litema(averages: Mapping[str, Any], parts: Mapping[Any, Any]) -> dict[str, Any]:
-    """CompVis' LitEma leaves the dots out of the names of its averages: those of the model next to it are used."""
-    names = {}
-    for name in _names_under("model", parts):
-        dotted = name.removeprefix("model.")
-        names[dotted.replace(".", "")] = dotted
-    tensors = {names.get(name, name): value for name, value in averages.items()}
-    del tensors["num_updates"]
-    tensors.pop("decay", None)
     return tensors

@@ -23,11 +23,11 @@ from lcsc_opt.checkpoints.torch_files import TensorRef, is_tensor, kind, other_t
 
 CHOOSE = "key: NAME in a study file, --key NAME in commands"
 GUESSED_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params", "unet", "module")
-SHADOW = "shadow_params"  # a list of averages without names
+_SHADOW = "shadow_params"  # a list of averages without names
 _AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
-_OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)  # never guessed
+_OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
-_COMPANIONS = ("model_ema2", "model_avg", "current_model_state")  # which their trainers do not sample with
+_COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
@@ -42,8 +42,7 @@ class Role(enum.Enum):
 
     WEIGHTS = "weights"
     AVERAGE = "an average of the weights"
-    STATE = "the state of an optimizer, a loss or a generator of random numbers"
-    OTHER = "another network, or other tensors"
+    OTHER = "another network, or other tensors"  # states of optimizers and the like are not looked at
 
 
 class _Swap(NamedTuple):
@@ -104,9 +103,10 @@ class Container:
         return next((place for place, part in enumerate(parts) if word_of(part) is not None), len(parts) - 1)
 
     @property
-    def name(self) -> str:
-        """The last part of the key."""
-        return self.key.rpartition(".")[2]
+    def is_companion(self) -> bool:
+        """Whether its trainer samples with something else, and it is read only if somebody asks for it."""
+        name = self.key.rpartition(".")[2]
+        return name in _COMPANIONS or _OTHER_AVERAGE.fullmatch(name) is not None
 
     @property
     def has_no_names(self) -> bool:
@@ -149,7 +149,7 @@ class Inventory:
         """
         offered = [found for found in self.containers if found.is_offered and not found.is_no_average]
         offered = [found for found in offered if found.outer == min(each.outer for each in offered)]
-        usual = [found for found in offered if found.name not in _COMPANIONS] or offered
+        usual = [found for found in offered if not found.is_companion] or offered
         averages = [found for found in usual if found.role is Role.AVERAGE]
         chosen = averages or usual
         if self._mixed_root is not None and not averages:  # what has no usual name lies beside other tensors
@@ -187,9 +187,22 @@ class Inventory:
 
     def average_of(self, key: str) -> str | None:
         """The key of the average of the weights under ``key`` that their trainer samples with; ``None`` for several."""
-        averages = [found.key for found in self.containers if found.average_of == key]
-        averages = [found for found in averages if found not in _COMPANIONS and is_average(found)]
-        return averages[0] if len(averages) == 1 else None
+        averages = [found.key for found in self.containers if found.average_of == key and not found.is_companion]
+        return averages[0] if len(averages) == 1 and is_average(averages[0]) else None
+
+    def named(self, average: Container) -> dict[str, Any]:
+        """The tensors of an average, under the names of the weights that it belongs to.
+
+        Raises:
+            TrajectoryError: it is a list, and does not fit them in one way.
+        """
+        usual = (found.key for found in self.containers if found.role is Role.WEIGHTS)
+        raw = self.at(next(usual, "") if average.average_of is None else average.average_of)
+        model = {} if raw is None else raw.named
+        if average.has_no_names:
+            return named_averages([*average.tensors.values()], model)
+        names = counterparts(average.named, model) or {}
+        return {names.get(name, name): tensor for name, tensor in average.named.items()}
 
     def family(self, key: str) -> list[Container]:
         """The weights that ``key`` belongs to, their averages, and other names of the same tensors."""
@@ -239,7 +252,7 @@ def is_average(key: str) -> bool:
 def word_of(key: str) -> Role | None:
     """What the words of a key say that it holds; ``None`` if they say nothing."""
     parts = key.split(".")
-    if any(_AVERAGE.fullmatch(part) or _OTHER_AVERAGE.fullmatch(part) for part in parts) or parts[-1] == SHADOW:
+    if any(_AVERAGE.fullmatch(part) or _OTHER_AVERAGE.fullmatch(part) for part in parts) or parts[-1] == _SHADOW:
         return Role.AVERAGE
     return Role.WEIGHTS if any(part in GUESSED_KEYS for part in parts) else None
 
@@ -326,16 +339,6 @@ def _earliest_places(short: Sequence[Any], long: Sequence[Any]) -> list[int] | N
     return places
 
 
-def raw_model(content: Any) -> Mapping[str, Any]:
-    """The first state dict under a usual key, which names the averages in a list; empty if there is none."""
-    entries = entries_of(content) or {}
-    for key in GUESSED_KEYS:
-        model = entries_of(entries.get(key))
-        if model and all(isinstance(name, str) and is_tensor(value) for name, value in model.items()):
-            return model
-    return {}
-
-
 def flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
     """The tensors of nested dicts, their names joined by dots; empty if there is anything else in them."""
     tensors: dict[str, Any] = {}
@@ -360,12 +363,6 @@ def of_pseudo_optimizer(entries: Mapping[Any, Any]) -> dict[str, Any]:
         if isinstance(name, str) and name.startswith("state.") and name.endswith(".ema_params"):
             averages[name.removeprefix("state.").removesuffix(".ema_params")] = value
     return averages
-
-
-def is_list_of_averages(parts: Mapping[Any, Any]) -> bool:
-    """Whether a dict has averages in a list, as torch-ema saves them."""
-    averages = parts.get(SHADOW)
-    return isinstance(averages, list) and bool(averages) and is_tensor(averages[0])
 
 
 def entries_of(value: Any) -> Mapping[Any, Any] | None:
@@ -405,8 +402,9 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
     if isinstance(value, (list, tuple)):
         is_list = is_average and bool(value) and all(map(is_tensor, value[:_MAX_SAMPLED]))
         return Container(key, dict(enumerate(value))) if is_list else None
-    if is_list_of_averages(entries):
-        return Container(key, dict(enumerate(entries[SHADOW])), is_shadow=True)
+    averages = entries.get(_SHADOW)
+    if isinstance(averages, list) and averages and is_tensor(averages[0]):
+        return Container(key, dict(enumerate(averages)), is_shadow=True)
     tensors: Mapping[Any, Any] = of_pseudo_optimizer(entries)
     if not tensors and entries and all(map(is_any_tensor, entries.values())):
         tensors = entries
@@ -454,7 +452,7 @@ def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> 
         word = word_of(found.key)
         if any(found.key == swap.average for swap in swaps):
             word = Role.AVERAGE
-        elif found.name == "online_model" or any(found.key == swap.raw for swap in swaps) or not found.key:
+        elif found.key.endswith("online_model") or any(found.key == swap.raw for swap in swaps) or not found.key:
             word = Role.WEIGHTS
         found.role = word or Role.OTHER
     raws = [found for found in containers if found.role is not Role.AVERAGE and found.tensors]

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.weights import sampled
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _FEWEST = 5  # checkpoints that tell anything
@@ -25,7 +24,9 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
     Raises:
         TrajectoryError: naming three files.
     """
-    place = _mixed_at(torch.stack([sampled(trajectory.checkpoint(index)) for index in range(len(trajectory))]))
+    if len(trajectory) < _FEWEST or not trajectory.varying:
+        return
+    place = _mixed_at(trajectory.samples())
     if place is None:
         return
     first, between, second = (
@@ -43,8 +44,6 @@ def check_neighbours(trajectory: Trajectory, *, steps_given: bool) -> None:
 
 def _mixed_at(samples: Tensor) -> int | None:
     """Where in ``[K, n]`` samples of weights a row is first nearer to the second next; ``None`` if few are."""
-    if len(samples) < _FEWEST:
-        return None
     to_next = samples.diff(dim=0).norm(dim=1)
     to_second = (samples[2:] - samples[:-2]).norm(dim=1)
     is_nearer = to_second < _NEARER * torch.minimum(to_next[:-1], to_next[1:])

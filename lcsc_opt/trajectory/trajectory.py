@@ -395,6 +395,18 @@ class Trajectory:
             products[row] += (centered @ centered.t()).cpu().numpy()
         return products[0] if self.layer_groups is None else products
 
+    def samples(self) -> Tensor:
+        """The first numbers of the tensors that vary, by which checkpoints are compared: ``[K, n]`` float64."""
+        specs = [spec for spec in self.tensors if spec.merged and spec.name in self.varying and spec.numel]
+        with self._unchanged():
+            rows = [
+                torch.cat(
+                    [self._rows.content(slot, spec)[:_COMPARED_BYTES].view(spec.torch_dtype).double() for spec in specs]
+                )
+                for slot in self._merger.slots
+            ]
+        return torch.stack(rows)
+
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
         squares = np.zeros(len(self) - 1)
