@@ -165,23 +165,23 @@ def _is_weights_file(path: Path) -> bool:
 
 
 def _without_copies(place: str, paths: list[Path]) -> list[Path]:
-    """Without ``latest``, ``best-3.ckpt`` and their like that are another checkpoint, by a link or as a copy."""
-    rest = [path for path in paths if _COPY.fullmatch(path.stem) is None and not path.is_symlink()]
+    """Without links to others, and without ``latest``, ``best-3.ckpt`` and the like that have another's bytes."""
+    kept = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
     for path in paths:
-        if path not in rest:
-            same = next((other for other in rest if _is_same(path, other)), None)
-            if same is None:
-                rest.append(path)
-            else:
-                notice(f"{path.name} in {place} left out: it is {same.name}")
-    return [path for path in paths if path in rest]
+        if path in kept:
+            continue
+        same = next((other for other in kept if _is_same(path, other)), None)
+        if same is None:
+            kept.append(path)
+        else:
+            notice(f"{path.name} in {place} left out: it is {same.name}")
+    return [path for path in paths if path in kept]
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Whether two checkpoints are one, or have the same bytes."""
     with contextlib.suppress(OSError):
-        if path.samefile(other):
-            return True
+        if path.samefile(other) or _COPY.fullmatch(path.stem) is None:
+            return path.samefile(other)
         return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
     return False
 

@@ -28,6 +28,7 @@ _AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
 _OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
 _COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
+_WHY_NO_AVERAGE = " (of other names than the model, so no average of it)"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch.compile, FSDP
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
@@ -169,14 +170,11 @@ class Inventory:
         return next((found for found in self.containers if found.key == key), None)
 
     def others(self, key: str) -> list[str]:
-        """The keys of what a user may want, too, with the state dict under ``key``."""
+        """What a user may want, too, with the state dict under ``key``: keys, and why one was not taken."""
         place = key.partition(".")[0]
-        others = [
-            found.key
-            for found in self.containers
-            if found.is_offered and found.key.partition(".")[0] != place and (word_of(found.key) or not found.is_module)
-        ]
-        return others[:_MAX_LISTED] if key else []
+        others = [found for found in self.containers if found.is_offered and found.key.partition(".")[0] != place]
+        others = [found for found in others if word_of(found.key) or not found.is_module] if key else []
+        return [found.key + _WHY_NO_AVERAGE * found.is_no_average for found in others[:_MAX_LISTED]]
 
     def raw_of(self, average: str) -> str | None:
         """The key of the raw weights that an average belongs to, if they are searched unless somebody chooses."""

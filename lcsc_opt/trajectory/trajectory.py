@@ -399,12 +399,10 @@ class Trajectory:
         """The first numbers of the tensors that vary, by which checkpoints are compared: ``[K, n]`` float64."""
         specs = [spec for spec in self.tensors if spec.merged and spec.name in self.varying and spec.numel]
         with self._unchanged():
-            rows = [
-                torch.cat(
-                    [self._rows.content(slot, spec)[:_COMPARED_BYTES].view(spec.torch_dtype).double() for spec in specs]
-                )
-                for slot in self._merger.slots
-            ]
+            rows = []
+            for slot in self._merger.slots:
+                beginnings = [self._rows.content(slot, spec)[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
+                rows.append(torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)]))
         return torch.stack(rows)
 
     def difference_norms(self) -> npt.NDArray[np.float64]:

@@ -88,6 +88,7 @@ def test_what_is_called_an_average_and_is_of_another_model_is_not_taken(tmp_path
     trajectory = pack(tmp_path / "m*.pt", tmp_path / "t")
     assert trajectory.metadata["key"] == "model"
     assert trajectory.trainer_ema() is None
+    assert "using 'model'; there is also norm_ema (of other names than the model, so no average of it)" in caplog.text
     with pytest.raises(TrajectoryError, match=r"several state dicts \(model, net\): choose one"):
         pack(tmp_path / "n*.pt", tmp_path / "u")
 
@@ -391,3 +392,11 @@ def test_names_that_are_not_utf8_are_packed(tmp_path):
     other = (tmp_path / "new.safetensors").rename(tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
     with pytest.raises(TrajectoryError, match="has a name that is not UTF-8"):
         read_checkpoint(other)
+
+
+def test_checkpoints_in_which_only_whole_numbers_change_are_packed(tmp_path):
+    for step in range(6):
+        torch.save(
+            {"model": {"w": torch.ones(2), "batches": torch.tensor(step)}, "step": step}, tmp_path / f"{step}.pt"
+        )
+    assert len(pack(tmp_path, tmp_path / "t")) == 6
