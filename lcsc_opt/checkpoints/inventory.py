@@ -46,32 +46,23 @@ class Role(enum.Enum):
     OTHER = "another network, or other tensors"  # states of optimizers and the like are not looked at
 
 
-class _Swap(NamedTuple):
-    """A trainer that saves its average under the name of the weights: what tells it, and where both are."""
-
-    sign: str
-    average: str
-    raw: str
-
-
-_SWAPS = (
-    _Swap("current_model_state", "state_dict", "current_model_state"),  # Lightning's WeightAveraging
-    _Swap("message_hub", "state_dict", "ema_state_dict"),  # mmengine's EMAHook
-)
-
-
-class _Split(NamedTuple):
-    """A module that keeps its average beside the model in one state dict: what tells it, and the prefixes of both."""
+class _Place(NamedTuple):
+    """Where a trainer or a module keeps an average and the raw weights, and by which names this is known."""
 
     signs: tuple[str, ...]
     average: str
     raw: str
 
 
-_SPLITS = (
-    _Split(("model_ema.num_updates",), "model_ema", "model"),  # CompVis' LitEma
-    _Split(("ema_model.", "initted"), "ema_model", "online_model"),  # ema-pytorch
-    _Split(("ema_model.", "online_model."), "ema_model", "online_model"),
+_SWAPS = (  # keys of trainers that save their average as the model
+    _Place(("current_model_state",), "state_dict", "current_model_state"),  # Lightning's WeightAveraging
+    _Place(("message_hub",), "state_dict", "ema_state_dict"),  # mmengine's EMAHook
+)
+_SPLITS = (  # prefixes of modules that have both in one state dict
+    _Place(("model_ema.num_updates",), "model_ema", "model"),  # CompVis' LitEma
+    _Place(("ema_model.", "initted"), "ema_model", "online_model"),  # ema-pytorch
+    _Place(("ema_model.", "online_model."), "ema_model", "online_model"),
+    _Place(("n_averaged", "module."), "module", "online_model"),  # torch.optim.swa_utils.AveragedModel
 )
 
 
@@ -436,16 +427,12 @@ def _split(whole: Container) -> Iterator[Container]:
                 if inner:
                     yield Container(f"{whole.key}.{part}".lstrip("."), inner, is_prefix=True)
             return
-    is_averaged_model = "n_averaged" in names and all(n == "n_averaged" or n.startswith("module.") for n in names)
-    if is_averaged_model:  # torch.optim.swa_utils.AveragedModel
-        inner = {name.removeprefix("module."): whole.tensors[name] for name in names if name != "n_averaged"}
-        whole = Container(f"{whole.key}.module".lstrip("."), inner)
     yield whole
 
 
 def _give_roles(containers: Sequence[Container], entries: Mapping[Any, Any]) -> None:
     """By the words of keys; an average must have the names of a model, and belongs to the nearest that has them."""
-    swaps = [swap for swap in _SWAPS if swap.sign in entries]
+    swaps = [swap for swap in _SWAPS if swap.signs[0] in entries]
     for found in containers:
         word = word_of(found.key)
         if any(found.key == swap.average for swap in swaps):

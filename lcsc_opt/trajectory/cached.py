@@ -89,13 +89,9 @@ class PackRequest:
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
+                    given = self.steps is not None
                     return pack_sources(
-                        sources,
-                        out,
-                        key=self.key,
-                        dtype=self.stored,
-                        fingerprint=fingerprint,
-                        steps_given=self.steps is not None,
+                        sources, out, key=self.key, dtype=self.stored, fingerprint=fingerprint, steps_given=given
                     )
         return Trajectory.open(out)
 

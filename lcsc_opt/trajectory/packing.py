@@ -66,13 +66,7 @@ def pack(
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
         fingerprint = sources_fingerprint(sources, key, dtype)
         return pack_sources(
-            sources,
-            out,
-            key=key,
-            dtype=dtype,
-            fingerprint=fingerprint,
-            packed=packed,
-            steps_given=steps is not None,
+            sources, out, key=key, dtype=dtype, fingerprint=fingerprint, packed=packed, steps_given=steps is not None
         )
 
 
