@@ -104,11 +104,12 @@ def searched_key(path: Path, *later: Path) -> str | None:
             )
     if raw is None or average is None:
         return None
-    lengths = [_moved([path, *later][-_COMPARED_FILES:], key) for key in (raw, average)]
-    if lengths[1] > _MOVES_MORE * lengths[0] > 0:
+    lasts = [path, *later][-_COMPARED_FILES:]
+    weights_moved, average_moved = _moved(lasts, raw), _moved(lasts, average)
+    if weights_moved and average_moved and average_moved > _MOVES_MORE * weights_moved:
         raise TrajectoryError(
-            f"{path.name}: {average!r} is called an average, and moves {lengths[1] / lengths[0]:.1f} times as far as "
-            f"{raw!r} from file to file, where an average moves less: choose one ({CHOOSE})."
+            f"{path.name}: {average!r} is called an average, and moves {average_moved / weights_moved:.1f} times as "
+            f"far as {raw!r} from file to file, where an average moves less: choose one ({CHOOSE})."
         )
     notice(
         f"{path.name}: using the raw weights, {shown(raw)!r}; for the trainer's average: "
@@ -133,9 +134,14 @@ def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
     return (guessed, None) if raw is None else (raw, guessed)
 
 
-def _moved(paths: Sequence[Path], key: str) -> float:
-    """How far the weights under a key move from file to file, summed."""
-    samples = [sampled(read_checkpoint(path, key=key).tensors) for path in paths]
+def _moved(paths: Sequence[Path], key: str) -> float | None:
+    """How far the weights under a key move from file to file, summed; ``None`` where a file has none or others."""
+    try:
+        samples = [sampled(read_checkpoint(path, key=key).tensors) for path in paths]
+    except TrajectoryError:
+        return None
+    if len({len(sample) for sample in samples}) > 1:
+        return None
     return sum(float((later - earlier).norm()) for earlier, later in itertools.pairwise(samples))
 
 
@@ -175,10 +181,7 @@ def with_constants(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 
 def is_constant(key: str, path: Path, later: Path) -> bool:
     """Whether two files have the same weights under a key; not if one of them has none."""
-    try:
-        return _moved([path, later], key) == 0
-    except TrajectoryError:
-        return False
+    return _moved([path, later], key) == 0
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:

@@ -400,3 +400,16 @@ def test_checkpoints_in_which_only_whole_numbers_change_are_packed(tmp_path):
             {"model": {"w": torch.ones(2), "batches": torch.tensor(step)}, "step": step}, tmp_path / f"{step}.pt"
         )
     assert len(pack(tmp_path, tmp_path / "t")) == 6
+
+
+@pytest.mark.parametrize("late", [{}, {"ema": {"other": torch.ones(9)}}, {"ema": {"w": torch.ones(7)}}])
+def test_an_average_that_a_later_file_lacks_is_no_obstacle(tmp_path, late):
+    for step in (1, 2, 3):
+        content = {"model": {"w": torch.full((2,), float(step))}, "ema": {"w": torch.full((2,), step - 0.1)}}
+        torch.save({**content, **late} if step == 3 else content, tmp_path / f"{step}.pt")
+    if not late:
+        file = torch.load(tmp_path / "3.pt", weights_only=True)
+        del file["ema"]
+        torch.save(file, tmp_path / "3.pt")
+    trajectory = pack(tmp_path, tmp_path / "t")
+    assert (trajectory.metadata["key"], trajectory.trainer_ema()) == ("model", None)
