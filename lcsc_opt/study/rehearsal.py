@@ -12,6 +12,8 @@ import datetime
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
@@ -56,6 +58,7 @@ def rehearse(
             candidates["also"] = dataclasses.replace(plain, noise=HELD_OUT, sampler=1)
 
     seconds: dict[str, float] = {}
+    loss = None
     for kind, candidate in candidates.items():
         start = time.perf_counter()
         outcome = evaluate(candidate)
@@ -63,14 +66,36 @@ def rehearse(
             if outcome.traceback or (candidate.gradient and not outcome.retry):
                 raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
             continue  # this candidate could not be scored, which says nothing about others
+        if candidate is first:
+            loss = outcome.loss
         seconds[kind] = time.perf_counter() - start
         if outcome.cost.images:
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
+    if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
+        notice(
+            f"{name}: three models have the same loss, {loss:.4g}, as if the score does not depend on the model that "
+            "it is given; does it evaluate another one?"
+        )
     trial = seconds.get("gradient", seconds.get("search", 0.0))
     if trial >= _NOTICED_SECONDS:
         kind = "a trial with its gradient" if first.gradient else "a trial"
         say_duration(f"{name}: {kind} takes", trial)
     return Pace(**seconds)
+
+
+def _is_the_same_for_all(
+    loss: float, plain: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]
+) -> bool:
+    """Whether the first and the last checkpoint have this loss, too; the last is evaluated only if the first has it."""
+    if objective.trajectory is None:
+        return False
+    for row in (0, -1):
+        alone = np.zeros(len(objective.steps))
+        alone[row] = 1.0
+        outcome = evaluate(dataclasses.replace(plain, coefficients=alone))
+        if isinstance(outcome, Failure) or outcome.loss != loss:
+            return False
+    return True
 
 
 def _sentence(failure: Failure, candidate: Candidate) -> str:

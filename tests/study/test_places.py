@@ -258,3 +258,16 @@ def test_a_search_cannot_start_where_its_space_does_not_reach(task: Any, tmp_pat
     first = "first/LCSCQuadratic/0"
     refused = typed("run", first, "name=second", f"start={first}", "space=convex", status=2)
     assert f"start: the answer of {first} has negative coefficients" in refused.err
+
+
+def test_a_score_of_another_model_is_told(task: Any, tmp_path: Path, capfd: Any) -> None:
+    write_project(tmp_path)
+    other = task().build()
+
+    def score(net: Any) -> float:
+        return float(other.weight.detach().norm())
+
+    lcsc_opt.search("ck", build=task().build, score=score, optimizers=["LCSC"], budget=4, storage=None)
+    assert "three models have the same loss" in capfd.readouterr().err
+    search(task(), storage=None)
+    assert "three models" not in capfd.readouterr().err

@@ -25,7 +25,7 @@ from tests.commands import Typed
 HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
-REHEARSAL = IMAGES  # one batch, before the first trial of a run that has studies without a result
+REHEARSAL = 2 * IMAGES  # two models on one batch, before the first trial of a run that has studies without a result
 LAST = IMAGES  # of the last checkpoint, once an experiment
 AVERAGE = IMAGES  # of the yardstick, once an experiment
 STEPS = (10, 20, 30, 40, 50, 60)
