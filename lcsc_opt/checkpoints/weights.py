@@ -116,12 +116,16 @@ def completed(averages: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> di
 class Renaming(NamedTuple):
     """How the names of weights become those of a network: a prefix that is removed, and one that is put before."""
 
-    removed: str
-    added: str
+    removed: str = ""
+    added: str = ""
 
     def __call__(self, name: str) -> str:
         """The name in the network."""
         return self.added + name.removeprefix(self.removed)
+
+    def undone(self, name: str) -> str:
+        """The name in the files, of one in the network."""
+        return self.removed + name.removeprefix(self.added)
 
 
 def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renaming | None:

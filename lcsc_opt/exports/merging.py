@@ -77,7 +77,8 @@ def export(
         changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
-        changes["statistics"] = save(_cast(statistics, to.dtype)).hex()
+        named = {trajectory.renaming.undone(name): tensor for name, tensor in statistics.items()}
+        changes["statistics"] = save(_cast(named, to.dtype)).hex()
     recipe = recipe.model_copy(update=changes)
     card = None
     if config is not None:
@@ -239,7 +240,7 @@ def _write(
     weights = merge(trajectory, recipe)
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
-    weights.update(_statistics_in(recipe))
+    weights.update({trajectory.renaming(name): tensor for name, tensor in _statistics_in(recipe).items()})
     _check_parts(trajectory, to)
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
@@ -315,7 +316,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     placed[:, list(places.values())] = coefficients[:, list(places)]
     groups = None
     if recipe.rows:
-        row_of = {name: row_of.get(name, 0) for name in trajectory.names}
+        row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
         groups = LayerGroups(tuple(recipe.rows), row_of, recipe.rows)
     merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
     for name in sorted(trajectory.varying):

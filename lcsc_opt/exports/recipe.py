@@ -21,6 +21,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
+from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.database.report import Choice
@@ -135,7 +136,7 @@ class Recipe(pydantic.BaseModel):
         rows = None
         numbers = tuple(coefficients.tolist())
         if trajectory.layer_groups is not None and coefficients.ndim > 1:
-            rows = _tensors_of_groups(trajectory.layer_groups)
+            rows = _tensors_of_groups(trajectory.layer_groups, trajectory.renaming)
             numbers = tuple(tuple(row) for row in coefficients.tolist())
         return cls(
             coefficients=numbers,
@@ -286,11 +287,11 @@ def _some(steps: Sequence[int], most: int = 8) -> str:
     return f"{numbers}, … {texts[-1]}" if len(texts) > most else numbers
 
 
-def _tensors_of_groups(groups: LayerGroups) -> dict[str, tuple[str, ...]]:
-    """Group of layers → the names of its tensors."""
+def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tuple[str, ...]]:
+    """Group of layers → the names of its tensors in the files."""
     tensors: dict[str, list[str]] = {group: [] for group in groups.names}
     for name, row in groups.row_of.items():
-        tensors[groups.names[row]].append(name)
+        tensors[groups.names[row]].append(renaming.undone(name))
     return {group: tuple(sorted(names)) for group, names in tensors.items()}
 
 

@@ -72,7 +72,7 @@ class Trajectory:
 
     layer_groups: LayerGroups | None = None
     trainer_ema_at: str | Path | None = None
-    renaming: Renaming | None = None
+    renaming: Renaming = Renaming()
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int] | None) -> None:
         checkpoints = manifest.checkpoints
@@ -302,8 +302,7 @@ class Trajectory:
         else:
             averages = read_checkpoint(self.sources[-1], key=str(self.trainer_ema_at)).tensors
         try:
-            if self.renaming is not None:
-                averages = {self.renaming(name): tensor for name, tensor in averages.items()}
+            averages = {self.renaming(name): tensor for name, tensor in averages.items()}
             return completed(averages, self.checkpoint(-1))
         except TrajectoryError as error:
             raise TrajectoryError(f"trainer_ema: {error}") from error
@@ -515,8 +514,8 @@ class Trajectory:
 
 def renamed(trajectory: object) -> dict[str, list[str]]:
     """What the description of an objective says of names that its network has changed; nothing if it has not."""
-    renaming = getattr(trajectory, "renaming", None)
-    return {} if renaming is None else {"names": [*renaming]}
+    renaming = getattr(trajectory, "renaming", Renaming())
+    return {"names": [*renaming]} if any(renaming) else {}
 
 
 def _reopened(
@@ -524,10 +523,10 @@ def _reopened(
     steps: tuple[int, ...],
     groups: LayerGroups | None,
     trainer_ema_at: str | Path | None,
-    names: Renaming | None,
+    names: Renaming,
 ) -> Trajectory:
     opened = Trajectory.open(path, steps=steps)
-    if names is not None:
+    if any(names):
         opened = opened.renamed(names)
     opened.trainer_ema_at = trainer_ema_at
     return opened.in_groups(groups)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -182,7 +183,9 @@ def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
 WRAPPED = """
 import torch
 class Net(torch.nn.Module):
-    def __init__(self): super().__init__(); self.{name} = torch.nn.Linear(4, 1)
+    def __init__(self):
+        super().__init__()
+        self.{name} = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
     def forward(self, x): return self.{name}(x)
 def build(): return Net()
 def score(net): return net(torch.ones(1, 4)).square().mean()
@@ -198,8 +201,8 @@ def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, pr
     Path("wrapped_here.py").write_text(WRAPPED.format(name=name))
     Path("runs").mkdir()
     for step in range(1, 4):
-        layer = torch.nn.Linear(4, 1)
-        state = {f"{prefix}{name}.{part}": tensor for part, tensor in layer.state_dict().items()}
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
+        state = {f"{prefix}{name}.{part}": tensor for part, tensor in layers.state_dict().items()}
         torch.save({"model": state}, f"runs/{step}.pt")
     settings = {"checkpoints": "runs", "model": "wrapped_here:build", "score": "wrapped_here:score"}
     study = {
@@ -207,13 +210,19 @@ def test_the_network_decides_which_prefix_is_its_own(typed: Typed, name: str, pr
         "objective": {"file": "score.py", "settings": settings},
         "optimizers": ["LCSCGradient"],
         "budget": {"evaluations": 3},
+        "space": {"rows": "layers"},
     }
     Path("wrapped.yaml").write_text(yaml.safe_dump(study))
     typed("run", "wrapped.yaml")
     typed("export", "wrapped/LCSCGradient/0", "-o", "best.safetensors")
-    assert load_file("best.safetensors").keys() == {f"{name}.weight", f"{name}.bias"}
+    assert {f"{prefix}{part}" for part in load_file("best.safetensors")} == state.keys()
+    assert np.shape(Recipe.read(Path("best.safetensors")).coefficients) == (2, 3)  # a row for each layer
+    typed("apply", "best.safetensors", "runs", "-o", "again.safetensors")
+    again = load_file("again.safetensors")
+    for part, tensor in load_file("best.safetensors").items():
+        torch.testing.assert_close(again[f"{prefix}{part}"], tensor)
     typed("apply", "uniform", "runs", "-o", "uniform.safetensors")  # no network tells
-    assert load_file("uniform.safetensors").keys() == {f"{prefix}{name}.weight", f"{prefix}{name}.bias"}
+    assert load_file("uniform.safetensors").keys() == state.keys()
     sys.modules.pop("wrapped_here")
 
 
@@ -221,15 +230,13 @@ def test_several_models_that_fit_the_network_are_a_question(typed: Typed) -> Non
     Path("wrapped_there.py").write_text(WRAPPED.format(name="layer"))
     Path("runs").mkdir()
     for step in range(1, 4):
-        states = [torch.nn.Linear(4, 1).state_dict() for _ in range(2)]
-        torch.save(
-            {f"unets.{i}.layer.{part}": states[i][part] for i in (0, 1) for part in states[i]}, f"runs/{step}.pt"
-        )
+        layers = [torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)) for _ in range(2)]
+        unets = torch.nn.ModuleList(torch.nn.ModuleDict({"layer": layer}) for layer in layers)
+        torch.save(torch.nn.ModuleDict({"unets": unets}).state_dict(), f"runs/{step}.pt")
     settings = {"checkpoints": "runs", "model": "wrapped_there:build", "score": "wrapped_there:score"}
     study = {"name": "s", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["EMAGrid"]}
     Path("s.yaml").write_text(yaml.safe_dump(study | {"budget": {"evaluations": 2}}))
-    assert (
-        "several models that fit the network: choose by key (unets.0, unets.1)" in typed("run", "s.yaml", status=2).err
-    )
+    said = typed("run", "s.yaml", status=2).err
+    assert "several models that fit the network: choose by key (unets.0, unets.1)" in said
     typed("run", "s.yaml", "objective.settings.key=unets.1")
     sys.modules.pop("wrapped_there")
