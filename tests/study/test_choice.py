@@ -183,7 +183,7 @@ def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Type
     (workplace / "runs").mkdir()
     best = torch.linalg.lstsq(UNSEEN[0], UNSEEN[1]).solution[None]
     for step, weights in states.items():
-        average = {"weight": best, "bias": torch.zeros(1)}
+        average = {"weight": best + 0.01 * (400 - step), "bias": torch.zeros(1)}
         torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
     result = lcsc_opt.search(
         "runs/*.pt",
