@@ -171,8 +171,8 @@ def score_trained_models(
             values = _described(measurement, sign_of(study.attributes))
             lines.append(
                 f"{split_name(study.name)[0]}: {model.name}{_kind(model, objective)}, step {objective.steps[-1]}, "
-                f"{noise.group} noise{size}: {values}; compare this with your trainer's log; if they differ, the score "
-                "is not yours"
+                f"{noise.group} noise{size}: {values}; compare this with your trainer's log: "
+                "if they differ, this score measures something else"
             )
     for line in lines:
         notice(line)

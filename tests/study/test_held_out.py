@@ -177,7 +177,7 @@ def test_the_last_checkpoint_is_scored_first_once_an_experiment_and_printed(
         line = capsys.readouterr().err.splitlines()[-1]
         assert line == (
             "lcsc: small: last checkpoint, step 300, held-out noise on 20 items: fid 0.625, fid@cross_check 1.25; "
-            "compare this with your trainer's log; if they differ, the score is not yours"
+            "compare this with your trainer's log: if they differ, this score measures something else"
         )
     assert objective.asked == [(LAST, "held-out", 0, 20)]
     for searched in (ema, study):
