@@ -100,7 +100,7 @@ def functional(**changes: Any) -> dict[str, Any]:
 
 def test_a_study_may_be_given_as_a_mapping_and_its_budget_raised(workplace: Path) -> None:
     (study,) = lcsc_opt.run(functional(), storage="sqlite:///here.db")
-    assert study.storage == "sqlite:///here.db"
+    assert study.storage == f"sqlite:///{Path.cwd() / 'here.db'}"
     assert study.held_out is None
     (more,) = lcsc_opt.run(functional(), budget=5, storage="sqlite:///here.db")
     assert len(more.trials) == 5

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "first_model.md").read_text(encodin
 SHORTER = {
     "steps=3200, every=100": "steps=6, every=2",
     "[1200:]": "[1200:1240]",
-    'loss="fdr@digits"': 'loss="fid@pixels", held_out_metrics=[]',
+    'loss="fdr@digits"': 'loss="fid@pixels", settings={"held_out_metrics": []}',
     "images=1000": "images=40",
     "budget=60": "budget=3",
     "held_out=2000": "held_out=40",

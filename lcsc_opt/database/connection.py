@@ -243,6 +243,10 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     while True:
         try:
             return _when_unlocked(storage.url, work)
+        except KeyboardInterrupt:  # in a commit, it leaves the connection in its transaction, which nobody could end
+            storage.remove_session()
+            storage.engine.dispose()
+            raise
         except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             if _was_moved(storage, error):

@@ -119,6 +119,8 @@ def compare(
     """
     stored = studies.get(spec.name)
     if stored is None:
+        if spec.workers == "auto":  # it keeps the number that it begins with
+            spec = spec.model_copy(update={"workers": spec.worker_count})
         _check_siblings(spec, studies, fingerprint, accept=accept_changes)
         check_new(spec, objective)
         updated = _updated(spec, objective)

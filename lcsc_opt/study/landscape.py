@@ -21,6 +21,7 @@ def landscape_spec(spec: StudySpec) -> StudySpec:
             # models far from the corners often cannot sample
             "failures": spec.failures.model_copy(update={"in_a_row": None}),
             "held_out": None,
+            "start": None,
         }
     )
 

@@ -213,7 +213,7 @@ class Run:
         Raises:
             StudyStoreError: there is no such study.
         """
-        start = None if is_grid(spec) else spec.start
+        start = spec.start
         if start is None and begins_at_ema(spec):
             start = ended_grid(spec.experiment, studies)
         if start is None:
@@ -306,6 +306,8 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
         for spec in point.studies(seeds):
             if spec.optimizer.name == LANDSCAPE:
                 specs.append(landscape_spec(spec))
+            elif is_grid(spec):
+                specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
     return specs

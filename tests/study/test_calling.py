@@ -113,7 +113,7 @@ def test_a_score_without_a_graph_is_searched_without_gradients(search: Any) -> N
     assert [study.name.split("/")[1] for study in result.studies] == ["EMAGrid", "LCSCQuadratic"]
     assert result.studies[0].steps == (1, 2, 3, 4)
     assert not Path("studies.db").exists()
-    folder = result._temporary
+    folder = result.studies[0].folder.path
     assert Path(folder).exists()
     del result
     assert not Path(folder).exists()
@@ -396,7 +396,7 @@ def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     before = set(tmp_path.rglob("*"))
     result = search(states(), score=distance, storage=None)
-    assert list(Path(result._temporary).glob("studies.files/*.trajectory"))
+    assert list(Path(result.studies[0].folder.path).glob("studies.files/*.trajectory"))
     assert set(result.merge()) == {"weight"}
     del result
     assert set(tmp_path.rglob("*")) == before

@@ -51,7 +51,9 @@ SIGNALS = (
     "SIGKILL evaluation 1",
     "SIGINT before_cursor_execute 60",
     "SIGKILL after_cursor_execute 61",
+    "SIGINT commit 21",
     "SIGINT commit 25",
+    "SIGINT commit 28",
     "SIGKILL commit 31",
     "SIGINT evaluation 12",
 )
