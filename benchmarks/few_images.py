@@ -27,7 +27,7 @@ from clipping import Loop, Net, Trained, flow_loss, sample, write_reference
 from common import RESULTS, machine, markdown, parse
 
 import lcsc_opt
-from lcsc_opt.base.records import Candidate, Coefficients, Noise
+from lcsc_opt.base.records import Candidate, Coefficients, Noise, Yardstick
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import answer_of
 from lcsc_opt.database.reader import HistoryReader
@@ -64,9 +64,16 @@ def search(training: Trained, folder: Path, count: int, budget: int | str) -> Re
     )
 
 
-def held_out(objective: Objective, coefficients: Coefficients) -> tuple[float, float]:
+def yardstick_of(objective: Objective) -> Yardstick:
+    """What the losses of :func:`held_out` are relative to."""
+    assert objective.fixed_average is not None
+    return objective.yardstick(objective.evaluate(Candidate(objective.fixed_average, images=SAMPLES, noise=NOISE)))
+
+
+def held_out(objective: Objective, yardstick: Yardstick, coefficients: Coefficients) -> tuple[float, float]:
     """The loss and FID, against the half of the held-out images that reports use."""
-    measured = objective.evaluate(Candidate(np.asarray(coefficients), images=SAMPLES, noise=NOISE))
+    candidate = Candidate(np.asarray(coefficients), images=SAMPLES, noise=NOISE, yardstick=yardstick)
+    measured = objective.evaluate(candidate)
     assert measured.unseen is not None
     return measured.unseen, measured.metrics["fid_held_out@digits"]
 
@@ -87,8 +94,9 @@ def ratios(result: Result) -> tuple[int, list[float]]:
     *_, study = result.studies
     checks = [trial for trial in study.trials if trial["state"] == "COMPLETE"]
     lowest_loss = min(range(len(checks)), key=lambda index: checks[index]["loss"])
-    of_checks = [held_out(study.objective, trial["coefficients"]) for trial in checks]
-    of_answer = held_out(study.objective, result.coefficients)
+    yardstick = yardstick_of(study.objective)
+    of_checks = [held_out(study.objective, yardstick, trial["coefficients"]) for trial in checks]
+    of_answer = held_out(study.objective, yardstick, result.coefficients)
     divided = []
     for answer, values in zip(of_answer, zip(*of_checks, strict=True), strict=True):
         divided += [answer / min(values), values[lowest_loss] / min(values)]
