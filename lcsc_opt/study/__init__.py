@@ -1,6 +1,6 @@
-"""A study from its plan to its answer: ask, write the candidate, evaluate, write the result, tell.
+"""A study from its specification to its answer: ask, write the candidate, evaluate, write the result, tell.
 
-``plan`` is the specification of a study. ``running`` runs studies of one database: each is compared with what is stored
+``planning`` is what a study does with its objective. ``running`` runs studies of one database: each is compared with what is stored
 (``comparison``), rehearsed (``rehearsal``), and searched (``opening``). ``runner`` is the one loop, ``held_out`` the
 final choice on other noise. ``resources`` is what a study needs from outside, ``landscape`` a study of a plane,
 ``origin`` where a search with a ``start`` begins;
