@@ -47,8 +47,10 @@ from lcsc_opt.study.resources import fingerprint_of, open_workers
 from lcsc_opt.study.runner import Search
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in
 from lcsc_opt.study.yardstick import yardstick_on
+from lcsc_opt.views.study_status import shares_of_time
 
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
+_SHOWN_SECONDS = 10.0  # of a search, from which on its last line says where they went
 _ASKED = 100  # evaluations that an optimizer plans with where none are made
 
 
@@ -425,6 +427,8 @@ def outcome_of(name: str, storage: RDBStorage) -> str:
     if study.held_out_loss is not None:
         line += f", held-out {study.sign * study.held_out_loss:.4g}"
     line += f" after {study.evaluations} evaluations"
+    if study.seconds >= _SHOWN_SECONDS:
+        line += f" (time: {shares_of_time(study)})"
     if study.summary.failed:
         line += f" ({study.summary.failed} failed: lcsc show {name})"
     return line

@@ -253,6 +253,10 @@ def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
 
 
+_ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics", "other": "optimizer and database"}
+"""Part of a trial → what it is called where a search says where its time went."""
+
+
 def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
     """Mean seconds of a trial, by part.
 
@@ -276,3 +280,16 @@ def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
         outside = summary.waited_seconds
     mean_seconds["other"] = outside / summary.evaluations
     return mean_seconds
+
+
+def shares_of_time(study: SummarizedStudy) -> str:
+    """Where the time of a search went, the largest share first: ``sampling 61 %, features 30 %``.
+
+    Shares below one percent are left out.
+    """
+    seconds = seconds_per_trial(study)
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    shares = sorted(((part_seconds / total, part) for part, part_seconds in seconds.items()), reverse=True)
+    return ", ".join(f"{_ACTIVITIES.get(part, part)} {100 * share:.0f} %" for share, part in shares if share >= 0.01)

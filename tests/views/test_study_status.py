@@ -19,6 +19,7 @@ from lcsc_opt.views.study_status import (
     overview,
     seconds_outside,
     seconds_per_trial,
+    shares_of_time,
     sorted_studies,
 )
 from tests.history_examples import history
@@ -163,6 +164,13 @@ def test_seconds_per_trial_are_means_without_interruptions(workers: int) -> None
     assert seconds_per_trial(history([None])) == {}
     without_parts = seconds_per_trial(history([4.0, 2.0], seconds=1.0, gap=0.5, workers=workers))
     assert without_parts["evaluation"] == pytest.approx(1.0)
+
+
+def test_the_shares_of_a_search_s_time_are_in_words_the_largest_first() -> None:
+    parts = {"merge_seconds": 0.2, "sample_seconds": 0.5, "features_seconds": 0.1, "metric_seconds": 0.001}
+    study = history([4.0, 2.0], seconds=0.8, gap=0.2, columns=parts)
+    assert shares_of_time(study) == "sampling 56 %, merging 22 %, optimizer and database 11 %, features 11 %"
+    assert shares_of_time(history([None])) == ""
 
 
 def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() -> None:
