@@ -1,4 +1,4 @@
-"""Images of a study's answer and of EMA* from the same noise; pairs that differ most come first (App. E)."""
+"""Samples of a study's answer and of EMA* from the same noise; after them the pairs that differ most (App. E)."""
 
 from __future__ import annotations
 
@@ -114,17 +114,30 @@ def _panes(study: SummarizedStudy, images: Sequence[StoredImage]) -> Any:
     """The images; if there are none, why, and which command makes them."""
     if not images:
         return html.P(_why_no_images(study))
-    served: list[parts.ServedImage] = [
-        ("images/file", {"study": study.study, "artifact": image.artifact_id}, image.caption) for image in images
-    ]
-    panes = parts.panes(
-        served,
-        "Images at the same place come from the same noise; those whose features differ most come first. "
-        "Open one to see it in full.",
-    )
-    if len(served) != 2:
-        return panes
-    return [*panes, *parts.before_and_after(*served)]
+    shown: list[Any] = []
+    unselected = [image for image in images if not image.selected]
+    if unselected:
+        shown += parts.panes(
+            _served(study, unselected),
+            "The first samples of each, not selected; those at the same place come from the same noise. "
+            "Open one to see it in full.",
+        )
+        compared = [image for image in unselected if image.shows in ("baseline", "answer")]
+        if len(compared) == 2:
+            shown += parts.before_and_after(*_served(study, compared))
+    selected = [image for image in images if image.selected]
+    if selected:
+        shown.append(html.H2("Pairs that differ most"))
+        shown += parts.panes(
+            _served(study, selected),
+            "Of 1,000 samples of both from the same noise, those whose features differ most: they show how two models "
+            "differ, not how good one of them is.",
+        )
+    return shown
+
+
+def _served(study: SummarizedStudy, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
+    return [("images/file", {"study": study.study, "artifact": image.artifact_id}, image.caption) for image in images]
 
 
 def _why_no_images(study: SummarizedStudy) -> str:

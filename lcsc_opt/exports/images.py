@@ -1,4 +1,4 @@
-"""Stores images of a finished search's answer and of EMA* with it."""
+"""Stores images of a finished search's answer, of EMA* and of the reference with it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from lcsc_opt.database.names import EMA_GRID, is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import EMA_IMAGES, OWN_IMAGES, artifact_directory
+from lcsc_opt.views.artifacts import (
+    EMA_FARTHEST,
+    EMA_SAMPLES,
+    OWN_FARTHEST,
+    OWN_SAMPLES,
+    REAL_SAMPLES,
+    artifact_directory,
+)
 
 PAIRS = 1000  # images drawn from either model
-SHOWN = 40  # of them, those that differ most
+SHOWN = 40  # of them, the first, and those that differ most
 
 
 def attach_images(study: StoredStudy, objective: Objective) -> None:
     """Store images of the answer and of EMA*, from the same noise, as artifacts of the chosen trial.
 
-    There are none where the objective samples no images, or EMA* is not known, or of a landscape, which is no search.
+    First the images as they come, with real ones where there are some; then the pairs that differ most. There are none
+    where the objective samples no images, or EMA* is not known, or of a landscape, which is no search.
 
     Raises:
         StudyStoreError: no trial is complete.
@@ -49,7 +57,7 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
 
     if not isinstance(objective, MergeSampleScore):
         return
-    # images of both models from the same held-out noise, those farthest apart in the features first (App. E)
+    # images of both models from the same held-out noise; then those farthest apart in the features (App. E)
     ema_images = objective.images(ema_answer, HELD_OUT, PAIRS)
     answer_images = objective.images(answer, HELD_OUT, PAIRS)
     difference = objective.features(ema_images) - objective.features(answer_images)
@@ -57,10 +65,17 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     farthest = np.argsort(-distance, kind="stable")[:SHOWN]
     folder = artifact_directory(study.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
-    answer_name = OWN_IMAGES.format(optimizer=own_summary.optimizer)
-    images_of_name = {EMA_IMAGES: ema_images, answer_name: answer_images}
+    images_of_name = {
+        EMA_SAMPLES: ema_images[:SHOWN],
+        OWN_SAMPLES.format(optimizer=own_summary.optimizer): answer_images[:SHOWN],
+        EMA_FARTHEST: ema_images[farthest],
+        OWN_FARTHEST.format(optimizer=own_summary.optimizer): answer_images[farthest],
+    }
+    real_images = objective.real_images(SHOWN)
+    if real_images is not None:
+        images_of_name[REAL_SAMPLES] = real_images
     with tempfile.TemporaryDirectory() as temporary:
         for name, images in images_of_name.items():
             path = Path(temporary) / name
-            path.write_bytes(contact_sheet(images[farthest].numpy()))
+            path.write_bytes(contact_sheet(images.numpy()))
             study.attach(own_summary.chosen, folder, path)

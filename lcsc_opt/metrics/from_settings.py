@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
+from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import BuildContext
@@ -220,6 +221,17 @@ class MetricSuiteBuilder:
         for extractor in dict.fromkeys([*self._extractors, *self._weights]):
             if extractor not in self._rewards:
                 find_extractor(extractor, weights=self._weights.get(extractor))
+
+    def real_images(self, count: int, *, folder: Path) -> Tensor | None:
+        """At most ``count`` real images ``[B, C, H, W]`` in [-1, 1]; ``None`` if the reference has no images.
+
+        Raises:
+            MetricError: they cannot be read.
+        """
+        for settings in self._references.values():
+            if settings.holds_images:
+                return settings.images(folder).evenly_spaced(count)
+        return None
 
     def build(self, *, device: torch.device | str = "cpu", batch_size: int = 250, folder: Path) -> MetricSuite:
         """Load the networks, and read the reference images.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -67,6 +67,8 @@ class MergeSampleScore(StagedObjective):
         device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
         also: samples from the same model in another way, for reports.
+        real_images: some real images to look at beside samples, ``count -> [count, C, H, W]`` in [-1, 1]; ``None``
+            where there are none.
     """
 
     trajectory: Mergeable
@@ -84,6 +86,7 @@ class MergeSampleScore(StagedObjective):
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
         also: Sampler | None = None,
+        real_images: Callable[[int], Tensor | None] = lambda _count: None,
     ) -> None:
         for warning in scores.warnings(images):
             notice(warning)
@@ -95,6 +98,7 @@ class MergeSampleScore(StagedObjective):
         self._images = images
         self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
         self._batch_norm = batch_norm
+        self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
         self.samples = Samples(
             per_evaluation=images,

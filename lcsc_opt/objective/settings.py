@@ -156,6 +156,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
             also=also,
+            real_images=lambda count: MetricSuiteBuilder(self, context).real_images(count, folder=context.files),
         )
 
     @staticmethod

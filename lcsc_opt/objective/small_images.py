@@ -1,6 +1,6 @@
 """The settings of objectives whose models make bundled images, which networks that ship score.
 
-``objectives/letters.py`` and ``trained.py`` have them.
+``objectives/mnist.py`` and ``trained.py`` have them.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
             held_out: those for reports only; ``None`` if there are none.
             also: samples from the same model in another way, for reports.
         """
+        shown = bundled_images(dataset)[0][searched if held_out is None else held_out]
         device = accelerator.find("auto")  # where the sampler is, too
         if self.select.given:
             chosen = self.select.choose(trajectory.steps)
@@ -99,6 +100,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
             batch_size=self.batch_size,
             device=device,
             also=also,
+            real_images=lambda count: shown[:count],
         )
 
     def _metric_suite(

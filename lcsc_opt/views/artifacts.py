@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import uuid
 from pathlib import Path
+from typing import Literal
 
 import sqlalchemy as sa
 
@@ -14,11 +15,20 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
 
-PREFIX = "images"
-EMA_IMAGES = f"{PREFIX}_1_EMA.png"
-OWN_IMAGES = f"{PREFIX}_2_{{optimizer}}.png"  # of a study's answer
+# Samples as they come, from the same noise, and real images.
+SAMPLES = "samples"
+EMA_SAMPLES = f"{SAMPLES}_1_EMA.png"
+OWN_SAMPLES = f"{SAMPLES}_2_{{optimizer}}.png"  # of a study's answer
+REAL_SAMPLES = f"{SAMPLES}_3_real.png"
+# Of many samples, the pairs that differ most.
+FARTHEST = "images"
+EMA_FARTHEST = f"{FARTHEST}_1_EMA.png"
+OWN_FARTHEST = f"{FARTHEST}_2_{{optimizer}}.png"
 _LARGEST_IMAGE = 32 * 2**20  # bytes
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+Shows = Literal["answer", "baseline", "real", "other"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,38 +39,43 @@ class StoredImage:
         artifact_id: the name of its file in the folder of artifacts.
         caption: which model sampled it.
         content: the bytes of the file.
-        is_answer: whether the study's answer sampled it.
-        is_baseline: whether EMA* did, from the same noise.
+        shows: who made its images: the study's answer, EMA* from the same noise, or nobody, since they are real;
+            ``other`` for a file of the user's.
+        selected: whether they are not the first ones, but those that differ most.
     """
 
     artifact_id: str
     caption: str
     content: bytes
-    is_answer: bool
-    is_baseline: bool
+    shows: Shows
+    selected: bool
 
     @classmethod
     def of_answer(cls, reader: HistoryReader, study: SummarizedStudy, folder: Path) -> list[StoredImage]:
-        """The images of a study's answer; what :func:`read_png` refuses is left out."""
+        """The images of a study's answer, samples as they come first; what :func:`read_png` refuses is left out."""
         if study.chosen is None:
             return []
-        answer_name = OWN_IMAGES.format(optimizer=study.optimizer)
-        captions = {
-            EMA_IMAGES: f"EMA*, from the same noise as {study.study}",
-            answer_name: f"{study.study}, trial {study.chosen}",
+        baseline = f"EMA*, from the same noise as {study.study}"
+        answer = f"{study.study}, trial {study.chosen}"
+        known: dict[str, tuple[str, Shows]] = {
+            EMA_SAMPLES: (baseline, "baseline"),
+            OWN_SAMPLES.format(optimizer=study.optimizer): (answer, "answer"),
+            REAL_SAMPLES: ("Real images", "real"),
+            EMA_FARTHEST: (baseline, "baseline"),
+            OWN_FARTHEST.format(optimizer=study.optimizer): (answer, "answer"),
         }
         images = []
         for artifact in StoredStudy(reader.storage, study.study, study.study_id).artifacts(study.chosen):
             name = str(artifact.get("filename"))
             path = artifact_path(folder, artifact.get("artifact_id"))
-            if path is None or not name.startswith(PREFIX):
+            if path is None or not name.startswith((SAMPLES, FARTHEST)):
                 continue
             content = read_png(path)
             if content is not None:
-                caption = captions.get(name, name)
-                is_answer = name == answer_name
-                images.append(cls(path.name, caption, content, is_answer, is_baseline=name == EMA_IMAGES))
-        return images
+                other: tuple[str, Shows] = (name, "other")
+                caption, shows = known.get(name, other)
+                images.append(cls(path.name, caption, content, shows, selected=not name.startswith(SAMPLES)))
+        return sorted(images, key=lambda image: image.selected)
 
     @property
     def data_url(self) -> str:

@@ -63,7 +63,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     images = _images(reader, studies, ranked, artifact_directory(storage.url))
     opening = _Opening.of(studies, images)
     if opening is not None:
-        images = [(name, sheets) for name, sheets in images if name != opening.study.study]
+        images = [(name, [sheet for sheet in sheets if not opening.shows(sheet)]) for name, sheets in images]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters["short_metric"] = short_metric
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
@@ -82,7 +82,8 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
         landscape_caption=CAPTION,
-        images=images,
+        unselected=_with_images(images, selected=False),
+        selected=_with_images(images, selected=True),
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
@@ -95,30 +96,35 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Opening:
-    """Images of EMA* and of one study's answer, from the same noise: what a report begins with.
+    """Unselected images of EMA* and of one study's answer, from the same noise: what a report begins with.
 
     Attributes:
         study: whose answer it is.
         before: the images of EMA*.
         after: those of the answer.
+        real: real images; ``None`` where there are none.
     """
 
     study: StudyHistory
     before: StoredImage
     after: StoredImage
+    real: StoredImage | None
 
     @classmethod
     def of(cls, studies: Sequence[StudyHistory], images: _Images) -> _Opening | None:
         """The first study that has both; ``None`` if none has."""
         for name, sheets in images:
-            before = next((sheet for sheet in sheets if sheet.is_baseline), None)
-            after = next((sheet for sheet in sheets if sheet.is_answer), None)
-            if before is not None and after is not None:
+            unselected = {sheet.shows: sheet for sheet in sheets if not sheet.selected}
+            if "baseline" in unselected and "answer" in unselected:
                 study = next(study for study in studies if study.study == name)
-                return cls(study, before, after)
+                return cls(study, unselected["baseline"], unselected["answer"], unselected.get("real"))
         return None
 
-    def pair(self) -> list[tuple[str, StoredImage, str]]:
+    def shows(self, image: StoredImage) -> bool:
+        """Whether an image is one of these."""
+        return image in (self.before, self.after, self.real)
+
+    def titled(self) -> list[tuple[str, StoredImage, str]]:
         """Title, image, and the held-out loss as text, which is empty where it was not measured."""
         report = self.study.held_out
         baseline_loss = None
@@ -127,10 +133,13 @@ class _Opening:
             answer_loss = report.loss
             if report.rows:
                 baseline_loss = report.rows[0].baseline  # the first row is of the loss
-        return [
+        titled = [
             ("Before", self.before, self._loss_text(baseline_loss)),
             ("After", self.after, self._loss_text(answer_loss)),
         ]
+        if self.real is not None:
+            titled.append(("To compare", self.real, ""))
+        return titled
 
     def _loss_text(self, loss: float | None) -> str:
         if loss is None:
@@ -195,6 +204,12 @@ def _images(reader: HistoryReader, studies: Sequence[StudyHistory], ranked: Sequ
         if sheets:
             images.append((study.study, sheets))
     return images
+
+
+def _with_images(images: _Images, *, selected: bool) -> _Images:
+    """Study → its images that are selected or not; only studies that have some."""
+    chosen = [(name, [sheet for sheet in sheets if sheet.selected == selected]) for name, sheets in images]
+    return [(name, sheets) for name, sheets in chosen if sheets]
 
 
 def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory]) -> dict[str, Any]:

@@ -255,7 +255,13 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
     chosen = study.trials[study.user_attrs["held_out"]["trial"]]
     artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)
-    assert sorted(meta.filename for meta in artifacts) == ["images_1_EMA.png", "images_2_LCSC.png"]
+    assert sorted(meta.filename for meta in artifacts) == [
+        "images_1_EMA.png",
+        "images_2_LCSC.png",
+        "samples_1_EMA.png",
+        "samples_2_LCSC.png",
+        "samples_3_real.png",
+    ]
 
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
     with safe_open("best.safetensors", "pt") as file:

@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     for seed in range(3):
         write_study(url, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=8.0 + seed / 10)
         study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
-        for name in ("images_1_EMA.png", "images_2_LCSC.png"):
+        for name in ("samples_1_EMA.png", "samples_2_LCSC.png", "images_1_EMA.png", "images_2_LCSC.png"):
             attach(study, 3, name, image.getvalue())
         write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
     return url

@@ -25,9 +25,9 @@ def addresses(shown: dict[str, Any]) -> list[str]:
 @pytest.fixture
 def site(url: str) -> Site:
     study = write_study(url, STUDY, [3.0, 2.0], held_out=2.5)
-    for name, content in (("images.png", PNG), ("images.html", b"<script>"), ("curve.png", PNG)):
+    for name, content in (("samples.png", PNG), ("images.html", b"<script>"), ("curve.png", PNG)):
         attach(study, 1, name, content)
-    attach(study, 0, "images.png", PNG)
+    attach(study, 0, "samples.png", PNG)
     return Site(url)
 
 
@@ -43,14 +43,25 @@ def test_the_images_of_the_answer_are_shown_and_served(site: Site) -> None:
 def test_two_images_are_also_shown_one_over_the_other(site: Site, url: str) -> None:
     assert "edge" not in json.dumps(draw(site)["images"])
     study = write_study(url, STUDY, [])
-    attach(study, 1, "images_1_EMA.png", PNG)
+    for name in ("samples_1_EMA.png", "samples_2_LCSC.png", "samples_3_real.png"):
+        attach(study, 1, name, PNG)
     shown = draw(site)
-    assert len(addresses(shown)) == 2
-    over = shown["images"]["children"][-1]["props"]
-    assert over["className"] == "over"
-    assert [image["props"]["src"] for image in over["children"]] == re.findall(r'"src": "([^"]+)"', json.dumps(shown))[
-        :2
-    ]
+    assert len(addresses(shown)) == 4
+    [over] = [part["props"] for part in shown["images"]["children"] if part["props"].get("className") == "over"]
+    sources = re.findall(r'"src": "([^"]+)"', json.dumps(shown))
+    assert [image["props"]["src"] for image in over["children"]] == sources[1:3]
+
+
+def test_pairs_that_differ_most_come_last_under_a_heading_that_says_so(site: Site, url: str) -> None:
+    study = write_study(url, STUDY, [])
+    for name in ("images_1_EMA.png", "images_2_LCSC.png"):
+        attach(study, 1, name, PNG)
+    shown = json.dumps(draw(site)["images"])
+    before, after = shown.split("Pairs that differ most")
+    assert "samples.png" in before
+    assert "not selected" in before
+    assert "trial 1" not in before
+    assert "digits/LCSC/0, trial 1" in after
 
 
 def test_only_artifacts_that_the_database_names_for_the_study_are_served(site: Site, url: str) -> None:

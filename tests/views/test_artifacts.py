@@ -19,6 +19,7 @@ def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
     study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     contents = {
         **{"images_1_EMA.png": PNG, "images_2_LCSC.png": PNG, "images_3.png": PNG, "curve.png": PNG},
+        **{"samples_1_EMA.png": PNG, "samples_2_LCSC.png": PNG, "samples_3_real.png": PNG},
         **{"images.txt": b"no image", "images.svg": b"<svg onload='x'>", "images_empty.png": b""},
     }
     for name, content in contents.items():
@@ -26,8 +27,10 @@ def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
     reader = HistoryReader(storage)
     (history,) = reader.read("digits")
     found = StoredImage.of_answer(reader, history, folder)
-    captions = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1", "images_3.png"]
-    assert [image.caption for image in found] == captions
+    pair = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
+    assert [image.caption for image in found] == [*pair, "Real images", *pair, "images_3.png"]
+    assert [image.selected for image in found] == 3 * [False] + 3 * [True]
+    assert [image.shows for image in found] == ["baseline", "answer", "real", "baseline", "answer", "other"]
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
     assert StoredImage.of_answer(reader, history, tmp_path / "elsewhere") == []

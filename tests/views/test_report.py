@@ -41,7 +41,7 @@ def experiment(storage: RDBStorage) -> RDBStorage:
     for seed in range(2):
         write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out={"trial": 1, "loss": 8.5})
         study = write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out={"trial": 2, "loss": 2.5})
-    attach(study, 2, "images_2_LCSC.png", PNG)
+    attach(study, 2, "samples_2_LCSC.png", PNG)
     write_study(storage, "digits/CMA/0", [3.0], ended=False)
     return storage
 

@@ -105,6 +105,19 @@ class ReferenceSettings(FrozenModel):
             return True
         return path.suffix.lower() == ".npz" and has_images(path)
 
+    def images(self, folder: Path) -> ImageSet:
+        """The images that a search sees, and those that are held out of them by a fraction.
+
+        Raises:
+            MetricError: they are no images, or cannot be read.
+        """
+        found = _image_set(self.train, folder)
+        if found is None:
+            _, _, found = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
+        if found is None:
+            raise MetricError(f"reference: {self.train} holds no images")
+        return found
+
     def build(
         self,
         alias: str,
@@ -185,6 +198,16 @@ def _path(source: str) -> Path | None:
     return path
 
 
+def _image_set(source: str, folder: Path) -> ImageSet | None:
+    """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
+    path = _path(source)
+    if path is None:
+        return ImageSet.of_dataset(source, root=folder / "datasets")
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return ImageSet.of_files(path, folder=folder)
+    return None
+
+
 def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     """The images that the loss sees, and those that are held out from it; at least two of each."""
     train = images.part(fraction, held_out=False)
@@ -215,12 +238,7 @@ class _Builder:
 
     def image_set(self, source: str) -> ImageSet | None:
         """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
-        path = _path(source)
-        if path is None:
-            return ImageSet.of_dataset(source, root=self._folder / "datasets")
-        if path.is_dir() or path.suffix.lower() == ".zip":
-            return ImageSet.of_files(path, folder=self._folder)
-        return None
+        return _image_set(source, self._folder)
 
     def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
         """The reference of images, or of the file that ``source`` names."""

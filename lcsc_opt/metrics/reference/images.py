@@ -194,10 +194,21 @@ class ImageSet:
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
-        chosen = np.arange(self.count) if self.chosen is None else self.chosen
+        rows = self._rows()
         for first in range(0, self.count, batch_size):
-            pixels = self.pixels(chosen[first : first + batch_size])
-            yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+            yield self._read(rows[first : first + batch_size])
+
+    def evenly_spaced(self, count: int) -> Tensor:
+        """At most ``count`` of the images ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a broken file."""
+        chosen = np.linspace(0, self.count - 1, min(count, self.count)).astype(int)
+        return self._read(self._rows()[chosen])
+
+    def _rows(self) -> npt.NDArray[np.intp]:
+        return np.arange(self.count) if self.chosen is None else self.chosen
+
+    def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
+        pixels = self.pixels(rows)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def _as_prefixes(content: bytes) -> npt.NDArray[np.uint32]:

@@ -58,6 +58,15 @@ def test_a_folder_of_images(tmp_path, need):
     assert reference.count == 30
 
 
+def test_images_to_look_at_come_from_all_parts_of_a_folder_and_of_an_array(tmp_path):
+    np.savez(tmp_path / "real.npz", arr_0=IMAGES)
+    for path in (write_folder(tmp_path / "real"), tmp_path / "real.npz"):
+        images = ReferenceSettings.parse(str(path)).images(tmp_path)
+        shown = images.evenly_spaced(3).permute(0, 2, 3, 1)
+        assert np.allclose((shown + 1) * 127.5, IMAGES[[0, 14, 29]], atol=1e-3)
+        assert len(images.evenly_spaced(100)) == 30
+
+
 def write_edm(path, mean, cov):
     np.savez(path, mu=mean, sigma=cov)
 
