@@ -14,9 +14,9 @@ DEMO := demo
 DEMO_CHANGES :=
 ifneq ($(TRAIN),)
 DEMO := demo_trained
-DEMO_CHANGES := name=$(DEMO) objective.file=trained.py objective.settings.checkpoints=models/letters.trajectory objective.settings.nfe=4 budget.evaluations=50
+DEMO_CHANGES := name=$(DEMO) objective.file=trained.py objective.settings.checkpoints=models/mnist.trajectory objective.settings.nfe=4 budget.evaluations=50
 # the file that a training writes last
-DEMO_MODEL := models/letters.model/unet/diffusion_pytorch_model.safetensors
+DEMO_MODEL := models/mnist.model/unet/diffusion_pytorch_model.safetensors
 endif
 
 .DEFAULT_GOAL := help
@@ -40,11 +40,11 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc works around that; docs/training.md has two lines for scripts of your own"
 	@touch $@
 
-demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of letters, compare in demo.html (about five minutes with the set-up; TRAIN=1 trains one first)
+demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, compare in demo.html (about five minutes with the set-up; TRAIN=1 trains one first)
 	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES)
 	@$(BIN)/lcsc report $(DEMO)
 	@echo "First images and curves: file://$(CURDIR)/$(DEMO).html; one more search follows"
-	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES) 'optimizers=[LCSC]' space=affine budget.evaluations=120
+	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES) 'optimizers=[LCSC]' space=affine budget.evaluations=60
 	$(BIN)/lcsc compare $(DEMO)
 	@$(BIN)/lcsc report $(DEMO)
 	@echo
@@ -52,8 +52,8 @@ demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of letters, com
 	@echo "The same, live:    $(BIN)/lcsc dashboard, then http://127.0.0.1:8080"
 	@echo "The best model:    $(BIN)/lcsc export $(DEMO) -o best.safetensors"
 
-models/letters.model/unet/diffusion_pytorch_model.safetensors: | setup
-	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 coupling=independent --data characters --steps 600 --checkpoint-every 6 -o models/letters.trajectory $(if $(wildcard models/letters.model),--resume)
+models/mnist.model/unet/diffusion_pytorch_model.safetensors: | setup
+	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 coupling=independent --data mnist --steps 600 --checkpoint-every 6 -o models/mnist.trajectory $(if $(wildcard models/mnist.model),--resume)
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=

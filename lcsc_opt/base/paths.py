@@ -15,7 +15,7 @@ SHIPPED = _IN_THE_WHEEL if _IN_THE_WHEEL.is_dir() else _PACKAGE.parent
 """The folder around the folders that ship with the library: inside the wheel, or the top of a checkout."""
 
 BUNDLED_WEIGHTS = SHIPPED / "objectives" / "weights"
-"""Trained weights that ship with the library: those of ``objectives/letters.py``."""
+"""Trained weights that ship with the library: those of ``objectives/mnist.py``, and its images."""
 
 MANIFEST = "manifest.json"  # of a packed trajectory
 WEIGHTS = "weights.bin"

@@ -23,7 +23,7 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, such as learning_rate=0.0003."),
     ] = None,
     *,
-    data: Annotated[str, typer.Option(help="digits, photographs, characters, cifar10, or a folder of images.")],
+    data: Annotated[str, typer.Option(help="digits, photographs, mnist, cifar10, or a folder of images.")],
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help=_EVERY_HELP)],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")],

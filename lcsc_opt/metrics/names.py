@@ -61,7 +61,7 @@ Kept = str | Mapping[str, float]
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
-TRAINED = ("digits", "photographs", "characters")  # classifiers of such images; each has a second one, as digits2
+TRAINED = ("digits", "photographs", "mnist")  # classifiers of such images; each has a second one, as digits2
 
 # Short names of factories, for study files and tables: unpublished networks, which need no download.
 MADE = {

@@ -33,7 +33,7 @@ STEPS = 1000  # at most
 
 
 def load_images(name: str, *, folder: Path) -> tuple[Tensor, str | None]:
-    """``digits``, ``photographs``, ``characters``, ``cifar10``, or all images of a folder or a zip file.
+    """``digits``, ``photographs``, ``mnist``, ``cifar10``, or all images of a folder or a zip file.
 
     Args:
         name: one of these.

@@ -53,7 +53,7 @@ class Training:
 
     Attributes:
         recipe: the loss and its settings.
-        data: ``digits``, ``photographs``, ``characters``, ``cifar10``, a folder or a zip file.
+        data: ``digits``, ``photographs``, ``mnist``, ``cifar10``, a folder or a zip file.
         out: the trajectory.
         steps: the number of training steps.
         checkpoint_every: steps between two checkpoints.

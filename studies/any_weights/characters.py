@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import functools
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcsc_opt.metrics.bundled_images import drawn_characters
-
 CLASSES = string.digits + string.ascii_uppercase
 POOL = 30_000  # characters of a group, from which draws choose
+SIDE = 16  # pixels
 NOISE = 0.3
 GROUPS = ("train", "search", "selection", "held-out")
 
@@ -68,6 +70,24 @@ def pool(group: str) -> tuple[Tensor, Tensor]:
     images = drawn_characters([CLASSES[label] for label in labels], random)
     images += random.normal(0, NOISE, images.shape)
     return torch.from_numpy(images.astype(np.float32))[:, None], torch.from_numpy(labels)
+
+
+def drawn_characters(texts: Sequence[str], random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Characters ``[n, 16, 16]`` in [−1, 1] in the font that Pillow carries: shifted, turned, between two shades."""
+    fonts = [ImageFont.load_default(size) for size in range(22, 33, 2)]
+    images = np.empty((len(texts), SIDE, SIDE))
+    # the order of the draws decides which images these are
+    for image, text in zip(images, texts, strict=True):
+        canvas = Image.new("L", (2 * SIDE, 2 * SIDE))  # scaled down after it was turned, which smooths edges
+        middle = SIDE + random.uniform(-3, 3, size=2)
+        font = fonts[random.integers(len(fonts))]
+        ImageDraw.Draw(canvas).text(tuple(middle), text, fill=255, font=font, anchor="mm")
+        turned = canvas.rotate(random.uniform(-25, 25), Image.Resampling.BILINEAR)
+        dark = random.uniform(-1, -0.2)
+        light = random.uniform(0.2, 1)
+        small = turned.resize((SIDE, SIDE), Image.Resampling.BOX)
+        image[:] = np.asarray(small) / 255 * (light - dark) + dark
+    return images
 
 
 def train(folder: Path, *, steps: int = 4000, every: int = 50, seed: int = 0) -> None:

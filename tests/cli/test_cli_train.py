@@ -269,7 +269,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (
             ["flow", "--data", "nowhere"],
-            "--data: nowhere does not exist; expected digits, photographs, characters, cifar10",
+            "--data: nowhere does not exist; expected digits, photographs, mnist, cifar10",
         ),
         (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
         (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow starts from flow"),

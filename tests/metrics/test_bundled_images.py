@@ -9,12 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from lcsc_opt.metrics import bundled_images as module
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "classes"), [("digits", (1797, 1, 8, 8), 10), ("photographs", (4000, 3, 32, 32), 40)]
+    ("name", "shape", "classes"),
+    [("digits", (1797, 1, 8, 8), 10), ("photographs", (4000, 3, 32, 32), 40), ("mnist", (5000, 1, 16, 16), 10)],
 )
 def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], classes: int) -> None:
     pixels, labels = bundled_images(name)
@@ -24,14 +24,11 @@ def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], cla
     assert labels.unique().tolist() == list(range(classes))
 
 
-def test_characters_are_as_many_as_asked_for_and_no_two_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DRAWN", 200)
-    pixels, letters = bundled_images.__wrapped__("characters")
-    assert (pixels.shape, pixels.dtype) == ((200, 1, 16, 16), torch.float32)
-    assert len(pixels.flatten(1).unique(dim=0)) == 200
-    assert -1 <= pixels.min() < -0.9 < 0.9 < pixels.max() <= 1
-    assert letters.unique().tolist() == list(range(10))
-    assert torch.equal(bundled_images.__wrapped__("characters")[0], pixels)
+def test_every_part_of_mnist_has_digits_of_every_class() -> None:
+    pixels, labels = bundled_images("mnist")
+    assert len(pixels.flatten(1).unique(dim=0)) > 4_990, "hardly a digit twice"
+    for start in range(0, 5_000, 1_250):
+        assert int(labels[start : start + 1_250].bincount(minlength=10).min()) > 90
 
 
 @pytest.mark.parametrize("half", [0, 1])

@@ -231,9 +231,9 @@ def test_a_folder_of_a_known_trainer_needs_no_options(name: str, typed: Typed) -
 
 def test_a_packed_trajectory_gives_the_study_its_name(typed: Typed) -> None:
     plain()
-    typed("trajectory", "pack", "runs", "-o", "letters.trajectory")
-    typed("init", "diffusers", "letters.trajectory", "-o", "letters.yaml")
-    assert "name: letters\n" in Path("letters.yaml").read_text()
+    typed("trajectory", "pack", "runs", "-o", "digits.trajectory")
+    typed("init", "diffusers", "digits.trajectory", "-o", "digits.yaml")
+    assert "name: digits\n" in Path("digits.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_names_of_files_are_written_as_text(name: str) -> None:
     assert isinstance(parse_yaml(Path("study.yaml").read_text(encoding="utf-8"))["name"], str)
 
 
-@pytest.mark.parametrize("page", ["start.md", "tutorials/letters.ipynb"])
+@pytest.mark.parametrize("page", ["start.md", "tutorials/mnist.ipynb"])
 def test_the_documentation_runs_the_file_that_init_writes(page: str) -> None:
     plain()
     init("module", "runs")

@@ -1,4 +1,4 @@
-"""Objectives over bundled images: ``trained``, of models that ``lcsc train`` trained, and ``letters``, which ship."""
+"""Objectives over bundled images: ``trained``, of models that ``lcsc train`` trained, and ``mnist``, which ships."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec, read_studies
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
-from lcsc_opt.metrics import bundled_images as bundled_images_module
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
@@ -44,6 +43,7 @@ CROPS, PARTS = bundled_images("photographs")
 FEW = {
     "digits": bundled_images("digits"),
     "photographs": (CROPS[::8].clone(), PARTS[::8].clone()),
+    "mnist": bundled_images("mnist"),
 }
 
 
@@ -68,18 +68,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def letters() -> tuple[torch.Tensor, torch.Tensor]:
-    """600 drawn characters: all 12,000 take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundled_images_module, "DRAWN", 600)
-        return bundled_images.__wrapped__("characters")
-
-
 @pytest.fixture(autouse=True)
-def few_images(letters: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (bundled, small_images):
-        monkeypatch.setattr(module, "bundled_images", {**FEW, "characters": letters}.__getitem__)
+        monkeypatch.setattr(module, "bundled_images", FEW.__getitem__)
 
 
 @pytest.fixture
@@ -162,11 +154,12 @@ def test_named_metrics_and_the_second_network_are_reported_and_nothing_if_none_i
     assert {"recall", "fid@cross_check"} <= set(searched)
 
 
-def test_searches_of_the_letters_see_one_third_and_reports_another(letters: tuple[torch.Tensor, torch.Tensor]) -> None:
-    objective = load_file(ROOT / "objectives" / "letters.py").build({**TINY, "loss": "fid"})
+def test_searches_of_mnist_see_one_quarter_and_reports_another() -> None:
+    objective = load_file(ROOT / "objectives" / "mnist.py").build({**TINY, "loss": "fid"})
+    digits = FEW["mnist"][0]
     last = np.eye(len(objective.steps))[-1]
-    searched = Reference.of_images(objective.scores.extractor, letters[0][1::3]).frechet
-    held_out = Reference.of_images(objective.scores.extractor, letters[0][2::3][::2]).frechet
+    searched = Reference.of_images(objective.scores.extractor, digits[2_500:3_750]).frechet
+    held_out = Reference.of_images(objective.scores.extractor, digits[3_750:][::2]).frechet
     sampled = objective.features(objective.images(last, SEARCH, 70))
     assert objective(last) == pytest.approx(fid(sampled, searched.mean, searched.cov), rel=1e-4)
     unseen = objective.evaluate(Candidate(last)).unseen
@@ -199,7 +192,7 @@ def test_settings_replace_the_record_of_the_training(build: Any, models: Path) -
     written = record.read_text()
     record.unlink()
     try:
-        with pytest.raises(ObjectiveError, match="dataset: expected one of digits, photographs, characters, got None"):
+        with pytest.raises(ObjectiveError, match="dataset: expected one of digits, photographs, mnist, got None"):
             build("digits_ddpm")
         with pytest.raises(ObjectiveError, match=r"nfe: digits_ddpm\.trajectory has no record of its training"):
             build("digits_ddpm", dataset="digits")
@@ -228,8 +221,8 @@ def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path)
     assert lines[: len(needed)] == [f"# {MODULE.COMMANDS[name]}" for name in needed]
 
 
-def test_the_makefile_trains_the_letters_by_the_same_command() -> None:
-    assert MODULE.COMMANDS["letters"] in (ROOT / "Makefile").read_text(encoding="utf-8")
+def test_the_makefile_trains_on_mnist_by_the_same_command() -> None:
+    assert MODULE.COMMANDS["mnist"] in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [
@@ -253,7 +246,7 @@ def test_settings_that_do_not_fit(wrong: Any, build: Any) -> None:
 
 def test_precision_can_be_kept_and_losses_summed(models: Path) -> None:
     kept: dict[str, Any] = {"keep": "precision", "loss": {"fid": 1, "near": 6}}
-    assert load_objective(ObjectiveSpec(file="letters.py", settings=kept)).fixed_average is not None
+    assert load_objective(ObjectiveSpec(file="mnist.py", settings=kept)).fixed_average is not None
     settings = {"checkpoints": "digits.trajectory", **kept}
     trained = load_objective(ObjectiveSpec(file="trained.py", settings=settings), study_folder=models)
     assert trained.fixed_average is not None

@@ -1,6 +1,6 @@
 """Features for the cross-check of images that no published network suits; nothing is downloaded, no search sees them.
 
-Small grey images (digits, letters) are seen by the bundled second classifier of drawn characters; all others by three
+Small grey images are seen by the bundled second classifier of MNIST's digits; all others by three
 convolutions with fixed random weights, which respond to edges and colours and know no classes.
 """
 
@@ -31,7 +31,7 @@ class SecondFeatures:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        self._bundled = feature_network("characters", second=True).to(self._device)
+        self._bundled = feature_network("mnist", second=True).to(self._device)
         self.name = f"second-{self._bundled.name}"
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -314,10 +314,10 @@ def test_grey_datasets_have_one_channel(tmp_path, monkeypatch, datasets):
 
 
 def test_bundled_images_are_a_data_set(tmp_path):
-    letters = ImageSet.of_dataset("characters", root=tmp_path)
-    images, _ = bundled_images("characters")
-    assert letters.count == len(images)
-    [first] = (batch for batch in letters.batches(len(images)))
+    digits = ImageSet.of_dataset("mnist", root=tmp_path)
+    images, _ = bundled_images("mnist")
+    assert digits.count == len(images)
+    [first] = (batch for batch in digits.batches(len(images)))
     assert torch.allclose(first, images, atol=1 / 127), "as they are saved"
 
 
