@@ -72,6 +72,21 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]
 
 
+def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_have_a_heading(
+    storage: RDBStorage, tmp_path: Path
+) -> None:
+    study = write_study(storage, "digits/LCSC/0", [9.0, 2.0], held_out={"trial": 1, "loss": 2.5})
+    for name in ("images_1_EMA", "images_2_LCSC", "samples_1_EMA", "samples_2_LCSC", "samples_3_real"):
+        attach(study, 1, f"{name}.png", PNG)
+    text = write_report(storage, "digits", tmp_path / "report.html").read_text()
+    opening, _, rest = text.partition("not selected")
+    pair = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
+    assert [known["alt"] for tag, known in Page(opening).elements if tag == "img"] == [*pair, "Real images"]
+    between, _, most_different = rest.partition("<h2>Pairs that differ most</h2>")
+    assert "<img" not in between
+    assert [known["alt"] for tag, known in Page(most_different).elements if tag == "img"] == pair
+
+
 def test_a_report_has_what_was_measured_of_each_answer(storage: RDBStorage, tmp_path: Path) -> None:
     row = {"metric": HOSTILE, "sign": -1, "value": 0.557, "against": "EMA*", "baseline": 0.62, "gain": -0.063}
     rows = [{"metric": "loss", "sign": 1, "value": 2.5}, {**row, "lost": True, "real_halves": 0.9}]
