@@ -164,8 +164,10 @@ class Inventory:
         """What a user may want, too, with the state dict under ``key``: keys, and why one was not taken."""
         place = key.partition(".")[0]
         others = [found for found in self.containers if found.is_offered and found.key.partition(".")[0] != place]
-        others = [found for found in others if word_of(found.key) or not found.is_module] if key else []
-        return [found.key + _WHY_NO_AVERAGE * found.is_no_average for found in others[:_MAX_LISTED]]
+        if not key:  # the whole file was read
+            return []
+        others = [found for found in others if word_of(found.key) or not found.is_module]
+        return [_mentioned(found) for found in others[:_MAX_LISTED]]
 
     def raw_of(self, average: str) -> str | None:
         """The key of the raw weights that an average belongs to, if they are searched unless somebody chooses."""
@@ -233,6 +235,13 @@ class Inventory:
                     pending.append((f"{key}.{name}".lstrip("."), entry))
 
 
+def _mentioned(container: Container) -> str:
+    """The key of a container that was not taken, and why where its name promises something else."""
+    if container.is_no_average:
+        return container.key + _WHY_NO_AVERAGE
+    return container.key
+
+
 def is_average(key: str) -> bool:
     """Whether a key is that of a running average: ``ema``, ``ema_model``, ``unet_ema``, ``state_dict_ema``."""
     return any(_AVERAGE.fullmatch(part) for part in key.split("."))
@@ -262,22 +271,33 @@ def counterparts(names: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
     first = next((name for name in names if isinstance(name, str)), None)
     if first is None:
         return None
-    prefixes = [name.removesuffix(first) for name in others if isinstance(name, str) and name.endswith(first)]
-    prefixes = sorted((prefix for prefix in prefixes if not prefix or prefix.endswith(".")), key=len)
-    renamings: list[Callable[[str], str]] = [prefix.__add__ for prefix in prefixes[:_MAX_LISTED]]
-    words = first.split(".")
-    longer = (".".join([*words[:count], ""]) for count in range(1, len(words)))
-    renamings += [functools.partial(_without, prefix) for prefix in longer if first.removeprefix(prefix) in others]
-    without_dots = {name.replace(".", ""): name for name in others if isinstance(name, str)}
-    renamings.append(lambda name: without_dots.get(name, name))
-    for rename in renamings:
+    for rename in _renamings(first, others):
         found = {name: rename(name) for name in names if isinstance(name, str)}
         if all(_same_shape(names[name], others.get(other)) for name, other in found.items()):
             return found
     return None
 
 
-def _without(prefix: str, name: str) -> str:
+def _renamings(first: str, others: Mapping[str, Any]) -> Iterator[Callable[[str], str]]:
+    """What may turn the names of one state dict, of which ``first`` is one, into those of another."""
+    prefixes = [name.removesuffix(first) for name in others if isinstance(name, str) and name.endswith(first)]
+    whole_words = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    for prefix in sorted(whole_words, key=len)[:_MAX_LISTED]:
+        yield functools.partial(_with_prefix, prefix)
+    words = first.split(".")
+    for count in range(1, len(words)):
+        prefix = ".".join(words[:count]) + "."
+        if first.removeprefix(prefix) in others:
+            yield functools.partial(_without_prefix, prefix)
+    without_dots = {name.replace(".", ""): name for name in others if isinstance(name, str)}
+    yield lambda name: without_dots.get(name, name)
+
+
+def _with_prefix(prefix: str, name: str) -> str:
+    return prefix + name
+
+
+def _without_prefix(prefix: str, name: str) -> str:
     return name.removeprefix(prefix)
 
 

@@ -119,13 +119,15 @@ class PreparedNetwork:
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
         if any(module.training for module in self.module.modules()):
             self.module.eval()
+        state = self.trained.state_dict(keep_vars=True) if self._adapter is None else self._adapter
+        replaced = {id(tensor) for name, tensor in state.items() if name in weights}
         for name, tensor in list(_tensors(self.module)):
             kind = self._as_prepared.get(name, _kind(tensor))
             if _kind(tensor) == kind:
                 continue
             device, dtype, requires_grad = kind
             has_lost_digits = torch.promote_types(tensor.dtype, dtype) != tensor.dtype
-            if has_lost_digits and not any(name.endswith(loaded) for loaded in weights):
+            if has_lost_digits and id(tensor) not in replaced:
                 raise ObjectiveError(
                     f"your function has left the network in {tensor.dtype}, and its {name} is in no checkpoint, so "
                     "its digits are lost; let the function work on a copy (copy.deepcopy), or leave the dtype as it is"

@@ -202,7 +202,8 @@ def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_pa
 
 def test_digits_that_cannot_come_back_are_refused(task: Any) -> None:
     def build() -> torch.nn.Module:
-        return torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1, bias=False), "frozen": torch.nn.Linear(3, 1)})
+        inner = torch.nn.ModuleDict({"frozen": torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1)})})
+        return torch.nn.ModuleDict({"searched": torch.nn.Linear(3, 1), "inner": inner})
 
     def score(network: Any) -> float:
         network.half()
@@ -210,8 +211,8 @@ def test_digits_that_cannot_come_back_are_refused(task: Any) -> None:
 
     network = lcsc_opt.sampling.network.PreparedNetwork(build(), trained=None)  # type: ignore[attr-defined]
     score(network.module)
-    with pytest.raises(lcsc_opt.LcscError, match=r"has left the network in torch\.float16, and its frozen\.weight"):
-        network.load({"searched.weight": torch.zeros(1, 3)})
+    with pytest.raises(lcsc_opt.LcscError, match=r"in torch\.float16, and its inner\.frozen\.searched\.weight is"):
+        network.load({"searched.weight": torch.zeros(1, 3), "searched.bias": torch.zeros(1)})
 
 
 @pytest.fixture
