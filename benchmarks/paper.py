@@ -34,11 +34,11 @@ from reproduction.published import TABLES
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.study_file import StudyFile, read_studies
+from lcsc_opt.base.study_file import EMA_GRID, StudyFile, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import BASELINES, EMA_GRID
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 

@@ -29,10 +29,10 @@ import yaml
 from common import RESULTS, ROOT, machine, markdown, parse
 
 from lcsc_opt.base.jackknife import half_width
-from lcsc_opt.base.study_file import FILL_IN
+from lcsc_opt.base.study_file import EMA_GRID, FILL_IN
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import answer_of
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
 
 FILES = Path(__file__).parent / "trainers"

@@ -14,9 +14,9 @@ import dash_ag_grid
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
-from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.answer import first_line

@@ -30,7 +30,7 @@ from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of
-from lcsc_opt.optimizers.registry import build_optimizer, needs_gradient, prefers_sequential_asks
+from lcsc_opt.optimizers.registry import build_optimizer, configure
 from lcsc_opt.optimizers.told_losses import LARGEST_LOSS
 
 SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
@@ -186,7 +186,7 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
     asked = _search(spec, budget)
     assert str(np.random.get_state()) == global_state, "draws from numpy's global generator"  # noqa: NPY002
     assert _search(spec, budget) == asked, "the same seed and answers gave other candidates"
-    in_flight = 1 if prefers_sequential_asks(spec) else 3
+    in_flight = 1 if configure(spec).prefers_sequential_asks else 3
     asked_ahead = _search(spec, budget, in_flight=in_flight)
     repeated = _search(spec, budget, in_flight=in_flight)
     assert repeated == asked_ahead, f"{in_flight} at once: another sequence"
@@ -207,7 +207,7 @@ def _search(spec: OptimizerSpec, budget: int, *, in_flight: int = 1, some_fail: 
     """
     space = AffineSpace(STEPS, default_origin(STEPS))
     optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
-    with_gradient = needs_gradient(spec)
+    with_gradient = configure(spec).needs_gradient
     asked: list[bytes] = []
     waiting: list[Any] = []
     told_count = 0

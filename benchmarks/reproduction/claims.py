@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
+from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import EMA, EMA_GRID
+from lcsc_opt.database.names import EMA
 from lcsc_opt.database.report import MetricRow
 from reproduction.table import Claim, Where
 

@@ -25,6 +25,11 @@ ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
 DEFAULT_BUDGET = 100  # evaluations of each optimizer
+EMA_GRID = "EMAGrid"
+LANDSCAPE = "Landscape"
+GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
+"""Optimizers that search nothing: their candidates are listed, averages or the points of a landscape. They have one
+row, in the affine space."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
 
@@ -283,6 +288,17 @@ class StudySpec(FrozenModel):
         """The name of the whole sweep; the experiment's name if nothing is varied."""
         return split_point(self.experiment)[0]
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether candidates are listed, not searched."""
+        return self.optimizer.name in GRIDS
+
+    @property
+    def begins_at_ema(self) -> bool:
+        """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
+        says_where = self.start is not None or self.space.origin is not None
+        return not (self.is_grid or says_where or self.optimizer.name == "LCSC")
+
     def content(self) -> dict[str, Any]:
         """The content of a study file that asks for this study alone."""
         shared = self.model_dump(mode="json", exclude={"experiment", "optimizer", "seed"})
@@ -398,12 +414,29 @@ class StudyFile(FrozenModel):
 
         Args:
             seeds: only these; the file need not list them.
+
+        Raises:
+            StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
         """
         shared = {name: getattr(self, name) for name in StudySpec.model_fields.keys() & StudyFile.model_fields.keys()}
-        return [
+        studies = [
             StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
             for seed, optimizer in itertools.product(seeds or self.seeds, self.optimizers)
         ]
+        for spec in studies[:1]:  # all have the same workers and devices
+            _check_devices(spec)
+        return studies
+
+
+def _check_devices(spec: StudySpec) -> None:
+    if spec.ray is not None:
+        if spec.device.partition(":")[2] not in ("", "0"):
+            raise StudySpecError(
+                f"objective.settings.device {spec.device}: Ray gives each worker its own; leave it out"
+            )
+    elif spec.devices and spec.names_device:
+        names = ", ".join(spec.devices)
+        raise StudySpecError(f"workers: {names} and objective.settings.device {spec.device}: give only one of them")
 
 
 def _is_device(name: Any) -> bool:

@@ -171,7 +171,6 @@ def _read_points(
 def _print_rehearsed(run: Run, url: str) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.study.planning import is_grid
 
     chosen = run.rehearse()
     evaluations = run.evaluations()
@@ -179,7 +178,7 @@ def _print_rehearsed(run: Run, url: str) -> None:
     for spec in run.specs:
         options = {**chosen[spec.name]["optimizer_defaults"], **spec.optimizer.options}
         written = ", ".join(f"{key}={value}" for key, value in options.items())
-        in_rows = "one row" if is_grid(spec) or spec.space.rows is None else f"rows: {spec.space.rows}"
+        in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
         done = f"{evaluations.get(spec.name, 0)} evaluations"
         rows.append((spec.name, written or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
     print_table(("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(url)}")

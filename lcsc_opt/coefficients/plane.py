@@ -16,9 +16,6 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
-LANDSCAPE = "Landscape"
-"""The name of the optimizer that visits a plane; it is also a part of the name of every landscape study."""
-
 DEFAULT_SIZE = 21
 MARGIN = 0.75  # beyond the corners, in units of their distance; with 21 points on a side, they are points of the grid
 SMALLEST_SIZE = 2

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.names import BASELINES, EMA, EMA_GRID, label
+from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import Choice, HeldOutReport
 from lcsc_opt.database.summary import PARTS, Summary
 

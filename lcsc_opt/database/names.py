@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.base.study_file import EMA_GRID, LANDSCAPE
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
 TRAINER_EMA_SHA256 = "trainer_ema_sha256"  # of the trainer's EMA that reports compare with
 
-EMA_GRID = "EMAGrid"
 EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has
 TRAINER_EMA = "trainer's EMA"  # the baseline where the trainer kept one

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
@@ -18,8 +19,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.base.study_file import LANDSCAPE, OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
@@ -64,40 +64,83 @@ def build_optimizer(
         StudySpecError: an unknown optimizer or option, which the message names; several workers for an optimizer of
             Nevergrad's that searches with one only; or a budget or space that does not suit it.
     """
-    if workers > 1 and refuses_concurrent_asks(spec):
+    configured = configure(spec)
+    if workers > 1 and configured.refuses_concurrent_asks:
         raise StudySpecError(
             f"{spec.name}: asks one candidate at a time and cannot use {workers} workers; set workers: 1"
         )
-    configured, step_size = configure(spec)
-    array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
+    seed = derive_seed(seed, "optimizer", spec.name, bits=32)
+    array = coefficient_array(space, step_size=configured.step_size, seed=seed)
     try:  # the options alone have been checked; together with these arguments they may be refused
-        return configured(array, budget=budget, num_workers=workers)
+        return configured.build(array, budget=budget, num_workers=workers)
     except (ValueError, TypeError, AssertionError) as error:
         raise StudySpecError(f"{spec.name}: {error}") from error
 
 
-def configure(spec: OptimizerSpec) -> tuple[Any, float]:
-    """The optimizer with its options, to be called with a parametrization, and its step size.
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    """An optimizer with its options.
 
-    The step size is an option of Nevergrad's optimizers; others have the default.
+    Attributes:
+        build: makes the optimizer, from a parametrization.
+        step_size: an option of Nevergrad's optimizers; others have the default.
+        needs_gradient: it can search only objectives that give gradients.
+        refuses_concurrent_asks: it can be asked only once before it is told, as Nevergrad's sequential ones, and cannot
+            be built for several workers.
+        prefers_sequential_asks: its next candidate is of little use before the last loss was told. More workers are
+            then better used by spreading each candidate's images over them.
+        points: of a grid: steps ``[K]`` → its candidates.
+    """
+
+    build: Any
+    step_size: float
+    needs_gradient: bool
+    refuses_concurrent_asks: bool
+    prefers_sequential_asks: bool
+    points: Callable[[Sequence[int]], Sequence[Any]] | None
+
+
+def configure(spec: OptimizerSpec) -> Configured:
+    """The optimizer of a specification, with its options.
 
     Raises:
         StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
-    if spec.name in OURS:
-        return _configured(OURS[spec.name], spec), DEFAULT_STEP_SIZE
-    options = dict(spec.options)
+    # a mapping is no key of a cache; a name may be registered again
+    return _configured(spec.name, json.dumps(spec.options), id(ng.optimizers.registry.get(spec.name)))
+
+
+@functools.cache
+def _configured(name: str, options_json: str, _: int) -> Configured:
+    options: dict[str, Any] = json.loads(options_json)
+    build, step_size = _with_options(name, options)
+    layers = [*_layers(build)]
+
+    def has_flag(attribute: str) -> bool:
+        return any(getattr(layer, attribute, False) for layer in layers)
+
+    refuses_concurrent_asks = has_flag("no_parallelization")
+    return Configured(
+        build,
+        step_size,
+        needs_gradient=has_flag("needs_gradient"),
+        refuses_concurrent_asks=refuses_concurrent_asks,
+        prefers_sequential_asks=refuses_concurrent_asks or has_flag("asks_one_at_a_time"),
+        points=getattr(build, "points", None),
+    )
+
+
+def _with_options(name: str, given: Mapping[str, Any]) -> tuple[Any, float]:
+    """What makes the optimizer, and its step size."""
+    if name in OURS:
+        check_options(OURS[name], given, source=f"optimizers.{name}")  # against the annotations of its constructor
+        return OURS[name](**given), DEFAULT_STEP_SIZE
+    options = dict(given)
     step_size_option = {}
     if _STEP_SIZE in options:
         step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
-    settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{spec.name}")
-    return _configure_nevergrads(spec.name, options), float(settings.step_size)
-
-
-def _configured(factory: Callable[..., ConfiguredOptimizer], spec: OptimizerSpec) -> ConfiguredOptimizer:
-    """An optimizer with its options, which are checked against the annotations of its constructor."""
-    check_options(factory, spec.options, source=f"optimizers.{spec.name}")
-    return factory(**spec.options)
+    settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{name}")
+    return _configure_nevergrads(name, options), float(settings.step_size)
 
 
 def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
@@ -109,7 +152,7 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    option_names = [_STEP_SIZE]  # which configure() has taken out of the options; here for the message
+    option_names = [_STEP_SIZE]  # which _with_options() has taken out; here for the message
     if family is not None:
         option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
     for option in options:
@@ -118,10 +161,8 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
-    options_json = json.dumps(options)  # hashable, for the cache of _check_options
-    _check_options(name, options_json)
-    merged_options = {**defaults, **json.loads(options_json)}  # what was checked: tuples are lists now
-    return family(**merged_options)
+    _check_options(name, options)
+    return family(**{**defaults, **options})
 
 
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
@@ -134,18 +175,14 @@ def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     return None, {}
 
 
-@functools.cache
-def _check_options(name: str, options_json: str) -> None:
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
-
-    A study configures its optimizer a dozen times, and this costs 10 to 30 ms: it is cached, so the options are text.
 
     Raises:
         StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
     """
     family, defaults = _family_of(name)
     assert family is not None  # others have no options
-    options: dict[str, Any] = json.loads(options_json)
     joint_reason = _why_not(family, {**defaults, **options})
     if joint_reason is None:
         return
@@ -176,33 +213,6 @@ def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | No
     except Exception as error:  # whatever the code of an optimizer runs into
         return str(error).partition("\n")[0] or type(error).__name__
     return None
-
-
-def needs_gradient(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer can search only objectives that give gradients."""
-    return _has_flag(spec, "needs_gradient")
-
-
-def refuses_concurrent_asks(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer can be asked only once before it is told: Nevergrad's sequential ones.
-
-    They cannot be built for several workers.
-    """
-    return _has_flag(spec, "no_parallelization")
-
-
-def prefers_sequential_asks(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer's next candidate is of little use before the last loss was told.
-
-    More workers are then better used by spreading each candidate's images over them.
-    """
-    return refuses_concurrent_asks(spec) or _has_flag(spec, "asks_one_at_a_time")
-
-
-def _has_flag(spec: OptimizerSpec, attribute: str) -> bool:
-    """Whether an optimizer has this attribute set, or any optimizer class that it wraps."""
-    configured, _ = configure(spec)
-    return any(getattr(layer, attribute, False) for layer in _layers(configured))
 
 
 def _layers(configured: Any) -> Iterator[Any]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import StudySpec
-from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.base.study_file import LANDSCAPE, StudySpec
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES

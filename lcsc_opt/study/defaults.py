@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import AUTO, LAYERS, OptimizerSpec, StudyFile
-from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import BASELINES, EMA_GRID, is_ranked, split_name
+from lcsc_opt.base.study_file import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec, StudyFile
+from lcsc_opt.database.names import BASELINES, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
-from lcsc_opt.optimizers.registry import needs_gradient
+from lcsc_opt.optimizers.registry import configure
 
 
 def completed(
@@ -51,7 +50,9 @@ def completed(
         return [spec.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
-        if not needs_gradient(optimizer) and optimizer.name != LANDSCAPE:  # which measures distances in each layer
+        if (
+            not configure(optimizer).needs_gradient and optimizer.name != LANDSCAPE
+        ):  # which measures distances in each layer
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]

@@ -39,11 +39,11 @@ from lcsc_opt.base.records import (
     SamplerTitle,
     Yardstick,
 )
-from lcsc_opt.base.study_file import HeldOutSpec
+from lcsc_opt.base.study_file import EMA_GRID, HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import sign_of
-from lcsc_opt.database.names import EMA, EMA_GRID, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import (
     HELD_OUT_REPORT,
     MEASURED,

@@ -37,7 +37,7 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.registry import OURS, needs_gradient
+from lcsc_opt.optimizers.registry import OURS, configure
 from lcsc_opt.study.callbacks import TrialCallback
 from lcsc_opt.study.comparison import Attributes, Compared, StoredTrials, compare, is_searched
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_trained_models
@@ -152,7 +152,7 @@ class PreparedStudy:
             return Pace()
         for spec in specs:
             check(spec, self.objective)
-        first = self._first_candidate(gradient=any(needs_gradient(spec.optimizer) for spec in specs))
+        first = self._first_candidate(gradient=any(configure(spec.optimizer).needs_gradient for spec in specs))
         evaluator = self._evaluator(self._compared.before["parallelism"])
         with contextlib.closing(evaluator):
             return rehearse(
@@ -318,7 +318,7 @@ class PreparedStudy:
         """What the optimizer of a new study plans with, if its budget is a time; it is stored."""
         evaluations = evaluations_in(
             seconds * self.stored.attributes["parallelism"]["workers"],
-            self._first_candidate(gradient=needs_gradient(self.spec.optimizer)),
+            self._first_candidate(gradient=configure(self.spec.optimizer).needs_gradient),
             self._new_driver,
             self._persistently(evaluator),
         )

@@ -13,55 +13,17 @@ from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
-from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.base.study_file import LANDSCAPE, BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
-from lcsc_opt.database.names import BASELINES
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.registry import (
-    build_optimizer,
-    configure,
-    needs_gradient,
-    prefers_sequential_asks,
-    refuses_concurrent_asks,
-)
+from lcsc_opt.optimizers.registry import build_optimizer, configure
 from lcsc_opt.study.defaults import default_options
 from lcsc_opt.study.landscape import plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
-
-
-def is_grid(spec: StudySpec) -> bool:
-    """Whether candidates are listed, not searched: averages, one of which is EMA*, or the points of a landscape.
-
-    Candidates of a grid have one row, in the affine space.
-    """
-    return spec.optimizer.name in (*BASELINES, LANDSCAPE)
-
-
-def begins_at_ema(spec: StudySpec) -> bool:
-    """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
-    says_where = spec.start is not None or spec.space.origin is not None
-    return not (is_grid(spec) or says_where or spec.optimizer.name == "LCSC")
-
-
-def check_devices(spec: StudySpec) -> None:
-    """Refuse a device in the objective's settings if the workers, or Ray, choose the devices.
-
-    Raises:
-        StudySpecError: both name devices.
-    """
-    if spec.ray is not None:
-        if spec.device.partition(":")[2] not in ("", "0"):
-            raise StudySpecError(
-                f"objective.settings.device {spec.device}: Ray gives each worker its own; leave it out"
-            )
-    elif spec.devices and spec.names_device:
-        names = ", ".join(spec.devices)
-        raise StudySpecError(f"workers: {names} and objective.settings.device {spec.device}: give only one of them")
 
 
 def check(spec: StudySpec, objective: Objective) -> None:
@@ -73,7 +35,7 @@ def check(spec: StudySpec, objective: Objective) -> None:
     """
     if objective.trajectory is not None and not objective.trajectory.varying:
         raise ObjectiveError(f"{spec.name}: all checkpoints hold the same weights, so there is nothing to search")
-    if needs_gradient(spec.optimizer):
+    if configure(spec.optimizer).needs_gradient:
         reason = objective.why_no_gradient()
         if reason is not None:
             raise StudySpecError(
@@ -106,14 +68,14 @@ def check_new(spec: StudySpec, objective: Objective) -> None:
 def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
     """What to know before a new study begins, one line each."""
     images = objective.samples.real_per_dimension
-    follows_gradient = needs_gradient(spec.optimizer)
+    follows_gradient = configure(spec.optimizer).needs_gradient
     if follows_gradient and images is not None and images < FEWEST_REAL_IMAGES:
         yield (
             f"{spec.name}: the reference has {images:.1f} real images for each effective dimension of its "
             f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images, with one row as "
             "with many: give more real images, or hold some out"
         )
-    if spec.space.rows is not None and not is_grid(spec) and not follows_gradient:
+    if spec.space.rows is not None and not spec.is_grid and not follows_gradient:
         yield f"{spec.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
     if isinstance(objective.trajectory, Trajectory):
         yield from objective.trajectory.identical()
@@ -132,7 +94,7 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     Raises:
         StudySpecError: the search cannot begin there.
     """
-    space = SpaceSpec() if is_grid(spec) else spec.space
+    space = SpaceSpec() if spec.is_grid else spec.space
     steps = objective.steps
     groups = objective.layer_groups
     if origin is not None:
@@ -215,7 +177,7 @@ def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
 
 def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
     """How many candidates a grid has; ``None`` for other optimizers."""
-    points = getattr(configure(spec.optimizer)[0], "points", None)
+    points = configure(spec.optimizer).points
     if points is None:
         return None
     return len(points(objective.steps))
@@ -236,13 +198,13 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
     different parts of the machine.
     """
     count = spec.worker_count
-    prefers_sequential = prefers_sequential_asks(spec.optimizer)
-    spread_images = isinstance(objective, StagedObjective) and prefers_sequential and count > 1
-    if refuses_concurrent_asks(spec.optimizer) and not spread_images:
+    optimizer = configure(spec.optimizer)
+    spread_images = isinstance(objective, StagedObjective) and optimizer.prefers_sequential_asks and count > 1
+    if optimizer.refuses_concurrent_asks and not spread_images:
         return {"in_flight": 1, "spread_images": False, "workers": 1}
     pipelined = isinstance(objective, StagedObjective) and objective.overlaps
     # overlapping stages would ask before the last loss is told, and would keep the graphs of two candidates
-    if prefers_sequential or needs_gradient(spec.optimizer):
+    if optimizer.prefers_sequential_asks or optimizer.needs_gradient:
         pipelined = False
     independent_workers = 1 if spread_images else count  # workers that share a candidate are as one
     in_flight = most_in_flight(independent_workers, pipelined=pipelined)

@@ -16,10 +16,8 @@ from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, S
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, SpaceSpec, StudyFile, StudySpec
-from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.base.study_file import EMA_GRID, LANDSCAPE, OptimizerSpec, SpaceSpec, StudyFile, StudySpec
 from lcsc_opt.database.connection import open_existing, open_storage
-from lcsc_opt.database.names import EMA_GRID
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -34,7 +32,6 @@ from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.landscape import landscape_spec
 from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
 from lcsc_opt.study.origin import ended_grid, origin_at
-from lcsc_opt.study.planning import begins_at_ema, check_devices, is_grid
 from lcsc_opt.study.rehearsal import say_duration
 from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, moved, read_trials
 from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
@@ -178,7 +175,6 @@ class Run:
         key = objective_key(spec)
         if key in self._refused:
             raise self._refused[key]
-        check_devices(spec)
         stored = studies.get(spec.name)
         source = self._start_of(spec, studies) if stored is None else None
         try:
@@ -214,7 +210,7 @@ class Run:
             StudyStoreError: there is no such study.
         """
         start = spec.start
-        if start is None and begins_at_ema(spec):
+        if start is None and spec.begins_at_ema:
             start = ended_grid(spec.experiment, studies)
         if start is None:
             return None
@@ -306,7 +302,7 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
         for spec in point.studies(seeds):
             if spec.optimizer.name == LANDSCAPE:
                 specs.append(landscape_spec(spec))
-            elif is_grid(spec):
+            elif spec.is_grid:
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
@@ -442,7 +438,7 @@ def _finished(spec: StudySpec, stored: Attributes, storage: RDBStorage) -> str:
     line = f"{finished_already(stored)}; " + outcome_of(spec.name, storage) + larger_report(spec, stored)
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has nothing more to ask"
-    if is_grid(spec):
+    if spec.is_grid:
         return line
     study = StoredStudy.open(storage, spec.name)
     if checkpoints_written_again(study):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import EMA_GRID, is_ranked, split_name
+from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 

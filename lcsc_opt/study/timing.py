@@ -18,9 +18,9 @@ from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.optimizers.registry import needs_gradient
+from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.comparison import Attributes, is_searched
-from lcsc_opt.study.planning import is_grid, most, new_driver, parallelism
+from lcsc_opt.study.planning import most, new_driver, parallelism
 
 SEARCH_SECONDS = "search_seconds"
 """The attribute of a study that says how long its search has taken, in all runs."""
@@ -45,9 +45,7 @@ def seconds_for(spec: StudySpec, specs: Sequence[StudySpec], studies: Mapping[st
     total = spec.budget.seconds or 0.0
     spent = sum(float(studies.get(other.name, {}).get(SEARCH_SECONDS, 0.0)) for other in specs)
     to_come = list(specs)[list(specs).index(spec) :]
-    searches = [
-        other for other in to_come if not is_grid(other) and not is_searched(other, studies.get(other.name, {}))
-    ]
+    searches = [other for other in to_come if not other.is_grid and not is_searched(other, studies.get(other.name, {}))]
     return max(total - spent, 0.0) / max(len(searches), 1)
 
 
@@ -139,7 +137,7 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     """Of one search whose budget is no time, for one worker."""
     budget = most(spec, objective)
     images = objective.samples.per_evaluation
-    if not needs_gradient(spec.optimizer):
+    if not configure(spec.optimizer).needs_gradient:
         evaluations = budget.evaluations or budget.total / images
         return evaluations * (pace.plain + _SECONDS_TO_STORE)
     seconds = 0.0

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
-from lcsc_opt.database.names import EMA, EMA_GRID, TRAINED, label
+from lcsc_opt.database.names import EMA, TRAINED, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport, MeasuredModel, doubted_rows
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed

@@ -24,7 +24,7 @@ from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, win
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.optimizers import build_optimizer, candidate_of, coefficient_array
-from lcsc_opt.optimizers.registry import OURS, configure, prefers_sequential_asks
+from lcsc_opt.optimizers.registry import OURS, configure
 from tests.optimizers import asking
 from tests.optimizers.asking import AFFINE, STEPS
 
@@ -144,7 +144,7 @@ def test_ours_refuse_a_parametrization_that_is_no_vector(name: str, parametrizat
 )
 def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_at_a_time: bool, workers: int) -> None:
     spec = OptimizerSpec(name=name)
-    assert prefers_sequential_asks(spec) is one_at_a_time
+    assert configure(spec).prefers_sequential_asks is one_at_a_time
     built = build_optimizer(spec, AFFINE, budget=77, workers=workers, seed=0)
     assert (built.budget, built.num_workers) == (77, workers)
     if workers == 1:

@@ -12,7 +12,7 @@ import pytest
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.objective.contract import Objective, Samples
-from lcsc_opt.optimizers.registry import needs_gradient
+from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.comparison import is_searched
 from lcsc_opt.study.planning import new_driver
 from lcsc_opt.study.running import listed
@@ -68,7 +68,7 @@ def test_an_optimizer_plans_with_what_fits_into_the_time(optimizer: str, within:
     [spec] = planned([optimizer])
     evaluations = evaluations_in(
         8.0,
-        Candidate(np.full(4, 0.25), gradient=needs_gradient(spec.optimizer)),
+        Candidate(np.full(4, 0.25), gradient=configure(spec.optimizer).needs_gradient),
         lambda budget: new_driver(spec, objective, budget, defaults={}),
         objective.evaluate,
     )
