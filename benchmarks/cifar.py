@@ -34,8 +34,8 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
+from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
-from lcsc_opt.study.runner import Search
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -129,7 +129,7 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
     told: list[float] = []
     evaluator: Evaluator = Pipeline(objective) if objective.overlaps else InProcessEvaluator(objective)
     with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
-        running = Search(
+        running = Loop(
             study,
             Driver(lambda: optimizer, "the optimizer"),
             evaluator,
@@ -137,7 +137,7 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
             in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 
-        def on_tell(search: Search) -> None:
+        def on_tell(search: Loop) -> None:
             if search.told > len(told):  # it is also called while there is nothing to tell
                 told.append(time.perf_counter())
                 advance()

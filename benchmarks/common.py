@@ -22,7 +22,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.database.urls import files_directory
-from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.running import run_studies
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured

@@ -34,8 +34,8 @@ from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, eva
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
-from lcsc_opt.study.runner import Search
 
 FORK = multiprocessing.get_context("fork")
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
@@ -131,7 +131,7 @@ def search(url: str, work: Work, evaluator: Evaluator | None = None) -> None:
         with study.hold():
             budget, failures = BudgetSpec(evaluations=work.evaluations), FailureSpec(in_a_row=None)
             width = most_in_flight(work.workers)
-            running = Search(
+            running = Loop(
                 study,
                 Driver(lambda: optimizer, "the optimizer"),
                 evaluator,

@@ -40,8 +40,8 @@ from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
-from lcsc_opt.study.runner import Search
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # our own targets
 IMAGES = 1000
@@ -131,9 +131,7 @@ def search(objective: Objective, evaluator: Evaluator, evaluations: int, *, work
         study = StoredStudy.open_or_create(storage, "workers/CMA/0", {})
         budget, width = BudgetSpec(evaluations=evaluations), most_in_flight(workers)
         with study.hold():
-            running = Search(
-                study, Driver(lambda: optimizer, "the optimizer"), evaluator, budget=budget, in_flight=width
-            )
+            running = Loop(study, Driver(lambda: optimizer, "the optimizer"), evaluator, budget=budget, in_flight=width)
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start

@@ -20,12 +20,12 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.states import is_finished
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.comparison import is_finished
-from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.running import Run, listed
 
 MEASURED = "held_out_answers"

@@ -134,7 +134,7 @@ def run(
 
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.urls import files_directory
-    from lcsc_opt.study.resources import ObjectiveLoader
+    from lcsc_opt.objective.of_study import ObjectiveLoader
     from lcsc_opt.study.running import Run, run_studies, studies_of
 
     if ray is not None:

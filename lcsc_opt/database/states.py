@@ -1,10 +1,16 @@
-"""The states of trials: which of them have a loss, and which losses compare."""
+"""The states of trials and studies: which trials have a loss, which losses compare, and what is left to do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+
+from lcsc_opt.base.study_file import StudySpec
+
+Attributes = Mapping[str, Any]
+"""User attributes of a stored study."""
 
 SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
@@ -20,3 +26,27 @@ def is_ours(trial: FrozenTrial) -> bool:
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The trials whose losses compare, in their order."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+
+
+def is_searched(spec: StudySpec, stored: Attributes) -> bool:
+    """Whether the search of a stored study has nothing left to do for this budget."""
+    ended = stored.get("search_ended")
+    if ended is None:
+        return False
+    if ended["exhausted"]:
+        return True
+    budget = spec.budget
+    if budget.seconds is not None:
+        return bool(ended.get("deadline", 0.0) >= budget.seconds)
+    if budget.evaluations is not None:
+        return bool(ended["evaluations"] >= budget.evaluations)
+    stored_images = stored["budget"].get("images") or 0
+    return bool(stored_images >= budget.total)
+
+
+def is_finished(spec: StudySpec, stored: Attributes) -> bool:
+    """Whether nothing is left to do, neither of the search nor of the held-out report."""
+    must_report = spec.held_out is not None and stored.get("holds_out") is not False
+    if must_report and stored.get("held_out") is None:
+        return False
+    return is_searched(spec, stored)

@@ -495,6 +495,27 @@ class StoredStudy:
         self._write(lambda: delete_study(self.storage, self.key, self.name))
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredTrials:
+    """The trials of a stored study: how ``many``, and whether any of them ``succeeded``."""
+
+    many: int
+    succeeded: bool
+
+
+def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
+    """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
+    study = StoredStudy.open(storage, name)
+    forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
+    many = trial_count(storage, study.key)
+    try:
+        in_database(storage, lambda: storage.get_best_trial(study.key))
+        succeeded = True
+    except ValueError:  # none is complete; others may have a loss that does not compare
+        succeeded = in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
+    return StoredTrials(many - len(forgotten), succeeded)
+
+
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
     """Create a study without trials, in one transaction, unless there is one of this name."""
 

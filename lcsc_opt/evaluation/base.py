@@ -36,6 +36,15 @@ class Failure:
     retry: bool = True
     traceback: str = ""
 
+    @property
+    def raised_at(self) -> str:
+        """The lines of the traceback about where it was raised, without the last one, which is the reason."""
+        lines = self.traceback.rstrip().splitlines()
+        frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
+        if frames:
+            lines = lines[frames[-1] : -1]
+        return "\n".join(lines)
+
     def as_attempt(self) -> dict[str, Any]:
         """The attempt as the database stores it."""
         attempt: dict[str, Any] = {"reason": self.reason, "seconds": round(self.seconds, 3)}
@@ -58,6 +67,19 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Stop the workers. Unfinished evaluations are given up; the database still has their candidates."""
+
+
+def persistently(evaluator: Evaluator, retries: int) -> Callable[[Candidate], Outcome]:
+    """Evaluates one candidate at a time; one that fails is tried again, so many times."""
+
+    def evaluate(candidate: Candidate) -> Outcome:
+        for _ in range(retries + 1):
+            outcome = evaluator.submit(candidate).result()
+            if not (isinstance(outcome, Failure) and outcome.retry):
+                break
+        return outcome
+
+    return evaluate
 
 
 def attempt(function: Callable[[], Value]) -> Value | Failure:

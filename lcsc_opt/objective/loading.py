@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import naming_setting
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -66,6 +67,18 @@ def load_objective(
     if rows is not None:
         objective.merge_in_rows(rows)
     return objective
+
+
+def fingerprint_of(objective: Objective) -> dict[str, Any]:
+    """``objective``, ``code`` and ``environment``: everything that changes results, as it is now.
+
+    Raises:
+        TrajectoryError: the weights on the disk are damaged.
+    """
+    trajectory = objective.trajectory
+    if trajectory is not None and trajectory.touched:
+        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
+    return {**objective.fingerprint(), "environment": environment()}
 
 
 def make_importable(study_folder: Path | None) -> None:

@@ -36,8 +36,8 @@ from lcsc_opt.database.urls import files_directory, storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.resources import ObjectiveLoader
+from lcsc_opt.objective.of_study import ObjectiveLoader
+from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.running import objective_of, run_studies, studies_of
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows

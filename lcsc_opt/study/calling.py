@@ -36,17 +36,18 @@ from lcsc_opt.base.study_file import (
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.connection import open_existing, reading
 from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.states import is_finished
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now
 from lcsc_opt.study.api import Study, TemporaryFolder
-from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.comparison import changed_since_finished, is_finished
+from lcsc_opt.study.comparison import changed_since_finished
 from lcsc_opt.study.defaults import completed
-from lcsc_opt.study.opening import larger_report
-from lcsc_opt.study.resources import ObjectiveLoader, code_now
+from lcsc_opt.study.loop import TrialCallback
+from lcsc_opt.study.outcome import finished_already
 from lcsc_opt.study.result import Result
-from lcsc_opt.study.running import any_study, finished_already, listed, run_studies
+from lcsc_opt.study.running import any_study, listed, run_studies
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
 from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
@@ -196,7 +197,7 @@ def search(
             if before is not None and is_finished(spec, before):
                 if not (accept_changes or resume or retry_failed):
                     _refuse_changes(spec, before, url)
-                notice(f"{spec.name}: {finished_already(before)}{larger_report(spec, before)}")
+                notice(f"{spec.name}: {finished_already(spec, before)}")
         run_studies(
             chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
         )

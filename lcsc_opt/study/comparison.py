@@ -1,4 +1,4 @@
-"""A study, compared with what the database holds: whether it may run, and what is written when it begins.
+"""A study, compared with what the database holds: whether it may run.
 
 Nothing is read, loaded or written here.
 """
@@ -8,20 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import LANDSCAPE, StudySpec
 from lcsc_opt.database.names import is_ranked, split_name
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.database.states import Attributes, is_finished
+from lcsc_opt.database.store import StoredTrials
 from lcsc_opt.objective.model_files import MODEL_FILES
-from lcsc_opt.study.planning import advice, check, check_new, first_attributes
-
-CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
-Attributes = Mapping[str, Any]
-"""User attributes of a stored study."""
+from lcsc_opt.objective.of_study import CHECKPOINTS
 
 # Settings that change no loss beyond rounding.
 _NEUTRAL = frozenset(
@@ -44,134 +39,61 @@ _ACCEPT = "if that cannot change a loss, continue with --accept-changes (in Pyth
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTrials:
-    """The trials of a stored study: how ``many``, and whether any of them ``succeeded``."""
-
-    many: int
-    succeeded: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """A study that may run.
+class Continuation:
+    """How a stored study continues.
 
     Attributes:
-        spec: with the stored study's workers if the study file does not name any.
-        before: the attributes of the stored study, or those that a new one begins with.
-        updated: the attributes that this run writes if they have changed.
+        changed: the attributes to write, as the code or the versions are other ones now; empty if nothing changed.
         starts_over: whether the objective has other settings than those with which all trials have failed.
         notices: lines that a runner prints.
     """
 
-    spec: StudySpec
-    before: Attributes
-    updated: Attributes
+    changed: Attributes
     starts_over: bool
     notices: tuple[str, ...]
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The study's attributes when it runs."""
-        return {**self.before, **self.updated}
-
-    def check_unchanged(self, stored: Attributes) -> None:
-        """Refuse a study that another process has created or changed since it was compared.
-
-        Raises:
-            StudyStoreError: it is another study now.
-        """
-        for name in ("specification", "fingerprint"):
-            expected = json.loads(json.dumps(self.before.get(name)))  # tuples become lists, as in the database
-            if stored[name] != expected:
-                raise StudyStoreError(f"{self.spec.name}: another process has just changed it; run this again")
 
 
 def compare(
     spec: StudySpec,
-    studies: Mapping[str, Attributes],
-    objective: Objective,
+    stored: Attributes,
     fingerprint: Mapping[str, Any],
-    *,
-    directory: Path | None,
-    origin: Coefficients | None = None,
     trials: Callable[[str], StoredTrials],
+    *,
     accept_changes: bool = False,
     measures: bool = True,
-) -> Compared:
-    """Compare a study with the stored one of its name, or a new one with those of its experiment.
+) -> Continuation:
+    """Compare a study with the stored one of its name.
+
+    While no trial has succeeded, the settings of the objective may be corrected. Workers and settings that change no
+    loss may change at any time.
 
     Args:
         spec: the study to run.
-        studies: name → attributes of every stored study, in the order in which they were created.
-        objective: what it searches.
+        stored: the attributes of the stored one.
         fingerprint: ``objective``, ``code`` and ``environment``, as they are now.
-        directory: the study file's folder.
-        origin: where a new study begins, if another one has found that.
         trials: gives the trials of a study of that name; called only where something changed since it began.
-        accept_changes: allow other code and, for a stored study, other versions and settings; never other checkpoints.
+        accept_changes: allow other code and other versions; never other checkpoints.
         measures: whether losses will be added. If not, other code and versions are no matter, and are not stored.
 
     Raises:
-        StudyStoreError: the stored study was made with something else, or the losses of a new one would not compare
-            with those of the experiment's other studies.
-        LcscError: the objective does not allow the study.
+        StudyStoreError: the stored study was made with something else.
     """
-    stored = studies.get(spec.name)
-    if stored is None:
-        if spec.workers == "auto":  # it keeps the number that it begins with
-            spec = spec.model_copy(update={"workers": spec.worker_count})
-        _check_siblings(spec, studies, fingerprint, accept=accept_changes)
-        check_new(spec, objective)
-        updated = _updated(spec, objective)
-        first = first_attributes(spec, objective, origin)
-        first |= {"directory": None if directory is None else str(directory), "fingerprint": fingerprint}
-        return Compared(spec, {**first, **updated}, updated, starts_over=False, notices=tuple(advice(spec, objective)))
-    spec, starts_over, notices = _continued(spec, stored, trials)
-    current = fingerprint
+    before = _stored_identity(stored)
+    now = identity(spec)
+    _keep_names(now, stored)
+    notices = tuple(_neutral_changes(spec.name, before, now, stored))
+    starts_over = _starts_over(spec, _decisive(before), _decisive(now), trials)
     if not measures:
-        current = {"objective": fingerprint["objective"]}
-    changes = accepted_changes(spec.name, stored, trials, current, accept=accept_changes)
-    check(spec, objective)
-    if changes:
-        notices += (f"{spec.name}: continues with changes: {changes['changes'][-1]['changed']}",)
-    return Compared(spec, stored, {**_updated(spec, objective), **changes}, starts_over, notices)
-
-
-def _updated(spec: StudySpec, objective: Objective) -> dict[str, Any]:
-    """The attributes that every run writes: the study file may have been edited, and its files may have moved.
-
-    The specification was compared with the stored one first: only what changes no result can differ.
-    """
-    return {"specification": spec.model_dump(mode="json"), "places": dict(objective.places)}
+        fingerprint = {"objective": fingerprint["objective"]}
+    changed = _accepted_changes(spec.name, stored, trials, fingerprint, accept=accept_changes)
+    if changed:
+        notices += (f"{spec.name}: continues with changes: {changed['changes'][-1]['changed']}",)
+    return Continuation(changed, starts_over, notices)
 
 
 def identity(spec: StudySpec) -> dict[str, Any]:
     """What must stay the same for a study to be continued, as JSON."""
     return spec.model_dump(mode="json", include=_IDENTITY)
-
-
-def is_searched(spec: StudySpec, stored: Attributes) -> bool:
-    """Whether the search of a stored study has nothing left to do for this budget."""
-    ended = stored.get("search_ended")
-    if ended is None:
-        return False
-    if ended["exhausted"]:
-        return True
-    budget = spec.budget
-    if budget.seconds is not None:
-        return bool(ended.get("deadline", 0.0) >= budget.seconds)
-    if budget.evaluations is not None:
-        return bool(ended["evaluations"] >= budget.evaluations)
-    stored_images = stored["budget"].get("images") or 0
-    return bool(stored_images >= budget.total)
-
-
-def is_finished(spec: StudySpec, stored: Attributes) -> bool:
-    """Whether nothing is left to do, neither of the search nor of the held-out report."""
-    must_report = spec.held_out is not None and stored.get("holds_out") is not False
-    if must_report and stored.get("held_out") is None:
-        return False
-    return is_searched(spec, stored)
 
 
 def is_complete(spec: StudySpec, stored: Attributes) -> bool:
@@ -183,31 +105,21 @@ def _stored_identity(stored: Attributes) -> dict[str, Any]:
     return {key: value for key, value in stored["specification"].items() if key in _IDENTITY}
 
 
-def _continued(
-    spec: StudySpec, stored: Attributes, trials: Callable[[str], StoredTrials]
-) -> tuple[StudySpec, bool, tuple[str, ...]]:
-    """The study as the stored one continues; whether its objective gets other settings; notices.
-
-    If the study file leaves the workers open, the study keeps their number. While no trial has succeeded, the settings
-    of the objective may be corrected. Workers and settings that change no loss may change at any time.
+def _starts_over(
+    spec: StudySpec, before: dict[str, Any], now: dict[str, Any], trials: Callable[[str], StoredTrials]
+) -> bool:
+    """Whether the objective's settings were corrected before any trial succeeded.
 
     Raises:
-        StudyStoreError: the study was made from another specification.
+        StudyStoreError: anything else that decides losses is another.
     """
-    before = _stored_identity(stored)
-    if spec.workers == "auto":
-        spec = spec.model_copy(update={"workers": StudySpec.model_validate(stored["specification"]).workers})
-    now = identity(spec)
-    _keep_names(now, stored)
-    neutral_changes = tuple(_neutral_changes(spec.name, before, now, stored))
-    before, now = _decisive(before), _decisive(now)
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
-        return spec, False, neutral_changes
+        return False
     now["objective"]["settings"] = before["objective"]["settings"]
     has_same_search = not any(differences(before, now))
     if has_same_search and not trials(spec.name).succeeded:
-        return spec, True, neutral_changes
+        return True
     what_to_give = "another name"
     if spec.optimizer.name == LANDSCAPE:  # which is named by its seed
         what_to_give = "another --seed"
@@ -260,7 +172,7 @@ def changed_since_finished(name: str, stored: Attributes, code: Mapping[str, str
     return f"{name}: finished before this changed: {changed}"
 
 
-def accepted_changes(
+def _accepted_changes(
     name: str,
     stored: Attributes,
     trials: Callable[[str], StoredTrials],
@@ -298,7 +210,7 @@ def accepted_changes(
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
 
 
-def _check_siblings(
+def check_siblings(
     spec: StudySpec, studies: Mapping[str, Attributes], current: Mapping[str, Any], *, accept: bool
 ) -> None:
     """Compare a new study with the experiment's other studies, with which its losses will be compared.

@@ -1,4 +1,4 @@
-"""What a study has where nobody chose: the optimizers, the rows of coefficients, the step of the gradient.
+"""What a study has where nobody chose: the optimizers and the rows of coefficients.
 
 The budget is :data:`lcsc_opt.base.study_file.DEFAULT_BUDGET`. A study stores all of this, so a default may change.
 """
@@ -14,7 +14,6 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec, StudyFile
 from lcsc_opt.database.names import BASELINES, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import configure
 
 
@@ -50,9 +49,8 @@ def completed(
         return [spec.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
-        if (
-            not configure(optimizer).needs_gradient and optimizer.name != LANDSCAPE
-        ):  # which measures distances in each layer
+        measures_layers = optimizer.name == LANDSCAPE  # distances in each of them
+        if not (configure(optimizer).needs_gradient or measures_layers):
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]
@@ -75,14 +73,6 @@ def default_rows(objective: Objective) -> str | None:
     if objective.sampler is None or objective.trajectory is None:
         return None
     return LAYERS
-
-
-def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
-    """Options that an optimizer does not name and a new study stores, for that many checkpoints."""
-    has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
-    if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
-        return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
-    return {}
 
 
 def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[OptimizerSpec]:

@@ -9,17 +9,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import LANDSCAPE, BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.records import Candidate, Coefficients
+from lcsc_opt.base.study_file import LANDSCAPE, BudgetSpec, OptimizerSpec, SpaceSpec, StudySpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import build_optimizer, configure
-from lcsc_opt.study.defaults import default_options
 from lcsc_opt.study.landscape import plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
@@ -79,6 +80,14 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
         yield f"{spec.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
     if isinstance(objective.trajectory, Trajectory):
         yield from objective.trajectory.identical()
+
+
+def first_candidate(
+    spec: StudySpec, objective: Objective, origin: Coefficients | None, *, gradient: bool = False
+) -> Candidate:
+    """A candidate at the origin of the space."""
+    space = space_of(spec, objective, origin)
+    return Candidate(space.to_coefficients(np.zeros(space.shape)), gradient=gradient)
 
 
 def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None = None) -> CoefficientSpace:
@@ -209,6 +218,14 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
     independent_workers = 1 if spread_images else count  # workers that share a candidate are as one
     in_flight = most_in_flight(independent_workers, pipelined=pipelined)
     return {"in_flight": in_flight, "spread_images": spread_images, "workers": min(count, in_flight)}
+
+
+def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
+    """Options that an optimizer does not name and a new study stores, for that many checkpoints."""
+    has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
+    if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
+        return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
+    return {}
 
 
 def first_attributes(spec: StudySpec, objective: Objective, origin: Coefficients | None) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.failure_policy import innermost_frame
 from lcsc_opt.study.timing import Pace
 
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
@@ -103,8 +102,7 @@ def _sentence(failure: Failure, candidate: Candidate) -> str:
     what = f"the first evaluation on {candidate.noise.group} noise"
     if candidate.gradient:
         what += " with a gradient"
-    place = "\n".join(innermost_frame(failure.traceback))
-    return f"{what} failed: {failure.reason.rstrip('.')}\n{place}".rstrip()
+    return f"{what} failed: {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
 
 
 def say_duration(what: str, seconds: float) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import BuildContext
@@ -20,20 +17,21 @@ from lcsc_opt.base.study_file import EMA_GRID, LANDSCAPE, OptimizerSpec, SpaceSp
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.states import Attributes, is_finished
+from lcsc_opt.database.store import StoredStudy, StoredTrials, our_studies, read_trials
 from lcsc_opt.database.urls import files_directory, masked
-from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again, new_checkpoints
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, loader_of, moved
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.callbacks import TrialCallback
-from lcsc_opt.study.comparison import Attributes, StoredTrials, changed_since_finished, is_complete, is_finished
+from lcsc_opt.study.comparison import changed_since_finished, is_complete
 from lcsc_opt.study.defaults import completed
 from lcsc_opt.study.held_out import HeldOutPlan
 from lcsc_opt.study.landscape import landscape_spec
-from lcsc_opt.study.opening import PreparedStudy, larger_report, outcome_of, prepared
+from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.origin import ended_grid, origin_at
+from lcsc_opt.study.outcome import outcome_of, outcome_of_finished
 from lcsc_opt.study.rehearsal import say_duration
-from lcsc_opt.study.resources import ObjectiveLoader, code_now, loader_of, moved, read_trials
+from lcsc_opt.study.searching import Search
 from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
 
 
@@ -64,7 +62,7 @@ class Run:
         self._accept_changes = accept_changes
         self._retry_failed = retry_failed
         self._objectives = objectives
-        self._rehearsed: dict[str, Pace] = {}  # by keys of objectives
+        self._paces: dict[str, Pace] = {}  # by keys of objectives, of those that were rehearsed
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
         self._storage = open_existing(url)
         self.specs = _by_objective(specs)
@@ -87,14 +85,14 @@ class Run:
             key = objective_key(spec)
             if self._is_finished(spec, studies.get(spec.name)):
                 continue
-            with self._prepared(spec, studies) as study:
-                study.ask_once()
-                attributes[spec.name] = study.attributes
+            with self._rehearsed(spec, studies) as search:
+                search.ask_once()
+                attributes[spec.name] = search.attributes
                 to_run = self._without_result(key, studies)
                 if to_run and key not in timed:
                     timed.add(key)
-                    searches += searches_seconds(to_run, study.objective, self._rehearsed[key])
-                    reports += report_seconds(to_run, study.objective, self._rehearsed[key])
+                    searches += searches_seconds(to_run, search.objective, self._paces[key])
+                    reports += report_seconds(to_run, search.objective, self._paces[key])
         limits = [spec.budget.seconds or 0.0 for spec in self.specs]  # one time, for all together
         if timed:
             name = self.specs[0].sweep
@@ -131,19 +129,18 @@ class Run:
             changed = changed_since_finished(spec.name, stored, code)
             if changed is not None:
                 notice(f"{changed}. lcsc run FILE name=... starts a new search")
-        if self._storage is not None and stored is not None and self._is_finished(spec, stored):
-            return _finished(spec, stored, self._storage)
-        with contextlib.ExitStack() as stack:
-            study = stack.enter_context(self._prepared(spec, studies))
+        if self._storage is not None and self._is_finished(spec, stored):
+            return outcome_of_finished(spec, StoredStudy.open(self._storage, spec.name))
+        with self._rehearsed(spec, studies) as search:
             if self._storage is None:
                 self._storage = open_storage(self._url, write=True)
-            stack.enter_context(study.held(self._storage))
-            seconds = 0.0
-            if spec.budget.seconds is not None:
-                seconds = seconds_for(spec, self.specs, studies)
-            study.search(callbacks, seconds=seconds)
-            study.report()
-            return outcome_of(spec.name, self._storage)
+            with search.held(self._storage):
+                seconds = 0.0
+                if spec.budget.seconds is not None:
+                    seconds = seconds_for(spec, self.specs, studies)
+                search.run(callbacks, seconds=seconds)
+                search.report()
+                return outcome_of(spec.name, self._storage)
 
     def _studies(self) -> Mapping[str, Attributes]:
         """Name → attributes of all stored studies. A missing database is made when the first study is written."""
@@ -166,7 +163,7 @@ class Run:
         return {objective_key(spec) for spec in self.specs} == self._refused.keys()
 
     @contextlib.contextmanager
-    def _prepared(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> Iterator[PreparedStudy]:
+    def _rehearsed(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> Iterator[Search]:
         """A study that may run, whose objective has been rehearsed.
 
         Raises:
@@ -182,26 +179,25 @@ class Run:
         except LcscError as error:
             self._refused[key] = error
             raise
-        with prepared(
+        with Search.open(
             spec,
-            self._objectives.context,
             objective,
             studies,
+            context=self._objectives.context,
             trials=self._trials,
             origin=None if source is None else origin_at(source, objective, spec.space.rows),
             accept_changes=self._accept_changes,
-            retry_failed=self._retry_failed and stored is not None,
+            retry_failed=self._retry_failed,
             # a finished study is opened only to store where its files are now
             measures=self._retry_failed or self._accept_changes or stored is None or not is_finished(spec, stored),
-        ) as study:
-            if key not in self._rehearsed:
+        ) as search:
+            if key not in self._paces:
                 try:
-                    pace = study.rehearse(self._without_result(key, studies))
+                    self._paces[key] = search.rehearse(self._without_result(key, studies))
                 except LcscError as error:
                     self._refused[key] = error
                     raise
-                self._rehearsed[key] = pace
-            yield study
+            yield search
 
     def _start_of(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> StoredStudy | None:
         """The study at whose answer a new one begins: its ``start``, else the experiment's EMA grid if that has ended.
@@ -372,25 +368,25 @@ def evaluate(study: StoredStudy, held_out: HeldOutPlan, *, accept_changes: bool 
     With ``held_out.keep`` the report becomes the study's result.
 
     Raises:
-        LcscError: as :func:`prepared`, such as losses that no longer compare; the objective has no held-out loss; no
+        LcscError: as :meth:`Search.open`, such as losses that no longer compare; the objective has no held-out loss; no
             trial is complete, or none of the best can be evaluated.
     """
     spec = spec_of(study)
     context = context_of(study)
     studies = our_studies(study.storage)
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(
-            prepared(
+        search = stack.enter_context(
+            Search.open(
                 spec,
-                context,
                 ObjectiveLoader(context).load(spec, studies),
                 studies,
+                context=context,
                 trials=lambda name: read_trials(study.storage, name),
                 accept_changes=accept_changes,
             )
         )
-        stack.enter_context(opened.held(study.storage))
-        return opened.evaluate(held_out)
+        stack.enter_context(search.held(study.storage))
+        return search.evaluate(held_out)
 
 
 def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:
@@ -423,28 +419,6 @@ def context_of(study: StoredStudy) -> BuildContext:
         directory=None if directory is None else Path(directory),
         files=files_directory(study.storage.url),
     )
-
-
-def finished_already(stored: Attributes) -> str:
-    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is."""
-    ended_at = stored["search_ended"].get("at")
-    if ended_at is None:
-        return "finished already"
-    return f"finished already, {datetime.datetime.fromtimestamp(ended_at):%Y-%m-%d %H:%M}"
-
-
-def _finished(spec: StudySpec, stored: Attributes, storage: RDBStorage) -> str:
-    """The result of a finished study."""
-    line = f"{finished_already(stored)}; " + outcome_of(spec.name, storage) + larger_report(spec, stored)
-    if stored["search_ended"]["exhausted"]:
-        line += "; the optimizer has nothing more to ask"
-    if spec.is_grid:
-        return line
-    study = StoredStudy.open(storage, spec.name)
-    if checkpoints_written_again(study):
-        line += f"; its checkpoints were written again since, which lcsc run {spec.name} name=NEW searches"
-    new = new_checkpoints(study)
-    return f"{line}; {new}" if new else line
 
 
 def _by_objective(specs: Sequence[StudySpec]) -> list[StudySpec]:

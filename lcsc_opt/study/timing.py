@@ -15,11 +15,11 @@ import numpy as np
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.comparison import Attributes, is_searched
 from lcsc_opt.study.planning import most, new_driver, parallelism
 
 SEARCH_SECONDS = "search_seconds"

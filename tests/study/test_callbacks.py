@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import lcsc_opt
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.study.callbacks import TrialCallback
+from lcsc_opt.study.loop import TrialCallback
 from tests.model_studies import write_model_study
 
 LOSSES = """

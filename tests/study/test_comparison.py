@@ -14,14 +14,16 @@ import yaml
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, StoredTrials
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
-from lcsc_opt.study.comparison import Compared, StoredTrials, changed_since_finished, compare
+from lcsc_opt.study.comparison import Continuation, changed_since_finished, compare
 from lcsc_opt.study.running import listed
+from lcsc_opt.study.searching import Search
 from tests.commands import Typed
 
 ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}
@@ -41,21 +43,40 @@ def spec(**changes: Any) -> StudySpec:
     return made
 
 
+def fingerprint(code: dict[str, str]) -> dict[str, Any]:
+    return {"environment": ENVIRONMENT, "code": code, "objective": OBJECTIVE.describe()}
+
+
+def opened(
+    made: StudySpec, code: dict[str, str], *, stored: dict[str, Any] | None = None, accept_changes: bool = False
+) -> Search:
+    studies = {} if stored is None else {"e/LCSC/0": stored}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lcsc_opt.study.searching.fingerprint_of", lambda _: fingerprint(code))
+        with Search.open(
+            made,
+            OBJECTIVE,
+            studies,
+            context=BuildContext(None),
+            trials=lambda _: SUCCEEDED,
+            accept_changes=accept_changes,
+        ) as search:
+            return search
+
+
+def begun(**code: str) -> dict[str, Any]:
+    return opened(spec(), code).attributes
+
+
 def compared(
     made: StudySpec,
     code: dict[str, str],
     *,
-    stored: dict[str, Any] | None = None,
+    stored: dict[str, Any],
     trials: StoredTrials = SUCCEEDED,
     **options: Any,
-) -> Compared:
-    fingerprint = {"environment": ENVIRONMENT, "code": code, "objective": OBJECTIVE.describe()}
-    studies = {} if stored is None else {"e/LCSC/0": stored}
-    return compare(made, studies, OBJECTIVE, fingerprint, directory=None, trials=lambda _: trials, **options)
-
-
-def begun(**code: str) -> dict[str, Any]:
-    return compared(spec(), code).attributes
+) -> Continuation:
+    return compare(made, stored, fingerprint(code), lambda _: trials, **options)
 
 
 def test_a_new_study_begins_with_what_the_objective_tells() -> None:
@@ -72,8 +93,8 @@ def test_changed_code_is_accepted_by_request_or_before_the_first_success() -> No
     accepted = compared(spec(), {"m": "2"}, stored=stored, accept_changes=True)
     before_success = compared(spec(), {"m": "2"}, stored=stored, trials=FAILED)
     for study in (accepted, before_success):
-        assert study.updated["changes"] == [{"before_trial": 4, "changed": "m changed"}]
-        assert study.attributes["fingerprint"]["code"] == {"m": "2"}
+        assert study.changed["changes"] == [{"before_trial": 4, "changed": "m changed"}]
+        assert study.changed["fingerprint"]["code"] == {"m": "2"}
         assert study.notices == ("e/LCSC/0: continues with changes: m changed",)
 
 
@@ -94,14 +115,14 @@ def test_a_finished_study_says_that_its_code_changed() -> None:
     assert changed_since_finished(spec().name, finished, {"m": "1"}) is None
     assert changed_since_finished(spec().name, finished, {}) is None, "its code may be gone"
     moved = compared(spec(), {"m": "2"}, stored=finished, measures=False)
-    assert "fingerprint" not in moved.updated
+    assert moved.changed == {}
 
 
-def test_an_open_number_of_workers_is_that_of_the_stored_study() -> None:
-    stored = compared(spec(workers=3), {}).attributes
-    unchanged = compared(spec(workers="auto"), {}, stored=stored)
-    assert unchanged.spec.workers == 3
-    assert unchanged.notices == ()
+def test_an_open_number_of_workers_is_that_of_the_stored_study(capsys: pytest.CaptureFixture[str]) -> None:
+    stored = opened(spec(workers=3), {}).attributes
+    capsys.readouterr()
+    assert opened(spec(workers="auto"), {}, stored=stored).spec.workers == 3
+    assert capsys.readouterr().err == ""
 
 
 def with_settings(**settings: Any) -> dict[str, Any]:
@@ -110,17 +131,18 @@ def with_settings(**settings: Any) -> dict[str, Any]:
 
 def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
     begun_on_three = spec(workers=3, objective=with_settings(batch_size=8))
-    stored = compared(begun_on_three, {}).attributes
+    stored = opened(begun_on_three, {}).attributes
     objective = with_settings(batch_size=4, device="cuda:1")
-    continued = compared(spec(workers=1, objective=objective), {}, stored=stored)
-    [line] = continued.notices
+    changed = spec(workers=1, objective=objective)
+    [line] = compared(changed, {}, stored=stored).notices
     for part in ("batch_size was 8, is now 4", 'device was null, is now "cuda:1"', "workers was 3, is now 1"):
         assert part in line
     assert line.endswith("(candidates are asked as before, 5 at a time)")
-    assert continued.attributes["specification"]["workers"] == 1
-    assert continued.attributes["specification"]["objective"] == objective
-    assert continued.attributes["parallelism"] == {"in_flight": 5, "spread_images": False, "workers": 3}
-    assert "changes" not in continued.updated
+    continued = opened(changed, {}, stored=stored).attributes
+    assert continued["specification"]["workers"] == 1
+    assert continued["specification"]["objective"] == objective
+    assert continued["parallelism"] == {"in_flight": 5, "spread_images": False, "workers": 3}
+    assert "changes" not in continued
     with pytest.raises(
         StudyStoreError, match=r"the stored study differs: specification\.objective\.settings\.callable"
     ):
@@ -129,15 +151,20 @@ def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
         compared(spec(objective=with_settings(checkpoints="*.pt")), {}, stored=stored)
 
 
-def test_a_study_that_another_process_changed_meanwhile_is_refused() -> None:
-    new = compared(spec(), {"m": "1"})
-    new.check_unchanged(begun(m="1"))
-    with pytest.raises(StudyStoreError, match="another process has just changed it"):
-        new.check_unchanged(begun(m="2"))
-    continued = compared(spec(), {"m": "2"}, stored=begun(m="1"), accept_changes=True)
-    continued.check_unchanged(begun(m="1"))
-    with pytest.raises(StudyStoreError, match="another process has just changed it"):
-        continued.check_unchanged(begun(m="2"))
+def test_a_study_that_another_process_changed_meanwhile_is_refused(storage: RDBStorage) -> None:
+    new = opened(spec(), {"m": "1"})
+    with new.held(storage):
+        pass
+    stored = StoredStudy.open(storage, "e/LCSC/0")
+    with opened(spec(), {"m": "1"}).held(storage):  # another process has created the same
+        pass
+    with pytest.raises(StudyStoreError, match="another process has just changed it"), opened(spec(), {}).held(storage):
+        pass
+    continued = opened(spec(), {"m": "2"}, stored=stored.attributes, accept_changes=True)
+    with continued.held(storage):
+        pass
+    with pytest.raises(StudyStoreError, match="another process has just changed it"), continued.held(storage):
+        pass  # it is compared with what it was
 
 
 PARTS = """
@@ -365,12 +392,13 @@ def test_one_start_parses_compares_and_configures_once(
 
         monkeypatch.setattr(f"{module}.{name}", call)
 
-    counted("lcsc_opt.study.opening", "compare")
+    counted("lcsc_opt.study.searching", "compare")
+    counted("lcsc_opt.study.searching", "check_siblings")
     counted("lcsc_opt.study.running", "our_studies")
     counted("lcsc_opt.base.study_file", "parse_studies")
     counted("lcsc_opt.objective.loading", "load_file")
     typed("run", "scored.yaml", "~held_out")
-    assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1}
+    assert calls == {"check_siblings": 1, "parse_studies": 1, "load_file": 1}
     calls.clear()
     typed("run", "scored.yaml", "~held_out", "--budget", "4")
     assert calls == {"compare": 1, "parse_studies": 1, "load_file": 1, "our_studies": 1}

@@ -23,7 +23,7 @@ from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.study.runner import Search
+from lcsc_opt.study.loop import Loop
 from lcsc_opt.views.study_status import FailureReason, overview
 
 STEPS = (100, 200, 300, 400)
@@ -54,12 +54,12 @@ def study(url: str) -> StoredStudy:
     return StoredStudy.open_or_create(open_storage(url, write=True), "e/LCSC/0", {"steps": STEPS})
 
 
-def search(study: StoredStudy, function: Callable[[Any], float], evaluations: int = 8, **changes: Any) -> Search:
+def search(study: StoredStudy, function: Callable[[Any], float], evaluations: int = 8, **changes: Any) -> Loop:
     space = AffineSpace(STEPS, default_origin(STEPS))
     optimizer = build_optimizer(OptimizerSpec(name="LCSC"), space, budget=8, workers=1, seed=0)
     evaluator = InProcessEvaluator(CoefficientFunction(function, STEPS, name="function"))
     options = {"failures": PATIENT, **changes}
-    found = Search(
+    found = Loop(
         study, Driver(lambda: optimizer, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
     )
     found.run()

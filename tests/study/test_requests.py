@@ -22,7 +22,7 @@ from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, evaluate_safel
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers import ask_with, candidate_of, coefficient_array, evaluation_of
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.study.runner import Search
+from lcsc_opt.study.loop import Loop
 from tests.optimizers.asking import how
 
 STEPS = (10, 20, 30)
@@ -95,10 +95,10 @@ def descent(shift: int = 0) -> Descent:
     return Descent(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0), shift)
 
 
-def search(study: StoredStudy, optimizer: Descent, budget: BudgetSpec, objective: Objective | None = None) -> Search:
+def search(study: StoredStudy, optimizer: Descent, budget: BudgetSpec, objective: Objective | None = None) -> Loop:
     evaluator = InProcessEvaluator(Bowl() if objective is None else objective)
     failures = FailureSpec(retries=0)
-    running = Search(
+    running = Loop(
         study,
         Driver(lambda: optimizer, "a test"),
         evaluator,
@@ -192,7 +192,7 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
         Cost(images=np.int64(7), seconds=np.float32(0.5)),  # type: ignore[arg-type]
         gradient=torch.zeros(3),  # type: ignore[arg-type]
     )
-    Search(
+    Loop(
         study,
         Driver(descent, "a test"),
         InProcessEvaluator(Answering(answer)),
@@ -230,7 +230,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
 
     objective = Refusing()
     budget, failures = BudgetSpec(evaluations=2), FailureSpec(in_a_row=None)
-    running = Search(study, Driver(descent, "a test"), InProcessEvaluator(objective), budget=budget, failures=failures)
+    running = Loop(study, Driver(descent, "a test"), InProcessEvaluator(objective), budget=budget, failures=failures)
     with pytest.raises(SearchFailedError, match="all 2 trials failed"):
         running.run()
     assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]

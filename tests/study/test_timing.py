@@ -11,9 +11,9 @@ import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.database.states import is_searched
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.comparison import is_searched
 from lcsc_opt.study.planning import new_driver
 from lcsc_opt.study.running import listed
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for

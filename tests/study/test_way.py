@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lcsc_opt
-from lcsc_opt.study import runner
+from lcsc_opt.study import loop
 from tests.commands import Typed
 
 PACKAGE = str(Path(lcsc_opt.__file__).parent)
@@ -49,13 +49,13 @@ class Way:
 def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
     """Counts until the test ends."""
     counting = Way()
-    ask = runner.Search._ask
+    ask = loop.Loop._ask
 
-    def counted(search: runner.Search) -> Any:
+    def counted(search: loop.Loop) -> Any:
         counting.asks += 1
         return ask(search)
 
-    monkeypatch.setattr(runner.Search, "_ask", counted)
+    monkeypatch.setattr(loop.Loop, "_ask", counted)
     sys.setprofile(counting)
     yield counting
     sys.setprofile(None)

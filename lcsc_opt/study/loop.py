@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
@@ -29,9 +32,11 @@ from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import ToldLosses
-from lcsc_opt.study.callbacks import TrialCallback, TrialCallbacks
-from lcsc_opt.study.failure_policy import FailurePolicy
 
+TrialCallback = Callable[[optuna.Study, FrozenTrial], object]
+"""A function of the caller's that is called after each trial, as those of Optuna's ``study.optimize(callbacks=…)``."""
+
+_MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
 
 
@@ -52,8 +57,18 @@ class _Trial:
     ended_now: bool = False
 
 
-class Search:
-    """One search over one stored study.
+class _Stoppable(optuna.Study):
+    """A study as callbacks get it. Optuna's own ``stop`` knows only the loop of ``optimize``."""
+
+    is_stopped = False
+
+    def stop(self) -> None:
+        """End the search after the trials that are running."""
+        self.is_stopped = True
+
+
+class Loop:
+    """The search over one stored study.
 
     Args:
         study: where everything is written.
@@ -71,6 +86,7 @@ class Search:
 
     Attributes:
         stopped: whether a callback ended the search before its budget was spent.
+        told: how many trials the optimizer was told, and ``failed``, how many of them have failed.
     """
 
     def __init__(
@@ -100,7 +116,8 @@ class Search:
         self._most_in_flight = in_flight
         self._policy = FailureSpec() if failures is None else failures
         self._changed = changed
-        self._callbacks = TrialCallbacks(callbacks, study)
+        self._callbacks = callbacks
+        self._study_of_callbacks = _Stoppable(study.name, study.storage) if callbacks else None
 
         trials = study.trials()
         study.begin_summary(trials)
@@ -111,10 +128,13 @@ class Search:
         if first is not None:
             driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
-        self._failing = FailurePolicy(study.name, self._policy)
+        self._failed_in_a_row = 0
+        self._last_reason = ""
+        self._printed_reasons: set[str] = set()
         self._told_losses = ToldLosses()
         self.best: tuple[float, int] | None = None
         self.told = 0
+        self.failed = 0
         self.spent = 0
         self._has_compared = False  # whether a trial was told whose loss compares, or would if it had not failed
         self.stopped = False
@@ -125,12 +145,7 @@ class Search:
         left = max(self._deadline - time.monotonic(), 0.0)
         return max(int((self.budget.seconds or 0.0) - left), 0)
 
-    @property
-    def failures(self) -> int:
-        """How many of the trials that were told have failed."""
-        return self._failing.count
-
-    def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
+    def run(self, on_tell: Callable[[Loop], None] = lambda _: None) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
 
         A time is over for new candidates only: stored ones are replayed whatever the clock says, and candidates that
@@ -151,7 +166,7 @@ class Search:
             is_spent = asked >= self.budget.total if self.budget.seconds is None else self._time_is_over()
             if is_spent or self._driver.finished:
                 break
-            if self._callbacks.stopped:
+            if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
                 self.stopped = True
                 break
             trial = self._ask()
@@ -159,7 +174,8 @@ class Search:
             asked += self._price(trial.candidate.images)
         while self._in_flight:
             self._tell_next(on_tell)
-        self._failing.check_all(self.told)
+        if self.told and self.failed == self.told:
+            raise self._failure(f"all {self.told} trials failed")
 
     def _time_is_over(self) -> bool:
         """Whether no new candidate may be asked; one whose loss compares is asked in any case."""
@@ -215,7 +231,7 @@ class Search:
             f"lcsc run {self.name} name=NEW start={self.name}. Changed since it began: {changed}"
         )
 
-    def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
+    def _tell_next(self, on_tell: Callable[[Loop], None]) -> None:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
         asked = self._in_flight[0]
         while asked.outcome is None:
@@ -229,8 +245,8 @@ class Search:
         self.spent += self._price(asked.candidate.images)
         on_tell(self)
         if asked.ended_now:
-            self._callbacks.call(asked.number)
-            self._failing.check(asked.outcome)
+            self._call_callbacks(asked.number)
+            self._check_failures(asked.outcome)
 
     def _commit_finished(self) -> bool:
         """Whether anything finished in time."""
@@ -245,7 +261,7 @@ class Search:
     def _commit(self, asked: _Trial, outcome: Outcome) -> None:
         """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
         if isinstance(outcome, Failure):
-            self._failing.print_reason(asked.number, outcome)
+            self._print_reason(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
             if outcome.retry and len(asked.attempts) <= self._policy.retries:
                 self._study.note_attempts(asked.number, asked.attempts)
@@ -263,12 +279,50 @@ class Search:
         compares = asked.candidate.compares(self._images_per_evaluation)
         self._has_compared |= compares
         if isinstance(outcome, Failure):
-            self._failing.add(outcome)
+            self.failed += 1
+            self._last_reason = outcome.reason.rstrip(".")
             return self._told_losses.of_failure, None
         if compares and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, asked.number)
         told = self._told_losses.of_success(outcome)
         return told.loss, told
+
+    def _call_callbacks(self, number: int) -> None:
+        """Call the caller's functions after the trial of this number, each with a copy of it."""
+        if self._study_of_callbacks is None:
+            return
+        trial = self._study.trial(number)
+        for function in self._callbacks:
+            function(self._study_of_callbacks, copy.deepcopy(trial))
+
+    def _print_reason(self, number: int, failure: Failure) -> None:
+        """Print why a trial failed, and where unless the error is ours, once for each reason.
+
+        ``lcsc show`` prints the whole traceback.
+        """
+        if failure.reason in self._printed_reasons or len(self._printed_reasons) == _MOST_REASONS:
+            return
+        self._printed_reasons.add(failure.reason)
+        line = f"{self.name}: trial {number}: {failure.reason}"
+        if failure.retry:
+            line = f"{line}\n{failure.raised_at}".rstrip()
+        notice(line)
+
+    def _check_failures(self, outcome: Outcome) -> None:
+        """End the search when the last trials of this run, in the order of the tells, have all failed."""
+        if not isinstance(outcome, Failure):
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += 1
+        if self._policy.in_a_row is not None and self._failed_in_a_row >= self._policy.in_a_row:
+            raise self._failure(f"{self._failed_in_a_row} trials in a row failed (failures.in_a_row)")
+
+    def _failure(self, what: str) -> SearchFailedError:
+        return SearchFailedError(
+            f"{self.name}: {what}; the last one: {self._last_reason}. Fix the cause, then run: "
+            f"lcsc run {self.name} --retry-failed (in Python: retry_failed=True), with --accept-changes if your code "
+            f"changed; lcsc show {self.name} prints the whole traceback"
+        )
 
 
 def _stored_outcome(trial: FrozenTrial) -> Outcome:

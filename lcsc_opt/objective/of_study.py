@@ -1,47 +1,27 @@
-"""What a study needs from outside: the trials of the database, the objective and its code, workers."""
+"""The objective of a study: with the checkpoints that it, or another study of its experiment, began with."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_file import ObjectiveSpec, StudySpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.store import StoredStudy, trial_count
-from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
-from lcsc_opt.study.comparison import CHECKPOINTS, Attributes, StoredTrials
 from lcsc_opt.trajectory.cached import as_patterns
 
+CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
-
-
-def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
-    """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
-    study = StoredStudy.open(storage, name)
-    forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
-    many = trial_count(storage, study.key)
-    try:
-        in_database(storage, lambda: storage.get_best_trial(study.key))
-        succeeded = True
-    except ValueError:  # none is complete; others may have a loss that does not compare
-        succeeded = in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
-    return StoredTrials(many - len(forgotten), succeeded)
 
 
 class ObjectiveLoader:
@@ -80,18 +60,6 @@ class ObjectiveLoader:
             self._objective.merge_in_rows(rows)
         self._rows = rows
         return self._objective
-
-
-def fingerprint_of(objective: Objective) -> dict[str, Any]:
-    """``objective``, ``code`` and ``environment``: everything that changes results, as it is now.
-
-    Raises:
-        TrajectoryError: the weights on the disk are damaged.
-    """
-    trajectory = objective.trajectory
-    if trajectory is not None and trajectory.touched:
-        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-    return {**objective.fingerprint(), "environment": environment()}
 
 
 def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
@@ -158,56 +126,3 @@ def moved(directory: Path | None, stored: Attributes) -> list[str]:
         if str(now) != place and (now.exists() or any(True for _ in now.parent.glob(now.name))):
             others.append(text)
     return others
-
-
-def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
-    """The environment variables of each worker on this machine; empty if none must be set.
-
-    Raises:
-        ObjectiveError: a worker's device is not there.
-    """
-    if spec.ray is not None or spec.names_device:
-        return []
-    if spec.worker_count == 1 and not spec.devices:
-        return []
-    from lcsc_opt.base import accelerator  # which imports torch
-
-    return [*accelerator.environments(spec.worker_count, spec.devices)]
-
-
-@contextlib.contextmanager
-def open_workers(
-    spec: StudySpec,
-    context: BuildContext,
-    objective: Objective,
-    expected: Mapping[str, Any],
-    studies: Mapping[str, Attributes],
-) -> Iterator[WorkerPool | None]:
-    """A study's worker processes, which start when they are first used; ``None`` if this process evaluates.
-
-    Args:
-        spec: of the study.
-        context: where its files are.
-        objective: as this process has loaded it.
-        expected: its fingerprint; workers must load the same objective and code.
-        studies: name → attributes of all studies, with this one's, whose checkpoints workers load.
-
-    Raises:
-        ObjectiveError: a worker's device is not there.
-        StudySpecError: the Ray cluster has no room.
-    """
-    load = loader_of(spec, context, studies)
-    must_have = {name: expected[name] for name in ("objective", "code")}
-    if spec.ray is not None:
-        from lcsc_opt.evaluation.ray import ray_workers
-
-        with ray_workers(
-            spec.ray, spec.objective, objective, expected=must_have, study=context.directory, files=context.files
-        ) as pool:
-            yield pool
-    elif spec.worker_count == 1 and not spec.devices:
-        yield None
-    else:
-        pool = WorkerPool(load, spec.worker_count, expected=must_have, environments=worker_environments(spec))
-        with contextlib.closing(pool):
-            yield pool

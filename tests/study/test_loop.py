@@ -28,8 +28,8 @@ from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
+from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
-from lcsc_opt.study.runner import Search
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 16
@@ -80,18 +80,18 @@ def run(
     asked: Any = None,
     shuffled: int | None = None,
     **options: Any,
-) -> Search:
-    """Search, with four workers that finish in the order of the seed ``shuffled``, or with none."""
+) -> Loop:
+    """Loop, with four workers that finish in the order of the seed ``shuffled``, or with none."""
     evaluator: Any = InProcessEvaluator(objective)
     if shuffled is not None:
         evaluator, options["in_flight"] = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
     asked = asked or optimizer(name, workers=1 if shuffled is None else 4)
 
-    def on_tell(running: Search) -> None:
+    def on_tell(running: Loop) -> None:
         if running.told == stop_after:
             raise Interrupted
 
-    search = Search(
+    search = Loop(
         study, Driver(lambda: asked, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
     )
     search.run(on_tell)
@@ -126,14 +126,14 @@ def test_a_search_that_its_deadline_ended_continues_exactly(
     run(whole, objective, shuffled=shuffled)
     study = open_study(url)
 
-    def timed(seconds: float, replayed: int = 0) -> Search:
+    def timed(seconds: float, replayed: int = 0) -> Loop:
         budget = BudgetSpec(seconds=1.0)
         evaluator: Any = InProcessEvaluator(objective)
         in_flight = 1
         if shuffled is not None:
             evaluator, in_flight = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
         made = optimizer("LCSC", workers=1 if shuffled is None else 4)
-        search = Search(
+        search = Loop(
             study, Driver(lambda: made, "a test"), evaluator, budget=budget, seconds=seconds, in_flight=in_flight
         )
         search.run()
@@ -242,7 +242,7 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, rea
     failed = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
     assert [trial.number for trial in failed] == [2, 5]
     assert {trial.user_attrs["reason"] for trial in failed} == {reason}
-    assert search.failures == 2
+    assert search.failed == 2
     assert search.best is not None
     assert search.best[1] not in {2, 5}
 

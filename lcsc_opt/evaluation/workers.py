@@ -1,0 +1,65 @@
+"""The worker processes of a study: on this machine, one for each device, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.objective.contract import Objective
+
+
+def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
+    """The environment variables of each worker on this machine; empty if none must be set.
+
+    Raises:
+        ObjectiveError: a worker's device is not there.
+    """
+    if spec.ray is not None or spec.names_device:
+        return []
+    if spec.worker_count == 1 and not spec.devices:
+        return []
+    from lcsc_opt.base import accelerator  # which imports torch
+
+    return [*accelerator.environments(spec.worker_count, spec.devices)]
+
+
+@contextlib.contextmanager
+def open_workers(
+    spec: StudySpec,
+    objective: Objective,
+    *,
+    expected: Mapping[str, Any],
+    loader: Callable[[], Callable[[], Objective]],
+    context: BuildContext,
+) -> Iterator[WorkerPool | None]:
+    """A study's worker processes, which start when they are first used; ``None`` if this process evaluates.
+
+    Args:
+        spec: of the study.
+        objective: as this process has loaded it.
+        expected: its fingerprint; workers must load the same objective and code.
+        loader: gives what loads the objective in a process of this machine; that is picklable.
+        context: where its files are.
+
+    Raises:
+        ObjectiveError: a worker's device is not there.
+        StudySpecError: the Ray cluster has no room.
+    """
+    must_have = {name: expected[name] for name in ("objective", "code")}
+    if spec.ray is not None:
+        from lcsc_opt.evaluation.ray import ray_workers
+
+        with ray_workers(
+            spec.ray, spec.objective, objective, expected=must_have, study=context.directory, files=context.files
+        ) as pool:
+            yield pool
+    elif spec.worker_count == 1 and not spec.devices:
+        yield None
+    else:
+        pool = WorkerPool(loader(), spec.worker_count, expected=must_have, environments=worker_environments(spec))
+        with contextlib.closing(pool):
+            yield pool

@@ -1,0 +1,68 @@
+"""What became of a study, in one line for people."""
+
+from __future__ import annotations
+
+import datetime
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again, new_checkpoints
+from lcsc_opt.views.study_status import shares_of_time
+
+_SHOWN_SECONDS = 10.0  # of a search, from which on its last line says where they went
+
+
+def outcome_of(name: str, storage: RDBStorage) -> str:
+    """The result of a study."""
+    study = HistoryReader(storage).read_summary(name)
+    line = "no result on the search's noise"
+    if study.searched is not None:
+        line = f"best {study.sign * study.searched:.4g}"
+    if study.held_out_loss is not None:
+        line += f", held-out {study.sign * study.held_out_loss:.4g}"
+    line += f" after {study.evaluations} evaluations"
+    if study.seconds >= _SHOWN_SECONDS:
+        line += f" (time: {shares_of_time(study)})"
+    if study.summary.failed:
+        line += f" ({study.summary.failed} failed: lcsc show {name})"
+    return line
+
+
+def outcome_of_finished(spec: StudySpec, study: StoredStudy) -> str:
+    """The result of a study that had finished before this run."""
+    stored = study.attributes
+    line = f"{finished_already(spec, stored)}; {outcome_of(spec.name, study.storage)}"
+    if stored["search_ended"]["exhausted"]:
+        line += "; the optimizer has nothing more to ask"
+    if spec.is_grid:
+        return line
+    if checkpoints_written_again(study):
+        line += f"; its checkpoints were written again since, which lcsc run {spec.name} name=NEW searches"
+    new = new_checkpoints(study)
+    return f"{line}; {new}" if new else line
+
+
+def finished_already(spec: StudySpec, stored: Attributes) -> str:
+    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is."""
+    line = "finished already"
+    ended_at = stored["search_ended"].get("at")
+    if ended_at is not None:
+        line += f", {datetime.datetime.fromtimestamp(ended_at):%Y-%m-%d %H:%M}"
+    return line + _larger_report(spec, stored)
+
+
+def _larger_report(spec: StudySpec, stored: Attributes) -> str:
+    """What makes the report that the study file asks for by now, if the study's has fewer images."""
+    report = HeldOutReport.from_json(stored.get("held_out"))
+    held_out = spec.held_out
+    if report is None or not report.images or held_out is None or held_out.images is None:
+        return ""
+    if held_out.images <= report.images:
+        return ""
+    command = f"lcsc evaluate {spec.name} --images {held_out.images} --keep"
+    return f"; the report is of {report.images} images: {command}"
