@@ -116,9 +116,10 @@ def checked(outcome: Outcome, candidate: Candidate) -> Outcome:
     """
     if isinstance(outcome, Failure):
         return outcome
-    evaluation = attempt(lambda: _plain(outcome))
-    if isinstance(evaluation, Failure):
-        return evaluation
+    try:
+        evaluation = _plain(outcome)
+    except Exception as error:  # whatever stands where a number should be
+        return _failure_of(error)
     seconds = evaluation.cost.seconds
     if not math.isfinite(evaluation.loss):
         return Failure(f"the loss is {evaluation.loss}", seconds)

@@ -250,67 +250,27 @@ class _Call:
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
             raise StudySpecError(f"jobs: expected a whole number of processes from 1, got {excerpt(jobs)}")
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
-        # argument → the setting that it gives, and the function or its name
-        arguments: dict[str, tuple[str, Any]] = {"build": ("model", _builder(build))}
-        report: dict[str, Any]
-        if score is not None:
-            file = "score.py"
-            arguments["score"] = ("score", score)
-            report = {"top": 5}  # its best five are compared on what no search saw, where score or held_out has that
-            if held_out is not None:
-                arguments["held_out"] = ("held_out", held_out)
-            if reference is not None:
-                raise StudySpecError("reference: belongs to sample; a score measures by itself")
-        else:
-            file = "torch_module.py"
-            arguments["sample"] = ("sampler", sample)
-            report = {}
-            if held_out is not None:
-                if not isinstance(held_out, int) or isinstance(held_out, bool):
-                    raise StudySpecError(
-                        f"held_out: with sample, it is how many images the report samples; got {excerpt(held_out)}"
-                    )
-                report["images"] = held_out
-            if reference is not None:
-                settings["reference"] = str(reference) if isinstance(reference, Path) else reference
-        functions: dict[str, Function] = {}
-        not_importable = {}
-        only_here = {}
-        for argument, (setting, function) in arguments.items():
+        asked = _images(sample, held_out, reference) if score is None else _score(score, held_out, reference)
+        given = {"build": ("model", _builder(build)), **asked.functions}
+        for argument, (setting, _) in given.items():
             if setting in further:
                 raise StudySpecError(f"{setting}: {argument} gives it; leave {setting} out")
-            if isinstance(function, str):
-                settings[setting] = function
-                continue
-            if not callable(function):
-                raise StudySpecError(f"{argument}: expected a function, got {type(function).__name__}")
-            described = getattr(function, "__qualname__", type(function).__name__)
-            dotted = importable_name(function)
-            if dotted is None:
-                dotted = f"{HANDED_OVER}{argument}"
-                functions[dotted] = function
-                not_importable[argument] = described
-            if argument in not_importable or function.__module__ == "__main__":  # a worker would run the script again
-                only_here[argument] = described
-            settings[setting] = dotted
-        if jobs > 1 and only_here:
-            named = " and ".join(f"{argument} ({text})" for argument, text in only_here.items())
-            raise StudySpecError(f"jobs={jobs}: other processes cannot import {named}; put it into a module, or jobs=1")
+        named, functions, not_importable = _named(given, jobs)
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
+        settings |= {**asked.settings, **named}
+        _check_not_hidden(asked.file)
+        settings_class = load_file(find("objectives", asked.file)).Settings
+        parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         default_name = getattr(score or sample, "__name__", "search")
-        call = cls(
-            file=file,
+        return cls(
+            file=asked.file,
             settings=settings,
             checkpoints=by_step(checkpoints) or _patterns(checkpoints),
             functions=functions,
             not_importable=not_importable,
-            held_out=report,
+            held_out=asked.held_out,
             default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
         )
-        _check_not_hidden(file)
-        settings_class = load_file(find("objectives", file)).Settings
-        parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
-        return call
 
     @property
     def is_comparable(self) -> bool:
@@ -368,6 +328,89 @@ class _Call:
         """
         [point] = self.points(content)
         return listed(completed(point, lambda: stored, lambda: objectives.load(any_study(point), {})))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked of a score, or of images.
+
+    Attributes:
+        file: the objective's, in the catalog.
+        functions: argument → the setting that it gives, and the function or its name.
+        settings: those that are no functions.
+        held_out: what is reported, of a study file.
+    """
+
+    file: str
+    functions: Mapping[str, tuple[str, Any]]
+    settings: Mapping[str, Any]
+    held_out: dict[str, Any]
+
+
+def _score(score: Function | str, held_out: Any, reference: Any) -> _Asked:
+    if reference is not None:
+        raise StudySpecError("reference: belongs to sample; a score measures by itself")
+    functions = {"score": ("score", score)}
+    if held_out is not None:
+        functions["held_out"] = ("held_out", held_out)
+    # the best five are compared on what no search saw, where score or held_out has that
+    return _Asked("score.py", functions, {}, {"top": 5})
+
+
+def _images(sample: Function | str | None, held_out: Any, reference: Any) -> _Asked:
+    settings = {}
+    if reference is not None:
+        settings["reference"] = str(reference) if isinstance(reference, Path) else reference
+    report = {}
+    if held_out is not None:
+        if not isinstance(held_out, int) or isinstance(held_out, bool):
+            raise StudySpecError(
+                f"held_out: with sample, it is how many images the report samples; got {excerpt(held_out)}"
+            )
+        report["images"] = held_out
+    return _Asked("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
+
+
+def _named(
+    given: Mapping[str, tuple[str, Any]], jobs: int
+) -> tuple[dict[str, str], dict[str, Function], dict[str, str]]:
+    """Functions as settings name them.
+
+    Args:
+        given: argument → the setting that it gives, and the function or its name.
+        jobs: how many processes must be able to import them.
+
+    Returns:
+        Setting → name; name → function, of those that no process can import; and argument → what that is.
+
+    Raises:
+        StudySpecError: something is no function, or other processes cannot import it.
+    """
+    settings: dict[str, str] = {}
+    functions: dict[str, Function] = {}
+    not_importable: dict[str, str] = {}
+    only_here: dict[str, str] = {}
+    for argument, (setting, function) in given.items():
+        if isinstance(function, str):
+            settings[setting] = function
+            continue
+        if not callable(function):
+            raise StudySpecError(f"{argument}: expected a function, got {type(function).__name__}")
+        described = getattr(function, "__qualname__", type(function).__name__)
+        dotted = importable_name(function)
+        if dotted is None:
+            dotted = f"{HANDED_OVER}{argument}"
+            functions[dotted] = function
+            not_importable[argument] = described
+        if argument in not_importable or function.__module__ == "__main__":  # a worker would run the script again
+            only_here[argument] = described
+        settings[setting] = dotted
+    if jobs > 1 and only_here:
+        listed_functions = " and ".join(f"{argument} ({text})" for argument, text in only_here.items())
+        raise StudySpecError(
+            f"jobs={jobs}: other processes cannot import {listed_functions}; put it into a module, or jobs=1"
+        )
+    return settings, functions, not_importable
 
 
 def _builder(build: Function | str) -> Function | str:

@@ -108,7 +108,7 @@ def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
     ],
 )
 def test_a_dry_run_finds_what_is_wrong_at_any_point(override: str, said: str, typed: Typed) -> None:
-    assert said in typed.refused("run", "sweep.yaml", override, "--dry-run")
+    assert said in typed.refused("run", "sweep.yaml", override, "budget.evaluations=10", "--dry-run")
     assert not Path("studies.db").exists()
 
 
