@@ -174,6 +174,7 @@ class Run:
             raise self._refused[key]
         stored = studies.get(spec.name)
         source = self._start_of(spec, studies) if stored is None else None
+        to_rehearse = [] if key in self._paces else self._without_result(key, studies)
         try:
             objective = self._objectives.load(spec, studies)
         except LcscError as error:
@@ -193,7 +194,7 @@ class Run:
         ) as search:
             if key not in self._paces:
                 try:
-                    self._paces[key] = search.rehearse(self._without_result(key, studies))
+                    self._paces[key] = search.rehearse(to_rehearse)
                 except LcscError as error:
                     self._refused[key] = error
                     raise

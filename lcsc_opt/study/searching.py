@@ -253,8 +253,8 @@ class Search:
             score_trained_models(study, self.objective, self._report_plan(), evaluate)
             begin = time.monotonic()
             yardstick = yardstick_on(SEARCH, study, self.objective, evaluate)
+        budget = self._begun_budget(seconds)
         before = study.attributes
-        in_flight = before["parallelism"]["in_flight"]
         starts_at_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
         with (
             self._counting_seconds(begin),
@@ -265,12 +265,12 @@ class Search:
                 study,
                 driver,
                 evaluator,
-                budget=self._begun_budget(seconds),
+                budget=budget,
                 seconds=seconds - (time.monotonic() - begin),
                 first=self._origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
                 yardstick=yardstick,
-                in_flight=in_flight,
+                in_flight=before["parallelism"]["in_flight"],
                 failures=self.spec.failures,
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
                 callbacks=callbacks,
