@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
         return ask(search)
 
     monkeypatch.setattr(loop.Loop, "_ask", counted)
+    for place in ("database.summarizing.MOST_SECONDS", "base.progress._LINE_SECONDS", "study.searching._NODES_SECONDS"):
+        monkeypatch.setattr(f"lcsc_opt.{place}", math.inf)  # what is done now and then depends on the machine
     sys.setprofile(counting)
     yield counting
     sys.setprofile(None)
@@ -65,17 +68,17 @@ def test_the_way_of_a_function_from_the_command_to_a_trial(typed: Typed, workpla
     (workplace / "distance.py").write_text("def distance(a):\n    return float(((a - 0.1) ** 2).sum())\n")
     (workplace / "quick.yaml").write_text(STUDY)
     typed("run", "quick.yaml")
-    assert_at_most(way.counts(0), functions=268, files=46)
-    assert_at_most(way.counts(3), functions=75, files=23)
+    assert_at_most(way.counts(0), functions=261, files=44)
+    assert_at_most(way.counts(3), functions=72, files=21)
 
 
 @pytest.mark.slow
 def test_the_way_of_the_demo_from_the_command_to_a_trial(typed: Typed, workplace: Path, way: Way) -> None:
     shorter = ("objective.settings.images=65", "budget.evaluations=3", "held_out.images=65", "held_out.top=1")
     typed("run", "demo", *shorter)
-    assert_at_most(way.counts(0), functions=636, files=89)
-    assert_at_most(way.counts(2), functions=228, files=52)  # of the grid
-    assert_at_most(way.counts(max(way.entered) - 1), functions=273, files=55)  # with the gradient
+    assert_at_most(way.counts(0), functions=627, files=87)
+    assert_at_most(way.counts(2), functions=223, files=50)  # of the grid
+    assert_at_most(way.counts(max(way.entered) - 1), functions=269, files=53)  # with the gradient
 
 
 def assert_at_most(counted: tuple[int, int], *, functions: int, files: int) -> None:
