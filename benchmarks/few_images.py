@@ -83,7 +83,7 @@ def name_of_answer(result: Result) -> str:
     with reading(result.storage) as storage:
         found = answer_of(HistoryReader(storage).read_summaries(result.name))
     assert found is not None
-    return found[1].name
+    return found[2].model.name
 
 
 def ratios(result: Result) -> tuple[int, list[float]]:

@@ -342,13 +342,13 @@ class Losses:
         last, ema = study.held_out.baseline(LAST_CHECKPOINT), study.held_out.baseline(EMA)
         assert last is not None
         assert ema is not None
-        _, answer = chosen
+        _, _, answer = chosen
         return cls(
             last=last.loss,
             ema=ema.loss,
             found=study.held_out.loss,
-            answer=answer.measured.loss,
-            name=answer.name,
+            answer=answer.loss,
+            name=answer.model.name,
             warning=study.held_out.warning,
             sign=study.sign,
         )

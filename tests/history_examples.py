@@ -8,9 +8,28 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.database.history import TRIAL, StudyHistory
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel
+from lcsc_opt.database.report import HeldOutReport, Measurement, Model
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
+
+
+def measured(
+    loss: float,
+    *,
+    name: str = "trial 0",
+    trial: int | None = None,
+    images: int = 0,
+    seeds: Sequence[int] = (0,),
+    **metrics: float,
+) -> Measurement:
+    """A measurement with the same values on each group of noise."""
+    values = {metric: (value,) * len(seeds) for metric, value in {**metrics, "loss": loss}.items()}
+    return Measurement(Model(name, np.array([1.0]), trial=trial), images, tuple(seeds), values)
+
+
+def reported(loss: float, *, trial: int | None = None) -> HeldOutReport:
+    """A report of a loss alone."""
+    return HeldOutReport(measured(loss, trial=trial))
 
 
 def history(
@@ -43,7 +62,7 @@ def history(
         **{
             **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
             **{"seed": seed, "trials": trials, "ended": ended, "metric": "FID", "steps": (100, 200, 300)},
-            **{"held_out": None if held_out is None else HeldOutReport(None, MeasuredModel(held_out))},
+            **{"held_out": None if held_out is None else reported(held_out)},
             **{"budget": {"evaluations": len(losses)}, **changes},
         }
     )

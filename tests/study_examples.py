@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import StudyFile, only_one, read_studies
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
 
@@ -28,7 +28,7 @@ def write_study(
     name: str,
     losses: Sequence[float | None],
     *,
-    held_out: dict[str, Any] | None = None,
+    held_out: HeldOutReport | None = None,
     ended: bool = True,
     running: int = 0,
     images: int = 10,
@@ -46,7 +46,7 @@ def write_study(
     if ended:
         study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
     if held_out is not None:
-        study.set_attribute("held_out", held_out)
+        study.set_attribute("held_out", held_out.to_json())
     return study
 
 

@@ -54,7 +54,7 @@ def _rows(label: str, how: str, found: Mapping[str, Sequence[StudyHistory]]) -> 
 
 def _fid(study: StudyHistory) -> float | None:
     """FID of the answer, without the penalty that a loss may have."""
-    return None if study.held_out is None else study.held_out.metrics.get("fid", study.held_out.loss)
+    return None if study.held_out is None else study.held_out.found.metrics.get("fid", study.held_out.loss)
 
 
 def _judges(study: StudyHistory, *, baseline: bool = False) -> dict[str, float | None]:

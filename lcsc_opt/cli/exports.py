@@ -76,7 +76,7 @@ def export(
     else:
         recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
     sign = sign_of(stored.attributes)
-    name = f"trial {recipe.trial}" if answer is None else answer.name
+    name = f"trial {recipe.trial}" if answer is None else answer.model.name
     line = f"{out}: {name} of {recipe.study}"
     if recipe.loss is not None:
         line += f", searched {number(as_known(recipe.loss, sign))}"

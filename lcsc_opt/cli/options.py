@@ -14,7 +14,7 @@ from lcsc_opt.checkpoints.names import natural_order
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
-    from lcsc_opt.database.report import Choice
+    from lcsc_opt.database.report import Measurement
     from lcsc_opt.database.store import StoredStudy
 
 
@@ -133,7 +133,7 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
 
 
-def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Choice | None]:
+def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Measurement | None]:
     """The study of that name; of an experiment's name the study that has its answer, and the answer.
 
     Without a report, an experiment's is the study of the lowest searched loss.
@@ -153,7 +153,7 @@ def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Choice | N
     studies = HistoryReader(opened).read_summaries(name)
     found = answer_of(studies)
     if found is not None:
-        study, answer = found
+        study, _, answer = found
         return StoredStudy.open(opened, study.study), answer
     best = best_searched(studies)
     if best is None:
@@ -170,10 +170,10 @@ def warnings_of(study: StoredStudy) -> list[str]:
     if report is None:
         return []
     lines = [] if report.warning is None else [f"{study.name}: {report.warning}"]
-    if report.choice is not None and report.choice.trial != report.trial:
+    if report.answer is not None and report.answer.model != report.found.model:
         experiment = split_name(study.name)[0]
         lines.append(
-            f"{study.name}: worse than {report.choice.name}, or not better for sure: lcsc export {experiment} writes "
-            "the best model that is known"
+            f"{study.name}: worse than {report.answer.model.name}, or not better for sure: lcsc export {experiment} "
+            "writes the best model that is known"
         )
     return lines

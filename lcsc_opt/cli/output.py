@@ -164,4 +164,4 @@ def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
     baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
     print_table(header, rows, title=title, optional=(*baseline, "real images"))
     if report.also is not None:
-        print_report(report.also, title=f"\nheld out, {report.also.images:,} images")
+        print_report(report.also, title=f"\nheld out, {report.also.found.images:,} images")

@@ -224,28 +224,25 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     """Print the choice on selection noise, and the report on held-out noise."""
     from lcsc_opt.database.history import as_known, sign_of
 
-    sampled = ""
-    if report.images:
-        sampled = f", {report.images:,} images"
+    found = report.found
+    sampled = f", {found.images:,} images" if found.images else ""
     sign = sign_of(stored.attributes)
-    trials = {trial.number: trial for trial in stored.trials()}
+    searched = {f"trial {trial.number}": as_known(trial.value, sign) for trial in stored.trials()}
     rows = []
-    for chosen, loss in report.selection.items():
-        mark = "chosen" if chosen == report.trial else ""
-        searched = as_known(trials[chosen].value, sign)
-        rows.append((chosen, number(searched), number(as_known(loss, sign)), mark))
-    print_table(("trial", "searched", f"selection{sampled}", ""), rows, title=stored.name)
+    for name, loss in report.selection.items():
+        mark = "chosen" if name == found.model.name else ""
+        rows.append((name, number(searched.get(name)), number(as_known(loss, sign)), mark))
+    print_table(("model", "searched", f"selection{sampled}", ""), rows, title=stored.name)
 
     title = f"held out{sampled}"
     if sampled:
-        seeds = ", ".join(str(seed) for seed in report.seeds)
-        title += f", noise group{'s' * (len(report.seeds) > 1)} {seeds}"
+        seeds = ", ".join(str(seed) for seed in found.seeds)
+        title += f", noise group{'s' * (len(found.seeds) > 1)} {seeds}"
     print_report(report, title=title)
     for baseline in report.baselines:
-        label = baseline.name
-        if baseline.study is not None:
-            label = f"{baseline.label}: {baseline.study}, trial {baseline.trial}"
-        typer.echo(f"{label}: {number(as_known(baseline.measured.loss, sign))}")
+        model = baseline.model
+        label = model.name if model.study is None else f"{model.label}: {model.study}, trial {model.trial}"
+        typer.echo(f"{label}: {number(as_known(baseline.loss, sign))}")
 
 
 def dashboard(

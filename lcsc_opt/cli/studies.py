@@ -289,8 +289,6 @@ def _print_recipe(shown: Recipe) -> None:
         "lora",
     }
     described: dict[str, Any] = shown.model_dump(exclude=printed_otherwise, exclude_none=True)
-    if shown.held_out is not None:  # its means; the groups of noise are in --format json
-        described["held_out"] = {name: value for name, value in shown.held_out.items() if name != "groups"}
     described["checkpoints"] = f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}"
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
     print_described(shown.title, described)

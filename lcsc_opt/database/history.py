@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.database.names import BASELINES, EMA, label
-from lcsc_opt.database.report import Choice, HeldOutReport
+from lcsc_opt.database.report import HeldOutReport, Measurement
 from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
@@ -162,9 +162,9 @@ class SummarizedStudy:
     @property
     def held_out_images(self) -> int | None:
         """The number of images of its held-out loss, or ``None`` without such a loss or images."""
-        if self.held_out is None or self.held_out.loss is None:
+        if self.held_out is None:
             return None
-        return self.held_out.images or None
+        return self.held_out.found.images or None
 
     @property
     def warning(self) -> str | None:
@@ -300,27 +300,27 @@ def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     return min(grids, key=rank, default=None)
 
 
-def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, Choice] | None:
-    """The experiment's answer, and the study whose report has it; ``None`` without a report.
+def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, HeldOutReport, Measurement] | None:
+    """The study whose report has the experiment's answer, the report, and the answer; ``None`` without a report.
 
     A search's report has compared what was found with all that the user had, in more than the loss. So what such a
     report chose comes before any that chose what was there already; of several it is the best on the noise of the
     choice, and of equal ones a plain average's own.
     """
     answers = [
-        (study, study.held_out, study.held_out.choice)
+        (study, study.held_out, study.held_out.answer)
         for study in studies
-        if study.held_out is not None and study.held_out.choice is not None
+        if study.held_out is not None and study.held_out.answer is not None
     ]
     has_grid = any(study.optimizer == EMA_GRID for study, _, _ in answers)
 
-    def rank(answer: tuple[AnyStudy, HeldOutReport, Choice]) -> tuple[bool, float, bool]:
-        study, report, choice = answer
+    def rank(answer: tuple[AnyStudy, HeldOutReport, Measurement]) -> tuple[bool, float, bool]:
+        study, report, measured = answer
         compared_with_all = report.baseline(EMA) is not None or not has_grid
-        return not (choice.is_found and compared_with_all), choice.selection, study.optimizer not in BASELINES
+        is_baseline = study.optimizer in BASELINES
+        return not (report.is_found and compared_with_all), report.selection[measured.model.name], not is_baseline
 
-    best = min(answers, key=rank, default=None)
-    return None if best is None else (best[0], best[2])
+    return min(answers, key=rank, default=None)
 
 
 def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:

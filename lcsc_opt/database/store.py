@@ -59,6 +59,7 @@ from lcsc_opt.database.arrays import ARRAYS, coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.lock import Coordinator
+from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport
 from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
@@ -440,12 +441,12 @@ class StoredStudy:
             StudyStoreError: there is no such complete trial.
         """
         trials = self.trials()
-        report = self.attributes.get("held_out") or {}
+        report = HeldOutReport.from_json(self.attributes.get(HELD_OUT_REPORT))
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
             if best is None:
                 raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
-            number = int(report.get("trial", best.number))
+            number = best.number if report is None or report.trial is None else report.trial
         trial = next((trial for trial in trials if trial.number == number), None)
         if trial is None:
             raise StudyStoreError(f"{self.name}: there is no trial {number}; it has {len(trials)}, from 0")
@@ -453,9 +454,8 @@ class StoredStudy:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         description = {name: value for name, value in trial.user_attrs.items() if name not in ARRAYS}
         description["loss"] = trial.value
-        if report.get("trial") == number:
-            keys = ("loss", "metrics", "images", "groups", "sampler")
-            description["held_out"] = {key: report.get(key) for key in keys}
+        if report is not None and report.trial == number:
+            description["held_out"] = {**report.found.means(), "sampler": report.sampler}
         return number, coefficients_of(trial), description
 
     # its files

@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import last_alone
-from lcsc_opt.database.report import Choice
+from lcsc_opt.database.report import Measurement
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
@@ -48,7 +48,7 @@ def export(
     to: Destination,
     *,
     number: int | None = None,
-    answer: Choice | None = None,
+    answer: Measurement | None = None,
 ) -> Recipe:
     """Write the best model so far, one trial's, or the ``answer`` of the study's report.
 

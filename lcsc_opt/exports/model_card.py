@@ -11,7 +11,7 @@ import yaml
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
-from lcsc_opt.database.report import Baseline, HeldOutReport, Interval, MetricRow
+from lcsc_opt.database.report import HeldOutReport, Interval, Measurement, MetricRow
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CARD
@@ -155,10 +155,10 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
     heads = ["metric", "searched", f"held-out noise{level}"]
     if against is not None:
         heads += [f"{against}, held-out noise{level}", f"gain{level}"]
-    others: list[Baseline] = []
+    others: list[Measurement] = []
     if report is not None:
-        others = [baseline for baseline in report.baselines if baseline.name != against]
-    heads += [f"{baseline.name}, held-out noise" for baseline in others]
+        others = [baseline for baseline in report.baselines if baseline.model.name != against]
+    heads += [f"{baseline.model.name}, held-out noise" for baseline in others]
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
         row = rows.get(metric, MetricRow(metric, None, 0.0))
@@ -169,16 +169,16 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
         if against is not None:
             cells.append(_cell(row.baseline, row.baseline_interval))
             cells.append("" if row.gain is None else with_interval(row.gain, row.gain_interval, form="+.3g"))
-        cells += [_cell(baseline.measured.value(metric)) for baseline in others]
+        cells += [_cell(baseline.value(metric)) for baseline in others]
         lines.append([f"`{metric}`", *cells])
     remarks = ""
     if has_intervals and report is not None:
-        images = f"{report.images:,}" if report.images else "so many"
+        images = f"{report.found.images:,}" if report.found.images else "so many"
         remarks += f"\n[95 %]: intervals for the noise of sampling {images} images; of a gain, on the same noise.\n"
     if report is not None and report.sampler is not None:
         remarks += f"\nSampled with {report.sampler}.\n"
     if report is not None and report.also is not None:
-        remarks += f"\nHeld out, with {report.also.sampler}, {report.also.images:,} images:\n\n"
+        remarks += f"\nHeld out, with {report.also.sampler}, {report.also.found.images:,} images:\n\n"
         remarks += _table(*report_table(report.also))
     if report is not None and report.warning:
         remarks += f"\n{report.warning}\n"

@@ -24,7 +24,7 @@ from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
-from lcsc_opt.database.report import Choice
+from lcsc_opt.database.report import Measurement
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -158,7 +158,7 @@ class Recipe(pydantic.BaseModel):
         objective: Objective,
         *,
         number: int | None = None,
-        answer: Choice | None = None,
+        answer: Measurement | None = None,
         dtype: str | None = None,
     ) -> Recipe:
         """The recipe of a study's best model so far, of one trial, or of the ``answer`` of its report.
@@ -191,18 +191,19 @@ class Recipe(pydantic.BaseModel):
         )
 
     @classmethod
-    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Choice, dtype: str | None) -> Recipe:
+    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Measurement, dtype: str | None) -> Recipe:
         trajectory = packed_trajectory(objective)
         _check_searched(study, trajectory)
-        is_trainer_ema = answer.coefficients.shape == (len(trajectory) + 1,)
+        model = answer.model
+        is_trainer_ema = model.coefficients.shape == (len(trajectory) + 1,)
         return cls.of(
             trajectory,
-            last_alone(len(trajectory)) if is_trainer_ema else answer.coefficients,
+            last_alone(len(trajectory)) if is_trainer_ema else model.coefficients,
             trainer_ema=is_trainer_ema,
-            study=study.name,
-            trial=answer.trial,
+            study=model.study or study.name,
+            trial=model.trial,
             dtype=dtype,
-            held_out=answer.measured.to_json(),
+            held_out=answer.means(),
         )
 
     @classmethod

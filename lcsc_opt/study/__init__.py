@@ -2,7 +2,8 @@
 
 ``running`` runs the studies of one database, one after the other. Each is opened by ``searching``: compared with what
 is stored (``comparison``), planned with its objective (``planning``), rehearsed (``rehearsal``), and searched by the
-one ``loop``. ``yardstick`` is what losses are relative to, ``held_out`` the report, ``choice`` the answer, ``outcome``
-its line. ``landscape`` is a study of a plane, ``origin`` where a search with a ``start`` begins. ``api`` and
-``calling`` are the interfaces for Python.
+one ``loop``. ``yardstick`` is what losses are relative to, ``held_out`` the report, whose models are measured by
+``measuring`` and compared in ``report_rows`` and ``report_warnings``; ``choice`` is the answer, ``outcome`` its line.
+``landscape`` is a study of a plane, ``origin`` where a search with a ``start`` begins. ``api`` and ``calling`` are the
+interfaces for Python.
 """

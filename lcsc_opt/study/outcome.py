@@ -60,9 +60,9 @@ def _larger_report(spec: StudySpec, stored: Attributes) -> str:
     """What makes the report that the study file asks for by now, if the study's has fewer images."""
     report = HeldOutReport.from_json(stored.get("held_out"))
     held_out = spec.held_out
-    if report is None or not report.images or held_out is None or held_out.images is None:
+    if report is None or not report.found.images or held_out is None or held_out.images is None:
         return ""
-    if held_out.images <= report.images:
+    if held_out.images <= report.found.images:
         return ""
     command = f"lcsc evaluate {spec.name} --images {held_out.images} --keep"
-    return f"; the report is of {report.images} images: {command}"
+    return f"; the report is of {report.found.images} images: {command}"

@@ -17,7 +17,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import Choice
+from lcsc_opt.database.report import Model
 from lcsc_opt.study.api import Study
 from lcsc_opt.views import UNKNOWN, percent
 from lcsc_opt.views.answer import first_line
@@ -167,12 +167,13 @@ class Result:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_studies([study.name for study in self.studies])
 
-    def _answer(self) -> tuple[StudyHistory, Choice | None]:
+    def _answer(self) -> tuple[StudyHistory, Model | None]:
         """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
         studies = self._histories()
-        answer = answer_of(studies)
-        if answer is not None:
-            return answer
+        found = answer_of(studies)
+        if found is not None:
+            study, _, answer = found
+            return study, answer.model
         searched = best_searched(studies)
         if searched is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")

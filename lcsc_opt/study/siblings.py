@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import EMA_GRID
-from lcsc_opt.database.history import StudyHistory, best_ema
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.history import best_ema
+from lcsc_opt.database.names import EMA, is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import Model
 from lcsc_opt.database.store import StoredStudy, our_studies
 
 
-def known_ema(study: StoredStudy) -> tuple[StudyHistory, Coefficients] | None:
-    """EMA*: the best of the experiment's finished EMA grids with this study's objective, and its answer."""
+def known_ema(study: StoredStudy) -> tuple[Model, float] | None:
+    """EMA*: the best of the experiment's finished EMA grids with this study's objective; and its lowest searched loss.
+
+    ``None`` if there is no such grid.
+    """
     grids = [name for name in siblings(study) if split_name(name)[1] == EMA_GRID]
-    if not grids:
-        return None
     reader = HistoryReader(study.storage)
-    ema = best_ema(reader.read_studies(grids))
+    ema = best_ema(reader.summaries(grids))
     if ema is None:
         return None
     coefficients = reader.answer(ema)
-    if coefficients is None:
+    if coefficients is None or ema.searched is None:
         return None
-    return ema, coefficients
+    return Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label), ema.searched
 
 
 def siblings(study: StoredStudy) -> dict[str, dict[str, Any]]:

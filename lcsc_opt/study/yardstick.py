@@ -11,7 +11,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import SEARCH, Candidate, Noise, SamplerTitle, Yardstick
+from lcsc_opt.base.records import SEARCH, Candidate, Noise, Yardstick
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import YARDSTICKS, sample_key
 from lcsc_opt.database.store import StoredStudy
@@ -27,7 +27,7 @@ def yardstick_on(
     evaluate: Callable[[Candidate], Outcome],
     *,
     images: int = 0,
-    sampler: tuple[int, SamplerTitle] | None = None,
+    sampler: int = 0,
 ) -> Yardstick | None:
     """The yardstick of the study's experiment, measured if nobody has yet; ``None`` where losses are absolute.
 
@@ -37,7 +37,7 @@ def yardstick_on(
         objective: of the study.
         evaluate: evaluates one candidate.
         images: how many; 0 for as many as an evaluation of the search has.
-        sampler: the index of another sampler than the search's, and what it is called.
+        sampler: which of the objective's samplers makes them; searches use the first.
 
     Raises:
         ObjectiveError: it cannot be measured, or nothing can be relative to it.
@@ -45,11 +45,11 @@ def yardstick_on(
     average = objective.fixed_average
     if average is None:
         return None
-    index, title = sampler or (0, None)
+    title = objective.samples.samplers[sampler] if sampler else None
     key = sample_key(images or objective.samples.per_evaluation, noise, title)
     stored = _stored(study, key)
     if stored is None:
-        candidate = Candidate(average, images=images or None, noise=noise, sampler=index)
+        candidate = Candidate(average, images=images or None, noise=noise, sampler=sampler)
         stored = dataclasses.asdict(_measured(candidate, objective, evaluate))
         if noise == SEARCH:
             values = ", ".join(f"{name} {value:.4g}" for name, value in stored["metrics"].items())

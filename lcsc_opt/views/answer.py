@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lcsc_opt.database.history import SummarizedStudy, answer_of
-from lcsc_opt.database.names import BASELINES, EMA, LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Choice, MeasuredModel
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.database.report import HeldOutReport, Measurement, Model
 from lcsc_opt.views.ranking import Ranked, headline
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
@@ -26,41 +26,48 @@ def first_line(studies: Sequence[SummarizedStudy], ranked: Sequence[Ranked]) -> 
     return f"{answer_line(*found)} {ahead}"
 
 
-def answer_line(study: SummarizedStudy, answer: Choice) -> str:
-    """One sentence: the model, a number that does not depend on the study, and the same of what the user had."""
-    metric = _absolute_metric(answer.measured) or study.metric
-    value = _value(study, answer.measured, metric)
-    if answer.had is None or not answer.is_found:
-        return f"The answer is {_name(study, answer)}, {metric} {value:.4g}: nothing that was found is better for sure."
-    had = _value(study, answer.had.measured, metric)
-    had_name = _with_article(answer.had.label or answer.had.name)
+def answer_line(study: SummarizedStudy, report: HeldOutReport, answer: Measurement) -> str:
+    """One sentence: the model, a number that does not depend on the study, and the same of what the user had.
+
+    Args:
+        study: whose report has the answer.
+        report: of the study.
+        answer: of the report.
+    """
+    metric = _absolute_metric(answer) or study.metric
+    value = _value(study, answer, metric)
+    name = _name(study, report, answer.model)
+    if report.had is None or not report.is_found:
+        return f"The answer is {name}, {metric} {value:.4g}: nothing that was found is better for sure."
+    had = _value(study, report.had, metric)
+    had_name = _with_article(report.had.model)
     compared = f"against {had:.4g} of {had_name}"
     if had and had * value > 0:
         share = (value - had) / abs(had)
         direction = "below" if share < 0 else "above"
         compared = f"{abs(100 * share):.0f} % {direction} the {had:.4g} of {had_name}"
-    return f"The answer is {_name(study, answer)}: {metric} {value:.4g}, {compared}, the best of what there was."
+    return f"The answer is {name}: {metric} {value:.4g}, {compared}, the best of what there was."
 
 
-def _absolute_metric(measured: MeasuredModel) -> str | None:
+def _absolute_metric(measured: Measurement) -> str | None:
     """FID in the first features that have it; of a score its own name; ``None`` if only a loss was measured."""
     fids = [name for name in measured.metrics if name.partition("@")[0] == "fid"]
     return next(iter(fids or measured.metrics), None)
 
 
-def _value(study: SummarizedStudy, measured: MeasuredModel, metric: str) -> float:
+def _value(study: SummarizedStudy, measured: Measurement, metric: str) -> float:
     value = measured.value(metric)
     return study.sign * measured.loss if value is None else value
 
 
-def _name(study: SummarizedStudy, answer: Choice) -> str:
+def _name(study: SummarizedStudy, report: HeldOutReport, answer: Model) -> str:
     """``LCSCGradient, trial 38``; of what the user had, its name."""
-    if study.optimizer in BASELINES and answer.name == EMA:
+    if report.is_found:
+        return f"{study.label}, {answer.name}"
+    if answer.study == study.study:  # the grid's own average
         return study.label
-    if not answer.is_found and answer.had is not None:
-        return _with_article(answer.had.label or answer.name)
-    return f"{study.label}, {answer.name}"
+    return _with_article(answer)
 
 
-def _with_article(name: str) -> str:
-    return f"the {name}" if name in _WITH_ARTICLE else name
+def _with_article(model: Model) -> str:
+    return f"the {model.name}" if model.name in _WITH_ARTICLE else model.label or model.name

@@ -17,7 +17,7 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
 from lcsc_opt.database.names import EMA, TRAINED, label
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel, doubted_rows
+from lcsc_opt.database.report import HeldOutReport, Measurement, doubted_rows
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
@@ -207,7 +207,7 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
 
 
 def _ranked_trained(
-    name: str, measured: MeasuredModel, report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int
+    name: str, measured: Measurement, report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int
 ) -> Ranked:
     """A model of the trainer's as an optimizer without a study."""
     metrics = {row.metric: Spread.of([measured.value(row.metric)]) for row in report.rows[1:]}
@@ -287,7 +287,7 @@ def _ranked(
         seconds=statistics.fmean(study.seconds for study in group),
         searched=Spread.of(study.shown(study.searched) for study in group),
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
-        held_out_images=tuple(sorted({report.images for report in reports if report.images})),
+        held_out_images=tuple(sorted({report.found.images for report in reports if report.found.images})),
         metrics=_metrics(reports),
         below_ema=as_known(below_ema, sign),
         to_ema=to_ema,
@@ -487,7 +487,7 @@ def _doubted(reports: Sequence[HeldOutReport]) -> tuple[str, ...]:
     """The metrics that did not follow the loss in some report; of a single report with both values."""
     if len(reports) == 1:
         return tuple(row.change for row in doubted_rows(reports[0].rows))
-    return tuple(dict.fromkeys(metric for report in reports for metric in report.doubted))
+    return tuple(dict.fromkeys(row.metric for report in reports for row in doubted_rows(report.rows)))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import label
-from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow, score_row
+from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.views import UNKNOWN, number, signed
 from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
 
@@ -28,15 +28,13 @@ def report_table(report: HeldOutReport) -> TextTable:
     """
     rows = report.rows
     against = next((row.against for row in rows if row.against is not None), None)
-    others = [baseline for baseline in report.baselines if baseline.name != against]
-    if rows and score_row(rows) is not rows[0]:
-        rows = rows[1:]  # the score has a row of its own, without the sign that makes it a loss
+    others = [baseline for baseline in report.baselines if baseline.model.name != against]
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
     header = ["metric", f"answer{level}"]
     if against is not None:
         header += [f"{against}{level}", f"gain{level}"]
-    header += [baseline.name for baseline in others]
+    header += [baseline.model.name for baseline in others]
     if has_real_images:
         header.append("real images")
     texts = []
@@ -44,7 +42,7 @@ def report_table(report: HeldOutReport) -> TextTable:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
-        cells += [number(baseline.measured.value(row.metric)) for baseline in others]
+        cells += [number(baseline.value(row.metric)) for baseline in others]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)

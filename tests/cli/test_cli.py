@@ -185,7 +185,8 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
 
 def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_one(ran: Path, typed: Typed) -> None:
     report = typed.json("evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep")
-    assert (report["images"], len(report["chosen_from"])) == (0, 4)  # a function samples no images
+    assert report["found"]["images"] == 0  # a function samples no images
+    assert len([name for name in report["selection"] if name.startswith("trial")]) == 4
     assert stored("tiny/LCSC/0").user_attrs["held_out"] == report
     study = load_study("tiny/CMA/0")
     assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
@@ -253,7 +254,7 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert len(study.trials) == 10  # 1,000 images, 100 each
     assert study.best_trial.user_attrs["cost"]["images"] == 100
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
-    chosen = study.trials[study.user_attrs["held_out"]["trial"]]
+    chosen = study.trials[study.user_attrs["held_out"]["found"]["model"]["trial"]]
     artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)
     assert sorted(meta.filename for meta in artifacts) == [
         "images_1_EMA.png",

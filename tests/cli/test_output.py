@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from lcsc_opt.cli.output import print_json, print_report, print_table
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel, MetricRow
+from lcsc_opt.database.report import HeldOutReport, MetricRow
+from tests.history_examples import measured
 
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
@@ -127,7 +128,7 @@ def test_a_report_fits_the_terminal(
         row = dataclasses.replace(row, interval=(0.2961, 0.3512), baseline_interval=(48.77, 53.81))
         rows.append(dataclasses.replace(row, gain_interval=(-0.03, 0.051)))
     written = terminal(width)
-    print_report(HeldOutReport(62, MeasuredModel(8.633), rows=tuple(rows)))
+    print_report(HeldOutReport(measured(8.633), rows=tuple(rows)))
     assert longest(written.getvalue()) <= width
     assert "8.45 [0.2961, 0.3512]" in written.getvalue()
     assert ("+0.0105 [-0.03, +0.051]" in written.getvalue()) == (width >= 80)

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, write_study, written
+from tests.history_examples import measured
 from tests.study_examples import add_result
 
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
@@ -75,15 +77,13 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
 
 def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
     assert draw(site)["metrics"]["children"] == []
-    loss = {"metric": "loss", "sign": 1, "value": 1.0, "against": "EMA*", "baseline": 2.0, "gain": 1.0}
-    others = [
-        {"metric": "kid@my.features:wide_extractor", "sign": 1, "value": 0.9},
-        {"metric": "precision", "sign": -1, "value": 0.615},
-    ]
+    loss = MetricRow("loss", 1, 1.0, against="EMA*", baseline=2.0, gain=1.0)
+    kid = MetricRow("kid@my.features:wide_extractor", 1, 0.9)
     for seed in range(3):
-        lost = {"baseline": 0.7, "against": "EMA*", "gain": -0.1, "lost": seed > 0}
-        report = {"loss": 1.0, "rows": [loss, others[0], {**others[1], **lost}], "warning": "it fell" if seed else None}
-        write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", report)
+        precision = MetricRow("precision", -1, 0.615, against="EMA*", baseline=0.7, gain=-0.1, lost=seed > 0)
+        warning = "it fell" if seed else None
+        report = HeldOutReport(measured(1.0), rows=(loss, kid, precision), warning=warning)
+        write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", report.to_json())
     drawn = draw(site)
     shown = json.dumps(drawn["metrics"]["children"])
     texts = ("held-out FID", "precision ↑", "LCSC", "0.615 ± 0")
@@ -212,8 +212,8 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
 
 def test_the_trade_off_is_of_the_metrics_that_were_chosen(site: Site, url: str) -> None:
     assert "No two held-out metrics" in json.dumps(draw(site)["trade-off-new"]["data"])
-    report = {"trial": 0, "loss": 3.0, "metrics": {"fid": 3.0, "precision": 0.5, "recall": 0.25}}
-    write_study(url, "digits/LCSC/0", []).set_attribute("held_out", report)
+    report = HeldOutReport(measured(3.0, trial=0, fid=3.0, precision=0.5, recall=0.25))
+    write_study(url, "digits/LCSC/0", []).set_attribute("held_out", report.to_json())
     shown = draw(site, across="recall", up="nothing")
     assert shown["trade-off-new"]["data"]["layout"]["xaxis"]["title"]["text"] == "held-out recall"
     assert shown["trade-off-new"]["data"]["layout"]["yaxis"]["title"]["text"] == "held-out fid"

@@ -12,9 +12,11 @@ import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise
 from lcsc_opt.database.history import NODES
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
+from tests.history_examples import measured
 from tests.study_examples import add_result
 
 NAME = "digits/LCSC/0"
@@ -73,9 +75,10 @@ def test_times_of_many_trials_are_means_of_consecutive_ones(url: str, monkeypatc
 def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
     study = write_study(url, NAME, [4.0, 2.0])
     assert draw(Site(url))["metrics"]["children"] == ""
-    near = {"metric": "near", "sign": 1, "value": 3.05, "against": "EMA*", "baseline": 2.87, "gain": -0.18}
-    rows = [{"metric": "loss", "sign": 1, "value": 2.5}, {**near, "lost": True}]
-    study.set_attribute("held_out", {"loss": 2.5, "rows": rows, "warning": "the loss <i>is</i> below"})
+    near = MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True)
+    rows = (MetricRow("loss", 1, 2.5), near)
+    report = HeldOutReport(measured(2.5), rows=rows, warning="the loss <i>is</i> below")
+    study.set_attribute("held_out", report.to_json())
     shown = draw(Site(url))
     said = shown["headline"]["children"]  # a text, which a browser escapes
     assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched. Warning: the loss <i>is</i> below"

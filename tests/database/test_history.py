@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from lcsc_opt.database.history import SummarizedStudy, answer_of
-from lcsc_opt.database.report import Baseline, Choice, HeldOutReport, MeasuredModel
+from lcsc_opt.database.report import HeldOutReport, Measurement
+from tests.history_examples import measured
 
-MEASURED = MeasuredModel(2.0)
-EMA = Baseline("EMA*", MEASURED)
+EMA = measured(2.0, name="EMA*")
 
 
-def study(optimizer: str, chosen: str, selection: float, *baselines: Baseline) -> SummarizedStudy:
+def study(optimizer: str, chosen: str, selection: float, *baselines: Measurement) -> SummarizedStudy:
     """A study whose report chose this model; what was there before is EMA*."""
-    choice = Choice(chosen, np.ones(1), selection, MEASURED, had=EMA)
-    report = HeldOutReport(0, MEASURED, baselines=baselines, choice=choice)
+    answer = measured(2.0, name=chosen)
+    report = HeldOutReport(answer, baselines, selection={chosen: selection}, answer=answer, had=EMA)
     return SummarizedStudy(1, f"small/{optimizer}/0", "small", optimizer, 0, held_out=report)
 
 
@@ -35,7 +34,7 @@ def test_what_a_search_found_comes_before_an_average_that_its_report_has_rejecte
 ) -> None:
     answer = answer_of([study("EMAGrid", "EMA*", 0.5), *searches])
     assert answer is not None
-    assert answer[1].name == expected
+    assert answer[2].model.name == expected
 
 
 def test_of_equal_answers_a_grids_own_counts() -> None:

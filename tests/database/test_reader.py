@@ -17,8 +17,10 @@ from lcsc_opt.coefficients.profiles import (
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.study_status import Progress
+from tests.history_examples import measured, reported
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
@@ -73,12 +75,12 @@ def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
     assert second[1].trials["loss"].tolist()[:3] == [4.0, 2.0, 1.0]
     assert (second[1].searched, second[1].metric) == (1.0, "FID")
     study.set_attribute("search_ended", {"evaluations": 4})
-    study.set_attribute("held_out", {"trial": 1, "loss": 2.5, "images": 7, "groups": [{"seed": 0, "loss": 2.5}]})
+    study.set_attribute("held_out", HeldOutReport(measured(2.5, trial=1, images=7)).to_json())
     third = reader.read("digits")[1]
     assert third.revision > second[1].revision
     assert (third.ended, third.chosen) == (True, 1)
     assert third.held_out is not None
-    assert (third.held_out.loss, third.held_out.images, third.held_out.seeds) == (2.5, 7, (0,))
+    assert (third.held_out.loss, third.held_out.sample) == (2.5, (7, (0,)))
 
 
 def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) -> None:
@@ -114,7 +116,7 @@ def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: 
         study.finish(key, Evaluation(3.0 - number, {}, COST))
         found.append(reader.read_study(study.name).label)
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
-    study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
+    study.set_attribute("held_out", reported(2.5, trial=1).to_json())
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
 
 

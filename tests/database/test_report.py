@@ -3,79 +3,66 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.database.report import (
-    Baseline,
-    HeldOutReport,
-    MeasuredModel,
-    Measurement,
-    MeasurementKey,
-    MetricRow,
-)
+from lcsc_opt.base.records import HELD_OUT, Evaluation
+from lcsc_opt.database.report import HeldOutReport, Measurement, MetricRow, Model, sample_key
+
+
+def model(**fields: Any) -> Model:
+    return Model("trial 1", np.array([0.25, 0.75]), **fields)
+
+
+def evaluated(loss: float, seed: int = 0, **metrics: float) -> Measurement:
+    evaluation = Evaluation(loss, metrics, without_groups={"loss": [loss, 2 * loss]})
+    return Measurement.of(model(), evaluation, images=50, seed=seed)
+
+
+def test_several_groups_of_noise_are_one_measurement_of_what_all_have() -> None:
+    joined = Measurement.joined([evaluated(2.5, near=3.05), evaluated(2.75, seed=1, near=3.15, kid=1.0)])
+    assert (joined.loss, joined.metrics) == (2.625, {"near": pytest.approx(3.1)}), "a group has no kid"
+    assert (joined.seeds, joined.images, joined.value("kid")) == ((0, 1), 50, None)
+    assert joined.without_groups == {"loss": ((2.5, 5.0), (2.75, 5.5))}
+
+
+def test_the_standard_error_of_a_loss_is_that_of_the_metric_which_it_is_up_to_the_sign() -> None:
+    measured = evaluated(-0.75, hits=0.75, hits_stderr=0.03, other_stderr=0.5)
+    assert measured.values["loss_stderr"] == (0.03,)
+    assert set(measured.metrics) == {"hits", "hits_stderr", "other_stderr"}
 
 
 def test_what_is_stored_is_read_again() -> None:
-    groups = [
-        Measurement(0, 2.5, {"near": 3.05}, {"near": (3.0, 3.1)}),
-        Measurement(1, 2.625, {"near": 3.1, "kid": 1.0}),
-    ]
-    answer = MeasuredModel.mean_of(groups, images=50)
-    assert (answer.loss, answer.metrics) == (2.5625, {"near": pytest.approx(3.075)}), "a group has no kid"
-    ema = Baseline("EMA*", answer, study="digits/EMAGrid/0", trial=3, label="EMA* (0.9)")
-    baselines = (ema, Baseline("last checkpoint", answer))
+    found = Measurement.joined([evaluated(2.5, near=3.05), evaluated(2.625, seed=1, near=3.1)])
+    own = Measurement(model(study="digits/EMAGrid/0", trial=3, label="EMA* (0.9)"), 50, (0,), {"loss": (2.5625,)})
     made = HeldOutReport(
-        trial=1,
-        answer=answer,
-        selection={4: 2.4, 1: 2.3},
-        baselines=baselines,
+        found,
+        baselines=(own, found),
         rows=(MetricRow("loss", 1, 2.5625, against="EMA*", baseline=2.5625, gain=0.0, gain_interval=(-0.5, 0.5)),),
+        selection={"trial 4": 2.4, "trial 1": 2.3},
+        answer=found,
+        had=own,
         warning="it lost",
+        also=HeldOutReport(own),
     )
-    assert HeldOutReport.from_json(json.loads(json.dumps(made.to_json()))) == made
+    read = HeldOutReport.from_json(json.loads(json.dumps(made.to_json())))
+    assert read == made
+    assert read is not None
+    np.testing.assert_array_equal(read.found.model.coefficients, found.model.coefficients)
     assert HeldOutReport.from_json(None) is None
-    least = HeldOutReport.from_json({"loss": 1.0})
-    assert least == HeldOutReport(None, MeasuredModel(1.0))
-    assert least is not None
-    assert (least.sample, least.doubted) == ((None, (0,)), ())
 
 
-def test_a_report_without_intervals_is_read() -> None:
-    groups = [{"seed": 3, "loss": 2.5, "metrics": {"kid": 0.1}}]
-    measured = {"loss": 2.5, "metrics": {"kid": 0.1}, "images": 20, "groups": groups}
-    origin = {"study": "digits/EMAGrid/0", "trial": 2, "label": "EMA*"}
-    row = {"metric": "loss", "sign": 1, "value": 2.5, "against": "EMA*", "baseline": 2.5, "gain": 0.0}
-    stored = {
-        "trial": 1,
-        **measured,
-        "chosen_from": [1, 0],
-        "selection": [2.25, 2.75],
-        "baselines": {"EMA*": {**origin, **measured}},
-        "rows": [row],
-        "warning": "it lost",
-    }
-    found = HeldOutReport.from_json(stored)
-    assert found is not None
-    assert (found.trial, found.loss, found.sample, found.metrics) == (1, 2.5, (20, (3,)), {"kid": 0.1})
-    assert (found.rows[0].interval, found.answer.groups[0].without_groups) == (None, {})
-    assert (found.selection, found.ema(None), found.warning) == ({1: 2.25, 0: 2.75}, 2.5, "it lost")
-    [ema] = found.baselines
-    assert (ema.study, ema.trial, ema.label, ema.measured) == ("digits/EMAGrid/0", 2, "EMA*", found.answer)
-    again = found.to_json()
-    again["rows"] = [row]  # which are stored with all their fields
-    assert again == stored
-    assert list(again) == list(stored)
+def test_a_measurement_is_stored_without_its_model() -> None:
+    measured = evaluated(2.5, kid=0.1)
+    stored = json.loads(json.dumps(measured.to_json()))
+    assert "model" not in stored
+    assert Measurement.from_json(stored, measured.model) == measured
 
 
-def test_measurements_are_found_by_model_images_and_noise() -> None:
-    coefficients = np.array([0.25, 0.75])
-    measured = None
-    for images, loss in ((20, 2.5), (30, 1.5)):
-        key = MeasurementKey.of(coefficients, images, HELD_OUT)
-        assert key.find(measured, seed=0) is None
-        measured = json.loads(json.dumps(key.added(measured, Measurement(0, loss, {"kid": 0.1}))))
-    assert MeasurementKey.of(coefficients, 20, HELD_OUT).find(measured, seed=0) == Measurement(0, 2.5, {"kid": 0.1})
-    assert MeasurementKey.of(-coefficients, 20, HELD_OUT).find(measured, seed=0) is None
+def test_models_of_other_weights_and_samples_of_other_images_have_other_keys() -> None:
+    others = [Model("", -model().coefficients), model(weights_sha256="a" * 64)]
+    assert len({model().key, *(other.key for other in others)}) == 3
+    assert Model("another name", model().coefficients).key == model().key
+    assert sample_key(20, HELD_OUT, None) != sample_key(30, HELD_OUT, None)

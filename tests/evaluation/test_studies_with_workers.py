@@ -18,6 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.study.planning import most, parallelism, why_incomplete
 from lcsc_opt.study.running import listed
@@ -128,8 +129,9 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
         assert other.value == pytest.approx(one.value, rel=1e-9)
     workers = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
     assert len(workers) == 1  # the same three for every candidate
-    report = spread.attributes["held_out"]
-    assert set(report["metrics"].values()) == set(next(iter(workers)))  # the same three have reported
+    report = HeldOutReport.from_json(spread.attributes["held_out"])
+    assert report is not None
+    assert set(report.found.metrics.values()) == set(next(iter(workers)))  # the same three have reported
 
 
 def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(folder: Path) -> None:

@@ -19,6 +19,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
@@ -62,16 +63,15 @@ def assert_same_weights(left: str, right: str) -> None:
 def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
     assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
-    chosen = study.trials[study.user_attrs["held_out"]["trial"]]
+    chosen = study.trials[study.user_attrs["held_out"]["found"]["model"]["trial"]]
     recipe = recipe_in("best.safetensors")
     trajectory = Trajectory.open(finished / "run.trajectory")
     assert recipe["coefficients"] == coefficients_of(chosen).tolist()
     assert (recipe["study"], recipe["trial"], recipe["loss"]) == (STUDY, chosen.number, chosen.value)
     assert recipe["metrics"] == chosen.user_attrs["metrics"]
-    report = study.user_attrs["held_out"]
-    assert recipe["held_out"] == {key: report[key] for key in ("loss", "metrics", "images", "groups")} | {
-        "sampler": None
-    }
+    report = HeldOutReport.from_json(study.user_attrs["held_out"])
+    assert report is not None
+    assert recipe["held_out"] == {**report.found.means(), "sampler": None}
     assert recipe["steps"] == list(STEPS)
     assert recipe["checkpoint_sha256"] == list(trajectory.checkpoint_sha256)
     assert recipe["trajectory_sha256"] == trajectory.sha256

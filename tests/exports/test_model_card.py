@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ import pytest
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from lcsc_opt.cli import run
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.model_card import model_card
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
+from tests.history_examples import measured
 from tests.model_studies import STUDY, like, write_model_study
 from tests.unet_examples import unet
 
@@ -55,8 +58,6 @@ def exported(typed: Typed, finished: Path, *options: str) -> tuple[dict[str, Any
 def test_an_exported_folder_has_a_card_that_says_how_it_was_made(typed: Typed, finished: Path) -> None:
     (finished / "checkpoints" / "README.md").write_text(CARD)
     recipe, card = exported(typed, finished)
-    assert "groups" in recipe["held_out"]
-    assert "groups" not in typed("show", "best").out, "numbers of each group of noise fill a screen"
     assert (card.data.license, card.data.base_model) == ("openrail++", "owner/pretrained")
     assert (card.data.library_name, card.data.tags) == ("diffusers", ["lcsc", "merge"])
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
@@ -87,11 +88,16 @@ def test_a_card_has_a_column_for_each_row_and_the_intervals_of_the_report(typed:
     trajectory = Trajectory.open(finished / "run.trajectory")
     trajectory.sources = ("elsewhere/step-10",)
     objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None)
-    intervals = {"interval": [1.75, 2.25], "baseline_interval": [4, 5], "gain_interval": [2, 3]}
-    row = {"metric": "kid", "sign": 1, "value": 2.0, "against": "EMA*", "baseline": 4.5, "gain": 2.5, **intervals}
+    row = dataclasses.replace(
+        MetricRow("kid", 1, 2.0, against="EMA*", baseline=4.5, gain=2.5),
+        interval=(1.75, 2.25),
+        baseline_interval=(4, 5),
+        gain_interval=(2, 3),
+    )
+    report = HeldOutReport(measured(2.5, images=2000), rows=(row,), warning="precision is lost")
     study: Any = SimpleNamespace(
         attributes={
-            "held_out": {"loss": 2.5, "images": 2000, "rows": [row], "warning": "precision is lost"},
+            "held_out": report.to_json(),
             "specification": {"objective": {"settings": {}}},
         }
     )

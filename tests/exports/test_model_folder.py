@@ -24,6 +24,7 @@ from lcsc_opt.exports.merging import export, merge, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.history_examples import reported
 from tests.trajectory.trajectory_examples import same_bits
 from tests.unet_examples import unet
 
@@ -78,7 +79,7 @@ def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> 
     study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5))
     study.add_candidate(Candidate(COEFFICIENTS))  # is being evaluated
     assert Recipe.of_trial(study, objective).trial == 1  # the best so far
-    study.set_attribute("held_out", {"trial": 0, "loss": 2.0})
+    study.set_attribute("held_out", reported(2.0, trial=0).to_json())
     assert Recipe.of_trial(study, objective).trial == 0  # chosen on other noise
     assert Recipe.of_trial(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
     with pytest.raises(StudyStoreError, match="trial 2 is not complete"):

@@ -13,61 +13,73 @@ from torch import nn
 from torch.nn import functional as F
 
 import lcsc_opt
+from lcsc_opt.base.records import Evaluation
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.report import Measurement
-from lcsc_opt.study.choice import Gain, choose, on_the_way
+from lcsc_opt.database.report import Measurement, Model
+from lcsc_opt.study.choice import choose, on_the_way, share_gained
 from tests.commands import Typed
 
 GROUPS = 10
 
 
-def measured(loss: float, judge: float | None = None, *, noise: float = 0.0, own: float = 0.0) -> Measurement:
+def measured(
+    name: str, loss: float, judge: float | None = None, *, noise: float = 0.0, own: float = 0.0
+) -> Measurement:
     """Values without each group: ``noise`` is shared by all models, ``own`` is not."""
     shared, private = np.linspace(-1, 1, GROUPS), np.cos(np.arange(GROUPS) * loss * 50)
     metrics = {} if judge is None else {"fid@other": judge}
     groups = {"loss": tuple(loss + noise * shared + own * private)}
     if judge is not None:
         groups["fid@other"] = tuple(judge + noise * shared)
-    return Measurement(0, loss, metrics, groups)
+    evaluation = Evaluation(loss, metrics, without_groups=groups)
+    return Measurement.of(Model(name, np.ones(1)), evaluation, images=0, seed=0)
+
+
+def without_error(name: str, loss: float) -> Measurement:
+    return Measurement.of(Model(name, np.ones(1)), Evaluation(loss), images=0, seed=0)
+
+
+def chosen(had: list[Measurement], *found: Measurement, judge: str | None = None) -> tuple[str, str | None]:
+    answer, best_had = choose(had, found, judge=judge)
+    return answer.model.name, None if best_had is None else best_had.model.name
 
 
 def test_what_is_found_is_the_answer_only_by_more_than_a_standard_error_of_the_difference() -> None:
-    had = {"last": measured(1.2, noise=0.3), "EMA*": measured(1.0, noise=0.3)}
-    assert choose(had, {"found": measured(0.97, noise=0.3)}) == ("found", "EMA*"), "what all share cancels"
-    assert choose(had, {"found": measured(0.97, own=0.1)}) == ("EMA*", "EMA*")
-    assert choose(had, {"found": measured(1.1)}) == ("EMA*", "EMA*")
-    assert choose(had, {}) == ("EMA*", "EMA*")
-    assert choose({}, {"a": measured(2.0), "b": measured(1.0)}) == ("b", None)
+    had = [measured("last", 1.2, noise=0.3), measured("EMA*", 1.0, noise=0.3)]
+    assert chosen(had, measured("found", 0.97, noise=0.3)) == ("found", "EMA*"), "what all share cancels"
+    assert chosen(had, measured("found", 0.97, own=0.1)) == ("EMA*", "EMA*")
+    assert chosen(had, measured("found", 1.1)) == ("EMA*", "EMA*")
+    assert chosen(had) == ("EMA*", "EMA*")
+    assert chosen([], measured("a", 2.0), measured("b", 1.0)) == ("b", None)
 
 
 def test_the_best_of_what_is_found_is_taken_also_a_point_on_the_way() -> None:
-    had = {"EMA*": measured(1.0)}
-    assert choose(had, {"trial": measured(0.9), "½": measured(0.8)})[0] == "½"
+    assert chosen([measured("EMA*", 1.0)], measured("trial", 0.9), measured("½", 0.8))[0] == "½"
 
 
 def test_a_judge_in_other_features_counts_as_much_as_the_loss() -> None:
-    had = {"EMA*": measured(1.0, 4.0)}
-    cheats, honest = measured(0.7, 6.0), measured(0.9, 3.6)
-    assert choose(had, {"cheats": cheats}, judge="fid@other")[0] == "EMA*"
-    assert choose(had, {"cheats": cheats})[0] == "cheats"
-    assert choose(had, {"cheats": cheats, "honest": honest}, judge="fid@other")[0] == "honest"
-    assert Gain.over(had["EMA*"], honest, "fid@other").share == pytest.approx(0.1)
+    had = [measured("EMA*", 1.0, 4.0)]
+    cheats, honest = measured("cheats", 0.7, 6.0), measured("honest", 0.9, 3.6)
+    assert chosen(had, cheats, judge="fid@other")[0] == "EMA*"
+    assert chosen(had, cheats)[0] == "cheats"
+    assert chosen(had, cheats, honest, judge="fid@other")[0] == "honest"
+    assert share_gained(had[0], honest, "fid@other") == pytest.approx(0.1)
 
 
 def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:
-    base = Measurement(0, -0.80)  # an accuracy, times −1
-    assert not Gain.over(base, Measurement(0, -0.81), None).is_more_than_chance
-    assert Gain.over(base, Measurement(0, -0.83), None).is_more_than_chance
-    assert Gain.over(Measurement(0, 0.0), Measurement(0, -0.5), None).share == 0.5
+    had = [without_error("EMA*", -0.80)]  # an accuracy, times −1
+    assert chosen(had, without_error("found", -0.81))[0] == "EMA*"
+    assert chosen(had, without_error("found", -0.83))[0] == "found"
+    assert share_gained(without_error("EMA*", 0.0), without_error("found", -0.5), None) == 0.5
 
 
 def test_points_on_the_way_sum_to_one_also_between_one_row_and_several() -> None:
     start, end = np.array([0.2, 0.3, 0.5]), np.array([[1.5, -1.0, 0.5], [0.0, 0.0, 1.0]])
-    points = on_the_way(start, end)
-    assert list(points) == ["¼", "½", "¾"]
-    for point in points.values():
-        np.testing.assert_allclose(point.sum(axis=1), 1)
-    np.testing.assert_allclose(points["½"], (start + end) / 2)
+    points = on_the_way(Model("EMA*", start, label="EMA* (0.9)"), Model("trial 3", end))
+    assert [point.name for point in points] == [f"{part} of the way from EMA* (0.9) to trial 3" for part in "¼½¾"]
+    for point in points:
+        np.testing.assert_allclose(point.coefficients.sum(axis=1), 1)
+    np.testing.assert_allclose(points[1].coefficients, (start + end) / 2)
 
 
 # a regression with few items is overfitted, so that what was there before is better
@@ -149,7 +161,7 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
     values = squared(net, UNSEEN).detach()
     assert last["held_out"] == pytest.approx(float(values[1::2].mean()), rel=1e-5)
     report = lcsc_opt.load_study(overfitted.studies[0].name, overfitted.storage)._summary.held_out
-    assert report.choice.selection <= float(values[0::2].mean()) * (1 + 1e-5)
+    assert report.selection[report.answer.model.name] <= float(values[0::2].mean()) * (1 + 1e-5)
 
 
 def test_a_held_out_number_cannot_choose_and_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:

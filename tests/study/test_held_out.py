@@ -41,6 +41,7 @@ from tests.study_examples import STEPS, coefficients, write_study
 PLAN = HeldOutPlan(images=20, top=1)
 EMA = default_origin(STEPS)
 LAST = (0.0, 0.0, 1.0)
+TRIALS = [tuple(coefficients(number)) for number in range(5)]
 CROSS_CHECK = "fid@cross_check"
 
 
@@ -85,11 +86,11 @@ class Measured(Objective):
         return {}
 
     def groups(self, model: Coefficients | None = None) -> list[tuple[str, int]]:
-        """The noise of all evaluations but the last checkpoint's, or of those of one model."""
+        """The noise of all evaluations of trials, or of those of one model."""
         return [
             (group, seed)
             for known, group, seed, _ in self.asked
-            if (known != LAST if model is None else known == tuple(model))
+            if (known in TRIALS if model is None else known == tuple(model))
         ]
 
 
@@ -109,6 +110,10 @@ def row(report: HeldOutReport, metric: str) -> Any:
     return next(row for row in report.rows if row.metric == metric)
 
 
+def names(report: HeldOutReport) -> list[str]:
+    return [baseline.model.name for baseline in report.baselines]
+
+
 def stored(study: StoredStudy) -> HeldOutReport | None:
     return HeldOutReport.from_json(study.attributes["held_out"])
 
@@ -118,10 +123,10 @@ def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> No
     report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=3))
     assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0), ("held-out", 1), ("held-out", 2)]
     assert {images for *_, images in objective.asked} == {20}
-    losses = [group.loss for group in report.answer.groups]
-    assert [group.seed for group in report.answer.groups] == [0, 1, 2]
+    losses = report.found.values["loss"]
+    assert report.found.seeds == (0, 1, 2)
     assert report.loss == pytest.approx(statistics.fmean(losses))
-    assert report.metrics["kid"] == pytest.approx(report.loss / 2)
+    assert report.found.metrics["kid"] == pytest.approx(report.loss / 2)
     loss, kid = report.rows
     assert (loss.metric, loss.spread) == ("loss", pytest.approx(statistics.stdev(losses)))
     assert (kid.metric, kid.spread) == ("kid", pytest.approx(loss.spread / 2))
@@ -133,11 +138,11 @@ def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> 
     objective = Recording()
     report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=2))
     assert objective.groups() == [("held-out", 1)]
-    assert report.answer.groups[0].loss == first.loss
+    assert report.found.values["loss"][0] == first.loss
     objective = Recording()
     again = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=1, first_group=1))
     assert objective.asked == []
-    assert (again.seeds, again.loss) == ((1,), report.answer.groups[1].loss)
+    assert (again.found.seeds, again.loss) == ((1,), report.found.values["loss"][1])
     objective = Recording()
     score_held_out(study, objective, HeldOutPlan(images=30, top=2))
     assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0)]  # other images are another measurement
@@ -155,15 +160,15 @@ def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
     ema = grid(study)
     before = ema.attributes, [trial.user_attrs for trial in ema.trials()]
     objective = Recording()
-    plan = HeldOutPlan(images=20, top=1, groups=2, baselines=True)
+    plan = HeldOutPlan(images=20, top=1, groups=2)
     report = score_held_out(study, objective, plan)
     reported = [group for group in objective.groups() if group[0] == "held-out"]
     assert reported == [("held-out", 0), ("held-out", 1)] * 2
     last, star = report.baselines
-    assert (last.name, last.measured.seeds) == ("last checkpoint", (0, 1))
-    assert (star.label, star.study, star.trial) == ("EMA*", EMA_STUDY, 2)
+    assert (last.model.name, last.seeds) == ("last checkpoint", (0, 1))
+    assert (star.model.label, star.model.study, star.model.trial) == ("EMA*", EMA_STUDY, 2)
     assert tuple(coefficients(2)) in {known for known, *_ in objective.asked}
-    assert star.measured.seeds == (0, 1)
+    assert star.seeds == (0, 1)
     assert stored(study) == report
     assert (ema.attributes, [trial.user_attrs for trial in ema.trials()]) == before  # another study's lease
 
@@ -182,7 +187,7 @@ def test_the_last_checkpoint_is_scored_first_once_an_experiment_and_printed(
     assert objective.asked == [(LAST, "held-out", 0, 20)]
     for searched in (ema, study):
         last = score_held_out(searched, objective, PLAN).baselines[0]
-        assert (last.name, last.measured.loss) == ("last checkpoint", 0.625)
+        assert (last.model.name, last.loss) == ("last checkpoint", 0.625)
     assert [noise for known, noise, *_ in objective.asked if known == LAST] == ["held-out", "selection"]
 
 
@@ -226,8 +231,8 @@ def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_
     objective = InTwoSamplers()
     report = score_held_out(study, objective, PLAN)
     assert report.also is not None
-    assert (report.also.images, report.also.sampler) == (10, "DDIM, 12 model calls an image")
-    assert [baseline.name for baseline in report.also.baselines] == ["last checkpoint", "EMA*"]
+    assert (report.also.found.images, report.also.sampler) == (10, "DDIM, 12 model calls an image")
+    assert names(report.also) == ["last checkpoint", "EMA*"]
     assert row(report, CROSS_CHECK).gain > 0 > row(report.also, CROSS_CHECK).gain
     assert (report.warning or "").startswith("against EMA* the gain turns in another sampler: loss")
     assert stored(study) == report
@@ -249,30 +254,30 @@ def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_
 def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_report(
     study: StoredStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = dataclasses.replace(PLAN, baselines=True)
+    plan = PLAN
     report = score_held_out(study, Recording(), plan)
     last, default = report.baselines
-    assert (last.name, default.name) == ("last checkpoint", "default EMA")
-    assert last.measured.loss == 0.625  # coefficients 0, 0, 1
+    assert (last.model.name, default.model.name) == ("last checkpoint", "default EMA")
+    assert last.loss == 0.625  # coefficients 0, 0, 1
     assert "--optimizer EMAGrid" in capsys.readouterr().err
     grid(study)
     report = score_held_out(study, Recording(broken=-0.5), plan)
-    assert [baseline.name for baseline in report.baselines] == ["last checkpoint"]
+    assert names(report) == ["last checkpoint"]
     assert stored(study) == report
     assert "out of memory; it is left out" in capsys.readouterr().err
 
 
 def test_options_come_before_the_study_file_and_that_before_the_defaults(study: StoredStudy) -> None:
-    assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
+    assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5)
     study.set_attribute("specification", {"held_out": {"images": 300, "top": 2}})
-    assert HeldOutPlan.of(study) == HeldOutPlan(300, 2, baselines=True)
+    assert HeldOutPlan.of(study) == HeldOutPlan(300, 2)
     study.set_attribute("specification", {"held_out": {"images": None, "top": 2}})
     assert HeldOutPlan.of(study).images == 10_000
     study.set_attribute("report_images", 16)  # of a score with a size
     assert HeldOutPlan.of(study).images == 16
     study.set_attribute("specification", {"held_out": None})
     assert HeldOutPlan.of(study).images == 16
-    look = HeldOutPlan(10, 1, 3, 4, baselines=True, keep=False)
+    look = HeldOutPlan(10, 1, 3, 4, keep=False)
     assert HeldOutPlan.of(study, images=10, top=1, groups=3, first_group=4) == look
 
 
@@ -291,9 +296,9 @@ def test_only_the_first_report_and_what_is_asked_for_is_kept(study: StoredStudy)
 def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) -> None:
     kept = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
     before, rows = study.attributes, [dict(trial.user_attrs) for trial in study.trials()]
-    look = HeldOutPlan(images=30, top=4, groups=2, baselines=True, keep=False)
+    look = HeldOutPlan(images=30, top=4, groups=2, keep=False)
     report = score_held_out(study, Recording(), look)
-    assert (report.images, len(report.selection)) == (30, 4)
+    assert (report.found.images, len(report.selection)) == (30, 9)
     assert stored(study) == kept
     del before["measured"]
     assert {name: study.attributes.get(name) for name in before} == before
@@ -312,9 +317,9 @@ def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured_once
     assert objective.groups(EMA) == [("held-out", 0), ("selection", 0)]
     assert set(objective.groups()) == {(SELECTION.group, SELECTION.seed), (HELD_OUT.group, HELD_OUT.seed)}
     _, ema = report.baselines
-    found, before = row(report, CROSS_CHECK), ema.measured.metrics[CROSS_CHECK]
-    assert ema.name == "default EMA"
-    assert (found.value, found.against) == (report.metrics[CROSS_CHECK], "default EMA")
+    found, before = row(report, CROSS_CHECK), ema.metrics[CROSS_CHECK]
+    assert ema.model.name == "default EMA"
+    assert (found.value, found.against) == (report.found.metrics[CROSS_CHECK], "default EMA")
     assert found.cross_check
     assert (found.baseline, found.gain) == (before, pytest.approx(before - found.value))
     assert stored(study) == report
@@ -326,28 +331,30 @@ def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured_once
 
 def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study: StoredStudy) -> None:
     measured = score_held_out(grid(study), Measured(), PLAN)
-    assert [baseline.name for baseline in measured.baselines] == ["last checkpoint"], "a grid has no EMA but itself"
+    assert [baseline.model.name for baseline in measured.baselines] == ["last checkpoint"], (
+        "a grid has no EMA but itself"
+    )
     assert row(measured, CROSS_CHECK).against is None
     objective = Measured()
     report = score_held_out(study, objective, PLAN)
     assert {found.against for found in report.rows} == {"EMA*"}
-    assert report.baselines[1].measured.loss == measured.loss
+    assert report.baselines[1].loss == measured.loss
     reported = {known for known, noise, *_ in objective.asked if noise == "held-out"}
     assert reported == {tuple(coefficients(1))}, "no model but the answer was sampled"
     objective = Measured()
-    score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2, baselines=True))
+    score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2))
     assert objective.groups() == [("held-out", 1), ("held-out", 1)]
 
 
 def test_what_was_measured_without_a_metric_is_measured_again(study: StoredStudy) -> None:
     before = score_held_out(study, Measured(lambda _: {}), PLAN)
-    assert ([baseline.name for baseline in before.baselines], before.warning) == (["last checkpoint"], None)
+    assert (names(before), before.warning) == (["last checkpoint", "default EMA"], None)
     assert [found.metric for found in before.rows] == ["loss"]
     objective = Measured()
     report = score_held_out(study, objective, PLAN)
     assert objective.groups(coefficients(1)) == [("held-out", 0)], "and not chosen again"
     kept = score_held_out(study, Measured(lambda _: {}), PLAN)
-    assert kept.metrics == report.metrics, "what cannot be measured now is not lost"
+    assert kept.found.metrics == report.found.metrics, "what cannot be measured now is not lost"
 
 
 def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
@@ -364,15 +371,17 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
         key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
         compares = images == 10 and noise == SEARCH
         study.finish(key, Evaluation(loss, {}, Cost(images=images)), compares=compares)
-    assert list(score_held_out(study, Measured(), HeldOutPlan(images=20, top=5)).selection) == [4, 1]
+    selection = score_held_out(study, Measured(), HeldOutPlan(images=20, top=5)).selection
+    assert list(selection)[:2] == ["trial 4", "trial 1"]
+    assert not {"trial 0", "trial 2", "trial 3"}.intersection(selection)
 
 
 def test_trials_are_ranked_by_the_real_images_that_a_search_stops_by(study: StoredStudy) -> None:
     for number, (loss, unseen) in enumerate([(0.01, 9.0), (0.02, 0.001), (0.03, 8.0)], start=5):
         key = study.add_candidate(Candidate(coefficients(number)))
         study.finish(key, Evaluation(loss, unseen=unseen))
-    [key] = score_held_out(study, Measured(), HeldOutPlan(images=20, top=1)).selection
-    [trial] = [trial for trial in study.trials() if trial.number == key]
+    chosen = score_held_out(study, Measured(), HeldOutPlan(images=20, top=1)).trial
+    [trial] = [trial for trial in study.trials() if trial.number == chosen]
     assert trial.value == 0.02
 
 
@@ -451,7 +460,7 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     assert all(text in printed for text in ("loss", CROSS_CHECK, "95 %", "["))
     assert stored.attributes["held_out"] == first
     report = typed.json(*look, "--keep")
-    assert report["loss"] < report["baselines"]["EMA*"]["loss"]
+    assert report["found"]["values"]["loss"] < report["baselines"][1]["values"]["loss"]
     assert [row["against"] for row in report["rows"]] == ["EMA*", "EMA*"]
     assert stored.attributes["held_out"] == report
     fingerprint = stored.attributes["fingerprint"]
@@ -498,8 +507,8 @@ def test_the_trainers_ema_is_scored_before_the_search_and_stands_in_every_table(
     assert f"small: trainer's EMA, step 50, held-out noise on 20 items: fid {loss:.4g}" in ran
     assert ran.count("small: trainer's EMA") == 1, "an experiment measures it once"
     report = chosen_report(STUDY)
-    assert [baseline.name for baseline in report.baselines][:2] == ["last checkpoint", "trainer's EMA"]
-    assert report.baselines[1].measured.loss == pytest.approx(float(loss))
+    assert names(report)[:2] == ["last checkpoint", "trainer's EMA"]
+    assert report.baselines[1].loss == pytest.approx(float(loss))
     bars = [line for line in ran.splitlines() if line.startswith(f"{STUDY} held out: ")]
     assert bars[-1].endswith(f" {report.loss:.4g}"), "the bar ends on the answer's number"
     for command in (("show", STUDY), ("compare", "small")):
@@ -524,7 +533,7 @@ def test_where_averages_are_combined_the_last_one_is_the_trainers_ema(workplace:
     pack(workplace / "runs", workplace / "run.trajectory", key="ema", overwrite=True)
     ran = typed("run", "small.yaml", "--optimizer", "LCSC", "held_out.images=20", "budget.evaluations=3").err
     assert "small: last checkpoint (trainer's EMA), step 50, held-out noise" in ran
-    assert [baseline.name for baseline in chosen_report(STUDY).baselines] == ["last checkpoint"]
+    assert "trainer's EMA" not in names(chosen_report(STUDY))
 
 
 def chosen_report(study: str) -> HeldOutReport:

@@ -9,42 +9,52 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
-from lcsc_opt.base.records import SamplerTitle, Yardstick
+from lcsc_opt.base.records import Evaluation, SamplerTitle, Yardstick
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
+from lcsc_opt.database.report import Measurement, MetricRow, Model, doubted_rows
 from lcsc_opt.objective.contract import ReportedMetrics
-from lcsc_opt.study.report_rows import metric_rows, turned, warning_of
+from lcsc_opt.study.report_rows import metric_rows
+from lcsc_opt.study.report_warnings import turned, warning_of
 
 SIGNS = {"precision": -1, "near": 1}
 NOTHING = ReportedMetrics()
 CLIP = "fid@clip"
 
 
-def model(losses: list[float], **metrics: list[float]) -> MeasuredModel:
+def on_groups(evaluations: list[Evaluation]) -> Measurement:
+    """A model on a group of noise for each evaluation."""
+    ema = Model("EMA*", np.ones(1))
+    groups = [Measurement.of(ema, one, images=0, seed=seed) for seed, one in enumerate(evaluations)]
+    return Measurement.joined(groups)
+
+
+def model(losses: list[float], **metrics: list[float]) -> Measurement:
     """A model on a group of noise for each number."""
-    groups = []
+    evaluations = []
     for seed, loss in enumerate(losses):
-        groups.append(Measurement(seed, loss, {name: values[seed] for name, values in metrics.items()}))
-    return MeasuredModel.mean_of(groups, images=0)
+        evaluations.append(Evaluation(loss, {metric: values[seed] for metric, values in metrics.items()}))
+    return on_groups(evaluations)
+
+
+def called(name: str, measured: Measurement) -> Measurement:
+    return dataclasses.replace(measured, model=Model(name, np.ones(1)))
 
 
 EMA = model([28.0], precision=[0.62], near=[2.87])
 
 
-def rows(
-    answer: MeasuredModel, ema: MeasuredModel = EMA, real: dict[str, float] | None = None, *, against: str = "EMA*"
-) -> list[MetricRow]:
-    signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in answer.metrics}
+def rows(found: Measurement, ema: Measurement = EMA, real: dict[str, float] | None = None) -> list[MetricRow]:
+    signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in found.metrics}
     reported = ReportedMetrics(signs=signs, real_halves=real or {}, cross_check=CLIP)
-    return [*metric_rows(answer, Baseline(against, ema), reported=reported)]
+    return [*metric_rows(found, ema, reported=reported)]
 
 
-def against_last(answer: MeasuredModel, last: MeasuredModel) -> list[list[MetricRow]]:
-    return [rows(answer, last, against=LAST_CHECKPOINT)]
+def against_last(found: Measurement, losses: list[float], **metrics: list[float]) -> list[list[MetricRow]]:
+    return [rows(found, called(LAST_CHECKPOINT, model(losses, **metrics)))]
 
 
-def report(rows: list[MetricRow]) -> HeldOutReport:
-    return HeldOutReport(1, MeasuredModel(2.5), rows=tuple(rows))
+def doubted(rows: list[MetricRow]) -> list[str]:
+    return [row.metric for row in doubted_rows(rows)]
 
 
 def lost(found: list[MetricRow]) -> list[str]:
@@ -65,7 +75,7 @@ def test_gains_are_positive_where_the_answer_is_better() -> None:
 )
 def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
     found = rows(model([2.5], precision=[precision], near=[near]))
-    assert lost(found) == [*report(found).doubted] == expected
+    assert lost(found) == doubted(found) == expected
     assert (warning_of(found) is not None) is bool(expected)
 
 
@@ -86,7 +96,7 @@ def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
 
 def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_no_row() -> None:
     answer = model([2.5], fid=[2.5], kid=[0.1])
-    measured = metric_rows(answer, Baseline("EMA*", model([28.0], kid=[0.2])), reported=NOTHING)
+    measured = metric_rows(answer, model([28.0], kid=[0.2]), reported=NOTHING)
     found = [(row.metric, row.sign, row.baseline, row.gain) for row in measured]
     assert found == [("loss", 1, 28.0, 25.5), ("kid", None, 0.2, None)]
 
@@ -102,32 +112,31 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
     )
     both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
     assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both) or "")
-    assert report(both).doubted == (CLIP, "precision")
+    assert doubted(both) == [CLIP, "precision"]
 
 
 def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> None:
     answer = model([2.5], **{CLIP: [3.0]})
     found = rows(answer, model([28.0], **{CLIP: [9.0]}))
-    last = model([1.5], **{CLIP: [3.5]})
-    assert warning_of(found, against_last(answer, last)) == (
+    assert warning_of(found, against_last(answer, [1.5], **{CLIP: [3.5]})) == (
         "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint"
     )
-    judged = model([3.5], **{CLIP: [2.0]})
-    lost_to_last = warning_of(found, against_last(answer, judged)) or ""
+    lost_to_last = warning_of(found, against_last(answer, [3.5], **{CLIP: [2.0]})) or ""
     assert "worse than the last checkpoint: fid@clip 2 → 3;" in lost_to_last
-    better = against_last(answer, model([2.6], **{CLIP: [3.5]}))
+    better = against_last(answer, [2.6], **{CLIP: [3.5]})
     assert warning_of(found, better) is None
-    uncertain = against_last(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), model([1.5, 1.2], **{CLIP: [3.5, 3.5]}))
+    uncertain = against_last(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), [1.5, 1.2], **{CLIP: [3.5, 3.5]})
     assert not uncertain[0][0].lost
     assert "worse than the last checkpoint: loss 1.35 → 1.75, which may be chance; use" in (
         warning_of(found, uncertain) or ""
     )
-    own_ema = rows(answer, model([1.0], **{CLIP: [3.5]}), against=TRAINER_EMA)
+    own_ema = rows(answer, called(TRAINER_EMA, model([1.0], **{CLIP: [3.5]})))
     warning = warning_of(found, [*better, own_ema]) or ""
     assert warning.startswith("better than EMA*, but worse than the trainer's EMA: loss 1 → 2.5; use the trainer's EMA")
     score = model([-0.85], accuracy=[0.85])
-    lost = metric_rows(score, Baseline("last checkpoint", model([-0.9], accuracy=[0.9])), reported=NOTHING)
-    alone = metric_rows(score, reported=NOTHING)
+    last = called(LAST_CHECKPOINT, model([-0.9], accuracy=[0.9]))
+    lost = metric_rows(score, last, reported=NOTHING, sign=-1)
+    alone = metric_rows(score, reported=NOTHING, sign=-1)
     assert (warning_of(alone, [lost]) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
 
 
@@ -137,7 +146,7 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
 )
 def test_a_search_that_lost_was_too_short_or_overfitted(searched_below_ema: bool, advice: str) -> None:
     answer = model([2.5])
-    lost = against_last(answer, model([1.5]))
+    lost = against_last(answer, [1.5])
     warning = warning_of(rows(answer), lost, searched_below_ema=searched_below_ema) or ""
     assert f"loss 1.5 → 2.5; use the last checkpoint, {advice}" in warning
 
@@ -158,8 +167,8 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
 
 @pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
-    answer = model([29.0], precision=[0.60], near=[2.8])
-    found = rows(dataclasses.replace(answer, images=images), dataclasses.replace(EMA, images=images))
+    error = (0.6 * 0.4 / images) ** 0.5
+    found = rows(model([29.0], precision=[0.60], precision_stderr=[error], near=[2.8]))
     line = "keep: precision did not hold: 0.6, {}, beyond its error; continue"
     expected = ("none" if held else line.format("the bound is 0.62"), line.format("the bound is 0.7"), "none")
     for bound, told in zip((0.62, 0.7, 0.605), expected, strict=True):
@@ -216,15 +225,15 @@ def test_groups_of_noise_that_are_all_alike_are_one() -> None:
     assert (loss.spread, loss.gain_spread) == (pytest.approx(statistics.stdev([0.9, 0.8])), pytest.approx(0, abs=1e-12))
 
 
-def resampled(loss: float, without: list[float], seed: int = 0) -> Measurement:
-    return Measurement(seed, loss, {}, {"loss": without})
+def resampled(loss: float, without: list[float]) -> Evaluation:
+    return Evaluation(loss, without_groups={"loss": without})
 
 
 def test_an_interval_is_of_the_images_noise_and_that_of_the_gain_of_differences_on_the_same_images() -> None:
     without = [2.0 + 0.1 * number for number in range(10)]
-    answer = MeasuredModel.mean_of([resampled(2.5, without)], images=1000)
-    ema = MeasuredModel.mean_of([resampled(3.5, [value + 1 for value in without])], images=1000)
-    [loss] = metric_rows(answer, Baseline("EMA*", ema), reported=NOTHING)
+    answer = on_groups([resampled(2.5, without)])
+    ema = on_groups([resampled(3.5, [value + 1 for value in without])])
+    [loss] = metric_rows(answer, ema, reported=NOTHING)
     error = statistics.pstdev(without) * 3  # the root of (G − 1) times their variance
     assert loss.spread == loss.baseline_spread == pytest.approx(error)
     assert loss.interval == pytest.approx((2.5 - 2.262157 * error, 2.5 + 2.262157 * error))
@@ -236,22 +245,22 @@ def test_an_interval_is_of_the_images_noise_and_that_of_the_gain_of_differences_
 def test_a_metric_is_lost_if_the_interval_of_its_gain_is_below_zero(change: float, is_lost: bool) -> None:
     """A gain's interval of ± 0.0103, where two per cent would be 0.5."""
     noise = [0.001 * (number % 2) for number in range(10)]
-    ema = MeasuredModel.mean_of([resampled(25.0, [25.0] * 10)], images=1000)
-    answer = MeasuredModel.mean_of([resampled(25 + change, [25 + change + value for value in noise])], images=1000)
-    [loss] = metric_rows(answer, Baseline("EMA*", ema), reported=NOTHING)
+    ema = on_groups([resampled(25.0, [25.0] * 10)])
+    answer = on_groups([resampled(25 + change, [25 + change + value for value in noise])])
+    [loss] = metric_rows(answer, ema, reported=NOTHING)
     assert loss.lost is is_lost
 
 
 def test_groups_of_noise_make_the_interval_narrower() -> None:
     without = [2.0 + 0.1 * number for number in range(10)]
-    groups = [resampled(2.5, without, seed) for seed in range(4)]
-    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), reported=NOTHING)
+    groups = [resampled(2.5, without)] * 4
+    [loss] = metric_rows(on_groups(groups), reported=NOTHING)
     assert loss.interval is not None
     low, high = loss.interval
     error = statistics.pstdev(without) * 3 / 2
     assert high - low == pytest.approx(2 * 2.028094 * error), "36 degrees of freedom"
-    groups[1] = Measurement(1, 2.6)
-    [loss] = metric_rows(MeasuredModel.mean_of(groups, images=1000), reported=NOTHING)
+    groups[1] = Evaluation(2.6)
+    [loss] = metric_rows(on_groups(groups), reported=NOTHING)
     assert loss.interval == pytest.approx((2.525 - 3.182446 * 0.025, 2.525 + 3.182446 * 0.025)), "of four groups"
 
 
@@ -263,16 +272,16 @@ def test_a_measured_standard_error_gives_a_normal_interval_and_a_number_alone_no
     assert alone.interval is None
 
 
-def sampled(generator: np.random.Generator, seed: int, kind: str, shift: float) -> Measurement:
-    """A measurement whose metric is the mean of 200 normal numbers, with what its interval is computed from."""
+def sampled(generator: np.random.Generator, kind: str, shift: float) -> Evaluation:
+    """An evaluation whose metric is the mean of 200 normal numbers, with what its interval is computed from."""
     values = generator.normal(10 + shift, 1, 200)
     if kind == "groups of noise alone":
-        return Measurement(seed, 1.0, {"near": values.mean()})
+        return Evaluation(1.0, {"near": values.mean()})
     if kind == "standard errors":
-        return Measurement(seed, 1.0, {"near": values.mean(), "near_stderr": values.std(ddof=1) / 200**0.5})
+        return Evaluation(1.0, {"near": values.mean(), "near_stderr": values.std(ddof=1) / 200**0.5})
     group = group_of_each(200)
     without = [float(values[group != number].mean()) for number in range(GROUPS)]
-    return Measurement(seed, 1.0, {"near": values.mean()}, {"near": without})
+    return Evaluation(1.0, {"near": values.mean()}, without_groups={"near": without})
 
 
 def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
@@ -280,9 +289,9 @@ def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
     generator = np.random.default_rng(54)
     worse = 0
     for _ in range(400):
-        answer = MeasuredModel.mean_of([sampled(generator, n, kind, shift) for n in range(groups)], images=200)
-        ema = MeasuredModel.mean_of([sampled(generator, n, kind, 0.0) for n in range(groups)], images=200)
-        _, near = metric_rows(answer, Baseline("EMA*", ema), reported=ReportedMetrics(signs={"near": 1}))
+        answer = on_groups([sampled(generator, kind, shift) for _ in range(groups)])
+        ema = on_groups([sampled(generator, kind, 0.0) for _ in range(groups)])
+        _, near = metric_rows(answer, ema, reported=ReportedMetrics(signs={"near": 1}))
         worse += near.lost
     return worse / 400
 
@@ -307,13 +316,13 @@ def test_models_that_are_alike_are_rarely_called_worse(kind: str, groups: int) -
 
 @pytest.mark.parametrize(("share", "expected"), [(0.34, False), (0.36, True)])
 def test_a_few_more_values_outside_are_not_called_worse(share: float, expected: bool) -> None:
-    baseline = Baseline("EMA*", model([2.0], outside=[0.30]))
+    baseline = model([2.0], outside=[0.30])
     found = metric_rows(model([1.0], outside=[share]), baseline, reported=ReportedMetrics(signs={"outside": 1}))
     assert [row.lost for row in found if row.metric == "outside"] == [expected]
 
 
 @pytest.mark.parametrize(("unseen", "expected"), [(3.0, ["fid_held_out"]), (2.0, ["fid_held_out"]), (1.0, [])])
 def test_a_gain_that_unseen_real_images_do_not_show_is_doubted(unseen: float, expected: list[str]) -> None:
-    ema = Baseline("EMA*", model([2.0], fid_held_out=[2.0]))
+    ema = model([2.0], fid_held_out=[2.0])
     found = metric_rows(model([1.0], fid_held_out=[unseen]), ema, reported=ReportedMetrics(signs={"fid_held_out": 1}))
-    assert [*report([*found]).doubted] == expected
+    assert doubted([*found]) == expected

@@ -19,6 +19,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
+from tests.history_examples import reported
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
@@ -80,7 +81,7 @@ def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) ->
 
 def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
     write_landscape(storage)
-    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out={"trial": 0, "loss": 2.75})
+    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out=reported(2.75, trial=0))
     found = read(storage)
     (search,) = found.searches
     # with three checkpoints as corners x and y are the coefficients of the second and the third one
@@ -116,7 +117,7 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
 
 
 def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage, tmp_path: Path) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out={"trial": 1, "loss": 2.5})
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=reported(2.5, trial=1))
     with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape"):
         read(storage, "digits/LCSC/0")
     write_landscape(storage, loss=lambda *_: 0.1)

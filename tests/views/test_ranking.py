@@ -10,9 +10,9 @@ import scipy.stats
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, Measurement, MetricRow
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
-from tests.history_examples import history
+from tests.history_examples import history, measured
 
 # difference
 
@@ -98,28 +98,28 @@ def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, tex
     assert ranking([history([])], value=value)[0].to_value["images"] == Reach(None, 0, 1)
 
 
-def measured(
+def reported(
     optimizer: str, loss: float, images: int, *, seeds: tuple[int, ...] = (0,), ema: float | None = None
 ) -> StudyHistory:
     """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
     row = MetricRow("loss", 1, loss, against=None if ema is None else "EMA*", baseline=ema)
-    answer = MeasuredModel(loss, {}, images, tuple(Measurement(seed, loss) for seed in seeds))
-    held_out = HeldOutReport(0, answer, rows=(row,))
+    baselines = () if ema is None else (measured(ema, name="EMA*", images=images, seeds=seeds),)
+    held_out = HeldOutReport(measured(loss, images=images, seeds=seeds), baselines, rows=(row,))
     return dataclasses.replace(history([loss], optimizer=optimizer), held_out=held_out)
 
 
 def test_losses_of_other_noise_are_not_compared() -> None:
     """FID falls with the number of images, so 50,000 against 10,000 would flatter."""
-    ema = measured("EMAGrid", 10.0, 10_000)
-    found = measured("LCSC", 2.0, 50_000)
-    other = measured("CMA", 3.0, 10_000)
+    ema = reported("EMAGrid", 10.0, 10_000)
+    found = reported("LCSC", 2.0, 50_000)
+    other = reported("CMA", 3.0, 10_000)
     rows = {row.optimizer: row for row in ranking([ema, found, other])}
     assert rows["LCSC"].below_ema is None
     assert rows["CMA"].below_ema == pytest.approx(-0.7)
     assert (rows["CMA"].difference, rows["CMA"].verdict) == (None, "held out on other noise")
-    groups = measured("CMA", 3.0, 50_000, seeds=(0, 1))
+    groups = reported("CMA", 3.0, 50_000, seeds=(0, 1))
     assert ranking([found, groups])[1].verdict == "held out on other noise"
-    (row,) = ranking([measured("LCSC", 2.0, 50_000, ema=8.0)])
+    (row,) = ranking([reported("LCSC", 2.0, 50_000, ema=8.0)])
     assert row.below_ema == pytest.approx(-0.75), "EMA* was measured on the answer's noise"
     assert "lcsc evaluate" in (different_samples([ema, found]) or "")
     assert different_samples([ema, other]) is None
@@ -129,17 +129,17 @@ def test_losses_of_other_noise_are_not_compared() -> None:
     ("value", "reference", "share"), [(2.0, 8.0, -0.75), (-9.0, -8.0, -0.125), (-7.0, -8.0, 0.125), (-1.0, 1.0, None)]
 )
 def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
-    (row,) = ranking([measured("LCSC", value, 10, ema=reference)])
+    (row,) = ranking([reported("LCSC", value, 10, ema=reference)])
     assert row.below_ema == (None if share is None else pytest.approx(share))
 
 
 @pytest.mark.parametrize(("last", "place", "share"), [(5.0, 1, -0.5), (1.0, 0, -0.9), (30.0, 2, 2.0)])
 def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, place: int, share: float) -> None:
-    studies = [measured("EMAGrid", 10.0, 100), measured("LCSC", 2.0, 100, ema=10.0)]
+    studies = [reported("EMAGrid", 10.0, 100), reported("LCSC", 2.0, 100, ema=10.0)]
     for study in studies:
-        measured_last = MeasuredModel(last, {}, 100)
         assert study.held_out is not None
-        report = dataclasses.replace(study.held_out, baselines=(Baseline(LAST_CHECKPOINT, measured_last),))
+        last_checkpoint = measured(last, name=LAST_CHECKPOINT, images=100)
+        report = dataclasses.replace(study.held_out, baselines=(*study.held_out.baselines, last_checkpoint))
         object.__setattr__(study, "held_out", report)
     rows = ranking(studies)
     row = rows.pop(place)
@@ -148,9 +148,8 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     assert row.below_ema == pytest.approx(share)
     ahead = LAST_CHECKPOINT if place == 0 else "LCSC"
     assert headline(ranking(studies), "FID").startswith(f"{ahead} is ahead: held-out FID")
-    with_ema = dataclasses.replace(
-        report, baselines=(*report.baselines, Baseline(TRAINER_EMA, MeasuredModel(1.5, {}, 100)))
-    )
+    trainer_ema = measured(1.5, name=TRAINER_EMA, images=100)
+    with_ema = dataclasses.replace(report, baselines=(*report.baselines, trainer_ema))
     object.__setattr__(studies[-1], "held_out", with_ema)
     names = [row.optimizer for row in ranking(studies) if row.optimizer != LAST_CHECKPOINT]
     assert names == [TRAINER_EMA, "LCSC", "EMAGrid"]

@@ -10,7 +10,9 @@ from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.report import write_report
+from tests.history_examples import measured, reported
 from tests.study_examples import PNG, attach, write_study
 
 HOSTILE = "<script>document.title='broken'</script><img src=x onerror=alert(1)>&amp;\"'"
@@ -39,8 +41,8 @@ class Page(HTMLParser):
 @pytest.fixture
 def experiment(storage: RDBStorage) -> RDBStorage:
     for seed in range(2):
-        write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out={"trial": 1, "loss": 8.5})
-        study = write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out={"trial": 2, "loss": 2.5})
+        write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=reported(8.5, trial=1))
+        study = write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out=reported(2.5, trial=2))
     attach(study, 2, "samples_2_LCSC.png", PNG)
     write_study(storage, "digits/CMA/0", [3.0], ended=False)
     return storage
@@ -75,7 +77,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
 def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_have_a_heading(
     storage: RDBStorage, tmp_path: Path
 ) -> None:
-    study = write_study(storage, "digits/LCSC/0", [9.0, 2.0], held_out={"trial": 1, "loss": 2.5})
+    study = write_study(storage, "digits/LCSC/0", [9.0, 2.0], held_out=reported(2.5, trial=1))
     for name in ("images_1_EMA", "images_2_LCSC", "samples_1_EMA", "samples_2_LCSC", "samples_3_real"):
         attach(study, 1, f"{name}.png", PNG)
     text = write_report(storage, "digits", tmp_path / "report.html").read_text()
@@ -88,9 +90,9 @@ def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_ha
 
 
 def test_a_report_has_what_was_measured_of_each_answer(storage: RDBStorage, tmp_path: Path) -> None:
-    row = {"metric": HOSTILE, "sign": -1, "value": 0.557, "against": "EMA*", "baseline": 0.62, "gain": -0.063}
-    rows = [{"metric": "loss", "sign": 1, "value": 2.5}, {**row, "lost": True, "real_halves": 0.9}]
-    report = {"trial": 1, "loss": 2.5, "rows": rows, "metrics": {"precision": 0.5}, "warning": "it lost"}
+    row = MetricRow(HOSTILE, -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True, real_halves=0.9)
+    answer = measured(2.5, trial=1, precision=0.5)
+    report = HeldOutReport(answer, rows=(MetricRow("loss", 1, 2.5), row), warning="it lost")
     write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
     write_study(storage, "other/CMA/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())

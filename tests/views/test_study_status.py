@@ -10,7 +10,6 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, MeasuredModel
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.views.study_status import (
@@ -22,7 +21,7 @@ from lcsc_opt.views.study_status import (
     shares_of_time,
     sorted_studies,
 )
-from tests.history_examples import history
+from tests.history_examples import history, reported
 from tests.study_examples import coefficients, write_study
 
 ALIVE = "node1"
@@ -80,18 +79,19 @@ def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> N
 
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])
 def test_the_answer_is_the_chosen_trial_and_without_a_complete_one_the_best(trial: int | None, answer: int) -> None:
-    study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=HeldOutReport(trial, MeasuredModel(5.0)))
+    study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=reported(5.0, trial=trial))
     assert (study.chosen, study.best) == (answer, 1)
 
 
 def test_everything_about_a_study_is_json(url: str) -> None:
-    held_out = {"trial": 0, "loss": 5.0}
+    held_out = reported(5.0, trial=0)
     study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=held_out)
     found = overview(study)
     assert json.loads(json.dumps(found)) == found
     expected = {
         **{"study": "digits/LCSC/0", "state": "finished", "evaluations": 3, "failed": 1, "best_trial": 2},
-        **{"searched": 2.0, "held_out": 5.0, "checkpoints": 3, "chosen_trial": 0, "held_out_report": held_out},
+        **{"searched": 2.0, "held_out": 5.0, "checkpoints": 3, "chosen_trial": 0},
+        "held_out_report": held_out.to_json(),
         **{"coefficients": coefficients(0).tolist(), "failure_reasons": {"broken": 1}},
         "best_coefficients": describe_coefficients(coefficients(0), (100, 200, 300)),
     }
@@ -145,7 +145,7 @@ def test_an_overview_reads_only_the_trials_that_it_shows(any_url: str, monkeypat
 
 def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
-    study.set_attribute("held_out", {"trial": 9, "loss": 5.0})
+    study.set_attribute("held_out", reported(5.0, trial=9).to_json())
     with pytest.raises(StudyStoreError, match="has no trial 9; its trials are 0 to 5"):
         overview(study)
 

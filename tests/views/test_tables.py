@@ -6,15 +6,15 @@ import dataclasses
 from typing import Any
 
 from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.database.report import Baseline, HeldOutReport, MeasuredModel, MetricRow
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views import percent
 from lcsc_opt.views.ranking import Difference
 from lcsc_opt.views.tables import comparison_table, report_table
-from tests.history_examples import history
+from tests.history_examples import history, measured
 
 
 def report_of(*rows: MetricRow) -> HeldOutReport:
-    return HeldOutReport(0, MeasuredModel(2.5), rows=rows)
+    return HeldOutReport(measured(2.5), rows=rows)
 
 
 def test_the_columns_are_those_that_some_metric_has() -> None:
@@ -23,9 +23,9 @@ def test_the_columns_are_those_that_some_metric_has() -> None:
         MetricRow("precision", -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True),
         MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True, real_halves=2.2),
     )
-    last = Baseline(LAST_CHECKPOINT, MeasuredModel(2.0, {"precision": 0.7}))
-    ema = Baseline("EMA*", MeasuredModel(28.0))
-    header, texts = report_table(HeldOutReport(0, MeasuredModel(2.5), baselines=(last, ema), rows=rows))
+    last = measured(2.0, name=LAST_CHECKPOINT, precision=0.7)
+    ema = measured(28.0, name="EMA*")
+    header, texts = report_table(HeldOutReport(measured(2.5), (last, ema), rows))
     assert header == ("metric", "answer", "EMA*", "gain", "last checkpoint", "real images")
     assert texts == [
         ["loss ↓", "2.5", "28", "+25.5", "2", "–"],
@@ -67,7 +67,7 @@ def test_a_comparison_has_the_judges_precision_and_recall_and_with_all_metrics_t
         {"metric": "fid_held_out", "sign": 1, "value": 3.0, "real_halves": 1.0},
     ]
     metrics = {row["metric"]: row["value"] for row in rows[1:]}
-    report = HeldOutReport(0, MeasuredModel(2.0, metrics), rows=tuple(MetricRow(**row) for row in rows))
+    report = HeldOutReport(measured(2.0, **metrics), rows=tuple(MetricRow(**row) for row in rows))
     study = history([3.0], held_out=2.0)
     study = dataclasses.replace(study, held_out=report)
     main = comparison_table([study])

@@ -160,4 +160,4 @@ def _values(study: SummarizedStudy) -> dict[str, float]:
     """Name → value of everything that was measured of the answer on held-out noise."""
     if study.held_out is None:
         return {}
-    return {"loss": study.held_out.loss, **study.held_out.metrics}
+    return {"loss": study.held_out.loss, **study.held_out.found.metrics}

@@ -23,7 +23,7 @@ from lcsc_opt.views.figures.study import (
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
-from tests.history_examples import history
+from tests.history_examples import history, reported
 from tests.study_examples import STEPS, coefficients, write_study
 
 NAMES = ("best_so_far", "coefficients", "movement", "times")
@@ -45,7 +45,7 @@ def texts(figure: go.Figure) -> str:
 
 def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RDBStorage) -> None:
     for name, losses in (("EMAGrid/0", [9.0]), ("LCSC/0", [4.0, 2.0, 1.0]), ("LCSC/1", [4.0, 2.0])):
-        report = {"trial": 1, "loss": 2.75} if name == "LCSC/0" else None
+        report = reported(2.75, trial=1) if name == "LCSC/0" else None
         write_study(storage, f"digits/{name}", losses, held_out=report).set_attribute("steps", [100, 200, 400])
     reader, (ema, first, second) = read(storage)
     made = coefficients_figure(reader, [first, second], ema)
@@ -165,7 +165,7 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
 
 def test_the_figures_of_a_study_are_drawn_with_emas(storage: RDBStorage) -> None:
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
-    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out={"trial": 2, "loss": 2.5})
+    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out=reported(2.5, trial=2))
     reader, studies = read(storage)
     found = own_figures(reader, studies[-1], studies, NAMES)
     assert tuple(found) == NAMES

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.ranking import points_of
+from tests.history_examples import measured
 from tests.study_examples import write_study
 
 
@@ -20,13 +24,14 @@ def siblings(reader: HistoryReader, name: str) -> list[SummarizedStudy]:
 @pytest.fixture
 def reader(url: str) -> HistoryReader:
     storage = open_storage(url, write=True)
-    for name, fid, more in (
+    answers: list[tuple[str, float, dict[str, Any]]] = [
         ("near=0/LCSC", 3.8, {"precision@clip": 0.5}),
         ("near=6/LCSC", 5.6, {"precision@clip": 0.6}),
         ("near=0/EMAGrid", 28.0, {"precision@clip": 0.62}),
         ("near=6/CMA", 4.0, {}),
-    ):
-        report = {"trial": 0, "loss": fid, "metrics": {"fid@clip": fid, **more}}
+    ]
+    for name, fid, more in answers:
+        report = HeldOutReport(measured(fid, trial=0, **{"fid@clip": fid, **more}))
         write_study(storage, f"digits,{name}/0", [fid], held_out=report)
     write_study(storage, "other/LCSC/0", [1.0])
     return HistoryReader(storage)
