@@ -407,8 +407,8 @@ def _study(study: SummarizedStudy) -> list[Any]:
         study.progress_state,
         f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
         study.summary.failed,
-        number(study.shown(study.held_out_loss)),
-        number(study.shown(study.searched)),
+        number(study.reported),
+        number(study.searched),
         f"{study.images:,}",
         duration(study.seconds),
     ]

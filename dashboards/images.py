@@ -106,8 +106,8 @@ def _headline(study: SummarizedStudy) -> str:
         return f"{study.study} has no complete trial yet"
     answer = f"{study.study}, trial {study.chosen}"
     if study.held_out is not None:
-        return f"{answer}: held-out {study.metric} {number(study.shown(study.held_out.loss))}"
-    return f"{answer}: searched {study.metric} {number(study.shown(study.searched))}"
+        return f"{answer}: held-out {study.metric} {number(study.reported)}"
+    return f"{answer}: searched {study.metric} {number(study.searched)}"
 
 
 def _panes(study: SummarizedStudy, images: Sequence[StoredImage]) -> Any:

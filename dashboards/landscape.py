@@ -76,11 +76,12 @@ def _headline(landscape: Landscape) -> str:
     progress = ""
     if evaluated < landscape.total:
         progress = f", after {evaluated:,} of {landscape.total:,} points"
-    lowest = landscape.lowest
-    if lowest is None:
+    best = landscape.best
+    if best is None:
         return f"{name} has no value yet{progress}. Continue it: lcsc run {name}"
-    place = f"({lowest.x:.3g}, {lowest.y:.3g})"
-    return f"{name}: lowest {landscape.metric} on the plane {lowest.loss:.4g} at {place}{progress}"
+    extreme = best.name.removesuffix(" on the plane")
+    place = f"({best.x:.3g}, {best.y:.3g})"
+    return f"{name}: {extreme} {landscape.study.metric} on the plane {best.loss:.4g} at {place}{progress}"
 
 
 def _points(landscape: Landscape) -> Any:
@@ -88,4 +89,4 @@ def _points(landscape: Landscape) -> Any:
         [point.name, f"{point.x:.3g}", f"{point.y:.3g}", number(point.loss), point.trial]
         for point in landscape.named_points
     ]
-    return parts.table(("", "x", "y", landscape.metric, "trial"), rows)
+    return parts.table(("", "x", "y", landscape.study.metric, "trial"), rows)

@@ -108,14 +108,13 @@ def _headline(study: StudyHistory, progress: Progress) -> str:
 def _best(study: StudyHistory) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.held_out is not None:
-        held_out = number(study.shown(study.held_out.loss))
-        best = f"{study.metric} {held_out} held out, {number(study.shown(study.searched))} searched"
+        best = f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
         if study.warning is not None:
             best += f". Warning: {study.warning}"
         return best
     if study.searched is None:
         return "no result yet"
-    return f"best {study.metric} {number(study.shown(study.searched))} searched"
+    return f"best {study.metric} {number(study.searched)} searched"
 
 
 def _metrics(study: StudyHistory) -> Any:

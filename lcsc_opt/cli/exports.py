@@ -54,7 +54,6 @@ def export(
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.base.progress import notice
-    from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import Recipe
     from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
@@ -75,14 +74,13 @@ def export(
         write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
     else:
         recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
-    sign = sign_of(stored.attributes)
     name = f"trial {recipe.trial}" if answer is None else answer.model.name
     line = f"{out}: {name} of {recipe.study}"
     if recipe.loss is not None:
-        line += f", searched {number(as_known(recipe.loss, sign))}"
+        line += f", searched {number(recipe.loss)}"
     if recipe.held_out is not None:
-        held_out_loss: Any = recipe.held_out["loss"]
-        line += f", held-out {sign * held_out_loss:.4g}"
+        held_out: Any = recipe.held_out["loss"]
+        line += f", held-out {number(held_out)}"
     say(line)
     if answer is None and trial is None:
         for warning in warnings_of(stored):

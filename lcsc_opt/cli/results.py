@@ -222,16 +222,16 @@ def evaluate(
 
 def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     """Print the choice on selection noise, and the report on held-out noise."""
-    from lcsc_opt.database.history import as_known, sign_of
+    from lcsc_opt.database.history import as_known
 
     found = report.found
     sampled = f", {found.images:,} images" if found.images else ""
-    sign = sign_of(stored.attributes)
+    sign = stored.sign
     searched = {f"trial {trial.number}": as_known(trial.value, sign) for trial in stored.trials()}
     rows = []
-    for name, loss in report.selection.items():
+    for name, value in report.selection.items():
         mark = "chosen" if name == found.model.name else ""
-        rows.append((name, number(searched.get(name)), number(as_known(loss, sign)), mark))
+        rows.append((name, number(searched.get(name)), number(value), mark))
     print_table(("model", "searched", f"selection{sampled}", ""), rows, title=stored.name)
 
     title = f"held out{sampled}"

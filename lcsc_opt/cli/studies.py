@@ -242,7 +242,6 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.database.history import as_known, sign_of
     from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.views.study_status import overview
 
@@ -260,9 +259,6 @@ def show(
     if output == "json":
         print_json(described)
         return
-    sign = sign_of(stored.attributes)
-    for name in ("searched", "held_out"):
-        described[name] = as_known(described[name], sign)
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
     print_described(study, {name: value for name, value in described.items() if name not in left_out})
     print_report(HeldOutReport.from_json(described["held_out_report"]))

@@ -156,8 +156,13 @@ class SummarizedStudy:
 
     @property
     def held_out_loss(self) -> float | None:
-        """The answer's loss on held-out noise; ``None`` before it was measured."""
+        """The loss on held-out noise of the best trial; ``None`` before it was measured."""
         return None if self.held_out is None else self.held_out.loss
+
+    @property
+    def reported(self) -> float | None:
+        """:attr:`held_out_loss` as a user knows it."""
+        return self.shown(self.held_out_loss)
 
     @property
     def held_out_images(self) -> int | None:
@@ -201,9 +206,14 @@ class SummarizedStudy:
         return self.summary.best
 
     @property
-    def searched(self) -> float | None:
+    def lowest_loss(self) -> float | None:
         """The lowest loss of the search that compares."""
         return self.summary.loss
+
+    @property
+    def searched(self) -> float | None:
+        """:attr:`lowest_loss` as a user knows it: of a maximized score the highest score."""
+        return self.shown(self.lowest_loss)
 
     @property
     def chosen(self) -> int | None:
@@ -223,7 +233,7 @@ class SummarizedStudy:
             "state": self.state,
             "maximized": self.sign < 0,
             "searched": self.searched,
-            "held_out": self.held_out_loss,
+            "held_out": self.reported,
             "held_out_images": self.held_out_images,
             "sampler": None if report is None else report.sampler,
             "evaluations": self.evaluations,
@@ -294,10 +304,10 @@ def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
 
     def rank(study: AnyStudy) -> tuple[float, float]:
         held_out = math.inf if study.held_out_loss is None else study.held_out_loss
-        return held_out, study.searched or 0.0
+        return held_out, study.lowest_loss or 0.0
 
-    grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended and study.searched is not None]
-    return min(grids, key=rank, default=None)
+    grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
+    return min((grid for grid in grids if grid.lowest_loss is not None), key=rank, default=None)
 
 
 def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, HeldOutReport, Measurement] | None:
@@ -317,16 +327,16 @@ def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, HeldOutReport, Mea
     def rank(answer: tuple[AnyStudy, HeldOutReport, Measurement]) -> tuple[bool, float, bool]:
         study, report, measured = answer
         compared_with_all = report.baseline(EMA) is not None or not has_grid
-        is_baseline = study.optimizer in BASELINES
-        return not (report.is_found and compared_with_all), report.selection[measured.model.name], not is_baseline
+        loss = study.sign * report.selection[measured.model.name]
+        return not (report.is_found and compared_with_all), loss, study.optimizer not in BASELINES
 
     return min(answers, key=rank, default=None)
 
 
 def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
-    known = [study for study in studies if study.searched is not None]
-    return min(known, key=lambda study: (study.searched or 0.0, study.optimizer not in BASELINES), default=None)
+    known = [study for study in studies if study.lowest_loss is not None]
+    return min(known, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)
 
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:

@@ -39,7 +39,7 @@ from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
 from lcsc_opt.database.report import HeldOutReport, search_yardstick
 from lcsc_opt.database.rows import name_of_loss, trial_rows
-from lcsc_opt.database.states import is_ours
+from lcsc_opt.database.states import is_ours, with_losses
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
@@ -343,6 +343,7 @@ class HistoryReader:
         newer_trials = self._newer_trials(cached, summary, _forgotten(attributes))
         if newer_trials is None:
             return None
+        newer_trials = with_losses(newer_trials, sign_of(attributes))
         rows = trial_rows(newer_trials)
         if cached.study is not None and not is_changed and rows.tobytes() == cached.rows:
             return cached.study
@@ -449,7 +450,7 @@ class HistoryReader:
         self, cached: _CachedStudy, study: StudyHistory, attributes: Mapping[str, Any]
     ) -> tuple[StudyHistory, bool]:
         """The study with its trials as they are now, and whether any of them is new or has changed."""
-        stored_trials = self._stored_trials(study.study_id)
+        stored_trials = with_losses(self._stored_trials(study.study_id), study.sign)
         ended_trials = cached.trials[is_finished(cached.trials)]  # which never change
         ended_numbers = set(ended_trials["number"].tolist())
         refreshed_trials = [trial for trial in stored_trials if trial.number not in ended_numbers]
@@ -542,7 +543,7 @@ def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> Study
     """The study with the name of its loss, and of a baseline's answer."""
     if study.metric == "loss" and not study.keeps and study.best is not None:
         metrics = trials[study.best].user_attrs.get("metrics") or {}
-        study = dataclasses.replace(study, metric=_name_for_people(study, name_of_loss(metrics, study.searched)))
+        study = dataclasses.replace(study, metric=_name_for_people(study, name_of_loss(metrics, study.lowest_loss)))
     if study.optimizer in BASELINES and study.chosen is not None:
         coefficients = coefficients_of(trials[study.chosen])
         study = dataclasses.replace(study, average=_average_name(study, coefficients))

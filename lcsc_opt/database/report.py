@@ -141,9 +141,9 @@ class Measurement:
             return None
         return statistics.fmean(self.values[metric])
 
-    def means(self) -> dict[str, Any]:
-        """JSON-able: the means over the groups of noise, and what they are of."""
-        return {"loss": self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
+    def means(self, sign: int) -> dict[str, Any]:
+        """JSON-able: the means over the groups of noise, and what they are of; the loss as a user knows it."""
+        return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
 
     def to_json(self) -> dict[str, Any]:
         """What is stored under the keys of the model and of the sample, which are left out."""
@@ -254,7 +254,7 @@ class HeldOutReport:
         found: the best trial of the search, by the noise of the choice.
         baselines: what the user had before the search, as far as it could be measured.
         rows: the loss, or the score that is maximized, and all other metrics, compared with EMA*'s.
-        selection: the name of a model → its loss on the noise of the choice.
+        selection: the name of a model → its loss on the noise of the choice, as a user knows it.
         answer: the best model that is known, by noise and real images that decided nothing before; ``None`` in another
             sampler than the search's.
         had: the best model that the user had before the search, by the choice; ``None`` if none could be measured.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,22 @@ the best."""
 def is_ours(trial: FrozenTrial) -> bool:
     """Whether a search asked the trial; plain Optuna may have added others to its study."""
     return "coefficients" in trial.user_attrs
+
+
+def with_losses(trials: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]:
+    """Trials of the database, with their losses as values.
+
+    The database has the values that a user knows: of a maximized score, where ``sign`` is −1, the score itself.
+    """
+    if sign > 0:
+        return list(trials)
+    copies = []
+    for trial in trials:
+        copied = copy.copy(trial)
+        if trial.value is not None:
+            copied.value = -trial.value
+        copies.append(copied)
+    return copies
 
 
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -4,7 +4,8 @@ One Optuna study stands for one (study file, optimizer, seed) and is called ``di
 is the index of its ask, until failed trials are forgotten. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
-trial                  value (the loss), state (``PRUNED`` where the loss does not compare with others),
+trial                  value (the loss; of a maximized score the score, in a study of that direction), state
+                       (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
                        ``images`` and ``noise`` where other than the objective's were asked for,
@@ -58,9 +59,10 @@ from lcsc_opt.database import names
 from lcsc_opt.database.arrays import ARRAYS, coefficients_of, stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
+from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport
-from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours
+from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours, with_losses
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.urls import masked
@@ -233,6 +235,11 @@ class StoredStudy:
             self._cached_attributes[name] = json.loads(json.dumps(value))
 
     @property
+    def sign(self) -> int:
+        """−1 where the loss is a score times −1, which is maximized; else 1."""
+        return sign_of(self.attributes)
+
+    @property
     def _forgotten(self) -> list[int]:
         """The numbers of the trials that :meth:`retry_failed` has forgotten."""
         retry = self.attributes.get("retry") or {}
@@ -273,11 +280,11 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """Our trials in the order of their numbers as Optuna reads them, but those that :meth:`retry_failed` forgot."""
+        """Our trials in the order of their numbers, with losses as values, but those :meth:`retry_failed` forgot."""
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         forgotten = set(self._forgotten)
         remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]
-        return sorted(remembered, key=lambda trial: trial.number)
+        return sorted(with_losses(remembered, self.sign), key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:
         """One trial as Optuna reads it."""
@@ -383,7 +390,7 @@ class StoredStudy:
     ) -> None:
         """Commit a result, attributes and state, in one transaction."""
         trial_id = self._trial_id(number)
-        values = None if value is None else [value]
+        values = None if value is None else [self.sign * value]
 
         def end() -> None:
             try:
@@ -393,7 +400,7 @@ class StoredStudy:
                     self.storage.set_trial_state_values(trial_id, state, values)
             except RuntimeError:  # it has ended: by an attempt whose commit was not acknowledged?
                 stored = self.storage.get_trial(trial_id)
-                if (stored.state, stored.value) != (state, value):
+                if (stored.state, stored.values) != (state, values):
                     raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
 
         self._write(end)
@@ -434,8 +441,8 @@ class StoredStudy:
         """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.
 
         Returns:
-            Its number, its coefficients and its other user attributes with ``loss``, and with ``held_out`` if the
-            report is of this trial.
+            Its number, its coefficients and its other user attributes with ``loss``, as a user knows it, and with
+            ``held_out`` if the report is of this trial.
 
         Raises:
             StudyStoreError: there is no such complete trial.
@@ -453,9 +460,9 @@ class StoredStudy:
         if trial.value is None:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
         description = {name: value for name, value in trial.user_attrs.items() if name not in ARRAYS}
-        description["loss"] = trial.value
+        description["loss"] = self.sign * trial.value
         if report is not None and report.trial == number:
-            description["held_out"] = {**report.found.means(), "sampler": report.sampler}
+            description["held_out"] = {**report.found.means(self.sign), "sampler": report.sampler}
         return number, coefficients_of(trial), description
 
     # its files
@@ -526,7 +533,8 @@ def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> Non
         ours = {"created": time.time(), "schema": SCHEMA, "created_by": f"lcsc_opt {VERSION}"}
         # another process may create it, and so may an earlier attempt whose commit was not acknowledged
         with contextlib.suppress(DuplicatedStudyError), one_transaction(storage), quiet_optuna():
-            key = storage.create_new_study([StudyDirection.MINIMIZE], name)
+            direction = StudyDirection.MINIMIZE if sign_of(attributes) > 0 else StudyDirection.MAXIMIZE
+            key = storage.create_new_study([direction], name)
             for attribute, value in {**attributes, **ours}.items():
                 storage.set_study_user_attr(key, attribute, value)
 

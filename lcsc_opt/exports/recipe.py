@@ -74,7 +74,7 @@ class Recipe(pydantic.BaseModel):
         statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
             safetensors file in hexadecimal digits.
         lora: for a LoRA under other names than its checkpoints': what these names depend on.
-        loss: the loss of the search; ``None`` without a search.
+        loss: the loss of the search, or the score that it maximized; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
         lcsc_opt: the version of this library.
@@ -203,7 +203,7 @@ class Recipe(pydantic.BaseModel):
             study=model.study or study.name,
             trial=model.trial,
             dtype=dtype,
-            held_out=answer.means(),
+            held_out=answer.means(study.sign),
         )
 
     @classmethod

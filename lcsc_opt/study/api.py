@@ -29,7 +29,7 @@ from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_st
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import SummarizedStudy, as_known
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory, storage_url
@@ -93,13 +93,13 @@ class Study:
 
     @property
     def searched(self) -> float | None:
-        """The lowest loss of the search; ``None`` while there is none."""
+        """The lowest loss of the search, or the highest score if one is maximized; ``None`` while there is none."""
         return self._summary.searched
 
     @property
     def held_out(self) -> float | None:
-        """The answer's loss on noise that neither the search nor the choice saw; ``None`` before it is measured."""
-        return self._summary.held_out_loss
+        """The same of the answer, on noise that neither the search nor the choice saw; ``None`` before that."""
+        return self._summary.reported
 
     @property
     def coefficients(self) -> Coefficients:
@@ -127,12 +127,12 @@ class Study:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
         Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
-        others), ``loss``, ``coefficients`` (a list, ``[K]`` or ``[S, K]``), ``metrics`` (name → value),
-        ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
+        others), ``loss`` (the score, if one is maximized), ``coefficients`` (a list, ``[K]`` or ``[S, K]``),
+        ``metrics`` (name → value), ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` if unknown.
         """
         with reading(self.storage) as storage:
             study = StoredStudy.open(storage, self.name)
-            return [_row(trial) for trial in study.trials()]
+            return [_row(trial, study.sign) for trial in study.trials()]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
         """The merged state dict, on the CPU, as it was scored.
@@ -278,9 +278,10 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
-        ``held_out`` (losses), ``held_out_images`` (how many images ``held_out`` is from), ``evaluations``, ``images``,
-        ``seconds``, ``sampler`` (how the report's images were sampled), ``held_out_rows`` (the report: the loss and
-        other metrics, each compared with EMA*'s), and ``warnings``; for a sweep ``varied``, too.
+        ``held_out`` (losses, or scores that are maximized), ``held_out_images`` (how many images ``held_out`` is from),
+        ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were sampled), ``held_out_rows``
+        (the report: the loss and other metrics, each compared with EMA*'s), and ``warnings``; for a sweep ``varied``,
+        too.
 
     Raises:
         StudyStoreError: there is no such experiment.
@@ -296,7 +297,7 @@ def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, 
     return read_studies(path), path.absolute().parent
 
 
-def _row(trial: FrozenTrial) -> dict[str, Any]:
+def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:
     attributes = trial.user_attrs
     cost = attributes.get("cost") or {}
     coefficients = None
@@ -305,7 +306,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "loss": trial.value,
+        "loss": as_known(trial.value, sign),
         "coefficients": coefficients,
         "metrics": attributes.get("metrics"),
         "images": cost.get("images"),

@@ -260,7 +260,7 @@ def _with_answer(
     known = {measured.model: measured for measured in (report.found, *report.baselines)}
     return dataclasses.replace(
         report,
-        selection={measured.model.name: measured.loss for measured in (*selected, *had, *new)},
+        selection={measured.model.name: measurer.sign * measured.loss for measured in (*selected, *had, *new)},
         answer=known.get(answer.model) or measurer.on_each(plan.noises, answer.model),
         had=None if best_had is None else known[best_had.model],
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise, Yardstick
-from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.report import MEASURED, Measurement, Model, sample_key
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, Outcome
@@ -49,7 +48,7 @@ class Measurer:
     ) -> None:
         self.reported = objective.reported_metrics()
         self.samplers = objective.samples.samplers
-        self.sign = sign_of(study.attributes)
+        self.sign = study.sign
         self._study = study
         self._objective = objective
         self._evaluate = evaluate

@@ -22,9 +22,9 @@ def outcome_of(name: str, storage: RDBStorage) -> str:
     study = HistoryReader(storage).read_summary(name)
     line = "no result on the search's noise"
     if study.searched is not None:
-        line = f"best {study.sign * study.searched:.4g}"
-    if study.held_out_loss is not None:
-        line += f", held-out {study.sign * study.held_out_loss:.4g}"
+        line = f"best {study.searched:.4g}"
+    if study.reported is not None:
+        line += f", held-out {study.reported:.4g}"
     line += f" after {study.evaluations} evaluations"
     if study.seconds >= _SHOWN_SECONDS:
         line += f" (time: {shares_of_time(study)})"

@@ -27,7 +27,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec
-from lcsc_opt.database.history import NODES, sign_of
+from lcsc_opt.database.history import NODES
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy, StoredTrials
@@ -444,7 +444,7 @@ class Search:
         notes = []
         if loop.best is not None:
             loss, number = loop.best
-            notes.append(f"best {sign_of(self.stored.attributes) * loss:.4g} in trial {number}")
+            notes.append(f"best {self.stored.sign * loss:.4g} in trial {number}")
         if loop.failed:
             notes.append(f"{loop.failed} failed")
         if self._pool is not None and self.spec.ray is not None:

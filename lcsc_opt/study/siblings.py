@@ -24,9 +24,9 @@ def known_ema(study: StoredStudy) -> tuple[Model, float] | None:
     if ema is None:
         return None
     coefficients = reader.answer(ema)
-    if coefficients is None or ema.searched is None:
+    if coefficients is None or ema.lowest_loss is None:
         return None
-    return Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label), ema.searched
+    return Model(EMA, coefficients, study=ema.study, trial=ema.chosen, label=ema.label), ema.lowest_loss
 
 
 def siblings(study: StoredStudy) -> dict[str, dict[str, Any]]:

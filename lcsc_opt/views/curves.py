@@ -127,7 +127,7 @@ def comparison_figure(
     level = None
     ema = best_ema(studies)
     if ema is not None and ema.searched is not None:
-        level = Level(ema.sign * ema.searched, "EMA*")
+        level = Level(ema.searched, "EMA*")
         lowest = min(lowest, level.y)
     log_y = log_y and lowest > 0
     traces: list[go.Scatter] = []

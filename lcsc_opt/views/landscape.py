@@ -39,7 +39,8 @@ class Point:
         name: its label.
         x: the coordinate from the first corner, 0, to the second, 1.
         y: the coordinate from the first corner, 0, to the third, 1.
-        loss: the loss of the point or of the candidate; ``None`` if its evaluation failed or has not ended.
+        loss: the loss of the point or of the candidate, or the score that is maximized; ``None`` if its evaluation
+            failed or has not ended.
         trial: the number of its trial; ``None`` if it was not evaluated.
     """
 
@@ -50,12 +51,12 @@ class Point:
     trial: int | None
 
     @classmethod
-    def of_trial(cls, name: str, position: Sequence[float], trial: Any) -> Point:
-        """The point of a trial, a row of :data:`TRIAL` or ``None``."""
+    def of_trial(cls, name: str, position: Sequence[float], trial: Any, study: StudyHistory) -> Point:
+        """The point of a trial of a study, a row of :data:`TRIAL` or ``None``."""
         x, y = position
         if trial is None:
             return cls(name, x, y, None, None)
-        return cls(name, x, y, _known(float(trial["loss"])), int(trial["number"]))
+        return cls(name, x, y, study.shown(_known(float(trial["loss"]))), int(trial["number"]))
 
     @property
     def text(self) -> str:
@@ -105,7 +106,7 @@ class ProjectedSearch:
         """The search's answer."""
         [index] = np.flatnonzero(self.trials["number"] == self.study.chosen)
         name = f"{self.study.label}/{self.study.seed}, trial {self.study.chosen}"
-        return Point.of_trial(name, self.positions[index].tolist(), self.trials[index])
+        return Point.of_trial(name, self.positions[index].tolist(), self.trials[index], self.study)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,9 +117,9 @@ class Landscape:
         study: ``experiment/Landscape/seed``.
         axis: ``[n]`` values of x, and of y, on the grid.
         total: how many points there are, evaluated or not.
-        values: ``[n, n]`` losses, a row for each y; NaN where a point has none, or none yet.
+        values: ``[n, n]`` losses, or maximized scores, a row for each y; NaN where a point has none, or none yet.
         corners: the three models.
-        lowest: the point with the lowest loss; ``None`` before a point has one.
+        best: the point with the lowest loss, or the highest score; ``None`` before a point has one.
         searches: the searches of the same experiment and checkpoints.
     """
 
@@ -127,7 +128,7 @@ class Landscape:
     total: int
     values: Floats
     corners: tuple[Point, ...]
-    lowest: Point | None
+    best: Point | None
     searches: tuple[ProjectedSearch, ...]
 
     @staticmethod
@@ -154,19 +155,20 @@ class Landscape:
         products = array_of(attributes["plane"]["products"])
         axis, planned = plane_grid(options.get("size", DEFAULT_SIZE))
         trial_at = dict(zip(planned, landscape.trials, strict=False))  # the last points may not be asked for yet
-        loss_at = {position: float(trial["loss"]) for position, trial in trial_at.items()}
+        loss_at = {position: landscape.sign * float(trial["loss"]) for position, trial in trial_at.items()}
         evaluated = [position for position, loss in loss_at.items() if not math.isnan(loss)]
-        lowest = None
+        best = None
         if evaluated:
-            position = min(evaluated, key=loss_at.__getitem__)
-            lowest = Point.of_trial("lowest on the plane", position, trial_at[position])
+            position = min(evaluated, key=lambda place: landscape.sign * loss_at[place])
+            name = "lowest on the plane" if landscape.sign > 0 else "highest on the plane"
+            best = Point.of_trial(name, position, trial_at[position], landscape)
         values = np.full((len(axis), len(axis)), math.nan)
         for row, y in enumerate(axis.tolist()):
             for column, x in enumerate(axis.tolist()):
                 values[row, column] = loss_at.get((x, y), math.nan)
         corners = []
         for label, position in zip(plane.labels, planned, strict=False):  # the corners are planned first
-            corners.append(Point.of_trial(label, position, trial_at.get(position)))
+            corners.append(Point.of_trial(label, position, trial_at.get(position), landscape))
         comparable = [study for study in histories if study.steps == landscape.steps and study.best is not None]
         return cls(
             study=landscape,
@@ -174,22 +176,17 @@ class Landscape:
             total=len(planned),
             values=values,
             corners=tuple(corners),
-            lowest=lowest,
+            best=best,
             searches=tuple(ProjectedSearch.of(reader, study, plane, products) for study in comparable),
         )
 
     @property
     def named_points(self) -> list[Point]:
-        """The corners, the lowest point, and the searches' answers."""
+        """The corners, the best point, and the searches' answers."""
         points = list(self.corners)
-        if self.lowest is not None:
-            points.append(self.lowest)
+        if self.best is not None:
+            points.append(self.best)
         return points + [search.answer for search in self.searches]
-
-    @property
-    def metric(self) -> str:
-        """What the values are called; of a maximized score they are losses, which are lower where it is better."""
-        return "loss" if self.study.sign < 0 else self.study.metric
 
     def figure(self, *, theme: Theme = "light") -> go.Figure:
         """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""
@@ -203,8 +200,8 @@ class Landscape:
             title = f"{evaluated} of {self.total} points"
         (left, right), (bottom, top) = self._ranges()
         marks = [_corners(self.corners)]
-        if self.lowest is not None:
-            marks.append(_lowest(self.lowest))
+        if self.best is not None:
+            marks.append(_best(self.best))
         panel = Panel(
             [_contours(self), *_candidates(self.searches), *marks],
             y=Axis(
@@ -244,7 +241,7 @@ def _known(loss: float) -> float | None:
 def _contours(landscape: Landscape) -> go.Contour:
     """The plane; colours are logarithms of the losses if all are above zero."""
     values = landscape.values
-    metric = inert(landscape.metric)
+    metric = inert(landscape.study.metric)
     is_logarithmic = bool(np.nanmin(values) > 0)
     heights = np.log10(values) if is_logarithmic else values
     ticks = np.linspace(np.nanmin(heights), np.nanmax(heights), _COLOUR_TICKS)
@@ -280,6 +277,7 @@ def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
         look = style(search.study.optimizer)
         label = inert(search.study.label)
         study_name = inert(search.study.study)
+        sign = search.study.sign
         is_answer = search.trials["number"] == search.study.chosen
         colours = np.where(is_answer, with_alpha(look.colour, 1.0), with_alpha(look.colour, 0.55))
         traces.append(
@@ -296,7 +294,7 @@ def _candidates(searches: Sequence[ProjectedSearch]) -> list[go.Scatter]:
                     "color": colours.tolist(),
                     "line": {**_OUTLINE, "width": np.where(is_answer, 1.5, 0)},
                 },
-                text=[f"{study_name}, trial {trial['number']}: {trial['loss']:.4g}" for trial in search.trials],
+                text=[f"{study_name}, trial {trial['number']}: {sign * trial['loss']:.4g}" for trial in search.trials],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
@@ -322,14 +320,14 @@ def _corners(corners: Sequence[Point]) -> go.Scatter:
     )
 
 
-def _lowest(lowest: Point) -> go.Scatter:
-    """The lowest point of the plane."""
+def _best(best: Point) -> go.Scatter:
+    """The best point of the plane."""
     return go.Scatter(
-        x=[lowest.x],
-        y=[lowest.y],
+        x=[best.x],
+        y=[best.y],
         mode="markers",
-        name=inert(lowest.name),
+        name=inert(best.name),
         marker={"symbol": "x", "size": 11, "color": GREY, "line": _OUTLINE},
-        hovertext=[lowest.text],
+        hovertext=[best.text],
         hovertemplate="%{hovertext}<extra></extra>",
     )

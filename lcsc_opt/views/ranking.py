@@ -237,7 +237,7 @@ def _ranked_trained(
 def _rank(group: Sequence[SummarizedStudy]) -> tuple[float, float]:
     """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
     held_out = _mean_or_infinite(study.held_out_loss for study in group)
-    searched = _mean_or_infinite(study.searched for study in group)
+    searched = _mean_or_infinite(study.lowest_loss for study in group)
     return held_out, searched
 
 
@@ -271,8 +271,8 @@ def _ranked(
     to_ema = {}
     if ema is not None:
         ema_report = ema.held_out
-        if ema.searched is not None:
-            to_ema = _cost_to_reach(group, ema.searched)
+        if ema.lowest_loss is not None:
+            to_ema = _cost_to_reach(group, ema.lowest_loss)
     below_ema = _below_ema(reports, ema_report)
     to_value = {}
     if value is not None:
@@ -285,7 +285,7 @@ def _ranked(
         evaluations=statistics.fmean(study.evaluations for study in group),
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
-        searched=Spread.of(study.shown(study.searched) for study in group),
+        searched=Spread.of(study.searched for study in group),
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
         held_out_images=tuple(sorted({report.found.images for report in reports if report.found.images})),
         metrics=_metrics(reports),

@@ -141,7 +141,7 @@ def studies_table(studies: Sequence[SummarizedStudy]) -> tuple[tuple[str, ...], 
         if study.budget_unit == "evaluations" and study.budget_total:
             evaluations = f"{study.budget_spent}/{study.budget_total}"
         row = [study.study, study.state, evaluations, study.summary.failed]
-        row += [number(study.shown(study.searched)), number(study.shown(study.held_out_loss))]
+        row += [number(study.searched), number(study.reported)]
         row += [f"{study.images:,}", f"{study.seconds:,.0f}"]
         rows.append(row)
     return header, rows
@@ -152,13 +152,13 @@ def sorted_studies(studies: Sequence[SummarizedStudy], order: str) -> list[Summa
 
     Args:
         studies: in the order in which they were created.
-        order: ``created``, ``name``, the losses ``searched`` and ``held-out`` from the lowest, or ``evaluations`` and
+        order: ``created``, ``name``, ``searched`` and ``held-out`` from the best, or ``evaluations`` and
             ``seconds`` from the highest.
     """
     values: dict[str, Callable[[SummarizedStudy], Any]] = {
         "created": lambda _: 0,
         "name": lambda study: study.study,
-        "searched": lambda study: _or_infinite(study.searched),
+        "searched": lambda study: _or_infinite(study.lowest_loss),
         "held-out": lambda study: _or_infinite(study.held_out_loss),
         "evaluations": lambda study: -study.evaluations,
         "seconds": lambda study: -study.seconds,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
 import yaml
 
+import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.ranking import headline, ranking
 
 MODULE = """
@@ -67,9 +70,9 @@ def test_every_command_shows_the_score(database: HistoryReader, capfd: pytest.Ca
     capfd.readouterr()
     assert lcsc(["run", "up.yaml", "--seed", "1", "--optimizer", "LCSC"]) == 0
     best = optuna.load_study(study_name="up/LCSC/1", storage="sqlite:///studies.db").best_value
-    assert best < 0, "the database has the loss"
+    assert best > 0, "the database has the score, too"
     progress = capfd.readouterr().err
-    assert f"best {-best:.4g} in trial" in progress
+    assert f"best {best:.4g} in trial" in progress
     assert "-0." not in progress
 
     best = optuna.load_study(study_name="up/LCSC/0", storage="sqlite:///studies.db").best_value
@@ -77,26 +80,70 @@ def test_every_command_shows_the_score(database: HistoryReader, capfd: pytest.Ca
         assert lcsc(command) == 0
         printed = capfd.readouterr()
         text = printed.out + printed.err
-        assert f"{-best:.4g}" in text, command
-        assert f"-{-best:.4g}" not in text, command
+        assert f"{best:.4g}" in text, command
+        assert f"-{best:.4g}" not in text, command
 
 
 def test_a_comparison_shows_the_score(database: HistoryReader, capfd: pytest.CaptureFixture[str]) -> None:
     [study] = [study for study in database.read_summaries("up") if study.optimizer == "LCSC"]
-    assert study.searched is not None
+    assert study.lowest_loss is not None
     capfd.readouterr()
     assert lcsc(["compare", "up"]) == 0
     table = capfd.readouterr().out
-    assert f"{-study.searched:.4g}" in table
-    assert f"{study.searched:.4g}" not in table
+    assert f"{-study.lowest_loss:.4g}" in table
+    assert f"{study.lowest_loss:.4g}" not in table
 
 
-def test_programs_get_the_loss_and_are_told_so(database: HistoryReader, capfd: pytest.CaptureFixture[str]) -> None:
-    capfd.readouterr()
-    assert lcsc(["list", "--format", "json"]) == 0
-    for row in json.loads(capfd.readouterr().out):
-        assert row["maximized"] is True
-        assert row["searched"] < 0
+def test_programs_get_the_score_and_are_told_so(database: HistoryReader, capfd: pytest.CaptureFixture[str]) -> None:
+    for command in (["list"], ["compare", "up"]):
+        capfd.readouterr()
+        assert lcsc([*command, "--format", "json"]) == 0
+        for row in json.loads(capfd.readouterr().out):
+            assert row["maximized"] is True
+            assert min(row["searched"], row["held_out"]) > 0
+            score, *others = row["held_out_rows"]
+            assert (score["metric"], score["sign"], others) == ("accuracy", -1, [])
+            assert score["value"] == pytest.approx(row["held_out"])
+    for command in (["show", "up/LCSC/0"], ["evaluate", "up/LCSC/0"]):
+        capfd.readouterr()
+        assert lcsc([*command, "--format", "json"]) == 0
+        shown = json.loads(capfd.readouterr().out)
+        report = shown.get("held_out_report", shown)
+        assert min(report["selection"].values()) > 0
+
+
+def test_python_and_callbacks_get_the_score(database: HistoryReader) -> None:
+    called: list[tuple[float, float]] = []
+
+    def callback(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        called.append((study.best_value, trial.value or 0.0))
+
+    [study] = lcsc_opt.run("up.yaml", optimizers=["LCSC"], seeds=[2], callbacks=[callback])
+    scores = [row["loss"] for row in study.trials]
+    assert [value for _, value in called] == scores
+    assert called[-1][0] == study.searched == max(scores) > 0
+    assert study.held_out is not None
+    assert study.held_out > 0
+
+
+def test_a_search_of_a_score_continues_as_if_nothing_had_happened(database: HistoryReader) -> None:
+    [part] = lcsc_opt.run("up.yaml", optimizers=["CMA"], seeds=[3], budget=4)
+    best = part.searched
+    [more] = lcsc_opt.run("up.yaml", optimizers=["CMA"], seeds=[3], budget=9)
+    assert more.searched is not None
+    assert best is not None
+    assert more.searched >= best
+    assert len(more.trials) == 9
+
+
+def test_a_landscape_shows_the_score(database: HistoryReader) -> None:
+    assert lcsc(["run", "up.yaml", "optimizers=[{Landscape: {size: 5, corners: [1, 3, 6]}}]"]) == 0
+    landscape = Landscape.read(database, "up/Landscape/0")
+    assert np.nanmin(landscape.values) > 0
+    assert landscape.best is not None
+    assert (landscape.best.name, landscape.best.loss) == ("highest on the plane", np.nanmax(landscape.values))
+    texts = [text for row in landscape.figure().data[0].text for text in row]
+    assert max(texts) == f"{landscape.best.loss:.4g}"
 
 
 def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
@@ -110,7 +157,8 @@ def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
         assert row.searched.mean > 0
     study = next(study for study in studies if study.optimizer == rows[0].optimizer)
     assert study.held_out_loss is not None
-    assert f"held-out score {-study.held_out_loss:.4g}" in headline(rows, study.metric)
+    assert study.reported == -study.held_out_loss
+    assert f"held-out score {study.reported:.4g}" in headline(rows, study.metric)
     for trace in comparison_figure(studies).data:
         assert min(trace.y) > 0
 

@@ -71,7 +71,7 @@ def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
     assert recipe["metrics"] == chosen.user_attrs["metrics"]
     report = HeldOutReport.from_json(study.user_attrs["held_out"])
     assert report is not None
-    assert recipe["held_out"] == {**report.found.means(), "sampler": None}
+    assert recipe["held_out"] == {**report.found.means(1), "sampler": None}
     assert recipe["steps"] == list(STEPS)
     assert recipe["checkpoint_sha256"] == list(trajectory.checkpoint_sha256)
     assert recipe["trajectory_sha256"] == trajectory.sha256

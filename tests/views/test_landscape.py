@@ -64,8 +64,8 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
     np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
     corners = {point.name: point.loss for point in found.corners}
     assert corners == {"step 100": bowl(0, 0), "step 200": bowl(1, 0), "step 300": bowl(0, 1)}
-    assert found.lowest is not None
-    assert found.lowest.loss == np.nanmin([*found.values.ravel(), bowl(0, 1)])
+    assert found.best is not None
+    assert found.best.loss == np.nanmin([*found.values.ravel(), bowl(0, 1)])
 
 
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:

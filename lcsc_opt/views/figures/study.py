@@ -211,10 +211,10 @@ def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     if coefficients.ndim > 1:
         trial += f", mean of {len(coefficients)} layer groups"
     facts = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
-    if study.held_out_loss is not None:
-        facts = f"{study.sign * study.held_out_loss:.4g} held out, {facts}"
+    if study.reported is not None:
+        facts = f"{study.reported:.4g} held out, {facts}"
     elif study.searched is not None:
-        facts = f"{study.sign * study.searched:.4g} searched, {facts}"
+        facts = f"{study.searched:.4g} searched, {facts}"
     return f"{inert(trial)}<br>{inert(facts)}"
 
 

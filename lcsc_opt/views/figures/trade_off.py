@@ -101,7 +101,7 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
     answers: list[tuple[SummarizedStudy, dict[str, str], float]] = []
     for point, studies in points.items():
         varied = split_point(point)[1]
-        answers += [(study, varied, study.held_out.loss) for study in studies if study.held_out is not None]
+        answers += [(study, varied, study.reported) for study in studies if study.reported is not None]
     losses = [loss for *_, loss in answers] or [0.0]
     lowest = min(losses)
     span = max(losses) - lowest or 1.0
@@ -158,6 +158,6 @@ def _numbers_first(value: str) -> tuple[float, str]:
 
 def _values(study: SummarizedStudy) -> dict[str, float]:
     """Name → value of everything that was measured of the answer on held-out noise."""
-    if study.held_out is None:
+    if study.held_out is None or study.reported is None:
         return {}
-    return {"loss": study.held_out.loss, **study.held_out.found.metrics}
+    return {"loss": study.reported, **study.held_out.found.metrics}
