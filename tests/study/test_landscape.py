@@ -19,6 +19,7 @@ from lcsc_opt.database.arrays import array_of, coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
+from tests.dashboard_site import Site
 
 STEPS = [10, 20, 30, 40, 50]
 CORNERS = (10, 30, 50)
@@ -172,6 +173,26 @@ def test_it_needs_no_study_file_and_is_shown_in_advance(database: str, typed: Ty
     typed("run", "small/LCSC/0", "optimizers=[{Landscape: {size: 4}}]")
     assert len(StoredStudy.open(open_storage(database, write=False), "small/Landscape/0").trials()) == 19
     assert "Give the new one another --seed" in typed(*command, status=2).err
+
+
+def test_a_landscape_alone_is_shown_and_deleted_and_says_that_nothing_compares(database: str, typed: Typed) -> None:
+    compute(database)
+    typed("delete", "small/EMAGrid/0", "small/LCSC/0", "--yes")
+    assert [row["study"] for row in typed.json("list")] == ["small/Landscape/0"]
+    assert "small/Landscape/0" in typed("list").out
+    assert "finished" in typed("show", "small/Landscape/0").out
+    for command in (["compare", "small"], ["report", "small"], ["export", "small", "-o", "small.json"]):
+        assert "small: has a landscape and no search, so there is nothing to compare" in typed.refused(*command)
+    study = lcsc_opt.load_study("small/Landscape/0", database)
+    assert (study.state, len(study.trials)) == ("finished", 12)
+    site = Site(database)
+    for page in ("compare", "study", "images", "landscape"):
+        assert "problem" not in site.get(f"/lcsc/{page}/")
+    drawn = site.call("landscape", "plane-new.data", landscape="small/Landscape/0", theme="light")
+    assert "lowest" in drawn["headline"]["children"]
+    typed("run", "small.yaml")  # into the same database
+    typed("delete", "small/Landscape/0", "--yes")
+    assert [row["study"] for row in typed.json("list")] == ["small/EMAGrid/0", "small/LCSC/0"]
 
 
 def test_other_commands_are_not_disturbed(database: str, typed: Typed) -> None:
