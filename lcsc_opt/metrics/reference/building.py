@@ -24,7 +24,7 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
-from lcsc_opt.metrics.reference.reference import FEWEST_UNSEEN, NO_FEATURES, Reference
+from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
 ROWS = 4096  # features whose moments are merged at once
 DEFAULT_FRACTION = 0.2
@@ -282,9 +282,7 @@ class _Builder:
         """The reference of images, whose statistics and features are kept."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
-        enough = getattr(self._extractor, "enough_images", images.count)
-        if images.count > enough:
-            images = images.part(enough / images.count, held_out=True)
+        images = self._enough(images)
         identity = _digest(images.content, self._extractor.name)
         statistics_file = self._folder / f"{identity[:32]}.npz"
         features_file = self._folder / f"{identity[:32]}.npy"
@@ -297,16 +295,17 @@ class _Builder:
         return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
 
     def with_unseen(self, seen: Reference, images: ImageSet) -> Reference:
-        """The reference with further images, of which a half chooses the answer and the other half is for reports."""
-        selection = images.part(0.5, held_out=False)
-        held_out = images.part(0.5, held_out=True)
-        if min(selection.count, held_out.count) < FEWEST_UNSEEN:
-            return seen.with_unseen(self.of_images(images, features=True))
-        return dataclasses.replace(
-            seen,
-            selection=self.of_images(selection, features=True),
-            held_out=self.of_images(held_out, features=True),
-        )
+        """The reference with further images, of which a half chooses the answer and the other half is for reports.
+
+        The hash of an image decides, so copies of an image are never in both halves.
+        """
+        images = self._enough(images)
+        return seen.with_unseen(self.of_images(images, features=True), choosing=images.hash_prefixes >= 2**31)
+
+    def _enough(self, images: ImageSet) -> ImageSet:
+        """As many of the images as the extractor's statistics need."""
+        enough = getattr(self._extractor, "enough_images", images.count)
+        return images if images.count <= enough else images.part(enough / images.count, held_out=True)
 
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""

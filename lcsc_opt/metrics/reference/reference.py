@@ -99,24 +99,32 @@ class Reference:
             raise MetricError(NO_FEATURES)
         return self.features
 
-    def with_unseen(self, unseen: Reference | None) -> Reference:
-        """Every other one of the images that no loss sees is in :attr:`selection`, the rest in :attr:`held_out`.
+    def with_unseen(self, unseen: Reference | None, *, choosing: npt.NDArray[np.bool_] | None = None) -> Reference:
+        """One half of the images that no loss sees is in :attr:`selection`, the other in :attr:`held_out`.
 
         If they are too few for both, reports have all of them.
+
+        Args:
+            unseen: those images.
+            choosing: ``[M]``, which of them are in the first half; ``None`` for every other one.
         """
-        if unseen is None or len(unseen.known_features) < 2 * FEWEST_UNSEEN:
+        if unseen is None:
+            return self
+        if choosing is None:
+            choosing = np.arange(len(unseen.known_features)) % 2 == 0
+        if min(choosing.sum(), (~choosing).sum()) < FEWEST_UNSEEN:
             return dataclasses.replace(self, held_out=unseen)
-        return dataclasses.replace(self, selection=unseen._every_other(0), held_out=unseen._every_other(1))
+        return dataclasses.replace(self, selection=unseen._part(choosing), held_out=unseen._part(~choosing))
 
     @functools.cached_property
     def of_choice(self) -> Reference:
         """The same, but its held-out images are those that stop a search and choose its answer."""
         return dataclasses.replace(self, held_out=self.selection, selection=None)
 
-    def _every_other(self, first: int) -> Reference:
-        rows = self.known_features[first::2]
-        identity = hashlib.sha256(f"{self.identity} {first}".encode()).hexdigest()
-        return dataclasses.replace(self.of_features(self.extractor, rows), identity=identity, size=self.size)
+    def _part(self, chosen: npt.NDArray[np.bool_]) -> Reference:
+        part = self.of_features(self.extractor, self.known_features[chosen])
+        digest = hashlib.sha256(f"{self.identity} ".encode() + np.packbits(chosen).tobytes())
+        return dataclasses.replace(part, identity=digest.hexdigest(), size=self.size)
 
     def check_size(self, samples: Tensor) -> None:
         """Raise ObjectiveError if ``samples`` ``[B, C, H, W]`` are of another size than the real images.
