@@ -222,6 +222,11 @@ def last_alone(count: int) -> Coefficients:
     return coefficients
 
 
+def trainer_ema(count: int) -> Coefficients:
+    """``[count + 1]``: what stands for the average that the trainer kept itself, which is no combination of the K."""
+    return last_alone(count + 1)
+
+
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
     """The coefficients of the power-function profile of EDM2 (Karras et al. 2024, Eq. 3 and Algorithm 2).
 

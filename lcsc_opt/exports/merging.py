@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.coefficients.profiles import last_alone
+from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.database.report import Measurement
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import average_coefficients
@@ -308,7 +308,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
             its dtype.
     """
     if recipe.trainer_ema:
-        return _cast(trajectory.merge(last_alone(len(trajectory) + 1)), recipe.dtype)
+        return _cast(trajectory.merge(trainer_ema(len(trajectory))), recipe.dtype)
     row_of, coefficients = recipe.in_rows()
     places = recipe.find_needed(trajectory.steps)  # index in the recipe → index in the trajectory
     _check_checkpoints(trajectory, recipe, places)

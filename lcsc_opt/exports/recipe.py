@@ -23,7 +23,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
+from lcsc_opt.coefficients.profiles import check_coefficients, last_alone, trainer_ema
 from lcsc_opt.database.report import Measurement
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
@@ -195,7 +195,7 @@ class Recipe(pydantic.BaseModel):
         trajectory = packed_trajectory(objective)
         _check_searched(study, trajectory)
         model = answer.model
-        is_trainer_ema = model.coefficients.shape == (len(trajectory) + 1,)
+        is_trainer_ema = np.array_equal(model.coefficients, trainer_ema(len(trajectory)))
         return cls.of(
             trajectory,
             last_alone(len(trajectory)) if is_trainer_ema else model.coefficients,

@@ -26,7 +26,7 @@ from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreEr
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
 from lcsc_opt.base.study_file import EMA_GRID, HeldOutSpec
-from lcsc_opt.coefficients.profiles import default_origin, last_alone
+from lcsc_opt.coefficients.profiles import default_origin, last_alone, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport, Measurement, MetricRow, Model
@@ -354,7 +354,7 @@ def _trained_models(study: StoredStudy, objective: Objective) -> list[Model]:
     if sha256 != known_sha256:
         study.set_attribute(TRAINER_EMA_SHA256, sha256)
     if sha256 is not None:
-        models.append(Model(TRAINER_EMA, last_alone(count + 1), weights_sha256=sha256))
+        models.append(Model(TRAINER_EMA, trainer_ema(count), weights_sha256=sha256))
     return models
 
 

@@ -33,7 +33,7 @@ from lcsc_opt.checkpoints.lora import (
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
-from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
+from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.trajectory.layout import Layout, RowPart, Rows, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
@@ -348,7 +348,7 @@ class Trajectory:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening, or there is no average of the trainer's.
         """
-        if np.array_equal(coefficients, last_alone(len(self) + 1)):
+        if np.array_equal(coefficients, trainer_ema(len(self))):
             average = self.trainer_ema()
             if average is None:
                 raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
