@@ -26,7 +26,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_studies
-from lcsc_opt.coefficients.profiles import check_coefficients, last_alone
+from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import SummarizedStudy, as_known
@@ -156,7 +156,7 @@ class Study:
             coefficients = self.coefficients
         groups = objective.layer_groups
         rows = None if groups is None else len(groups)
-        checked = last_alone(len(self.steps) + 1)  # the trainer's own EMA
+        checked = trainer_ema(len(self.steps))
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))
