@@ -52,7 +52,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
@@ -292,19 +291,12 @@ class StoredStudy:
         return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
 
     def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
-        """Keep the study's summary from here on until :meth:`hold` is closed.
-
-        A stored summary that contradicts the trials is replaced, with a notice.
+        """Make the study's summary anew, and keep it from here on until :meth:`hold` is closed.
 
         Args:
             trials: what :meth:`trials` has returned.
         """
         self._summarizer = Summarizer(trials, self._forgotten)
-        stored = self.attributes.get(SUMMARY)
-        if stored is not None:
-            problem = self._summarizer.problem_of(stored)
-            if problem is not None:
-                notice(f"{self.name}: its summary {problem} and was made anew")
         self._write_summary()
 
     def _write_summary(self) -> None:

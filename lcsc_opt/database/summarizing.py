@@ -17,7 +17,6 @@ from lcsc_opt.database.summary import Summary
 
 MOST_TRIALS = 25  # that have ended since the summary was written
 MOST_SECONDS = 10.0
-_COMPARED = ("forgotten", "evaluations", "failed", "images", "compared", "retried", "best", "loss")
 _OF_CANDIDATE = ("images", "attempts")  # attributes that a trial has before it ends, and that its row shows
 
 
@@ -98,30 +97,10 @@ class Summarizer:
             self._covers += 1
         self._written_at = time.monotonic()
         self._ended_since = 0
-        return self._summary(self._covers).to_json()
-
-    def problem_of(self, stored: Mapping[str, Any]) -> str | None:
-        """What is wrong with a stored summary; ``None`` for one of the first of these trials.
-
-        Times may differ by what a clock is off.
-        """
-        try:
-            summary = Summary.from_json(stored)
-        except TypeError:
-            return "was of another version"
-        numbers = range(summary.covers)
-        if not all(number in self._rows or number in self._forgotten for number in numbers):
-            return "contradicted its trials"
-        anew = self._summary(summary.covers)
-        if any(getattr(anew, name) != getattr(summary, name) for name in _COMPARED):
-            return "contradicted its trials"
-        return None
-
-    def _summary(self, covers: int) -> Summary:
-        rows = [row for number, row in self._rows.items() if number < covers]
-        trials = np.array(rows, dtype=TRIAL)
-        summary = Summary.of(in_tell_order(trials))
-        return dataclasses.replace(summary, covers=covers, forgotten=len(self._forgotten), metric=self._metric)
+        rows = [row for number, row in self._rows.items() if number < self._covers]
+        summary = Summary.of(in_tell_order(np.array(rows, dtype=TRIAL)))
+        summary = dataclasses.replace(summary, covers=self._covers, forgotten=len(self._forgotten), metric=self._metric)
+        return summary.to_json()
 
 
 def _shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
 from optuna.trial import TrialState
 
 SUMMARY = "summary"  # the attribute of a study
@@ -106,21 +107,12 @@ class Summary:
         """
         if not isinstance(stored, Mapping) or stored.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise TypeError("the summary has other fields")
-        fields = dict(stored)
-        fields["part_seconds"] = tuple(fields["part_seconds"])
-        fields["retried"] = tuple(fields["retried"])
-        fields["improvements"] = tuple(Improvement(*row) for row in fields["improvements"])
-        fields["timed_improvements"] = tuple(TimedImprovement(*row) for row in fields["timed_improvements"])
-        return cls(**fields)
+        return _SUMMARY.validate_python(stored)
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of :meth:`from_json`."""
-        return dataclasses.asdict(self) | {
-            "part_seconds": list(self.part_seconds),
-            "retried": list(self.retried),
-            "improvements": [list(point) for point in self.improvements],
-            "timed_improvements": [list(point) for point in self.timed_improvements],
-        }
+        stored: dict[str, Any] = _SUMMARY.dump_python(self, mode="json")
+        return stored
 
     @classmethod
     def of(cls, trials: Trials, *, unfinished: int = 0) -> Summary:
@@ -228,6 +220,9 @@ class Summary:
         earlier["ended"] = self.busy_until
         earlier["seconds"] = self.run_seconds
         return wall_clock(np.concatenate([earlier, trials]), self.longest_pause)[1:]
+
+
+_SUMMARY = pydantic.TypeAdapter(Summary)
 
 
 def improvements(losses: Floats, *, below: float = np.inf) -> npt.NDArray[np.intp]:

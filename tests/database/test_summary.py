@@ -79,9 +79,7 @@ def test_trials_that_a_killed_coordinator_had_not_summarized_are_added(
     [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"retried": [2]}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
-    storage: RDBStorage, change: dict[str, float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_summary_that_contradicts_its_trials_is_made_anew(storage: RDBStorage, change: dict[str, float]) -> None:
     study = searched(storage)
     good = study.attributes[SUMMARY]
     study.set_attribute(SUMMARY, {**good, **change})
@@ -89,15 +87,11 @@ def test_a_summary_that_contradicts_its_trials_is_made_anew_with_a_line(
         study.begin_summary(study.trials())
     anew = study.attributes[SUMMARY]
     assert (anew["covers"], anew["loss"], anew["best"], anew["failed"]) == (5, 2.5, 4, 1)
-    assert "its summary contradicted its trials and was made anew" in capsys.readouterr().err
-    with study.hold():
-        study.begin_summary(study.trials())
-    assert "contradicted" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("field", ["waited_seconds", "unheard_of"])
 def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_coordinator(
-    storage: RDBStorage, field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    storage: RDBStorage, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = searched(storage)
     good = study.attributes[SUMMARY]
@@ -110,7 +104,6 @@ def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_c
     assert (slow.evaluations, slow.searched) == (5, 2.5)
     with study.hold():
         study.begin_summary(study.trials())
-    assert "its summary was of another version and was made anew" in capsys.readouterr().err
     assert study.attributes[SUMMARY].keys() == good.keys()
     forbid_reading_all(monkeypatch)
     [quick] = HistoryReader(storage).read_summaries("digits")
