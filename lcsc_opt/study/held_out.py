@@ -205,8 +205,7 @@ def score_held_out(
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
         advance(0, note=f"{measurer.sign * report.loss:.4g}")  # the bar ends on the best trial's number
-    warnings = [] if _is_grid(study) else _warnings(study, report, trials, measurer, plan)
-    warnings.append(overfitting(trials))
+    warnings = [*_warnings(study, report, trials, measurer, plan), overfitting(trials)]
     report = dataclasses.replace(report, warning="; ".join(filter(None, warnings)) or None)
     if report.warning is not None:
         notice(f"{study.name}: {report.warning}")
@@ -271,25 +270,28 @@ def _warnings(
 ) -> list[str | None]:
     """What does not hold: in other metrics, against the trainer's models, in the second sampler."""
     against_trained = _against_trained(report, measurer)
+    warnings: list[str | None] = []
+    if not _is_grid(study):  # what a grid finds is a baseline itself
+        yardstick = measurer.yardstick(plan.noises[0])
+        below_ema = _searched_below_ema(study, trials)
+        warnings.append(warning_of(report.rows, against_trained, yardstick=yardstick, searched_below_ema=below_ema))
+    if report.also is not None:
+        elsewhere = {rows[0].against: rows for rows in (report.also.rows, *_against_trained(report.also, measurer))}
+        turns = [
+            turned(rows, elsewhere.get(rows[0].against, ()), measurer.samplers)
+            for rows in (report.rows, *against_trained)
+        ]
+        warnings.append(next(filter(None, turns), None))
+    return warnings
+
+
+def _searched_below_ema(study: StoredStudy, trials: Sequence[FrozenTrial]) -> bool | None:
+    """Whether the search's lowest loss is below that of the EMA grid; ``None`` if there is no finished one."""
     ema = known_ema(study)
-    below_ema = None
-    if ema is not None:
-        _, searched_by_grid = ema
-        losses = [trial.value for trial in compared_trials(trials) if trial.value is not None]
-        below_ema = min(losses) < searched_by_grid
-    first = warning_of(
-        report.rows,
-        against_trained,
-        yardstick=measurer.yardstick(plan.noises[0]),
-        searched_below_ema=below_ema,
-    )
-    if report.also is None:
-        return [first]
-    elsewhere = {rows[0].against: rows for rows in (report.also.rows, *_against_trained(report.also, measurer))}
-    possible = [
-        turned(rows, elsewhere.get(rows[0].against, ()), measurer.samplers) for rows in (report.rows, *against_trained)
-    ]
-    return [first, next(filter(None, possible), None)]
+    if ema is None:
+        return None
+    _, searched_by_grid = ema
+    return min(trial.value for trial in compared_trials(trials) if trial.value is not None) < searched_by_grid
 
 
 def _against_trained(report: HeldOutReport, measurer: Measurer) -> list[tuple[MetricRow, ...]]:
