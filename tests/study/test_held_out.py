@@ -227,7 +227,8 @@ class InTwoSamplers(Measured):
 def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_shows_both(
     study: StoredStudy, typed: Typed
 ) -> None:
-    grid(study)
+    of_grid = score_held_out(grid(study), InTwoSamplers(), dataclasses.replace(PLAN, top=3, keep=False))
+    assert "against last checkpoint the gain turns in another sampler" in (of_grid.warning or "")
     objective = InTwoSamplers()
     report = score_held_out(study, objective, PLAN)
     assert report.also is not None
