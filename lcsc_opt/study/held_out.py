@@ -30,6 +30,7 @@ from lcsc_opt.coefficients.profiles import default_origin, last_alone, trainer_e
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport, Measurement, MetricRow, Model
+from lcsc_opt.database.siblings import known_ema
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import evaluate_safely
@@ -38,7 +39,6 @@ from lcsc_opt.study.choice import WAY, choose, on_the_way
 from lcsc_opt.study.measuring import Evaluate, Measurer
 from lcsc_opt.study.report_rows import metric_rows
 from lcsc_opt.study.report_warnings import overfitting, turned, warning_of
-from lcsc_opt.study.siblings import known_ema
 
 DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 _DEFAULT_TOP = 5

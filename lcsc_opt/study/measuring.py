@@ -8,10 +8,10 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise, Yardstick
 from lcsc_opt.database.report import MEASURED, Measurement, Model, sample_key
+from lcsc_opt.database.siblings import siblings
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.siblings import siblings
 from lcsc_opt.study.yardstick import yardstick_on
 
 Evaluate = Callable[[Candidate], Outcome]

@@ -14,10 +14,10 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Noise, Yardstick
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import YARDSTICKS, sample_key
+from lcsc_opt.database.siblings import siblings
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.siblings import siblings
 
 
 def yardstick_on(
