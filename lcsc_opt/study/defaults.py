@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec, StudyFile
 from lcsc_opt.database.names import BASELINES, is_ranked, split_name
@@ -44,7 +45,7 @@ def completed(
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
-        chosen = default_optimizers(objective())
+        chosen = default_optimizers(spec.name, objective())
     if spec.space.rows != AUTO:
         return [spec.model_copy(update={"optimizers": tuple(chosen)})]
 
@@ -62,9 +63,13 @@ def completed(
     ]
 
 
-def default_optimizers(objective: Objective) -> list[OptimizerSpec]:
-    """The best plain average to compare with, and a search: by the gradient if there is one."""
-    search = "LCSCGradient" if objective.why_no_gradient() is None else "LCSCQuadratic"
+def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
+    """The best plain average to compare with, and a search: by the gradient if there is one; else it says why not."""
+    search = "LCSCGradient"
+    reason = objective.why_no_gradient()
+    if reason is not None:
+        search = "LCSCQuadratic"
+        notice(f"{experiment}: {search} searches, because there is no gradient to follow: {reason}")
     return [OptimizerSpec(name=EMA_GRID), OptimizerSpec(name=search)]
 
 
