@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,21 @@ class _Classifier(nn.Module):
             MetricError: for images of another shape.
         """
         if tuple(images.shape[1:]) != self._settings.image_shape:
-            expected = ", ".join(str(size) for size in self._settings.image_shape)
+            sizes = ", ".join(f"{name} {_in_words(other.image_shape)}" for name, other in SETTINGS.items())
             raise MetricError(
-                f"images: expected [B, {expected}] for {self._settings.name}, got the shape {list(images.shape)}"
+                f"loss: the network {self._settings.name} takes images of {_in_words(self._settings.image_shape)}, and "
+                f"these are {_in_words(images.shape[1:])}. The small networks take one size each ({sizes}); fdr, "
+                "fdr@clip and fdr@dinov2 take any"
             )
         x = images.to(self.hidden.weight)
         for convolution in (self.conv_1, self.conv_2, self.conv_3):
             x = F.silu(convolution(x))
         return F.silu(self.hidden(x.flatten(1)))
+
+
+def _in_words(shape: Sequence[int]) -> str:
+    """``[C, H, W]`` → ``C×H×W``."""
+    return "×".join(str(size) for size in shape)
 
 
 def feature_network(name: Bundled, *, second: bool = False, **changes: Any) -> _Classifier:
