@@ -69,6 +69,9 @@ def rehearse(
             loss = outcome.loss
         seconds[kind] = time.perf_counter() - start
         if outcome.cost.images:
+            start = time.perf_counter()
+            evaluate(candidate)  # again: only the first evaluation of a run loads networks and real images
+            seconds[kind] = time.perf_counter() - start
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
     if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
         notice(

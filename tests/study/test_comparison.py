@@ -349,7 +349,7 @@ def test_a_rehearsal_samples_one_batch_and_measures_no_units_of_the_loss(sampled
     changes = ["objective.settings.loss={fdr: [pixels]}", "objective.settings.batch_size=8", "~held_out"]
     typed("run", "sampled.yaml", "--optimizer", "EMAGrid", "--dry-run", "objective.settings.images=40", *changes)
     batches = [int(line) for line in (sampled / "sampled.txt").read_text().split()]
-    assert sum(batches) == 2 * FEWEST_REHEARSED < 80, "two models"
+    assert sum(batches) == 3 * FEWEST_REHEARSED < 120, "one model twice, since the first time takes longer, and another"
     assert max(batches) == 8
 
 

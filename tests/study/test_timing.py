@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lcsc_opt.database.states import is_searched
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.planning import new_driver
+from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.running import listed
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
 
@@ -96,6 +98,23 @@ def test_a_run_lasts_as_long_as_its_searches_and_reports() -> None:
     grid, timed = planned(["EMAGrid", "CMA"], budget="5 min")
     assert searches_seconds([timed], objective, pace) == 0
     assert searches_seconds([grid, timed], objective, pace) > 1, "a grid is not cut"
+
+
+def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Sleeping()
+    clock = {"now": 0.0}
+    loaded: set[str] = set()
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        clock["now"] += 0.5
+        if candidate.noise.group not in loaded:
+            clock["now"] += 60.0
+        loaded.add(candidate.noise.group)
+        return Evaluation(1.0, cost=Cost(images=250))
+
+    monkeypatch.setattr("lcsc_opt.study.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True)
+    assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
