@@ -3,7 +3,7 @@
 Adam works coordinate by coordinate, so it matters which coordinates it is given. Here they are cosines along the
 trajectory: the checkpoints of a training run lie like a random walk, whose principal directions are cosines with
 variances that fall as 1/k² (Antognini and Sohl-Dickstein 2018). They do as well as the trajectory's own principal
-directions, a little better than single coefficients (``docs/optimizers.md``), and need no Gram matrix.
+directions, a little better than single coefficients (``docs/architecture.md``), and need no Gram matrix.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``LCSCQuadratic``: follows a quadratic model of the loss that it learns from losses alone; it needs no gradient.
 
-Two things make it cheap (``docs/optimizers.md``). First, the checkpoints of a training run lie like a random
+Two things make it cheap (``docs/architecture.md``). First, the checkpoints of a training run lie like a random
 walk (Antognini and Sohl-Dickstein 2018): along waves over the trajectory, a loss is close to a quadratic whose
 curvatures differ by a factor of ten or so. Along single coefficients, they differ by a factor of 100,000. Second, the
 model is first learned from evaluations of few images on one noise, whose differences are exact. It is then corrected
