@@ -20,7 +20,7 @@ DEMO_MODEL := models/mnist.model/unet/diffusion_pytorch_model.safetensors
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix check docs links bench gpu optimizers paper stress trainers clean
+.PHONY: help setup demo test quick matrix check docs links bench gpu optimizers paper stress trainers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "torchvision does not fit this torch: lcsc works around that; docs/training.md has two lines for scripts of your own"
 	@touch $@
 
-demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, compare in demo.html (about five minutes with the set-up; TRAIN=1 trains one first)
+demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, compare in demo.html (two and a half minutes with the set-up; TRAIN=1 trains one first)
 	$(BIN)/lcsc run studies/demo.yaml $(DEMO_CHANGES)
 	@$(BIN)/lcsc report $(DEMO)
 	@echo "First images and curves: file://$(CURDIR)/$(DEMO).html; one more search follows"
@@ -57,8 +57,11 @@ models/mnist.model/unet/diffusion_pytorch_model.safetensors: | setup
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=
-test: setup ## run the tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
+test: setup ## run all tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+quick: ## run the tests without those that take more than ten seconds (nine minutes on two cores)
+	$(MAKE) test TESTS='-m "not slow" tests'
 
 matrix: setup ## the quick tests on other Pythons, dependencies, processors and users (an hour; OPTIONS=--quick: minutes)
 	$(BIN)/python benchmarks/matrix.py $(OPTIONS)
