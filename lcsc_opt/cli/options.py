@@ -173,7 +173,7 @@ def warnings_of(study: StoredStudy) -> list[str]:
     if report.answer is not None and report.answer.model != report.found.model:
         experiment = split_name(study.name)[0]
         lines.append(
-            f"{study.name}: worse than {report.answer.model.name}, or not better for sure: lcsc export {experiment} "
+            f"{study.name}: worse than {report.answer.model.name}, or not certainly better: lcsc export {experiment} "
             "writes the best model that is known"
         )
     return lines

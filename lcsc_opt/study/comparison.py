@@ -139,7 +139,7 @@ def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any
     changed = [line for line in differences(before, now) if line not in decisive]
     if not changed:
         return
-    line = f"{name}: continues with changes that change no loss: {'; '.join(changed)}"
+    line = f"{name}: continues with changes that do not affect the loss: {'; '.join(changed)}"
     if before.get("workers") != now["workers"]:
         line += f" (candidates are asked as before, {stored['parallelism']['in_flight']} at a time)"
     yield line

@@ -41,7 +41,7 @@ def check(spec: StudySpec, objective: Objective) -> None:
         if reason is not None:
             raise StudySpecError(
                 f"optimizers.{spec.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} "
-                f"gives none: {reason}; search it with CMA or LCSC"
+                f"gives none: {reason}; search it with LCSCQuadratic"
             )
     if spec.budget.unit == "images" and not objective.samples.per_evaluation:
         raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
@@ -73,8 +73,8 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
     if follows_gradient and images is not None and images < FEWEST_REAL_IMAGES:
         yield (
             f"{spec.name}: the reference has {images:.1f} real images for each effective dimension of its "
-            f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images, with one row as "
-            "with many: give more real images, or hold some out"
+            f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images and not their "
+            "distribution: give more real images, or hold some out"
         )
     if spec.space.rows is not None and not spec.is_grid and not follows_gradient:
         yield f"{spec.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"

@@ -98,7 +98,7 @@ class Run:
             name = self.specs[0].sweep
             say_duration(f"{name}: the whole run takes at most", max([searches, *limits]) + reports)
             if reports:
-                say_duration(f"{name}: of these, reports take", reports)
+                say_duration(f"{name}: of this time, reports take", reports)
         return attributes
 
     def evaluations(self) -> dict[str, int]:

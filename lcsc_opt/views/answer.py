@@ -38,7 +38,7 @@ def answer_line(study: SummarizedStudy, report: HeldOutReport, answer: Measureme
     value = _value(study, answer, metric)
     name = _name(study, report, answer.model)
     if report.had is None or not report.is_found:
-        return f"The answer is {name}, {metric} {value:.4g}: nothing that was found is better for sure."
+        return f"The answer is {name}, {metric} {value:.4g}: nothing that was found is certainly better."
     had = _value(study, report.had, metric)
     had_name = _with_article(report.had.model)
     compared = f"against {had:.4g} of {had_name}"
@@ -46,7 +46,7 @@ def answer_line(study: SummarizedStudy, report: HeldOutReport, answer: Measureme
         share = (value - had) / abs(had)
         direction = "below" if share < 0 else "above"
         compared = f"{abs(100 * share):.0f} % {direction} the {had:.4g} of {had_name}"
-    return f"The answer is {name}: {metric} {value:.4g}, {compared}, the best of what there was."
+    return f"The answer is {name}: {metric} {value:.4g}, {compared}, the best model that you had."
 
 
 def _absolute_metric(measured: Measurement) -> str | None:

@@ -424,9 +424,9 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     line += _against_baseline(winner, ranked) + _doubt(winner)
     alike = [row.label for row in reported[1:] if row.verdict == _ALIKE]
     if alike:
-        return f"{line}; {_listed(alike)} not distinguishable over {winner.seeds} seeds"
+        return f"{line}; {_listed(alike)} cannot be told from it over {winner.seeds} seeds"
     if len(reported) > 1 and winner.seeds == 1:
-        return f"{line}; one seed each"
+        return f"{line}; each search had one seed"
     return line
 
 

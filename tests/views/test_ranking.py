@@ -174,13 +174,13 @@ EMA, CLOSE = ("EMAGrid", [10.0, 10.0, 10.0]), ("CMA", [1.9, 2.0, 2.1])
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ([EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])], "± 0.1, 80 % below EMA*; LCSC not distinguishable over 3 seeds"),
+        ([EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])], "± 0.1, 80 % below EMA*; LCSC cannot be told from it over 3 seeds"),
         (
             [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95]), ("DE", [2.3, 1.9, 2.2])],
-            "± 0.1, 80 % below EMA*; LCSC and DE not distinguishable over 3 seeds",
+            "± 0.1, 80 % below EMA*; LCSC and DE cannot be told from it over 3 seeds",
         ),
         ([CLOSE, ("LCSC", [4.0, 4.1, 4.2])], "± 0.1"),
-        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed each"),
+        ([("CMA", [2.0]), ("LCSC", [4.0])], "; each search had one seed"),
         ([("CMA", [2.0])], ""),
     ],
 )
@@ -197,7 +197,9 @@ def test_it_names_the_average_that_is_ema() -> None:
 
 
 def test_it_says_when_ema_is_ahead_and_when_values_are_searched_ones() -> None:
-    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("EMA* is ahead: held-out FID 2; one seed")
+    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith(
+        "EMA* is ahead: held-out FID 2; each search"
+    )
     ended = history([5.0, 2.0], optimizer="LCSC")
     text = line(history([5.0, 3.0], optimizer="CMA"), ended)
     assert text == (
