@@ -213,7 +213,7 @@ def evaluate(
     )
     report = running.evaluate(stored, plan, accept_changes=accept_changes)
     if not plan.keep:
-        say(f"{study}: preview only; result unchanged; --keep replaces it")
+        say(f"{study}: this is a preview; --keep stores it in place of the result")
     if output == "json":
         print_json(report.to_json())
     else:

@@ -208,7 +208,7 @@ class MetricSuiteBuilder:
             return loss
         notice(
             "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "
-            "images, and a search cannot gain by what clipping hides"
+            "images, so that a search does not gain by what clipping hides"
         )
         return {FDR: [network.extractor]}
 
@@ -346,10 +346,10 @@ class MetricSuiteBuilder:
             reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
             if not any(settings.holds_images for settings in self._references.values()):
-                notice(f"no cross-check: {missing}, is left out: {reason}. {self._advice_on_cross_check()}")
+                notice(f"no cross-check: {missing}, is not measured: {reason}. {self._advice_on_cross_check()}")
                 return {}
             name = CROSS_CHECK
-            notice(f"cross-check: {missing}, cannot be had: {reason}. {MetricName('fid', name)} stands in")
+            notice(f"cross-check: {missing}, is not measured: {reason}. {MetricName('fid', name)} takes its place")
             reference = self._built_cross_check(name, device, batch_size, folder)
         if self._only_reward_with_reference and reference.features is None:
             _notice_too_many(name, reference.count or 0)

@@ -477,7 +477,7 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     if resume:
         return name if newest == 1 else f"{name}-{newest}"
     new = f"{name}-{newest + 1}"
-    notice(f"{new}: a new search, since functions and networks of an earlier one cannot be compared (resume=True)")
+    notice(f"{new}: begins anew, since functions of an earlier search cannot be compared (resume=True goes on)")
     return new
 
 

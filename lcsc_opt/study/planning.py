@@ -180,7 +180,7 @@ def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
         return None
     return (
         f"{spec.name}: the budget of {spec.budget} ends after {affordable} of the grid's {candidates} "
-        "candidates: its best is the best of a part of them"
+        "candidates, so the others are not compared"
     )
 
 

@@ -75,7 +75,7 @@ def rehearse(
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
     if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
         notice(
-            f"{name}: three models have the same loss, {loss:.4g}, as if the score does not depend on the model that "
+            f"{name}: three models have the same loss, {loss:.4g}, as if the score did not depend on the model that "
             "it is given; does it evaluate another one?"
         )
     trial = seconds.get("gradient", seconds.get("search", 0.0))

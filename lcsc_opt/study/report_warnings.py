@@ -57,8 +57,8 @@ def warning_of(
 def _broken_bound(row: MetricRow, bound: float) -> str:
     """The warning that ``keep`` did not hold a metric at its bound."""
     return (
-        f"keep: {row.metric} did not hold: {row.value:.4g}, the bound is {bound:.4g}, beyond its error; continue the "
-        "search, or search with more images in an evaluation"
+        f"keep: {row.metric} is {row.value:.4g}, which breaks its bound of {bound:.4g} by more than the error; "
+        "continue the search, or search with more images in an evaluation"
     )
 
 

@@ -190,4 +190,4 @@ def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
     assert "fid@clip" in line
     assert "Network is unreachable" in line
-    assert "fid@cross_check stands in" in line
+    assert "fid@cross_check takes its place" in line

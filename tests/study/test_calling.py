@@ -144,7 +144,7 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     assert first.merge()["weight"][0, 1] == pytest.approx(4.602, abs=1e-3)
     assert second.merge()["weight"][0, 1] != pytest.approx(4.602, abs=1e-3)
     assert [first.name, second.name] == ["search", "search-2"]
-    assert "search-2: a new search" in capfd.readouterr().err
+    assert "search-2: begins anew" in capfd.readouterr().err
     calls = far.calls
     resumed = search(score=far.distance, name="search", resume=True)
     assert resumed.studies == second.studies

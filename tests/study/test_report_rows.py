@@ -169,8 +169,8 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     error = (0.6 * 0.4 / images) ** 0.5
     found = rows(model([29.0], precision=[0.60], precision_stderr=[error], near=[2.8]))
-    line = "keep: precision did not hold: 0.6, {}, beyond its error; continue"
-    expected = ("none" if held else line.format("the bound is 0.62"), line.format("the bound is 0.7"), "none")
+    line = "keep: precision is 0.6, which breaks its bound of {} by more than the error; continue"
+    expected = ("none" if held else line.format("0.62"), line.format("0.7"), "none")
     for bound, told in zip((0.62, 0.7, 0.605), expected, strict=True):
         yardstick = Yardstick({}, kept="precision", sign=-1, bound=bound)
         assert (warning_of(found, yardstick=yardstick) or "none").startswith(told)
