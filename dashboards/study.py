@@ -156,7 +156,7 @@ def _progress(study: StudyHistory, progress: Progress) -> list[Any]:
     tiles = {
         "State": progress.state,
         progress.unit.capitalize(): count(progress.done, progress.total),
-        "Rate": UNKNOWN if progress.per_hour is None else f"{progress.per_hour:,.0f} an hour",
+        "Rate": progress.rate or UNKNOWN,
         "Time left": UNKNOWN if progress.seconds_left is None else duration(progress.seconds_left),
         "Workers": f"{study.workers}, {_coordinator(study)}",
         "Failed trials": _failed_trials(progress),

@@ -43,7 +43,7 @@ def entries(kind: Kind, *, study_folder: Path | None = None) -> dict[str, Path]:
 
 
 def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
-    """The file of that name, given with or without its suffix, or as a path.
+    """The file of that name, given with or without its suffix, or as a path; the nearest of several.
 
     Args:
         kind: which folder of the catalog.
@@ -55,15 +55,11 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
             was given as a study is a script or a folder.
     """
     path = expanded_path(name, error=StudySpecError)
-    if path.suffix in SUFFIXES[kind]:
-        candidates = [path]
-    else:
-        candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES[kind]]
     folders = [Path(), *_folders_of(kind, study_folder)]  # a file may also lie directly in the working directory
     if study_folder is not None:
         folders.insert(0, study_folder)
-    for candidate in candidates:
-        for folder in folders:
+    for folder in folders:
+        for candidate in _candidates(kind, path):
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
     if kind == "studies" and path.exists():
@@ -79,6 +75,16 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked in {searched}; "
         f"known names: {', '.join(names) or 'none'}"
     )
+
+
+def _candidates(kind: Kind, path: Path) -> list[Path]:
+    """The files that a name may stand for: itself first, and with the other suffixes of its kind."""
+    suffixes = SUFFIXES[kind]
+    if not path.name:  # of `.` and `/`
+        return []
+    if path.suffix in suffixes:
+        return [path, *(path.with_suffix(suffix) for suffix in suffixes)]
+    return [path.with_name(path.name + suffix) for suffix in suffixes]
 
 
 def _folders_of(kind: Kind, study_folder: Path | None) -> list[Path]:

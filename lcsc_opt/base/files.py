@@ -78,16 +78,19 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(old)
 
 
-def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscError]) -> None:
+def write_atomically(path: Path, *content: str | bytes | memoryview, error: type[LcscError]) -> None:
     """Write the parts of ``content`` to the file ``path``, as :func:`replacing` does; its folder is created.
+
+    Text becomes UTF-8. Surrogates, which stand for the bytes of a name that is not UTF-8, are escaped.
 
     Raises:
         error: the disk refused.
     """
+    parts = [part.encode(errors="backslashreplace") if isinstance(part, str) else part for part in content]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as pending, pending.open("xb") as file:
-            file.writelines(content)
+            file.writelines(parts)
     except OSError as refused:
         raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
 

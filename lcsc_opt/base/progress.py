@@ -13,32 +13,17 @@ import logging
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the direction of a text
+from lcsc_opt.base.streams import is_terminal, printable, write_message
+
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 log = logging.getLogger("lcsc_opt")
 log.addHandler(logging.NullHandler())
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, but for line breaks and tabs.
-
-    A file's name or the reason of a failure may hold some, and a terminal would obey them.
-    """
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
-    if is_control or character in _TURNING:
-        return character.encode("unicode_escape").decode()
-    return character
 
 
 def notice(message: str, *, every_time: bool = False) -> None:
@@ -76,12 +61,11 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = printable(self.format(record)) + "\n"
-            if sys.stderr.isatty():
-                tqdm.write(line, file=sys.stderr, end="")
+            line = self.format(record) + "\n"
+            if is_terminal(sys.stderr):
+                tqdm.write(printable(line), file=sys.stderr, end="")
             else:
-                sys.stderr.write(line)
-            sys.stderr.flush()
+                write_message(line)
         except Exception:
             self.handleError(record)
 
@@ -178,7 +162,7 @@ def _bar_class() -> Any:
             return notebook_tqdm
         if is_notebook:
             return tqdm  # as text
-    return tqdm if sys.stderr.isatty() else None
+    return tqdm if is_terminal(sys.stderr) else None
 
 
 @contextlib.contextmanager
@@ -216,8 +200,7 @@ class _Lines:
         if now - self._printed_at >= _LINE_SECONDS or self._done == self._total:
             self._printed_at = now
             self._printed_note = self._note
-            sys.stderr.write(self._line(now) + "\n")
-            sys.stderr.flush()
+            write_message(self._line(now) + "\n")
 
     def _line(self, now: float) -> str:
         line = f"{self._description}: {self._done}/{self._total}"

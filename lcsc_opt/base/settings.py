@@ -146,7 +146,10 @@ def excerpt(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is an error, and 1e-4 is a number, as in YAML 1.2."""
+    """PyYAML's safe loader, but a key that is given twice is an error, and numbers are those of YAML 1.2.
+
+    So 1e-4 is a number, 000500 is five hundred, as in the name of a checkpoint, and 1:30 is text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -159,8 +162,41 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; text that :class:`_Loader` would take for a number is quoted."""
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    digits = str(loader.construct_scalar(node)).replace("_", "")
+    has_prefix = digits.lstrip("+-")[:2] in ("0x", "0o")
+    return int(digits, base=0 if has_prefix else 10)
+
+
+_INTEGER_TAG = "tag:yaml.org,2002:int"
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_INTEGER = re.compile(r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+)$")
+_DECIMAL = r"([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+_FLOAT = re.compile(rf"[-+]?({_DECIMAL}|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$")
+_OTHER_TYPES = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _of_numbers in (_Loader, _Dumper):
+    _of_numbers.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in _OTHER_TYPES.items()}
+    _of_numbers.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
+    _of_numbers.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor(_INTEGER_TAG, _integer)
+
+
+def dump_yaml(content: Any, **style: Any) -> str:
+    """YAML from which :func:`parse_yaml` reads the same content, with its keys in their order.
+
+    Args:
+        content: mappings, lists, text and numbers.
+        style: whatever else ``yaml.dump`` knows.
+    """
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text
 
 
 def parse_yaml(text: str) -> Any:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import io
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
+from lcsc_opt.base.streams import results_apart, stop_writing, take_standard_streams
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -88,7 +87,7 @@ def _options(
 
 for _commands_of_group in GROUPS.values():
     for _command in _commands_of_group:
-        app.command(_command.__name__.rstrip("_"))(_command)
+        app.command(_command.__name__.rstrip("_"))(results_apart()(_command))
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -104,36 +103,13 @@ _signals: list[int] = []  # the signal that ended the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lcsc`` and exit with its status. After the first signal of :data:`_ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
-    _outlive_terminals()
+    take_standard_streams()
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
     if arguments is None:
         arguments = sys.argv[1:]
     sys.exit(run(arguments))
-
-
-class _TerminalFile(io.FileIO):
-    """A terminal's file descriptor; once the terminal is closed, writes go to the null device instead of failing."""
-
-    def write(self, content: Any) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return super().write(content)
-
-
-def _outlive_terminals() -> None:
-    """Let this process continue when its terminal is closed, as after ``lcsc run STUDY & disown``."""
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if os.isatty(descriptor):
-            raw = io.BufferedWriter(_TerminalFile(descriptor, "w", closefd=False))
-            encoding = getattr(sys, name).encoding
-            stream = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
-            setattr(sys, name, stream)
 
 
 def _end_once(number: int, _frame: Any) -> None:
@@ -200,8 +176,8 @@ def _is_about_the_output(error: BaseException) -> bool:
         return False
     if cause.errno != errno.EPIPE:  # a reader such as `| head`, which needs no more
         log.error("the output cannot be written: %s", cause.strerror)
-    with contextlib.suppress(OSError, ValueError):  # else the interpreter writes the rest at exit, and fails
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        stop_writing(sys.stdout)
     return True
 
 

@@ -71,7 +71,7 @@ def export(
         objective = objective_of(stored)
     if destination is None:
         recipe = Recipe.of_trial(stored, objective, number=trial, answer=answer, dtype=dtype)
-        write_atomically(out, recipe.as_text().encode(), error=StudyStoreError)
+        write_atomically(out, recipe.as_text(), error=StudyStoreError)
     else:
         recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
     name = f"trial {recipe.trial}" if answer is None else answer.model.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from lcsc_opt.base.progress import log, printable
+from lcsc_opt.base.progress import log
+from lcsc_opt.base.streams import is_terminal, printable, results, write_message
 
 if TYPE_CHECKING:
     from lcsc_opt.database.report import HeldOutReport
@@ -76,15 +76,16 @@ def print_table(
         cells = [row[index] for row in texts]
         columns.append(_TableColumn.of(name, cells, most_in_one_line=_LONGEST_IN_ONE_LINE if index else math.inf))
 
-    is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else _WIDTH_OF_FILES, highlight=False, emoji=False, markup=False)
+    has_reader = is_terminal(results())
+    width = None if has_reader else _WIDTH_OF_FILES
+    console = Console(file=results(), width=width, highlight=False, emoji=False, markup=False)
     dropped = []
-    for name in reversed([name for name in optional if is_terminal and name in header]):
+    for name in reversed([name for name in optional if has_reader and name in header]):
         if _width(columns) <= console.width:
             break
         dropped.append(name)
         columns = [column for column in columns if column.name != name]
-    if is_terminal and _width(columns) > console.width:
+    if has_reader and _width(columns) > console.width:
         first, *others = columns
         columns = [first, *(_TableColumn.of(column.name, column.cells, most_in_one_line=0) for column in others)]
 
@@ -132,7 +133,12 @@ def _readable(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output. JSON has no NaN and no infinity: they become ``null``."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    print_line(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def print_line(text: str) -> None:
+    """A line, or several, of the result."""
+    results().write(f"{printable(text)}\n")
 
 
 def _finite(value: Any) -> Any:
@@ -149,7 +155,7 @@ def _finite(value: Any) -> Any:
 def say(message: str) -> None:
     """One line of progress on standard error, unless messages are silenced."""
     if log.isEnabledFor(logging.INFO):
-        sys.stderr.write(f"{printable(message)}\n")
+        write_message(f"{message}\n")
 
 
 def print_report(report: HeldOutReport | None, title: str = "held out") -> None:

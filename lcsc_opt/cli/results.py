@@ -20,7 +20,7 @@ from lcsc_opt.cli.options import (
     find_study,
     open_database,
 )
-from lcsc_opt.cli.output import print_json, print_report, print_table, say
+from lcsc_opt.cli.output import print_json, print_line, print_report, print_table, say
 from lcsc_opt.views import number, percent
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
@@ -241,8 +241,10 @@ def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
     print_report(report, title=title)
     for baseline in report.baselines:
         model = baseline.model
-        label = model.name if model.study is None else f"{model.label}: {model.study}, trial {model.trial}"
-        typer.echo(f"{label}: {number(as_known(baseline.loss, sign))}")
+        label = model.name
+        if model.study is not None:
+            label = f"{model.label}: {model.study}, trial {model.trial}"
+        print_line(f"{label}: {number(as_known(baseline.loss, sign))}")
 
 
 def dashboard(

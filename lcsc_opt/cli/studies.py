@@ -30,7 +30,7 @@ from lcsc_opt.cli.options import (
     open_database,
     studies_that_begin_with,
 )
-from lcsc_opt.cli.output import print_described, print_json, print_report, print_table, say
+from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
@@ -83,7 +83,7 @@ def init(
             raise StudySpecError(
                 "\n".join([f"{out}: exists already; delete it, or give another name with -o. It would lose:", *lost])
             )
-    write_atomically(out, text.encode(), error=StudySpecError)
+    write_atomically(out, text, error=StudySpecError)
     say(f"{out}: {summary}")
     missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
@@ -266,7 +266,7 @@ def show(
     if groups is not None:
         _print_groups(groups["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():
-        typer.echo(f"\n{text.rstrip()}")
+        print_line(f"\n{text.rstrip()}")
 
 
 def _print_recipe(shown: Recipe) -> None:

@@ -9,8 +9,9 @@ import typer
 
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.streams import results_apart
 from lcsc_opt.cli.options import Output, Steps, assignments, in_order_of
-from lcsc_opt.cli.output import print_described, print_json, say
+from lcsc_opt.cli.output import print_described, print_json, print_line, say
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and inspect one.", no_args_is_help=True)
 
@@ -19,6 +20,7 @@ _DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits."
 
 
 @app.command()
+@results_apart()
 def pack(
     checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs or folders, or one trajectory.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
@@ -54,6 +56,7 @@ def pack(
 
 
 @app.command()
+@results_apart()
 def show(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A trajectory, or files, globs or folders.")],
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
@@ -74,4 +77,4 @@ def show(
         described["moved"] = f"{min(norms):.3g} to {max(norms):.3g} between checkpoints"
     print_described("trajectory", described)
     for warning in warnings:
-        typer.echo(f"warning: {warning}")
+        print_line(f"warning: {warning}")

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import from_here
+from lcsc_opt.base.streams import printable
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 
@@ -120,7 +121,8 @@ def masked(url: str) -> str:
 
 def _from_here(url: str, file: Path | None) -> str:
     """The URL with the path of its file from the working folder, if it is in that."""
-    return url if file is None else url.replace(str(file), str(from_here(file)))
+    shown = url if file is None else url.replace(str(file), str(from_here(file)))
+    return printable(shown)
 
 
 def _is_secret(name: str) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
-from lcsc_opt.base.progress import printable
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.streams import printable
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import replacing, shown_size
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.checkpoints.lora import lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
@@ -139,12 +139,15 @@ class Destination:
             with replacing(self.path) as path:
                 self._write_to(path, weights, recipe.as_text(), config, card, document or weights, kept)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-            reason = " ".join(str(error).split())
-            needed_bytes = sum(tensor.nbytes for tensor in weights.values())
+            reason = _reason_of(error)
+            needed = sum(tensor.nbytes for tensor in weights.values())
             if self.path.parent.is_dir():
-                free_bytes = shutil.disk_usage(self.path.absolute().parent).free
-                if needed_bytes > free_bytes:
-                    reason = f"{os.strerror(errno.ENOSPC)}: needs {needed_bytes:,} bytes, and {free_bytes:,} are free"
+                free = shutil.disk_usage(self.path.absolute().parent).free
+                if needed > free:
+                    reason = (
+                        f"{os.strerror(errno.ENOSPC)}: the model needs {shown_size(needed)}, and "
+                        f"{shown_size(free)} are free; choose another folder"
+                    )
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
     def _write_to(
@@ -166,7 +169,7 @@ class Destination:
             _write_shards(weights, path, str(config), texts)
             self._copy_processing_files(path)
             if card is not None:
-                (path / CARD).write_text(card, encoding="utf-8")
+                (path / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
         elif self.form == "pt":
             with path.open("w+b") as file:  # given a path, torch would write its name into the file
                 torch.save(document, file)
@@ -205,6 +208,16 @@ class Destination:
             return self.config
         adapter_config = self.config / ADAPTER_CONFIG
         return adapter_config if adapter_config.is_file() else self.config / CONFIG
+
+
+def _reason_of(error: BaseException) -> str:
+    """What the system said, where the library that wrote only tells what that led to."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, OSError) and first.strerror:
+            return first.strerror
+        first = first.__context__
+    return " ".join(str(error).split())
 
 
 def _form_of(path: Path) -> Form:

@@ -86,7 +86,7 @@ class Scored(NamedTuple):
                 without_groups[key] = [float(values[groups != group].mean()) for group in range(GROUPS)]
         for key, number in metrics.items():
             if not np.isfinite(number):
-                raise MetricError(f"the score is not finite: {key} is {number}")
+                raise MetricError(f"the score gave {number} as {key!r}, expected a finite number")
         return cls(metrics, without_groups)
 
 

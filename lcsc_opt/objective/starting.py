@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import JsonValue
 
-from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.settings import parse_yaml
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrajectoryError
+from lcsc_opt.base.settings import dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
@@ -61,9 +60,16 @@ def draft(kind: ModelKind, checkpoints: Sequence[Path], given: Mapping[str, Json
         The text of the study file, and the checkpoints in a few words.
 
     Raises:
+        StudySpecError: a given key is not that of a setting.
         TrajectoryError: there are no checkpoints, those of several models, or several state dicts in each.
         ObjectiveError: the folder holds another kind of models.
     """
+    for name in given:
+        if not name.isidentifier():
+            raise StudySpecError(
+                f"{name}: expected a setting of the objective, such as images=500; lcsc run takes {name} and all other "
+                "keys of a study file"
+            )
     key = given.get("key")
     run = _find_run(checkpoints, str(key) if key is not None else None)
     template, facts = _facts(kind, run)
@@ -234,8 +240,7 @@ def _is_to_be_filled(line: re.Match[str]) -> bool:
 def _as_yaml(value: JsonValue) -> str:
     """A value as one line of YAML, which is read back unchanged.
 
-    PyYAML's dumper leaves text without quotes that our reader parses as a number (1e-4), and writes text with line
-    breaks in several lines. Such text is in double quotes.
+    PyYAML's dumper writes text with line breaks in several lines. Such text is in double quotes.
     """
     text = _dumped(value, style=None)
     try:
@@ -247,12 +252,5 @@ def _as_yaml(value: JsonValue) -> str:
 
 
 def _dumped(value: JsonValue, *, style: str | None) -> str:
-    text = yaml.safe_dump(
-        value,
-        default_flow_style=True,
-        default_style=style,
-        sort_keys=False,
-        allow_unicode=True,
-        width=math.inf,
-    )
+    text = dump_yaml(value, default_flow_style=True, default_style=style, width=math.inf)
     return text.splitlines()[0]

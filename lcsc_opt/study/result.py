@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import yaml
 from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import StudyHistory, SummarizedStudy, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
@@ -149,9 +149,9 @@ class Result:
         content = dict(self._content)
         if not self._is_temporary:
             content["storage"] = self.storage
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = dump_yaml(content)
         if path is not None:
-            write_atomically(Path(path), text.encode(), error=StudySpecError)
+            write_atomically(Path(path), text, error=StudySpecError)
         return text
 
     def __repr__(self) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
@@ -17,7 +16,7 @@ from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import near_miss, parse_settings, parse_yaml
+from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
@@ -301,6 +300,7 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         if training.autoencoder is None:  # the one that was trained here is in the model's folder
             settings["decoder"]["autoencoder"] = f"{model}/autoencoder"
     study = {
+        "name": experiment_name(sibling_path(training.out, "").name) or "training",
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
         "seeds": [0],
@@ -309,11 +309,5 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         "held_out": {"images": 10000, "top": 5},
     }
     command = f"lcsc run {shlex.quote(sibling_path(training.out, '.yaml').name)}"
-    name = experiment_name(sibling_path(training.out, "").name) or "training"
-    return "".join(
-        [
-            f"# {training.recipe.name} on {training.data}, {training.steps} steps: {command}\n",
-            f"name: {json.dumps(name)}\n",  # in quotes, since it may look like a number
-            yaml.safe_dump(study, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120),
-        ]
-    )
+    title = f"# {training.recipe.name} on {training.data}, {training.steps} steps: {command}\n"
+    return title + dump_yaml(study, default_flow_style=None, width=120)

@@ -90,7 +90,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         config=CONFIG,
         plotly=get_plotlyjs(),
     )
-    write_atomically(path, page.encode(), error=LcscError)
+    write_atomically(path, page, error=LcscError)
     return path
 
 
@@ -231,8 +231,8 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
 def _state(progress: Progress) -> str:
     """A study's progress as a sentence."""
     state = f"{progress.state}: {count(progress.done, progress.total)} {progress.unit}"
-    if progress.per_hour is not None:
-        state += f", {progress.per_hour:,.0f} an hour"
+    if progress.rate is not None:
+        state += f", {progress.rate}"
     if progress.failed:
         state += f", {progress.failed} trials failed"
     return f"{state}."

@@ -54,6 +54,13 @@ class Progress:
             return None
         return min(self.done / self.total, 1.0)
 
+    @property
+    def rate(self) -> str | None:
+        """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
+        if self.per_hour is None or self.unit == "seconds":
+            return None
+        return f"{self.per_hour:,.0f} {self.unit} an hour"
+
     @classmethod
     def of(cls, study: StudyHistory) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""

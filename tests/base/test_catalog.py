@@ -47,6 +47,21 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
             BuildContext(workplace).path(name)
 
 
+@pytest.mark.parametrize("asked", ["digits", "digits.yml", "digits.yaml"])
+def test_a_study_file_of_ones_own_comes_before_the_shipped_one(workplace: Path, asked: str) -> None:
+    """Whichever suffix of YAML it has."""
+    own = write(workplace, "digits.yml", "name: mine\n")
+    assert find("studies", asked) == own
+    nearer = write(workplace / "beside", "digits.yaml", "name: nearer\n")
+    assert find("studies", asked, study_folder=workplace / "beside") == nearer
+
+
+@pytest.mark.parametrize("folder", [".", "/", "", "..", "~"])
+def test_a_folder_is_no_study_file(workplace: Path, folder: str) -> None:
+    with pytest.raises(StudySpecError, match=r"expected a study file, .*; lcsc init KIND \S+ writes one"):
+        find("studies", folder)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, printable, progress
+from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress
 
 
 class Clock:
@@ -75,13 +75,6 @@ def test_control_characters_are_shown_escaped(capsys: pytest.CaptureFixture[str]
     with messages_on_stderr():
         notice(HOSTILE)
     assert capsys.readouterr().err == f"lcsc: {HARMLESS}\n"
-
-
-@pytest.mark.parametrize(
-    "text", ["two\nlines\tand a tab", "naïve Σ|a| → 日本語", "\U0001f468\u200d\U0001f469", r"C:\x1b"]
-)
-def test_texts_of_all_languages_are_left_alone(text: str) -> None:
-    assert printable(text) == text
 
 
 def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:

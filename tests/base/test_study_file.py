@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import (
+    BudgetSpec,
     OptimizerSpec,
     SpaceSpec,
     StudyFile,
@@ -101,6 +103,44 @@ def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path)
     assert optimizer.options["mutation"] == 2e-4
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("002000", 2000),
+        ("-010", -10),
+        ("089", 89),
+        ("0", 0),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1:30", "1:30"),
+        ("1_", 1),
+        ("00.5", 0.5),
+    ],
+)
+def test_a_number_is_decimal_whatever_zeros_it_begins_with(tmp_path: Path, written: str, meant: object) -> None:
+    """As in the names of checkpoints, and as YAML 1.2 reads it."""
+    file = tmp_path / "numbers.yaml"
+    file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {{value: {written}}}}}]"))
+    assert read_study_file(file).optimizers[0].options["value"] == meant
+    (optimizer,) = read_study_file(file, [f"optimizers.LCSC.value={written}"]).optimizers
+    assert optimizer.options["value"] == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["007", "089", "1e-4", "0o17", "1:30", "two\nlines", "caf\udce9", "1_000", "yes", ".5"]
+)
+def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: str) -> None:
+    assert parse_yaml(dump_yaml({"key": text, "list": [text]})) == {"key": text, "list": [text]}
+
+
+def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "budget.yaml"
+    file.write_text(MINIMAL)
+    with pytest.raises(StudySpecError, match=r"'budget=\{images: 500\}'$"):
+        read_study_file(file, ["budget.images=500"])
+    assert read_study_file(file, ["budget={images: 500}"]).budget == BudgetSpec(images=500)
+
+
 # what is wrong
 
 
@@ -127,8 +167,9 @@ def test_a_number_may_have_an_exponent_without_a_point_or_a_sign(tmp_path: Path)
         # wrong values
         (
             {"budget": {"evaluations": 3, "images": 3}},
-            "budget: expected either evaluations or images, or a time such as 5 min",
+            "budget: expected one unit, got evaluations and images; for images alone write budget: {images: 3}, or…",
         ),
+        ({"budget": {}}, "budget: expected either evaluations or images, or a time such as 5 min"),
         ({"budget": "soon"}, "budget: expected a time such as 5 min, got 'soon'"),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item after validation, not 0, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),

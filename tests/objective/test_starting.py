@@ -218,6 +218,13 @@ def test_a_glob_and_the_files_that_a_shell_makes_of_it_are_alike(typed: Typed) -
     assert "not_there.pt" in typed.refused("init", "score", *files, "not_there.pt")
 
 
+@pytest.mark.parametrize("given", ["budget.evaluations=8", "objective.settings.images=3", "~held_out=", "=3"])
+def test_what_is_no_setting_is_for_run(typed: Typed, given: str) -> None:
+    plain()
+    assert "lcsc run takes" in typed.refused("init", "score", "runs", given)
+    assert not Path("study.yaml").exists()
+
+
 def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
     plain()
     assert "study.yaml: 1 checkpoint, step 3\n" in typed("init", "module", "runs/model3.safetensors").err

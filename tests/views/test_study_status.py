@@ -42,6 +42,18 @@ def test_a_budget_in_images_is_counted_in_images() -> None:
     assert (found.per_hour, found.seconds_left) == (pytest.approx(10 * 3600 / 1.5), pytest.approx(7 * 1.5))
 
 
+@pytest.mark.parametrize(
+    ("budget", "rate"),
+    [
+        ({"images": 100}, "24,000 images an hour"),
+        ({"evaluations": 9}, "2,400 evaluations an hour"),
+        ({"seconds": 9}, None),
+    ],
+)
+def test_a_rate_has_its_unit_and_time_has_none(budget: dict[str, float], rate: str | None) -> None:
+    assert Progress.of(history([3.0, 2.0, 1.0], ended=False, budget=budget)).rate == rate
+
+
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     """As the runner counts them: it may ask for 40 images, and they are gone when none comes."""
     columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "state": [1, 3, 3, 2]}

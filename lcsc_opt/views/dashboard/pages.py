@@ -25,6 +25,7 @@ from werkzeug.wrappers import Request, Response
 from lcsc_opt.base.catalog import entries, load_file
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.streams import printable
 from lcsc_opt.database.urls import masked
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _is_empty(storage: RDBStorage, file: Path) -> bool:
 
 def _broken(header: str, name: str, problem: str) -> Application:
     """A page that says what is wrong with its file."""
-    line = " ".join(problem.split())
+    line = printable(" ".join(problem.split()))
     notice(f"dashboard: {line}")
     title = html.escape(_title(name))
     text = (

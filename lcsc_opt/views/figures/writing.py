@@ -40,14 +40,14 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     for path in figures:
         check_suffix(path)
     images = {path: figure for path, figure in figures.items() if path.suffix in _IMAGES}
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, str | bytes] = {}
     if images:
-        contents = _draw(images)
+        contents.update(_draw(images))
     for path, figure in figures.items():
         if path.suffix == ".json":
-            contents[path] = str(figure.to_json()).encode()
+            contents[path] = str(figure.to_json())
         elif path.suffix == ".html":
-            contents[path] = str(figure.to_html(include_plotlyjs=True, config=CONFIG)).encode()
+            contents[path] = str(figure.to_html(include_plotlyjs=True, config=CONFIG))
     for path in figures:
         write_atomically(path, contents[path], error=LcscError)
     return list(figures)

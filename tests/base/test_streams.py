@@ -1,0 +1,81 @@
+"""Text on streams that are missing, closed, full, or cannot encode it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.base.progress import messages_on_stderr, notice, progress
+from lcsc_opt.base.streams import is_terminal, printable, results, results_apart, write_message
+
+
+@pytest.mark.parametrize(
+    "text", ["two\nlines\tand a tab", "naïve Σ|a| → 日本語", "\U0001f468\u200d\U0001f469", r"C:\x1b"]
+)
+def test_texts_of_all_languages_are_left_alone(text: str) -> None:
+    assert printable(text) == text
+
+
+def test_the_bytes_of_a_name_that_is_not_utf_8_are_shown_escaped() -> None:
+    assert printable(os.fsdecode(b"caf\xe9.png")) == r"caf\udce9.png"
+
+
+def test_what_others_print_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with results_apart():
+        sys.stdout.write("from a score\n")
+        results().write("the result\n")
+    sys.stdout.write("afterwards\n")
+    assert capsys.readouterr() == ("the result\nafterwards\n", "from a score\n")
+
+
+class _Refusing(io.StringIO):
+    """A stream on which nothing can be written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self._number, os.strerror(self._number))
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(None, id="missing"),
+        pytest.param(closed(), id="closed"),
+        pytest.param(_Refusing(errno.EPIPE), id="pipe"),
+        pytest.param(_Refusing(errno.ENOSPC), id="full"),
+    ],
+)
+def test_messages_and_progress_never_stop_the_work(stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a script that a daemon has started."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert not is_terminal(stream)
+    with messages_on_stderr(), progress("search", 2) as advance:
+        notice("a message")
+        advance(2)
+    write_message("another one\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"\u03a3|a| caf\xe9"), ("latin-1", r"\u03a3|a| café"), ("utf-8", "Σ|a| café")]
+)
+def test_a_message_is_escaped_where_the_encoding_lacks_it(
+    encoding: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "log").open("w", encoding=encoding) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        write_message("Σ|a| café")
+    assert (tmp_path / "log").read_text(encoding=encoding) == shown
