@@ -384,6 +384,7 @@ def _sweep(points: Mapping[str, Sequence[SummarizedStudy]], experiment: str, the
             rows.append([*values, row.label, row.seeds, *results, link])
     header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
     figure: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
+    figure = parts.described(figure, label="Values of the settings and the loss of each answer")
     return parts.section("Sweep", figure, parts.table(header, rows, text=len(keys) + 1))
 
 

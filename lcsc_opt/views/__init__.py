@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 UNKNOWN = "–"  # in place of a number
@@ -27,6 +28,12 @@ def percent(share: float | None) -> str:
 def signed(value: float, form: str) -> str:
     """A number in a format, without the sign of a negative zero."""
     return f"{value or 0.0:{form}}"
+
+
+def unbroken(text: str) -> str:
+    """A cell of a table in which lines break only between a number and its interval."""
+    text = text.replace(" ± ", "\u00a0±\u00a0")
+    return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def metric_place(metric: str, order: Sequence[str]) -> int:

@@ -23,11 +23,11 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import UNKNOWN, count, number, percent
+from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
-from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import CAPTION, Landscape
@@ -41,6 +41,7 @@ _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
 _Images = list[tuple[str, list[StoredImage]]]
 """Study → its stored images."""
+_NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
     "movement": "How the best coefficients moved",
@@ -65,7 +66,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     if opening is not None:
         images = [(name, [sheet for sheet in sheets if not opening.shows(sheet)]) for name, sheets in images]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
-    environment.filters["short_metric"] = short_metric
+    environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
@@ -89,6 +90,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
         config=CONFIG,
         plotly=get_plotlyjs(),
+        narrow=_NARROW.read_text(encoding="utf-8"),
     )
     write_atomically(path, page, error=LcscError)
     return path
@@ -217,7 +219,10 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
     held_out = study.held_out
     reports = [] if held_out is None else [held_out, held_out.also]
     metrics = [(report.sampler, report_table(report)) for report in reports if report is not None and report.rows]
-    figures = own_figures(reader, study, studies, _SECTION_TITLES)
+    names = set(_SECTION_TITLES)
+    if not has_movement(study):
+        names.remove("movement")
+    figures = own_figures(reader, study, studies, names)
     return {
         "name": study.study,
         "state": _state(Progress.of(study)),
@@ -241,4 +246,5 @@ def _state(progress: Progress) -> str:
 def _drawn(figure: go.Figure) -> _Drawn:
     content = json.loads(str(figure.to_json()))
     content["layout"].pop("template")  # the page sets its own
-    return {"content": content, "height": int(figure.layout.height or 420)}
+    height = content["layout"].setdefault("height", 420)
+    return {"content": content, "height": int(height)}

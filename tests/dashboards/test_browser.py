@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.report import write_report
+from tests import study_examples
 from tests.browser import Switched, Watched, chromium, watched
 from tests.dashboard_site import write_study
-from tests.study_examples import add_result, attach
+from tests.study_examples import add_result, attach, coefficients
 
 MARKUP = "<img src=x onerror=alert(1)>"
 DARK, LIGHT = "#14171A", "#FFFFFF"
@@ -262,6 +264,56 @@ def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page.focus("#edge")
     page.keyboard.press("Home")
     view.until("getComputedStyle(document.querySelector('.over img + img')).clipPath === 'inset(0px 0px 0px 0%)'")
+
+
+OUTSIDE = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(place => {
+    const edges = place.getBoundingClientRect();
+    return [...place.querySelectorAll('text')].filter(text => {
+        const {left, right, width} = text.getBoundingClientRect();
+        return width && (left < edges.left - 1 || right > edges.right + 1);
+    }).map(text => text.textContent);
+})"""
+
+
+def test_a_report_fits_a_phone(page: Any, url: str, tmp_path: Path) -> None:
+    """Legends are below the curves, and no title is cut."""
+    for name in ("EMAGrid", "LCSCGradient", "OnePlusOne"):
+        report = {"trial": 1, "loss": 2.5, "metrics": {"fid": 2.5, "precision": 0.5}}
+        groups = ["unet.down_blocks.0.resnets.1.time_emb_proj", "unet.up_blocks.0"]
+        study = study_examples.write_study(open_storage(url, write=True), f"narrow/{name}/0", [], held_out=report)
+        study.set_attribute("layer_groups", groups)
+        for number in range(4):
+            add_result(study, number, 4.0 - number, at=np.stack([coefficients(number)] * 2))
+    path = write_report(open_storage(url, write=False), "narrow", tmp_path / "report.html")
+    with watched(page, path.as_uri()) as view:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto(path.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        view.until("!document.querySelector('.figure:not([data-drawn])')")
+        widths = page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].map(f => f._fullLayout._size.w)")
+        assert min(widths[:5]) > 250, "of the curves"
+        assert page.evaluate(OUTSIDE) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.goto("about:blank")
+        assert view.problems == []
+
+
+def test_the_table_of_a_study_fits_a_screen(page: Any, dashboard: Switched, url: str) -> None:
+    """With the intervals of all metrics, and the trainer's models."""
+    numbers = {"value": 0.008385, "interval": [0.008033, 0.008737], "baseline": 0.06824}
+    numbers |= {"baseline_interval": [0.04511, 0.09137], "gain": -0.0599, "gain_interval": [-0.0832, -0.0367]}
+    names = ("loss", "fid@cross_check", "fid_held_out", "precision", "tones")
+    rows = [{"metric": name, "sign": 1, "against": "EMA*", "real_halves": 0.0003897, **numbers} for name in names]
+    measured = {"loss": 0.06824, "metrics": dict.fromkeys(names[1:], 0.06824)}
+    baselines = {"EMA*": measured, "last checkpoint": measured, "trainer's EMA": measured}
+    report = {"trial": 0, "loss": 0.008385, "rows": [{**row, "lost": True} for row in rows], "baselines": baselines}
+    write_study(url, "wide/LCSC/0", [1.0]).set_attribute("held_out", report)
+    home = dashboard.show(url)
+    with watched(page, home) as view:
+        page.goto(f"{home}/lcsc/study?study=wide/LCSC/0")
+        view.until("document.querySelectorAll('#metrics td').length === 35")
+        assert page.evaluate("(t => t.scrollWidth <= t.clientWidth)(document.querySelector('#metrics .wide'))")
+        assert view.problems == []
 
 
 def test_a_report_draws_every_visible_figure(page: Any, url: str, tmp_path: Path) -> None:

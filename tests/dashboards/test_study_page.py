@@ -45,19 +45,19 @@ def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
 
 def test_progress_and_every_figure_are_shown(url: str) -> None:
     write_study(url, "digits/EMAGrid/0", [7.0, 5.0], held_out=5.5)
-    study = write_study(url, NAME, [4.0, None, 2.0], held_out=2.5)
+    study = write_study(url, NAME, [4.0, None, 3.0, 2.0], held_out=2.5)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
     study.fail(key, [{"reason": "crash", "seconds": 1.0, "traceback": "File <b>, line 3"}])
     shown = draw(Site(url))
     assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
-    assert "4 of 9" in json.dumps(shown["progress"])
+    assert "5 of 9" in json.dumps(shown["progress"])
     assert "broken" in json.dumps(shown["failures"])
     folded = shown["failures"]["children"]["props"]["children"][-1]
     assert (folded["type"], folded["props"]["children"][1]["props"]["children"]) == ("Details", "File <b>, line 3")
     assert all(shown[name]["data"]["data"] for name in FIGURES - {"distances-new"})
     [sentence] = shown["distances-new"]["data"]["layout"]["annotations"]
-    assert "LCSC/0 are" in sentence["text"]
-    assert sentence["text"].endswith(" apart")
+    assert "LCSC/0 are" in sentence["text"].replace("<br>", " ")
+    assert sentence["text"].endswith("apart")
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 

@@ -44,6 +44,11 @@ _POLICY = {
     "frame-ancestors": "'self'",
 }
 
+_NO_SCRIPT = (
+    "<noscript><p>This page needs JavaScript. Without it, the commands lcsc compare and lcsc report show the same."
+    "</p></noscript>"
+)
+
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -116,7 +121,7 @@ def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Applicat
     app.title = f"{app.title} · lcsc"
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
     page = page.replace("</head>", f"{_head()}</head>", 1)
-    app.index_string = page.replace("<body>", "<body>{%menu%}<div id='content' tabindex='-1'></div>", 1)
+    app.index_string = page.replace("<body>", f"<body>{{%menu%}}<div id='content' tabindex='-1'></div>{_NO_SCRIPT}", 1)
     untyped: Any = app
     fill = untyped.interpolate_index
     untyped.interpolate_index = lambda **content: fill(**content).replace("{%menu%}", header(), 1)
@@ -138,9 +143,10 @@ def _policy(scripts: str = "'self'") -> str:
 
 
 def _head() -> str:
+    scripts = "".join(f'<script src="{_STATIC}/{name}.js"></script>' for name in ("narrow", "lcsc"))
     return (
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="stylesheet" href="{_STATIC}/lcsc.css"><script src="{_STATIC}/lcsc.js"></script>'
+        f'<link rel="stylesheet" href="{_STATIC}/lcsc.css">{scripts}'
     )
 
 

@@ -21,6 +21,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views import unbroken
 from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.figures.theme import CONFIG
 from lcsc_opt.views.ranking import ranking
@@ -208,8 +209,13 @@ def field(label: str, control: Any, *, group: bool = False) -> Content:
 def graph(name: str, *, label: str) -> html.Div:
     """A place for a figure; ``label`` tells those who cannot see it what it shows."""
     place: Any = dcc.Graph(id=name, config=cast("Any", CONFIG), figure=_BLANK)
-    described: Any = {"aria-label": label}
-    return html.Div([place, dcc.Store(id=f"{name}-new")], role="figure", **described)
+    return described([place, dcc.Store(id=f"{name}-new")], label=label)
+
+
+def described(content: Content, *, label: str) -> html.Div:
+    """A figure; ``label`` tells those who cannot see it what it shows."""
+    attributes: Any = {"aria-label": label}
+    return html.Div(content, role="figure", **attributes)
 
 
 def section(title: str, *content: Content) -> html.Section:
@@ -226,7 +232,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
         head.append(html.Th(breakable, title=name, scope="col", className=css_class))
     body = []
     for row in rows:
-        cells = [html.Td(cell, className=css_class) for cell, css_class in zip(row, classes, strict=True)]
+        texts = [unbroken(cell) if isinstance(cell, str) else cell for cell in row]
+        cells = [html.Td(cell, className=css_class) for cell, css_class in zip(texts, classes, strict=True)]
         body.append(html.Tr(cells))
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
 

@@ -14,8 +14,9 @@ from plotly.subplots import make_subplots
 from lcsc_opt.views.figures.theme import GREY, Theme, figure_layout
 
 _FRAME = 180  # pixels around the panels: titles, labels of axes, a legend
-_GAP = 25  # pixels between two panels
-_GAP_WITH_TITLE = 50
+_GAP = 25  # pixels between two panels, without a title
+_TITLE_LINE = 17
+_TOP = 40  # pixels above the first panel: room for two lines of its title
 _LONGEST_COLORBAR = 240  # pixels, of one among several panels
 _LOGARITHMIC_TICKS = 3
 
@@ -101,9 +102,9 @@ def draw(
         layout: whatever else plotly knows of a layout.
     """
     heights = [panel.height for panel in panels]
-    height = _FRAME + sum(heights)
-    has_titles_inside = any(panel.title for panel in panels[1:])
-    gap = _GAP_WITH_TITLE if has_titles_inside else _GAP
+    top = max(_TOP, _TITLE_LINE * _lines(panels[0]) + 6)
+    height = _FRAME + top - _TOP + sum(heights)
+    gap = _GAP + _TITLE_LINE * max((_lines(panel) for panel in panels[1:]), default=0)
     drawn = make_subplots(
         rows=len(panels),
         cols=1,
@@ -132,8 +133,13 @@ def draw(
             drawn.add_annotation({"xref": f"x{suffix}", "yref": f"y{suffix}", **note})
         if panel.level is not None:
             _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
-    drawn.update_layout(figure_layout(theme, view=view, title=title, height=height))
+    drawn.update_layout(figure_layout(theme, view=view, title=title, height=height), margin={"t": top})
     return drawn.update_layout(layout)
+
+
+def _lines(panel: Panel) -> int:
+    """How many lines the title of a panel has."""
+    return len(panel.title.split("<br>")) if panel.title else 0
 
 
 def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:

@@ -16,7 +16,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
-from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, inert, style
+from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, in_lines, inert, style
 from lcsc_opt.views.study_status import EVALUATION, seconds_outside
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc run"
@@ -38,12 +38,13 @@ _DISTANCES_ROW = 28
 _HIGHEST_DISTANCES = 500
 
 _MOST_DISTANCES_IN_CELLS = 12  # studies
+_FEWEST_IMPROVEMENTS = 3
 MOST_IMPROVEMENTS = 60  # rows of the heat map
 _MOST_TICKS = 8
 _MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
-_OTHER_TITLE = "other: optimizer, database, waiting"
+_OTHER_TITLE = "optimizer, database, waiting"
 
 
 def own_figures(
@@ -207,15 +208,13 @@ def _layer_place(name: str) -> int:
 
 def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
-    trial = f"{study.study}, trial {study.chosen}"
-    if coefficients.ndim > 1:
-        trial += f", mean of {len(coefficients)} layer groups"
-    facts = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
+    shape = f"Σ|a| = {sum_abs(coefficients):.2f}"
     if study.reported is not None:
-        facts = f"{study.reported:.4g} held out, {facts}"
+        shape = f"{study.reported:.4g} held out, {shape}"
     elif study.searched is not None:
-        facts = f"{study.searched:.4g} searched, {facts}"
-    return f"{inert(trial)}<br>{inert(facts)}"
+        shape = f"{study.searched:.4g} searched, {shape}"
+    count = f"{effective_count(coefficients):.0f} checkpoints matter"
+    return in_lines(f"{study.study}, trial {study.chosen}", shape, count)
 
 
 def _coefficient_title(study: SummarizedStudy, *, is_mean: bool) -> str:
@@ -254,6 +253,11 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
+def has_movement(study: SummarizedStudy) -> bool:
+    """Whether there are enough improvements to see where the best coefficients went."""
+    return len(study.summary.improvements) >= _FEWEST_IMPROVEMENTS
+
+
 def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
@@ -262,6 +266,8 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
     improved = np.array([point.number for point in study.summary.improvements], dtype=np.int64)
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
+    if not has_movement(study):
+        return empty_figure("Fewer than three improvements: no movement to draw yet", theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
     heat_map = _heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")

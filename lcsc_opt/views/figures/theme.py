@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import textwrap
 import zlib
 from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
+
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 
 Theme = Literal["light", "dark"]
 
@@ -39,7 +42,10 @@ STYLES = {
     "OnePlusOne": Style(PURPLE, "solid", "triangle-down"),
     "PSO": Style(SKY, "solid", "cross"),
     "RandomSearch": Style(GREY, "dot", "x"),
+    LAST_CHECKPOINT: Style(GREY, "solid", "circle-open"),
+    TRAINER_EMA: Style(GREY, "dashdot", "square-open"),
 }
+_TITLE_CHARACTERS = 36
 _OTHER_COLOURS = (ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE)
 _OTHER_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 _OTHER_MARKERS = ("pentagon", "hexagon", "bowtie", "hourglass", "star-triangle-up", "diamond-wide", "diamond-tall")
@@ -79,6 +85,12 @@ def with_alpha(colour: str, alpha: float) -> str:
 def inert(text: object) -> str:
     """A name as plotly shows it literally: plotly reads some HTML in texts, and turns entities back."""
     return html.escape(str(text), quote=False).replace("\n", " ")
+
+
+def in_lines(*texts: str) -> str:
+    """Texts as the lines of a title that fits a page of 390 pixels; a long one takes several."""
+    lines = [line for text in texts for line in textwrap.wrap(text, _TITLE_CHARACTERS, break_on_hyphens=False)]
+    return "<br>".join(map(inert, lines))
 
 
 def template(theme: Theme) -> go.layout.Template:
@@ -132,5 +144,5 @@ def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> 
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
     return drawn.add_annotation(
-        text=inert(message), showarrow=False, font={"size": 15}, x=0.5, y=0.5, xref="paper", yref="paper"
+        text=in_lines(message), showarrow=False, font={"size": 15}, x=0.5, y=0.5, xref="paper", yref="paper"
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
-from lcsc_opt.database.names import label, short_metric
+from lcsc_opt.database.names import TRAINED, label, short_metric
+from lcsc_opt.database.report import Interval
 from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, inert, style
+from lcsc_opt.views.ranking import reports_of
 
 _FIRST_ACROSS = ("precision", "recall")  # what a lower FID may cost
 _FIRST_UP = ("fid", "loss")
@@ -30,6 +33,8 @@ def trade_off_figure(
     studies: Sequence[SummarizedStudy], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
 ) -> go.Figure | None:
     """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
+
+    Error bars are the 95 % intervals, as far as they are known. The trainer's models have a mark each, too.
 
     Args:
         studies: the studies of an experiment, or of several points of a sweep, in the order of the points.
@@ -55,8 +60,10 @@ def trade_off_figure(
     for study in studies:
         if {x, y} <= _values(study).keys():
             joined.setdefault((study.optimizer, study.seed), []).append(study)
+    answers = [_answers(group, x, y) for group in joined.values()]
+    trained = [_trained(studies, name, x, y) for name in TRAINED]
     panel = Panel(
-        [_answers(group, x, y) for group in joined.values()],
+        [*answers, *(trace for trace in trained if trace is not None)],
         y=Axis(f"held-out {inert(short_metric(y))}", tick_format="~g"),
         height=280,
     )
@@ -76,6 +83,8 @@ def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
     return go.Scatter(
         x=[value[x] for value in values],
         y=[value[y] for value in values],
+        error_x=_error_bars(studies, x),
+        error_y=_error_bars(studies, y),
         mode="lines+markers+text" if len(studies) > 1 else "markers",
         name=inert(f"{first.label}/{first.seed}"),
         text=[inert(", ".join(split_point(study.experiment)[1].values())) for study in studies],
@@ -85,6 +94,53 @@ def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
         marker={"symbol": line_style.marker, "size": 9, "color": line_style.colour},
         customdata=[inert(f"{study.study}, trial {study.chosen}") for study in studies],
         hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+    )
+
+
+def _error_bars(studies: Sequence[SummarizedStudy], metric: str) -> dict[str, Any]:
+    """The distances from each answer's value to the ends of its interval; none where that is not known."""
+    below = []
+    above = []
+    for study in studies:
+        low, high = _interval(study, metric)
+        value = _values(study)[metric]
+        below.append(value - low)
+        above.append(high - value)
+    return {"array": above, "arrayminus": below, "thickness": 1, "width": 3, "visible": any(below + above)}
+
+
+def _interval(study: SummarizedStudy, metric: str) -> Interval:
+    """Where a held-out value may be: its 95 % interval, else its deviation on both sides."""
+    value = _values(study)[metric]
+    rows = () if study.held_out is None else study.held_out.rows
+    for row in rows:
+        if row.metric == metric and row.interval is not None:
+            return row.interval
+        if row.metric == metric and row.spread is not None:
+            return value - row.spread, value + row.spread
+    return value, value
+
+
+def _trained(studies: Sequence[SummarizedStudy], name: str, x: str, y: str) -> go.Scatter | None:
+    """A model of the trainer's, wherever a report measured it; ``None`` if none has both metrics."""
+    places: dict[tuple[float, float], None] = {}
+    for report in reports_of(studies):
+        measured = report.baseline(name)
+        across = None if measured is None else measured.value(x)
+        up = None if measured is None else measured.value(y)
+        if across is not None and up is not None:
+            places[across, up] = None
+    if not places:
+        return None
+    look = style(name)
+    return go.Scatter(
+        x=[across for across, _ in places],
+        y=[up for _, up in places],
+        mode="markers",
+        name=inert(name),
+        cliponaxis=False,
+        marker={"symbol": look.marker, "size": 9, "color": look.colour},
+        hovertemplate=f"{inert(name)}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from lcsc_opt.database.names import TRAINED
 from lcsc_opt.views.curves import AXES, comparison_figure
 from lcsc_opt.views.figures.theme import STYLES, style
 from tests.history_examples import history
@@ -14,6 +15,8 @@ def test_an_optimizer_looks_the_same_in_every_process_and_unlike_others() -> Non
     others = {style(f"other {number}") for number in range(300)}
     assert "solid" not in {drawn.dash for drawn in others}
     assert len(others) > 100
+    for name in TRAINED:
+        assert style(name).colour == style("EMAGrid").colour, "what was not searched is grey"
 
 
 # comparison

@@ -20,6 +20,7 @@ from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
+    has_movement,
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
@@ -88,7 +89,6 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
     np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
-    np.testing.assert_allclose(drawn(reader, "movement", studies[0]).data[0].z, [found.mean(axis=0)])
     apart = np.sqrt(np.square(found - found[0]).sum(axis=1).mean())
     shown = distances_figure(reader, studies).data[0].z
     np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
@@ -106,9 +106,39 @@ def test_the_movement_shows_the_improvements_in_their_order(
     assert (list(heat.x), list(heat.y)) == ([0, *STEPS], [0, 2, 4, 6])
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
+    assert has_movement(study)
     made = drawn(reader, "movement", many)
     assert made.layout.title.text == "4 of 5 improvements"
     assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
+
+
+def test_two_rows_are_no_movement(storage: RDBStorage) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0])
+    reader, (study,) = read(storage)
+    assert not has_movement(study)
+    assert not drawn(reader, "movement", study).data
+
+
+def test_the_movement_of_rows_is_that_of_their_mean(storage: RDBStorage) -> None:
+    names = ["first", "second"]
+    study = StoredStudy.open_or_create(storage, "digits/LCSC/0", {"steps": STEPS, "layer_groups": names})
+    found = [np.stack([coefficients(number), coefficients(number + 1)]) for number in range(3)]
+    for number, answer in enumerate(found):
+        study.finish(study.add_candidate(Candidate(answer)), Evaluation(3.0 - number))
+    reader, (read_again,) = read(storage)
+    shown = drawn(reader, "movement", read_again).data[0].z
+    np.testing.assert_allclose(shown, [rows.mean(axis=0) for rows in found])
+
+
+@pytest.mark.parametrize("name", ["digits/LCSC/0", "a-long-name-" * 8 + "x/LCSCGradient/12"])
+def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> None:
+    write_study(storage, name, [4.0, 2.0], held_out={"trial": 1, "loss": 2.75})
+    reader, studies = read(storage, name.split("/")[0])
+    made = coefficients_figure(reader, studies)
+    lines = made.layout.annotations[0].text.split("<br>")
+    assert "".join(lines).startswith(name[:30])
+    assert max(map(len, lines)) <= 36
+    assert made.layout.margin.t >= 17 * len(lines)
 
 
 def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
@@ -125,13 +155,15 @@ def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBSto
 def test_time_per_trial_is_stacked_by_part() -> None:
     columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
     made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
-    shown = {trace.name.partition(":")[0]: list(trace.y) for trace in made.data}
+    shown = {trace.name: list(trace.y) for trace in made.data}
     after = "after the last one nothing starts"
-    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.75, 0.75, 0.25]}, after
+    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "optimizer, database, waiting": [0.75, 0.75, 0.25]}, (
+        after
+    )
     assert made.layout.barmode == "stack"
     made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
-    shown = {trace.name.partition(":")[0]: list(trace.y) for trace in made.data}
-    assert shown == {"evaluation": [1.0] * 3, "other": [0.5, 0.5, 0.0]}, "no part has a name"
+    shown = {trace.name: list(trace.y) for trace in made.data}
+    assert shown == {"evaluation": [1.0] * 3, "optimizer, database, waiting": [0.5, 0.5, 0.0]}, "no part has a name"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:

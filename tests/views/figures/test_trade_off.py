@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
@@ -45,6 +46,26 @@ def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: Histor
     assert shown == {"LCSC/0": ([0.5, 0.6], [3.8, 5.6], ["0", "6"]), "EMA*/0": ([0.62], [28.0], ["0"])}
     assert made.data[0].customdata[1] == "digits,near=6/LCSC/0, trial 0"
     assert made.layout.xaxis.title.text == "held-out precision@clip"
+
+
+def test_bars_are_the_intervals_and_the_trainers_models_have_marks(url: str) -> None:
+    storage = open_storage(url, write=True)
+    rows = [
+        {"metric": "loss", "sign": 1, "value": 4.0},
+        {"metric": "fid", "sign": 1, "value": 4.0, "interval": [3.5, 5.0]},
+        {"metric": "precision", "sign": -1, "value": 0.6, "spread": 0.1},
+    ]
+    last = {"loss": 9.0, "metrics": {"fid": 9.0, "precision": 0.5}}
+    report = {"trial": 0, "loss": 4.0, "metrics": {"fid": 4.0, "precision": 0.6}}
+    for seed in range(2):
+        found = {**report, "rows": rows, "baselines": {"last checkpoint": last, "trainer's EMA": {"loss": 8.0}}}
+        write_study(storage, f"digits/LCSC/{seed}", [4.0], held_out=found)
+    made = trade_off_figure(siblings(HistoryReader(storage), "digits"))
+    assert made is not None
+    first, _, trained = made.data
+    np.testing.assert_allclose([first.error_y.array, first.error_y.arrayminus], [[1.0], [0.5]])
+    np.testing.assert_allclose([first.error_x.array, first.error_x.arrayminus], [[0.1], [0.1]])
+    assert (trained.name, list(trained.x), list(trained.y)) == ("last checkpoint", [0.5], [9.0])
 
 
 def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:

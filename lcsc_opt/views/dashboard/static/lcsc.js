@@ -56,21 +56,6 @@
     pane.scrollTop = y * pane.scrollHeight - pane.clientHeight / 2;
   }
 
-  /* In a narrow figure the legend is below, a line for each name, and adds to its height. One whose axes have one scale
-     is as high as it is wide, and has no colour bar beside it. */
-  const WIDE = 700;
-  function legendBelow(figure, width) {
-    const names = new Set(figure.data.filter(trace => trace.showlegend !== false).map(trace => trace.name));
-    if (width >= WIDE || names.size < 2 || figure.layout.showlegend === false) return figure;
-    const square = figure.layout.yaxis?.scaleanchor;
-    const height = square ? Math.min(figure.layout.height, width + 60) : figure.layout.height;
-    const data = square ? figure.data.map(trace => trace.colorbar ? {...trace, showscale: false} : trace) : figure.data;
-    const layout = {...figure.layout, height: height + 22 * names.size};
-    layout.legend = {orientation: "h", entrywidth: 1, entrywidthmode: "fraction", x: 0, yref: "container", y: 0, yanchor: "bottom"};
-    layout.margin = {...layout.margin, b: 60 + 22 * names.size};
-    return {...figure, data, layout};
-  }
-
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     lcsc: {
       theme: () => { started = true; return theme(); },
@@ -81,7 +66,7 @@
       redraw: (figure, before) => {
         if (!figure) return window.dash_clientside.no_update;
         const place = document.getElementById(window.dash_clientside.callback_context.outputs_list.id);
-        figure = legendBelow(figure, place.clientWidth);
+        figure = fitted(figure, place.clientWidth);
         if (!before?.data || before.layout?.uirevision !== figure.layout?.uirevision) return figure;
         const layout = {...figure.layout};
         Object.entries(before.layout).forEach(([name, {range, autorange} = {}]) => {
