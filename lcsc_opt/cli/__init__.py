@@ -50,10 +50,17 @@ class _Grouped(typer.core.TyperGroup):
                 formatter.write_dl(rows)
 
 
+HELP = """Often a linear combination of your saved checkpoints is better than the last one and than any EMA.
+
+lcsc finds it, or tells you that there is none. Nothing is trained.
+
+To begin: lcsc init KIND FOLDER writes study.yaml for your checkpoints, and lcsc run study.yaml searches.
+"""
+
 app = typer.Typer(
     cls=_Grouped,
     name="lcsc",
-    help="Search the linear combination of saved checkpoints that samples best.",
+    help=HELP,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -76,7 +83,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Search the linear combination of saved checkpoints that samples best."""
+    """Act on the options of all commands."""
     if verbose and quiet:
         raise typer.BadParameter("expected -v or -q, not both")
     if verbose:

@@ -18,7 +18,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies with their trials and images from the database, unless one is being run."""
+    """Delete studies with their trials and images.
+
+    A study that is being run is not deleted.
+    """
     from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.store import StoredStudy, trial_count

@@ -47,7 +47,7 @@ def export(
     overwrite: _Overwrite = False,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model with its recipe inside, or, to a .json file, the recipe alone.
+    """Write the best model, with its recipe inside. A .json file gets the recipe alone.
 
     The answer of an experiment is the best model that is known: what a search found, or what was there before.
     """
@@ -103,7 +103,7 @@ def apply(
     config: _Config = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Merge by a recipe again; or, without a study, by an EMA rate or the like."""
+    """Merge checkpoints by a recipe, or by an EMA rate or the like."""
     from lcsc_opt.exports.coefficients import is_average
     from lcsc_opt.exports.merging import average, rebuild
     from lcsc_opt.exports.recipe import Recipe

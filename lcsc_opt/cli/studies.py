@@ -68,7 +68,7 @@ def init(
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
 ) -> None:
-    """Write a study file for checkpoints, and list its lines that only you can fill in."""
+    """Write a study file for checkpoints. It lists the lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 

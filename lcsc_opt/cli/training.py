@@ -50,7 +50,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
 ) -> None:
-    """Train a model and write a trajectory to search, with a learning curve, a model folder and a study file."""
+    """Train a model, and write its checkpoints and a study file.
+
+    The checkpoints are a trajectory; a learning curve and a model folder are beside it.
+    """
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training
 

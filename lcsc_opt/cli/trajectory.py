@@ -35,7 +35,10 @@ def pack(
         Literal["exact", "float16", "bfloat16"], typer.Option("--stored", "--dtype", help=_DTYPE_HELP)
     ] = "exact",
 ) -> None:
-    """Pack the checkpoints of one training run into a trajectory, a memory-mapped file from which merges are fast."""
+    """Pack the checkpoints of a training run into a trajectory.
+
+    It is mapped into memory, and merges from it are fast.
+    """
     from lcsc_opt.checkpoints.finding import Selection
     from lcsc_opt.trajectory import packing
 
@@ -63,7 +66,7 @@ def show(
     verify: Annotated[bool, typer.Option("--verify", help="Read the whole trajectory and compare hashes.")] = False,
     output: Output = "table",
 ) -> None:
-    """Show what a trajectory holds, how far its weights move, and warnings about it."""
+    """Show what a trajectory holds, with warnings about it."""
     from lcsc_opt.trajectory.inspection import inspect
 
     described = inspect(paths, key=key, verify=verify)
