@@ -69,6 +69,11 @@ def fail(path: Path) -> None:
         raise KeyError
 
 
+def test_text_that_is_no_utf_8_is_escaped(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "text", "Übung caf\udce9", b" and bytes", error=LcscError)
+    assert (tmp_path / "text").read_text(encoding="utf-8") == r"Übung caf\udce9 and bytes"
+
+
 def test_a_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(KeyError):
