@@ -153,7 +153,7 @@ def test_what_an_encoding_lacks_is_escaped(ran: Path, encoding: str, command: st
 def test_what_the_users_code_prints_is_not_in_the_result(study: Path, workers: int) -> None:
     assert lcsc_process("run", "tiny.yaml", f"workers={workers}", f"name=of{workers}").out == ""
     found = lcsc_process("evaluate", f"of{workers}/LCSC/0", "--format", "json")
-    assert json.loads(found.out)["trial"] >= 0
+    assert json.loads(found.out)["found"]["model"]["trial"] >= 0
     for words in ("from the score", "from a library", "from another process"):
         assert words in found.err
 

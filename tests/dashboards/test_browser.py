@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ import pytest
 from PIL import Image
 
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.report import write_report
 from tests import study_examples
 from tests.browser import Switched, Watched, chromium, watched
 from tests.dashboard_site import write_study
+from tests.history_examples import measured
 from tests.study_examples import add_result, attach, coefficients
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -119,7 +122,9 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     view.page.click("nav >> text=Images")
     view.until("document.querySelector('.pane img')?.naturalWidth === 80")
     view.page.goto(f"{home}/lcsc/")
-    assert headline(view).startswith("LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA not disting")
+    assert headline(view).startswith(
+        "LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA cannot be told from it"
+    )
     assert view.page.url.startswith(f"{home}/lcsc/compare")
 
 
@@ -278,7 +283,7 @@ OUTSIDE = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(place => 
 def test_a_report_fits_a_phone(page: Any, url: str, tmp_path: Path) -> None:
     """Legends are below the curves, and no title is cut."""
     for name in ("EMAGrid", "LCSCGradient", "OnePlusOne"):
-        report = {"trial": 1, "loss": 2.5, "metrics": {"fid": 2.5, "precision": 0.5}}
+        report = HeldOutReport(measured(2.5, trial=1, fid=2.5, precision=0.5))
         groups = ["unet.down_blocks.0.resnets.1.time_emb_proj", "unet.up_blocks.0"]
         study = study_examples.write_study(open_storage(url, write=True), f"narrow/{name}/0", [], held_out=report)
         study.set_attribute("layer_groups", groups)
@@ -300,14 +305,25 @@ def test_a_report_fits_a_phone(page: Any, url: str, tmp_path: Path) -> None:
 
 def test_the_table_of_a_study_fits_a_screen(page: Any, dashboard: Switched, url: str) -> None:
     """With the intervals of all metrics, and the trainer's models."""
-    numbers = {"value": 0.008385, "interval": [0.008033, 0.008737], "baseline": 0.06824}
-    numbers |= {"baseline_interval": [0.04511, 0.09137], "gain": -0.0599, "gain_interval": [-0.0832, -0.0367]}
-    names = ("loss", "fid@cross_check", "fid_held_out", "precision", "tones")
-    rows = [{"metric": name, "sign": 1, "against": "EMA*", "real_halves": 0.0003897, **numbers} for name in names]
-    measured = {"loss": 0.06824, "metrics": dict.fromkeys(names[1:], 0.06824)}
-    baselines = {"EMA*": measured, "last checkpoint": measured, "trainer's EMA": measured}
-    report = {"trial": 0, "loss": 0.008385, "rows": [{**row, "lost": True} for row in rows], "baselines": baselines}
-    write_study(url, "wide/LCSC/0", [1.0]).set_attribute("held_out", report)
+    row = MetricRow(
+        "loss",
+        1,
+        0.008385,
+        against="EMA*",
+        baseline=0.06824,
+        gain=-0.0599,
+        lost=True,
+        real_halves=0.0003897,
+        interval=(0.008033, 0.008737),
+        baseline_interval=(0.04511, 0.09137),
+        gain_interval=(-0.0832, -0.0367),
+    )
+    names = ("fid@cross_check", "fid_held_out", "precision", "tones")
+    rows = (row, *(dataclasses.replace(row, metric=name) for name in names))
+    metrics = dict.fromkeys(names, 0.06824)
+    baselines = tuple(measured(0.06824, name=name, **metrics) for name in ("EMA*", "last checkpoint", "trainer's EMA"))
+    report = HeldOutReport(measured(0.008385, trial=0), baselines, rows)
+    write_study(url, "wide/LCSC/0", [1.0]).set_attribute("held_out", report.to_json())
     home = dashboard.show(url)
     with watched(page, home) as view:
         page.goto(f"{home}/lcsc/study?study=wide/LCSC/0")

@@ -132,7 +132,7 @@ def test_the_movement_of_rows_is_that_of_their_mean(storage: RDBStorage) -> None
 
 @pytest.mark.parametrize("name", ["digits/LCSC/0", "a-long-name-" * 8 + "x/LCSCGradient/12"])
 def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> None:
-    write_study(storage, name, [4.0, 2.0], held_out={"trial": 1, "loss": 2.75})
+    write_study(storage, name, [4.0, 2.0], held_out=reported(2.75, trial=1))
     reader, studies = read(storage, name.split("/")[0])
     made = coefficients_figure(reader, studies)
     lines = made.layout.annotations[0].text.split("<br>")

@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.ranking import points_of
 from tests.history_examples import measured
@@ -50,16 +50,17 @@ def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: Histor
 
 def test_bars_are_the_intervals_and_the_trainers_models_have_marks(url: str) -> None:
     storage = open_storage(url, write=True)
-    rows = [
-        {"metric": "loss", "sign": 1, "value": 4.0},
-        {"metric": "fid", "sign": 1, "value": 4.0, "interval": [3.5, 5.0]},
-        {"metric": "precision", "sign": -1, "value": 0.6, "spread": 0.1},
-    ]
-    last = {"loss": 9.0, "metrics": {"fid": 9.0, "precision": 0.5}}
-    report = {"trial": 0, "loss": 4.0, "metrics": {"fid": 4.0, "precision": 0.6}}
+    rows = (
+        MetricRow("loss", 1, 4.0),
+        MetricRow("fid", 1, 4.0, interval=(3.5, 5.0)),
+        MetricRow("precision", -1, 0.6, spread=0.1),
+    )
+    last = measured(9.0, name="last checkpoint", fid=9.0, precision=0.5)
+    report = HeldOutReport(
+        measured(4.0, trial=0, fid=4.0, precision=0.6), (last, measured(8.0, name="trainer's EMA")), rows
+    )
     for seed in range(2):
-        found = {**report, "rows": rows, "baselines": {"last checkpoint": last, "trainer's EMA": {"loss": 8.0}}}
-        write_study(storage, f"digits/LCSC/{seed}", [4.0], held_out=found)
+        write_study(storage, f"digits/LCSC/{seed}", [4.0], held_out=report)
     made = trade_off_figure(siblings(HistoryReader(storage), "digits"))
     assert made is not None
     first, _, trained = made.data
