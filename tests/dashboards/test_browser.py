@@ -320,7 +320,7 @@ def test_the_table_of_a_study_fits_a_screen(page: Any, dashboard: Switched, url:
     )
     names = ("fid@cross_check", "fid_held_out", "precision", "tones")
     rows = (row, *(dataclasses.replace(row, metric=name) for name in names))
-    metrics = dict.fromkeys(names, 0.06824)
+    metrics: dict[str, Any] = dict.fromkeys(names, 0.06824)
     baselines = tuple(measured(0.06824, name=name, **metrics) for name in ("EMA*", "last checkpoint", "trainer's EMA"))
     report = HeldOutReport(measured(0.008385, trial=0), baselines, rows)
     write_study(url, "wide/LCSC/0", [1.0]).set_attribute("held_out", report.to_json())
