@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.checkpoints.counters import step_in_metadata
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
@@ -27,7 +28,7 @@ from lcsc_opt.checkpoints.names import (
     natural_order,
     read_names,
 )
-from lcsc_opt.checkpoints.order import checkpoint_steps, step_in_metadata
+from lcsc_opt.checkpoints.order import checkpoint_steps
 
 _INNER_FOLDER = "checkpoints"  # in which Lightning and Accelerate save them
 _COPY = re.compile(r"(.*[-_.])?(latest|last|best|newest|final)([-_.=0-9].*)?", re.IGNORECASE)

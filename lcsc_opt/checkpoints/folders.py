@@ -54,6 +54,12 @@ class FolderWeights(NamedTuple):
     rest: str | None = ""
     alternatives: tuple[str, ...] = ()
 
+    @property
+    def raw_and_average(self) -> tuple[str | None, str | None]:
+        """The keys of the weights and of their average, if it has both."""
+        raw = self.key.removesuffix("_ema")
+        return (raw, self.key) if raw in self.alternatives else (None, None)
+
 
 def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) -> FolderWeights:
     """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.

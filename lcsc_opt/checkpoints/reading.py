@@ -15,19 +15,18 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.content import Content
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
-from lcsc_opt.checkpoints.inventory import CHOOSE, is_average, unwrapped
+from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory, is_average
+from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
+from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content, torch_file_in_zip
 from lcsc_opt.checkpoints.weights import sampled
 
-_DATA_PARALLEL = "module."
 _MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
 _COMPARED_FILES = 3
-_MAX_WRAPPERS = 8  # around one another
 _MAX_TENSORS = 100_000
 _MAX_NAME_LENGTH = 2_000
 _MAX_SHARING = 16  # how much larger than the file its tensors may be, where they share memory
@@ -120,18 +119,20 @@ def searched_key(path: Path, *later: Path) -> str | None:
 
 def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
     """The keys of the weights and of their average in a checkpoint, as far as it has several."""
-    if path.is_dir():
-        with naming(path):
-            weights = find_weights(path, None)
-        component = weights.key.removesuffix("_ema")
-        return (component, weights.key) if component in weights.alternatives else (None, None)
-    if not path.name.endswith(TORCH_SUFFIXES):
-        return None, None
     with naming(path):
-        inventory = Content(read_content(path)).inventory
+        if path.is_dir():
+            return find_weights(path, None).raw_and_average
+        inventory = _inventory(path)
+        if inventory is None:
+            return None, None
         guessed = inventory.guess()
         raw = inventory.raw_of(guessed)
-    return (guessed, None) if raw is None else (raw, guessed)
+        return (guessed, None) if raw is None else (raw, guessed)
+
+
+def _inventory(path: Path) -> Inventory | None:
+    """What lies in a file of torch; ``None`` for other files, which hold one state dict."""
+    return Inventory(read_content(path)) if path.name.endswith(TORCH_SUFFIXES) else None
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:
@@ -153,30 +154,17 @@ def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | N
     """
     if is_average(key):
         return None
-    found: str | None = None
+    average: str | None = None
     with contextlib.suppress(TrajectoryError), naming(path):
         if path.is_dir():
-            component = find_weights(path, None).key
-            found = component if is_average(component) else None
-        elif path.name.endswith(TORCH_SUFFIXES):
-            found = Content(read_content(path)).inventory.average_of(key)
-    if found is not None and earlier is not None and is_constant(found, earlier, path):
-        return found if is_constant(key, earlier, path) else None
-    return found
-
-
-def with_constants(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    """With what an average lacks, as buffers and frozen parts, of the weights beside it in its file."""
-    if path.is_dir() or not path.name.endswith(TORCH_SUFFIXES):
-        return checkpoint
-    with naming(path):
-        found = Content(read_content(path)).inventory.at(checkpoint.key)
-    if found is None or found.average_of is None:
-        return checkpoint
-    raw = read_checkpoint(path, key=found.average_of).tensors
-    if not checkpoint.tensors.keys() < raw.keys():
-        return checkpoint
-    return dataclasses.replace(checkpoint, tensors={**raw, **checkpoint.tensors})
+            _, average = find_weights(path, None).raw_and_average
+        else:
+            inventory = _inventory(path)
+            average = None if inventory is None else inventory.average_of(key)
+    is_frozen = average is not None and earlier is not None and is_constant(average, earlier, path)
+    if is_frozen and earlier is not None and not is_constant(key, earlier, path):
+        return None
+    return average
 
 
 def is_constant(key: str, path: Path, later: Path) -> bool:
@@ -212,7 +200,12 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
     """
     path = Path(path)
     with naming(path):
-        return Content(read_content(path)).init_arguments(key)
+        arguments = init_arguments_of(Inventory(read_content(path)).entries.get(key))
+        if arguments is None:
+            raise TrajectoryError(
+                f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl."
+            )
+        return arguments
 
 
 def module_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -221,16 +214,13 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the
     averaged weights under the model's names.
     """
-    content = Content(_bare(module).state_dict())
-    tensors = content.state_dict(content.inventory.guess())
-    is_wrapped = any(map(_is_data_parallel, module.modules()))
-    return _without_data_parallel(unwrapped(tensors))[0] if is_wrapped else unwrapped(tensors)
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    while _is_data_parallel(module):
-        module = module.module  # type: ignore[assignment]
-    return module
+    bare = module
+    while _is_data_parallel(bare):
+        bare = bare.module  # type: ignore[assignment]
+    inventory = Inventory(bare.state_dict())
+    tensors = unwrapped(inventory.state_dict(inventory.guess()))
+    is_wrapped = any(map(_is_data_parallel, bare.modules()))
+    return without_data_parallel(tensors)[0] if is_wrapped else tensors
 
 
 def _is_data_parallel(module: nn.Module) -> bool:
@@ -268,14 +258,14 @@ def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
     value, metadata = _read_value(path)
-    content = Content(value)
+    inventory = Inventory(value)
     if key is None:
-        key = content.inventory.guess()
-        other_keys = content.inventory.others(key)
+        key = inventory.guess()
+        other_keys = inventory.others(key)
         if other_keys:
             _say_choice(path, key, other_keys)
-    tensors = _tensors(path, content.state_dict(key), key)
-    bare, prefix = _without_data_parallel(unwrapped(tensors))
+    tensors = unwrapped(_tensors(path, inventory.state_dict(key), key))
+    bare, prefix = without_data_parallel(tensors)
     return Checkpoint(bare, key, metadata, prefix)
 
 
@@ -348,19 +338,6 @@ def _bytes_on_disk(path: Path) -> int:
     if _is_index(path) or path.name == METADATA:
         files = path.parent.glob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _without_data_parallel(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Without ``module.`` of ``DataParallel``, if all but counters begin with it; and what was removed."""
-    bare = dict(tensors)
-    prefix = ""
-    while len(prefix) < _MAX_WRAPPERS * len(_DATA_PARALLEL):
-        weights = [name for name, tensor in bare.items() if tensor.shape]
-        if not weights or not all(name.startswith(_DATA_PARALLEL) for name in weights):
-            break
-        bare = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in bare.items()}
-        prefix += _DATA_PARALLEL
-    return (bare, prefix) if len(bare) == len(tensors) else (dict(tensors), "")
 
 
 def _is_index(path: Path) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.content import Content
-from lcsc_opt.checkpoints.inventory import Container, counterparts
+from lcsc_opt.checkpoints.inventory import Container, Inventory
+from lcsc_opt.checkpoints.matching import counterparts
 from lcsc_opt.checkpoints.pickles import shown
 from lcsc_opt.checkpoints.reading import is_constant
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
@@ -53,22 +53,16 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
     value = read_content(path)
     if not isinstance(value, dict):
         raise TrajectoryError(f"{path} holds {kind(value)}, which only its trainer's code can write")
-    content = Content(value)
-    family = content.inventory.family(key) or [Container(key, content.state_dict(key))]
-    chosen = next(found for found in family if found.key == key)
-    chosen.tensors = content.state_dict(key)  # as it was read
-    is_whole = counterparts(weights, chosen.named) is not None
-    if not is_whole and counterparts(chosen.named, weights) is None:  # an average may lack buffers
+    inventory = Inventory(value)
+    family = inventory.family(key) or [Container(key, {})]
+    chosen = next(container for container in family if container.key == key)
+    chosen.tensors = inventory.state_dict(key)  # as it was read
+    if not _replacements(chosen, weights):
         raise TrajectoryError(f"{path} holds the weights of another model")
-    if earlier is not None:
-        family = [found for found in family if found is chosen or not is_constant(found.key, earlier, path)]
+    replaced = [container for container in family if container is chosen or not _stays(container, earlier, path)]
     tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
-    for found in family:
-        new_weights = counterparts(found.named, weights) or {}
-        if not new_weights:  # a part of what is in the file was merged
-            names = counterparts(weights, found.named) or {}
-            new_weights = {other: name for name, other in names.items()}
-        tensors.update({id(found.named[name]): weights[other] for name, other in new_weights.items()})
+    for container in replaced:
+        tensors |= _replacements(container, weights)
     refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
     if any(id(ref) not in refs for ref in chosen.named.values()):
         raise TrajectoryError(f"{path} holds its network as a pickled object, which only its trainer's code can write")
@@ -76,7 +70,25 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
     tensors.update({int(name): tensor for name, tensor in map_tensors(path, others).items()})
     copier = _Copier(tensors)
     entries = copier.copy(value, "")
-    return Document(entries, [found.key for found in family if found.key], copier.left_out)
+    return Document(entries, [container.key for container in replaced if container.key], copier.left_out)
+
+
+def _stays(container: Container, earlier: Path | None, path: Path) -> bool:
+    """Whether the weights in a container are the same in an earlier checkpoint, so no average of those that train."""
+    return earlier is not None and is_constant(container.key, earlier, path)
+
+
+def _replacements(container: Container, weights: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """The identity of each reference in a container → its new tensor; empty for the weights of another model.
+
+    Either may lack tensors of the other: an average its buffers, and merged weights the other parts of the file.
+    """
+    tensors = container.named
+    names = counterparts(tensors, weights)
+    if names is None:
+        merged_part = counterparts(weights, tensors) or {}
+        names = {other: name for name, other in merged_part.items()}
+    return {id(tensors[name]): weights[other] for name, other in names.items()}
 
 
 def _containers(content: Any) -> Iterator[Collection[Any]]:

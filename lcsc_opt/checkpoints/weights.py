@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +128,18 @@ class Renaming(NamedTuple):
         return self.removed + name.removeprefix(self.added)
 
 
+def possible_renamings(name: str, others: Sequence[str]) -> Iterator[Renaming]:
+    """What turns ``name`` into one of ``others``, the shortest prefixes first."""
+    longer = [Renaming(added=other.removesuffix(name)) for other in others if other.endswith(f".{name}")]
+    if name in others:
+        yield Renaming()
+    yield from sorted(longer, key=lambda rename: len(rename.added))[:_MOST_PREFIXES]
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        if ".".join(parts[count:]) in others:
+            yield Renaming(removed=".".join([*parts[:count], ""]))
+
+
 def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renaming | None:
     """How weights get the names of a network; ``None`` where one has its name already, or no prefix fits.
 
@@ -138,16 +150,11 @@ def renaming(names: Mapping[str, Any], network: Mapping[str, Tensor]) -> Renamin
     Raises:
         TrajectoryError: more than one prefix fits: there are several such models.
     """
-    first = next(iter(network), "")
-    if any(name in names for name in network):
+    if not network or any(name in names for name in network):
         return None
-    words = first.split(".")
-    candidates = [Renaming(name.removesuffix(first), "") for name in names if name.endswith(f".{first}")]
-    candidates = candidates[:_MOST_PREFIXES] + [
-        Renaming("", ".".join([*words[:count], ""])) for count in range(1, len(words))
-    ]
     fitting = []
-    for rename in candidates:
+    for of_network in possible_renamings(next(iter(network)), list(names)):
+        rename = Renaming(removed=of_network.added, added=of_network.removed)
         shapes = {rename(name): _shape_of(shape) for name, shape in names.items() if name.startswith(rename.removed)}
         found = {id(tensor) for name, tensor in network.items() if shapes.get(name) == _shape_of(tensor)}
         if found == {id(tensor) for tensor in network.values()}:  # of tied weights one name is enough

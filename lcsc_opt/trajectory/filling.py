@@ -23,7 +23,6 @@ from lcsc_opt.checkpoints.reading import (
     read_checkpoint,
     read_metadata,
     searched_key,
-    with_constants,
 )
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
@@ -77,7 +76,6 @@ def pack_sources(
     else:
         first_path = next(iter(sources.values()))
         first = read_checkpoint(first_path, key=key or searched_key(*sources.values()))
-        first = with_constants(first_path, first)
         _announce(out, first, len(sources), dtype)
         reader = _Reader(first.key, first, before_last)
         if first.prefix:
@@ -237,7 +235,7 @@ class _Reader:
         checkpoint = self._first
         self._first = None  # frees its memory for the next one
         if checkpoint is None:
-            return with_constants(path, read_checkpoint(path, key=self.key))
+            return read_checkpoint(path, key=self.key)
         return checkpoint
 
     def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the path tells enough

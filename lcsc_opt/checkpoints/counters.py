@@ -1,0 +1,96 @@
+"""The training step and the epoch that a file holds beside its weights; the weights are not read."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.inventory import Inventory, entries_of
+from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, post_hoc_step
+from lcsc_opt.checkpoints.pickles import Record, Span
+from lcsc_opt.checkpoints.reading import read_metadata
+from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
+
+_STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
+_EPOCH_KEYS = ("epoch", "current_epoch")
+_STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
+_EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # what the names of dtypes that lose no step begin with
+_MAX_NUMBER = 10**18
+
+
+class Counters(NamedTuple):
+    """The step and the epoch in a file, as far as it has them."""
+
+    step: int | None = None
+    epoch: int | None = None
+
+
+def read_counters(path: Path) -> Counters:
+    """The counters in a file, numbers of any type; none if it is damaged, since its name may tell them."""
+    step = step_in_metadata(path)
+    if step is not None or not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
+        return Counters(step)
+    with contextlib.suppress(Exception):  # a damaged file can raise anything
+        entries = Inventory(read_content(path)).entries
+        steps = [*(entries.get(name) for name in _STEP_KEYS), _updates_of_fairseq(entries)]
+        step = _first_number(steps, path)
+        if step is None and "initted" in entries:  # of PostHocEMA: rounded to float16 inside, but not in the name
+            step = post_hoc_step(path)
+        return Counters(step, _first_number((entries.get(name) for name in _EPOCH_KEYS), path))
+    return Counters()
+
+
+def step_in_metadata(path: Path) -> int | None:
+    """The step in the header of a safetensors file."""
+    metadata = {}
+    if path.is_file():
+        with contextlib.suppress(TrajectoryError):  # the name of a damaged file may tell its step
+            metadata = dict(read_metadata(path))
+    for name in ("step", "ss_steps"):
+        text = metadata.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) <= 18:
+            return int(text)
+    training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
+    return None if training_info is None else int(training_info["step"])
+
+
+def _updates_of_fairseq(entries: Mapping[Any, Any]) -> Any:
+    """The number of updates at the end of fairseq's ``optimizer_history``."""
+    history = entries.get("optimizer_history")
+    if not isinstance(history, list) or not history:
+        return None
+    return (entries_of(history[-1]) or {}).get("num_updates")
+
+
+def _first_number(values: Iterable[Any], path: Path) -> int | None:
+    """The first whole number from 0 among values of Python, NumPy and torch out of the file ``path``."""
+    for value in values:
+        number = value
+        if isinstance(value, TensorRef) and value.shape == () and str(value.dtype).startswith(_EXACT_DTYPES):
+            number = map_tensors(path, {"": value})[""].item()
+        elif isinstance(value, Record) and value.name.endswith(".multiarray.scalar"):
+            number = _numpy_number(value, path)
+        if type(number) is float and number.is_integer():
+            number = int(number)
+        if type(number) is int and 0 <= number < _MAX_NUMBER:
+            return number
+    return None
+
+
+def _numpy_number(scalar: Record, path: Path) -> Any:
+    """The value of a scalar of NumPy, whose bytes are text in old pickles, and in the file in new ones."""
+    dtype, content = scalar.args
+    if isinstance(content, Record):  # _codecs.encode(text, "latin1")
+        content = content.args[0].encode("latin1")
+    elif isinstance(content, Span):
+        with path.open("rb") as file:
+            file.seek(content.start)
+            content = file.read(min(content.size, 8))
+    code = str(dtype.args[0])
+    return np.frombuffer(content, code).item() if code[:1] in "iuf" else None
