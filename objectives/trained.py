@@ -74,7 +74,7 @@ class Settings(SmallSettings):
         path = self.path(context)
         DiffusersFolder.read(path)
         self.images_and_steps(path)
-        self.select.choose(Trajectory.open(path).steps)
+        self.select.chosen(Trajectory.open(path).steps)
 
     def path(self, context: BuildContext) -> Path:
         """Where the trajectory is. Raises ObjectiveError, with the command that trains it, if it does not exist."""

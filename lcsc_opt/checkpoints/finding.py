@@ -268,8 +268,8 @@ class Selection(FrozenModel):
         """The rules that are applied, name → number."""
         return self.model_dump(exclude_none=True)
 
-    def choose(self, steps: Sequence[int]) -> list[int]:
-        """The positions in ``steps`` that are selected, in order.
+    def chosen(self, steps: Sequence[int]) -> list[int]:
+        """The ``steps`` that are selected, in order.
 
         Args:
             steps: ``[K]``, increasing.
@@ -286,10 +286,9 @@ class Selection(FrozenModel):
         final = max((step for step in steps if step <= highest_step), default=0)  # n_K
         if self.window is not None:
             lowest_step = max(lowest_step, final - self.window)
-        chosen = [position for position, step in enumerate(steps) if lowest_step <= step <= highest_step]
+        chosen = [step for step in steps if lowest_step <= step <= highest_step]
         if self.interval is not None:
-            ages = [final - steps[position] for position in chosen]
-            chosen = _nearest_to_grid(chosen, ages, self.interval)
+            chosen = _nearest_to_grid(chosen, self.interval)
         if self.last is not None:
             chosen = chosen[-self.last :]
         if len(chosen) < 2:
@@ -304,12 +303,13 @@ class Selection(FrozenModel):
         return chosen
 
 
-def _nearest_to_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
-    """For every multiple of ``interval``, the position whose age (n_K − n) is nearest to it."""
-    nearest: dict[int, tuple[int, int]] = {}  # multiple → (distance to it, −position)
-    for position, age in zip(positions, ages, strict=True):
+def _nearest_to_grid(steps: Sequence[int], interval: int) -> list[int]:
+    """For every multiple of ``interval``, counted back from the last step, the step that is nearest to it."""
+    nearest: dict[int, tuple[int, int]] = {}  # multiple → (distance to it, −step)
+    for step in steps:
+        age = steps[-1] - step
         multiple = (2 * age + interval - 1) // (2 * interval)  # halves go to the later checkpoint's multiple
-        multiple = min(multiple, ages[0] // interval)
-        candidate = (abs(age - multiple * interval), -position)
+        multiple = min(multiple, (steps[-1] - steps[0]) // interval)
+        candidate = (abs(age - multiple * interval), -step)
         nearest[multiple] = min(nearest.get(multiple, candidate), candidate)
-    return sorted(-negative_position for _, negative_position in nearest.values())
+    return sorted(-negative_step for _, negative_step in nearest.values())

@@ -90,8 +90,7 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         shown = bundled_images(dataset)[0][searched if held_out is None else held_out]
         device = accelerator.find("auto")  # where the sampler is, too
         if self.select.given:
-            chosen = self.select.choose(trajectory.steps)
-            trajectory = Trajectory.open(trajectory.path, steps=[trajectory.steps[index] for index in chosen])
+            trajectory = Trajectory.open(trajectory.path, steps=self.select.chosen(trajectory.steps))
         return MergeSampleScore(
             trajectory,
             sampler,

@@ -21,7 +21,7 @@ class PackRequest:
     """Which checkpoints a user wants, and how to pack them: :func:`~lcsc_opt.trajectory.packing.open_or_pack`.
 
     Attributes:
-        patterns: files, globs, folders, or one packed trajectory.
+        patterns: files, globs, folders, or one packed trajectory, which has its own key, steps and dtype.
         folder: where checkpoints are packed: that beside the database, of :class:`lcsc_opt.base.paths.BuildContext`.
         key: which state dict of each file.
         selection: which of the checkpoints are used.
@@ -75,7 +75,7 @@ class PackRequest:
         return select_sources(self.sources(), self.selection)
 
     def path_of(self, sources: Sources) -> Path:
-        """The path of the trajectory packed from these sources; it need not exist yet."""
+        """The path of the trajectory packed from these sources, which is named by what they are; it need not exist."""
         return packed_path(self.folder, sources_fingerprint(sources, self.key, self.stored))
 
     def pack_once(self, sources: Sources) -> Trajectory:
@@ -84,16 +84,23 @@ class PackRequest:
         Raises:
             TrajectoryError: as :func:`pack_sources`.
         """
-        fingerprint = sources_fingerprint(sources, self.key, self.stored)
-        out = packed_path(self.folder, fingerprint)
+        out = self.path_of(sources)
         if not out.exists():
             with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
                 if not out.exists():  # another process may have made it meanwhile
-                    given = self.steps is not None
-                    return pack_sources(
-                        sources, out, key=self.key, dtype=self.stored, fingerprint=fingerprint, steps_given=given
-                    )
+                    return self.pack_to(out, sources)
         return Trajectory.open(out)
+
+    def pack_to(self, out: Path, sources: Sources) -> Trajectory:
+        """Pack these sources into ``out``, as :func:`pack_sources` does."""
+        return pack_sources(
+            sources,
+            out,
+            key=self.key,
+            dtype=self.stored,
+            fingerprint=sources_fingerprint(sources, self.key, self.stored),
+            steps_given=self.steps is not None,
+        )
 
 
 def packed_path(folder: Path, fingerprint: str) -> Path:

@@ -33,7 +33,8 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     if path is not None:
         trajectory = Trajectory.holding(path, checkpoints)
         if trajectory is not None:
-            if Manifest.load(path).checkpoints[-1].step != checkpoints.steps[-1]:
+            packed_steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
+            if request.selection.chosen(packed_steps)[-1] != checkpoints.steps[-1]:
                 _notice_change(request, checkpoints)
             return trajectory
     return _from_folder_or_files(request, checkpoints)

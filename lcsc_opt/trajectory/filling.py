@@ -4,51 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
-from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.reading import (
-    Checkpoint,
-    average_beside,
-    read_checkpoint,
-    read_metadata,
-    searched_key,
-)
+from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
+from lcsc_opt.checkpoints.watched import FileState, Watched
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import HEADER, PACKED, PREFIX, Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
-from lcsc_opt.trajectory.merge import StateDict
 from lcsc_opt.trajectory.neighbours import check_neighbours
+from lcsc_opt.trajectory.side_data import side_data
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 
 def pack_sources(
-    sources: Sources,
-    out: Path,
-    *,
-    key: str | None,
-    dtype: str,
-    fingerprint: str,
-    packed: Trajectory | None = None,
-    steps_given: bool = False,
+    sources: Sources, out: Path, *, key: str | None, dtype: str, fingerprint: str, steps_given: bool = False
 ) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``fingerprint`` stopped.
 
-    Checkpoints that are in a trajectory already are read from ``packed``. If the trainer kept an average of its own
-    beside the weights of the last checkpoint, it is packed, too.
+    If the trainer kept an average of its own beside the weights of the last checkpoint, it is packed, too.
 
     The trajectory grows in ``OUT.partial`` and gets its name when it is complete. No other process may pack to ``out``
     meanwhile.
@@ -58,42 +40,37 @@ def pack_sources(
             (:func:`check_neighbours`), or the disk refuses.
     """
     partial = partial_path(out)
-    *_, (_, before_last), (last_step, last_path) = sources.items()
     if partial.exists():
         if not is_trajectory(partial):
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
         if not _was_made_from(partial, fingerprint):
             shutil.rmtree(partial)
-    reader: _AnyReader
-    metadata: dict[str, str] = {}
-    if packed is not None:
-        reader = _PackedReader(packed)
-        metadata |= packed.metadata
-        if not is_packed(partial):
-            _announce(out, reader.read(next(iter(sources)), packed.path), len(sources), dtype)
-    elif is_packed(partial):
-        reader = _Reader(Manifest.load(partial).metadata["key"], earlier=before_last)
+    if is_packed(partial):
+        metadata = Manifest.load(partial).metadata
     else:
-        first_path = next(iter(sources.values()))
-        first = read_checkpoint(first_path, key=key or searched_key(*sources.values()))
-        _announce(out, first, len(sources), dtype)
-        reader = _Reader(first.key, first, before_last)
-        if first.prefix:
-            metadata[PREFIX] = first.prefix
-        metadata |= _side_data(first, sources)
-    metadata |= {PACKED: fingerprint, "key": reader.key}
+        metadata = {PACKED: fingerprint, **_begun(sources, out, key, dtype)}
+    key = metadata["key"]
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
-        _write_rows(writer, sources, reader)
+        _write_rows(writer, sources, key)
         if not writer.has_trainer_ema:  # else an earlier call has written it
-            _write_trainer_ema(writer, last_step, last_path, reader)
-    if packed is None:
-        try:
-            check_neighbours(Trajectory.open(partial), steps_given=steps_given)
-        except TrajectoryError:
-            shutil.rmtree(partial)
-            raise
+            _write_trainer_ema(writer, sources, key)
+    try:
+        check_neighbours(Trajectory.open(partial), steps_given=steps_given)
+    except TrajectoryError:
+        shutil.rmtree(partial)
+        raise
     finish_packing(out)
     return Trajectory.open(out)
+
+
+def _begun(sources: Sources, out: Path, key: str | None, dtype: str) -> dict[str, str]:
+    """Say what is packed, or refuse if there is no room for it. Gives the key, and what belongs to all rows."""
+    paths = [*sources.values()]
+    first = read_checkpoint(paths[0], key=key or searched_key(*paths))
+    size = check_room(out, first, len(paths), dtype)
+    notice(f"packing {len(paths)} checkpoints, once, into {out} ({shown_size(size)})")
+    prefix = {PREFIX: first.prefix} if first.prefix else {}
+    return {"key": first.key, **prefix, **side_data(paths, first)}
 
 
 def finish_packing(out: Path) -> None:
@@ -147,129 +124,7 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
         return False
 
 
-def _announce(out: Path, first: Checkpoint, rows: int, dtype: str) -> None:
-    """Say what is packed, or refuse if there is no room for it."""
-    size = check_room(out, first, rows, dtype)
-    notice(f"packing {rows} checkpoints, once, into {out} ({shown_size(size)})")
-
-
-def _side_data(first: Checkpoint, sources: Sources) -> dict[str, str]:
-    """What lies beside the weights and belongs to all checkpoints: the alphas of a LoRA, and the texts of the headers.
-
-    Raises:
-        TrajectoryError: the alphas differ, by which weights mean something else.
-    """
-    found: dict[str, str] = {}
-    header = set(read_metadata(next(iter(sources.values()))).items())
-    for path in sources.values():
-        header &= set(read_metadata(path).items())
-    if header:
-        found[HEADER] = json.dumps(dict(sorted(header)))
-    if lora_flavour(first.tensors) is None:
-        return found
-    alphas: dict[str, Path] = {}
-    for path in sources.values():
-        with contextlib.suppress(TrajectoryError):  # the error comes when the alphas are needed
-            read = LoraAlphas.read(path, key=first.key)
-            text = "" if read is None else read.model_dump_json(exclude_unset=True)
-            alphas.setdefault(text, path)
-    if len(alphas) > 1:
-        one, other = [*alphas.values()][:2]
-        raise TrajectoryError(
-            f"{other}: its LoRA has other alphas than {one}, so their weights cannot be combined: leave one part of "
-            "the run out (first_step, last_step)."
-        )
-    text = next(iter(alphas), "")
-    return {**found, PACKED_ALPHAS: text} if text else found
-
-
-def _average_beside(path: Path, key: str, earlier: Path | None = None) -> StateDict | None:
-    average_key = average_beside(path, key, earlier)
-    return None if average_key is None else read_checkpoint(path, key=average_key).tensors
-
-
-class _Watched(Mapping[str, Tensor]):
-    """Tensors that are mapped from files, which are looked at before each is read.
-
-    Reading a map of a file that has been cut meanwhile would end the process.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], path: Path, before: _FileStates) -> None:
-        self._tensors = tensors
-        self._path = path
-        self._before = before
-
-    def __getitem__(self, name: str) -> Tensor:
-        if _file_states(self._path) != self._before:
-            raise TrajectoryError("was written over while it was read: pack again when it is complete.")
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-_FileStates = list[tuple[int, int]]
-
-
-def _file_states(path: Path) -> _FileStates:
-    """Size and time of a file, or of the files in a checkpoint's folder."""
-    try:
-        states = [file.stat() for file in (path, *path.glob("*"), *path.glob("*/*"))]
-    except OSError:  # gone
-        return []
-    return [(state.st_size, state.st_mtime_ns) for state in states]
-
-
-class _Reader:
-    """Reads the state dict ``key`` of checkpoints, in order; ``first`` is the first one if it was read already."""
-
-    def __init__(self, key: str, first: Checkpoint | None = None, earlier: Path | None = None) -> None:
-        self.key = key
-        self._first = first
-        self._earlier = earlier  # than the last one
-
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the path tells enough
-        checkpoint = self._first
-        self._first = None  # frees its memory for the next one
-        if checkpoint is None:
-            return read_checkpoint(path, key=self.key)
-        return checkpoint
-
-    def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the path tells enough
-        """The average that the trainer kept beside the weights of a checkpoint; ``None`` without one."""
-        return _average_beside(path, self.key, self._earlier)
-
-
-class _PackedReader:
-    """Reads checkpoints that are in a trajectory already."""
-
-    def __init__(self, trajectory: Trajectory) -> None:
-        self.key = trajectory.metadata.get("key", "")
-        self._trajectory = trajectory
-
-    def read(self, step: int, path: Path) -> Checkpoint:  # noqa: ARG002 - the step tells enough
-        tensors = self._trajectory.checkpoint(self._trajectory.steps.index(step))
-        return Checkpoint(tensors, self.key, {})
-
-    def trainer_ema(self, step: int, path: Path) -> StateDict | None:  # noqa: ARG002 - the step tells enough
-        """The average that was packed with the checkpoints; of an earlier one than the last, that of its file."""
-        if step == self._trajectory.steps[-1]:
-            return self._trajectory.trainer_ema()
-        source = self.source(step)
-        return _average_beside(Path(source), self.key) if source else None
-
-    def source(self, step: int) -> str:
-        """Where the checkpoint came from when it was packed first."""
-        return self._trajectory.sources[self._trajectory.steps.index(step)]
-
-
-_AnyReader = _Reader | _PackedReader
-
-
-def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> None:
+def _write_rows(writer: MatrixWriter, sources: Sources, key: str) -> None:
     """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
     committing = Background("lcsc-commit")
     steps = list(sources)
@@ -277,7 +132,7 @@ def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> N
     try:
         with progress("pack", len(steps), done=written) as advance:
             for step in steps[written:]:
-                _write_checkpoint(writer, step, sources[step], reader)
+                _write_checkpoint(writer, step, sources[step], key)
                 if not committing.running:
                     committing.start(writer.commit)
                 if step == steps[-1]:
@@ -292,15 +147,12 @@ def _write_rows(writer: MatrixWriter, sources: Sources, reader: _AnyReader) -> N
         raise
 
 
-def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, reader: _AnyReader) -> None:
-    before = _file_states(path)
-    tensors = _Watched(reader.read(step, path).tensors, path, before)
+def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, key: str) -> None:
+    before = FileState(path)
+    tensors = read_checkpoint(path, key=key).tensors
     try:
         layout = writer.check(tensors)
-        source = _as_text(path)
-        if isinstance(reader, _PackedReader):
-            source = reader.source(step)
-        writer.write(step, layout, tensors, source=source)
+        writer.write(step, layout, Watched(tensors, before), source=_as_text(path))
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error
 
@@ -310,17 +162,19 @@ def _as_text(path: Path) -> str:
     return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
 
 
-def _write_trainer_ema(writer: MatrixWriter, last_step: int, path: Path, reader: _AnyReader) -> None:
+def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None:
     """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
+    *_, before_last, last = sources.values()
     try:
-        before = _file_states(path)
-        averages = reader.trainer_ema(last_step, path)
-        if averages is None:
+        before = FileState(last)
+        average_key = average_beside(last, key, before_last)
+        if average_key is None:
             return
-        last = reader.read(last_step, path).tensors
-        watched = _Watched(completed(averages, last), path, before)
-        writer.write_trainer_ema(watched, source=_as_text(path))
+        averages = read_checkpoint(last, key=average_key).tensors
+        average = completed(averages, read_checkpoint(last, key=key).tensors)
+        writer.check(average)
+        writer.write_trainer_ema(Watched(average, before), source=_as_text(last))
     except TrajectoryError as error:
-        notice(f"{path}: the trainer's EMA is left out: {error}")
+        notice(f"{last}: the trainer's EMA is left out: {error}")
         return
     writer.commit()

@@ -202,9 +202,8 @@ class MatrixWriter:
         """Write the trainer's average of the weights at the last step, as one more row, for :meth:`commit`.
 
         Raises:
-            TrajectoryError: it is of another model than the checkpoints, a weight is not finite, or the disk refuses.
+            TrajectoryError: there is no checkpoint yet, a weight is not finite, or the disk refuses.
         """
-        self.check(tensors)
         manifest = self._current()
         if manifest is None:
             raise TrajectoryError(f"{self.path} holds no checkpoint yet: append one first.")

@@ -66,8 +66,7 @@ def select_sources(sources: Sources, selection: Selection) -> dict[int, Path]:
     Raises:
         TrajectoryError: fewer than two are left.
     """
-    all_steps = list(sources)
-    steps = [all_steps[position] for position in selection.choose(all_steps)]
+    steps = selection.chosen(list(sources))
     selected = {step: sources[step] for step in steps}
     if selection.given:
         intervals = {later - earlier for earlier, later in itertools.pairwise(steps)}

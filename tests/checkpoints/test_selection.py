@@ -11,7 +11,7 @@ STEPS = tuple(range(100, 2100, 100))
 
 
 def chosen(steps, **options):
-    return [steps[position] for position in Selection(**options).choose(steps)]
+    return Selection(**options).chosen(steps)
 
 
 def test_last_and_first_step():
@@ -61,7 +61,7 @@ def test_fewer_than_two_say_which_steps_there_are(options):
     name, value = next(iter(options.items()))
     message = rf"{name} {value} leaves 1 of 20 .*their steps: 100, 200, 300, …, 2000"
     with pytest.raises(TrajectoryError, match=message):
-        Selection(**options).choose(STEPS)
+        Selection(**options).chosen(STEPS)
     for steps, shown in (([5], "5"), ([], "none")):
         with pytest.raises(TrajectoryError, match=rf"at least 2; their steps: {shown}\.$"):
-            Selection(**options).choose(steps)
+            Selection(**options).chosen(steps)

@@ -13,7 +13,6 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, placement, tiles
-from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.placement import Placement
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, make_trajectory, same_bits, state_dict
 
@@ -47,8 +46,7 @@ def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
 def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement) -> None:
-    exact = make_trajectory(tmp_path / "exact.trajectory")
-    trajectory = pack(exact.path, tmp_path / "run.trajectory", dtype=stored)
+    trajectory = make_trajectory(tmp_path / "run.trajectory", dtype=stored)
     placed = trajectory.on("cpu", how=way)
     for index in (0, 2, K - 1):
         assert same_bits(placed.merge(np.eye(K)[index]), trajectory.checkpoint(index))
