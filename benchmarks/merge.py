@@ -40,7 +40,6 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.packing import pack
 
 DTYPES = ("exact", "float16", "bfloat16")
 SUM_ABS = 6.5  # about what searches find
@@ -284,7 +283,10 @@ def follow_gradient(objective: Any) -> np.ndarray:
 
 def again(exact: Trajectory, path: Path, dtype: str) -> Trajectory:
     """The same checkpoints in another dtype."""
-    return pack(exact.path, path, dtype=dtype, overwrite=True)
+    with TrajectoryWriter(path, dtype=dtype) as writer:
+        for index, step in enumerate(exact.steps):
+            writer.append(step, exact.checkpoint(index))
+    return Trajectory.open(path)
 
 
 if __name__ == "__main__":

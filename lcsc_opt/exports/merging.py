@@ -319,12 +319,6 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
         row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
         groups = LayerGroups(tuple(recipe.rows), row_of, recipe.rows)
     merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
-    for name in sorted(trajectory.varying):
-        if merged[name].is_floating_point() and not bool(torch.isfinite(merged[name]).all()):
-            raise TrajectoryError(
-                f"Tensor {name!r} of the merged model is too large for {merged[name].dtype}, the dtype of the "
-                "checkpoints: take a trial whose coefficients are smaller, or save checkpoints as float32 or bfloat16."
-            )
     return _cast(merged, recipe.dtype)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.trajectory.layout import Rows, Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
@@ -133,13 +134,16 @@ class Merger:
         groups = None if coefficients.ndim == 1 else self._groups
         coefficients = coefficients.reshape(-1, len(self.slots))  # [S, K], S = 1 without groups
         merged = self._copies(coefficients, groups)
+        products: StateDict = {}
         flat: dict[Segment, Tensor] = {}
         for segment in self.segments:
             dtype = torch.float32 if self._widened else segment.dtype
             flat[segment] = torch.empty(segment.width, dtype=dtype, device=self.source.device)
             for spec, first in segment.places():
-                merged[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
-        self._multiply_into(flat, coefficients, groups)
+                products[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
+        if not self._multiply_into(flat, coefficients, groups):
+            raise _too_large(products)
+        merged |= products
         for name, tensor in merged.items():
             if name.endswith(_VARIANCE):
                 tensor.clamp_(min=0)  # an extrapolated one may be negative, and its root is NaN
@@ -159,8 +163,11 @@ class Merger:
 
     def _multiply_into(
         self, flat: Mapping[Segment, Tensor], coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
-    ) -> None:
-        """Write the products of ``[S, K]`` coefficients with all columns that vary into ``flat``, ``[n]`` a segment."""
+    ) -> bool:
+        """Write the products of ``[S, K]`` coefficients with all columns that vary into ``flat``, ``[n]`` a segment.
+
+        Returns whether they are finite: each tile is looked at while it is in the cache.
+        """
         device = self.source.device
         slots = self._slots_to_read(coefficients)
         runs = _runs_of(slots)
@@ -169,6 +176,7 @@ class Merger:
         by_slot[:, self.slots] = torch.from_numpy(np.ascontiguousarray(coefficients))
         by_slot = by_slot.to(device, non_blocking=True)
         threads = merge_threads() if device == CPU else 1
+        are_finite: list[Tensor] = []  # of each tile
         blocks = tiled_blocks(
             self.source,
             self.segments,
@@ -185,12 +193,13 @@ class Merger:
             for segment, tiles in blocks:
                 weights = by_slot.to(accumulator(segment.dtype, device))
                 shared = iter(tiles)  # threads share a list's iterator safely: each takes the next tile
-                product = functools.partial(_multiply, weights, runs, shared, flat[segment])
+                product = functools.partial(_multiply, weights, runs, shared, flat[segment], are_finite)
                 if threads == 1:  # on a GPU, the stream is that of this thread
                     product()
                 else:
                     for future in [pool.submit(product) for _ in range(threads)]:
                         future.result()
+        return not are_finite or bool(torch.stack(are_finite).all())
 
     def _slots_to_read(self, coefficients: npt.NDArray[np.float64]) -> list[int]:
         """The slots with a coefficient other than zero if they are few; else all, since one run is read faster."""
@@ -263,10 +272,13 @@ def _one_hot_index(coefficients: npt.NDArray[np.float64]) -> int | None:
     return None
 
 
-def _multiply(weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor) -> None:
+def _multiply(
+    weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, are_finite: list[Tensor]
+) -> None:
     """Write the products of ``weights`` ``[S, slots]`` with tiles into ``merged`` ``[n]``.
 
-    They are computed in the dtype of the weights. Only the slots in ``runs`` are read.
+    They are computed in the dtype of the weights. Only the slots in ``runs`` are read. Whether the numbers of each tile
+    are finite is added to ``are_finite``.
     """
     dtype = weights.dtype
     # memory in which rows are widened: new memory for each tile would be slow, page by page
@@ -289,6 +301,17 @@ def _multiply(weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], mer
                 total = torch.mm(row_weights, rows)
         if total is not None and out.dtype != dtype:
             out.copy_(total)
+        least, most = torch.aminmax(out)  # far faster than isfinite of all
+        are_finite.append(torch.isfinite(least) & torch.isfinite(most))
+
+
+def _too_large(merged: Mapping[str, Tensor]) -> TrajectoryError:
+    """What is said of a merge that has left the range of its dtype, as half precision does at 65,504."""
+    name = next(name for name, tensor in merged.items() if not bool(torch.isfinite(tensor).all()))
+    return TrajectoryError(
+        f"Tensor {name!r} of the merged model is too large for {merged[name].dtype}, the dtype of the checkpoints: "
+        "take smaller coefficients, or save checkpoints as float32 or bfloat16."
+    )
 
 
 def _without_further_threads() -> None:

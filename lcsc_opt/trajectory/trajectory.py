@@ -346,7 +346,8 @@ class Trajectory:
 
         Raises:
             StudySpecError: not ``[K]`` or ``[S, K]``, not finite, or another sum than one.
-            TrajectoryError: a checkpoint was overwritten since opening, or there is no average of the trainer's.
+            TrajectoryError: a checkpoint was overwritten since opening, a merged weight is too large for its dtype, or
+                there is no average of the trainer's.
         """
         if np.array_equal(coefficients, trainer_ema(len(self))):
             average = self.trainer_ema()

@@ -281,3 +281,17 @@ def test_a_trainers_average_that_is_not_finite_is_left_out(tmp_path, caplog):
     trajectory = pack(tmp_path, tmp_path / "t", key="model")
     assert trajectory.trainer_ema() is None
     assert "the trainer's EMA is left out: Tensor 'w' at step 2 holds NaN" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_merge_that_leaves_the_range_of_its_dtype_is_refused_wherever_it_is_made(tmp_path, dtype):
+    most = torch.finfo(dtype).max
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step, sign in ((1, 1), (2, -1)):
+            mask = torch.tensor([1.0, -torch.inf])  # infinite constants are no overflow
+            writer.append(step, {"w": torch.tensor([1.0, sign * 0.9 * most], dtype=dtype), "mask": mask})
+    opened = Trajectory.open(tmp_path / "t")
+    for trajectory in (opened, opened.on("cpu", how="streamed"), opened.in_rows({"all": "w"})):
+        assert torch.isfinite(trajectory.merge([0.5, 0.5])["w"]).all()
+        with pytest.raises(TrajectoryError, match=f"'w' of the merged model is too large for {dtype}"):
+            trajectory.merge([3.0, -2.0])
