@@ -28,11 +28,12 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
     """
     name, _, text = kind.partition(":")
     if name in _PROFILES:
-        value = _number_in(kind)
         try:
-            return _PROFILES[name](steps, value)
+            return _PROFILES[name](steps, float(text))
         except StudySpecError as error:
             raise StudySpecError(f"{kind}: {error}") from error
+        except ValueError as error:
+            raise StudySpecError(f"{kind}: expected a number, as in ema:0.9999 or power:0.1") from error
     if kind == "uniform":
         return uniform_coefficients(len(steps), len(steps))
     if name == "uniform" or not text.isdecimal() or (name == "last" and int(text) == 0):
@@ -69,11 +70,3 @@ def is_average(source: str) -> bool:
     if not only_checkpoints_tell:  # whether there is such a step, or so many
         average_coefficients(source, (1, 2))  # of any two steps
     return True
-
-
-def _number_in(source: str) -> float:
-    """The number of ``ema:0.9999``."""
-    try:
-        return float(source.partition(":")[2])
-    except ValueError as error:
-        raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error

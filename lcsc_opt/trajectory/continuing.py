@@ -7,6 +7,7 @@ the database, or packed again; the folder that the study file names may have gro
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -34,7 +35,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
         trajectory = Trajectory.holding(path, checkpoints)
         if trajectory is not None:
             packed_steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
-            if request.selection.chosen(packed_steps)[-1] != checkpoints.steps[-1]:
+            if _steps_until(request, packed_steps)[-1] != checkpoints.steps[-1]:
                 _notice_change(request, checkpoints)
             return trajectory
     return _from_folder_or_files(request, checkpoints)
@@ -53,8 +54,7 @@ def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int
         if packed is None or not _came_after(request, packed.path):
             return []
         steps = list(request.sources_if_any())
-    last_step = request.selection.last_step
-    return [step for step in steps if step > checkpoints.steps[-1] and (last_step is None or step <= last_step)]
+    return [step for step in _steps_until(request, steps) if step > checkpoints.steps[-1]]
 
 
 def written_again(request: PackRequest, checkpoints: KnownCheckpoints) -> bool:
@@ -65,10 +65,9 @@ def written_again(request: PackRequest, checkpoints: KnownCheckpoints) -> bool:
     packed = find_packed(request.folder, checkpoints)
     if packed is None or not _came_after(request, packed.path):
         return False
-    study_sources = {step: path for step, path in request.sources_if_any().items() if step in checkpoints.steps}
-    if len(study_sources) < len(checkpoints.steps):
-        return False
-    return Trajectory.holding(request.path_of(study_sources), checkpoints) is None
+    study_sources = _of_study(checkpoints, request.sources_if_any())
+    is_complete = len(study_sources) == len(checkpoints.steps)
+    return is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
 
 
 def start_on_all(request: PackRequest, study: str) -> str:
@@ -91,7 +90,7 @@ def _came_after(request: PackRequest, packed: Path) -> bool:
 
 def _from_folder_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
     sources = request.sources_if_any()
-    study_sources = {step: path for step, path in sources.items() if step in checkpoints.steps}
+    study_sources = _of_study(checkpoints, sources)
     trajectory: Trajectory | None = None
     if not checkpoints.moved:  # else they have to be at the new place
         trajectory = find_packed(request.folder, checkpoints)
@@ -99,18 +98,21 @@ def _from_folder_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -
         trajectory = request.pack_once(study_sources)
     if trajectory is None or trajectory.sha256 != checkpoints.sha256:
         raise _not_there(request, checkpoints)
-    if not _unchanged(request, checkpoints, sources, study_sources):
+    is_same_end = _steps_until(request, list(sources))[-1:] == [checkpoints.steps[-1]]
+    if not is_same_end or Trajectory.holding(request.path_of(study_sources), checkpoints) is None:
         _notice_change(request, checkpoints)
     return trajectory
 
 
-def _unchanged(request: PackRequest, checkpoints: KnownCheckpoints, sources: Sources, study_sources: Sources) -> bool:
-    """Whether the files are those that were packed, and a new study would end at the same step."""
+def _of_study(checkpoints: KnownCheckpoints, sources: Sources) -> Sources:
+    """The sources of a study's checkpoints, among all that are there now."""
+    return {step: path for step, path in sources.items() if step in checkpoints.steps}
+
+
+def _steps_until(request: PackRequest, steps: Sequence[int]) -> list[int]:
+    """The steps up to the last one that a study file asks for."""
     last_step = request.selection.last_step
-    steps = [step for step in sources if last_step is None or step <= last_step]
-    if not steps or max(steps) != checkpoints.steps[-1]:
-        return False
-    return Trajectory.holding(request.path_of(study_sources), checkpoints) is not None
+    return [step for step in steps if last_step is None or step <= last_step]
 
 
 def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:

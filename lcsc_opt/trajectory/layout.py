@@ -216,25 +216,17 @@ class Layout:
         One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that
         are not merged may be given as their bytes, too.
         """
-        for spec, start, end in self.spans():
-            if spec is None:
-                yield None, torch.zeros(end - start, dtype=torch.uint8, device="cpu")
-                continue
+        end = 0
+        for spec in self.tensors:
+            if spec.offset > end:
+                yield _padding(spec.offset - end)
             tensor = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
             if spec.merged:
                 tensor = tensor.to(spec.torch_dtype)
             yield spec, tensor.contiguous().reshape(-1).view(torch.uint8)
-
-    def spans(self) -> Iterator[tuple[TensorSpec | None, int, int]]:
-        """The bytes ``[start, end)`` of each tensor in a row, and of the padding (``None``) between them."""
-        end = 0
-        for spec in self.tensors:
-            if spec.offset > end:
-                yield None, end, spec.offset
-            yield spec, spec.offset, spec.end
             end = spec.end
         if self.row_bytes > end:
-            yield None, end, self.row_bytes
+            yield _padding(self.row_bytes - end)
 
     def sha256(self, rows: Iterable[tuple[int, str]]) -> str:
         """The identity of K checkpoints: names, shapes, dtypes, and step and SHA-256 of each row."""
@@ -257,9 +249,9 @@ class Rows:
         """The bytes of a tensor, ``[n]`` uint8; not copied."""
         return self.matrix[slot, spec.offset : spec.end]
 
-    def padding(self, slot: int, start: int, end: int) -> Tensor:
-        """The bytes between two tensors."""
-        return self.matrix[slot, start:end]
+
+def _padding(size: int) -> RowPart:
+    return None, torch.zeros(size, dtype=torch.uint8, device="cpu")
 
 
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:

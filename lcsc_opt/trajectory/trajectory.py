@@ -34,7 +34,7 @@ from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
-from lcsc_opt.trajectory.layout import Layout, RowPart, Rows, TensorSpec
+from lcsc_opt.trajectory.layout import Layout, Rows, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
@@ -318,14 +318,6 @@ class Trajectory:
         """Where the tensors lie in each row."""
         return self._manifest.layout
 
-    def _parts(self, slot: int) -> Iterator[RowPart]:
-        """The bytes of a row in order, which are not copied: each tensor with its spec, padding with ``None``."""
-        for spec, start, end in self.layout.spans():
-            if spec is None:
-                yield None, self._rows.padding(slot, start, end)
-            else:
-                yield spec, self._rows.content(slot, spec)
-
     @property
     def device(self) -> torch.device:
         """Where merged tensors are; see :meth:`on`."""
@@ -478,10 +470,8 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                digest = hashlib.sha256()
-                for _, content in self._parts(saved.slot):
-                    digest.update(content.numpy().data)
-                if digest.hexdigest() != saved.sha256:
+                row = self._rows.matrix[saved.slot].numpy()
+                if hashlib.sha256(row.data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
