@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.imports import import_dotted, import_extra, quiet_libraries
+from lcsc_opt.base.imports import import_dotted, import_extra
+from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
@@ -161,7 +162,7 @@ def _transformers_factory(folder: Path, architecture: str | None, model: str) ->
         )
 
     def make() -> Any:
-        with quiet_libraries():
+        with collected_messages():
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             return network_class(config)
 

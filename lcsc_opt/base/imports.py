@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
 import inspect
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,27 +148,6 @@ def import_extra(name: str) -> Any:
         raise MissingPackageError(
             f"{name} cannot be imported ({error}): pip install 'lcsc-opt[{EXTRAS[package]}]'"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """While this is open, diffusers and transformers show no progress bars, and log no warnings and no errors.
-
-    What they cannot do they also raise, and then one line of ours says it.
-    """
-    names = ("diffusers.utils.logging", "transformers.utils.logging")
-    libraries: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
-    settings = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    try:
-        for library in libraries:
-            library.set_verbosity(logging.CRITICAL)
-            library.disable_progress_bar()
-        yield
-    finally:
-        for library, verbosity, had_bars in settings:
-            library.set_verbosity(verbosity)
-            if had_bars:
-                library.enable_progress_bar()
 
 
 _OPERATORS = "torchvision._meta_registrations"

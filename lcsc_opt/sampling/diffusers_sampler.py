@@ -52,7 +52,30 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
 
 _DPM_SOLVER = "DPMSolverMultistepScheduler"
 _FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-_OTHER_FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
+_VARIANCE_PRESERVING = (
+    "CogVideoX",
+    "DDIM",
+    "DDPMParallel",
+    "DDPMScheduler",
+    "DEISMultistep",
+    "DPMSolver",
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "KDPM2",
+    "LCM",
+    "LMSDiscrete",
+    "PNDM",
+    "RePaint",
+    "SASolver",
+    "TCD",
+    "UniPC",
+)
+_DENOISERS: dict[SchedulerName, tuple[str, dict[str, Any]]] = {
+    name: (class_name, dict(settings)) for name, (class_name, settings) in SCHEDULERS.items() if name != "consistency"
+}
+_FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
+    **dict.fromkeys(_VARIANCE_PRESERVING, _DENOISERS),
     "FlowMatch": {
         "euler": ("FlowMatchEulerDiscreteScheduler", {}),
         "heun": ("FlowMatchHeunDiscreteScheduler", {}),
@@ -67,11 +90,9 @@ _OTHER_FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
         "sde-dpm-solver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     },
     "CMStochasticIterative": {"consistency": SCHEDULERS["consistency"]},
-    "ScoreSde": {},
-    "KarrasVe": {},
 }
-"""How the classes of a family begin whose networks predict something else → what its schedulers are. Networks of all
-other pipelines are variance preserving, for which :data:`SCHEDULERS` are, but for consistency models."""
+"""How the classes of a family begin whose networks predict the same → what its schedulers are. What networks of all
+other classes predict is not known, so they are sampled by their own."""
 
 _CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
 
@@ -148,12 +169,12 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
         ObjectiveError: there is none: it would take what the network predicts for something else.
     """
     own = str(config.get("_class_name", ""))
-    family = next((start for start in _OTHER_FAMILIES if own.startswith(start)), "")
+    family = next((start for start in _FAMILIES if own.startswith(start)), None)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         family = "FlowMatch"
-    schedulers = _OTHER_FAMILIES[family] if family else dict(SCHEDULERS)
-    if own and not family:
-        schedulers.pop("consistency")
+    schedulers: dict[SchedulerName, tuple[str, dict[str, Any]]] = dict(SCHEDULERS)
+    if own:
+        schedulers = _FAMILIES.get(family or "", {})
     if name not in schedulers:
         others = ", ".join(schedulers) or "none"
         raise ObjectiveError(

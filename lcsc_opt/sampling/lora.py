@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.imports import import_extra, quiet_libraries
+from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
@@ -95,7 +96,7 @@ class LoraAdapter:
         for name, factor in factors.items():
             copies[name] = factor.to(self._component_of(name).dtype, copy=True)
         try:
-            with quiet_libraries():  # diffusers warns about each component that the LoRA does not change
+            with collected_messages():
                 self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -209,7 +210,7 @@ def _converted_by(pipeline_name: str, weights: Mapping[str, Tensor], alphas: Lor
             scaled[_expected_name(module.alpha)] = torch.tensor(float(len(down)))
     pipeline_class = getattr(import_extra("diffusers"), pipeline_name)
     try:
-        with quiet_libraries():
+        with collected_messages():
             converted: dict[str, Tensor] = pipeline_class.lora_state_dict(scaled)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

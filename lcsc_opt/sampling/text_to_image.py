@@ -11,7 +11,6 @@ import copy
 import functools
 import hashlib
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-from lcsc_opt.base.imports import import_extra, quiet_libraries
+from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
@@ -72,8 +72,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     device = settings.torch_device()
     loader = import_extra("diffusers").DiffusionPipeline
     try:
-        with warnings.catch_warnings(), quiet_libraries():
-            warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
+        with collected_messages():
             index = loader.load_config(name)
             _check_index(name, index)
             without = {component: None for component in UNUSED if component in index}
@@ -316,7 +315,7 @@ class LatentDiffusionSampler:
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # without the decorator torch.no_grad
         with contextlib.ExitStack() as stack:
-            stack.enter_context(quiet_libraries())
+            stack.enter_context(collected_messages())
             if not self._trains_text_encoder:
                 stack.enter_context(self._encoded_prompts.answering(self.pipeline))
             if self.recomputed:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
-from lcsc_opt.base.imports import import_extra, quiet_libraries
+from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
 from lcsc_opt.sampling.network import network_output
@@ -62,7 +63,7 @@ class Model:
         if (folder.path / _UNET / "config.json").is_file():
             component = folder.path / _UNET
         try:
-            with quiet_libraries():
+            with collected_messages():
                 loaded: nn.Module = cast("Any", type(network)).from_pretrained(
                     component, local_files_only=True, use_safetensors=True
                 )

@@ -1,4 +1,3 @@
-import logging
 import re
 import sys
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.base.errors import MissingPackageError
-from lcsc_opt.base.imports import EXTRAS, allow_mismatched_torchvision, import_extra, quiet_libraries
+from lcsc_opt.base.imports import EXTRAS, allow_mismatched_torchvision, import_extra
 
 ROOT = Path(__file__).parents[2]
 OTHER_NAMES = {"ot": "POT", "sklearn": "scikit-learn"}
@@ -51,13 +50,3 @@ def test_torchvision_is_imported_where_its_operators_are_missing(torchvision_reg
     from torchvision import later
 
     assert later is sys.modules["torchvision.later"]
-
-
-def test_what_diffusers_cannot_do_is_said_by_our_own_line_only() -> None:
-    import diffusers
-
-    library = logging.getLogger("diffusers")
-    before = diffusers.utils.logging.get_verbosity()
-    with quiet_libraries():
-        assert not library.isEnabledFor(logging.ERROR)
-    assert diffusers.utils.logging.get_verbosity() == before

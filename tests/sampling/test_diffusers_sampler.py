@@ -243,29 +243,69 @@ def test_what_the_model_was_trained_with_is_kept() -> None:
 class _Exact(nn.Module):
     """What a perfect network predicts for data from N(0, 0.5²), noise level by noise level."""
 
-    def __init__(self, *, is_flow: bool) -> None:
+    def __init__(self, *, family: str) -> None:
         super().__init__()
-        self.is_flow = is_flow
+        self.family = family
         self.config: dict[str, Any] = {}
+        self.alphas = torch.linspace(1e-4, 0.02, 1000).neg().log1p().cumsum(0).exp()
 
     def forward(self, x: Tensor, t: Tensor) -> Any:
-        if not self.is_flow:  # EDM's preconditioning is all that this data needs
+        if self.family == "EDM":  # whose preconditioning is all that this data needs
             return SimpleNamespace(sample=torch.zeros_like(x))
-        t = (t / 1000).view(-1, 1, 1, 1).to(x.dtype)
-        return SimpleNamespace(sample=x * (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2))
+        if self.family == "FlowMatch":
+            t = (t / 1000).view(-1, 1, 1, 1).to(x.dtype)
+            return SimpleNamespace(sample=x * (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2))
+        alpha = self.alphas[t.round().long().clamp(0, 999)].view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=x * (1 - alpha).sqrt() / (alpha * 0.25 + 1 - alpha))
 
 
+_FAMILIES = {
+    "": (
+        *("DDPM", "DDIM", "DDIMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "PNDM"),
+        *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete", "SASolver"),
+        "UniPCMultistep",
+    ),
+    "FlowMatch": ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"),
+    "EDM": ("EDMEuler", "EDMDPMSolverMultistep"),
+}
+_NOT_EXACT = ("lcm", "consistency")  # which sample what is not a denoiser
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of a scheduler's own arithmetic
 @pytest.mark.parametrize(
-    ("own", "name"),
-    [("FlowMatchEulerDiscrete", name) for name in (None, "euler", "heun", "dpm-solver++", "sde-dpm-solver++", "unipc")]
-    + [("EDMEuler", name) for name in (None, "euler", "dpm-solver++", "sde-dpm-solver++")],
+    ("family", "own", "name"),
+    [(family, own, None) for family, classes in _FAMILIES.items() for own in classes]
+    + [(family, classes[0], name) for family, classes in _FAMILIES.items() for name in SCHEDULERS],
 )
-def test_schedulers_of_the_networks_family_sample_what_it_was_trained_on(own: str, name: Any) -> None:
-    scheduler = getattr(importlib.import_module("diffusers"), f"{own}Scheduler")()
-    config = {**scheduler.config, "_class_name": f"{own}Scheduler"}
-    network = _Exact(is_flow=own.startswith("Flow"))
-    made = images(make(network, build_scheduler(name, config), steps=50), stop=100)
-    assert float(made.std()) == pytest.approx(0.5, abs=0.04)
+def test_a_scheduler_samples_what_the_network_was_trained_on_or_is_refused(family: str, own: str, name: Any) -> None:
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False}
+    config = {**({} if family else betas), "_class_name": f"{own}Scheduler"}
+    try:
+        scheduler = build_scheduler(name, config)
+    except ObjectiveError as error:
+        assert "whose predictions mean something else" in str(error)  # noqa: PT017 - either of both
+        return
+    if name not in _NOT_EXACT:
+        made = images(make(_Exact(family=family), scheduler, steps=50), stop=100)
+        assert float(made.std()) == pytest.approx(0.5, abs=0.08)
+
+
+def _all_schedulers() -> list[str]:
+    import diffusers
+
+    return sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
+
+
+def test_no_other_scheduler_is_asked_to_sample_for_a_class_that_is_not_known() -> None:
+    """Such as FlowMapEulerDiscreteScheduler, whose network predicts a mean velocity."""
+    begin = tuple(own for classes in _FAMILIES.values() for own in classes)
+    known = (*begin, "FlowMatch", "CMStochastic", "CogVideoX", "DDIM", "DPMSolver", "KDPM2", "LCM", "RePaint", "TCD")
+    others = [name for name in _all_schedulers() if not name.startswith(known) or "Wuerstchen" in name]
+    assert len(others) > 5
+    for own in others:
+        for name in SCHEDULERS:
+            with pytest.raises(ObjectiveError, match="whose predictions mean something else"):
+                build_scheduler(name, {"_class_name": own})
 
 
 @pytest.mark.parametrize(
