@@ -24,9 +24,11 @@ from lcsc_opt.base.study_file import (
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,
+    Steps,
     Storage,
     assignments,
     find_study,
+    in_order_of,
     open_database,
     studies_that_begin_with,
 )
@@ -67,6 +69,7 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
     key: Annotated[str | None, typer.Option(help="Which state dict of each file, if it has several.")] = None,
+    steps: Steps = None,
 ) -> None:
     """Write a study file for checkpoints. It lists the lines that only you can fill in."""
     from lcsc_opt.base.files import write_atomically
@@ -76,7 +79,10 @@ def init(
     given = assignments([text for text in more or () if text not in further])
     if key is not None:
         given["key"] = key
-    text, summary = draft(kind, [checkpoints, *map(Path, further)], given)
+    files = [checkpoints, *map(Path, further)]
+    if steps is not None:
+        files = in_order_of(steps, files)
+    text, summary = draft(kind, files, given, steps=steps)
     if out.exists():
         lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
         if lost:

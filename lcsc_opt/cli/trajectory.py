@@ -22,7 +22,7 @@ _DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits."
 @app.command()
 @results_apart()
 def pack(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs or folders, or one trajectory.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs or folders.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Steps = None,
     key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,

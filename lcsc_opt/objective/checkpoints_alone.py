@@ -143,6 +143,7 @@ def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest 
         folder=context.files,
         key=settings.get("key"),
         selection=Selection(**settings.get("select", {})),
+        steps=settings.get("steps"),
         dtype=settings.get("stored"),
         study_checkpoints=context.checkpoints,
     )

@@ -37,6 +37,7 @@ class CheckpointSettings(NetworkSettings):
         key: which state dict of each file; by default raw weights before their average.
         trainer_ema: the average that the trainer kept itself, for reports: a file, or a key of the last checkpoint. One
             that lies beside the raw weights in the last checkpoint is packed with them, and needs no key.
+        steps: the training step of each checkpoint, where names and contents do not tell it.
         stored: how they are packed, as by ``lcsc trajectory pack --stored``: ``exact`` (the default), or rounded to
             ``float16`` or ``bfloat16``.
     """
@@ -44,6 +45,7 @@ class CheckpointSettings(NetworkSettings):
     checkpoints: Annotated[str | list[str], Field(min_length=1)]
     select: Selection = Selection()
     key: str | None = None
+    steps: list[int] | None = None
     trainer_ema: str | None = None
     stored: Literal["exact", "float16", "bfloat16"] | None = None
 
@@ -73,6 +75,7 @@ class CheckpointSettings(NetworkSettings):
             folder=context.files,
             key=self.key,
             selection=self.select,
+            steps=self.steps,
             dtype=self.stored,
             study_checkpoints=context.checkpoints,
         )

@@ -48,13 +48,20 @@ class _Run(NamedTuple):
     folders: list[Path]
 
 
-def draft(kind: ModelKind, checkpoints: Sequence[Path], given: Mapping[str, JsonValue]) -> tuple[str, str]:
+def draft(
+    kind: ModelKind,
+    checkpoints: Sequence[Path],
+    given: Mapping[str, JsonValue],
+    *,
+    steps: Sequence[int] | None = None,
+) -> tuple[str, str]:
     """Draft a study file for checkpoints. Nothing is executed, and what lies next to their folder is not looked at.
 
     Args:
         kind: what the checkpoints are.
         checkpoints: their folder, a glob, the files of a glob that a shell has expanded, or a packed trajectory.
         given: settings that the user has named, such as ``reference``, ``model`` or ``score``.
+        steps: the training step of each checkpoint; ``None`` reads them from names and contents.
 
     Returns:
         The text of the study file, and the checkpoints in a few words.
@@ -71,7 +78,7 @@ def draft(kind: ModelKind, checkpoints: Sequence[Path], given: Mapping[str, Json
                 "keys of a study file"
             )
     key = given.get("key")
-    run = _find_run(checkpoints, str(key) if key is not None else None)
+    run = _find_run(checkpoints, str(key) if key is not None else None, steps)
     template, facts = _facts(kind, run)
     folder = checkpoints[0].resolve()
     if not folder.is_dir():  # a glob, or files
@@ -82,17 +89,19 @@ def draft(kind: ModelKind, checkpoints: Sequence[Path], given: Mapping[str, Json
         patterns = str(checkpoints[0])
     facts |= {"name": _as_yaml(name), "checkpoints": _as_yaml(patterns)}
     facts |= {setting: _as_yaml(value) for setting, value in given.items()}
+    if steps is not None:
+        facts["steps"] = _as_yaml([*steps])
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
     return _filled(text, facts), _in_words(run.steps)
 
 
-def _find_run(checkpoints: Sequence[Path], key: str | None) -> _Run:
+def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int] | None) -> _Run:
     """Find the checkpoints; the last one is read, so that what cannot be read is refused now."""
     first = checkpoints[0]
     folder = next(place for place in (first, *first.parents) if place.is_dir())
     if len(checkpoints) == 1 and is_packed(first):
         return _Run(Trajectory.open(first).steps, first, [folder])
-    sources = find_sources(find_checkpoints(checkpoints, key=key))
+    sources = find_sources(find_checkpoints(checkpoints, key=key, has_steps=steps is not None), steps)
     last = [*sources.values()][-1]
     read_checkpoint(last, key=key or searched_key(last))
     return _Run(tuple(sources), last, [place for place in (folder, last, last.parent) if place.is_dir()])

@@ -14,9 +14,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.objective.settings import CheckpointSettings
 from tests.checkpoints import checkpoint_examples
 from tests.checkpoints.nvlabs_examples import write_snapshot
 from tests.commands import Typed
@@ -199,6 +201,20 @@ def test_several_state_dicts_are_a_question(typed: Typed) -> None:
     assert "choose one" in typed.refused("init", "module", "runs")
     assert not Path("study.yaml").exists()
     assert init("module", "runs", "--key", "generator")[0]["key"] == "generator"
+
+
+def test_steps_that_no_name_tells_are_given_to_init_and_searched(typed: Typed) -> None:
+    Path("runs").mkdir()
+    for name in ("first", "second"):
+        save_file({"weight": torch.full((2,), float(len(name)))}, f"runs/{name}.safetensors")
+    assert "pass --steps" in typed.refused("init", "score", "runs", "maximize=true")
+    files = [f"runs/{name}.safetensors" for name in ("second", "first")]
+    settings, _ = init("score", *files, "maximize=true", "--steps", "100,200")
+    assert (settings["checkpoints"], settings["steps"]) == (files, [100, 200])
+    checked = CheckpointSettings(checkpoints=files, steps=settings["steps"])
+    trajectory = checked.trajectory(BuildContext(files=Path("packed")))
+    assert trajectory.steps == (100, 200)
+    assert trajectory.sources[0].endswith("second.safetensors")
 
 
 def test_a_glob_and_the_files_that_a_shell_makes_of_it_are_alike(typed: Typed) -> None:
