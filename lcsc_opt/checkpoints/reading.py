@@ -161,10 +161,9 @@ def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | N
         else:
             inventory = _inventory(path)
             average = None if inventory is None else inventory.average_of(key)
-    is_frozen = average is not None and earlier is not None and is_constant(average, earlier, path)
-    if is_frozen and earlier is not None and not is_constant(key, earlier, path):
-        return None
-    return average
+    if average is None or earlier is None or not is_constant(average, earlier, path):
+        return average
+    return average if is_constant(key, earlier, path) else None  # else the weights have moved without it
 
 
 def is_constant(key: str, path: Path, later: Path) -> bool:
