@@ -34,7 +34,7 @@ from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renaming, weights_sha256
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
-from lcsc_opt.trajectory.layout import Layout, Rows, TensorSpec
+from lcsc_opt.trajectory.layout import Layout, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
@@ -197,20 +197,15 @@ class Trajectory:
 
     def renamed(self, names: Renaming) -> Trajectory:
         """The same trajectory with other names, without the tensors that lack the prefix."""
-        changed = object.__new__(Trajectory)
-        changed.__dict__.update(self.__dict__)
-        changed.renaming = names
         kept = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
-        changed.tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
-        changed.names = tuple(spec.name for spec in changed.tensors)
-        changed.varying = frozenset(names(spec.name) for spec in kept if spec.name in self.varying)
-        changed.parameters = sum(spec.numel for spec in changed.tensors if spec.merged)
-        changed._manifest = self._manifest.model_copy(
-            update={"tensors": changed.tensors, "varying": tuple(sorted(changed.varying))}
-        )
-        changed._rows = Rows(self._rows.matrix, changed._manifest.layout)
-        columns = ColumnsInMemory.mapped(self._rows.matrix, changed._rows.segments(changed.varying))
-        changed._merger = Merger(columns, changed._rows, changed._manifest)
+        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
+        varying = sorted(names(spec.name) for spec in kept if spec.name in self.varying)
+        manifest = self._manifest.model_copy(update={"tensors": tensors, "varying": tuple(varying)})
+        changed = Trajectory(self.path, manifest, self._stamp)
+        changed.renaming = names
+        changed.trainer_ema_at = self.trainer_ema_at
+        changed.sha256 = self.sha256
+        changed.packed_layout = self.packed_layout
         return changed
 
     @functools.cached_property
