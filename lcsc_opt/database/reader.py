@@ -346,7 +346,8 @@ class HistoryReader:
         newer_trials = self._newer_trials(cached, summary, _forgotten(attributes))
         if newer_trials is None:
             return None
-        newer_trials = with_losses(newer_trials, sign_of(attributes))
+        if sign_of(attributes) < 0:
+            newer_trials = with_losses(newer_trials)
         rows = trial_rows(newer_trials)
         if cached.study is not None and not is_changed and rows.tobytes() == cached.rows:
             return cached.study
@@ -453,7 +454,9 @@ class HistoryReader:
         self, cached: _CachedStudy, study: StudyHistory, attributes: Mapping[str, Any]
     ) -> tuple[StudyHistory, bool]:
         """The study with its trials as they are now, and whether any of them is new or has changed."""
-        stored_trials = with_losses(self._stored_trials(study.study_id), study.sign)
+        stored_trials = self._stored_trials(study.study_id)
+        if study.sign < 0:
+            stored_trials = with_losses(stored_trials)
         ended_trials = cached.trials[is_finished(cached.trials)]  # which never change
         ended_numbers = set(ended_trials["number"].tolist())
         refreshed_trials = [trial for trial in stored_trials if trial.number not in ended_numbers]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from lcsc_opt.base.records import SEARCH, STANDARD_ERROR, Coefficients, Evaluation, Noise, SamplerTitle, Yardstick
+from lcsc_opt.base.records import SEARCH, STANDARD_ERROR, Evaluation, Noise, SamplerTitle, Yardstick
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.names import EMA
 
@@ -65,11 +65,8 @@ class Model:
     @property
     def key(self) -> str:
         """The same for models that have the same weights."""
-        return (self.weights_sha256 or _sha256(self.coefficients))[:16]
-
-
-def _sha256(coefficients: Coefficients) -> str:
-    return hashlib.sha256(coefficients.tobytes()).hexdigest()
+        sha256 = self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest()
+        return sha256[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,13 +24,8 @@ def is_ours(trial: FrozenTrial) -> bool:
     return "coefficients" in trial.user_attrs
 
 
-def with_losses(trials: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]:
-    """Trials of the database, with their losses as values.
-
-    The database has the values that a user knows: of a maximized score, where ``sign`` is −1, the score itself.
-    """
-    if sign > 0:
-        return list(trials)
+def with_losses(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials of a study that maximizes a score, with their losses as values; in the database they have the scores."""
     copies = []
     for trial in trials:
         copied = copy.copy(trial)

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import mimetypes
 import time
@@ -233,7 +234,7 @@ class StoredStudy:
         if self._cached_attributes is not None:
             self._cached_attributes[name] = json.loads(json.dumps(value))
 
-    @property
+    @functools.cached_property
     def sign(self) -> int:
         """−1 where the loss is a score times −1, which is maximized; else 1."""
         return sign_of(self.attributes)
@@ -283,7 +284,9 @@ class StoredStudy:
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         forgotten = set(self._forgotten)
         remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]
-        return sorted(with_losses(remembered, self.sign), key=lambda trial: trial.number)
+        if self.sign < 0:
+            remembered = with_losses(remembered)
+        return sorted(remembered, key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:
         """One trial as Optuna reads it."""

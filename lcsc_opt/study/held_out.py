@@ -6,9 +6,9 @@ which decided nothing. The answer of the experiment is chosen on selection noise
 (:mod:`~lcsc_opt.study.choice`). Several groups of held-out noise are possible; their spread says how far to trust the
 number.
 
-The last checkpoint, and the trainer's own EMA if there is one, are scored there before the search: their numbers are
-also in the trainer's log. EMA*, or else the EMA that searches start from, is measured on the same noise. What does not
-hold is warned of (:mod:`~lcsc_opt.study.report_warnings`).
+The last checkpoint, and the trainer's own EMA if there is one, have been measured there before the search
+(:mod:`~lcsc_opt.study.measuring`). EMA*, or else the EMA that searches start from, is measured on the same noise.
+What does not hold is warned of (:mod:`~lcsc_opt.study.report_warnings`).
 
 If the objective has a second sampler, the best trial and its baselines are measured there once, too, with as many
 images as in an evaluation of the search.
@@ -22,13 +22,13 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError, TrajectoryError
+from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Noise
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
 from lcsc_opt.base.study_file import EMA_GRID, HeldOutSpec
-from lcsc_opt.coefficients.profiles import default_origin, last_alone, trainer_ema
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINED, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
+from lcsc_opt.database.names import EMA, TRAINED, split_name
 from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport, Measurement, MetricRow, Model
 from lcsc_opt.database.siblings import known_ema
 from lcsc_opt.database.states import compared_trials
@@ -36,7 +36,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.choice import WAY, choose, on_the_way
-from lcsc_opt.study.measuring import Evaluate, Measurer
+from lcsc_opt.study.measuring import Evaluate, Measurer, trained_models
 from lcsc_opt.study.report_rows import metric_rows
 from lcsc_opt.study.report_warnings import overfitting, turned, warning_of
 
@@ -106,60 +106,6 @@ class HeldOutPlan:
     def noises(self) -> list[Noise]:
         """The groups of held-out noise."""
         return [Noise(HELD_OUT.group, self.first_group + number) for number in range(self.groups)]
-
-
-def score_trained_models(
-    study: StoredStudy, objective: Objective, plan: HeldOutPlan | None, evaluate: Evaluate | None = None
-) -> None:
-    """Score the last checkpoint as the report will, and print it: its number is also in the trainer's log.
-
-    So is the trainer's own EMA, if there is one. An experiment evaluates each once. If one cannot be evaluated, that is
-    said, and the search may begin.
-
-    Args:
-        study: what is going to be searched.
-        objective: the study's objective.
-        plan: of the report; ``None`` if there will be none, and the last checkpoint is scored as the search's
-            candidates are.
-        evaluate: evaluates one candidate; ``None`` does it in this process.
-    """
-    noise = SEARCH if plan is None else HELD_OUT
-    images = 0 if plan is None else plan.images
-    size = ""
-    if images:
-        size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
-    evaluate = evaluate or functools.partial(evaluate_safely, objective)
-    models = _trained_models(study, objective)
-    lines = []
-    with progress(f"{study.name} as trained", len(models)) as advance:
-        measurer = Measurer(study, objective, evaluate, advance, images=images)
-        for model in models:
-            try:
-                measurement = measurer.on(noise, model)
-            except SearchFailedError as error:
-                lines.append(str(error))
-                continue
-            lines.append(
-                f"{split_name(study.name)[0]}: {model.name}{_kind(model, objective)}, step {objective.steps[-1]}, "
-                f"{noise.group} noise{size}: {_described(measurement, measurer.sign)}; compare this with your "
-                "trainer's log: if they differ, this score measures something else"
-            )
-    for line in lines:
-        notice(line)
-
-
-def _described(measurement: Measurement, sign: int) -> str:
-    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
-    metrics = {name: value for name, value in measurement.metrics.items() if not name.endswith(STANDARD_ERROR)}
-    if sign * measurement.loss not in metrics.values():
-        metrics = {"loss": measurement.loss, **metrics}
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-def _kind(model: Model, objective: Objective) -> str:
-    """`` (the trainer's EMA)`` behind the last checkpoint if all checkpoints are running averages."""
-    is_average = objective.trajectory is not None and objective.trajectory.merges_averages
-    return f" ({TRAINER_EMA})" if is_average and model.name == LAST_CHECKPOINT else ""
 
 
 def score_held_out(
@@ -322,7 +268,7 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
 
     An EMA grid has no other EMA than its own.
     """
-    models = _trained_models(study, objective)
+    models = trained_models(study, objective)
     if _is_grid(study):
         return models
     ema = known_ema(study)
@@ -334,30 +280,6 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
         "EMA is measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
     return [*models, Model(_DEFAULT_EMA, default_origin(objective.steps))]
-
-
-def _trained_models(study: StoredStudy, objective: Objective) -> list[Model]:
-    """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
-
-    An EMA that is gone is still one of them if the study has known it: its measurements are stored.
-
-    Raises:
-        TrajectoryError: the EMA that the user named is not there, or of another model.
-    """
-    count = len(objective.steps)
-    models = [Model(LAST_CHECKPOINT, last_alone(count))]
-    sha256 = known_sha256 = study.attributes.get(TRAINER_EMA_SHA256)
-    try:
-        if objective.trajectory is not None:
-            sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
-    except TrajectoryError:
-        if known_sha256 is None:
-            raise
-    if sha256 != known_sha256:
-        study.set_attribute(TRAINER_EMA_SHA256, sha256)
-    if sha256 is not None:
-        models.append(Model(TRAINER_EMA, trainer_ema(count), weights_sha256=sha256))
-    return models
 
 
 def _is_grid(study: StoredStudy) -> bool:

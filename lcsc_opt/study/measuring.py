@@ -1,16 +1,22 @@
-"""Measures models on noise that no search saw, each once: what was measured is stored, and serves the experiment."""
+"""Measures models on noise that no search saw, each once: what was measured is stored, and serves the experiment.
+
+The models that the trainer has made are measured before the search: their numbers are also in the trainer's log.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
-from lcsc_opt.base.errors import SearchFailedError
-from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, Candidate, Noise, Yardstick
+from lcsc_opt.base.errors import SearchFailedError, TrajectoryError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import HELD_OUT, SEARCH, STANDARD_ERROR, Candidate, Noise, Yardstick
+from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA, TRAINER_EMA_SHA256, split_name
 from lcsc_opt.database.report import MEASURED, Measurement, Model, sample_key
 from lcsc_opt.database.siblings import siblings
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.yardstick import yardstick_on
 
@@ -56,7 +62,6 @@ class Measurer:
         self._images = images
         self._sampler = sampler
         self._title = self.samplers[sampler] if sampler else None
-        self._yardsticks: dict[Noise, Yardstick | None] = {}
 
     @property
     def sampler_text(self) -> str | None:
@@ -72,7 +77,17 @@ class Measurer:
         key = f"{model.key} {sample_key(self._images, noise, self._title)}"
         measurement = self._stored(key, noise, model)
         if measurement is None:
-            measurement = self._measured(noise, model)
+            candidate = Candidate(
+                model.coefficients,
+                images=self._images or None,
+                noise=noise,
+                yardstick=self.yardstick(noise),
+                sampler=self._sampler,
+            )
+            outcome = self._evaluate(candidate)
+            if isinstance(outcome, Failure):
+                raise SearchFailedError(f"{self._study.name}: {model.name} on {noise.group} noise: {outcome.reason}")
+            measurement = Measurement.of(model, outcome, images=self._images, seed=noise.seed)
             stored = self._study.attributes.get(MEASURED) or {}
             self._study.set_attribute(MEASURED, {**stored, key: measurement.to_json()})
         self._advance(note=f"{self.sign * measurement.loss:.4g}")
@@ -102,11 +117,9 @@ class Measurer:
         Raises:
             ObjectiveError: it cannot be measured.
         """
-        if noise not in self._yardsticks:
-            self._yardsticks[noise] = yardstick_on(
-                noise, self._study, self._objective, self._evaluate, images=self._images, sampler=self._sampler
-            )
-        return self._yardsticks[noise]
+        return yardstick_on(
+            noise, self._study, self._objective, self._evaluate, images=self._images, sampler=self._sampler
+        )
 
     def _stored(self, key: str, noise: Noise, model: Model) -> Measurement | None:
         """What was measured earlier, in this study or in its siblings, if it has all metrics that are needed."""
@@ -122,15 +135,76 @@ class Measurer:
                 return Measurement.from_json(stored, model)
         return None
 
-    def _measured(self, noise: Noise, model: Model) -> Measurement:
-        candidate = Candidate(
-            model.coefficients,
-            images=self._images or None,
-            noise=noise,
-            yardstick=self.yardstick(noise),
-            sampler=self._sampler,
-        )
-        outcome = self._evaluate(candidate)
-        if isinstance(outcome, Failure):
-            raise SearchFailedError(f"{self._study.name}: {model.name} on {noise.group} noise: {outcome.reason}")
-        return Measurement.of(model, outcome, images=self._images, seed=noise.seed)
+
+def score_trained_models(
+    study: StoredStudy, objective: Objective, images: int | None, evaluate: Evaluate | None = None
+) -> None:
+    """Score the last checkpoint as the report will, and print it: its number is also in the trainer's log.
+
+    So is the trainer's own EMA, if there is one. An experiment evaluates each once. If one cannot be evaluated, that is
+    said, and the search may begin.
+
+    Args:
+        study: what is going to be searched.
+        objective: the study's objective.
+        images: of the report, 0 if it samples none; ``None`` if there will be no report, and the last checkpoint is
+            scored as the search's candidates are.
+        evaluate: evaluates one candidate; ``None`` does it in this process.
+    """
+    noise = SEARCH if images is None else HELD_OUT
+    size = ""
+    if images:
+        size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
+    evaluate = evaluate or functools.partial(evaluate_safely, objective)
+    merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
+    models = trained_models(study, objective)
+    lines = []
+    with progress(f"{study.name} as trained", len(models)) as advance:
+        measurer = Measurer(study, objective, evaluate, advance, images=images or 0)
+        for model in models:
+            try:
+                measurement = measurer.on(noise, model)
+            except SearchFailedError as error:
+                lines.append(str(error))
+                continue
+            kind = f" ({TRAINER_EMA})" if merges_averages and model.name == LAST_CHECKPOINT else ""
+            lines.append(
+                f"{split_name(study.name)[0]}: {model.name}{kind}, step {objective.steps[-1]}, "
+                f"{noise.group} noise{size}: {_described(measurement, measurer.sign)}; compare this with your "
+                "trainer's log: if they differ, this score measures something else"
+            )
+    for line in lines:
+        notice(line)
+
+
+def _described(measurement: Measurement, sign: int) -> str:
+    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
+    shown = {name: value for name, [value] in measurement.values.items() if not name.endswith(STANDARD_ERROR)}
+    loss = shown.pop("loss")
+    if sign * loss not in shown.values():
+        shown = {"loss": loss, **shown}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def trained_models(study: StoredStudy, objective: Objective) -> list[Model]:
+    """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
+
+    An EMA that is gone is still one of them if the study has known it: its measurements are stored.
+
+    Raises:
+        TrajectoryError: the EMA that the user named is not there, or of another model.
+    """
+    count = len(objective.steps)
+    models = [Model(LAST_CHECKPOINT, last_alone(count))]
+    sha256 = known_sha256 = study.attributes.get(TRAINER_EMA_SHA256)
+    try:
+        if objective.trajectory is not None:
+            sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
+    except TrajectoryError:
+        if known_sha256 is None:
+            raise
+    if sha256 != known_sha256:
+        study.set_attribute(TRAINER_EMA_SHA256, sha256)
+    if sha256 is not None:
+        models.append(Model(TRAINER_EMA, trainer_ema(count), weights_sha256=sha256))
+    return models

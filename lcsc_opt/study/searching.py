@@ -43,8 +43,9 @@ from lcsc_opt.objective.of_study import loader_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS, configure
 from lcsc_opt.study.comparison import check_siblings, compare
-from lcsc_opt.study.held_out import HeldOutPlan, score_held_out, score_trained_models
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.study.loop import Loop, TrialCallback
+from lcsc_opt.study.measuring import score_trained_models
 from lcsc_opt.study.planning import (
     advice,
     check,
@@ -250,7 +251,8 @@ class Search:
         if is_searched(self.spec, study.attributes):
             return
         with self._one_by_one() as evaluate:
-            score_trained_models(study, self.objective, self._report_plan(), evaluate)
+            plan = self._report_plan()
+            score_trained_models(study, self.objective, None if plan is None else plan.images, evaluate)
             begin = time.monotonic()
             yardstick = yardstick_on(SEARCH, study, self.objective, evaluate)
         budget = self._begun_budget(seconds)

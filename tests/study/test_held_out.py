@@ -31,7 +31,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
-from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out, score_trained_models
+from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
+from lcsc_opt.study.measuring import score_trained_models
 from lcsc_opt.trajectory import pack
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study
@@ -178,7 +179,7 @@ def test_the_last_checkpoint_is_scored_first_once_an_experiment_and_printed(
 ) -> None:
     ema, objective = grid(study), Measured()
     for searched in (ema, study):
-        score_trained_models(searched, objective, PLAN)
+        score_trained_models(searched, objective, 20)
         line = capsys.readouterr().err.splitlines()[-1]
         assert line == (
             "lcsc: small: last checkpoint, step 300, held-out noise on 20 items: fid 0.625, fid@cross_check 1.25; "
@@ -198,7 +199,7 @@ def test_without_a_report_the_last_checkpoint_is_scored_as_the_search_scores(
     score_trained_models(study, objective, None)
     assert objective.asked == [(LAST, "search", 0, None)]
     assert "last checkpoint, step 300, search noise: fid 0.625;" in capsys.readouterr().err
-    score_trained_models(study, Measured(broken=0), PLAN)
+    score_trained_models(study, Measured(broken=0), 20)
     assert "last checkpoint on held-out noise: RuntimeError: out of memory" in capsys.readouterr().err
 
 
