@@ -12,7 +12,6 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import SummarizedStudy
 from lcsc_opt.database.names import TRAINED, label, short_metric
-from lcsc_opt.database.report import Interval
 from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, inert, style
@@ -102,23 +101,22 @@ def _error_bars(studies: Sequence[SummarizedStudy], metric: str) -> dict[str, An
     below = []
     above = []
     for study in studies:
-        low, high = _interval(study, metric)
-        value = _values(study)[metric]
-        below.append(value - low)
-        above.append(high - value)
+        to_low, to_high = _error(study, metric)
+        below.append(to_low)
+        above.append(to_high)
     return {"array": above, "arrayminus": below, "thickness": 1, "width": 3, "visible": any(below + above)}
 
 
-def _interval(study: SummarizedStudy, metric: str) -> Interval:
-    """Where a held-out value may be: its 95 % interval, else its deviation on both sides."""
-    value = _values(study)[metric]
+def _error(study: SummarizedStudy, metric: str) -> tuple[float, float]:
+    """How far below and above its value a held-out metric may be: to its 95 % interval, else by its deviation."""
     rows = () if study.held_out is None else study.held_out.rows
     for row in rows:
         if row.metric == metric and row.interval is not None:
-            return row.interval
+            low, high = row.interval
+            return row.value - low, high - row.value
         if row.metric == metric and row.spread is not None:
-            return value - row.spread, value + row.spread
-    return value, value
+            return row.spread, row.spread
+    return 0.0, 0.0
 
 
 def _trained(studies: Sequence[SummarizedStudy], name: str, x: str, y: str) -> go.Scatter | None:
@@ -126,10 +124,11 @@ def _trained(studies: Sequence[SummarizedStudy], name: str, x: str, y: str) -> g
     places: dict[tuple[float, float], None] = {}
     for report in reports_of(studies):
         measured = report.baseline(name)
-        across = None if measured is None else measured.value(x)
-        up = None if measured is None else measured.value(y)
-        if across is not None and up is not None:
-            places[across, up] = None
+        if measured is None:
+            continue
+        values = {**measured.metrics, "loss": studies[0].sign * measured.loss}
+        if {x, y} <= values.keys():
+            places[values[x], values[y]] = None
     if not places:
         return None
     look = style(name)
