@@ -28,6 +28,7 @@ _AVERAGE = re.compile(r"(.*_)?ema([-_.0-9].*)?", re.IGNORECASE)
 _OTHER_AVERAGE = re.compile(r"(.*_)?(swa|avg|average|averaged|polyak)([-_.0-9].*)?", re.IGNORECASE)
 _STATES = re.compile(r"(.*_)?(opt|optim|optimizers?|.*sched.*|scaler|rng|random|loss|criterion)(_.*)?", re.IGNORECASE)
 _COMPANIONS = ("model_ema2", "current_model_state")  # which their trainers do not sample with
+_ONLY = "0."  # in a list of modules, as imagen-pytorch keeps the averages of its U-Nets
 _SETTINGS = ("decay", "num_updates")  # of LitEma, among its averages
 _DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
 _MAX_PARTS = 1000  # that are looked at
@@ -420,9 +421,10 @@ def _is_in_parts(entries: Mapping[Any, Any]) -> bool:
 def _split(whole: Container) -> Iterator[Container]:
     """A state dict; or the average in it, and the model beside."""
     names = [name for name in whole.tensors if isinstance(name, str)]
+    place = _ONLY if names and all(name.startswith(_ONLY) for name in names) else ""
     for split in _SPLITS:
-        if all(any(name.startswith(sign) for name in names) for sign in split.signs):
-            for part in (split.average, split.raw):
+        if all(any(name.startswith(place + sign) for name in names) for sign in split.signs):
+            for part in (place + split.average, place + split.raw):
                 tensors = _beginning_with(f"{part}.", whole.tensors)
                 weights = {name: tensor for name, tensor in tensors.items() if name not in _SETTINGS}
                 if weights:

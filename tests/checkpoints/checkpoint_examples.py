@@ -116,6 +116,15 @@ def lucidrains(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
+def imagen(folder: Path, step: int) -> Weights:
+    """One U-Net of a cascade, whose averages are in a list of modules."""
+    ema = {"0.initted": torch.tensor(True), "0.step": torch.tensor(step)}
+    ema |= prefixed("0.online_model.", step + 1) | prefixed("0.ema_model.", step)
+    content = {"model": prefixed("unets.0.", step + 1), "steps": torch.tensor([step]), "ema": ema}
+    torch.save(content, folder / f"checkpoint.{step}.pt")
+    return prefixed("unets.0.", step)
+
+
 def post_hoc_ema(folder: Path, step: int) -> Weights:
     """Two widths of the average, in half precision, in which the step is rounded, too."""
     for width in (0, 1):
@@ -355,6 +364,7 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "DDIM": ddim,
     "score_sde, torch-ema": score_sde,
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
+    "imagen-pytorch": imagen,
     "PostHocEMA of ema-pytorch": post_hoc_ema,
     "JiT, RiT, JLT": jit,
     "icefall": icefall,

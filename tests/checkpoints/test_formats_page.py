@@ -19,6 +19,7 @@ RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user 
     "DDIM",
     "score_sde, torch-ema",
     "denoising-diffusion-pytorch, ema-pytorch",
+    "imagen-pytorch",
     "JiT, RiT, JLT",
     "diffusers training",
 )
