@@ -36,6 +36,7 @@ _KEY_SUFFIXES = (
     ".pkl",
     ".pt",
     ".pth",
+    ".ckpt",
 )
 
 
@@ -108,9 +109,11 @@ def _components(folder: Path) -> FolderWeights | None:
 
 
 def _only_file(folder: Path) -> Path | None:
-    """The only file of weights in a folder, whatever its name is."""
+    """The only file of weights in a folder, whatever its name is; of several the one called ``model``."""
     files = [path for path in folder.glob("*") if path.name.endswith(CHECKPOINT_SUFFIXES) and path.is_file()]
     files = [path for path in files if not is_state_file(path)]
+    if len(files) > 1:  # speechbrain keeps counters and statistics beside it
+        files = [path for path in files if path.stem == "model"]
     return files[0] if len(files) == 1 else None
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
+from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved, write_distributed
 from tests.trajectory.trajectory_examples import make_trajectory
@@ -165,6 +166,17 @@ def test_numbered_and_dated_folders_with_one_file_of_weights(tmp_path, names, fi
     assert found(tmp_path, tmp_path) == names
     trajectory = open_or_pack([tmp_path], folder=tmp_path.parent / "files")
     assert trajectory.merge([0] * (len(names) - 1) + [1])["w"].tolist() == [len(names) - 1] * 2
+
+
+def test_the_file_called_model_is_taken_beside_counters_and_statistics(tmp_path):
+    names = ["CKPT+2026-01-01+10-00-00+00", "CKPT+2026-01-01+10-00-10+00"]  # of speechbrain
+    for name in names:
+        for file in ("model.ckpt", "normalizer.ckpt", "optimizer.ckpt"):
+            saved(tmp_path / name / file, {file: torch.ones(2)})
+        (tmp_path / name / "counter.ckpt").write_text("20")
+    assert found(tmp_path, tmp_path) == names
+    assert read_checkpoint(tmp_path / names[0]).tensors.keys() == {"model.ckpt"}
+    assert read_checkpoint(tmp_path / names[0], key="normalizer").tensors.keys() == {"normalizer.ckpt"}
 
 
 @pytest.mark.parametrize("archive", ["rl_model_{}_steps.zip", "{}.zip"])
