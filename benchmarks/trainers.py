@@ -1,4 +1,4 @@
-"""Nine trainers that nobody here wrote: from their folders to a model that they load again.
+"""Fifteen trainers that nobody here wrote: from their folders to a model that they load again.
 
     python benchmarks/trainers.py --work FOLDER [--only NAME]
 
@@ -68,7 +68,7 @@ class StoppedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """One of the nine.
+    """One of the fifteen.
 
     Attributes:
         name: of its package.
@@ -219,6 +219,67 @@ TRAINERS = (
         last="runs/1.750.pt",
         export="best.pt",
         answers=score("ema_pytorch_digits"),
+        run=SHORT,
+    ),
+    Trainer(
+        "k-diffusion",
+        "k_diffusion_digits",
+        kind="module",
+        checkpoints="runs",
+        last="runs/model_00000600.pth",
+        export="best.pth",
+        answers=images("k_diffusion_digits"),
+        run=(*SMALL_IMAGES, key("model_ema")),
+    ),
+    Trainer(
+        "flow-matching",
+        "flow_matching_digits",
+        kind="module",
+        checkpoints="runs",
+        last="runs/checkpoint-23.pth",
+        export="best.pth",
+        answers=images("flow_matching_digits"),
+        run=SMALL_IMAGES,
+    ),
+    Trainer(
+        "imagen-pytorch",
+        "imagen_digits",
+        kind="module",
+        checkpoints="runs",
+        last="runs/checkpoint.600.pt",
+        export="best.pt",
+        answers=images("imagen_digits"),
+        run=(*SMALL_IMAGES, key("ema.0.ema_model")),
+    ),
+    Trainer(
+        "speechbrain",
+        "speechbrain_digits",
+        kind="score",
+        checkpoints="runs",
+        last="runs",
+        export="best.ckpt",
+        answers=score("speechbrain_digits"),
+        run=SHORT,
+    ),
+    Trainer(
+        "sentence-transformers",
+        "sentence_transformers_text",
+        kind="score",
+        checkpoints="runs",
+        last="runs/checkpoint-300",
+        export="best",
+        answers=score("sentence_transformers_text"),
+        run=SHORT,
+        needs=("accelerate", "datasets"),
+    ),
+    Trainer(
+        "torch",
+        "torch_distributed_digits",
+        kind="score",
+        checkpoints="runs",
+        last="runs/step_300",
+        export="best.pt",
+        answers=score("torch_distributed_digits"),
         run=SHORT,
     ),
 )
