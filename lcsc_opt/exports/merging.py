@@ -131,6 +131,12 @@ def _last_folder(trajectory: Trajectory) -> Path | None:
     return path.parent if path.is_file() else None
 
 
+def _is_as_last_folder(trajectory: Trajectory, to: Destination) -> bool:
+    """Whether a model's folder has the configuration that lies with the last checkpoint."""
+    folder = _last_folder(trajectory)
+    return to.form == "diffusers" and folder is not None and to.config_folder == folder
+
+
 def _named_folders(study: StoredStudy) -> list[Path]:
     """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
     settings = study.attributes["specification"]["objective"]["settings"]
@@ -241,7 +247,9 @@ def _write(
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update({trajectory.renaming(name): tensor for name, tensor in _statistics_in(recipe).items()})
-    _check_parts(trajectory, to)
+    if _is_as_last_folder(trajectory, to):  # whose configuration goes with the names in its file
+        weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
+        _check_parts(trajectory, to)
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
@@ -257,8 +265,7 @@ def _check_parts(trajectory: Trajectory, to: Destination) -> None:
         ObjectiveError: there is one; the message names it.
     """
     folder = _last_folder(trajectory)
-    if to.form != "diffusers" or folder is None or to.config_folder != folder:
-        return
+    assert folder is not None
     first = Path(trajectory.sources[0]) if trajectory.sources[0] else folder
     for part in parts_with_weights(folder):
         file = find_weights(part, None).file

@@ -172,6 +172,33 @@ def test_a_folder_of_several_modules_is_written_whole_or_refused(typed: Typed, t
     assert written >= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
 
 
+MODULES = """
+import torch
+from transformers import AutoConfig, BertModel
+def build(): return torch.nn.Sequential(BertModel(AutoConfig.from_pretrained("runs/checkpoint-10")))
+def score(net): return float(net[0].embeddings.LayerNorm.weight.square().sum())
+"""
+
+
+def test_a_folder_with_the_checkpoints_configuration_has_the_names_of_their_files(typed: Typed) -> None:
+    """The network that is scored, as of sentence-transformers, has the transformer inside."""
+    from transformers import BertConfig, BertModel
+
+    Path("modules_here.py").write_text(MODULES)
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    for step in (10, 20, 30):
+        model = BertModel(config)
+        torch.nn.init.constant_(model.embeddings.LayerNorm.weight, step)
+        model.save_pretrained(f"runs/checkpoint-{step}")
+    settings = {"checkpoints": "runs", "model": "modules_here:build", "score": "modules_here:score"}
+    study = {"name": "modules", "objective": {"file": "score.py", "settings": settings}, "optimizers": ["EMAGrid"]}
+    Path("modules.yaml").write_text(yaml.safe_dump(study | {"budget": {"evaluations": 2}}))
+    typed("run", "modules.yaml")
+    typed("export", "modules/EMAGrid/0", "-o", "best")
+    assert load_file("best/model.safetensors").keys() == load_file("runs/checkpoint-30/model.safetensors").keys()
+    sys.modules.pop("modules_here")
+
+
 def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
     for step in (10, 20):
         for name in ("model", "model_1"):
