@@ -88,7 +88,7 @@ def evaluated(part: str) -> list[Any]:
 
 
 def loss(model: nn.Module, draw: Any) -> Iterator[Tensor]:
-    """The trainer's loss of each batch; their mean is its ``eval_loss``."""
+    """The trainer's loss of each batch; the last one has fewer sentences, which its ``eval_loss`` weighs less."""
     assert isinstance(model, SentenceTransformer)
     of_batch = MultipleNegativesRankingLoss(model)
     for sentences, labels in evaluated(draw.group):
