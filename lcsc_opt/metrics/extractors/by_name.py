@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import has_parameter, import_dotted
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.extractors.folding import folded
 from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from lcsc_opt.metrics.names import MADE, TRAINED
 
@@ -89,24 +91,49 @@ class _FactoryExtractor:
         self.made_name = extractor.name
         self.dimension = extractor.dimension
         self._extractor = extractor
+        self._is_folded = False
+        self._folding = threading.Lock()  # stages of two candidates may be the first to call it
         digest = hashlib.sha256(repr(local_code(sources)).encode())
         for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
         self.name = f"{extractor.name}-{digest.hexdigest()[:16]}"
-        for optional in ("images_with_graph", "features_and_logits", "unclipped", "enough_images"):
+        for optional in ("images_with_graph", "unclipped", "enough_images"):
             if hasattr(extractor, optional):
                 setattr(self, optional, getattr(extractor, optional))
+        if hasattr(extractor, "features_and_logits"):
+            self.features_and_logits = self._features_and_logits
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` in [-1, 1] → ``[B, D]``."""
-        return self._extractor(images)
+        features: Tensor = self._folded(images)(images)
+        return features
+
+    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        both: tuple[Tensor, Tensor] = self._folded(images).features_and_logits(images)
+        return both
+
+    def _folded(self, images: Tensor) -> Any:
+        """The extractor, folded when it sees the first images."""
+        with self._folding:
+            if not self._is_folded:
+                self._extractor = folded(self._extractor, _modules_of, images)
+                self._is_folded = True
+        return self._extractor
 
 
 def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
-    """The tensors, arrays and modules that it is or has as attributes, or in a list or a mapping there.
+    """First all single tensors and arrays that an extractor holds, then the state dict of each module."""
+    held = _held_by(extractor)
+    tensors = {name: torch.as_tensor(value) for name, value in held.items() if isinstance(value, (Tensor, np.ndarray))}
+    return [tensors, *(module.state_dict() for module in _modules_of(extractor))]
 
-    First all single tensors and arrays, then the state dict of each module.
-    """
+
+def _modules_of(extractor: FeatureExtractor) -> list[nn.Module]:
+    return [value for value in _held_by(extractor).values() if isinstance(value, nn.Module)]
+
+
+def _held_by(extractor: FeatureExtractor) -> dict[str, object]:
+    """Name → what an extractor is, or has as an attribute, or in a list or a mapping there."""
     values: dict[str, object] = {"": extractor}
     for name, attribute in getattr(extractor, "__dict__", {}).items():
         members: Iterable[object] = (attribute,)
@@ -116,11 +143,4 @@ def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
             members = attribute
         for index, member in enumerate(members):
             values[f"{name}.{index}"] = member
-    tensors: dict[str, Tensor] = {}
-    states: list[Mapping[str, Tensor]] = []
-    for name, value in values.items():
-        if isinstance(value, (Tensor, np.ndarray)):
-            tensors[name] = torch.as_tensor(value)
-        elif isinstance(value, nn.Module):
-            states.append(value.state_dict())
-    return [tensors, *states]
+    return values

@@ -19,6 +19,9 @@ from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.metrics.extractors.folding import fold
+
+SMALLEST_INPUT = 75  # pixels, of Inception's layers
 
 
 class _PublishedNetwork(ABC):
@@ -120,6 +123,11 @@ class InceptionExtractor(_PublishedNetwork):
         "AvgPool",
     )
 
+    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(weights, device=device)
+        smallest = torch.zeros(1, 3, SMALLEST_INPUT, SMALLEST_INPUT, device=self._device)
+        fold([self._network], lambda: self._through_layers(smallest))
+
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score uses them."""
         features = self(images)
@@ -134,7 +142,9 @@ class InceptionExtractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
-        x = (_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
+        return self._through_layers((_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128)
+
+    def _through_layers(self, x: Tensor) -> Tensor:
         for name in self.layers:
             x = getattr(self._network, name)(x)
         return x.flatten(1)
