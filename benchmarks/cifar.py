@@ -21,12 +21,14 @@ from torch import nn
 
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import CHANNELS_LAST
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
+from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
@@ -47,7 +49,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     """Network, trajectory, extractor and reference, all random."""
     model = network(quick=arguments.quick)
     trajectory = make(model, folder / "random.trajectory", arguments.checkpoints)
-    settings = NetworkSettings(device=str(device), dtype=arguments.dtype, channels_last=True)
+    settings = NetworkSettings(device=str(device), dtype=arguments.dtype)
     function = ConsistencyFunction(model, sigma_data=0.5, sigma_min=0.002)
     sampler = ConsistencySampler(
         function, image_shape=IMAGE_SHAPE, sigmas=[80.0], noise=ImageNoise(0), settings=settings
@@ -128,6 +130,7 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
     study = StoredStudy.open_or_create(open_storage(f"sqlite:///{folder / 'cifar.db'}", write=True), "cifar/CMA/0", {})
     told: list[float] = []
     evaluator: Evaluator = Pipeline(objective) if objective.overlaps else InProcessEvaluator(objective)
+    evaluator = InLayout(evaluator, CHANNELS_LAST)
     with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
         running = Loop(
             study,

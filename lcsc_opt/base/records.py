@@ -15,6 +15,11 @@ Coefficients = npt.NDArray[np.float64]
 """``[K]`` float64, any sign, sum to one; or ``[S, K]``, a row for each layer group, each sums to one."""
 
 
+CONTIGUOUS = "contiguous"
+"""The layout of all weights that nobody gave another one."""
+CHANNELS_LAST = "channels last"
+
+
 @dataclasses.dataclass(frozen=True)
 class Noise:
     """One group of sampling noise: ``group`` names its purpose, ``seed`` tells groups of one purpose apart.
@@ -71,6 +76,7 @@ class Candidate:
         unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
             loss is comparable with no other.
         sampler: which of the objective's samplers makes the images; searches use the first.
+        layout: one of the objective's layouts, which change its speed, and the loss in its last bits.
     """
 
     coefficients: Coefficients
@@ -82,6 +88,7 @@ class Candidate:
     rehearsal: bool = False
     unbiased: bool = False
     sampler: int = 0
+    layout: str = CONTIGUOUS
 
     def compares(self, images: int | None = None) -> bool:
         """Whether its loss compares with those of plain evaluations: same noise, same number of images.

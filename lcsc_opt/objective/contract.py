@@ -163,6 +163,7 @@ class Objective(abc.ABC):
         samples: what evaluations draw.
         code: name → file of each of the user's modules that the objective was loaded from.
         places: text of a setting → the whole path that was found there.
+        layouts: how the weights of its network may lie in memory, which changes the speed; empty if there is no choice.
     """
 
     trajectory: Mergeable | None = None
@@ -170,6 +171,7 @@ class Objective(abc.ABC):
     samples: Samples = Samples()
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
     places: Mapping[str, str] = types.MappingProxyType({})
+    layouts: Sequence[str] = ()
 
     @property
     @abc.abstractmethod

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
+from lcsc_opt.base.records import CONTIGUOUS, Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
@@ -26,7 +26,7 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
+from lcsc_opt.sampling.base import fewest_report_images, layouts_of, title_of, use_layout, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.trajectory import renamed
@@ -100,6 +100,7 @@ class MergeSampleScore(StagedObjective):
         self._batch_norm = batch_norm
         self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
+        self.layouts = layouts_of(sampler)
         self.samples = Samples(
             per_evaluation=images,
             fewest_per_report=fewest_report_images(sampler),
@@ -189,7 +190,7 @@ class MergeSampleScore(StagedObjective):
         watch = Stopwatch()
         weights, merging_cost = prepared
         with watch.timing("merge"):
-            self._load(weights)
+            self._load(weights, candidate.layout)
             weights.clear()
         pass_over_images = self._first_gradient_pass if candidate.gradient else self._sample
         metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
@@ -302,9 +303,11 @@ class MergeSampleScore(StagedObjective):
             yardstick=candidate.yardstick,
         )
 
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Mapping[str, Tensor], layout: str = CONTIGUOUS) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then."""
         self._close_gradient_pass()
+        for sampler in self._samplers:
+            use_layout(sampler, layout)
         self._stages.load(weights)
 
     def _sample(
@@ -346,7 +349,7 @@ class MergeSampleScore(StagedObjective):
         gradient_pass = self._gradient_pass
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
-                self._load(self._placed_trajectory.merge(candidate.coefficients))
+                self._load(self._placed_trajectory.merge(candidate.coefficients), candidate.layout)
             gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:

@@ -74,6 +74,19 @@ def why_no_graph(sampler: Sampler) -> str | None:
     return None if check is None else check()
 
 
+def layouts_of(sampler: Sampler) -> tuple[str, ...]:
+    """The layouts that a sampler's networks may have; empty where there is nothing to choose."""
+    layouts: tuple[str, ...] = getattr(sampler, "layouts", ())
+    return layouts
+
+
+def use_layout(sampler: Sampler, layout: str) -> None:
+    """Give a sampler's networks a layout, where they have several."""
+    if layout in layouts_of(sampler):
+        chosen: Any = sampler
+        chosen.use_layout(layout)
+
+
 @runtime_checkable
 class DifferentiableSampler(Sampler, Protocol):
     """A sampler whose images have a graph while grad mode is on."""

@@ -18,6 +18,7 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.sampling.base import ModuleWeights, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
+from lcsc_opt.sampling.layout import lay_out, layouts_of
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -32,13 +33,11 @@ class NetworkSettings(FrozenModel):
         device: ``auto`` (the accelerator, else the CPU), or torch's name of one, such as ``cpu``, ``cuda:1``, ``xpu``.
         dtype: the dtype of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
         compile: use ``torch.compile``; the first images then take minutes.
-        channels_last: the memory format of images and of convolutions.
     """
 
     device: str = "auto"
     dtype: Dtype = "fp32"
     compile: bool = False
-    channels_last: bool = False
 
     def torch_device(self) -> torch.device:
         """The device itself.
@@ -84,8 +83,6 @@ class PreparedNetwork:
         self.dtype = torch.float32
         if any(parameter.dtype == torch.float64 for parameter in module.parameters()):
             self.dtype = torch.float64
-        if self.settings.channels_last:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         if self.settings.compile:
             self.module.compile()
         self._as_prepared = {name: _kind(tensor) for name, tensor in _tensors(self.module)}
@@ -147,8 +144,6 @@ class PreparedNetwork:
         With ``again``, a backward pass repeats this call instead of keeping its activations; that is worth it for all
         calls but the last of a batch.
         """
-        if self.settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with self.arithmetic():
             if again:
                 output = recomputed(network_output, self.module, images, *arguments, **keywords)
@@ -188,6 +183,7 @@ class NetworkSampler:
         nfe: model calls per image.
         recomputed: how many of these a backward pass makes again.
         weights: the network's weights, for gradients.
+        layouts: those that the network may have.
     """
 
     nfe: int
@@ -206,6 +202,7 @@ class NetworkSampler:
     ) -> None:
         self._network = PreparedNetwork(module, settings, trained=trained)
         self.weights = self._network.weights
+        self.layouts = layouts_of(self._network.module)
         self.image_shape = tuple(image_shape)
         self.noise = noise
         self.labels = labels
@@ -221,6 +218,10 @@ class NetworkSampler:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
+
+    def use_layout(self, layout: str) -> None:
+        """Give the network a layout."""
+        lay_out(self._network.module, layout)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""

@@ -29,6 +29,7 @@ from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
 from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
+from lcsc_opt.sampling.layout import lay_out, layouts_of
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -277,6 +278,17 @@ class LatentDiffusionSampler:
             load_weights(self.denoiser, weights)
         else:
             self._lora.load(weights)
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Those that the U-Net or transformer may have."""
+        return layouts_of(self.denoiser)
+
+    def use_layout(self, layout: str) -> None:
+        """Give a layout to the U-Net or transformer, and to the decoder."""
+        for network in (self.denoiser, getattr(self.pipeline, "vae", None)):
+            if network is not None:
+                lay_out(network, layout)
 
     @property
     def weights(self) -> ModuleWeights:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -67,6 +67,74 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> Non
     assert objective(EMA) == evaluation.loss
     assert objective.describe()["trajectory"] == trajectory(tmp_path).sha256
     assert objective.describe() != build(tmp_path, images=41).describe()
+
+
+class Widened(nn.Module):
+    """Two convolutions, between which channels have an order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+        self.widening = nn.Conv2d(1, 4, 3, padding=1)
+        self.narrowing = nn.Conv2d(4, 1, 3, padding=1)
+        for parameter in (*self.widening.parameters(), *self.narrowing.parameters()):
+            parameter.data.normal_(std=0.3, generator=generator)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x) + self.narrowing(torch.tanh(self.widening(x))))
+
+
+def widened_trajectory(folder: Path) -> Trajectory:
+    generator = torch.Generator().manual_seed(0)
+    with TrajectoryWriter(folder / "widened.trajectory") as writer:
+        for step in STEPS:
+            weights = Widened().state_dict()
+            weights["layer.weight"] = 0.5 * torch.randn(1, 1, 3, 3, generator=generator)
+            writer.append(step, {**weights, "layer.bias": torch.zeros(1)})
+    return Trajectory.open(writer.path)
+
+
+def widened(trajectory: Trajectory) -> tuple[MergeSampleScore, list[nn.Conv2d]]:
+    """An objective whose network may be laid out, and the convolutions, of its sampler and of another one."""
+    networks = [Widened(), Widened()]
+    samplers = [
+        ConsistencySampler(ConsistencyFunction(network), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
+        for network in networks
+    ]
+    scores = MetricSuite({"inception": real()})
+    objective = MergeSampleScore(trajectory, samplers[0], scores, images=40, batch_size=7, also=samplers[1])
+    return objective, [network.narrowing for network in networks]
+
+
+def are_channels_last(convolutions: list[nn.Conv2d]) -> list[bool]:
+    return [one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions]
+
+
+def test_a_candidate_is_evaluated_in_its_layout_and_only_rounding_differs(tmp_path: Path) -> None:
+    objective, convolutions = widened(widened_trajectory(tmp_path))
+    assert objective.layouts == (CONTIGUOUS, CHANNELS_LAST)
+    candidate = Candidate(EMA, gradient=True)
+    plain = objective.evaluate(candidate)
+    assert plain.gradient is not None
+    for layout, is_last in ((CHANNELS_LAST, True), (CONTIGUOUS, False)):
+        laid = objective.evaluate(dataclasses.replace(candidate, layout=layout))
+        assert laid.gradient is not None
+        assert laid.loss == pytest.approx(plain.loss, rel=1e-5)
+        np.testing.assert_allclose(laid.gradient, plain.gradient, rtol=1e-3)
+        assert are_channels_last(convolutions) == [is_last, is_last]
+
+
+def test_a_gradient_that_another_process_finishes_is_computed_in_the_candidates_layout(tmp_path: Path) -> None:
+    candidate = Candidate(EMA, gradient=True, layout=CHANNELS_LAST)
+    trajectory = widened_trajectory(tmp_path)
+    one, _ = widened(trajectory)
+    other, convolutions = widened(trajectory)
+    part = one.sample(candidate, one.prepare(candidate), 0, 40)
+    _, [back] = one.score(candidate, [part])
+    assert back is not None
+    other.vjp(candidate, 0, 40, back)
+    assert are_channels_last(convolutions) == [True, True]
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:

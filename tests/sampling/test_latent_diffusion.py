@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.base import prompts_of
@@ -76,6 +76,17 @@ def lora(seed: int, rank: int = 2, *, text: bool = False) -> dict[str, Tensor]:
             for part, shape in (("down", (rank, 16)), ("up", (16, rank)))
         }
     return factors
+
+
+def test_a_layout_changes_neither_images_nor_what_identifies_the_pipeline(pipeline: Any) -> None:
+    made = sampler(pipeline)
+    assert made.layouts == (CONTIGUOUS, CHANNELS_LAST)
+    expected = made.sample(SEARCH, 0, 2)
+    made.use_layout(CHANNELS_LAST)
+    for convolution in (pipeline.unet.conv_in, pipeline.vae.decoder.conv_in):
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(made.sample(SEARCH, 0, 2), expected, rtol=0, atol=1e-4)
+    assert made.describe() == sampler(load(Path(pipeline.config._name_or_path))).describe()
 
 
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "DPMSolverMultistepScheduler"])

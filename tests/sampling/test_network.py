@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
-from tests.unet_examples import unet
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMES = torch.tensor([1, 50, 999])
@@ -24,21 +23,6 @@ def test_half_precision_is_close_and_not_equal(dtype: Any, tolerance: float) -> 
     )
     assert half.dtype == torch.float32
     assert 1e-5 < float(((half - exact).norm() / exact.norm()).detach()) < tolerance
-
-
-def test_channels_last_reaches_images_and_convolutions() -> None:
-    seen: list[bool] = []
-    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    network = PreparedNetwork(unet(channels=3), NetworkSettings(device="cpu", channels_last=True))
-    network.module.conv_in.register_forward_hook(  # type: ignore[operator, union-attr]
-        lambda module, inputs, output: seen.extend(
-            tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (inputs[0], module.weight, output)
-        )
-    )
-    with torch.inference_mode():
-        made = network(images, TIMES)
-        torch.testing.assert_close(made, unet(channels=3)(images, TIMES).sample)
-    assert seen == [True, True, True]
 
 
 def test_a_compiled_network_stays_compiled_for_the_next_candidate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""Which layout of the network's weights is the faster one: measured before a search, and the same for all candidates.
+
+It depends on the network, the processor and whether gradients are computed, and nobody can know it in advance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
+from lcsc_opt.evaluation.base import Evaluator, Outcome
+from lcsc_opt.objective.contract import Objective
+
+ROUNDS = 3
+MOST_SECONDS = 10.0  # no new round begins after that
+WORTH = 0.95  # of the time; what gains less stays contiguous
+SAME_LOSS = 0.01  # relative: in another layout the loss differs in its last bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A layout, and the time of an evaluation in it, relative to that in the contiguous one."""
+
+    layout: str = CONTIGUOUS
+    relative_seconds: float = 1.0
+
+
+def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome], candidate: Candidate) -> Choice:
+    """Evaluate a candidate in all layouts in turns, and choose. Noise adds time: the shortest of each counts.
+
+    A layout in which the candidate fails, or has another loss, is not chosen.
+
+    Args:
+        objective: offers the layouts.
+        evaluate: evaluates a candidate where trials will be evaluated.
+        candidate: has been evaluated before, in the contiguous layout.
+    """
+    shortest: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    layouts = list(objective.layouts)
+    begin = time.perf_counter()
+    for number in range(1 + ROUNDS):
+        is_warm_up = number == 0
+        if number > 1 and time.perf_counter() - begin > MOST_SECONDS:
+            break
+        for layout in layouts:
+            outcome = evaluate(dataclasses.replace(candidate, layout=layout))
+            if not isinstance(outcome, Evaluation):
+                return Choice()
+            losses[layout] = outcome.loss
+            if not is_warm_up:
+                shortest[layout] = min(shortest.get(layout, math.inf), outcome.cost.seconds)
+        layouts.reverse()  # workers that take turns get both
+    for layout, seconds in shortest.items():
+        relative = seconds / shortest[CONTIGUOUS]
+        if relative < WORTH and math.isclose(losses[layout], losses[CONTIGUOUS], rel_tol=SAME_LOSS):
+            return Choice(layout, relative)
+    return Choice()
+
+
+class InLayout:
+    """Evaluates every candidate in one layout.
+
+    Args:
+        evaluator: evaluates it.
+        layout: one of the objective's.
+    """
+
+    def __init__(self, evaluator: Evaluator, layout: str) -> None:
+        self._evaluator = evaluator
+        self._layout = layout
+
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        """Start an evaluation in the layout."""
+        return self._evaluator.submit(dataclasses.replace(candidate, layout=self._layout))
+
+    def close(self) -> None:
+        """Close the evaluator."""
+        self._evaluator.close()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
+from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome
+from lcsc_opt.evaluation.layouts import ROUNDS, Choice, InLayout, fastest_layout
+from lcsc_opt.objective.contract import Objective
+
+CANDIDATE = Candidate(np.array([0.5, 0.5]), gradient=True)
+
+
+class Laid(Objective):
+    """Answers with seconds that it is told, in turns for each layout."""
+
+    steps = (1, 2)
+    layouts = (CONTIGUOUS, CHANNELS_LAST)
+
+    def __init__(self, **seconds: Any) -> None:
+        self._seconds: dict[str, Iterator[float]] = {
+            CONTIGUOUS: iter(seconds["contiguous"]),
+            CHANNELS_LAST: iter(seconds["channels_last"]),
+        }
+        self.seen: list[Candidate] = []
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        self.seen.append(candidate)
+        return Evaluation(1.0, cost=Cost(seconds=next(self._seconds[candidate.layout])))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def chosen(objective: Laid) -> Choice:
+    return fastest_layout(objective, objective.evaluate, CANDIDATE)
+
+
+def test_the_faster_layout_is_chosen_by_candidates_like_those_of_the_search() -> None:
+    objective = Laid(contiguous=[9.0, 1.0, 1.0, 1.0], channels_last=[9.0, 0.5, 0.5, 0.5])
+    assert chosen(objective) == Choice(CHANNELS_LAST, 0.5)
+    assert all(candidate.gradient for candidate in objective.seen)
+    turns = [candidate.layout for candidate in objective.seen]
+    assert turns[:4] == [CONTIGUOUS, CHANNELS_LAST, CHANNELS_LAST, CONTIGUOUS]
+    assert turns.count(CONTIGUOUS) == turns.count(CHANNELS_LAST) == ROUNDS + 1
+
+
+@pytest.mark.parametrize(
+    ("contiguous", "channels_last"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [1.0, 0.97, 0.97, 0.97]),  # a tie
+        ([1.0, 7.0, 1.0, 8.0], [1.0, 1.4, 1.4, 1.4]),  # something else ran beside
+        ([5.0, 1.0, 1.0, 1.0], [0.1, 1.0, 1.0, 1.0]),  # a first evaluation
+    ],
+)
+def test_ties_and_noise_keep_the_contiguous_layout(contiguous: list[float], channels_last: list[float]) -> None:
+    assert chosen(Laid(contiguous=contiguous, channels_last=channels_last)) == Choice()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Failure("view size is not compatible", 0.1), CONTIGUOUS),
+        (Evaluation(1.2, cost=Cost(seconds=0.1)), CONTIGUOUS),
+        (Evaluation(1.00001, cost=Cost(seconds=0.1)), CHANNELS_LAST),
+    ],
+)
+def test_a_layout_in_which_the_candidate_fails_or_has_another_loss_is_not_chosen(
+    answer: Outcome, expected: str
+) -> None:
+    def evaluate(candidate: Candidate) -> Outcome:
+        return Evaluation(1.0, cost=Cost(seconds=1.0)) if candidate.layout == CONTIGUOUS else answer
+
+    assert fastest_layout(Laid(contiguous=[], channels_last=[]), evaluate, CANDIDATE).layout == expected
+
+
+def test_where_an_evaluation_fails_no_other_follows() -> None:
+    seen: list[Candidate] = []
+
+    def evaluate(candidate: Candidate) -> Outcome:
+        seen.append(candidate)
+        return Failure("out of memory", 0.1)
+
+    assert fastest_layout(Laid(contiguous=[], channels_last=[]), evaluate, CANDIDATE) == Choice()
+    assert len(seen) == 1
+
+
+def test_slow_evaluations_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcsc_opt.evaluation.layouts.MOST_SECONDS", 0.0)
+    objective = Laid(contiguous=[9.0, 1.0], channels_last=[9.0, 0.5])
+    assert chosen(objective).layout == CHANNELS_LAST
+
+
+def test_every_candidate_is_evaluated_in_the_layout() -> None:
+    objective = Laid(contiguous=[], channels_last=[1.0])
+    with contextlib.closing(InLayout(InProcessEvaluator(objective), CHANNELS_LAST)) as evaluator:
+        evaluator.submit(CANDIDATE).result()
+    assert [candidate.layout for candidate in objective.seen] == [CHANNELS_LAST]
