@@ -27,7 +27,6 @@ _NEUTRAL = frozenset(
         "gradient_batch_size",
         "device",
         "compile",
-        "channels_last",
     )
 )
 _COMPARED_APART = _NEUTRAL | {CHECKPOINTS}  # between studies, which compare checkpoints by their hash

@@ -1,8 +1,8 @@
 """A rehearsal: one candidate, on one batch of images, by the code that a search and its report will run.
 
 What is broken fails here, in seconds, and not after an hour: a sampler without a graph where an optimizer follows the
-gradient, features that expect other channels, a missing file, too little memory. It also says how long a trial and the
-whole run will take.
+gradient, features that expect other channels, a missing file, too little memory. It also chooses the layout of the
+network's weights, and says how long a trial and the whole run will take.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.layouts import Choice, fastest_layout
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.study.timing import Pace
 
+SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 
 
@@ -31,8 +33,9 @@ def rehearse(
     first: Candidate,
     *,
     report: bool,
+    chooses_layout: bool,
 ) -> Pace:
-    """Evaluate a candidate once on each noise, and say how long a trial will take.
+    """Evaluate a candidate once on each noise, choose a layout, and say how long a trial will take.
 
     Args:
         name: of the experiment, for messages.
@@ -40,9 +43,10 @@ def rehearse(
         evaluate: evaluates a candidate where and as often as trials will be.
         first: a candidate of a search, with its gradient if an optimizer follows it.
         report: whether results will be measured on selection and held-out noise.
+        chooses_layout: whether the network's layout is still to be chosen; if not, it is the candidate's.
 
     Returns:
-        How long each took.
+        How long each took, and the layout.
 
     Raises:
         ObjectiveError: the candidate could not be evaluated.
@@ -79,10 +83,18 @@ def rehearse(
             "it is given; does it evaluate another one?"
         )
     trial = seconds.get("gradient", seconds.get("search", 0.0))
+    choice = Choice(first.layout)
+    if chooses_layout and objective.layouts and trial >= SECONDS_TO_SHORTEN:
+        choice = fastest_layout(objective, evaluate, first)
+    if choice.layout != first.layout:
+        share = f"{choice.relative_seconds:.2f} of the time"
+        notice(f"{name}: the network's weights are stored {choice.layout}, in which a trial takes {share}")
+    seconds = {kind: duration * choice.relative_seconds for kind, duration in seconds.items()}
+    trial *= choice.relative_seconds
     if trial >= _NOTICED_SECONDS:
         kind = "a trial with its gradient" if first.gradient else "a trial"
         say_duration(f"{name}: {kind} takes", trial)
-    return Pace(**seconds)
+    return Pace(**seconds, layout=choice.layout)
 
 
 def _is_the_same_for_all(

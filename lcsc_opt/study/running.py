@@ -198,6 +198,7 @@ class Run:
                 except LcscError as error:
                     self._refused[key] = error
                     raise
+            search.use_layout(self._paces[key].layout)
             yield search
 
     def _start_of(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> StoredStudy | None:

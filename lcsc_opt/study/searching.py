@@ -25,13 +25,15 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
+from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec
 from lcsc_opt.database.history import NODES
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy, StoredTrials
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator, Outcome, persistently
+from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
@@ -60,6 +62,7 @@ from lcsc_opt.study.rehearsal import rehearse
 from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in
 from lcsc_opt.study.yardstick import yardstick_on
 
+LAYOUT = "layout"  # the attribute that says how the network's weights lie in memory, the same for all trials
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
 _ASKED = 100  # evaluations that an optimizer plans with where none are made
 
@@ -96,6 +99,7 @@ class Search:
         origin = before.get("origin")
         self._origin = None if origin is None else np.array(origin, dtype=np.float64)
         self._pool: WorkerPool | None = None  # None: this process evaluates
+        self._layout: str = self.attributes.get(LAYOUT, CONTIGUOUS)
 
     @classmethod
     @contextlib.contextmanager
@@ -144,13 +148,19 @@ class Search:
                 notice(line)
             directory = None if context.directory is None else str(context.directory)
             first = first_attributes(spec, objective, origin)
-            before: Attributes = {**first, "directory": directory, "fingerprint": fingerprint, **updated}
+            before: Attributes = {
+                **first,
+                **_layout_of_experiment(spec, studies),
+                "directory": directory,
+                "fingerprint": fingerprint,
+                **updated,
+            }
         else:
             continuation = compare(spec, stored, fingerprint, trials, accept_changes=accept_changes, measures=measures)
             for line in continuation.notices:
                 notice(line)
             check(spec, objective)
-            before = stored
+            before = {LAYOUT: CONTIGUOUS, **stored}
             updated |= continuation.changed
             retry_failed = retry_failed or continuation.starts_over
         incomplete = why_incomplete(spec, objective)
@@ -178,15 +188,15 @@ class Search:
             specs: those of this objective that have no result yet.
 
         Returns:
-            How long the evaluations took.
+            How long the evaluations took, and the layout of the network for :meth:`use_layout`.
 
         Raises:
             StudySpecError: the objective does not allow one of them.
             ObjectiveError: the candidate could not be evaluated.
         """
         if not specs:
-            return Pace()
-        evaluator = self._evaluator(self._before["parallelism"])
+            return Pace(layout=self._layout)
+        evaluator = self._in_any_layout(self._before["parallelism"])
         for spec in specs:
             check(spec, self.objective)
         gradient = any(configure(spec.optimizer).needs_gradient for spec in specs)
@@ -196,9 +206,16 @@ class Search:
                 self.spec.experiment,
                 self.objective,
                 persistently(evaluator, self.spec.failures.retries),
-                first,
+                dataclasses.replace(first, layout=self._layout),
                 report=any(spec.held_out is not None for spec in specs),
+                chooses_layout=LAYOUT not in self.attributes,
             )
+
+    def use_layout(self, layout: str) -> None:
+        """Evaluate in this layout from now on, unless the study or its experiment has one."""
+        if LAYOUT not in self.attributes:
+            self.attributes[LAYOUT] = layout
+            self._layout = layout
 
     def ask_once(self) -> None:
         """Ask the optimizer for a candidate that nobody evaluates.
@@ -385,6 +402,10 @@ class Search:
     # who evaluates
 
     def _evaluator(self, parallelism: Mapping[str, Any]) -> Evaluator:
+        """Evaluates every candidate in the layout of the study."""
+        return InLayout(self._in_any_layout(parallelism), self._layout)
+
+    def _in_any_layout(self, parallelism: Mapping[str, Any]) -> Evaluator:
         """The workers there are now, for a study that may have begun with others.
 
         One candidate at a time is shared by all workers. If stages overlap, each worker has two candidates.
@@ -410,8 +431,8 @@ class Search:
         else:
             evaluator = InProcessEvaluator(self.objective)
 
-        with contextlib.closing(evaluator):
-            yield persistently(evaluator, self.spec.failures.retries)
+        with contextlib.closing(InLayout(evaluator, self._layout)) as in_layout:
+            yield persistently(in_layout, self.spec.failures.retries)
 
     # what is shown
 
@@ -468,3 +489,11 @@ def _with_workers(spec: StudySpec, stored: Attributes | None) -> StudySpec:
     if stored is not None:
         workers = StudySpec.model_validate(stored["specification"]).workers
     return spec.model_copy(update={"workers": workers})
+
+
+def _layout_of_experiment(spec: StudySpec, studies: Mapping[str, Attributes]) -> dict[str, str]:
+    """The layout that the experiment's other studies have, as an attribute; empty if there is none yet."""
+    for name, attributes in studies.items():
+        if split_name(name)[0] == spec.experiment and LAYOUT in attributes:
+            return {LAYOUT: attributes[LAYOUT]}
+    return {}

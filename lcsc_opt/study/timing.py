@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.objective.contract import Objective
@@ -105,6 +105,7 @@ class Pace:
         selection: on the noise of the choice.
         held_out: on that of the report, with its metrics.
         also: in the second sampler.
+        layout: of the network's weights, in which trials take that long.
     """
 
     gradient: float = 0.0
@@ -112,6 +113,7 @@ class Pace:
     selection: float = 0.0
     held_out: float = 0.0
     also: float = 0.0
+    layout: str = CONTIGUOUS
 
     @property
     def plain(self) -> float:
