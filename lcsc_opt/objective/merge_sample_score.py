@@ -26,8 +26,9 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, layouts_of, title_of, use_layout, why_no_graph
+from lcsc_opt.sampling.base import fewest_report_images, networks_to_lay_out, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
+from lcsc_opt.sampling.layout import FORMATS, lay_out
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.trajectory import renamed
 
@@ -100,7 +101,8 @@ class MergeSampleScore(StagedObjective):
         self._batch_norm = batch_norm
         self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
-        self.layouts = layouts_of(sampler)
+        self._layout = CONTIGUOUS
+        self.layouts = tuple(FORMATS) if networks_to_lay_out(sampler) else ()
         self.samples = Samples(
             per_evaluation=images,
             fewest_per_report=fewest_report_images(sampler),
@@ -306,8 +308,11 @@ class MergeSampleScore(StagedObjective):
     def _load(self, weights: Mapping[str, Tensor], layout: str = CONTIGUOUS) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then."""
         self._close_gradient_pass()
-        for sampler in self._samplers:
-            use_layout(sampler, layout)
+        if layout != self._layout:
+            self._layout = layout
+            for sampler in self._samplers:
+                for network in networks_to_lay_out(sampler):
+                    lay_out(network, layout)
         self._stages.load(weights)
 
     def _sample(

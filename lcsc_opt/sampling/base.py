@@ -74,17 +74,10 @@ def why_no_graph(sampler: Sampler) -> str | None:
     return None if check is None else check()
 
 
-def layouts_of(sampler: Sampler) -> tuple[str, ...]:
-    """The layouts that a sampler's networks may have; empty where there is nothing to choose."""
-    layouts: tuple[str, ...] = getattr(sampler, "layouts", ())
-    return layouts
-
-
-def use_layout(sampler: Sampler, layout: str) -> None:
-    """Give a sampler's networks a layout, where they have several."""
-    if layout in layouts_of(sampler):
-        chosen: Any = sampler
-        chosen.use_layout(layout)
+def networks_to_lay_out(sampler: Sampler) -> tuple[nn.Module, ...]:
+    """A sampler's networks whose layout is to be chosen; empty if there is no choice."""
+    networks: tuple[nn.Module, ...] = getattr(sampler, "networks_to_lay_out", ())
+    return networks
 
 
 @runtime_checkable

@@ -14,16 +14,14 @@ from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS
 FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
-def layouts_of(module: nn.Module) -> tuple[str, ...]:
-    """The layouts that a network may be given; empty where there is nothing to choose.
+def has_layouts(module: nn.Module) -> bool:
+    """Whether there is a layout to choose for a network.
 
     A compiled network chooses by itself, and for one whose weights are not contiguous its author has chosen.
     """
     weights = [tensor for tensor in module.parameters() if tensor.ndim == 4]
     is_compiled = any(part._compiled_call_impl is not None for part in module.modules())
-    if is_compiled or not weights or not all(weight.is_contiguous() for weight in weights):
-        return ()
-    return tuple(FORMATS)
+    return bool(weights) and not is_compiled and all(weight.is_contiguous() for weight in weights)
 
 
 @torch.inference_mode(mode=False)  # tensors of inference mode could not be used in a graph

@@ -18,7 +18,7 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.sampling.base import ModuleWeights, recomputed
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.sampling.layout import lay_out, layouts_of
+from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -183,7 +183,7 @@ class NetworkSampler:
         nfe: model calls per image.
         recomputed: how many of these a backward pass makes again.
         weights: the network's weights, for gradients.
-        layouts: those that the network may have.
+        networks_to_lay_out: the network, if its layout is to be chosen.
     """
 
     nfe: int
@@ -202,7 +202,7 @@ class NetworkSampler:
     ) -> None:
         self._network = PreparedNetwork(module, settings, trained=trained)
         self.weights = self._network.weights
-        self.layouts = layouts_of(self._network.module)
+        self.networks_to_lay_out = (self._network.module,) if has_layouts(self._network.module) else ()
         self.image_shape = tuple(image_shape)
         self.noise = noise
         self.labels = labels
@@ -218,10 +218,6 @@ class NetworkSampler:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
-
-    def use_layout(self, layout: str) -> None:
-        """Give the network a layout."""
-        lay_out(self._network.module, layout)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""

@@ -29,7 +29,7 @@ from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
 from lcsc_opt.sampling.diffusers_sampler import schedule_arguments, set_timesteps
 from lcsc_opt.sampling.encoded_prompts import EncodedPrompts
-from lcsc_opt.sampling.layout import lay_out, layouts_of
+from lcsc_opt.sampling.layout import has_layouts
 from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -169,6 +169,9 @@ class LatentDiffusionSampler:
         options: further arguments of the pipeline, such as ``eta``.
         alphas: the alphas of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 
+    Attributes:
+        networks_to_lay_out: the U-Net or transformer, and the decoder, where a layout is to be chosen.
+
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.
     """
@@ -215,7 +218,12 @@ class LatentDiffusionSampler:
         self._notice_cut_prompts()
         self.alphas = alphas
         self._lora: LoraAdapter | None = None
+        networks = [self.denoiser, getattr(pipeline, "vae", None)]
+        self.networks_to_lay_out = tuple(
+            network for network in networks if network is not None and has_layouts(network)
+        )
         if component == "lora":
+            self.networks_to_lay_out = ()  # its layers are made later, when the first one is loaded
             self._lora = LoraAdapter(pipeline, alphas)
         self._encoded_prompts = EncodedPrompts()
 
@@ -278,17 +286,6 @@ class LatentDiffusionSampler:
             load_weights(self.denoiser, weights)
         else:
             self._lora.load(weights)
-
-    @property
-    def layouts(self) -> tuple[str, ...]:
-        """Those that the U-Net or transformer may have."""
-        return layouts_of(self.denoiser)
-
-    def use_layout(self, layout: str) -> None:
-        """Give a layout to the U-Net or transformer, and to the decoder."""
-        for network in (self.denoiser, getattr(self.pipeline, "vae", None)):
-            if network is not None:
-                lay_out(network, layout)
 
     @property
     def weights(self) -> ModuleWeights:

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.base.records import CHANNELS_LAST, HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.base import prompts_of
+from lcsc_opt.sampling.layout import lay_out
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from tests import tiny_pipelines
@@ -80,9 +81,10 @@ def lora(seed: int, rank: int = 2, *, text: bool = False) -> dict[str, Tensor]:
 
 def test_a_layout_changes_neither_images_nor_what_identifies_the_pipeline(pipeline: Any) -> None:
     made = sampler(pipeline)
-    assert made.layouts == (CONTIGUOUS, CHANNELS_LAST)
+    assert made.networks_to_lay_out == (pipeline.unet, pipeline.vae)
     expected = made.sample(SEARCH, 0, 2)
-    made.use_layout(CHANNELS_LAST)
+    for network in made.networks_to_lay_out:
+        lay_out(network, CHANNELS_LAST)
     for convolution in (pipeline.unet.conv_in, pipeline.vae.decoder.conv_in):
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(made.sample(SEARCH, 0, 2), expected, rtol=0, atol=1e-4)
