@@ -40,8 +40,9 @@ NFE = {"digits": 1, "digits_ddpm": 10, "photographs": 1}  # of the recipes
 FIRST, LAST = np.array([0.5, -0.5, 1.0]), np.array([0.0, 0.0, 1.0])
 MODULE = load_file(ROOT / "objectives" / "trained.py")
 CROPS, PARTS = bundled_images("photographs")
+DIGITS, CLASSES = bundled_images("digits")
 FEW = {
-    "digits": bundled_images("digits"),
+    "digits": (DIGITS[::4].clone(), CLASSES[::4].clone()),
     "photographs": (CROPS[::8].clone(), PARTS[::8].clone()),
     "mnist": bundled_images("mnist"),
 }

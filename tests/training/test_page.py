@@ -1,4 +1,4 @@
-"""The snippets of docs/training.md, each in a new process, so that its own imports have to suffice."""
+"""The snippets of docs/training.md, as scripts, so that their own imports have to suffice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.trajectory import Trajectory
+from tests.processes import script_process
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
@@ -36,13 +37,25 @@ loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3
 """
 
 
-@pytest.mark.parametrize("library", ["transformers", pytest.param("accelerate", marks=pytest.mark.slow)])
-def test_a_snippet_runs_with_its_imports_in_their_order(library: str, tmp_path: Path) -> None:
+def written(library: str, folder: Path) -> Path:
+    """A script with the library's snippet."""
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     [block] = [block for block in BLOCKS if f'"{library}.trajectory"' in block]
-    script = tmp_path / "script.py"
+    script = folder / "script.py"
     script.write_text(SETUP + block)
+    return script
+
+
+def test_the_snippet_for_transformers_runs_with_its_imports_in_their_order(tmp_path: Path) -> None:
+    script = written("transformers", tmp_path)
     ended = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert Trajectory.open(tmp_path / f"{library}.trajectory").steps == (2, 4, 6, 8)
+    assert Trajectory.open(tmp_path / "transformers.trajectory").steps == (2, 4, 6, 8)
+
+
+def test_the_snippet_for_accelerate_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = script_process(written("accelerate", tmp_path))
+    assert ended.status == 0, ended.err
+    assert Trajectory.open(tmp_path / "accelerate.trajectory").steps == (2, 4, 6, 8)
