@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ import yaml
 from common import RESULTS, ROOT, machine, markdown, parse
 from real import FLOW_STEPS, SIDE, UNet, digits
 
-from lcsc_opt.base.catalog import load_file
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.evaluation.base import evaluate_safely
 from lcsc_opt.evaluation.layouts import fastest_layout
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
 
 CHECKPOINTS = 12
@@ -79,8 +80,7 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
             writer.append(number, {name: first[name] + noise[name] for name in first})
 
     def flow(side: int, **settings: Any) -> Objective:
-        module = load_file(ROOT / "objectives" / "torch_module.py")
-        common = {
+        common: dict[str, Any] = {
             "checkpoints": str(work / "flow.trajectory"),
             "model": "real:UNet",
             "sampler": "real:sample_flow",
@@ -90,13 +90,11 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
             "held_out_metrics": [],
             "batch_size": 100,
         }
-        objective: Objective = module.build({**common, **settings}, BuildContext())
-        return objective
+        return load_objective(ObjectiveSpec(file="torch_module.py", settings={**common, **settings}))
 
     def demo() -> Objective:
         settings = yaml.safe_load((ROOT / "studies" / "demo.yaml").read_text())["objective"]["settings"]
-        objective: Objective = load_file(ROOT / "objectives" / "mnist.py").build(settings, BuildContext())
-        return objective
+        return load_objective(ObjectiveSpec(file="mnist.py", settings={**settings, "images": GRADIENT_IMAGES}))
 
     real = str(work / "digits.npz")
     few = str(work / "few.npz")
@@ -134,15 +132,22 @@ def ready(case: Case) -> tuple[Objective, Candidate]:
 
 
 def measured(case: Case, turns: int) -> list[str]:
-    """The layout that was chosen, medians of both in seconds, and the ratios of all turns."""
+    """The layout that was chosen, ratios of processor and wall-clock time, and the seconds before."""
     with without_folds():
         before, candidate = ready(case)
     after, _ = ready(case)
     rehearsed = dataclasses.replace(candidate, rehearsal=True)
     layout = fastest_layout(after, lambda one: evaluate_safely(after, one), rehearsed).layout
     chosen = dataclasses.replace(candidate, layout=layout)
-    pairs = [(before.evaluate(candidate).cost, after.evaluate(chosen).cost) for _ in range(turns)]
-    cells = [layout]
+    pairs = []
+    processor = []
+    for _ in range(turns):
+        start = time.process_time()
+        cost_before = before.evaluate(candidate).cost
+        middle = time.process_time()
+        pairs.append((cost_before, after.evaluate(chosen).cost))
+        processor.append((time.process_time() - middle) / (middle - start))
+    cells = [layout, f"{statistics.median(processor):.2f}"]
     for stage in ("seconds", "sample_seconds", "features_seconds"):
         seconds = [(getattr(one, stage), getattr(other, stage)) for one, other in pairs]
         ratio = statistics.median(other / one for one, other in seconds)
@@ -164,7 +169,17 @@ def main() -> None:
         threads={"nargs": "+", "type": int, "default": [1, 2]},
         cases={"nargs": "+", "choices": names, "default": list(names)},
     )
-    header = ["", "threads", "layout", "a trial", "in each turn", "seconds before", "sampling", "features"]
+    header = [
+        "",
+        "threads",
+        "layout",
+        "processor time",
+        "a trial",
+        "in each turn",
+        "seconds before",
+        "sampling",
+        "features",
+    ]
     rows = [header]
     with tempfile.TemporaryDirectory() as folder:
         found = cases(Path(folder), arguments.images)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
+from lcsc_opt.base.records import CONTIGUOUS, Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Evaluator, Outcome
 from lcsc_opt.objective.contract import Objective
 
-ROUNDS = 3
+ROUNDS = 5
 MOST_SECONDS = 10.0  # no new round begins after that
 WORTH = 0.95  # of the time; what gains less stays contiguous
 SAME_LOSS = 0.01  # relative: in another layout the loss differs in its last bits
@@ -23,7 +23,7 @@ SAME_LOSS = 0.01  # relative: in another layout the loss differs in its last bit
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A layout, and the time of an evaluation in it, relative to that in the contiguous one."""
+    """A layout, and the time of sampling in it, relative to that in the contiguous one."""
 
     layout: str = CONTIGUOUS
     relative_seconds: float = 1.0
@@ -53,13 +53,18 @@ def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome
                 return Choice()
             losses[layout] = outcome.loss
             if not is_warm_up:
-                shortest[layout] = min(shortest.get(layout, math.inf), outcome.cost.seconds)
+                shortest[layout] = min(shortest.get(layout, math.inf), _sampling_seconds(outcome.cost))
         layouts.reverse()  # workers that take turns get both
     for layout, seconds in shortest.items():
         relative = seconds / shortest[CONTIGUOUS]
         if relative < WORTH and math.isclose(losses[layout], losses[CONTIGUOUS], rel_tol=SAME_LOSS):
             return Choice(layout, relative)
     return Choice()
+
+
+def _sampling_seconds(cost: Cost) -> float:
+    """Without what no layout changes. Of a gradient on a device, a part may be waited for in the merge."""
+    return cost.seconds - cost.features_seconds - cost.metric_seconds
 
 
 class InLayout:

@@ -88,9 +88,7 @@ def rehearse(
         choice = fastest_layout(objective, evaluate, first)
     if choice.layout != first.layout:
         share = f"{choice.relative_seconds:.2f} of the time"
-        notice(f"{name}: the network's weights are stored {choice.layout}, in which a trial takes {share}")
-    seconds = {kind: duration * choice.relative_seconds for kind, duration in seconds.items()}
-    trial *= choice.relative_seconds
+        notice(f"{name}: the network's weights are stored {choice.layout}, in which sampling takes {share}")
     if trial >= _NOTICED_SECONDS:
         kind = "a trial with its gradient" if first.gradient else "a trial"
         say_duration(f"{name}: {kind} takes", trial)
