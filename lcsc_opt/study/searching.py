@@ -142,6 +142,7 @@ class Search:
         # the study file may have been edited in what changes no result, and its files may have moved
         updated: dict[str, Any] = {"specification": spec.model_dump(mode="json"), "places": dict(objective.places)}
         if stored is None:
+            layout = _layout_of_experiment(spec, studies)
             check_siblings(spec, studies, fingerprint, accept=accept_changes)
             check_new(spec, objective)
             for line in advice(spec, objective):
@@ -150,7 +151,7 @@ class Search:
             first = first_attributes(spec, objective, origin)
             before: Attributes = {
                 **first,
-                **_layout_of_experiment(spec, studies),
+                **layout,
                 "directory": directory,
                 "fingerprint": fingerprint,
                 **updated,

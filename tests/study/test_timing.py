@@ -113,7 +113,7 @@ def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pyt
         return Evaluation(1.0, cost=Cost(images=250))
 
     monkeypatch.setattr("lcsc_opt.study.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True)
+    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=False)
     assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
 
 
