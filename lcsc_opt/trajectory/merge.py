@@ -166,7 +166,8 @@ class Merger:
     ) -> bool:
         """Write the products of ``[S, K]`` coefficients with all columns that vary into ``flat``, ``[n]`` a segment.
 
-        Returns whether they are finite: each tile is looked at while it is in the cache.
+        Returns whether they are finite: each tile is looked at while it is in the cache. On an accelerator nobody
+        looks, which would wait for it: there such a model fails by its loss.
         """
         device = self.source.device
         slots = self._slots_to_read(coefficients)
@@ -301,8 +302,9 @@ def _multiply(
                 total = torch.mm(row_weights, rows)
         if total is not None and out.dtype != dtype:
             out.copy_(total)
-        least, most = torch.aminmax(out)  # far faster than isfinite of all
-        are_finite.append(torch.isfinite(least) & torch.isfinite(most))
+        if out.device == CPU:
+            least, most = torch.aminmax(out)  # far faster than isfinite of all
+            are_finite.append(torch.isfinite(least) & torch.isfinite(most))
 
 
 def _too_large(merged: Mapping[str, Tensor]) -> TrajectoryError:

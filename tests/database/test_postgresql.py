@@ -20,7 +20,7 @@ from lcsc_opt.database.store import StoredStudy, create, our_studies
 from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
-from tests.study.test_runner import open_study, run, trials_of
+from tests.study.test_loop import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))

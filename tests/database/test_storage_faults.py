@@ -24,7 +24,7 @@ from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.processes import lcsc_process
-from tests.study.test_runner import open_study, run, trials_of
+from tests.study.test_loop import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
