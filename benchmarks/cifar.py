@@ -140,12 +140,12 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
             in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 
-        def on_tell(search: Loop) -> None:
+        def on_progress(search: Loop) -> None:
             if search.told > len(told):  # it is also called while there is nothing to tell
                 told.append(time.perf_counter())
                 advance()
 
-        running.run(on_tell)
+        running.run(on_progress)
     costs = [trial.user_attrs["cost"] for trial in study.trials()[WARM_UP:]]
     parts = ("merge", "sample", "features", "metric")
     means = {part: statistics.mean(cost[f"{part}_seconds"] for cost in costs) for part in parts}

@@ -418,19 +418,20 @@ class StoredStudy:
         A trial that failed before the last success stays failed, since all later candidates depend on that.
 
         Returns:
-            How many trials were forgotten.
+            How many of the forgotten trials had failed; others were running when the search ended.
         """
         trials = self.trials()
         last_success = max((trial.number for trial in trials if trial.state in SUCCEEDED), default=-1)
         later_trials = [trial for trial in trials if trial.number > last_success]
-        if not any(trial.state == TrialState.FAIL for trial in later_trials):
+        failed = sum(trial.state == TrialState.FAIL for trial in later_trials)
+        if not failed:
             return 0
         forgotten = self._forgotten + [trial.number for trial in later_trials]
         self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
         self.set_attribute("held_out", None)
         self.set_attribute("retry", {"forgotten": forgotten})
         self.set_attribute(SUMMARY, None)
-        return len(later_trials)
+        return failed
 
     def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
         """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.

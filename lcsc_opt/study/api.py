@@ -201,7 +201,7 @@ def run(
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
-        retry_failed: repeat trials that failed after the last success of a study; earlier failures do not end it again.
+        retry_failed: repeat trials that failed after the last success of a study.
         callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
             and in this process, with an ``optuna.Study`` and a ``FrozenTrial``. ``study.stop()`` ends the search after
             the trials that are running; the same call again continues it (docs/api.md).

@@ -250,25 +250,25 @@ class _Call:
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
             raise StudySpecError(f"jobs: expected a whole number of processes from 1, got {excerpt(jobs)}")
-        asked = _images(sample, held_out, reference) if score is None else _score(score, held_out, reference)
-        given = {"build": ("model", _builder(build)), **asked.functions}
+        arguments = _of_images(sample, held_out, reference) if score is None else _of_score(score, held_out, reference)
+        given = {"build": ("model", _builder(build)), **arguments.functions}
         for argument, (setting, _) in given.items():
             if setting in further:
                 raise StudySpecError(f"{setting}: {argument} gives it; leave {setting} out")
         named, functions, not_importable = _named(given, jobs)
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
-        settings |= {**asked.settings, **named}
-        _check_not_hidden(asked.file)
-        settings_class = load_file(find("objectives", asked.file)).Settings
+        settings |= {**arguments.settings, **named}
+        _check_not_hidden(arguments.file)
+        settings_class = load_file(find("objectives", arguments.file)).Settings
         parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         default_name = getattr(score or sample, "__name__", "search")
         return cls(
-            file=asked.file,
+            file=arguments.file,
             settings=settings,
             checkpoints=by_step(checkpoints) or _patterns(checkpoints),
             functions=functions,
             not_importable=not_importable,
-            held_out=asked.held_out,
+            held_out=arguments.held_out,
             default_name=experiment_name(default_name.replace("<lambda>", "search")) or "search",
         )
 
@@ -331,8 +331,8 @@ class _Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What is asked of a score, or of images.
+class _ObjectiveArguments:
+    """What the objective of a score, or of images, is given.
 
     Attributes:
         file: the objective's, in the catalog.
@@ -347,17 +347,17 @@ class _Asked:
     held_out: dict[str, Any]
 
 
-def _score(score: Function | str, held_out: Any, reference: Any) -> _Asked:
+def _of_score(score: Function | str, held_out: Any, reference: Any) -> _ObjectiveArguments:
     if reference is not None:
         raise StudySpecError("reference: belongs to sample; a score measures by itself")
     functions = {"score": ("score", score)}
     if held_out is not None:
         functions["held_out"] = ("held_out", held_out)
     # the best five are compared on what no search saw, where score or held_out has that
-    return _Asked("score.py", functions, {}, {"top": 5})
+    return _ObjectiveArguments("score.py", functions, {}, {"top": 5})
 
 
-def _images(sample: Function | str | None, held_out: Any, reference: Any) -> _Asked:
+def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> _ObjectiveArguments:
     settings = {}
     if reference is not None:
         settings["reference"] = str(reference) if isinstance(reference, Path) else reference
@@ -368,7 +368,7 @@ def _images(sample: Function | str | None, held_out: Any, reference: Any) -> _As
                 f"held_out: with sample, it is how many images the report samples; got {excerpt(held_out)}"
             )
         report["images"] = held_out
-    return _Asked("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
+    return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
 
 
 def _named(

@@ -31,7 +31,7 @@ def choose(
         return min(found, key=lambda model: model.loss), None
     best_had = min(had, key=lambda model: model.loss)
     best_found = max(found, key=lambda model: share_gained(best_had, model, judge), default=None)
-    if best_found is None or share_gained(best_had, best_found, judge) <= chance(best_had, best_found, judge):
+    if best_found is None or share_gained(best_had, best_found, judge) <= error_of_share(best_had, best_found, judge):
         return best_had, best_had
     return best_found, best_had
 
@@ -42,8 +42,8 @@ def share_gained(base: Measurement, model: Measurement, judge: str | None) -> fl
     return statistics.fmean(_share(base.values[name][0], model.values[name][0]) for name in metrics)
 
 
-def chance(base: Measurement, model: Measurement, judge: str | None) -> float:
-    """The standard error of :func:`share_gained`; 2 % if it is not known.
+def error_of_share(base: Measurement, model: Measurement, judge: str | None) -> float:
+    """The standard error of :func:`share_gained`; where it is not known, 2 % are assumed.
 
     Jackknife: the values without each group of samples are paired, so that what both owe to the noise cancels.
     """

@@ -97,7 +97,17 @@ def identity(spec: StudySpec) -> dict[str, Any]:
 
 def is_complete(spec: StudySpec, stored: Attributes) -> bool:
     """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place."""
-    return is_finished(spec, stored) and _stored_identity(stored) == identity(spec)
+    return is_finished(spec, stored) and _stored_identity(stored) == identity(with_workers(spec, stored))
+
+
+def with_workers(spec: StudySpec, stored: Attributes | None) -> StudySpec:
+    """The specification; if it leaves the number of workers open, the study keeps the one that it began with."""
+    if spec.workers != "auto":
+        return spec
+    workers: Any = spec.worker_count
+    if stored is not None:
+        workers = StudySpec.model_validate(stored["specification"]).workers
+    return spec.model_copy(update={"workers": workers})
 
 
 def _stored_identity(stored: Attributes) -> dict[str, Any]:

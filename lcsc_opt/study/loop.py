@@ -37,7 +37,7 @@ TrialCallback = Callable[[optuna.Study, FrozenTrial], object]
 """A function of the caller's that is called after each trial, as those of Optuna's ``study.optimize(callbacks=…)``."""
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
-WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
+WAIT_SECONDS = 5.0  # between two calls of on_progress while there is no result
 
 
 @dataclasses.dataclass
@@ -145,14 +145,14 @@ class Loop:
         left = max(self._deadline - time.monotonic(), 0.0)
         return max(int((self.budget.seconds or 0.0) - left), 0)
 
-    def run(self, on_tell: Callable[[Loop], None] = lambda _: None) -> None:
+    def run(self, on_progress: Callable[[Loop], None] = lambda _: None) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
 
         A time is over for new candidates only: stored ones are replayed whatever the clock says, and candidates that
         are being evaluated are told.
 
         Args:
-            on_tell: is called after each tell, and every few seconds while there is nothing to tell.
+            on_progress: is called after each tell, and every few seconds while there is nothing to tell.
 
         Raises:
             StudyStoreError: the optimizer does not ask the stored candidates again.
@@ -162,7 +162,7 @@ class Loop:
         asked = 0  # what was spent on asks, in the budget's unit
         while True:
             while len(self._in_flight) >= self._most_in_flight:
-                self._tell_next(on_tell)
+                self._tell_next(on_progress)
             is_spent = asked >= self.budget.total if self.budget.seconds is None else self._time_is_over()
             if is_spent or self._driver.finished:
                 break
@@ -173,7 +173,7 @@ class Loop:
             self._in_flight.append(trial)
             asked += self._price(trial.candidate.images)
         while self._in_flight:
-            self._tell_next(on_tell)
+            self._tell_next(on_progress)
         if self.told and self.failed == self.told:
             raise self._failure(f"all {self.told} trials failed")
 
@@ -231,19 +231,19 @@ class Loop:
             f"lcsc run {self.name} name=NEW start={self.name}. Changed since it began: {changed}"
         )
 
-    def _tell_next(self, on_tell: Callable[[Loop], None]) -> None:
+    def _tell_next(self, on_progress: Callable[[Loop], None]) -> None:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
         asked = self._in_flight[0]
         while asked.outcome is None:
             if not self._commit_finished():
-                on_tell(self)
+                on_progress(self)
         self._in_flight.pop(0)
         loss, evaluation = self._to_tell(asked, asked.outcome)
         attach_evaluation(asked.parameter, evaluation)
         self._driver.tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(asked.candidate.images)
-        on_tell(self)
+        on_progress(self)
         if asked.ended_now:
             self._call_callbacks(asked.number)
             self._check_failures(asked.outcome)
@@ -296,7 +296,7 @@ class Loop:
             function(self._study_of_callbacks, copy.deepcopy(trial))
 
     def _print_reason(self, number: int, failure: Failure) -> None:
-        """Print why a trial failed, and where unless the error is ours, once for each reason.
+        """Print why a trial failed, once for each reason; and where, if another attempt may succeed.
 
         ``lcsc show`` prints the whole traceback.
         """

@@ -6,7 +6,8 @@ The models that the trainer has made are measured before the search: their numbe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from lcsc_opt.base.errors import SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice, progress
@@ -124,16 +125,18 @@ class Measurer:
     def _stored(self, key: str, noise: Noise, model: Model) -> Measurement | None:
         """What was measured earlier, in this study or in its siblings, if it has all metrics that are needed."""
         needed = set(self.reported.signs) if noise.group == HELD_OUT.group else set()
-        own = self._study.attributes
-        if key in (own.get(MEASURED) or {}):
-            studies = [own]
-        else:
-            studies = list(siblings(self._study).values())
-        for attributes in studies:
+
+        def usable(attributes: Mapping[str, Any]) -> Measurement | None:
             stored = (attributes.get(MEASURED) or {}).get(key)
-            if stored is not None and needed <= stored["values"].keys():
-                return Measurement.from_json(stored, model)
-        return None
+            if stored is None or not needed <= stored["values"].keys():
+                return None
+            return Measurement.from_json(stored, model)
+
+        found = usable(self._study.attributes)
+        if found is not None:
+            return found
+        of_siblings = map(usable, siblings(self._study).values())
+        return next((measurement for measurement in of_siblings if measurement is not None), None)
 
 
 def score_trained_models(
@@ -189,7 +192,7 @@ def _described(measurement: Measurement, sign: int) -> str:
 def trained_models(study: StoredStudy, objective: Objective) -> list[Model]:
     """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
 
-    An EMA that is gone is still one of them if the study has known it: its measurements are stored.
+    The hash of the EMA is stored with the study: an EMA that is gone later is still one of them, with its measurements.
 
     Raises:
         TrajectoryError: the EMA that the user named is not there, or of another model.

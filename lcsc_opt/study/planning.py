@@ -240,7 +240,6 @@ def first_attributes(spec: StudySpec, objective: Objective, origin: Coefficients
         "origin": None if origin is None else origin.tolist(),
         "parallelism": parallelism(spec, objective),
         "report_images": objective.samples.per_report,
-        "holds_out": objective.why_nothing_held_out() is None,
         "steps": list(objective.steps),
         "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
         "layer_groups": None if groups is None else list(groups.names),

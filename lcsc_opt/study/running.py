@@ -36,7 +36,7 @@ from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, second
 
 
 class Run:
-    """Studies of one database that run one after the other; those of one objective follow each other.
+    """Studies of one database that run one after the other; those that share an objective run consecutively.
 
     Args:
         specs: of the studies.
@@ -62,7 +62,7 @@ class Run:
         self._accept_changes = accept_changes
         self._retry_failed = retry_failed
         self._objectives = objectives
-        self._paces: dict[str, Pace] = {}  # by keys of objectives, of those that were rehearsed
+        self._paces: dict[str, Pace] = {}  # key of an objective → how long its evaluations took in the rehearsal
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
         self._storage = open_existing(url)
         self.specs = _by_objective(specs)
@@ -88,9 +88,13 @@ class Run:
             with self._rehearsed(spec, studies) as search:
                 search.ask_once()
                 attributes[spec.name] = search.attributes
-                to_run = self._without_result(key, studies)
-                if to_run and key not in timed:
+                if self._without_result(key, studies) and key not in timed:
                     timed.add(key)
+                    to_run = [
+                        other
+                        for other in self.specs
+                        if objective_key(other) == key and not self._is_finished(other, studies.get(other.name))
+                    ]
                     searches += searches_seconds(to_run, search.objective, self._paces[key])
                     reports += report_seconds(to_run, search.objective, self._paces[key])
         limits = [spec.budget.seconds or 0.0 for spec in self.specs]  # one time, for all together
@@ -102,7 +106,7 @@ class Run:
         return attributes
 
     def evaluations(self) -> dict[str, int]:
-        """Name → number of evaluations, of those of the studies that are stored."""
+        """Name → number of evaluations, for each stored study."""
         if self._storage is None:
             return {}
         summaries = HistoryReader(self._storage).summaries([spec.name for spec in self.specs])
@@ -167,7 +171,8 @@ class Run:
         """A study that may run, whose objective has been rehearsed.
 
         Raises:
-            LcscError: it may not run; no other study of the same objective is tried then.
+            LcscError: it may not run. Where its objective cannot be loaded or rehearsed, no other study of that
+                objective is tried.
         """
         key = objective_key(spec)
         if key in self._refused:
@@ -215,7 +220,7 @@ class Run:
         return StoredStudy.open(self._storage or open_storage(self._url, write=False), start)
 
     def _without_result(self, key: str, studies: Collection[str]) -> list[StudySpec]:
-        """The studies with this objective of which no trial has succeeded."""
+        """The studies of this objective without a successful trial."""
 
         def has_result(name: str) -> bool:
             return name in studies and self._trials(name).succeeded

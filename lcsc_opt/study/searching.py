@@ -44,7 +44,7 @@ from lcsc_opt.objective.loading import fingerprint_of
 from lcsc_opt.objective.of_study import loader_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS, configure
-from lcsc_opt.study.comparison import check_siblings, compare
+from lcsc_opt.study.comparison import check_siblings, compare, with_workers
 from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.study.loop import Loop, TrialCallback
 from lcsc_opt.study.measuring import score_trained_models
@@ -116,7 +116,7 @@ class Search:
         retry_failed: bool = False,
         measures: bool = True,
     ) -> Iterator[Search]:
-        """A study that may run, with its workers. Nothing is written.
+        """Compare a study with what is stored, and open its workers. Nothing is written.
 
         Args:
             spec: of the study.
@@ -124,11 +124,11 @@ class Search:
             studies: name → attributes of all stored studies, with which it is compared.
             context: where its files are, and the functions that the caller handed over.
             trials: gives the trials of a stored study.
-            origin: where a new study begins, if another one has found that.
+            origin: where a new study begins: the answer of another one, if there is one.
             accept_changes: continue although the code, the versions or the reference have changed.
             retry_failed: trials that failed after the last success are repeated, and earlier failures do not end
                 the search.
-            measures: whether losses will be added; if not, other code and versions are no matter.
+            measures: whether losses will be added; if not, other code and versions do not matter.
 
         Raises:
             StudyStoreError: it was created with other code, checkpoints or settings, or its losses would not compare
@@ -138,9 +138,13 @@ class Search:
         """
         fingerprint = fingerprint_of(objective)
         stored = studies.get(spec.name)
-        spec = _with_workers(spec, stored)
+        spec = with_workers(spec, stored)
         # the study file may have been edited in what changes no result, and its files may have moved
-        updated: dict[str, Any] = {"specification": spec.model_dump(mode="json"), "places": dict(objective.places)}
+        updated: dict[str, Any] = {
+            "specification": spec.model_dump(mode="json"),
+            "places": dict(objective.places),
+            "holds_out": objective.why_nothing_held_out() is None,
+        }
         if stored is None:
             layout = _layout_of_experiment(spec, studies)
             check_siblings(spec, studies, fingerprint, accept=accept_changes)
@@ -245,16 +249,17 @@ class Search:
                 if value != stored.get(name):
                     study.set_attribute(name, value)
             if self._retry_failed:
-                retried = study.retry_failed()
-                line = f"retrying {retried} trials that failed after the last success"
-                if retried:
-                    line += "; earlier failures are kept, because later candidates depend on them"
-                notice(f"{study.name}: {line}")
+                failed = study.retry_failed()
+                if failed:
+                    notice(
+                        f"{study.name}: trials that failed after the last success are repeated: {failed}; earlier "
+                        "failures are kept, because later candidates depend on them"
+                    )
             self.stored = study
             yield
 
     def run(self, callbacks: Sequence[TrialCallback] = (), *, seconds: float = 0.0) -> None:
-        """Search until the budget is spent. A search that has ended is left as it is.
+        """Search until the budget is spent. Does nothing if the search has already ended.
 
         One that a callback has stopped has not ended: it continues the next time.
 
@@ -295,8 +300,8 @@ class Search:
                 changed="; ".join(change["changed"] for change in before.get("changes", ())),
                 callbacks=callbacks,
             )
-            with self._showing(loop) as on_tell:
-                loop.run(on_tell)
+            with self._showing(loop) as on_progress:
+                loop.run(on_progress)
         if loop.stopped:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
@@ -349,7 +354,7 @@ class Search:
     # the budget
 
     def _begun_budget(self, seconds: float) -> BudgetSpec:
-        """The total for this run. It is stored, and what an earlier run has ended or reported is no longer valid."""
+        """The total for this run. It is stored, and the end and the report of earlier runs are cleared."""
         study = self.stored
         before = study.attributes
         budget = self._budget
@@ -372,7 +377,7 @@ class Search:
             self.stored.set_attribute(SEARCH_SECONDS, seconds_before + time.monotonic() - begin)
 
     def _planned(self, seconds: float, evaluator: Evaluator) -> BudgetSpec:
-        """What the optimizer plans with: the first budget, even if it is raised later; of a time, what fits into it."""
+        """What the optimizer plans with: the study's first budget, or the evaluations that fit into a time."""
         planned = BudgetSpec(**self.stored.attributes["optimizer_budget"])
         if planned.seconds is None:
             return planned
@@ -383,7 +388,7 @@ class Search:
             self._new_driver,
             persistently(evaluator, self.spec.failures.retries),
         )
-        notice(f"{self.stored.name}: {seconds:.3g} s are about {evaluations} evaluations")
+        notice(f"{self.stored.name}: {seconds:.3g} s allow about {evaluations} evaluations")
         planned = BudgetSpec(evaluations=evaluations)
         self.stored.set_attribute("optimizer_budget", planned.model_dump())
         return planned
@@ -407,7 +412,7 @@ class Search:
         return InLayout(self._in_any_layout(parallelism), self._layout)
 
     def _in_any_layout(self, parallelism: Mapping[str, Any]) -> Evaluator:
-        """The workers there are now, for a study that may have begun with others.
+        """Uses the workers of this run; the study may have begun with others.
 
         One candidate at a time is shared by all workers. If stages overlap, each worker has two candidates.
         """
@@ -451,7 +456,7 @@ class Search:
 
         with progress(loop.name, loop.budget.total, done=shown) as advance:
 
-            def on_tell(loop: Loop) -> None:
+            def on_progress(loop: Loop) -> None:
                 nonlocal shown, nodes_written_at
                 spent = loop.seconds_spent if is_timed else loop.spent
                 advance(max(spent - shown, 0), note=self._progress_note(loop))
@@ -460,8 +465,8 @@ class Search:
                     nodes_written_at = time.monotonic()
                     self._write_nodes()
 
-            on_tell(loop)
-            yield on_tell
+            on_progress(loop)
+            yield on_progress
             self._write_nodes()
 
     def _progress_note(self, loop: Loop) -> str:
@@ -480,16 +485,6 @@ class Search:
         if self._pool is not None:
             nodes = [dataclasses.asdict(node) for node in self._pool.nodes()]
             self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
-
-
-def _with_workers(spec: StudySpec, stored: Attributes | None) -> StudySpec:
-    """The specification; if it leaves the number of workers open, the study keeps the one that it began with."""
-    if spec.workers != "auto":
-        return spec
-    workers: Any = spec.worker_count
-    if stored is not None:
-        workers = StudySpec.model_validate(stored["specification"]).workers
-    return spec.model_copy(update={"workers": workers})
 
 
 def _layout_of_experiment(spec: StudySpec, studies: Mapping[str, Attributes]) -> dict[str, str]:

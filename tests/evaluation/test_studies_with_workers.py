@@ -167,13 +167,14 @@ def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
 
 
 def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = study_file(folder, workers="auto", budget={"evaluations": 4})
     monkeypatch.setattr(accelerator, "names", lambda: ["cuda:0", "cuda:1"])
     assert lcsc(["run", file]) == 0
     assert stored().attributes["specification"]["workers"] == 2
     monkeypatch.setattr(accelerator, "names", list)
+    assert "finished already" in typed("run", file).err
     assert lcsc(["run", file, "--budget", "8"]) == 0
     assert stored().attributes["specification"]["workers"] == 2
     assert len(asked()) == 8

@@ -109,6 +109,13 @@ def test_settings_may_change_before_the_first_success() -> None:
         compared(spec(objective=corrected, space="convex"), {"m": "1"}, stored=stored, trials=FAILED)
 
 
+def test_whether_anything_is_held_out_is_asked_again_in_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = begun(m="1")
+    assert not stored["holds_out"]
+    monkeypatch.setattr(CoefficientFunction, "why_nothing_held_out", lambda _: None)
+    assert opened(spec(), {"m": "1"}, stored=stored).attributes["holds_out"]
+
+
 def test_a_finished_study_says_that_its_code_changed() -> None:
     finished = {**begun(m="1", helper="1"), "search_ended": {"evaluations": 4, "exhausted": False}}
     assert "finished before this changed: m changed" in str(changed_since_finished(spec().name, finished, {"m": "2"}))

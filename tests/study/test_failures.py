@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -170,6 +171,13 @@ class TestRetryFailed:
         search(study, Breaking(3, 4, 5, 6, 7))
         assert study.retry_failed() == 5
         assert [row[1] for row in rows(study)] == 3 * ["COMPLETE"]
+        search(study, bowl)
+        assert rows(study) == undisturbed(study, 8)
+
+    def test_what_had_no_result_yet_is_forgotten_too_and_is_no_failure(self, study: StoredStudy) -> None:
+        search(study, Breaking(6, 7))
+        study.add_candidate(Candidate(np.full(4, 0.25)))  # it was running when a crash came
+        assert study.retry_failed() == 2
         search(study, bowl)
         assert rows(study) == undisturbed(study, 8)
 

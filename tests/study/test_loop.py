@@ -87,14 +87,14 @@ def run(
         evaluator, options["in_flight"] = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
     asked = asked or optimizer(name, workers=1 if shuffled is None else 4)
 
-    def on_tell(running: Loop) -> None:
+    def on_progress(running: Loop) -> None:
         if running.told == stop_after:
             raise Interrupted
 
     search = Loop(
         study, Driver(lambda: asked, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
     )
-    search.run(on_tell)
+    search.run(on_progress)
     return search
 
 
