@@ -35,10 +35,10 @@ def build() -> Imagen:
     return Imagen(unet, image_sizes=8, channels=1, timesteps=10, condition_on_text=False)
 
 
-def trainer(folder: str | None = "runs") -> ImagenTrainer:
-    """A checkpoint every 30 steps."""
+def trainer() -> ImagenTrainer:
+    """The trainer, with its last checkpoint if there is one; it saves one every 30 steps."""
     return ImagenTrainer(
-        build(), lr=1e-3, checkpoint_path=folder, checkpoint_every=30, max_checkpoints_keep=0, verbose=False
+        build(), lr=1e-3, checkpoint_path="runs", checkpoint_every=30, max_checkpoints_keep=0, verbose=False
     )
 
 
@@ -62,7 +62,7 @@ def sample(model: nn.Module, noise: Tensor) -> Tensor:
 
 def evaluate(path: str) -> list[float]:
     """The Fréchet distance of images that the trainer's EMA samples."""
-    loaded = trainer(None)
+    loaded = trainer()
     loaded.load(path)
     drawn = [loaded.sample(batch_size=tiny.SAMPLES, use_tqdm=False) for _ in range(tiny.EVALUATIONS)]
     return [tiny.distance(images) for images in drawn]
