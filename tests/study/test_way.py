@@ -1,4 +1,4 @@
-"""How many of the library's functions a reader meets between ``lcsc run`` and a trial; a few depend on earlier tests."""
+"""How many functions of the library a reader meets between ``lcsc run`` and a trial; a few depend on earlier tests."""
 
 from __future__ import annotations
 
