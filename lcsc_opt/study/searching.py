@@ -138,6 +138,7 @@ class Search:
         """
         fingerprint = fingerprint_of(objective)
         stored = studies.get(spec.name)
+        layout = _layout_of_experiment(spec, studies)
         spec = with_workers(spec, stored)
         # the study file may have been edited in what changes no result, and its files may have moved
         updated: dict[str, Any] = {
@@ -146,7 +147,6 @@ class Search:
             "holds_out": objective.why_nothing_held_out() is None,
         }
         if stored is None:
-            layout = _layout_of_experiment(spec, studies)
             check_siblings(spec, studies, fingerprint, accept=accept_changes)
             check_new(spec, objective)
             for line in advice(spec, objective):
