@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
     from lcsc_opt.study.running import Run
 
-_PRINTED_IF_ANY = ("maximized", "failed", "images")
+_PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
 
 

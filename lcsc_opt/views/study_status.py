@@ -229,6 +229,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "failure_reasons": dict(last_reasons.most_common()),
         "tracebacks": dict(failures.tracebacks),
         "seconds_per_trial": seconds_per_trial(summarized),
+        "shares_of_time": shares_of_time(summarized),
     }
 
 

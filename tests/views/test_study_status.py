@@ -150,6 +150,8 @@ def test_an_overview_reads_only_the_trials_that_it_shows(any_url: str, monkeypat
     expected = {"failed": 2, "compared_trials": 3, "chosen_trial": 4, "failure_reasons": {"broken 0": 2}}
     expected["tracebacks"] = {"broken 0": "Traceback 3", "broken 2": "Traceback 5"}
     assert {name: short[name] for name in expected} == expected
+    assert "merging" in short.pop("shares_of_time")
+    assert "merging" in full.pop("shares_of_time")
     seconds_per_trial = short.pop("seconds_per_trial")
     assert seconds_per_trial["merge"] == full.pop("seconds_per_trial")["merge"] == 0.125
     assert short == full
