@@ -137,7 +137,7 @@ def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
     reader = HistoryReader(any_storage)
     (before,) = reader.read("digits")
     assert before.trials["number"].tolist() == [0, 1, 2, 3, 4]
-    assert study.retry_failed() == 2
+    assert study.retry_failed() == 1
     study.add_candidate(Candidate(coefficients(1)))
     (running,) = reader.read("digits")
     assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
