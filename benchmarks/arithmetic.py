@@ -1,12 +1,14 @@
 """What a trial takes with folded extractors and the chosen layout, relative to neither, measured in turns.
 
     pip install '.[benchmarks]'
-    python benchmarks/arithmetic.py [--turns 5] [--images 1000] [--threads 1 2] [--cases flow inception demo] [--quick]
+    python benchmarks/arithmetic.py [--turns 5] [--images 1000] [--threads 1 2] [--cases flow check inception demo]
+                                    [--quick]
 
 ``flow``: the U-Net of real.py in three Euler steps, layers, ``fdr`` in EfficientNet-Lite0's features, a gradient of 100
-images, which are the trials of its search. ``inception``: the same network's 32×32 images, ``--images`` of them,
-without a gradient, in the features of an Inception with random weights. ``demo``: the model and the settings of
-studies/demo.yaml, a gradient of 100 images. Weights are random but for the demo's: they change no time.
+images, which are most trials of its search. ``check``: 256 images without a gradient, as averages and checks are.
+``inception``: 32×32 images of the same network, ``--images`` of them, without a gradient, in the features of an
+Inception with random weights. ``demo``: the model and the settings of studies/demo.yaml, a gradient of 100 images.
+Weights are random but for the demo's: they change no time.
 
 Each turn evaluates the same candidate once without folds in the contiguous layout, and once as a study does. Written
 to ``results/arithmetic.md``.
@@ -104,6 +106,11 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
             GRADIENT_IMAGES,
             gradient=True,
         ),
+        "check": Case(
+            lambda: flow(SIDE, reference=real, images=REAL_IMAGES, loss="fdr@real:ImageNetFeatures"),
+            REAL_IMAGES,
+            gradient=False,
+        ),
         "inception": Case(
             lambda: flow(INCEPTION_SIDE, reference=few, images=images, loss="fid@random"), images, gradient=False
         ),
@@ -160,7 +167,7 @@ def measured(case: Case, turns: int) -> list[str]:
 
 def main() -> None:
     """Measure, print the table and write it."""
-    names = ("flow", "inception", "demo")
+    names = ("flow", "check", "inception", "demo")
     arguments = parse(
         __doc__,
         small={"turns": 1, "images": 16, "threads": [1]},
