@@ -15,7 +15,17 @@ from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
 from lcsc_opt.trajectory.manifest import HEADER
 
 _CONFIG = "config.json"  # of diffusers and transformers
-_NOT_OF_THE_MODEL = ("_name_or_path", "_diffusers_version", "transformers_version", "use_cache")
+_CLASS = "_class_name"  # of diffusers; its other names that begin so are the library's notes
+_NOT_OF_THE_MODEL = ("transformers_version", "use_cache")
+_OF_AN_AVERAGE = (  # what diffusers' EMAModel adds to the settings of its network; some grow with the training
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
 _ADVICE = "leave one part of the run out (first_step, last_step)"
 
 
@@ -26,11 +36,15 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
         TrajectoryError: alphas or configurations differ, by which weights mean something else.
     """
     _check_configurations(paths, first.key)
-    headers = [set(read_metadata(path).items()) for path in paths]
-    shared = dict(sorted(set.intersection(*headers)))
-    header = {HEADER: json.dumps(shared)} if shared else {}
-    alphas = "" if lora_flavour(first.tensors) is None else _alphas(paths, first.key)
-    return {**header, PACKED_ALPHAS: alphas} if alphas else header
+    texts: dict[str, str] = {}
+    shared = set.intersection(*(set(read_metadata(path).items()) for path in paths))
+    if shared:
+        texts[HEADER] = json.dumps(dict(sorted(shared)))
+    if lora_flavour(first.tensors) is not None:
+        alphas = _alphas(paths, first.key)
+        if alphas:
+            texts[PACKED_ALPHAS] = alphas
+    return texts
 
 
 def _alphas(paths: Sequence[Path], key: str) -> str:
@@ -50,20 +64,22 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
 
 
 def _check_configurations(paths: Sequence[Path], key: str) -> None:
-    """Refuse checkpoints whose models were configured differently, as with another ``prediction_type``."""
-    first: dict[str, Any] | None = None
+    """Refuse checkpoints whose models were configured differently, as with another activation."""
+    configurations: dict[Path, dict[str, Any]] = {}
     for path in paths:
         config = _configuration(path, key)
-        first = config if first is None else first
-        if config is None or first is None:
-            continue
-        differing = [name for name in sorted(first.keys() | config.keys()) if first.get(name) != config.get(name)]
-        if differing:
-            name = differing[0]
-            raise TrajectoryError(
-                f"{path}: its {_CONFIG} has {name} {config.get(name)!r}, and that of {paths[0]} {first.get(name)!r}, "
-                f"so their weights cannot be combined: {_ADVICE}."
-            )
+        if config is not None:
+            configurations[path] = config
+    if not configurations:
+        return
+    first_path, first = next(iter(configurations.items()))
+    for path, config in configurations.items():
+        for name in sorted(first.keys() | config.keys()):
+            if first.get(name) != config.get(name):
+                raise TrajectoryError(
+                    f"{path}: its {_CONFIG} has {name} {config.get(name)!r}, and that of {first_path} "
+                    f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
+                )
 
 
 def _configuration(path: Path, key: str) -> dict[str, Any] | None:
@@ -75,4 +91,10 @@ def _configuration(path: Path, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(settings, dict):
         return None
-    return {name: value for name, value in settings.items() if name not in _NOT_OF_THE_MODEL}
+    return {name: value for name, value in settings.items() if _is_of_the_model(name)}
+
+
+def _is_of_the_model(setting: str) -> bool:
+    if setting.startswith("_"):
+        return setting == _CLASS
+    return setting not in (*_NOT_OF_THE_MODEL, *_OF_AN_AVERAGE)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import pack
+from tests.unet_examples import unet
 
 
 def written(run: Path, step: int, config: dict[str, Any] | None) -> None:
@@ -32,6 +33,26 @@ def test_configurations_that_mean_the_same_are_packed(
     written(tmp_path / "run", 1, first)
     written(tmp_path / "run", 2, second)
     assert pack(tmp_path / "run", tmp_path / "t").steps == (1, 2)
+
+
+def test_averages_of_diffusers_are_packed_though_their_configurations_count_the_steps(tmp_path: Path) -> None:
+    from diffusers.training_utils import EMAModel
+
+    model = unet()
+    average = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+    for step in (1, 2, 3):
+        average.step(model.parameters())
+        average.save_pretrained(tmp_path / "run" / f"checkpoint-{step}" / "unet_ema")
+    counted = json.loads((tmp_path / "run/checkpoint-2/unet_ema/config.json").read_text())["optimization_step"]
+    assert counted == 2
+    assert pack(tmp_path / "run", tmp_path / "t", key="unet_ema").steps == (1, 2, 3)
+
+
+def test_the_message_names_the_checkpoint_that_it_compares_with(tmp_path: Path) -> None:
+    for step, config in ((1, None), (2, {"scale": 1}), (3, {"scale": 2})):
+        written(tmp_path / "run", step, config)
+    with pytest.raises(TrajectoryError, match=r"checkpoint-3: its config.json has scale 2, and that of .*checkpoint-2"):
+        pack(tmp_path / "run", tmp_path / "t")
 
 
 @pytest.mark.parametrize("second", [{"scale": 2}, {}, {"scale": 1, "prediction_type": "v_prediction"}])
