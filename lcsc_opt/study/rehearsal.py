@@ -53,16 +53,9 @@ def rehearse(
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
-    candidates = {"gradient" if first.gradient else "search": first}  # by what Pace calls them
-    if report and objective.why_nothing_held_out() is None:
-        candidates["selection"] = dataclasses.replace(plain, noise=SELECTION)
-        candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT)
-        if len(objective.samples.samplers) > 1:
-            candidates["also"] = dataclasses.replace(plain, noise=HELD_OUT, sampler=1)
-
     seconds: dict[str, float] = {}
     loss = None
-    for kind, candidate in candidates.items():
+    for kind, candidate in _candidates(first, plain, objective, report=report).items():
         start = time.perf_counter()
         outcome = evaluate(candidate)
         if isinstance(outcome, Failure):
@@ -93,6 +86,17 @@ def rehearse(
         kind = "a trial with its gradient" if first.gradient else "a trial"
         say_duration(f"{name}: {kind} takes", trial)
     return Pace(**seconds, layout=choice.layout)
+
+
+def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
+    """What is evaluated, by what :class:`Pace` calls it: the search's, and the report's if there will be one."""
+    candidates = {"gradient" if first.gradient else "search": first}
+    if report and objective.why_nothing_held_out() is None:
+        candidates["selection"] = dataclasses.replace(plain, noise=SELECTION)
+        candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT)
+        if len(objective.samples.samplers) > 1:
+            candidates["also"] = dataclasses.replace(plain, noise=HELD_OUT, sampler=1)
+    return candidates
 
 
 def _is_the_same_for_all(
