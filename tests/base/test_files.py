@@ -102,8 +102,14 @@ def test_a_folder_of_files_that_may_only_be_read_is_synced(tmp_path: Path, monke
     (tmp_path / "file").touch()
     modes: list[int] = []
     plain_open = os.open
-    monkeypatch.setattr(os, "open", lambda path, mode: (modes.append(mode), plain_open(path, mode))[1])
-    sync_tree(tmp_path)
+
+    def noted_open(path: Path, mode: int) -> int:
+        modes.append(mode)
+        return plain_open(path, mode)
+
+    with monkeypatch.context() as patch:  # pytest itself opens files, for one to delete this folder
+        patch.setattr(os, "open", noted_open)
+        sync_tree(tmp_path)
     assert modes == [os.O_RDONLY, os.O_RDONLY]
 
 
