@@ -96,18 +96,19 @@ def identity(spec: StudySpec) -> dict[str, Any]:
 
 
 def is_complete(spec: StudySpec, stored: Attributes) -> bool:
-    """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place."""
-    return is_finished(spec, stored) and _stored_identity(stored) == identity(with_workers(spec, stored))
+    """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place.
+
+    Workers are left out: a finished study needs none.
+    """
+    before = _stored_identity(stored)
+    return is_finished(spec, stored) and {**before, "workers": None} == {**identity(spec), "workers": None}
 
 
-def with_workers(spec: StudySpec, stored: Attributes | None) -> StudySpec:
-    """The specification; if it leaves the number of workers open, the study keeps the one that it began with."""
+def with_workers(spec: StudySpec) -> StudySpec:
+    """The specification; if it leaves the number of workers open, it has that of this machine."""
     if spec.workers != "auto":
         return spec
-    workers: Any = spec.worker_count
-    if stored is not None:
-        workers = StudySpec.model_validate(stored["specification"]).workers
-    return spec.model_copy(update={"workers": workers})
+    return spec.model_copy(update={"workers": spec.worker_count})
 
 
 def _stored_identity(stored: Attributes) -> dict[str, Any]:

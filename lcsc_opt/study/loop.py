@@ -76,6 +76,7 @@ class Loop:
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
         seconds: how long this run may ask for new candidates, if the budget is a time.
+        repeated: how many trials of earlier runs were forgotten, to be asked again whatever the clock says.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         yardstick: what every loss is relative to.
@@ -97,6 +98,7 @@ class Loop:
         *,
         budget: BudgetSpec,
         seconds: float = 0.0,
+        repeated: int = 0,
         first: Coefficients | None = None,
         images_per_evaluation: int = 0,
         yardstick: Yardstick | None = None,
@@ -125,6 +127,7 @@ class Loop:
         self.last_stored = max((trial.number for trial in finished), default=None)
         self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)
         self._to_replay = collections.deque(trials)
+        self._owed = repeated  # of the trials that time does not end, those that were not asked yet
         if first is not None:
             driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
@@ -179,7 +182,7 @@ class Loop:
 
     def _time_is_over(self) -> bool:
         """Whether no new candidate may be asked; one whose loss compares is asked in any case."""
-        if self._to_replay or not self._has_compared:
+        if self._to_replay or self._owed or not self._has_compared:
             return False
         return time.monotonic() >= self._deadline
 
@@ -196,6 +199,7 @@ class Loop:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, parameter))
+        self._owed = max(self._owed - 1, 0)
         number = self._study.add_candidate(candidate)
         return self._submit(_Trial(number, candidate, parameter))
 

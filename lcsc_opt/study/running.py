@@ -88,7 +88,7 @@ class Run:
             with self._rehearsed(spec, studies) as search:
                 search.ask_once()
                 attributes[spec.name] = search.attributes
-                if self._without_result(key, studies) and key not in timed:
+                if key in self._paces and key not in timed:
                     timed.add(key)
                     to_run = [
                         other
@@ -162,13 +162,18 @@ class Run:
         return is_complete(spec, stored) and not moved(self._objectives.context.directory, stored)
 
     @property
+    def has_database(self) -> bool:
+        """Whether the database exists."""
+        return self._storage is not None
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether no objective of these studies could be loaded and rehearsed."""
         return {objective_key(spec) for spec in self.specs} == self._refused.keys()
 
     @contextlib.contextmanager
     def _rehearsed(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> Iterator[Search]:
-        """A study that may run, whose objective has been rehearsed.
+        """A study that may run. Its objective has been rehearsed, by the first study of it that has no result.
 
         Raises:
             LcscError: it may not run. Where its objective cannot be loaded or rehearsed, no other study of that
@@ -179,7 +184,7 @@ class Run:
             raise self._refused[key]
         stored = studies.get(spec.name)
         source = self._start_of(spec, studies) if stored is None else None
-        to_rehearse = [] if key in self._paces else self._without_result(key, studies)
+        without_result = self._without_result(key, studies)
         try:
             objective = self._objectives.load(spec, studies)
         except LcscError as error:
@@ -197,13 +202,14 @@ class Run:
             # a finished study is opened only to store where its files are now
             measures=self._retry_failed or self._accept_changes or stored is None or not is_finished(spec, stored),
         ) as search:
-            if key not in self._paces:
+            if spec in without_result and key not in self._paces:
                 try:
-                    self._paces[key] = search.rehearse(to_rehearse)
+                    self._paces[key] = search.rehearse(without_result)
                 except LcscError as error:
                     self._refused[key] = error
                     raise
-            search.use_layout(self._paces[key].layout)
+            if key in self._paces:
+                search.use_layout(self._paces[key].layout)
             yield search
 
     def _start_of(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> StoredStudy | None:
@@ -338,14 +344,15 @@ def run_studies(
         specs: of the studies.
         url: the URL of the database.
         objectives: as of :class:`Run`.
-        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end.
+        on_end: called with one line when a study has ended or cannot run, and with the database's URL at the end, if
+            there is a database.
         accept_changes: as of :class:`Run`.
         retry_failed: as of :class:`Run`.
         callbacks: as of :meth:`Run.run`.
 
     Raises:
         LcscError: no objective could be loaded and rehearsed, or the only study failed.
-        SearchFailedError: some of several studies failed; the message names them, and says why the first one did.
+        SearchFailedError: some of several studies failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
     """
     run = Run(specs, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
@@ -361,12 +368,14 @@ def run_studies(
                 failed[spec.name] = outcome
             on_end(f"{spec.name}: {outcome}")
     finally:
-        on_end(f"database: {masked(url)}")
+        if run.has_database:
+            on_end(f"database: {masked(url)}")
     if failed:
-        first, reason = next(iter(failed.items()))
-        raise SearchFailedError(
-            f"{len(failed)} of {len(run.specs)} studies did not finish: {', '.join(failed)}. {first}: {reason}"
-        )
+        names_of: dict[str, list[str]] = {}
+        for name, reason in failed.items():
+            names_of.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
+        raise SearchFailedError(f"{len(failed)} of {len(run.specs)} studies did not finish: {reasons}")
 
 
 def evaluate(study: StoredStudy, held_out: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:

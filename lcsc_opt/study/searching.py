@@ -95,6 +95,7 @@ class Search:
         self._before = before
         self._updated = updated
         self._retry_failed = retry_failed
+        self._repeated = 0  # trials that are asked again
         self._budget = budget
         origin = before.get("origin")
         self._origin = None if origin is None else np.array(origin, dtype=np.float64)
@@ -139,7 +140,7 @@ class Search:
         fingerprint = fingerprint_of(objective)
         stored = studies.get(spec.name)
         layout = _layout_of_experiment(spec, studies)
-        spec = with_workers(spec, stored)
+        spec = with_workers(spec)
         # the study file may have been edited in what changes no result, and its files may have moved
         updated: dict[str, Any] = {
             "specification": spec.model_dump(mode="json"),
@@ -190,7 +191,7 @@ class Search:
         """Evaluate one candidate on one batch, as the searches and the reports of these studies will.
 
         Args:
-            specs: those of this objective that have no result yet.
+            specs: those of this objective that have no result yet; this study is one of them.
 
         Returns:
             How long the evaluations took, and the layout of the network for :meth:`use_layout`.
@@ -199,13 +200,13 @@ class Search:
             StudySpecError: the objective does not allow one of them.
             ObjectiveError: the candidate could not be evaluated.
         """
-        if not specs:
-            return Pace(layout=self._layout)
         evaluator = self._in_any_layout(self._before["parallelism"])
         for spec in specs:
             check(spec, self.objective)
-        gradient = any(configure(spec.optimizer).needs_gradient for spec in specs)
-        first = first_candidate(self.spec, self.objective, self._origin, gradient=gradient)
+        first = first_candidate(self.spec, self.objective, self._origin)
+        follows_gradient = [spec for spec in specs if configure(spec.optimizer).needs_gradient]
+        if follows_gradient:  # in its rows: it begins where the grid will end, or at the origin of its space
+            first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
         with contextlib.closing(evaluator):
             return rehearse(
                 self.spec.experiment,
@@ -249,11 +250,11 @@ class Search:
                 if value != stored.get(name):
                     study.set_attribute(name, value)
             if self._retry_failed:
-                failed = study.retry_failed()
-                if failed:
+                self._repeated = study.retry_failed()
+                if self._repeated:
                     notice(
-                        f"{study.name}: trials that failed after the last success are repeated: {failed}; earlier "
-                        "failures are kept, because later candidates depend on them"
+                        f"{study.name}: trials that failed after the last success are repeated: {self._repeated}; "
+                        "earlier failures are kept, because later candidates depend on them"
                     )
             self.stored = study
             yield
@@ -292,6 +293,7 @@ class Search:
                 evaluator,
                 budget=budget,
                 seconds=seconds - (time.monotonic() - begin),
+                repeated=self._repeated,
                 first=self._origin if starts_at_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
                 yardstick=yardstick,

@@ -166,7 +166,7 @@ def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
     assert stored(f"e/{optimizer}/0").attributes["specification"]["workers"] == continued_on
 
 
-def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
+def test_auto_is_one_worker_for_each_gpu_of_the_machine_that_continues_a_study(
     folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = study_file(folder, workers="auto", budget={"evaluations": 4})
@@ -175,8 +175,10 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     assert stored().attributes["specification"]["workers"] == 2
     monkeypatch.setattr(accelerator, "names", list)
     assert "finished already" in typed("run", file).err
+    began = stored().attributes["parallelism"]
     assert lcsc(["run", file, "--budget", "8"]) == 0
-    assert stored().attributes["specification"]["workers"] == 2
+    assert stored().attributes["specification"]["workers"] == 1
+    assert stored().attributes["parallelism"] == began, "candidates are asked as before"
     assert len(asked()) == 8
 
 

@@ -77,7 +77,7 @@ def test_a_study_that_fails_does_not_stop_the_others(study_file: str, typed: Typ
     only = ["run", study_file, "--optimizer"]
     assert lcsc([*only, "CMA"]) == 0
     said = typed("run", study_file, "optimizers=[LCSC,CMA: {popsize: 5},DE]", status=1).err
-    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0" in said
+    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0: the stored study differs: " in said
     assert states(typed)["DE"][0] == "finished"
 
 

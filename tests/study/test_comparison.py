@@ -15,10 +15,12 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import BuildContext
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import StudySpec, parse_studies
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, StoredTrials
+from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
 from lcsc_opt.study.comparison import Continuation, changed_since_finished, compare
@@ -125,11 +127,11 @@ def test_a_finished_study_says_that_its_code_changed() -> None:
     assert moved.changed == {}
 
 
-def test_an_open_number_of_workers_is_that_of_the_stored_study(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_open_number_of_workers_is_that_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     stored = opened(spec(workers=3), {}).attributes
     capsys.readouterr()
-    assert opened(spec(workers="auto"), {}, stored=stored).spec.workers == 3
-    assert capsys.readouterr().err == ""
+    assert opened(spec(workers="auto"), {}, stored=stored).spec.workers == 1
+    assert "workers was 3, is now 1 (candidates are asked as before" in capsys.readouterr().err
 
 
 def with_settings(**settings: Any) -> dict[str, Any]:
@@ -251,6 +253,7 @@ def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
 def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
     run = ("run", "scored.yaml", "~held_out")
     said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
+    assert "database: " not in said, "there is none"
     assert "scored: the first evaluation on search noise failed: KeyError: 'los'" in said
     assert "in broken" in said
     assert not (scored / "studies.db").exists()
@@ -336,6 +339,31 @@ def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
 ) -> None:
     assert reason in typed("run", "sampled.yaml", f"objective.settings.{change}", *options, status=2).err
     assert not (sampled / "studies.db").exists()
+
+
+def test_a_later_search_is_rehearsed_in_its_own_rows(
+    sampled: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    submit = InProcessEvaluator.submit
+
+    def noted(self: InProcessEvaluator, candidate: Candidate) -> Any:
+        shapes.append(candidate.coefficients.shape)
+        return submit(self, candidate)
+
+    monkeypatch.setattr(InProcessEvaluator, "submit", noted)
+    rows = {"weight": "*weight", "bias": "*bias"}
+    typed("run", "sampled.yaml", "--dry-run", f"space.rows={rows}", "~held_out")
+    assert shapes[0] == (2, 3)
+
+
+def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path, typed: Typed) -> None:
+    begin = ("run", "sampled.yaml", "objective.settings.sampler=sampled_parts:without_graph", "~held_out")
+    typed(*begin, "--optimizer", "EMAGrid", "budget.evaluations=2")
+    said = typed(*begin, "budget.evaluations=4", status=1).err
+    assert "after 4 evaluations" in said
+    assert "1 of 2 studies did not finish: sampled/LCSCGradient/0: " in said
+    assert "have no graph" in said
 
 
 def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehearse(sampled: Path, typed: Typed) -> None:
