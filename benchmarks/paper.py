@@ -37,7 +37,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import EMA_GRID, StudyFile, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import History
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -297,7 +297,7 @@ def _training_seconds(settings: Mapping[str, Any], folder: Path) -> float | None
     return max((float(point["seconds"]) for point in points if point["step"] <= last_step), default=None)
 
 
-def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
+def _ended(experiment: str, reader: HistoryReader) -> list[History]:
     """The studies of an experiment with a held-out result; empty before it has begun."""
     if experiment not in reader.experiments():
         return []

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.answer import first_line
@@ -151,8 +151,8 @@ class Shown:
     """
 
     optimizers: Sequence[str]
-    studies: Sequence[SummarizedStudy]
-    points: Mapping[str, Sequence[SummarizedStudy]]
+    studies: Sequence[Standing]
+    points: Mapping[str, Sequence[Standing]]
 
     @classmethod
     def read(cls, reader: HistoryReader, experiment: str, only: Sequence[str]) -> Shown:
@@ -168,7 +168,7 @@ class Shown:
         )
 
     @property
-    def of_sweep(self) -> list[SummarizedStudy]:
+    def of_sweep(self) -> list[Standing]:
         """The studies of all points."""
         return [study for group in self.points.values() for study in group]
 
@@ -200,7 +200,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     return experiment, axis, only, scale, target, across, up
 
 
-def _of_optimizers(studies: Sequence[SummarizedStudy], names: Sequence[str]) -> tuple[SummarizedStudy, ...]:
+def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[Standing, ...]:
     """The studies of these optimizers, if any are named, and EMA*, with which everything is compared."""
     if not names:
         return tuple(studies)
@@ -267,7 +267,7 @@ def _content() -> list[Any]:
     ]
 
 
-def _metrics(studies: Sequence[SummarizedStudy]) -> Any:
+def _metrics(studies: Sequence[Standing]) -> Any:
     sections = []
     for title, reported in by_sampler(studies):
         table = comparison_table(reported)
@@ -276,7 +276,7 @@ def _metrics(studies: Sequence[SummarizedStudy]) -> Any:
     return sections
 
 
-def _trade_off(studies: Sequence[SummarizedStudy], across: str | None, up: str | None, theme: Theme) -> Any:
+def _trade_off(studies: Sequence[Standing], across: str | None, up: str | None, theme: Theme) -> Any:
     """The figure of these two metrics; those that no answer has are chosen by the figure."""
     metrics = metrics_of(studies)
     x = across if across in metrics else None
@@ -367,7 +367,7 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
     }
 
 
-def _sweep(points: Mapping[str, Sequence[SummarizedStudy]], experiment: str, theme: Theme) -> Any:
+def _sweep(points: Mapping[str, Sequence[Standing]], experiment: str, theme: Theme) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     keys = varied_keys(points)
     if not keys:
@@ -388,7 +388,7 @@ def _sweep(points: Mapping[str, Sequence[SummarizedStudy]], experiment: str, the
     return parts.section("Sweep", figure, parts.table(header, rows, text=len(keys) + 1))
 
 
-def _settings(studies: Sequence[SummarizedStudy]) -> Any:
+def _settings(studies: Sequence[Standing]) -> Any:
     """The settings in which these studies differ; those that a sweep varies are in its own table."""
     table = settings_table(studies)
     if table is None:
@@ -397,12 +397,12 @@ def _settings(studies: Sequence[SummarizedStudy]) -> Any:
     return parts.section("Settings that differ", parts.table(header, rows, text=len(header)))
 
 
-def _studies(studies: Sequence[SummarizedStudy]) -> Any:
+def _studies(studies: Sequence[Standing]) -> Any:
     header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating")
     return parts.table(header, [_study(study) for study in studies], text=2)
 
 
-def _study(study: SummarizedStudy) -> list[Any]:
+def _study(study: Standing) -> list[Any]:
     return [
         parts.study_link(study),
         study.progress_state,

@@ -11,7 +11,7 @@ from dash import Input, Output, dcc, html, no_update
 from flask import Response, request
 from optuna.storages import RDBStorage
 
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import number
@@ -101,7 +101,7 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: SummarizedStudy) -> str:
+def _headline(study: Standing) -> str:
     if study.chosen is None:
         return f"{study.study} has no complete trial yet"
     answer = f"{study.study}, trial {study.chosen}"
@@ -110,7 +110,7 @@ def _headline(study: SummarizedStudy) -> str:
     return f"{answer}: searched {study.metric} {number(study.searched)}"
 
 
-def _panes(study: SummarizedStudy, images: Sequence[StoredImage]) -> Any:
+def _panes(study: Standing, images: Sequence[StoredImage]) -> Any:
     """The images; if there are none, why, and which command makes them."""
     if not images:
         return html.P(_why_no_images(study))
@@ -136,11 +136,11 @@ def _panes(study: SummarizedStudy, images: Sequence[StoredImage]) -> Any:
     return shown
 
 
-def _served(study: SummarizedStudy, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
+def _served(study: Standing, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
     return [("images/file", {"study": study.study, "artifact": image.artifact_id}, image.caption) for image in images]
 
 
-def _why_no_images(study: SummarizedStudy) -> str:
+def _why_no_images(study: Standing) -> str:
     if study.chosen is None:
         return "No complete trial yet. Images are stored when the search ends."
     if study.optimizer in BASELINES:

@@ -12,7 +12,7 @@ from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import StudyHistory, SummarizedStudy, best_ema
+from lcsc_opt.database.history import History, Standing, best_ema
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.study import distances_figure, own_figures
@@ -97,7 +97,7 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: StudyHistory, progress: Progress) -> str:
+def _headline(study: History, progress: Progress) -> str:
     """The state of a study, in one line."""
     state = f"{study.study} is {progress.state}"
     if progress.seconds_left is not None:
@@ -105,7 +105,7 @@ def _headline(study: StudyHistory, progress: Progress) -> str:
     return f"{state}: {_best(study)}"
 
 
-def _best(study: StudyHistory) -> str:
+def _best(study: History) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.held_out is not None:
         best = f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
@@ -117,7 +117,7 @@ def _best(study: StudyHistory) -> str:
     return f"best {study.metric} {number(study.searched)} searched"
 
 
-def _metrics(study: StudyHistory) -> Any:
+def _metrics(study: History) -> Any:
     """The report on held-out noise, if there is one."""
     if study.held_out is None or not study.held_out.rows:
         return ""
@@ -132,12 +132,12 @@ def _metrics(study: StudyHistory) -> Any:
     return sections
 
 
-def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: Theme) -> dict[str, str]:
+def _signatures(study: History, studies: Sequence[Standing], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
     answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
     ema_answer = None
-    compared: list[SummarizedStudy] = [study]
+    compared: list[Standing] = [study]
     if ema is not None:
         ema_answer = (ema.study, ema.chosen)
         compared.append(ema)
@@ -151,7 +151,7 @@ def _signatures(study: StudyHistory, studies: Sequence[SummarizedStudy], theme: 
     }
 
 
-def _progress(study: StudyHistory, progress: Progress) -> list[Any]:
+def _progress(study: History, progress: Progress) -> list[Any]:
     """The state of a study in numbers, and what it is evaluating."""
     tiles = {
         "State": progress.state,
@@ -169,7 +169,7 @@ def _progress(study: StudyHistory, progress: Progress) -> list[Any]:
     return [*content, html.Dl(shown, className="tiles"), *_evaluating(study)]
 
 
-def _coordinator(study: StudyHistory) -> str:
+def _coordinator(study: History) -> str:
     return f"run from {study.holder}" if study.holder else "not running"
 
 
@@ -179,7 +179,7 @@ def _failed_trials(progress: Progress) -> str:
     return f"{progress.failed:,}, {progress.retried} tried again"
 
 
-def _evaluating(study: StudyHistory) -> list[Any]:
+def _evaluating(study: History) -> list[Any]:
     """Which trials have no result yet, the one that was asked first in front."""
     unfinished = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
     waiting = sorted((float(trial["started"]), int(trial["number"])) for trial in unfinished)[:MOST_WAITING]
@@ -193,7 +193,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
     return [html.P(f"Evaluating {ages}.", className="note")]
 
 
-def _nodes(study: StudyHistory) -> Any:
+def _nodes(study: History) -> Any:
     """A row for each machine, while the study runs. The process that searches may be the worker itself."""
     if study.holder is None:
         return ""
@@ -212,7 +212,7 @@ def _nodes(study: StudyHistory) -> Any:
     return parts.section("Workers", summary, parts.table(("machine", "alive", "died"), rows))
 
 
-def _failures(study: StudyHistory) -> Any:
+def _failures(study: History) -> Any:
     """The most frequent reasons of failures, with their tracebacks."""
     failures = FailureReason.of(study)
     if not failures:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.database.history import TRIAL, StudyHistory
+from lcsc_opt.database.history import TRIAL, History
 from lcsc_opt.database.report import HeldOutReport, Measurement, Model
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
@@ -44,7 +44,7 @@ def history(
     ended: bool = True,
     running: int = 0,
     **changes: Any,
-) -> StudyHistory:
+) -> History:
     """A trial for each loss, one after the other with a gap between them; ``None`` stands for one that failed."""
     trials = np.zeros(len(losses) + running, dtype=TRIAL)
     trials["number"] = np.arange(len(trials))
@@ -58,7 +58,7 @@ def history(
     trials["seconds"][done], trials["images"][done], trials["model_calls"][done] = seconds, images, 2 * images
     for name, value in changes.pop("columns", {}).items():
         trials[name] = value
-    return StudyHistory(
+    return History(
         **{
             **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
             **{"seed": seed, "trials": trials, "ended": ended, "metric": "FID", "steps": (100, 200, 300)},

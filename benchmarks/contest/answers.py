@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import History
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Measured:
     cross_check: float | None
 
 
-def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
+def answers(study: History, limits: Sequence[int]) -> list[Answer]:
     """An answer for each limit, up to the first that holds the whole search; none for limits before the first answer.
 
     Args:

@@ -24,7 +24,7 @@ from lcsc_opt.cli.output import print_json, print_line, print_report, print_tabl
 from lcsc_opt.views import number, percent
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
-    from lcsc_opt.database.history import SummarizedStudy
+    from lcsc_opt.database.history import Standing
     from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.database.store import StoredStudy
 
@@ -97,7 +97,7 @@ def compare(
         _draw(studies, axis, plot)
 
 
-def _print_ranking(title: str, points: Mapping[str, Sequence[SummarizedStudy]], keys: Sequence[str] = ()) -> None:
+def _print_ranking(title: str, points: Mapping[str, Sequence[Standing]], keys: Sequence[str] = ()) -> None:
     """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides.
 
     What was searched, on other noise and fewer images, stands last.
@@ -149,7 +149,7 @@ def _check_plot(path: Path, axis: str | None) -> None:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
 
 
-def _draw(studies: Sequence[SummarizedStudy], axis: str | None, path: Path) -> None:
+def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.curves import comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figures

@@ -55,8 +55,8 @@ def as_known(loss: float | None, sign: int) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SummarizedStudy:
-    """One study at one moment, without its trials.
+class Standing:
+    """How a study stands at one moment, without its trials.
 
     Attributes:
         study_id: the database's key.
@@ -244,8 +244,8 @@ class SummarizedStudy:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StudyHistory(SummarizedStudy):
-    """One study at one moment, with its trials, of which its summary is.
+class History(Standing):
+    """A study at one moment with its trials, of which its summary is made.
 
     Attributes:
         trials: ``[n]`` of :data:`TRIAL`, by number.
@@ -293,7 +293,7 @@ def in_tell_order(trials: Trials) -> Trials:
     return np.sort(trials, order="number")
 
 
-AnyStudy = TypeVar("AnyStudy", bound=SummarizedStudy)
+AnyStudy = TypeVar("AnyStudy", bound=Standing)
 
 
 def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:

@@ -28,8 +28,8 @@ from lcsc_opt.database.history import (
     TRIAL,
     AnyStudy,
     Floats,
-    StudyHistory,
-    SummarizedStudy,
+    History,
+    Standing,
     Trials,
     in_tell_order,
     is_finished,
@@ -66,7 +66,7 @@ class Failures:
 
 
 @dataclasses.dataclass
-class _CachedStudy:
+class _Cached:
     """A study as it was last read.
 
     Attributes:
@@ -79,7 +79,7 @@ class _CachedStudy:
 
     study: StoredStudy
     created: Any
-    history: StudyHistory
+    history: History
     trials: Trials
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class _CachedSummary:
 
     study_id: int
     created: Any
-    study: SummarizedStudy | None = None
+    study: Standing | None = None
     attributes: tuple[Any, ...] = ()
     rows: bytes = b""
     ended: dict[int, FrozenTrial] = dataclasses.field(default_factory=dict)
@@ -115,7 +115,7 @@ class HistoryReader:
         self._lock = threading.Lock()
         self._cached_storage = get_storage(storage)
         self._file = _file_of(storage)
-        self._studies: dict[str, _CachedStudy] = {}
+        self._studies: dict[str, _Cached] = {}
         self._summaries: dict[str, _CachedSummary] = {}
         self._averages: dict[tuple[Any, ...], str | None] = {}
         self._revisions = itertools.count(1)
@@ -157,7 +157,7 @@ class HistoryReader:
         """The experiments that the database holds, the newest last."""
         return list(dict.fromkeys(split_name(name)[0] for name in self.searches()))
 
-    def read(self, experiment: str) -> tuple[StudyHistory, ...]:
+    def read(self, experiment: str) -> tuple[History, ...]:
         """The searches of an experiment as they are now, in order of creation, without landscapes.
 
         Raises:
@@ -165,7 +165,7 @@ class HistoryReader:
         """
         return self.read_studies(self._names_of(experiment))
 
-    def read_summaries(self, experiment: str) -> tuple[SummarizedStudy, ...]:
+    def read_summaries(self, experiment: str) -> tuple[Standing, ...]:
         """As :meth:`read`, but only the stored summaries are read, not the trials.
 
         Raises:
@@ -186,7 +186,7 @@ class HistoryReader:
             raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {listed}")
         return names_of_experiment
 
-    def summaries(self, names: Iterable[str] | None = None) -> tuple[SummarizedStudy, ...]:
+    def summaries(self, names: Iterable[str] | None = None) -> tuple[Standing, ...]:
         """The studies of these names as they are now, without their trials; those that were deleted are left out.
 
         A study whose summary is missing, or contradicts its trials, is read with all of them.
@@ -204,7 +204,7 @@ class HistoryReader:
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
             return self._each(chosen, studies, running, self._summarized)
 
-    def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy:
+    def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
         study = self._summary(name, attributes, is_running=is_running)
         if study is None:
             return self._read(name, attributes, is_running=is_running)
@@ -237,7 +237,7 @@ class HistoryReader:
                 raise
             return None
 
-    def read_studies(self, names: Iterable[str]) -> tuple[StudyHistory, ...]:
+    def read_studies(self, names: Iterable[str]) -> tuple[History, ...]:
         """The studies of these names as they are now, in this order; those that were deleted are left out.
 
         Raises:
@@ -252,7 +252,7 @@ class HistoryReader:
             running = in_database(self.storage, lambda: locked(self.storage, names))
             return self._each(names, studies, running, self._read)
 
-    def read_study(self, name: str) -> StudyHistory:
+    def read_study(self, name: str) -> History:
         """One study as it is now.
 
         Raises:
@@ -262,7 +262,7 @@ class HistoryReader:
             return study
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
-    def read_summary(self, name: str) -> SummarizedStudy:
+    def read_summary(self, name: str) -> Standing:
         """:meth:`read_study` without the trials, which are not read.
 
         Raises:
@@ -272,9 +272,9 @@ class HistoryReader:
             return study
         raise StudyStoreError(f"{name}: was deleted from the database while it was read")
 
-    def failures(self, study: SummarizedStudy) -> Failures:
+    def failures(self, study: Standing) -> Failures:
         """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
-        if isinstance(study, StudyHistory):
+        if isinstance(study, History):
             return Failures(tuple(study.failed["number"].tolist()), study.reasons, study.tracebacks)
         forgotten = _forgotten(in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id)))
         trials = [self._trial(study.study_id, number) for number in study.summary.retried]
@@ -287,14 +287,14 @@ class HistoryReader:
         failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
         return Failures(tuple(failed), *_failures_of(trials))
 
-    def answer(self, study: SummarizedStudy) -> Floats | None:
+    def answer(self, study: Standing) -> Floats | None:
         """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
         if study.chosen is None:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
         return coefficients
 
-    def coefficients(self, study: SummarizedStudy, numbers: Sequence[int]) -> Floats:
+    def coefficients(self, study: Standing, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, or ``[m, S, K]`` with layer groups; NaN where a trial stores none.
 
         Of a study without its trials, only these are read, one by one.
@@ -311,10 +311,10 @@ class HistoryReader:
                 place[...] = array
         return all_coefficients
 
-    def _trials_of(self, study: SummarizedStudy, numbers: Sequence[int]) -> list[FrozenTrial]:
+    def _trials_of(self, study: Standing, numbers: Sequence[int]) -> list[FrozenTrial]:
         """The trials of these numbers."""
         try:
-            if not isinstance(study, StudyHistory):
+            if not isinstance(study, History):
                 return [self._trial(study.study_id, number) for number in numbers]
             stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}  # in Optuna's cache
             return [stored_trials[number] for number in numbers]
@@ -332,7 +332,7 @@ class HistoryReader:
             self._summaries = {}
             self._averages = {}
 
-    def _summary(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> SummarizedStudy | None:
+    def _summary(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing | None:
         """A study from its summary and the trials that it does not cover; ``None`` where that cannot be done."""
         try:
             summary = Summary.from_json(attributes[SUMMARY])
@@ -354,7 +354,7 @@ class HistoryReader:
 
         finished = in_tell_order(rows[is_finished(rows)])
         summary = summary.extended(finished, unfinished=len(rows) - len(finished))
-        study = _with_attributes(SummarizedStudy(cached.study_id, name, *split_name(name), summary=summary), attributes)
+        study = _with_attributes(Standing(cached.study_id, name, *split_name(name), summary=summary), attributes)
         study = dataclasses.replace(study, metric=_name_for_people(study, self._metric(summary, newer_trials)))
         if study.optimizer in BASELINES and study.chosen is not None:
             study = dataclasses.replace(study, average=self._average(study, attributes.get("created")))
@@ -406,7 +406,7 @@ class HistoryReader:
                 return name_of_loss(trial.user_attrs.get("metrics") or {}, summary.loss)
         return summary.metric
 
-    def _average(self, study: SummarizedStudy, created: Any) -> str | None:
+    def _average(self, study: Standing, created: Any) -> str | None:
         """What the answer of a baseline is called; its trial is read only once."""
         assert study.chosen is not None
         key = (study.study_id, created, study.chosen)
@@ -420,7 +420,7 @@ class HistoryReader:
         trials = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
         return [trial for trial in trials if is_ours(trial)]
 
-    def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> StudyHistory:
+    def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> History:
         """Bring one study up to date."""
         cached = self._cached_study(name, attributes.get("created"))
         before = cached.history
@@ -437,7 +437,7 @@ class HistoryReader:
         cached.history = study
         return study
 
-    def _cached_study(self, name: str, created: Any) -> _CachedStudy:
+    def _cached_study(self, name: str, created: Any) -> _Cached:
         """The study as it was last read; an empty history the first time, and if it was created again."""
         cached = self._studies.get(name)
         if cached is not None and cached.created == created:
@@ -446,13 +446,11 @@ class HistoryReader:
             self._cached_storage = get_storage(self.storage)
         stored = StoredStudy.open(self.storage, name)
         no_trials = np.empty(0, dtype=TRIAL)
-        history = StudyHistory(stored.key, name, *split_name(name), no_trials)
-        self._studies[name] = _CachedStudy(stored, created, history, no_trials)
+        history = History(stored.key, name, *split_name(name), no_trials)
+        self._studies[name] = _Cached(stored, created, history, no_trials)
         return self._studies[name]
 
-    def _with_trials(
-        self, cached: _CachedStudy, study: StudyHistory, attributes: Mapping[str, Any]
-    ) -> tuple[StudyHistory, bool]:
+    def _with_trials(self, cached: _Cached, study: History, attributes: Mapping[str, Any]) -> tuple[History, bool]:
         """The study with its trials as they are now, and whether any of them is new or has changed."""
         stored_trials = self._stored_trials(study.study_id)
         if study.sign < 0:
@@ -536,7 +534,7 @@ def _worker_count(workers: Any) -> int:
     return workers if isinstance(workers, int) else 1
 
 
-def _name_for_people(study: SummarizedStudy, name: str) -> str:
+def _name_for_people(study: Standing, name: str) -> str:
     """What the loss of a study is called: with a penalty it is no metric; and a maximized one is a score."""
     if study.keeps:
         return "loss"
@@ -545,7 +543,7 @@ def _name_for_people(study: SummarizedStudy, name: str) -> str:
     return name
 
 
-def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> StudyHistory:
+def _with_names(study: History, trials: Mapping[int, FrozenTrial]) -> History:
     """The study with the name of its loss, and of a baseline's answer."""
     if study.metric == "loss" and not study.keeps and study.best is not None:
         metrics = trials[study.best].user_attrs.get("metrics") or {}
@@ -556,7 +554,7 @@ def _with_names(study: StudyHistory, trials: Mapping[int, FrozenTrial]) -> Study
     return study
 
 
-def _average_name(study: SummarizedStudy, coefficients: Floats) -> str | None:
+def _average_name(study: Standing, coefficients: Floats) -> str | None:
     """What a baseline's answer is called."""
     return average_name(coefficients, study.steps)
 

@@ -29,7 +29,7 @@ from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_st
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import SummarizedStudy, as_known
+from lcsc_opt.database.history import Standing, as_known
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory, storage_url
@@ -169,7 +169,7 @@ class Study:
         return self.objective if alone is None else alone
 
     @property
-    def _summary(self) -> SummarizedStudy:
+    def _summary(self) -> Standing:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_summary(self.name)
 

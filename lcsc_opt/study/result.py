@@ -15,7 +15,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import StudyHistory, SummarizedStudy, answer_of, best_searched
+from lcsc_opt.database.history import History, Standing, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Model
 from lcsc_opt.study.api import Study
@@ -29,7 +29,7 @@ from lcsc_opt.views.tables import comparison_rows
 class Comparison(Sequence[Mapping[str, Any]]):
     """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``; printed, a table."""
 
-    def __init__(self, studies: Sequence[SummarizedStudy]) -> None:
+    def __init__(self, studies: Sequence[Standing]) -> None:
         self._studies = studies
         self._rows = comparison_rows({studies[0].experiment: studies})
 
@@ -163,11 +163,11 @@ class Result:
         sentence = html.escape(first_line(studies, ranking(studies)))
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
-    def _histories(self) -> tuple[StudyHistory, ...]:
+    def _histories(self) -> tuple[History, ...]:
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_studies([study.name for study in self.studies])
 
-    def _answer(self) -> tuple[StudyHistory, Model | None]:
+    def _answer(self) -> tuple[History, Model | None]:
         """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
         studies = self._histories()
         found = answer_of(studies)

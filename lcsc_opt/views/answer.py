@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lcsc_opt.database.history import SummarizedStudy, answer_of
+from lcsc_opt.database.history import Standing, answer_of
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import HeldOutReport, Measurement, Model
 from lcsc_opt.views.ranking import Ranked, headline
@@ -12,7 +12,7 @@ from lcsc_opt.views.ranking import Ranked, headline
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
 
-def first_line(studies: Sequence[SummarizedStudy], ranked: Sequence[Ranked]) -> str:
+def first_line(studies: Sequence[Standing], ranked: Sequence[Ranked]) -> str:
     """What people read first: the answer, where a report has chosen one; then who is ahead.
 
     Args:
@@ -26,7 +26,7 @@ def first_line(studies: Sequence[SummarizedStudy], ranked: Sequence[Ranked]) -> 
     return f"{answer_line(*found)} {ahead}"
 
 
-def answer_line(study: SummarizedStudy, report: HeldOutReport, answer: Measurement) -> str:
+def answer_line(study: Standing, report: HeldOutReport, answer: Measurement) -> str:
     """One sentence: the model, a number that does not depend on the study, and the same of what the user had.
 
     Args:
@@ -55,12 +55,12 @@ def _absolute_metric(measured: Measurement) -> str | None:
     return next(iter(fids or measured.metrics), None)
 
 
-def _value(study: SummarizedStudy, measured: Measurement, metric: str) -> float:
+def _value(study: Standing, measured: Measurement, metric: str) -> float:
     value = measured.value(metric)
     return study.sign * measured.loss if value is None else value
 
 
-def _name(study: SummarizedStudy, report: HeldOutReport, answer: Model) -> str:
+def _name(study: Standing, report: HeldOutReport, answer: Model) -> str:
     """``LCSCGradient, trial 38``; of what the user had, its name."""
     if report.is_found:
         return f"{study.label}, {answer.name}"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
@@ -51,7 +51,7 @@ class StoredImage:
     selected: bool
 
     @classmethod
-    def of_answer(cls, reader: HistoryReader, study: SummarizedStudy, folder: Path) -> list[StoredImage]:
+    def of_answer(cls, reader: HistoryReader, study: Standing, folder: Path) -> list[StoredImage]:
         """The images of a study's answer, samples as they come first; what :func:`read_png` refuses is left out."""
         if study.chosen is None:
             return []

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from lcsc_opt.database.history import Floats, SummarizedStudy, best_ema
+from lcsc_opt.database.history import Floats, Standing, best_ema
 from lcsc_opt.database.names import label
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
@@ -88,15 +88,15 @@ class _Curve:
         return float(self.lowest.min())
 
 
-def default_axis(studies: Sequence[SummarizedStudy]) -> str:
+def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
     has_images = any(study.images for study in studies)
     return "images" if has_images else "evaluations"
 
 
-def curves(studies: Sequence[SummarizedStudy], axis: str) -> list[_Curve]:
+def curves(studies: Sequence[Standing], axis: str) -> list[_Curve]:
     """The curves of an experiment over one of :data:`AXES`; optimizers in the order in which they were created."""
-    groups: dict[str, list[SummarizedStudy]] = {}
+    groups: dict[str, list[Standing]] = {}
     for study in studies:
         if study.best is not None:
             # an unfinished study has its own curve; its key has slashes, which names of optimizers have not
@@ -106,7 +106,7 @@ def curves(studies: Sequence[SummarizedStudy], axis: str) -> list[_Curve]:
 
 
 def comparison_figure(
-    studies: Sequence[SummarizedStudy],
+    studies: Sequence[Standing],
     axis: str | None = None,
     *,
     log_x: bool = False,
@@ -183,7 +183,7 @@ def _line_trace(curve: _Curve) -> go.Scatter:
     )
 
 
-def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
+def _curve(studies: Sequence[Standing], axis: str) -> _Curve:
     """Best so far of one optimizer; each study has a complete trial, and all are finished, or there is only one."""
     step_functions = [best_so_far(study, axis) for study in studies]
     start = max(function.positions[0] for function in step_functions)
@@ -203,7 +203,7 @@ def _curve(studies: Sequence[SummarizedStudy], axis: str) -> _Curve:
     )
 
 
-def best_so_far(study: SummarizedStudy, axis: str) -> _Steps:
+def best_so_far(study: Standing, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     summary = study.summary
     if axis == "seconds":

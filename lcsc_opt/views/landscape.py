@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.database.arrays import array_of
-from lcsc_opt.database.history import Floats, StudyHistory, Trials
+from lcsc_opt.database.history import Floats, History, Trials
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -51,7 +51,7 @@ class Point:
     trial: int | None
 
     @classmethod
-    def of_trial(cls, name: str, position: Sequence[float], trial: Any, study: StudyHistory) -> Point:
+    def of_trial(cls, name: str, position: Sequence[float], trial: Any, study: History) -> Point:
         """The point of a trial of a study, a row of :data:`TRIAL` or ``None``."""
         x, y = position
         if trial is None:
@@ -74,7 +74,7 @@ class ProjectedSearch:
         positions: ``[m, 2]``, the nearest point of the plane to each trial.
     """
 
-    study: StudyHistory
+    study: History
     trials: Trials
     positions: Floats
 
@@ -82,7 +82,7 @@ class ProjectedSearch:
     def of(
         cls,
         reader: HistoryReader,
-        study: StudyHistory,
+        study: History,
         plane: Plane,
         products: Floats,
     ) -> ProjectedSearch:
@@ -123,7 +123,7 @@ class Landscape:
         searches: the searches of the same experiment and checkpoints.
     """
 
-    study: StudyHistory
+    study: History
     axis: Floats
     total: int
     values: Floats

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from lcsc_opt.base.study_file import EMA_GRID
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import Floats, SummarizedStudy, as_known, best_ema
+from lcsc_opt.database.history import Floats, Standing, as_known, best_ema
 from lcsc_opt.database.names import EMA, TRAINED, label
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport, Measurement, doubted_rows
@@ -178,7 +178,7 @@ class Ranked:
     doubted: tuple[str, ...]
 
 
-def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -> list[Ranked]:
+def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[Ranked]:
     """The optimizers of an experiment, the best held-out loss first, then the best searched one.
 
     The last checkpoint and the trainer's EMA are among them, once a report has them.
@@ -187,7 +187,7 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
         studies: the studies of one experiment.
         value: a loss on the search's noise, or a maximized score; the cost of reaching it is computed, too.
     """
-    groups: dict[str, list[SummarizedStudy]] = {}
+    groups: dict[str, list[Standing]] = {}
     for study in studies:
         groups.setdefault(study.optimizer, []).append(study)
     ordered = sorted(groups.values(), key=_rank)
@@ -207,7 +207,7 @@ def ranking(studies: Sequence[SummarizedStudy], *, value: float | None = None) -
 
 
 def _ranked_trained(
-    name: str, measured: Measurement, report: HeldOutReport, ema: SummarizedStudy | None, *, sign: int
+    name: str, measured: Measurement, report: HeldOutReport, ema: Standing | None, *, sign: int
 ) -> Ranked:
     """A model of the trainer's as an optimizer without a study."""
     metrics = {row.metric: Spread.of([measured.value(row.metric)]) for row in report.rows[1:]}
@@ -234,7 +234,7 @@ def _ranked_trained(
     )
 
 
-def _rank(group: Sequence[SummarizedStudy]) -> tuple[float, float]:
+def _rank(group: Sequence[Standing]) -> tuple[float, float]:
     """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
     held_out = _mean_or_infinite(study.held_out_loss for study in group)
     searched = _mean_or_infinite(study.lowest_loss for study in group)
@@ -250,9 +250,9 @@ def _mean_or_infinite(losses: Iterable[float | None]) -> float:
 
 
 def _ranked(
-    group: Sequence[SummarizedStudy],
-    best: Sequence[SummarizedStudy] | None,
-    ema: SummarizedStudy | None,
+    group: Sequence[Standing],
+    best: Sequence[Standing] | None,
+    ema: Standing | None,
     value: float | None,
 ) -> Ranked:
     sign = group[0].sign
@@ -299,7 +299,7 @@ def _ranked(
     )
 
 
-def _common_label(group: Sequence[SummarizedStudy]) -> str:
+def _common_label(group: Sequence[Standing]) -> str:
     """The label of all seeds; where they differ, as in the average that is best, the optimizer's."""
     labels = {study.label for study in group}
     if len(labels) == 1:
@@ -307,7 +307,7 @@ def _common_label(group: Sequence[SummarizedStudy]) -> str:
     return label(group[0].optimizer)
 
 
-def _difference_from(best: Sequence[SummarizedStudy] | None, group: Sequence[SummarizedStudy]) -> Difference | None:
+def _difference_from(best: Sequence[Standing] | None, group: Sequence[Standing]) -> Difference | None:
     """The group's difference from the best one; ``None`` where they are the same or do not compare."""
     losses = _held_out_losses(group)
     if not losses or best is None or best is group:
@@ -317,12 +317,12 @@ def _difference_from(best: Sequence[SummarizedStudy] | None, group: Sequence[Sum
     return Difference.of(losses, _held_out_losses(best))
 
 
-def _held_out_losses(studies: Sequence[SummarizedStudy]) -> dict[int, float]:
+def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
     return {study.seed: study.held_out.loss for study in studies if study.held_out is not None}
 
 
-def reports_of(studies: Iterable[SummarizedStudy]) -> list[HeldOutReport]:
+def reports_of(studies: Iterable[Standing]) -> list[HeldOutReport]:
     """The held-out reports of the studies that have one."""
     return [study.held_out for study in studies if study.held_out is not None]
 
@@ -361,7 +361,7 @@ def _share_below(losses: Sequence[float], baselines: Sequence[float | None]) -> 
     return (loss - baseline) / abs(baseline)
 
 
-def _cost_to_reach(studies: Sequence[SummarizedStudy], target: float) -> dict[str, Reach]:
+def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reach]:
     """Axis → what the search spent until its best loss was at most ``target``."""
     reaches = {}
     for axis in AXES:
@@ -376,7 +376,7 @@ def _cost_to_reach(studies: Sequence[SummarizedStudy], target: float) -> dict[st
     return reaches
 
 
-def different_samples(studies: Sequence[SummarizedStudy]) -> str | None:
+def different_samples(studies: Sequence[Standing]) -> str | None:
     """A warning if held-out losses do not compare, since their numbers of images or groups of noise differ."""
     samples = {report.sample for report in reports_of(studies)}
     if len(samples) < 2:
@@ -387,7 +387,7 @@ def different_samples(studies: Sequence[SummarizedStudy]) -> str | None:
     )
 
 
-def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[SummarizedStudy, ...]]:
+def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[Standing, ...]]:
     """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
 
     Args:
@@ -406,7 +406,7 @@ def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> di
     return {point: reader.read_summaries(point) for point in points}
 
 
-def varied_keys(points: Mapping[str, Sequence[SummarizedStudy]]) -> list[str]:
+def varied_keys(points: Mapping[str, Sequence[Standing]]) -> list[str]:
     """The short names of all keys that the points vary, in the order in which they first appear."""
     return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
 

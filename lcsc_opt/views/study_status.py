@@ -12,7 +12,7 @@ import numpy as np
 
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
-from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, Trials
+from lcsc_opt.database.history import Floats, History, Standing, Trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HELD_OUT_REPORT, search_yardstick
 from lcsc_opt.database.store import StoredStudy
@@ -62,7 +62,7 @@ class Progress:
         return f"{self.per_hour:,.0f} {self.unit} an hour"
 
     @classmethod
-    def of(cls, study: StudyHistory) -> Progress:
+    def of(cls, study: History) -> Progress:
         """The progress of a study, its rate, and the time that it still needs."""
         ended = study.finished
         done = study.budget_spent
@@ -127,7 +127,7 @@ class FailureReason:
     traceback: str = ""
 
     @classmethod
-    def of(cls, study: StudyHistory) -> list[FailureReason]:
+    def of(cls, study: History) -> list[FailureReason]:
         """Why attempts of a study failed, the most frequent reason first."""
         attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
         lost: Counter[str] = Counter()
@@ -139,7 +139,7 @@ class FailureReason:
         ]
 
 
-def studies_table(studies: Sequence[SummarizedStudy]) -> tuple[tuple[str, ...], list[list[object]]]:
+def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[list[object]]]:
     """Header and rows: state, results and cost of each study."""
     header = ("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
     rows: list[list[object]] = []
@@ -154,7 +154,7 @@ def studies_table(studies: Sequence[SummarizedStudy]) -> tuple[tuple[str, ...], 
     return header, rows
 
 
-def sorted_studies(studies: Sequence[SummarizedStudy], order: str) -> list[SummarizedStudy]:
+def sorted_studies(studies: Sequence[Standing], order: str) -> list[Standing]:
     """Studies in another order than that of their creation; those without the value come last.
 
     Args:
@@ -162,7 +162,7 @@ def sorted_studies(studies: Sequence[SummarizedStudy], order: str) -> list[Summa
         order: ``created``, ``name``, ``searched`` and ``held-out`` from the best, or ``evaluations`` and
             ``seconds`` from the highest.
     """
-    values: dict[str, Callable[[SummarizedStudy], Any]] = {
+    values: dict[str, Callable[[Standing], Any]] = {
         "created": lambda _: 0,
         "name": lambda study: study.study,
         "searched": lambda study: _or_infinite(study.lowest_loss),
@@ -177,7 +177,7 @@ def _or_infinite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
-def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
+def seconds_outside(study: History, trials: Trials) -> Floats:
     """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
     With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
@@ -239,9 +239,7 @@ def _described_bound(yardstick: Yardstick) -> str:
     return f"{yardstick.kept} {limit} {number(yardstick.bound)}"
 
 
-def _coefficients(
-    study: SummarizedStudy, coefficients: Coefficients | None, space: Mapping[str, Any]
-) -> dict[str, Any]:
+def _coefficients(study: Standing, coefficients: Coefficients | None, space: Mapping[str, Any]) -> dict[str, Any]:
     """The answer's coefficients, described and as numbers, and the layer groups of their rows."""
     if coefficients is None:
         return {"best_coefficients": None, "coefficients": None, "layer_groups": None}
@@ -265,7 +263,7 @@ _ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics", "o
 """Part of a trial → what it is called where a search says where its time went."""
 
 
-def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
+def seconds_per_trial(study: Standing) -> dict[str, float]:
     """Mean seconds of a trial, by part.
 
     Parts are means over the trials with a loss, since only these record them. Without parts, there is the mean
@@ -290,7 +288,7 @@ def seconds_per_trial(study: SummarizedStudy) -> dict[str, float]:
     return mean_seconds
 
 
-def shares_of_time(study: SummarizedStudy) -> str:
+def shares_of_time(study: Standing) -> str:
     """Where the time of a search went, the largest share first: ``sampling 61 %, features 30 %``.
 
     Shares below one percent are left out.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import label
 from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
 from lcsc_opt.views import UNKNOWN, number, signed
@@ -69,7 +69,7 @@ def with_interval(
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 
 
-def comparison_table(studies: Sequence[SummarizedStudy], *, all_metrics: bool = False) -> TextTable | None:
+def comparison_table(studies: Sequence[Standing], *, all_metrics: bool = False) -> TextTable | None:
     """Each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
 
     The last row is real images that the loss does not see, if some are held out.
@@ -97,7 +97,7 @@ def comparison_table(studies: Sequence[SummarizedStudy], *, all_metrics: bool = 
     return ("optimizer", f"held-out {studies[0].metric}", *headers), rows
 
 
-def by_sampler(studies: Sequence[SummarizedStudy]) -> list[tuple[str, list[SummarizedStudy]]]:
+def by_sampler(studies: Sequence[Standing]) -> list[tuple[str, list[Standing]]]:
     """``held out, DDIMScheduler, 3 model calls an image`` → the studies with the reports of this sampler.
 
     The sampler of the search comes first, then the one that only reports have, if any.
@@ -125,7 +125,7 @@ def metric_names(ranked: Sequence[Ranked]) -> list[str]:
     return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
 
 
-def settings_table(studies: Sequence[SummarizedStudy]) -> TextTable | None:
+def settings_table(studies: Sequence[Standing]) -> TextTable | None:
     """Only the settings in which studies differ; ``None`` if in none but optimizer and seed.
 
     A row is of all seeds with the same settings.
@@ -158,7 +158,7 @@ def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
     return by_path
 
 
-def comparison_rows(points: Mapping[str, Sequence[SummarizedStudy]]) -> list[dict[str, Any]]:
+def comparison_rows(points: Mapping[str, Sequence[Standing]]) -> list[dict[str, Any]]:
     """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it.
 
     Rows of a sweep's points have their values in ``varied``.

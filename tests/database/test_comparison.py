@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.history import StudyHistory, best_ema
+from lcsc_opt.database.history import History, best_ema
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
@@ -21,7 +21,7 @@ from tests.history_examples import history
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 
-def read(study: StoredStudy) -> StudyHistory:
+def read(study: StoredStudy) -> History:
     return HistoryReader(study.storage).read_study(study.name)
 
 

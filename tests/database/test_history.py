@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from lcsc_opt.database.history import SummarizedStudy, answer_of
+from lcsc_opt.database.history import Standing, answer_of
 from lcsc_opt.database.report import HeldOutReport, Measurement
 from tests.history_examples import measured
 
 EMA = measured(2.0, name="EMA*")
 
 
-def study(optimizer: str, chosen: str, selection: float, *baselines: Measurement) -> SummarizedStudy:
+def study(optimizer: str, chosen: str, selection: float, *baselines: Measurement) -> Standing:
     """A study whose report chose this model; what was there before is EMA*."""
     answer = measured(2.0, name=chosen)
     report = HeldOutReport(answer, baselines, selection={chosen: selection}, answer=answer, had=EMA)
-    return SummarizedStudy(1, f"small/{optimizer}/0", "small", optimizer, 0, held_out=report)
+    return Standing(1, f"small/{optimizer}/0", "small", optimizer, 0, held_out=report)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def study(optimizer: str, chosen: str, selection: float, *baselines: Measurement
     ],
 )
 def test_what_a_search_found_comes_before_an_average_that_its_report_has_rejected(
-    searches: list[SummarizedStudy], expected: str
+    searches: list[Standing], expected: str
 ) -> None:
     answer = answer_of([study("EMAGrid", "EMA*", 0.5), *searches])
     assert answer is not None
@@ -44,4 +44,4 @@ def test_of_equal_answers_a_grids_own_counts() -> None:
 
 
 def test_without_a_report_there_is_no_answer() -> None:
-    assert answer_of([SummarizedStudy(1, "small/LCSC/0", "small", "LCSC", 0)]) is None
+    assert answer_of([Standing(1, "small/LCSC/0", "small", "LCSC", 0)]) is None

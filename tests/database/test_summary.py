@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.history import StudyHistory, SummarizedStudy
+from lcsc_opt.database.history import History, Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, trial_count
 from lcsc_opt.database.summary import SUMMARY, Summary
@@ -22,7 +22,7 @@ NAME = "digits/LCSC/0"
 LOSSES = [4.0, None, 3.0, 5.0, 2.5]
 
 
-def shown(study: SummarizedStudy) -> dict[str, object]:
+def shown(study: Standing) -> dict[str, object]:
     """What lists and rankings show, without times, which the coordinator's clock and the database's differ in."""
     summary = study.summary
     points = [(point.number, point.images, point.evaluations, point.loss) for point in summary.improvements]
@@ -100,7 +100,7 @@ def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_c
         other[field] = 1
     study.set_attribute(SUMMARY, other)
     [slow] = HistoryReader(storage).read_summaries("digits")
-    assert isinstance(slow, StudyHistory)
+    assert isinstance(slow, History)
     assert (slow.evaluations, slow.searched) == (5, 2.5)
     with study.hold():
         study.begin_summary(study.trials())

@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import BASELINES, short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import unbroken
@@ -189,12 +189,12 @@ class Page:
         return Output(f"{name}-new", "data")
 
 
-def refresh_interval(studies: Iterable[SummarizedStudy]) -> int:
+def refresh_interval(studies: Iterable[Standing]) -> int:
     """Milliseconds until the next refresh."""
     return RUNNING_MS if any(study.running for study in studies) else IDLE_MS
 
 
-def signature(studies: Iterable[SummarizedStudy], *more: object) -> str:
+def signature(studies: Iterable[Standing], *more: object) -> str:
     """Changes when anything that is drawn from these studies does."""
     return repr(([(study.study, study.study_id, study.revision) for study in studies], more))
 
@@ -238,7 +238,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
     return html.Div(html.Table([html.Thead(html.Tr(head)), html.Tbody(body)]), className="wide")
 
 
-def study_link(study: SummarizedStudy, page: str = "study", text: str | None = None) -> html.A:
+def study_link(study: Standing, page: str = "study", text: str | None = None) -> html.A:
     """To a page of ours about a study."""
     return html.A(text or study.study, href=f"{HOME}{page}?{urlencode({'study': study.study})}")
 

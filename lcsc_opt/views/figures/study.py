@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
-from lcsc_opt.database.history import Floats, StudyHistory, SummarizedStudy, best_ema
+from lcsc_opt.database.history import Floats, History, Standing, best_ema
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
@@ -49,8 +49,8 @@ _OTHER_TITLE = "optimizer, database, waiting"
 
 def own_figures(
     reader: HistoryReader,
-    study: StudyHistory,
-    studies: Sequence[SummarizedStudy],
+    study: History,
+    studies: Sequence[Standing],
     names: Collection[str],
     *,
     theme: Theme = "light",
@@ -61,7 +61,7 @@ def own_figures(
     The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = best_ema(studies)
-    compared: list[SummarizedStudy] = [study]
+    compared: list[Standing] = [study]
     if ema is not None and ema.study != study.study:
         compared.append(ema)
     draw_figure: dict[str, Callable[[], go.Figure]] = {
@@ -75,8 +75,8 @@ def own_figures(
 
 def coefficients_figure(
     reader: HistoryReader,
-    studies: Sequence[SummarizedStudy],
-    ema: SummarizedStudy | None = None,
+    studies: Sequence[Standing],
+    ema: Standing | None = None,
     *,
     theme: Theme = "light",
 ) -> go.Figure:
@@ -125,7 +125,7 @@ def coefficients_figure(
     )
 
 
-def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
+def _bars(study: Standing, coefficients: Floats) -> go.Bar:
     """A bar ``[K]`` for each checkpoint, over the steps since the checkpoint before it."""
     steps = study.steps
     intervals = _intervals(steps)
@@ -141,7 +141,7 @@ def _bars(study: SummarizedStudy, coefficients: Floats) -> go.Bar:
     )
 
 
-def _ema_line(ema: SummarizedStudy, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
+def _ema_line(ema: Standing, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
     steps = ema.steps
     return go.Scatter(
         x=steps,
@@ -156,7 +156,7 @@ def _ema_line(ema: SummarizedStudy, coefficients: Floats, *, in_legend: bool) ->
     )
 
 
-def _rows_panel(study: SummarizedStudy, rows: Floats) -> Panel:
+def _rows_panel(study: Standing, rows: Floats) -> Panel:
     """A heat map of ``[S, K]``, a row for each layer group, in the order of the way through the network."""
     order = sorted(range(len(rows)), key=lambda group: _layer_place(study.layer_groups[group]))
     names = [inert(study.layer_groups[group]) for group in order]
@@ -206,7 +206,7 @@ def _layer_place(name: str) -> int:
     return _LAYER_PLACES[match.lastgroup]
 
 
-def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
+def _heading(study: Standing, coefficients: Floats) -> str:
     """The title of an answer's panel: the trial, its loss, and the shape of its coefficients."""
     shape = f"Σ|a| = {sum_abs(coefficients):.2f}"
     if study.reported is not None:
@@ -217,7 +217,7 @@ def _heading(study: SummarizedStudy, coefficients: Floats) -> str:
     return in_lines(f"{study.study}, trial {study.chosen}", shape, count)
 
 
-def _coefficient_title(study: SummarizedStudy, *, is_mean: bool) -> str:
+def _coefficient_title(study: Standing, *, is_mean: bool) -> str:
     """The title of the axis of bars, in two lines above a heat map, where there is little height."""
     title = "coefficient"
     separator = " "
@@ -253,12 +253,12 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
-def has_movement(study: SummarizedStudy) -> bool:
+def has_movement(study: Standing) -> bool:
     """Whether there are enough improvements to see where the best coefficients went."""
     return len(study.summary.improvements) >= _FEWEST_IMPROVEMENTS
 
 
-def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: History, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly.
@@ -284,7 +284,7 @@ def _movement_figure(reader: HistoryReader, study: StudyHistory, theme: Theme) -
     return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
 
 
-def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
+def _times_figure(study: History, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
     ``other`` is the optimizer, the database, waiting, and what the objective's parts leave of an evaluation; without
@@ -333,7 +333,7 @@ def _times_figure(study: StudyHistory, theme: Theme) -> go.Figure:
     )
 
 
-def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], *, theme: Theme = "light") -> go.Figure:
+def distances_figure(reader: HistoryReader, studies: Sequence[Standing], *, theme: Theme = "light") -> go.Figure:
     """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
 
     With a row of coefficients for each layer group, the root mean square over rows.
@@ -372,12 +372,10 @@ def distances_figure(reader: HistoryReader, studies: Sequence[SummarizedStudy], 
     return draw([panel], x=Axis(options=ticks), theme=theme, view="distances")
 
 
-def _comparable_answers(
-    reader: HistoryReader, studies: Sequence[SummarizedStudy]
-) -> list[tuple[SummarizedStudy, Floats]]:
+def _comparable_answers(reader: HistoryReader, studies: Sequence[Standing]) -> list[tuple[Standing, Floats]]:
     """Studies with their answers ``[K]`` or ``[S, K]``, by optimizer; only those of the same steps and layer groups."""
     optimizers = list(dict.fromkeys(study.optimizer for study in studies))
-    answers: list[tuple[SummarizedStudy, Floats]] = []
+    answers: list[tuple[Standing, Floats]] = []
     for study in sorted(studies, key=lambda study: optimizers.index(study.optimizer)):
         answer = reader.answer(study)
         has_first_steps = not answers or study.steps == answers[0][0].steps

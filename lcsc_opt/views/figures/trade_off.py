@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import TRAINED, label, short_metric
 from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
@@ -22,14 +22,14 @@ _FIRST_UP = ("fid", "loss")
 _LOSS_AXIS = "held-out loss"
 
 
-def metrics_of(studies: Iterable[SummarizedStudy]) -> list[str]:
+def metrics_of(studies: Iterable[Standing]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
     names = dict.fromkeys(name for study in studies for name in _values(study))
     return sorted(names, key=lambda name: (metric_place(name, _FIRST_ACROSS), name == "loss"))
 
 
 def trade_off_figure(
-    studies: Sequence[SummarizedStudy], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
+    studies: Sequence[Standing], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
 ) -> go.Figure | None:
     """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
 
@@ -55,7 +55,7 @@ def trade_off_figure(
     x = x or next((name for name in names if name != y), None)
     if x is None or y is None:
         return None
-    joined: dict[tuple[str, int], list[SummarizedStudy]] = {}
+    joined: dict[tuple[str, int], list[Standing]] = {}
     for study in studies:
         if {x, y} <= _values(study).keys():
             joined.setdefault((study.optimizer, study.seed), []).append(study)
@@ -74,7 +74,7 @@ def trade_off_figure(
     )
 
 
-def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
+def _answers(studies: Sequence[Standing], x: str, y: str) -> go.Scatter:
     """The answers of one optimizer and seed, over the points of a sweep."""
     first = studies[0]
     line_style = style(first.optimizer)
@@ -96,7 +96,7 @@ def _answers(studies: Sequence[SummarizedStudy], x: str, y: str) -> go.Scatter:
     )
 
 
-def _error_bars(studies: Sequence[SummarizedStudy], metric: str) -> dict[str, Any]:
+def _error_bars(studies: Sequence[Standing], metric: str) -> dict[str, Any]:
     """The distances from each answer's value to the ends of its interval; none where that is not known."""
     below = []
     above = []
@@ -107,7 +107,7 @@ def _error_bars(studies: Sequence[SummarizedStudy], metric: str) -> dict[str, An
     return {"array": above, "arrayminus": below, "thickness": 1, "width": 3, "visible": any(below + above)}
 
 
-def _error(study: SummarizedStudy, metric: str) -> tuple[float, float]:
+def _error(study: Standing, metric: str) -> tuple[float, float]:
     """How far below and above its value a held-out metric may be: to its 95 % interval, else by its deviation."""
     rows = () if study.held_out is None else study.held_out.rows
     for row in rows:
@@ -119,7 +119,7 @@ def _error(study: SummarizedStudy, metric: str) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _trained(studies: Sequence[SummarizedStudy], name: str, x: str, y: str) -> go.Scatter | None:
+def _trained(studies: Sequence[Standing], name: str, x: str, y: str) -> go.Scatter | None:
     """A model of the trainer's, wherever a report measured it; ``None`` if none has both metrics."""
     places: dict[tuple[float, float], None] = {}
     for report in reports_of(studies):
@@ -143,7 +143,7 @@ def _trained(studies: Sequence[SummarizedStudy], name: str, x: str, y: str) -> g
     )
 
 
-def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Theme = "light") -> go.Figure:
+def parallel_figure(points: Mapping[str, Sequence[Standing]], theme: Theme = "light") -> go.Figure:
     """Parallel coordinates of a sweep: a line for each answer, through the values of what was varied to its loss.
 
     Values of a setting are evenly apart; losses are to scale, the lowest at the bottom. The lines are of Scatter:
@@ -153,7 +153,7 @@ def parallel_figure(points: Mapping[str, Sequence[SummarizedStudy]], theme: Them
         points: experiment → its studies; those without a held-out loss are left out.
         theme: the theme of the page.
     """
-    answers: list[tuple[SummarizedStudy, dict[str, str], float]] = []
+    answers: list[tuple[Standing, dict[str, str], float]] = []
     for point, studies in points.items():
         varied = split_point(point)[1]
         answers += [(study, varied, study.reported) for study in studies if study.reported is not None]
@@ -211,7 +211,7 @@ def _numbers_first(value: str) -> tuple[float, str]:
         return math.inf, value
 
 
-def _values(study: SummarizedStudy) -> dict[str, float]:
+def _values(study: Standing) -> dict[str, float]:
     """Name → value of everything that was measured of the answer on held-out noise."""
     if study.held_out is None or study.reported is None:
         return {}

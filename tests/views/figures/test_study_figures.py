@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
-from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.history import History
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import comparison_figure
@@ -31,12 +31,12 @@ NAMES = ("best_so_far", "coefficients", "movement", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
-def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[StudyHistory, ...]]:
+def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[History, ...]]:
     reader = HistoryReader(storage)
     return reader, reader.read(experiment)
 
 
-def drawn(reader: Any, name: str, study: StudyHistory) -> go.Figure:
+def drawn(reader: Any, name: str, study: History) -> go.Figure:
     return own_figures(reader, study, [study], [name])[name]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import SummarizedStudy
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
@@ -18,7 +18,7 @@ from tests.history_examples import measured
 from tests.study_examples import write_study
 
 
-def siblings(reader: HistoryReader, name: str) -> list[SummarizedStudy]:
+def siblings(reader: HistoryReader, name: str) -> list[Standing]:
     return [study for point in points_of(reader, name, siblings=True).values() for study in point]
 
 
