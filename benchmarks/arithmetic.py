@@ -33,7 +33,7 @@ from common import RESULTS, ROOT, machine, markdown, parse
 from real import FLOW_STEPS, SIDE, UNet, digits
 
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.evaluation.base import evaluate_safely
 from lcsc_opt.evaluation.layouts import fastest_layout

@@ -22,7 +22,7 @@ from torch import nn
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import CHANNELS_LAST
-from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
+from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage

@@ -20,7 +20,7 @@ from typing import Any
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.running import run_studies

@@ -37,7 +37,7 @@ import torch
 from common import machine, parse, trained, write_json
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 

@@ -34,7 +34,8 @@ from reproduction.published import TABLES
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.study_file import EMA_GRID, StudyFile, read_studies
+from lcsc_opt.base.study_file import StudyFile, read_studies
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import History

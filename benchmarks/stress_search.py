@@ -24,7 +24,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.arrays import coefficients_of

@@ -29,7 +29,8 @@ import yaml
 from common import RESULTS, ROOT, machine, markdown, parse
 
 from lcsc_opt.base.jackknife import half_width
-from lcsc_opt.base.study_file import EMA_GRID, FILL_IN
+from lcsc_opt.base.study_file import FILL_IN
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import answer_of
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT

@@ -37,7 +37,8 @@ from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.base.study_file import OptimizerSpec, parse_studies
+from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage

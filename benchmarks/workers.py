@@ -28,7 +28,7 @@ import numpy as np
 from common import machine, parse, trained, write_json
 
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
-from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.base.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage

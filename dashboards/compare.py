@@ -14,7 +14,7 @@ import dash_ag_grid
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader

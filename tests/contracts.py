@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps, default_origin

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from lcsc_opt.base.records import Evaluation
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.optimizers import attach_evaluation, build_optimizer, candidate_of
 

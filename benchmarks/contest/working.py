@@ -17,7 +17,7 @@ from contest.entries import Cell, Contender, study_file
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import is_finished

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import History, best_ema
 from lcsc_opt.database.names import EMA
 from lcsc_opt.database.report import MetricRow

@@ -12,15 +12,8 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import (
-    FILL_IN,
-    ModelKind,
-    StudyFile,
-    lines_to_fill_in,
-    parse_studies,
-    read_studies,
-    with_overrides,
-)
+from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_studies, read_studies, with_overrides
+from lcsc_opt.base.study_spec import ModelKind
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Output,

@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.base.study_file import LAYERS
+from lcsc_opt.base.study_spec import LAYERS
 
 OTHER = "other"
 """The group of the tensors that no pattern matches."""

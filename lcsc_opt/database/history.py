@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import HeldOutReport, Measurement
 from lcsc_opt.database.summary import PARTS, Summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_file import EMA_GRID, LANDSCAPE
+from lcsc_opt.base.study_spec import EMA_GRID, LANDSCAPE
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator

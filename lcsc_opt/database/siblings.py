@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.names import EMA, is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_spec import StudySpec
 
 Attributes = Mapping[str, Any]
 """User attributes of a stored study."""

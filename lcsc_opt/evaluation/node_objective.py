@@ -16,7 +16,7 @@ from typing import Any
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.paths import DEFAULT_FILES, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective

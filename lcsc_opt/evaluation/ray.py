@@ -22,7 +22,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.progress import hand_notices_to, notice
-from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
+from lcsc_opt.base.study_spec import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, WorkerSettings, load_evaluator

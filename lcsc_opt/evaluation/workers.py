@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
 

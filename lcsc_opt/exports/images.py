@@ -10,7 +10,7 @@ import numpy as np
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import best_ema
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader

@@ -19,7 +19,7 @@ from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import naming_setting
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.objective.contract import Objective
 

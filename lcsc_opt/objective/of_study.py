@@ -11,7 +11,7 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
-from lcsc_opt.base.study_file import ObjectiveSpec, StudySpec
+from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.names import split_name

@@ -17,7 +17,8 @@ from pydantic import JsonValue
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrajectoryError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, ModelKind, experiment_name
+from lcsc_opt.base.study_file import FILL_IN
+from lcsc_opt.base.study_spec import ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments, searched_key

@@ -19,7 +19,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
-from lcsc_opt.base.study_file import LANDSCAPE, OptimizerSpec
+from lcsc_opt.base.study_spec import LANDSCAPE, OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient

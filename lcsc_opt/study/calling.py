@@ -23,16 +23,8 @@ from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings
-from lcsc_opt.base.study_file import (
-    AUTO,
-    DEFAULT_BUDGET,
-    DEFAULT_STORAGE,
-    StudyFile,
-    StudySpec,
-    experiment_name,
-    parse_studies,
-    seconds_of,
-)
+from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_studies
+from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, StudySpec, experiment_name, seconds_of
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.connection import open_existing, reading
 from lcsc_opt.database.names import is_ranked, split_name

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_file import LANDSCAPE, StudySpec
+from lcsc_opt.base.study_spec import LANDSCAPE, StudySpec
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.states import Attributes, is_finished
 from lcsc_opt.database.store import StoredTrials

@@ -1,6 +1,6 @@
 """What a study has where nobody chose: the optimizers and the rows of coefficients.
 
-The budget is :data:`lcsc_opt.base.study_file.DEFAULT_BUDGET`. A study stores all of this, so a default may change.
+The budget is :data:`lcsc_opt.base.study_spec.DEFAULT_BUDGET`. A study stores all of this, so a default may change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec, StudyFile
+from lcsc_opt.base.study_file import StudyFile
+from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec
 from lcsc_opt.database.names import BASELINES, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.registry import configure

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
-from lcsc_opt.base.study_file import EMA_GRID, HeldOutSpec
+from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import EMA, TRAINED, split_name

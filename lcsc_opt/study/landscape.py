@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec
+from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec, StudySpec
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.objective.contract import Objective

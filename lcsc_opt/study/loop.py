@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
+from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes

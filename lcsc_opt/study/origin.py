@@ -10,7 +10,7 @@ import numpy as np
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.store import StoredStudy

@@ -6,7 +6,7 @@ import datetime
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.states import Attributes

@@ -14,7 +14,7 @@ from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients
-from lcsc_opt.base.study_file import LANDSCAPE, BudgetSpec, OptimizerSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.study_spec import LANDSCAPE, BudgetSpec, OptimizerSpec, SpaceSpec, StudySpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.objective.contract import Objective, StagedObjective

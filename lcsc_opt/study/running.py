@@ -13,7 +13,8 @@ from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, S
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import EMA_GRID, LANDSCAPE, OptimizerSpec, SpaceSpec, StudyFile, StudySpec
+from lcsc_opt.base.study_file import StudyFile
+from lcsc_opt.base.study_spec import EMA_GRID, LANDSCAPE, OptimizerSpec, SpaceSpec, StudySpec
 from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport

@@ -26,7 +26,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
-from lcsc_opt.base.study_file import BudgetSpec, StudySpec
+from lcsc_opt.base.study_spec import BudgetSpec, StudySpec
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import HeldOutReport

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
-from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.study_spec import BudgetSpec, SpaceSpec, StudySpec
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of

@@ -17,7 +17,7 @@ from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings, parse_yaml
-from lcsc_opt.base.study_file import experiment_name
+from lcsc_opt.base.study_spec import experiment_name
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder

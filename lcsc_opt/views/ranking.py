@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.base.study_file import EMA_GRID
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, Standing, as_known, best_ema
 from lcsc_opt.database.names import EMA, TRAINED, label

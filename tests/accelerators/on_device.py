@@ -17,7 +17,7 @@ import torch
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Yardstick
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.metrics.extractors.base import image_gradient

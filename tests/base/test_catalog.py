@@ -10,7 +10,7 @@ import yaml
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.paths import SHIPPED, BuildContext
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.names import BASELINES

@@ -11,7 +11,7 @@ import pytest
 
 import lcsc_opt
 from lcsc_opt.base.code import local_code, module_file
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 
 SAMPLER = """

@@ -14,15 +14,8 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
-from lcsc_opt.base.study_file import (
-    BudgetSpec,
-    OptimizerSpec,
-    SpaceSpec,
-    StudyFile,
-    experiment_name,
-    parse_studies,
-    storage_of_folder,
-)
+from lcsc_opt.base.study_file import StudyFile, parse_studies, storage_of_folder
+from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec, SpaceSpec, experiment_name
 from tests.study_examples import read_study_file
 
 MINIMAL = """

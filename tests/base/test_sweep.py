@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.study_file import OptimizerSpec, StudyFile, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.base.sweep import split_point
 from tests.study_examples import read_study_file
 

@@ -19,7 +19,7 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics.bundled_images import bundled_images

@@ -15,7 +15,7 @@ from unittest import mock
 import ray
 from ray.cluster_utils import Cluster
 
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies

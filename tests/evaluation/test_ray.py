@@ -22,7 +22,7 @@ import torch
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
+from lcsc_opt.base.study_spec import ObjectiveSpec, RayWorkers
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy

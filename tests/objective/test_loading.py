@@ -9,7 +9,7 @@ import pytest
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
 
 WITH_CONTEXT = """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore

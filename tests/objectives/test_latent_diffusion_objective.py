@@ -15,7 +15,7 @@ from torch import Tensor
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.lora import lora_modules
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.database.connection import open_storage

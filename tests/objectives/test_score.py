@@ -17,7 +17,7 @@ import lcsc_opt
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.scorer import Draw

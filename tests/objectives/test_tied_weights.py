@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import lcsc_opt
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import pack

@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, StudySpecError, TrajectoryError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
-from lcsc_opt.base.study_file import ObjectiveSpec, read_studies
+from lcsc_opt.base.study_file import read_studies
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images

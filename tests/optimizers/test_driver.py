@@ -12,7 +12,7 @@ import pytest
 from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import SearchFailedError
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers.driver import Driver

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import CoefficientSpace, ConvexSpace
 from lcsc_opt.database.names import BASELINES

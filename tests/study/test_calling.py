@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.study_file import BudgetSpec, parse_studies
+from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.store import our_studies

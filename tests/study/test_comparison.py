@@ -16,7 +16,8 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, StoredTrials

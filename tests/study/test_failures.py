@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 import lcsc_opt
 from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import store

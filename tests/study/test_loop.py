@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.arrays import coefficients_of

@@ -12,7 +12,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import BudgetSpec, FailureSpec
+from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.arrays import array_of

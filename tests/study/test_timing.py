@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import StudySpec, parse_studies
+from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers.registry import configure

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.reproducibility import blas_threads, derive_seed
-from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.optimizers import attach_evaluation, build_optimizer, candidate_of
 from lcsc_opt.optimizers.told_losses import ToldLosses

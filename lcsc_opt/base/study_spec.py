@@ -1,0 +1,344 @@
+"""The specification of one study: one optimizer and one seed over an objective, frozen and validated.
+
+The database stores it as it is, and a study is continued by what is stored. :mod:`lcsc_opt.base.study_file` makes it
+of a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings
+from lcsc_opt.base.sweep import split_point
+
+ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
+"""What checkpoints are: each kind has a template of a study file."""
+
+DEFAULT_BUDGET = 100  # evaluations of each optimizer
+EMA_GRID = "EMAGrid"
+LANDSCAPE = "Landscape"
+GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
+"""Optimizers that search nothing: their candidates are listed, averages or the points of a landscape. They have one
+row, in the affine space."""
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
+
+Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
+_DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
+Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
+
+
+def check_experiment(name: str) -> str:
+    """The name of an experiment, as it is.
+
+    Raises:
+        StudySpecError: it has other characters, or too many.
+    """
+    if len(name) <= 100 and EXPERIMENT.fullmatch(name):
+        return name
+    raise StudySpecError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {excerpt(name)}")
+
+
+def experiment_name(text: str) -> str:
+    """The name of a file or folder turned into that of an experiment, perhaps empty: other characters become ``-``."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
+
+
+Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
+"""The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
+
+
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+
+
+class ObjectiveSpec(FrozenModel):
+    """The file that builds the objective, and the settings for it, which that file checks."""
+
+    file: str
+    settings: Settings = pydantic.Field(default_factory=dict)
+
+
+LAYERS = "layers"
+"""The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+AUTO = "auto"
+"""Rows that :mod:`lcsc_opt.study.defaults` chooses for each optimizer."""
+
+_ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
+
+
+class SpaceSpec(FrozenModel):
+    """Which coefficients are searched, and from where.
+
+    ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
+    of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with
+    patterns; ``None`` is one row for all.
+    """
+
+    kind: Literal["affine", "convex"] = "affine"
+    origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
+    rows: str | dict[str, str | list[str]] | None = None
+
+    @pydantic.field_validator("rows", mode="before")
+    @classmethod
+    def _is_a_rule(cls, value: Any) -> Any:
+        if value in (None, LAYERS, AUTO):
+            return value
+        has_names = isinstance(value, Mapping)
+        if not has_names:
+            raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
+        for patterns in value.values():
+            listed = patterns if isinstance(patterns, list) else [patterns]
+            if not all(isinstance(pattern, str) for pattern in listed):
+                raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
+        return value
+
+
+class OptimizerSpec(FrozenModel):
+    """A name of Nevergrad's registry, where ours are registered too, and its options."""
+
+    name: Name
+    options: Settings = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read(cls, entry: Any) -> Any:
+        """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
+        if isinstance(entry, str):
+            return {"name": entry}
+        if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
+            ((name, options),) = entry.items()
+            return {"name": name, "options": {} if options is None else options}
+        return entry
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> OptimizerSpec:
+        """The same optimizer; options that it does not name have these values."""
+        return self.model_copy(update={"options": {**defaults, **self.options}})
+
+
+class BudgetSpec(FrozenModel):
+    """A total over the study's whole life: a number of evaluations, or of images; or a time.
+
+    ``seconds`` are for all searches of a run together. ``5 min`` is short for ``{seconds: 300}``.
+    """
+
+    evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
+    images: Annotated[int, pydantic.Field(ge=1)] | None = None
+    seconds: Annotated[Finite, pydantic.Field(gt=0)] | None = None
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
+        if isinstance(value, str):
+            value = {"seconds": seconds_of(value)}
+        budget = parse(value)
+        given = list(budget.model_dump(exclude_none=True))
+        if len(given) > 1:
+            last = [name for name in value if name in given][-1]  # an override comes after what the file says
+            only = f"{{{last}: {value[last]}}}"
+            raise ValueError(
+                f"expected one unit, got {' and '.join(given)}; for {last} alone write budget: {only}, or at the "
+                f"command line 'budget={only}'"
+            )
+        if not given:
+            raise ValueError("expected either evaluations or images, or a time such as 5 min")
+        return budget
+
+    @property
+    def unit(self) -> Literal["evaluations", "images", "seconds"]:
+        """What the budget counts."""
+        if self.seconds is not None:
+            return "seconds"
+        return "images" if self.evaluations is None else "evaluations"
+
+    @property
+    def total(self) -> int:
+        """The number of evaluations, images or whole seconds."""
+        return self.evaluations or self.images or math.ceil(self.seconds or 0)
+
+    def with_total(self, total: int) -> BudgetSpec:
+        """Another total in the same unit."""
+        return BudgetSpec(**{self.unit: total})
+
+    def __str__(self) -> str:
+        return f"{self.total:,} {self.unit}"
+
+
+def seconds_of(duration: str) -> float:
+    """A time as people write it, such as ``5 min``, in seconds.
+
+    Raises:
+        ValueError: it is no time, or none above zero.
+    """
+    match = _DURATION.fullmatch(duration.strip().lower())
+    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2][0]]
+    if seconds <= 0:
+        raise ValueError(f"expected a time such as 5 min, got {excerpt(duration)}")
+    return seconds
+
+
+class HeldOutSpec(FrozenModel):
+    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise.
+
+    Attributes:
+        images: for each trial and each group of noise; items of a score. ``None`` is the objective's own number, or
+            10,000.
+        top: how many trials.
+    """
+
+    images: Annotated[int, pydantic.Field(ge=2)] | None = None
+    top: Annotated[int, pydantic.Field(ge=1)] = 5
+
+    def images_with(self, objective_images: int | None) -> int:
+        """The number of images, for an objective whose own number is ``objective_images``."""
+        return self.images or objective_images or 10_000
+
+
+class FailureSpec(FrozenModel):
+    """What happens to evaluations that fail.
+
+    A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
+    tried again. The search stops when ``in_a_row`` trials have failed one after the other; ``None`` lets it go on.
+    """
+
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2
+    in_a_row: Annotated[int, pydantic.Field(ge=1)] | None = 5
+
+
+class RayWorkers(FrozenModel):
+    """Workers on a Ray cluster. Only their number belongs to the study; the rest may change when it is continued.
+
+    Attributes:
+        ray: how many workers.
+        gpus: GPUs per worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
+            two workers share a GPU.
+        cpus: CPUs per worker; also its number of threads.
+        address: the address of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
+    """
+
+    ray: Annotated[int, pydantic.Field(ge=1)]
+    gpus: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
+    cpus: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1
+    address: Annotated[str, pydantic.StringConstraints(min_length=1)] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _integers_above_one(self) -> RayWorkers:
+        for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
+            if value is not None and value > 1 and not float(value).is_integer():
+                raise ValueError(f"{name}: expected a fraction below one, or an integer, got {value}")
+        return self
+
+
+def _is_device(name: Any) -> bool:
+    return isinstance(name, str) and _DEVICE.fullmatch(name) is not None
+
+
+def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
+    if isinstance(value, Mapping):
+        try:
+            return parse_settings(RayWorkers, value, source="")
+        except StudySpecError as error:  # its lines get the path of the key
+            raise ValueError(str(error).removeprefix(": ")) from error
+    if value == "auto" or isinstance(value, RayWorkers):
+        return value  # type: ignore[no-any-return]
+    if type(value) is int and value >= 1:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(_is_device(name) for name in value):
+        return tuple(value)
+    raise ValueError(
+        f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
+    )
+
+
+Workers = Annotated[int | Literal["auto"] | tuple[str, ...] | RayWorkers, pydantic.BeforeValidator(_read_workers)]
+"""A number of processes, ``auto`` for one on each GPU, a list with the device of each process, or those of a Ray
+cluster."""
+
+
+class StudySpec(FrozenModel):
+    """One study: one optimizer and one seed of a study file. The database holds it as it is.
+
+    Attributes:
+        experiment: the name in the study file, or of a point of its sweep.
+        optimizer: searches.
+        seed: of everything random in the search.
+        objective, space, budget, workers, failures, held_out: as in the study file.
+        start: a stored study, at whose answer the search begins; grids have none.
+    """
+
+    experiment: Experiment
+    optimizer: OptimizerSpec
+    seed: Annotated[int, pydantic.Field(ge=0, strict=True)] = 0
+    objective: ObjectiveSpec
+    space: SpaceSpec = SpaceSpec()
+    start: str | None = None
+    budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
+    workers: Workers = 1
+    failures: FailureSpec = FailureSpec()
+    held_out: HeldOutSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the Optuna study."""
+        return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
+
+    @property
+    def sweep(self) -> str:
+        """The name of the whole sweep; the experiment's name if nothing is varied."""
+        return split_point(self.experiment)[0]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether candidates are listed, not searched."""
+        return self.optimizer.name in GRIDS
+
+    @property
+    def begins_at_ema(self) -> bool:
+        """Whether a search begins at EMA* where it is known: unless the study file or the algorithm says where."""
+        says_where = self.start is not None or self.space.origin is not None
+        return not (self.is_grid or says_where or self.optimizer.name == "LCSC")
+
+    def content(self) -> dict[str, Any]:
+        """The content of a study file that asks for this study alone."""
+        shared = self.model_dump(mode="json", exclude={"experiment", "optimizer", "seed"})
+        optimizer = {self.optimizer.name: self.optimizer.options}
+        return {"name": self.experiment, "optimizers": [optimizer], "seeds": [self.seed], **shared}
+
+    @property
+    def ray(self) -> RayWorkers | None:
+        """The workers of a Ray cluster; ``None`` if this machine evaluates."""
+        return self.workers if isinstance(self.workers, RayWorkers) else None
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes evaluate; ``auto`` is one for each GPU, or one."""
+        if isinstance(self.workers, int):
+            return self.workers
+        if isinstance(self.workers, RayWorkers):
+            return self.workers.ray
+        if self.workers == "auto":
+            from lcsc_opt.base import accelerator
+
+            return max(len(accelerator.names()), 1)
+        return len(self.workers)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of the workers, if the study file lists them."""
+        return self.workers if isinstance(self.workers, tuple) else ()
+
+    @property
+    def device(self) -> str:
+        """The device in the objective's settings; ``auto`` if they name none."""
+        return str(self.objective.settings.get("device", "auto"))
+
+    @property
+    def names_device(self) -> bool:
+        """Whether the objective's settings choose the device, which workers then share."""
+        return self.device == "cpu" or ":" in self.device
