@@ -168,6 +168,18 @@ class Evaluation:
     without_groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict, compare=False)
 
 
+def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
+    """The metric that a loss is, up to the sign; ``None`` if it is none of them.
+
+    Only the first can be: an objective lists the metric first that it searches, and another one may have the same value
+    by chance.
+    """
+    first = next(iter(metrics), None)
+    if first is None or abs(metrics[first]) != abs(loss):
+        return None
+    return first
+
+
 @dataclasses.dataclass(frozen=True)
 class NodeWork:
     """The workers of one machine.

@@ -243,7 +243,7 @@ def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
     if isinstance(value, Mapping):
         try:
             return parse_settings(RayWorkers, value, source="")
-        except StudySpecError as error:  # its lines get the path of the key
+        except StudySpecError as error:  # pydantic puts the key's name in front
             raise ValueError(str(error).removeprefix(": ")) from error
     if value == "auto" or isinstance(value, RayWorkers):
         return value  # type: ignore[no-any-return]

@@ -101,9 +101,10 @@ def reading(url: str) -> Iterator[RDBStorage]:
 
 
 def open_existing(url: str) -> RDBStorage | None:
-    """Open a study database to write; ``None`` if it does not exist yet, or holds no studies.
+    """Open a study database to write; ``None`` if it is a file that does not exist yet, or lacks Optuna's tables.
 
-    So a study that is refused before its search begins leaves no database behind.
+    So a study that is refused before its search begins leaves no file behind. A server is always opened, and gets the
+    tables.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened, or created.

@@ -223,7 +223,11 @@ class Standing:
         return self.best
 
     def as_row(self) -> dict[str, Any]:
-        """What ``lcsc list --format json`` prints of a study."""
+        """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
+
+        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of the best trial: also where the
+        report's answer is another model.
+        """
         report = self.held_out
         rows = () if report is None else report.rows
         return {

@@ -195,12 +195,12 @@ class HistoryReader:
             names: ``None`` for all studies.
 
         Raises:
-            StudyStoreError: a name is not that of one of our studies, or the database cannot be read.
+            StudyStoreError: a name is not ``experiment/optimizer/seed``, or the database cannot be read.
         """
         with self._lock:
             self._notice_another_file()
             studies = self._our_studies()
-            chosen = list(studies if names is None else names)
+            chosen = list(studies) if names is None else _checked(names)
             running = in_database(self.storage, lambda: locked(self.storage, chosen))
             return self._each(chosen, studies, running, self._summarized)
 
@@ -238,14 +238,12 @@ class HistoryReader:
             return None
 
     def read_studies(self, names: Iterable[str]) -> tuple[History, ...]:
-        """The studies of these names as they are now, in this order; those that were deleted are left out.
+        """The studies of these names as they are now, in this order; those that do not exist are left out.
 
         Raises:
-            StudyStoreError: a name is not that of one of our studies, or the database cannot be read.
+            StudyStoreError: a name is not ``experiment/optimizer/seed``, or the database cannot be read.
         """
-        names = list(names)
-        for name in names:
-            split_name(name)
+        names = _checked(names)
         with self._lock:
             self._notice_another_file()
             studies = self._our_studies()
@@ -256,21 +254,21 @@ class HistoryReader:
         """One study as it is now.
 
         Raises:
-            StudyStoreError: its name is not ``experiment/optimizer/seed``, or it was deleted.
+            StudyStoreError: its name is not ``experiment/optimizer/seed``, or there is no such study.
         """
         for study in self.read_studies([name]):
             return study
-        raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+        raise StudyStoreError(f"{name}: is not in the database, or was deleted while it was read")
 
     def read_summary(self, name: str) -> Standing:
         """:meth:`read_study` without the trials, which are not read.
 
         Raises:
-            StudyStoreError: its name is not ``experiment/optimizer/seed``, or it was deleted.
+            StudyStoreError: its name is not ``experiment/optimizer/seed``, or there is no such study.
         """
         for study in self.summaries([name]):
             return study
-        raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+        raise StudyStoreError(f"{name}: is not in the database, or was deleted while it was read")
 
     def failures(self, study: Standing) -> Failures:
         """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
@@ -475,6 +473,18 @@ class HistoryReader:
             tracebacks={**study.tracebacks, **tracebacks},
         )
         return _with_names(study, {trial.number: trial for trial in stored_trials}), is_changed
+
+
+def _checked(names: Iterable[str]) -> list[str]:
+    """The names of studies.
+
+    Raises:
+        StudyStoreError: one is not ``experiment/optimizer/seed``.
+    """
+    names = list(names)
+    for name in names:
+        split_name(name)
+    return names
 
 
 def _forgotten(attributes: Mapping[str, Any]) -> set[int]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from lcsc_opt.base.records import SEARCH, STANDARD_ERROR, Evaluation, Noise, SamplerTitle, Yardstick
+from lcsc_opt.base.records import SEARCH, STANDARD_ERROR, Evaluation, Noise, SamplerTitle, Yardstick, metric_of_loss
 from lcsc_opt.database.arrays import array_of, stored_array
 from lcsc_opt.database.names import EMA
 
@@ -92,10 +92,9 @@ class Measurement:
     def of(cls, model: Model, evaluation: Evaluation, *, images: int, seed: int) -> Measurement:
         """An evaluation of a model on one group of noise."""
         values = {**evaluation.metrics, "loss": evaluation.loss}
-        for name, value in evaluation.metrics.items():
-            error = evaluation.metrics.get(name + STANDARD_ERROR)
-            if error is not None and abs(value) == abs(evaluation.loss):  # the loss is this metric, up to the sign
-                values["loss" + STANDARD_ERROR] = error
+        of_loss = metric_of_loss(evaluation.metrics, evaluation.loss)
+        if of_loss is not None and of_loss + STANDARD_ERROR in evaluation.metrics:
+            values["loss" + STANDARD_ERROR] = evaluation.metrics[of_loss + STANDARD_ERROR]
         return cls(
             model,
             images,
@@ -131,6 +130,11 @@ class Measurement:
         """Name → mean over the groups of noise."""
         names = [name for name in self.values if name not in ("loss", "loss" + STANDARD_ERROR)]
         return {name: statistics.fmean(self.values[name]) for name in names}
+
+    @property
+    def metric_of_loss(self) -> str | None:
+        """The metric that the loss is, up to the sign; ``None`` if it is none of them."""
+        return metric_of_loss(self.metrics, self.loss)
 
     def value(self, metric: str) -> float | None:
         """The mean of a metric, or of ``loss``; ``None`` if it was not measured in all groups."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.base.records import metric_of_loss
 from lcsc_opt.database.history import COSTS, TRIAL, Trials
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.states import SUCCEEDED
@@ -42,8 +43,10 @@ def _seconds(moment: datetime.datetime | None) -> float:
 
 def name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
     """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics, or one of that name."""
-    name = next((name for name, value in metrics.items() if value == loss), "loss")
-    if name.endswith(".loss"):  # of a user's function, whose metric "loss" has its name in front
+    name = None if loss is None else metric_of_loss(metrics, loss)
+    if (
+        name is None or metrics[name] != loss or name.endswith(".loss")
+    ):  # a function's metric "loss" has its name before
         return "loss"
     formula, at, extractor = short_metric(name).partition("@")
     if formula in _ABBREVIATIONS:

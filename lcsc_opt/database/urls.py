@@ -26,7 +26,11 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
 
 
 def absolute_url(url: str) -> str:
-    """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is."""
+    """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is.
+
+    Raises:
+        StudyStoreError: as :func:`url_of_file`.
+    """
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # whoever opens it says what is wrong
@@ -34,9 +38,13 @@ def absolute_url(url: str) -> str:
     file = sqlite_file(parsed)
     if file is None or file.is_absolute() or str(file).startswith("file:"):
         return url
-    if parsed.query:
-        return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
-    return url_of_file(file.absolute())
+    name = str(file.absolute())
+    if parsed.drivername == "sqlite" and not parsed.query:
+        return url_of_file(name)
+    whole = parsed.set(database=name).render_as_string(hide_password=False)
+    if sa.make_url(whole).database != name:
+        raise _without_url(name)
+    return whole
 
 
 def url_of_file(file: Path | str) -> str:
@@ -52,7 +60,11 @@ def url_of_file(file: Path | str) -> str:
     url = f"sqlite:///{urllib.parse.quote(name)}"
     if sa.make_url(url).database == name:
         return url
-    raise StudyStoreError(f"storage: {name}: SQLAlchemy 2.0 opens no file whose name has a ? in it; give another name")
+    raise _without_url(name)
+
+
+def _without_url(name: str) -> StudyStoreError:
+    return StudyStoreError(f"storage: {name}: SQLAlchemy 2.0 opens no file whose name has a ? in it; give another name")
 
 
 def is_there(url: str) -> bool:
@@ -81,7 +93,8 @@ def parse_url(url: str) -> sa.URL:
     """The URL with an installed driver.
 
     Raises:
-        StudyStoreError: it cannot be parsed. The message quotes none that may hold a password.
+        StudyStoreError: it cannot be parsed, or names an SQLite URI in place of a file. The message quotes no URL that
+            may hold a password.
     """
     if _has_raw_at(url):
         raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
@@ -91,6 +104,8 @@ def parse_url(url: str) -> sa.URL:
         is_file_name = "//" not in url and "@" not in url
         shown = f"{url}; of that file it is {url_of_file(url)}" if is_file_name else masked(url)
         raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {shown}") from None
+    if parsed.get_backend_name() == "sqlite" and (parsed.database or "").startswith("file:"):
+        raise StudyStoreError(f"storage: {masked(url)}: give the file itself, as in sqlite:///studies.db")
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
     for driver in ("psycopg", "psycopg2"):

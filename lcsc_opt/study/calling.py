@@ -203,7 +203,7 @@ class _Call:
 
     Attributes:
         file: the objective's, in the catalog.
-        settings: its settings, without the checkpoints.
+        settings: its settings; :meth:`place_checkpoints` adds the checkpoints.
         checkpoints: patterns, or state dicts by their steps.
         functions: name in the settings → function, of those that no process can import.
         not_importable: argument → what it is, of those.
@@ -270,10 +270,14 @@ class _Call:
         return not self.not_importable
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
-        """Name the checkpoints in the settings; those in memory are packed first.
+        """Put the checkpoints into :attr:`settings`, which :meth:`content` shares; those in memory are packed first.
+
+        Args:
+            experiment: its name.
+            stored: name → attributes of its stored studies.
 
         Raises:
-            TrajectoryError: those in memory are of different models, or not those that a stored study began with.
+            TrajectoryError: those in memory cannot be packed, or are not those that a stored study began with.
         """
         if isinstance(self.checkpoints, Mapping):
             path = pack_state_dicts(self.checkpoints, self.files)

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
-from lcsc_opt.base.study_spec import EMA_GRID, HeldOutSpec
+from lcsc_opt.base.study_spec import EMA_GRID, GRIDS, HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import EMA, TRAINED, split_name
@@ -151,7 +151,9 @@ def score_held_out(
             except SearchFailedError as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
         advance(0, note=f"{measurer.sign * report.loss:.4g}")  # the bar ends on the best trial's number
-    warnings = [*_warnings(study, report, trials, measurer, plan), overfitting(trials)]
+    warnings = [*_warnings(study, report, trials, measurer, plan)]
+    if split_name(study.name)[1] not in GRIDS:  # their candidates fit nothing
+        warnings.append(overfitting(trials))
     report = dataclasses.replace(report, warning="; ".join(filter(None, warnings)) or None)
     if report.warning is not None:
         notice(f"{study.name}: {report.warning}")

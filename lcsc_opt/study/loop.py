@@ -193,6 +193,7 @@ class Loop:
         return self._images_per_evaluation if images is None else images
 
     def _ask(self) -> _Trial:
+        """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted."""
         parameter = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
         if self._to_replay:
@@ -204,7 +205,7 @@ class Loop:
         return self._submit(_Trial(number, candidate, parameter))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
-        """A stored trial that was asked again: with its result, or evaluated again if it has none."""
+        """A stored trial that was asked again: with its result, or submitted again if it has none."""
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)

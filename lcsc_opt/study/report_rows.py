@@ -17,7 +17,9 @@ _TOLERATED = {"outside": 0.05}  # metric → by how much it may get worse; a few
 def metric_rows(
     model: Measurement, baseline: Measurement | None = None, *, reported: ReportedMetrics, sign: int = 1
 ) -> tuple[MetricRow, ...]:
-    """The rows of a held-out report: the loss, the evaluation metrics, then what else was measured.
+    """The rows of a held-out report: the loss or the score, the metrics of ``reported.signs``, then all others.
+
+    Nobody knows whether the others are better lower or higher, so they have no gains.
 
     Args:
         model: what is compared.
@@ -46,25 +48,23 @@ def metric_rows(
 def _directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict[str, int | None]:
     """Metric → 1 if lower is better, −1 if higher is, ``None`` if that is not known; the loss or the score first.
 
-    Standard errors have no rows, nor has the loss under another name. One that is the loss times −1 is better where it
-    is higher.
+    Standard errors have no rows, nor has the loss under another name. A metric that is the loss times −1 is better
+    where it is higher.
     """
-    losses = model.values["loss"]
-    scores = tuple(-loss for loss in losses)
+    of_loss = model.metric_of_loss
     directions: dict[str, int | None] = {"loss": 1}
-    if sign < 0:
-        directions = {next(metric for metric, values in model.values.items() if values == scores): -1}
+    if sign < 0 and of_loss is not None:
+        directions = {of_loss: -1}
     for metric in (*reported.signs, *model.values):
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in model.values
         if metric in ("loss", *directions) or metric not in model.values or is_error:
             continue
-        values = model.values[metric]
         if metric in reported.signs:
             directions[metric] = reported.signs[metric]
-        elif values == scores:
-            directions[metric] = -1
-        elif values != losses:
+        elif metric != of_loss:
             directions[metric] = None
+        elif model.values[metric] != model.values["loss"]:
+            directions[metric] = -1
     return directions
 
 

@@ -63,9 +63,14 @@ def _broken_bound(row: MetricRow, bound: float) -> str:
 
 
 def _worse_than(rows: Rows, trained: Rows, searched_below_ema: bool | None) -> str | None:
-    """The warning that the search lost to a model of the trainer's, whatever it gained against the baseline.
+    """The warning that the search lost to a model of the trainer's, or may have, whatever it gained against EMA*.
 
-    Below EMA* in its own loss and worse held out, it has overfitted its data; else it was too short.
+    Below EMA* in its own loss and worse held out, it has overfitted its data; not below, it was too short.
+
+    Args:
+        rows: the found model against EMA*.
+        trained: the same model against the trainer's.
+        searched_below_ema: as of :func:`warning_of`.
     """
     loss = trained[0]
     worse = [row for row in trained if row.lost and (row is loss or row.is_judge)]
@@ -140,6 +145,7 @@ def overfitting(trials: Sequence[FrozenTrial]) -> str | None:
     """
     from scipy.stats import kendalltau  # takes a second
 
+    # the loss, and the loss with its FID to the held-out real images
     pairs = [(trial.value, trial.user_attrs.get("unseen")) for trial in compared_trials(trials)]
     complete_pairs = [pair for pair in pairs if pair[1] is not None]
     recent = np.array(complete_pairs[len(complete_pairs) // 2 :])
@@ -149,7 +155,7 @@ def overfitting(trials: Sequence[FrozenTrial]) -> str | None:
     is_certain = max(loss_trend.pvalue, unseen_trend.pvalue) < _TREND_LEVEL
     if not is_certain or not loss_trend.statistic < 0 < unseen_trend.statistic:
         return None
-    rise = f"{recent[:, 1].min():.4g} → {recent[-1, 1]:.4g}"
+    rise = f"{recent[:, 1].min():.4g} → {recent[:, 1].max():.4g}"
     return (
         "the loss fell, but the distance to held-out real images rose in the later half of the search "
         f"({rise}): the search is overfitting the reference images. Use more of them, one row of coefficients, or "

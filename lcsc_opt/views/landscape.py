@@ -148,7 +148,8 @@ class Landscape:
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc run FILE --optimizer Landscape")
         experiment = split_name(name)[0]
         searches = [search for search in reader.searches() if split_name(search)[0] == experiment]
-        landscape, *histories = reader.read_studies([name, *searches])
+        landscape = reader.read_study(name)
+        histories = reader.read_studies(searches)
         attributes = StoredStudy.open(reader.storage, name).attributes
         options = attributes["specification"]["optimizer"]["options"]
         plane = Plane.through(options.get("corners"), landscape.steps)

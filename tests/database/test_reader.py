@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -157,6 +158,15 @@ def test_studies_that_are_deleted_after_their_names_were_read_are_left_out(stora
         storage.delete_study(storage.get_study_id_from_name(names[1]))
         assert [study.study for study in reader.read_studies(names)] == names[:1]
         assert [study.study for study in reader.summaries(names)] == names[:1]
+
+
+@pytest.mark.parametrize("read", [HistoryReader.read_study, HistoryReader.read_summary])
+def test_a_name_of_another_form_and_one_that_is_not_there_are_told_apart(storage: RDBStorage, read: Any) -> None:
+    reader = HistoryReader(storage)
+    with pytest.raises(StudyStoreError, match="not a study of lcsc_opt"):
+        read(reader, "garbage")
+    with pytest.raises(StudyStoreError, match="digits/CMA/9: is not in the database"):
+        read(reader, "digits/CMA/9")
 
 
 def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:

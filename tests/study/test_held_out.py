@@ -429,6 +429,14 @@ def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(study: Stor
         assert ("keep: precision" in warning) == (metrics is trades)
 
 
+def test_a_grid_is_not_warned_of_overfitting(study: StoredStudy) -> None:
+    grid = write_study(study.storage, "small/Grid/0", [4.0])
+    for number in range(1, 25):
+        grid.finish(grid.add_candidate(Candidate(coefficients(number))), Evaluation(1 / number, unseen=3 + number))
+    warning = score_held_out(grid, Measured(follows), PLAN).warning or ""
+    assert "overfitting" not in warning
+
+
 REPORTED = """
     def reported_metrics(self):
         from lcsc_opt.objective.contract import ReportedMetrics

@@ -13,6 +13,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from sqlalchemy import make_url
 
 import lcsc_opt
 from lcsc_opt.base.errors import TrajectoryError
@@ -170,6 +171,15 @@ def test_a_database_is_named_by_its_whole_path_and_shown_from_here(tmp_path: Pat
     assert masked(url) == "sqlite:///studies.db"
     assert storage_url("sqlite:///d.db?timeout=5").startswith(f"sqlite:///{tmp_path}/d.db?")
     assert storage_url("postgresql://server/d") == "postgresql://server/d"
+    with_driver = make_url(storage_url("sqlite+pysqlcipher://:word@/d.db"))
+    assert (with_driver.drivername, with_driver.password) == ("sqlite+pysqlcipher", "word")
+    assert with_driver.database == f"{tmp_path}/d.db"
+
+
+def test_an_sqlite_uri_in_place_of_a_file_is_refused(workplace: Path, typed: Typed) -> None:
+    said = typed("list", "--storage", "sqlite:///file:studies.db?uri=true", status=2).err
+    assert "give the file itself, as in sqlite:///studies.db" in said
+    assert not list(workplace.iterdir())
 
 
 def test_what_a_score_leaves_behind_in_the_network_is_put_back(task: Any, tmp_path: Path) -> None:
