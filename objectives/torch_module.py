@@ -64,6 +64,9 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
         noise = self.noise()
         if network is None:
             network = _network(self, context)
+        names = f"{self.model}, {self.sampler}"
+        if self.model_settings:
+            names = f"{self.model} {self.model_settings}, {self.sampler}"
         return FunctionSampler(
             network,
             import_dotted(self.sampler, setting="sampler", functions=context.functions),
@@ -73,7 +76,7 @@ class Settings(ImageObjectiveSettings, AlsoSettings):
             labels=ClassLabels.choose(self.labels, classes=self.classes, noise=noise),
             options=self.sampler_settings,
             settings=self,
-            name=f"{self.model} {self.model_settings}, {self.sampler}",
+            name=names,
         )
 
 
