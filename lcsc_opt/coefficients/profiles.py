@@ -96,11 +96,6 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
     return averages + [uniform_coefficients(len(steps), window) for window in _plain_windows(len(steps))]
 
 
-def plain_average_count(steps: Sequence[int]) -> int:
-    """How many :func:`plain_averages` there are by default."""
-    return len(PAPER_EMA_RATES) + len(_plain_windows(len(steps)))
-
-
 def _plain_windows(count: int) -> list[int]:
     """1, 3, 10 … and all of so many checkpoints."""
     return [*(window for window in (1, 3, 10, 30, 100) if window < count), count]

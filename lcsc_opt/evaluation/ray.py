@@ -88,16 +88,6 @@ def ray_workers(
             yield pool
 
 
-def check_cluster(settings: RayWorkers, spec: ObjectiveSpec) -> None:
-    """Refuse a cluster without room for a worker of the objective; no files are sent there.
-
-    Raises:
-        StudySpecError: there is no Ray, no cluster, or no room.
-    """
-    with _connected(settings.address, {}) as ray:
-        _Cluster(ray, settings, spec).check()
-
-
 class _Cluster:
     """The machines of a Ray cluster, as places where workers run, each with so many ``gpus``."""
 
