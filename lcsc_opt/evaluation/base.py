@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -147,35 +147,36 @@ def _plain(answer: object) -> Evaluation:
     gradient = answer.gradient
     if gradient is not None:
         gradient = np.asarray(gradient, dtype=np.float64)
-    cost = {name: _number(f"cost.{name}", value) for name, value in dataclasses.asdict(answer.cost).items()}
+    losses = {"loss": answer.loss}
+    for name in ("violation", "unseen"):
+        if getattr(answer, name) is not None:
+            losses[name] = getattr(answer, name)
+    plain_losses = {name: float(number) for name, number in _plain_numbers("", losses).items()}
+    without_groups = {}
+    for name, values in answer.without_groups.items():
+        plain_values = _plain_numbers(f"without_groups.{name}.", dict(enumerate(values)))
+        without_groups[name] = tuple(map(float, plain_values.values()))
     return dataclasses.replace(
         answer,
-        loss=float(_number("loss", answer.loss)),
-        metrics={name: _number(f"metrics.{name}", value) for name, value in answer.metrics.items()},
-        cost=Cost(**cost),
+        **plain_losses,
+        metrics=_plain_numbers("metrics.", answer.metrics),
+        cost=Cost(**_plain_numbers("cost.", dataclasses.asdict(answer.cost))),
         gradient=gradient,
-        violation=_optional_float("violation", answer.violation),
-        unseen=_optional_float("unseen", answer.unseen),
-        without_groups={
-            name: tuple(float(_number(f"without_groups.{name}", value)) for value in values)
-            for name, values in answer.without_groups.items()
-        },
+        without_groups=without_groups,
     )
 
 
-def _optional_float(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    return float(_number(name, value))
-
-
-def _number(name: str, value: Any) -> Any:
-    plain = value
-    if hasattr(value, "item"):  # of numpy or torch
-        plain = value.item()
-    if not isinstance(plain, (int, float)):
-        raise ObjectiveError(f"{name}: expected a number, got {value!r}")
-    return plain
+def _plain_numbers(prefix: str, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """These numbers as Python's own; ``prefix`` is what an error says before a name."""
+    numbers = {}
+    for name, value in values.items():
+        number = value
+        if hasattr(value, "item"):  # of numpy or torch
+            number = value.item()
+        if not isinstance(number, (int, float)):
+            raise ObjectiveError(f"{prefix}{name}: expected a number, got {value!r}")
+        numbers[name] = number
+    return numbers
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:

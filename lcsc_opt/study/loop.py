@@ -45,12 +45,17 @@ class _Trial:
     """A trial between ask and tell.
 
     Attributes:
+        parameter: Nevergrad's candidate.
+        price: what it costs, in the unit of the budget.
+        compares: whether its loss compares with those of other trials.
         ended_now: its result is of this run.
     """
 
     number: int
     candidate: Candidate
-    parameter: Any  # Nevergrad's candidate
+    parameter: Any
+    price: int
+    compares: bool
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
@@ -174,7 +179,7 @@ class Loop:
                 break
             trial = self._ask()
             self._in_flight.append(trial)
-            asked += self._price(trial.candidate.images)
+            asked += trial.price
         while self._in_flight:
             self._tell_next(on_progress)
         if self.told and self.failed == self.told:
@@ -196,13 +201,15 @@ class Loop:
         """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted."""
         parameter = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
+        price = self._price(candidate.images)
+        compares = candidate.compares(self._images_per_evaluation)
         if self._to_replay:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
-            return self._resumed(stored, _Trial(stored.number, candidate, parameter))
+            return self._resumed(stored, _Trial(stored.number, candidate, parameter, price, compares))
         self._owed = max(self._owed - 1, 0)
         number = self._study.add_candidate(candidate)
-        return self._submit(_Trial(number, candidate, parameter))
+        return self._submit(_Trial(number, candidate, parameter, price, compares))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
         """A stored trial that was asked again: with its result, or submitted again if it has none."""
@@ -247,7 +254,7 @@ class Loop:
         attach_evaluation(asked.parameter, evaluation)
         self._driver.tell(asked.parameter, loss)
         self.told += 1
-        self.spent += self._price(asked.candidate.images)
+        self.spent += asked.price
         on_progress(self)
         if asked.ended_now:
             self._call_callbacks(asked.number)
@@ -274,20 +281,18 @@ class Loop:
                 return
             self._study.fail(asked.number, asked.attempts)
         else:
-            compares = asked.candidate.compares(self._images_per_evaluation)
-            self._study.finish(asked.number, outcome, compares=compares)
+            self._study.finish(asked.number, outcome, compares=asked.compares)
         asked.outcome = outcome
         asked.ended_now = True
 
     def _to_tell(self, asked: _Trial, outcome: Outcome) -> tuple[float, Evaluation | None]:
         """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
-        compares = asked.candidate.compares(self._images_per_evaluation)
-        self._has_compared |= compares
+        self._has_compared |= asked.compares
         if isinstance(outcome, Failure):
             self.failed += 1
             self._last_reason = outcome.reason.rstrip(".")
             return self._told_losses.of_failure, None
-        if compares and (self.best is None or outcome.loss < self.best[0]):
+        if asked.compares and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, asked.number)
         told = self._told_losses.of_success(outcome)
         return told.loss, told
