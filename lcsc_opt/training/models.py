@@ -27,7 +27,7 @@ _BETA_SETTINGS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedul
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A trained model.
 
     Attributes:
@@ -41,7 +41,7 @@ class Model:
     kind: Kind
 
     @classmethod
-    def read(cls, path: Path, option: str) -> Model:
+    def read(cls, path: Path, option: str) -> TrainedModel:
         """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
 
         Args:

@@ -23,7 +23,7 @@ from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings, load_autoencoder
 from lcsc_opt.training.data import BUNDLED, encode, load_images, train_autoencoder, write_images
-from lcsc_opt.training.models import Model
+from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
 from lcsc_opt.training.trainer import Trainer, Training, new_accelerator, sibling_path
@@ -87,7 +87,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start
             network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
-        Model.write_weights(sibling_path(training.out, ".model"), network.cpu())
+        TrainedModel.write_weights(sibling_path(training.out, ".model"), network.cpu())
     return sibling_path(training.out, ".yaml")
 
 
@@ -98,7 +98,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     teacher = None
     denoiser = None
     if training.teacher is not None:
-        teacher = Model.read(training.teacher, "--teacher")
+        teacher = TrainedModel.read(training.teacher, "--teacher")
         denoiser = teacher.denoiser()
     begin = _beginning(training, teacher)
     images = pixels
@@ -115,7 +115,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         model = sibling_path(training.out, ".model")
         if reference is None:
             write_images(model / "images.npz", pixels)
-        Model.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
+        TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
         study = sibling_path(training.out, ".yaml")
         if not (resume and study.exists()):
             write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)
@@ -226,14 +226,14 @@ def _described(training: Training) -> dict[str, Any]:
     return described
 
 
-def _beginning(training: Training, teacher: Model | None) -> Model | None:
+def _beginning(training: Training, teacher: TrainedModel | None) -> TrainedModel | None:
     """The model from whose weights, and with whose architecture, the training starts."""
     recipe = training.recipe
     if training.begin is None:
         if teacher is not None and teacher.kind in recipe.begins_from and training.network is None:
             return teacher
         return None
-    model = Model.read(training.begin, "--from")
+    model = TrainedModel.read(training.begin, "--from")
     if model.kind not in recipe.begins_from:
         raise TrainingError(
             f"--from: {training.begin} is a {model.kind} model, and {recipe.name} starts from "
@@ -242,7 +242,7 @@ def _beginning(training: Training, teacher: Model | None) -> Model | None:
     return model
 
 
-def _network(training: Training, shape: Sequence[int], begin: Model | None) -> nn.Module:
+def _network(training: Training, shape: Sequence[int], begin: TrainedModel | None) -> nn.Module:
     """The network with the weights that training begins with."""
     if begin is not None:
         _check_fits(begin.folder, shape, "--from")

@@ -29,7 +29,7 @@ from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import data, preparing
 from lcsc_opt.training.data import BUNDLED
-from lcsc_opt.training.models import Model
+from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory
@@ -89,7 +89,7 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, typ
     images = objective.images([0.5, 0.5], SEARCH, 3)
     assert images.shape == (3, 1, 8, 8)
     assert images.isfinite().all()
-    assert objective.sampler.nfe == (1 if Model.read(folder / "run.model", "-").kind == "consistency" else 10)
+    assert objective.sampler.nfe == (1 if TrainedModel.read(folder / "run.model", "-").kind == "consistency" else 10)
     assert [sheet.name for sheet in Path("run.samples").glob("*.png")] == ["step00000004.png"]
 
 
@@ -106,7 +106,7 @@ def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> 
     assert lcsc(["train", "ddpm", *QUICK, *options("ddpm"), "-o", "run.trajectory"]) == 0
     trajectory = Trajectory.open("run.trajectory")
     expected = trajectory.merge(power_ema_coefficients(trajectory.steps, 0.1))
-    model = Model.read(Path("run.model"), "-")
+    model = TrainedModel.read(Path("run.model"), "-")
     assert model.kind == "ddpm"
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, expected[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.sampling import DiffusersFolder
-from lcsc_opt.training.models import Model
+from lcsc_opt.training.models import TrainedModel
 from tests.unet_examples import unet
 
 BETAS = {"num_train_timesteps": 200, "beta_schedule": "linear"}
@@ -39,13 +39,13 @@ class Knowing(nn.Module):
 
 def denoiser(network: nn.Module, **config: Any) -> Any:
     folder = DiffusersFolder(Path(), {}, {**BETAS, **config})
-    return Model(folder, network, "ddpm").denoiser()
+    return TrainedModel(folder, network, "ddpm").denoiser()
 
 
-def written(folder: Path, scheduler: dict[str, Any], scale: float = 1.0) -> Model:
-    Model.write_config(folder, unet(0), scheduler, scale)
-    Model.write_weights(folder, unet(0))
-    return Model.read(folder, "--teacher")
+def written(folder: Path, scheduler: dict[str, Any], scale: float = 1.0) -> TrainedModel:
+    TrainedModel.write_config(folder, unet(0), scheduler, scale)
+    TrainedModel.write_weights(folder, unet(0))
+    return TrainedModel.read(folder, "--teacher")
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
