@@ -55,6 +55,8 @@ HELP = """Often a linear combination of your saved checkpoints is better than th
 lcsc finds it, or tells you that there is none. Nothing is trained.
 
 To begin: lcsc init KIND FOLDER writes study.yaml for your checkpoints, and lcsc run study.yaml searches.
+
+Exit status: 0 all is done, 1 a search failed, 2 wrong input, 130 interrupted.
 """
 
 app = typer.Typer(
@@ -160,7 +162,7 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         return _NOT_WRITTEN
     if status == _INTERRUPTED:  # raised as an exception, or returned by some versions of typer
-        notice(f"interrupted; everything finished is kept, run the same command{_resume_option(arguments)} to continue")
+        notice(f"interrupted; what finished is kept; run the same command{_resume_option(arguments)} to continue")
         if _signals:
             return 128 + _signals[0]
     return status

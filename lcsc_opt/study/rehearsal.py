@@ -84,7 +84,7 @@ def rehearse(
         notice(f"{name}: the network's weights are stored {choice.layout}, in which sampling takes {share}")
     if trial >= _NOTICED_SECONDS:
         kind = "a trial with its gradient" if first.gradient else "a trial"
-        say_duration(f"{name}: {kind} takes", trial)
+        notice(f"{name}: {kind} takes {about(trial)}")
     return Pace(**seconds, layout=choice.layout)
 
 
@@ -122,9 +122,8 @@ def _sentence(failure: Failure, candidate: Candidate) -> str:
     return f"{what} failed: {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
 
 
-def say_duration(what: str, seconds: float) -> None:
-    """Print how long something takes; ``what`` ends with the verb."""
-    duration = f"{seconds:.2g} s"
+def about(seconds: float) -> str:
+    """A duration, for people."""
     if seconds >= 100:
-        duration = str(datetime.timedelta(seconds=round(seconds)))
-    notice(f"{what} about {duration}")
+        return f"about {datetime.timedelta(seconds=round(seconds))}"
+    return f"about {seconds:.2g} s"

@@ -31,7 +31,7 @@ from lcsc_opt.study.landscape import landscape_spec
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.origin import ended_grid, origin_at
 from lcsc_opt.study.outcome import outcome_of, outcome_of_finished
-from lcsc_opt.study.rehearsal import say_duration
+from lcsc_opt.study.rehearsal import about
 from lcsc_opt.study.searching import Search
 from lcsc_opt.study.timing import Pace, report_seconds, searches_seconds, seconds_for
 
@@ -101,9 +101,10 @@ class Run:
         limits = [spec.budget.seconds or 0.0 for spec in self.specs]  # one time, for all together
         if timed:
             name = self.specs[0].sweep
-            say_duration(f"{name}: the whole run takes at most", max([searches, *limits]) + reports)
+            estimate = f"{name}: the whole run takes up to {about(max([searches, *limits]) + reports)}"
             if reports:
-                say_duration(f"{name}: of this time, reports take", reports)
+                estimate += f", of which reports take {about(reports)}"
+            notice(estimate)
         return attributes
 
     def evaluations(self) -> dict[str, int]:

@@ -52,7 +52,7 @@ def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path,
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name))
     found = lcsc_process("run", "ending.yaml", first=heed_hangups)
     assert found.status == status
-    assert complaints(found) == ["lcsc: interrupted; everything finished is kept, run the same command to continue"]
+    assert complaints(found) == ["lcsc: interrupted; what finished is kept; run the same command to continue"]
     if name != "SIGINT":
         return
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name).replace("calls == 3", "False"))
