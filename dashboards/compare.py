@@ -40,7 +40,7 @@ from lcsc_opt.views.tables import by_sampler, comparison_table, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
-ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/studies.md"
+ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/evaluation_metrics.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
     "sortable": True,

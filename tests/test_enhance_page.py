@@ -1,4 +1,4 @@
-"""The short tuning of ``docs/training.md``: what it prints, run in order in an empty folder, but shorter."""
+"""The short tuning of ``docs/tutorials/tuning.md``: what it prints, run in order in an empty folder, but shorter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
 
-PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "tuning.md"
 SHORTER = {
     "--steps 4000 --checkpoint-every 20": "--steps 4 --checkpoint-every 2",
     "--steps 800": "--steps 8",
@@ -25,7 +25,7 @@ SHORTER = {
 
 def blocks() -> list[tuple[str, str]]:
     """The language and the text of each block, shortened."""
-    text = PAGE.read_text().partition("\n## A short tuning, then a search\n")[2].partition("\n## ")[0]
+    text = PAGE.read_text()
     for long, short in SHORTER.items():
         assert long in text
         text = text.replace(long, short)

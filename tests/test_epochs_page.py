@@ -1,4 +1,4 @@
-"""``docs/formats.md``, "Which epoch of a LoRA": its study and its four commands, on a small pipeline."""
+"""``docs/tutorials/lora_epochs.md``: its study and its four commands, on a small pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.lora_files import KOHYA_EPOCHS, save_kohya_epochs
 if not (find_spec("peft") and find_spec("transformers")):
     pytest.skip("needs peft and transformers", allow_module_level=True)
 
-PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "lora_epochs.md"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_four_commands_of_the_page_choose_an_epoch(place: Path, typed: Typed) -> None:
-    text = PAGE.read_text(encoding="utf-8").partition("\n### Which epoch of a LoRA")[2].partition("\n## ")[0]
+    text = PAGE.read_text(encoding="utf-8")
     [(_, study), (_, commands)] = re.findall(r"^```(yaml|console)\n(.*?)^```$", text, re.M | re.S)
     content: dict[str, Any] = parse_yaml(study)
     small = {"sampler": {"name": "lcm", "steps": 1}, "images": 4, "dtype": "fp32", "device": "cpu"}

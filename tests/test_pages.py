@@ -41,7 +41,7 @@ RUN_BY = {  # pages whose blocks other tests run
     "CONTRIBUTING.md": "tests/test_recipes.py",
     "docs/api.md": "tests/test_face.py",
     "docs/first_model.md": "tests/test_first_model_page.py",
-    "docs/training.md": "tests/test_enhance_page.py",  # and tests/trajectory/test_callbacks.py
+    "docs/training.md": "tests/trajectory/test_callbacks.py",  # and tests/training/test_page.py
 }
 BLOCK = re.compile(
     r"(?:<!-- fragment: (?P<reason>[^\n]+?) -->\n)?(?:^`(?P<file>\w+\.py)`[^\n]*\n\n)?"

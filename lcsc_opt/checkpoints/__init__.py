@@ -1,4 +1,4 @@
-"""Reading one checkpoint from the files that people save, and choosing many; ``docs/formats.md`` lists the formats.
+"""Reading one checkpoint from the files that people save, and choosing many; ``docs/reference.md`` lists the formats.
 
 ``reading`` is the entry: it reads safetensors itself, ``folders`` finds the weights of a folder, ``distributed`` reads
 the sharded ones, and ``torch_files`` reads what torch and NVlabs pickled, by the machine of ``pickles`` that runs

@@ -11,9 +11,9 @@ import typer
 from lcsc_opt.cli.output import say
 
 _SHEETS = 10  # sheets of samples, by default
-_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct; see docs/training.md."
+_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct; see docs/reference.md."
 
-_EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints do for a search with rows: layers."
+_EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints are enough for a search with rows: layers."
 
 
 def train(

@@ -133,7 +133,7 @@ def search(
         loss: of images: ``fdr`` (the default), ``fid``, ``fid@EXTRACTOR``, or metric → weight.
         settings: what else the objective has, by the names of a study file: ``key`` (which state dict of each file),
             ``select`` (which checkpoints), ``device``, ``dtype``, ``batch_size``, ``nfe``, ``keep`` and others
-            (docs/formats.md).
+            (docs/reference.md).
 
     Raises:
         LcscError: the arguments, the checkpoints or the database cannot be used, or a function raised an error; the

@@ -1,4 +1,4 @@
-"""Where public code bases keep their weights, beyond the one example of each in ``docs/formats.md``."""
+"""Where public code bases keep their weights, beyond the one example of each in ``docs/reference.md``."""
 
 from __future__ import annotations
 

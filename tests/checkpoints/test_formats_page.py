@@ -1,4 +1,4 @@
-"""The checkpoints of every row of the table in ``docs/formats.md`` are packed, on files of that format."""
+"""The checkpoints of every row of the table in ``docs/reference.md`` are packed, on files of that format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RAW_BESIDE_AVERAGES = (  # formats whose raw weights are searched unless a user 
     "JiT, RiT, JLT",
     "diffusers training",
 )
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def rows(table: str, column: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Every row of the table "Exports" in ``docs/formats.md`` is run as it is printed, and loaded as it says."""
+"""Every row of the table "Exports" in ``docs/reference.md`` is run as it is printed, and loaded as it says."""
 
 from __future__ import annotations
 
