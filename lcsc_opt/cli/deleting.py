@@ -32,7 +32,7 @@ def delete(
     chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
     running = locked(database, studies)
     if running:
-        raise StudyStoreError(f"{', '.join(sorted(running))}: is being run; wait for it, or end it")
+        raise StudyStoreError(f"still running: {', '.join(sorted(running))}; wait for them, or stop them")
     for study in chosen:
         say(f"{study.name}: {trial_count(database, study.key)} trials and {len(files_of(study))} files")
     if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
@@ -47,7 +47,7 @@ def delete(
     free = free_bytes(database)
     if free:
         size = shown_size(free)
-        say(f"the file keeps its size: {size} of it are free for new trials; SQLite's VACUUM would return them")
+        say(f"the file keeps its size; {size} of it can be reused (SQLite's VACUUM frees them)")
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:
@@ -55,5 +55,5 @@ def _confirmed(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise StudySpecError(f"{question} There is no terminal to ask at: give --yes")
+        raise StudySpecError(f"{question} There is no terminal to ask on; pass --yes")
     return typer.confirm(question, err=True)

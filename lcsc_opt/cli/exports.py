@@ -24,7 +24,7 @@ _Form = Annotated[
     str | None,
     typer.Option("--as", help="safetensors, pt, diffusers or lora. Default: by the suffix of PATH."),
 ]
-_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the checkpoints.")]
+_Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: the same as the checkpoints.")]
 _Config = Annotated[Path | None, typer.Option(help="For a model folder: a folder with another config.json.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
 
@@ -41,7 +41,7 @@ def export(
     form: _Form = None,
     dtype: _Dtype = None,
     trial: Annotated[
-        int | None, typer.Option(min=0, help="Of a study, export this trial. Default: the one chosen on other noise.")
+        int | None, typer.Option(min=0, help="Export this trial of a study. Default: the one chosen on other noise.")
     ] = None,
     config: _Config = None,
     overwrite: _Overwrite = False,
@@ -97,7 +97,7 @@ def apply(
     form: _Form = None,
     dtype: _Dtype = None,
     key: Annotated[
-        str | None, typer.Option(help="Where in a nested file the weights are. Default: as in the recipe.")
+        str | None, typer.Option(help="Where in a nested file the weights are. Default: the same as in the recipe.")
     ] = None,
     steps: Steps = None,
     config: _Config = None,

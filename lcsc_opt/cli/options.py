@@ -41,7 +41,7 @@ Storage = Annotated[
 ]
 Output = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format: a table, or JSON.")]
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Continue although code, versions or the reference have changed.")
+    bool, typer.Option("--accept-changes", help="Continue even if code, versions or the reference have changed.")
 ]
 
 
@@ -50,7 +50,9 @@ def _parse_steps(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"expected whole numbers with commas, as 100,200,300, got {text!r}") from error
+        raise typer.BadParameter(
+            f"expected whole numbers separated by commas, such as 100,200,300, got {text!r}"
+        ) from error
 
 
 Steps = Annotated[
@@ -157,7 +159,7 @@ def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Measuremen
         return StoredStudy.open(opened, study.study), answer
     best = best_searched(studies)
     if best is None:
-        raise StudyStoreError(f"{name}: no complete trial on the search's noise yet; let it continue")
+        raise StudyStoreError(f"{name}: no comparable trial has finished yet; continue the search")
     return StoredStudy.open(opened, best.study), None
 
 
@@ -173,7 +175,7 @@ def warnings_of(study: StoredStudy) -> list[str]:
     if report.answer is not None and report.answer.model != report.found.model:
         experiment = split_name(study.name)[0]
         lines.append(
-            f"{study.name}: worse than {report.answer.model.name}, or not certainly better: lcsc export {experiment} "
-            "writes the best model that is known"
+            f"{study.name} is worse than {report.answer.model.name}, or not certainly better; lcsc export {experiment} "
+            "writes the best known model"
         )
     return lines

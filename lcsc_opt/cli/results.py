@@ -34,7 +34,9 @@ _OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds
 
 def compare(
     experiment: Experiment,
-    plot: Annotated[Path | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the comparison, to this file: .html, .png, .svg, .pdf or .json.")
+    ] = None,
     axis: Annotated[
         str | None,
         typer.Option(help="X axis of the curves: evaluations, images, model_calls, seconds; or metrics: recall:fid."),

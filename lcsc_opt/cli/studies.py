@@ -57,7 +57,8 @@ def init(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of the objective, as in reference=photographs; and what a shell makes of a glob.",
+            help="Settings of the objective, as in reference=photographs; or further checkpoints, where the shell "
+            "expands a glob.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
@@ -80,7 +81,12 @@ def init(
         lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
         if lost:
             raise StudySpecError(
-                "\n".join([f"{out}: exists already; delete it, or give another name with -o. It would lose:", *lost])
+                "\n".join(
+                    [
+                        f"{out}: exists already; delete it, or give another name with -o. These lines would be lost:",
+                        *lost,
+                    ]
+                )
             )
     write_atomically(out, text, error=StudySpecError)
     say(f"{out}: {summary}")
@@ -121,7 +127,10 @@ def run(
     storage: Storage = None,
     ray: _Ray = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Evaluate one candidate on one batch, and print what would be run.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Evaluate one candidate on one batch, and print what would be run, and how long it takes."
+        ),
     ] = False,
     accept_changes: AcceptChanges = False,
 ) -> None:
@@ -189,7 +198,7 @@ def list_(
     sort: Annotated[
         StudyOrder, typer.Option(help="created is oldest first; losses are lowest first, costs highest first.")
     ] = StudyOrder.CREATED,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many studies, the first of this order.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show only the first N studies in this order.")] = None,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
@@ -311,5 +320,5 @@ def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequ
                 ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest),
             )
         )
-    header = ("layer group", "Σ|a|", "checkpoints that matter", "negative", "largest, by step")
+    header = ("layer group", "Σ|a|", "effective checkpoints", "negative", "largest, by step")
     print_table(header, cells, title="\ncoefficients")

@@ -448,7 +448,7 @@ class StoredStudy:
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
             if best is None:
-                raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+                raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
             number = best.number if report is None or report.trial is None else report.trial
         trial = next((trial for trial in trials if trial.number == number), None)
         if trial is None:

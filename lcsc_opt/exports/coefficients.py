@@ -46,7 +46,7 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
         listed = ", ".join(str(step) for step in steps[:8])
         if len(steps) > 8:
             listed += f" … {steps[-1]}"
-        raise StudySpecError(f"{kind}: there is no checkpoint of this step; there are {listed}")
+        raise StudySpecError(f"{kind}: there is no checkpoint of this step; the steps are {listed}")
     one_hot = np.zeros(len(steps))
     one_hot[list(steps).index(int(text))] = 1.0
     return one_hot

@@ -272,7 +272,7 @@ def _check_parts(trajectory: Trajectory, to: Destination) -> None:
         earlier = (first if first.is_dir() else first.parent) / part.name / file.name
         if not earlier.is_file() or not filecmp.cmp(file, earlier, shallow=False):
             raise ObjectiveError(
-                f"{to.path}: the checkpoints have a further part that was trained, {part.name}, and it is not merged: "
+                f"{to.path}: a further part, {part.name}, was trained, too, and would not be merged: "
                 f"write each part into a file (-o {part.name}.safetensors --key {part.name}), and put them into a copy "
                 f"of {folder}"
             )
@@ -287,14 +287,14 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
         earlier = Path(trajectory.sources[-2]) if len(trajectory) > 1 and trajectory.sources[-2] else None
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
     except (TrajectoryError, OSError, ValueError) as error:
-        notice(f"{to.path}: a state dict, which the trainer may not load: {error}")
+        notice(f"{to.path}: written as a plain state dict, which the trainer may be unable to load: {error}")
         return None
     if len(document.replaced) > 1:
         notice(
             f"{to.path}: the merged weights are in {' and '.join(document.replaced)}; all else is the last checkpoint's"
         )
     if document.left_out:
-        notice(f"{to.path}: left out of the last checkpoint's file, as more than plain data: {_some_of(document)}")
+        notice(f"{to.path}: left out, because they are more than plain data: {_some_of(document)}")
     return document.entries
 
 
@@ -339,8 +339,8 @@ def _check_checkpoints(trajectory: Trajectory, recipe: Recipe, places: Mapping[i
             if trajectory.stored != recipe.stored:
                 advice = f"The recipe combines weights stored as {recipe.stored or EXACT}: name the files themselves."
             raise TrajectoryError(
-                f"Step {recipe.steps[index]} {trajectory.sources[place]}: not the checkpoint that was combined: its "
-                f"weights have the SHA-256 {sha256[:12]}…, the recipe's {expected[:12]}…. {advice}"
+                f"Step {recipe.steps[index]} {trajectory.sources[place]}: is not the checkpoint of the recipe: "
+                f"SHA-256 {sha256[:12]}…, expected {expected[:12]}…. {advice}"
             )
     trajectory_sha256 = trajectory.packed_layout.sha256(zip(recipe.steps, recipe.checkpoint_sha256, strict=True))
     if trajectory_sha256 != recipe.trajectory_sha256:
@@ -387,8 +387,8 @@ def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
     if to.form == "diffusers" and not to.is_adapter_folder:
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
-            f"{to.path}: an adapter's folder needs its own configuration. For PEFT: --config FOLDER of a checkpoint, "
-            f"or -o {file}, and put an adapter_config.json next to it; for a pipeline of diffusers: --as lora"
+            f"{to.path}: an adapter's folder needs its own configuration. For PEFT, pass --config FOLDER of a "
+            f"checkpoint, or write -o {file} and put an adapter_config.json next to it; for diffusers, pass --as lora"
         )
     if to.form in ("safetensors", "pt") and flavour != "kohya":
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")

@@ -173,8 +173,11 @@ def _results_table(study: StoredStudy, recipe: Recipe) -> str:
         lines.append([f"`{metric}`", *cells])
     remarks = ""
     if has_intervals and report is not None:
-        images = f"{report.found.images:,}" if report.found.images else "so many"
-        remarks += f"\n[95 %]: intervals for the noise of sampling {images} images; of a gain, on the same noise.\n"
+        images = f"{report.found.images:,}" if report.found.images else "these"
+        remarks += (
+            f"\nBrackets are 95 % intervals over the sampling noise of {images} images; those of gains compare both "
+            "models on the same noise.\n"
+        )
     if report is not None and report.sampler is not None:
         remarks += f"\nSampled with {report.sampler}.\n"
     if report is not None and report.also is not None:

@@ -106,7 +106,7 @@ class Recipe(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.format != _FORMAT:
-            raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
+            raise ValueError(f"format {self.format} was written by a newer version of lcsc_opt")
         checkpoints = len(self.steps)
         if not checkpoints:
             raise ValueError("it combines no checkpoints")

@@ -83,7 +83,7 @@ class Destination:
             dtype = _SHORT_DTYPES.get(dtype, dtype)
             _check_choice("--dtype", dtype, get_args(Dtype))
         if path.exists() and not overwrite:
-            raise StudySpecError(f"{path}: exists already; give another name, or --overwrite")
+            raise StudySpecError(f"{path}: exists already; give another name, or pass --overwrite")
         is_export = (path / FILE).exists()
         if path.is_dir() and not is_export and any(path.iterdir()):
             raise StudySpecError(f"{path}: holds files other than an exported model; give another name")
@@ -145,8 +145,8 @@ class Destination:
                 free = shutil.disk_usage(self.path.absolute().parent).free
                 if needed > free:
                     reason = (
-                        f"{os.strerror(errno.ENOSPC)}: the model needs {shown_size(needed)}, and "
-                        f"{shown_size(free)} are free; choose another folder"
+                        f"{os.strerror(errno.ENOSPC)}: the model needs {shown_size(needed)}, but "
+                        f"only {shown_size(free)} is free; choose another folder"
                     )
             raise StudyStoreError(f"{self.path}: cannot be written: {reason}") from error
 
@@ -227,7 +227,7 @@ def _form_of(path: Path) -> Form:
         return "safetensors"
     if torch_suffix(path) not in ("", ".pkl"):
         return "pt"
-    raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
+    raise StudySpecError(f"{path}: {path.suffix} is not a known form; use .safetensors or .pt, or pass --as")
 
 
 def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -292,7 +292,7 @@ def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     described = json.loads(config)
     if _PEFT_TYPE in described:
         if lora_flavour(weights) != "peft":
-            raise ObjectiveError("the configuration is an adapter's, and the merged model is not an adapter of PEFT")
+            raise ObjectiveError("the configuration belongs to an adapter, but the merged model is not one of PEFT")
         return
     network = _network_on_meta(described)
     tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
@@ -302,8 +302,8 @@ def _check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     differences = difference(weights, expected)
     if differences is not None:
         raise ObjectiveError(
-            f"the merged model does not fit the configuration's: it {differences}; pass --config FOLDER of the right "
-            "one, or --as safetensors"
+            f"the merged model does not fit the model of the configuration: it {differences}; pass --config FOLDER of "
+            "the right one, or --as safetensors"
         )
 
 
@@ -329,4 +329,4 @@ def _network_on_meta(settings: dict[str, Any]) -> Any:
                 return network_class.from_config(settings)
             return network_class(network_class.config_class.from_dict(settings))
         except Exception as error:  # models raise all kinds of errors for wrong settings
-            raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
+            raise ObjectiveError(f"the configuration cannot build a {name}: {error}") from error

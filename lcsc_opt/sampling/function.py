@@ -139,7 +139,7 @@ class FunctionSampler(NetworkSampler):
             images = self.sample(SEARCH, 0, 2)
         if images.requires_grad:
             return None
-        return f"the images of {self.name} have no graph; let it sample without no_grad and inference_mode"
+        return f"the images of {self.name} have no autograd graph; let it sample without no_grad and inference_mode"
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""

@@ -114,7 +114,7 @@ class Study:
             reader = HistoryReader(storage)
             coefficients = reader.answer(reader.read_summary(self.name))
         if coefficients is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+            raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
         return coefficients
 
     @property

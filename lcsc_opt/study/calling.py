@@ -241,12 +241,12 @@ class _Call:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-            raise StudySpecError(f"jobs: expected a whole number of processes from 1, got {excerpt(jobs)}")
+            raise StudySpecError(f"jobs: expected a whole number of processes, 1 or more, got {excerpt(jobs)}")
         arguments = _of_images(sample, held_out, reference) if score is None else _of_score(score, held_out, reference)
         given = {"build": ("model", _builder(build)), **arguments.functions}
         for argument, (setting, _) in given.items():
             if setting in further:
-                raise StudySpecError(f"{setting}: {argument} gives it; leave {setting} out")
+                raise StudySpecError(f"{setting}: already given as {argument}; leave it out")
         named, functions, not_importable = _named(given, jobs)
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
         settings |= {**arguments.settings, **named}
@@ -345,7 +345,7 @@ class _ObjectiveArguments:
 
 def _of_score(score: Function | str, held_out: Any, reference: Any) -> _ObjectiveArguments:
     if reference is not None:
-        raise StudySpecError("reference: belongs to sample; a score measures by itself")
+        raise StudySpecError("reference: is only for sample=; leave it out with score=")
     functions = {"score": ("score", score)}
     if held_out is not None:
         functions["held_out"] = ("held_out", held_out)
@@ -361,7 +361,7 @@ def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> 
     if held_out is not None:
         if not isinstance(held_out, int) or isinstance(held_out, bool):
             raise StudySpecError(
-                f"held_out: with sample, it is how many images the report samples; got {excerpt(held_out)}"
+                f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}"
             )
         report["images"] = held_out
     return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
@@ -404,7 +404,7 @@ def _named(
     if jobs > 1 and only_here:
         listed_functions = " and ".join(f"{argument} ({text})" for argument, text in only_here.items())
         raise StudySpecError(
-            f"jobs={jobs}: other processes cannot import {listed_functions}; put it into a module, or jobs=1"
+            f"jobs={jobs}: other processes cannot import {listed_functions}; move them into a module, or set jobs=1"
         )
     return settings, functions, not_importable
 
@@ -473,7 +473,10 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     if resume:
         return name if newest == 1 else f"{name}-{newest}"
     new = f"{name}-{newest + 1}"
-    notice(f"{new}: begins anew, since functions of an earlier search cannot be compared (resume=True goes on)")
+    notice(
+        f"{new}: starts a new search, because the functions cannot be compared with those of the earlier one "
+        "(resume=True continues that one)"
+    )
     return new
 
 

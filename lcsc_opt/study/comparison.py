@@ -151,7 +151,7 @@ def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any
         return
     line = f"{name}: continues with changes that do not affect the loss: {'; '.join(changed)}"
     if before.get("workers") != now["workers"]:
-        line += f" (candidates are asked as before, {stored['parallelism']['in_flight']} at a time)"
+        line += f" (candidates are still asked {stored['parallelism']['in_flight']} at a time)"
     yield line
 
 
@@ -212,9 +212,9 @@ def _accepted_changes(
         stored_trajectory = before["objective"].get("trajectory")
         other_checkpoints = current["objective"].get("trajectory") != stored_trajectory
     if other_checkpoints or (stored_trials.succeeded and not accept):
-        advice = "other checkpoints are another study" if other_checkpoints else _ACCEPT
+        advice = "other checkpoints need a new study" if other_checkpoints else _ACCEPT
         raise StudyStoreError(
-            f"{name}: changed since it began: {changed}. Put it back, or give the study another name; {advice}"
+            f"{name}: changed since it began: {changed}. Undo the change, or give the study another name; {advice}"
         )
     change = {"before_trial": stored_trials.many, "changed": changed}
     return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
@@ -254,7 +254,7 @@ def check_siblings(
             lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
         if lines:
             raise StudyStoreError(
-                f"{spec.name}: its losses would not compare with those of {name}: {'; '.join(lines)}. Give the "
+                f"{spec.name}: its losses would not be comparable with those of {name}: {'; '.join(lines)}. Give the "
                 f"experiment another name: lcsc run FILE name=...; where only code changed, {_ACCEPT}"
             )
 

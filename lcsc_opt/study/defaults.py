@@ -70,7 +70,7 @@ def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerS
     reason = objective.why_no_gradient()
     if reason is not None:
         search = "LCSCQuadratic"
-        notice(f"{experiment}: {search} searches, because there is no gradient to follow: {reason}")
+        notice(f"{experiment}: using {search}, because there is no gradient: {reason}")
     return [OptimizerSpec(name=EMA_GRID), OptimizerSpec(name=search)]
 
 

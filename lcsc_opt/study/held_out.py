@@ -128,7 +128,7 @@ def score_held_out(
     trials = study.trials()
     best = _best_models(study, trials, plan.top)
     if not best:
-        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; let it continue")
+        raise StudyStoreError(f"{study.name}: no comparable trial has finished yet; continue the search")
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     baselines = _baselines(study, objective)
     samplers = objective.samples.samplers
@@ -278,8 +278,8 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
         model, _ = ema
         return [*models, model]
     notice(
-        f"{split_name(study.name)[0]} has no finished EMAGrid study of the same objective, so EMA* is not known: one "
-        "EMA is measured instead; for EMA* run the study file with --optimizer EMAGrid"
+        f"{split_name(study.name)[0]} has no finished EMAGrid study of the same objective, so EMA* is unknown and "
+        "one default EMA stands in. For EMA*, run: lcsc run FILE --optimizer EMAGrid"
     )
     return [*models, Model(_DEFAULT_EMA, default_origin(objective.steps))]
 

@@ -238,8 +238,8 @@ class Loop:
             return
         changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
-            f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
-            "ones, so the search cannot be continued exactly. A new one starts at its best coefficients: "
+            f"{self._study.name}: for trial {stored.number} the optimizer asks for other coefficients than those "
+            "stored, so this search cannot be continued exactly. Start a new one from its best coefficients: "
             f"lcsc run {self.name} name=NEW start={self.name}. Changed since it began: {changed}"
         )
 
@@ -329,7 +329,7 @@ class Loop:
 
     def _failure(self, what: str) -> SearchFailedError:
         return SearchFailedError(
-            f"{self.name}: {what}; the last one: {self._last_reason}. Fix the cause, then run: "
+            f"{self.name}: {what}; the last failed with: {self._last_reason}. Fix the cause, then run: "
             f"lcsc run {self.name} --retry-failed (in Python: retry_failed=True), with --accept-changes if your code "
             f"changed; lcsc show {self.name} prints the whole traceback"
         )

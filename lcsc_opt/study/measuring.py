@@ -174,7 +174,7 @@ def score_trained_models(
             lines.append(
                 f"{split_name(study.name)[0]}: {model.name}{kind}, step {objective.steps[-1]}, "
                 f"{noise.group} noise{size}: {_described(measurement, measurer.sign)}; compare this with your "
-                "trainer's log: if they differ, this score measures something else"
+                "trainer's log: if they differ, this score does not measure what your trainer does"
             )
     for line in lines:
         notice(line)

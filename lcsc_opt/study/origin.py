@@ -66,4 +66,6 @@ def _check_checkpoints(source: StoredStudy, objective: Objective) -> None:
         if digest is None and steps == tuple(objective.steps):
             return
         problem = "it combines other checkpoints"
-    raise StudyStoreError(f"start: {source.name}: {problem}; give all checkpoints of that study, and later ones")
+    raise StudyStoreError(
+        f"start: {source.name}: {problem}; give all checkpoints of that study (later ones may be added)"
+    )

@@ -20,7 +20,7 @@ _SHOWN_SECONDS = 10.0  # of a search, from which on its last line says where the
 def outcome_of(name: str, storage: RDBStorage) -> str:
     """The result of a study."""
     study = HistoryReader(storage).read_summary(name)
-    line = "no result on the search's noise"
+    line = "no comparable trial"
     if study.searched is not None:
         line = f"best {study.searched:.4g}"
     if study.reported is not None:
@@ -38,11 +38,11 @@ def outcome_of_finished(spec: StudySpec, study: StoredStudy) -> str:
     stored = study.attributes
     line = f"{finished_already(spec, stored)}; {outcome_of(spec.name, study.storage)}"
     if stored["search_ended"]["exhausted"]:
-        line += "; the optimizer has nothing more to ask"
+        line += "; the optimizer has no further candidates"
     if spec.is_grid:
         return line
     if checkpoints_written_again(study):
-        line += f"; its checkpoints were written again since, which lcsc run {spec.name} name=NEW searches"
+        line += f"; its checkpoints have been rewritten since; to search the new ones: lcsc run {spec.name} name=NEW"
     new = new_checkpoints(study)
     return f"{line}; {new}" if new else line
 
@@ -65,4 +65,4 @@ def _larger_report(spec: StudySpec, stored: Attributes) -> str:
     if held_out.images <= report.found.images:
         return ""
     command = f"lcsc evaluate {spec.name} --images {held_out.images} --keep"
-    return f"; the report is of {report.found.images} images: {command}"
+    return f"; the report has only {report.found.images:,} images; for {held_out.images:,}: {command}"

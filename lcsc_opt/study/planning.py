@@ -41,7 +41,7 @@ def check(spec: StudySpec, objective: Objective) -> None:
         if reason is not None:
             raise StudySpecError(
                 f"optimizers.{spec.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} "
-                f"gives none: {reason}; search it with LCSCQuadratic"
+                f"gives none: {reason}; use LCSCQuadratic"
             )
     if spec.budget.unit == "images" and not objective.samples.per_evaluation:
         raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
@@ -61,8 +61,8 @@ def check_new(spec: StudySpec, objective: Objective) -> None:
     fewest = objective.samples.fewest_per_report
     if images < fewest:
         raise StudySpecError(
-            f"held_out.images: {fewest:,} prompts for {images:,} images, so the last ones would never be sampled; "
-            f"give at least {fewest}, or fewer prompts"
+            f"held_out.images: there are more prompts ({fewest:,}) than images ({images:,}), so some would never be "
+            f"used; give at least {fewest} images, or fewer prompts"
         )
 
 
@@ -74,7 +74,7 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
         yield (
             f"{spec.name}: the reference has {images:.1f} real images for each effective dimension of its "
             f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images and not their "
-            "distribution: give more real images, or hold some out"
+            "distribution: give more real images; hold some out to see whether this happens"
         )
     if spec.space.rows is not None and not spec.is_grid and not follows_gradient:
         yield f"{spec.name}: without a gradient, more rows do not help; leave space.rows out, or use LCSCGradient"
@@ -118,7 +118,7 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
         if (start < 0).any():
             raise StudySpecError(
                 f"start: the answer of {spec.start} has negative coefficients, which the convex space does not hold; "
-                "leave space: convex out, or start"
+                "leave out space: convex, or start"
             )
         return ConvexSpace(steps, start)
     return AffineSpace(steps, start)
@@ -179,8 +179,8 @@ def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
     if affordable >= candidates:
         return None
     return (
-        f"{spec.name}: the budget of {spec.budget} ends after {affordable} of the grid's {candidates} "
-        "candidates, so the others are not compared"
+        f"{spec.name}: the budget of {spec.budget} covers {affordable} of the grid's {candidates} "
+        "candidates; the others are not evaluated"
     )
 
 

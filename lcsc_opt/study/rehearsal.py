@@ -72,16 +72,16 @@ def rehearse(
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
     if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
         notice(
-            f"{name}: three models have the same loss, {loss:.4g}, as if the score did not depend on the model that "
-            "it is given; does it evaluate another one?"
+            f"{name}: the first checkpoint, the last one and the start of the search all have the loss {loss:.4g}: "
+            "does the score evaluate the model that it is given?"
         )
     trial = seconds.get("gradient", seconds.get("search", 0.0))
     choice = Choice(first.layout)
     if chooses_layout and objective.layouts and trial >= SECONDS_TO_SHORTEN:
         choice = fastest_layout(objective, evaluate, first)
     if choice.layout != first.layout:
-        share = f"{choice.relative_seconds:.2f} of the time"
-        notice(f"{name}: the network's weights are stored {choice.layout}, in which sampling takes {share}")
+        share = f"{choice.relative_seconds:.2f} times as long"
+        notice(f"{name}: the network's weights are stored {choice.layout}: sampling takes {share}")
     if trial >= _NOTICED_SECONDS:
         kind = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {kind} takes {about(trial)}")
@@ -116,10 +116,10 @@ def _is_the_same_for_all(
 
 def _sentence(failure: Failure, candidate: Candidate) -> str:
     """Why the first evaluation failed, and where it was raised."""
-    what = f"the first evaluation on {candidate.noise.group} noise"
+    what = f"{candidate.noise.group} noise"
     if candidate.gradient:
-        what += " with a gradient"
-    return f"{what} failed: {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
+        what += ", with the gradient"
+    return f"the evaluation of one batch failed ({what}): {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
 
 
 def about(seconds: float) -> str:

@@ -15,10 +15,14 @@ Rows = Sequence[MetricRow]
 """One model against another: the loss, or the score that is maximized, then other metrics."""
 
 _SEARCH_AGAIN = {  # whether the search's own loss fell below EMA*'s → what may help
-    True: ", or search with more data or fewer evaluations, since the loss that was searched is below EMA*'s",
-    False: ", or search with more evaluations, since the loss that was searched is not below EMA*'s",
+    True: (
+        ", or search again with more data or fewer evaluations: the searched loss was below EMA*'s, "
+        "so the search overfitted"
+    ),
+    False: ", or search again with more evaluations: the searched loss did not get below EMA*'s",
     None: "",
 }
+_COMPARE_IMAGES = "compare images of the two models before you use the answer"
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 _LEAST_TREND = 10  # trials
 _TREND_LEVEL = 0.05
@@ -57,8 +61,8 @@ def warning_of(
 def _broken_bound(row: MetricRow, bound: float) -> str:
     """The warning that ``keep`` did not hold a metric at its bound."""
     return (
-        f"keep: {row.metric} is {row.value:.4g}, which breaks its bound of {bound:.4g} by more than the error; "
-        "continue the search, or search with more images in an evaluation"
+        f"keep: {row.metric} is {row.value:.4g}, beyond its bound of {bound:.4g} by more than the error; "
+        "continue the search, or search with more images per evaluation"
     )
 
 
@@ -93,19 +97,19 @@ def _doubt(rows: Rows, *, is_kept: bool) -> str | None:
         return None
     loss = rows[0]
     advice = _advice(loss, doubted, is_kept=is_kept)
-    return f"against {loss.against} the {loss.change}, but {_changes(doubted)}: {advice}"
+    return f"compared with {loss.against}: {loss.change}, but {_changes(doubted)}: {advice}"
 
 
 def _advice(loss: MetricRow, doubted: Rows, *, is_kept: bool) -> str:
     """What the gain may be, and what to do before the answer is used."""
     if not loss.is_certain:
-        return "neither gain is certain; measure with more --groups, or continue the search"
+        return "neither gain is certain; run lcsc evaluate with more --groups, or continue the search"
     worse = [row for row in doubted if row.gain is not None and row.gain <= 0]
     if not worse:
-        return "measure both with more --groups, and compare their images before you use it"
+        return f"run lcsc evaluate with more --groups, and {_COMPARE_IMAGES}"
     if worse[0].cross_check:
-        return "the gain may exist only in the loss's own features; compare the images of both before you use it"
-    advice = "the loss gained at the cost of other metrics; compare the images of both before you use it"
+        return f"the gain may exist only in the loss's own features; {_COMPARE_IMAGES}"
+    advice = f"the loss gained at the cost of other metrics; {_COMPARE_IMAGES}"
     could_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in worse)
     if could_be_kept and not is_kept:
         advice += ", or search with keep: precision"
@@ -129,8 +133,8 @@ def turned(rows: Rows, elsewhere: Rows, samplers: Sequence[SamplerTitle]) -> str
         return None
     here = _changes([gained[row.metric] for row in lost])
     return (
-        f"against {rows[0].against} the gain turns in another sampler: {here} with {samplers[0].text}, but "
-        f"{_changes(lost)} with {samplers[1].text}; use the answer only with the sampler that it was searched with"
+        f"compared with {rows[0].against}, the gain becomes a loss in another sampler: {here} with {samplers[0].text}, "
+        f"but {_changes(lost)} with {samplers[1].text}; use the answer only with the sampler that it was searched with"
     )
 
 

@@ -176,7 +176,7 @@ class Result:
             return study, answer.model
         searched = best_searched(studies)
         if searched is None:
-            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it continue")
+            raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
         return searched, None
 
 

@@ -390,7 +390,7 @@ class Search:
             self._new_driver,
             persistently(evaluator, self.spec.failures.retries),
         )
-        notice(f"{self.stored.name}: {seconds:.3g} s allow about {evaluations} evaluations")
+        notice(f"{self.stored.name}: {seconds:.3g} s are enough for about {evaluations} evaluations")
         planned = BudgetSpec(evaluations=evaluations)
         self.stored.set_attribute("optimizer_budget", planned.model_dump())
         return planned

@@ -83,6 +83,6 @@ def _measured(candidate: Candidate, objective: Objective, evaluate: Callable[[Ca
         except LcscError as error:
             reason = str(error)
     raise ObjectiveError(
-        f"losses are relative to those of an average of the checkpoints, which cannot be scored: {reason}; "
+        f"the loss is relative to an average of the checkpoints, and this average cannot be scored: {reason}; "
         "use loss: fid, or leave out the checkpoints that cannot sample"
     )

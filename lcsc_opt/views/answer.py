@@ -38,15 +38,18 @@ def answer_line(study: Standing, report: HeldOutReport, answer: Measurement) -> 
     value = _value(study, answer, metric)
     name = _name(study, report, answer.model)
     if report.had is None or not report.is_found:
-        return f"The answer is {name}, {metric} {value:.4g}: nothing that was found is certainly better."
+        return f"The answer is {name}, with {metric} {value:.4g}: nothing certainly better was found."
     had = _value(study, report.had, metric)
-    had_name = _with_article(report.had.model)
-    compared = f"against {had:.4g} of {had_name}"
+    compared = "against"
     if had and had * value > 0:
         share = (value - had) / abs(had)
         direction = "below" if share < 0 else "above"
-        compared = f"{abs(100 * share):.0f} % {direction} the {had:.4g} of {had_name}"
-    return f"The answer is {name}: {metric} {value:.4g}, {compared}, the best model that you had."
+        compared = f"{abs(100 * share):.0f} % {direction}"
+    had_name = _with_article(report.had.model)
+    return (
+        f"The answer is {name}, with {metric} {value:.4g}: "
+        f"{compared} the best model you had, {had_name}, with {had:.4g}."
+    )
 
 
 def _absolute_metric(measured: Measurement) -> str | None:

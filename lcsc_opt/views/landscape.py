@@ -193,7 +193,7 @@ class Landscape:
         """The loss on the plane as contours; on it the corners, the candidates of searches, and their answers."""
         name = self.study.study
         if np.isnan(self.values).all():
-            return empty_figure(f"{name}: no point of the plane is evaluated yet. Continue: lcsc run", theme)
+            return empty_figure(f"{name}: no point of the plane has been evaluated yet. Continue: lcsc run", theme)
         _, second, third = (inert(corner.name) for corner in self.corners)
         title = ""
         evaluated = len(self.study.finished)

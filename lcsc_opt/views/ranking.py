@@ -382,7 +382,7 @@ def different_samples(studies: Sequence[Standing]) -> str | None:
     if len(samples) < 2:
         return None
     return (
-        "held-out losses do not compare, since they have different numbers of images or groups of noise: "
+        "held-out losses are not comparable, since they have different numbers of images or groups of noise: "
         "run lcsc evaluate for each STUDY with the same --images and --groups, and --keep"
     )
 
@@ -420,13 +420,13 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     if not reported:
         return _searched_headline(ranked, metric)
     winner = reported[0]
-    line = f"{winner.label} is ahead: held-out {metric} {spread_text(winner.held_out)}"
+    line = f"Best held-out {metric}: {winner.label} with {spread_text(winner.held_out)}"
     line += _against_baseline(winner, ranked) + _doubt(winner)
     alike = [row.label for row in reported[1:] if row.verdict == _ALIKE]
     if alike:
-        return f"{line}; {_listed(alike)} cannot be told from it over {winner.seeds} seeds"
+        return f"{line}; {_listed(alike)} cannot be distinguished from it with {winner.seeds} seeds"
     if len(reported) > 1 and winner.seeds == 1:
-        return f"{line}; each search had one seed"
+        return f"{line}; one seed per search"
     return line
 
 
@@ -439,11 +439,11 @@ def _searched_headline(ranked: Sequence[Ranked], metric: str) -> str:
     name = winner.label
     if all(row.finished == row.seeds for row in ranked):
         return (
-            f"{name} is ahead: searched {metric} {loss:.4g}; "
-            "nothing was held out: give held_out for a report, or use lcsc evaluate STUDY"
+            f"Best searched {metric}: {name} with {loss:.4g}; "
+            "nothing was held out: add held_out to the study file for a report, or use lcsc evaluate STUDY"
         )
     return (
-        f"{name} is ahead so far: searched {metric} {loss:.4g}; "
+        f"Best searched {metric} so far: {name} with {loss:.4g}; "
         "held-out values come at the end of a search, or with lcsc evaluate STUDY"
     )
 
@@ -480,7 +480,7 @@ def _doubt(winner: Ranked) -> str:
             reason += " did not follow"
     if winner.seeds > 1:
         reason += f" in {winner.doubtful} of {winner.seeds} seeds"
-    return f" (but {reason}: compare the images)"
+    return f" (doubtful: {reason}; compare the images)"
 
 
 def _doubted(reports: Sequence[HeldOutReport]) -> tuple[str, ...]:

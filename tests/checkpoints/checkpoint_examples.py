@@ -1,4 +1,4 @@
-"""Three checkpoints of every code base that ``docs/reference.md`` lists, at steps 100, 200 and 300, as it saves them."""
+"""Three checkpoints, steps 100, 200 and 300, of every code base that ``docs/reference.md`` lists, as it saves them."""
 
 from __future__ import annotations
 

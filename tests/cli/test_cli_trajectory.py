@@ -48,4 +48,4 @@ def test_steps_in_the_order_of_a_shell_are_of_its_files(epochs: list[str], typed
 @pytest.mark.parametrize("steps", ["1 2 3", "1,2,", "a", "1.5,2,3"])
 def test_steps_that_are_no_numbers_are_refused_with_an_example(epochs: list[str], typed: Typed, steps: str) -> None:
     said = typed.refused("trajectory", "pack", *epochs, "--steps", steps, "-o", "run.trajectory")
-    assert said.endswith(f"expected whole numbers with commas, as 100,200,300, got {steps!r}")
+    assert said.endswith(f"expected whole numbers separated by commas, such as 100,200,300, got {steps!r}")

@@ -120,7 +120,7 @@ def test_commands_that_print_end_well_without_a_stream(workplace: Path, command:
 def test_a_question_without_standard_input_names_the_option(ran: Path) -> None:
     found = lcsc_process("delete", "tiny/LCSC/0", first=functools.partial(without, "stdin"))
     assert found.status == 2
-    assert found.err.endswith("There is no terminal to ask at: give --yes\n")
+    assert found.err.endswith("There is no terminal to ask on; pass --yes\n")
 
 
 def nobody_reads_messages() -> None:

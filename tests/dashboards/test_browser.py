@@ -123,7 +123,7 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     view.until("document.querySelector('.pane img')?.naturalWidth === 80")
     view.page.goto(f"{home}/lcsc/")
     assert headline(view).startswith(
-        "LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA cannot be told from it"
+        "Best held-out FID: LCSC with 3.1 ± 0.1, 61 % below EMA*; CMA cannot be distinguished from it"
     )
     assert view.page.url.startswith(f"{home}/lcsc/compare")
 

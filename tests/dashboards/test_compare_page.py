@@ -66,7 +66,7 @@ def test_the_address_says_what_is_shown(site: Site, address: str, values: list[A
 
 def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     shown = draw(site)
-    assert shown["headline"]["children"] == "LCSC is ahead: held-out FID 1.2 ± 0.1, 85 % below EMA*"
+    assert shown["headline"]["children"] == "Best held-out FID: LCSC with 1.2 ± 0.1, 85 % below EMA*"
     first, second = shown["ranking"]["rowData"]
     assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
     assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
@@ -89,7 +89,7 @@ def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Si
     texts = ("held-out FID", "precision ↑", "LCSC", "0.615\u00a0±\u00a00")
     places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)
-    assert "(but precision did not follow in 2 of 3 seeds: compare the images)" in drawn["headline"]["children"]
+    assert "(doubtful: precision did not follow in 2 of 3 seeds; compare the images)" in drawn["headline"]["children"]
 
 
 def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> None:

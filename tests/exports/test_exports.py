@@ -137,7 +137,7 @@ def test_apply_to_other_checkpoints_is_refused(finished: Path, capsys: pytest.Ca
         save_file(weights, others / f"model{step:06d}.safetensors")
     capsys.readouterr()
     assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
-    assert "model000030.safetensors: not the checkpoint that was combined" in complaint(capsys)
+    assert "model000030.safetensors: is not the checkpoint of the recipe" in complaint(capsys)
     (others / "model000030.safetensors").unlink()
     assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
     assert "missing: 30." in complaint(capsys)

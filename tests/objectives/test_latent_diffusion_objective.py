@@ -226,7 +226,7 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
         ({"prompts": "empty.txt"}, LcscError, "empty.txt holds no prompt; expected one a line"),
-        ({"images": 2}, LcscError, "3 prompts for 2 images, so the last ones would never be sampled"),
+        ({"images": 2}, LcscError, "there are more prompts (3) than images (2), so some"),
         ({"pipeline": "textless"}, LcscError, "has no text_encoder, so it cannot follow prompts"),
         ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
         ({"component": "unet"}, LcscError, "do not fit the network"),

@@ -69,7 +69,7 @@ def test_an_objective_that_fails_is_refused_once_for_all_studies(
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
     said = typed("run", study_file, "--budget", "2", status=2).err
-    assert said.count("the first evaluation on search noise failed: ValueError: no image") == 1
+    assert said.count("the evaluation of one batch failed (search noise): ValueError: no image") == 1
     assert not Path(STORAGE.removeprefix("sqlite:///")).exists()
 
 
@@ -116,7 +116,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
     ):
         for how in ([], ["--dry-run"]):
             line = typed.refused(*other, override, *how)
-            assert "/1: its losses would not compare with those of several/" in line
+            assert "/1: its losses would not be comparable with those of several/" in line
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"

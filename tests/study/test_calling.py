@@ -145,7 +145,7 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     assert first.merge()["weight"][0, 1] == pytest.approx(4.602, abs=1e-3)
     assert second.merge()["weight"][0, 1] != pytest.approx(4.602, abs=1e-3)
     assert [first.name, second.name] == ["search", "search-2"]
-    assert "search-2: begins anew" in capfd.readouterr().err
+    assert "search-2: starts a new search" in capfd.readouterr().err
     calls = far.calls
     resumed = search(score=far.distance, name="search", resume=True)
     assert resumed.studies == second.studies
@@ -321,8 +321,8 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "'weight' at step 4 holds NaN"),
         ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
-        (states(), {"jobs": "2"}, "jobs: expected a whole number of processes from 1, got '2'"),
-        (states(), {"jobs": 0}, "jobs: expected a whole number of processes from 1, got 0"),
+        (states(), {"jobs": "2"}, "jobs: expected a whole number of processes, 1 or more, got '2'"),
+        (states(), {"jobs": 0}, "jobs: expected a whole number of processes, 1 or more, got 0"),
         (states(), {"storage": 3}, "storage: expected a file or the URL of a database, or None, got 3"),
         (states(), {"storage": ""}, "storage: expected a file or the URL"),
         (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
@@ -334,8 +334,12 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
-        (states(), {"settings": {"model": "a:b"}}, "^model: build gives it"),
-        (states(), {"score": None, "sample": distance, "settings": {"sampler": "a:b"}}, "^sampler: sample gives it"),
+        (states(), {"settings": {"model": "a:b"}}, "^model: already given as build"),
+        (
+            states(),
+            {"score": None, "sample": distance, "settings": {"sampler": "a:b"}},
+            "^sampler: already given as sample",
+        ),
         (states(), {"score": None, "sample": distance, "held_out": distance}, "^held_out: .* how many images"),
         (states(), {"score": None, "sample": distance, "held_out": True}, "^held_out: .* how many images"),
         (states(), {"settings": {"precision": 16}}, "precision: unknown key"),
@@ -610,7 +614,7 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
     assert "trainer's EMA" in repr(sampled(held_out=30))
     said = capsys.readouterr().err
     assert "keyed/LCSCGradient/0: finished already, 20" in said
-    assert "; the report is of 20 images: lcsc evaluate" in said
+    assert "; the report has only 20 images; for " in said
 
 
 @pytest.mark.usefixtures("real_images")

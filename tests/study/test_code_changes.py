@@ -85,7 +85,7 @@ def test_code_edited_since_a_study_finished_is_said_and_no_other_seed_runs_with_
     write("edited_helper", "SCALE = 32\n")
     assert "finished before this changed: edited_helper changed" in typed("run", "edited.yaml").err
     another = ["run", "edited.yaml", "seeds=[1]"]
-    assert f"would not compare with those of {NAME}: edited_helper changed" in typed.refused(*another)
+    assert f"would not be comparable with those of {NAME}: edited_helper changed" in typed.refused(*another)
     assert lcsc([*another, "--accept-changes"]) == 0
 
 

@@ -147,7 +147,7 @@ def test_what_changes_no_loss_may_change_and_is_said_in_one_line() -> None:
     [line] = compared(changed, {}, stored=stored).notices
     for part in ("batch_size was 8, is now 4", 'device was null, is now "cuda:1"', "workers was 3, is now 1"):
         assert part in line
-    assert line.endswith("(candidates are asked as before, 5 at a time)")
+    assert line.endswith("(candidates are still asked 5 at a time)")
     continued = opened(changed, {}, stored=stored).attributes
     assert continued["specification"]["workers"] == 1
     assert continued["specification"]["objective"] == objective
@@ -229,7 +229,7 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     scored: Path, typed: Typed, options: list[str]
 ) -> None:
     said = typed("run", "scored.yaml", *options, status=2).err
-    assert "scored: the first evaluation on selection noise failed: " in said
+    assert "scored: the evaluation of one batch failed (selection noise): " in said
     assert "selection.txt" in said
     assert not (scored / "studies.db").exists()
     (scored / "selection.txt").write_text("0.5")
@@ -255,7 +255,7 @@ def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed
     run = ("run", "scored.yaml", "~held_out")
     said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
     assert "database: " not in said, "there is none"
-    assert "scored: the first evaluation on search noise failed: KeyError: 'los'" in said
+    assert "scored: the evaluation of one batch failed (search noise): KeyError: 'los'" in said
     assert "in broken" in said
     assert not (scored / "studies.db").exists()
     assert "after 3 evaluations" in typed(*run).err
@@ -329,8 +329,11 @@ def sampled(workplace: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("sampler=sampled_parts:without_graph", "have no graph"),
-        ("sampler=sampled_parts:without_backward", "the first evaluation on search noise with a gradient failed"),
+        ("sampler=sampled_parts:without_graph", "have no autograd graph"),
+        (
+            "sampler=sampled_parts:without_backward",
+            "the evaluation of one batch failed (search noise, with the gradient)",
+        ),
         ("sampler=sampled_parts:of_other_channels", "search noise"),
         ("reference=nowhere.npz", "nowhere.npz"),
     ],

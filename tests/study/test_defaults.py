@@ -109,7 +109,7 @@ def test_a_grid_alone_was_interrupted_before_its_search() -> None:
 def test_a_short_study_file_runs_and_a_dry_run_says_what_was_chosen(typed: Typed, workplace: Any) -> None:
     file = str(write_model_study(workplace, budget={"evaluations": 2}))
     said = typed("run", file, "~optimizers", "--dry-run")
-    assert said.err.count("LCSCQuadratic searches, because there is no gradient to follow: ") == 1
+    assert said.err.count("using LCSCQuadratic, because there is no gradient: ") == 1
     shown = said.out.splitlines()[2:]
     assert [line.split()[0].split("/")[1] for line in shown] == ["EMAGrid", "LCSCQuadratic"]
     assert "one row" in shown[1]

@@ -144,7 +144,7 @@ class TestManyInARow:
         if begun:
             search(study, bowl, evaluations=4)
         broken, said = (moved, "TrajectoryError: runs") if begun else (Breaking(*range(7, 99), reason="b"), "KeyError")
-        with pytest.raises(SearchFailedError, match=rf"5 trials in a row failed .*; the last one: {said}"):
+        with pytest.raises(SearchFailedError, match=rf"5 trials in a row failed .*; the last failed with: {said}"):
             search(study, broken, 16, failures=TWICE)
         assert study.retry_failed() == 5
         search(study, bowl, 16)
@@ -162,7 +162,7 @@ class TestManyInARow:
         assert states(study) == ["COMPLETE"] * 2 + ["FAIL"] * 5 + ["COMPLETE"]
 
     def test_a_search_in_which_everything_failed_has_failed(self, study: StoredStudy) -> None:
-        with pytest.raises(SearchFailedError, match="all 8 trials failed; the last one: KeyError"):
+        with pytest.raises(SearchFailedError, match="all 8 trials failed; the last failed with: KeyError"):
             search(study, Breaking(*range(99), reason="b"))
 
 

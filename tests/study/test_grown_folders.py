@@ -157,7 +157,7 @@ def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
 
 def test_a_finished_study_whose_report_is_to_have_more_images_says_how(begun: None, typed: Typed) -> None:
     command = f"lcsc evaluate {NAME} --images 30 --keep"
-    assert f"the report is of 20 images: {command}" in typed(*RUN, "held_out.images=30").err
+    assert f"the report has only 20 images; for 30: {command}" in typed(*RUN, "held_out.images=30").err
     assert command not in typed(*RUN).err
 
 
@@ -189,7 +189,7 @@ def test_a_finished_study_says_that_its_checkpoints_were_written_again(begun: No
     assert "written again" not in typed(*RUN).err
     save(*STEPS, shift=1)
     said = typed(*RUN).err
-    assert f"its checkpoints were written again since, which lcsc run {NAME} name=NEW searches" in said
+    assert f"its checkpoints have been rewritten since; to search the new ones: lcsc run {NAME} name=NEW" in said
     typed("run", NAME, "name=second")
     assert stored("second/LCSC/0").attributes["checkpoints"] != stored().attributes["checkpoints"]
 
@@ -242,7 +242,7 @@ def test_a_start_on_checkpoints_that_lack_some_leaves_nothing_behind(begun: None
     if "weights" in message:
         write_others()
     said = typed(*RUN, "name=longer", f"start={NAME}", status=2).err
-    assert f"start: {NAME}: {message}; give all checkpoints of that study, and later ones" in said
+    assert f"start: {NAME}: {message}; give all checkpoints of that study (later ones may be added)" in said
     with pytest.raises(Exception, match="no such study"):
         load_study("longer/LCSC/0")
 
@@ -268,7 +268,7 @@ class TestDryRun:
         fingerprint["objective"]["trajectory"] = "others"
         study.set_attribute("fingerprint", fingerprint)
         said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
-        assert "other checkpoints are another study" in said
+        assert "other checkpoints need a new study" in said
 
     @pytest.mark.parametrize(
         ("changes", "message"),

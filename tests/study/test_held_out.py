@@ -183,7 +183,7 @@ def test_the_last_checkpoint_is_scored_first_once_an_experiment_and_printed(
         line = capsys.readouterr().err.splitlines()[-1]
         assert line == (
             "lcsc: small: last checkpoint, step 300, held-out noise on 20 items: fid 0.625, fid@cross_check 1.25; "
-            "compare this with your trainer's log: if they differ, this score measures something else"
+            "compare this with your trainer's log: if they differ, this score does not measure what your trainer does"
         )
     assert objective.asked == [(LAST, "held-out", 0, 20)]
     for searched in (ema, study):
@@ -229,14 +229,14 @@ def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_
     study: StoredStudy, typed: Typed
 ) -> None:
     of_grid = score_held_out(grid(study), InTwoSamplers(), dataclasses.replace(PLAN, top=3, keep=False))
-    assert "against last checkpoint the gain turns in another sampler" in (of_grid.warning or "")
+    assert "compared with last checkpoint, the gain becomes a loss in another sampler" in (of_grid.warning or "")
     objective = InTwoSamplers()
     report = score_held_out(study, objective, PLAN)
     assert report.also is not None
     assert (report.also.found.images, report.also.sampler) == (10, "DDIM, 12 model calls an image")
     assert names(report.also) == ["last checkpoint", "EMA*"]
     assert row(report, CROSS_CHECK).gain > 0 > row(report.also, CROSS_CHECK).gain
-    assert (report.warning or "").startswith("against EMA* the gain turns in another sampler: loss")
+    assert (report.warning or "").startswith("compared with EMA*, the gain becomes a loss in another sampler: loss")
     assert stored(study) == report
     asked = len(objective.asked)
     assert score_held_out(study, objective, PLAN) == report
@@ -367,7 +367,7 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     for number, (loss, images, noise) in enumerate(asked[1:2]):
         key = study.add_candidate(Candidate(coefficients(number), noise=noise))
         study.finish(key, Evaluation(loss, {}, Cost(images=images)), compares=False)
-    with pytest.raises(StudyStoreError, match="no complete trial on the search's noise"):
+    with pytest.raises(StudyStoreError, match="no comparable trial has finished yet"):
         score_held_out(study, Measured(), PLAN)
     for number, (loss, images, noise) in enumerate(asked, start=1):
         key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
@@ -454,7 +454,7 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     assert CROSS_CHECK in compared.out
     for text in (ran, compared.err):
         (line,) = [line for line in text.splitlines() if "compare the images" in line]
-        assert f"{STUDY}: against EMA* the loss" in line
+        assert f"{STUDY}: compared with EMA*: loss" in line
         assert "but fid@cross_check" in line
     stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), STUDY)
     first = stored.attributes["held_out"]

@@ -82,7 +82,7 @@ def test_a_dry_run_says_which_layout_is_the_faster_one_and_trials_and_reports_ha
     folder: Path, typed: Typed
 ) -> None:
     said = typed("run", "laid.yaml", "--dry-run").err
-    line = "laid: the network's weights are stored channels last, in which sampling takes 0.50 of the time"
+    line = "laid: the network's weights are stored channels last: sampling takes 0.50 times as long"
     assert said.count(line) == 1
     assert not (folder / "studies.db").exists()
     (folder / "layouts.txt").unlink()

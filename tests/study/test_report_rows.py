@@ -104,11 +104,11 @@ def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_n
 def test_the_warning_says_what_moved_and_what_to_do() -> None:
     found = rows(model([2.5], precision=[0.557], near=[2.87]))
     assert warning_of(found) == (
-        "against EMA* the loss 28 → 2.5, but precision 0.62 → 0.557: the loss gained at the cost of other metrics; "
-        "compare the images of both before you use it, or search with keep: precision"
+        "compared with EMA*: loss 28 → 2.5, but precision 0.62 → 0.557: the loss gained at the cost of other metrics; "
+        "compare images of the two models before you use the answer, or search with keep: precision"
     )
     assert (warning_of(found, yardstick=Yardstick({}, kept="near", bound=9.0)) or "").endswith(
-        "images of both before you use it"
+        "images of the two models before you use the answer"
     )
     both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
     assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both) or "")
@@ -142,7 +142,7 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
 
 @pytest.mark.parametrize(
     ("searched_below_ema", "advice"),
-    [(True, "or search with more data or fewer evaluations, since"), (False, "or search with more evaluations, since")],
+    [(True, "or search again with more data or fewer evaluations:"), (False, "or search again with more evaluations:")],
 )
 def test_a_search_that_lost_was_too_short_or_overfitted(searched_below_ema: bool, advice: str) -> None:
     answer = model([2.5])
@@ -156,9 +156,9 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     found = rows(model([2.5], **{CLIP: [84.0]}), model([28.0], **{CLIP: [268.0]}))
     elsewhere = rows(model([9.0], **{CLIP: [100.0]}), model([10.0], **{CLIP: [69.0]}))
     assert turned(found, elsewhere, samplers) == (
-        "against EMA* the gain turns in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls an image, but "
-        "fid@clip 69 → 100 with DDIM, 12 model calls an image; use the answer only with the sampler that it was "
-        "searched with"
+        "compared with EMA*, the gain becomes a loss in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls "
+        "an image, but fid@clip 69 → 100 with DDIM, 12 model calls an image; use the answer only with the sampler that "
+        "it was searched with"
     )
     assert turned(elsewhere, found, samplers) is None
     assert turned(found, rows(model([9.0], **{CLIP: [69.5]}), model([10.0], **{CLIP: [69.0]})), samplers) is None
@@ -169,7 +169,7 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
 def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
     error = (0.6 * 0.4 / images) ** 0.5
     found = rows(model([29.0], precision=[0.60], precision_stderr=[error], near=[2.8]))
-    line = "keep: precision is 0.6, which breaks its bound of {} by more than the error; continue"
+    line = "keep: precision is 0.6, beyond its bound of {} by more than the error; continue"
     expected = ("none" if held else line.format("0.62"), line.format("0.7"), "none")
     for bound, told in zip((0.62, 0.7, 0.605), expected, strict=True):
         yardstick = Yardstick({}, kept="precision", sign=-1, bound=bound)
@@ -194,7 +194,7 @@ def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> No
         # the noise of a group moves the answer and its baseline alike, so that differences are all but exact
         ([1.0, 1.3], [3.9, 5.9], None),
         ([1.0, 1.3], [4.1, 6.1], "fid@clip 5 → 5.1: the gain may exist only"),
-        ([1.0, 1.3], [3.7, 6.2], "fid@clip 5 → 4.95, perhaps by chance: measure both with more --groups"),
+        ([1.0, 1.3], [3.7, 6.2], "fid@clip 5 → 4.95, perhaps by chance: run lcsc evaluate with more --groups"),
         ([1.9, 2.35], [4.1, 6.1], "neither gain is certain"),
         ([1.9, 2.35], [3.9, 5.9], None),
     ],

@@ -147,7 +147,7 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
     assert (row.label, row.held_out, row.searched, row.verdict) == (LAST_CHECKPOINT, (last, None), None, "not searched")
     assert row.below_ema == pytest.approx(share)
     ahead = LAST_CHECKPOINT if place == 0 else "LCSC"
-    assert headline(ranking(studies), "FID").startswith(f"{ahead} is ahead: held-out FID")
+    assert headline(ranking(studies), "FID").startswith(f"Best held-out FID: {ahead} with")
     trainer_ema = measured(1.5, name=TRAINER_EMA, images=100)
     with_ema = dataclasses.replace(report, baselines=(*report.baselines, trainer_ema))
     object.__setattr__(studies[-1], "held_out", with_ema)
@@ -174,18 +174,21 @@ EMA, CLOSE = ("EMAGrid", [10.0, 10.0, 10.0]), ("CMA", [1.9, 2.0, 2.1])
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ([EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])], "± 0.1, 80 % below EMA*; LCSC cannot be told from it over 3 seeds"),
+        (
+            [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])],
+            "± 0.1, 80 % below EMA*; LCSC cannot be distinguished from it with 3 seeds",
+        ),
         (
             [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95]), ("DE", [2.3, 1.9, 2.2])],
-            "± 0.1, 80 % below EMA*; LCSC and DE cannot be told from it over 3 seeds",
+            "± 0.1, 80 % below EMA*; LCSC and DE cannot be distinguished from it with 3 seeds",
         ),
         ([CLOSE, ("LCSC", [4.0, 4.1, 4.2])], "± 0.1"),
-        ([("CMA", [2.0]), ("LCSC", [4.0])], "; each search had one seed"),
+        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed per search"),
         ([("CMA", [2.0])], ""),
     ],
 )
 def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good(found: Any, expected: str) -> None:
-    ahead = "CMA is ahead: held-out FID 2"
+    ahead = "Best held-out FID: CMA with 2"
     assert line(*(study for one in found for study in seeds(*one))) == f"{ahead} {expected}".replace(" ;", ";").rstrip()
 
 
@@ -197,14 +200,13 @@ def test_it_names_the_average_that_is_ema() -> None:
 
 
 def test_it_says_when_ema_is_ahead_and_when_values_are_searched_ones() -> None:
-    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith(
-        "EMA* is ahead: held-out FID 2; each search"
-    )
+    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("Best held-out FID: EMA* with 2; one seed")
     ended = history([5.0, 2.0], optimizer="LCSC")
     text = line(history([5.0, 3.0], optimizer="CMA"), ended)
     assert text == (
-        "LCSC is ahead: searched FID 2; nothing was held out: give held_out for a report, or use lcsc evaluate STUDY"
+        "Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file for a report, or use "
+        "lcsc evaluate STUDY"
     )
     text = line(history([5.0, 3.0], optimizer="CMA", ended=False), ended)
-    assert text.startswith("LCSC is ahead so far: searched FID 2; held-out values come at the end")
+    assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come at the end")
     assert [line(), line(history([])), line(history([None]))] == ["No result yet."] * 3

@@ -59,7 +59,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     assert str(link).startswith("data:image/png;base64,iVBORw0KGgog")
     assert [str(known["content"])[:18] for known in attributes if "http-equiv" in known] == ["default-src 'none'"]
     shown = " ".join(page.texts)
-    assert re.search(r"LCSC is ahead: held-out \w+ 2\.5( ± 0)?, 71 % below EMA\*", " ".join(shown.split()))
+    assert re.search(r"Best held-out \w+: LCSC with 2\.5( ± 0)?, 71 % below EMA\*", " ".join(shown.split()))
     assert "Unfinished: digits/CMA/0." in shown
     (alt,) = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
     assert alt == "digits/LCSC/1, trial 2"
