@@ -70,6 +70,18 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
         raise StudySpecError(f"{source}: {problems}") from error
 
 
+def check_keys(model: type[pydantic.BaseModel], content: Mapping[str, Any], *, source: str) -> None:
+    """Refuse the keys that :func:`parse_settings` refuses. Values are not looked at: some may still be missing.
+
+    Raises:
+        StudySpecError: ``source: key: unknown key …``.
+    """
+    keys = list(model.model_fields)
+    problems = [f"{key}: {_unknown(key, keys)}" for key in content if key not in keys]
+    if problems:
+        raise StudySpecError(f"{source}: {'; '.join(problems)}")
+
+
 def check_options(
     function: Callable[..., Any], options: Mapping[str, Any], *, source: str, positional: Collection[str] = ()
 ) -> None:
@@ -102,11 +114,14 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     kind = detail["type"]
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        keys = _keys_at(model, location[:-1])
-        message = f"unknown key{near_miss(str(location[-1]), keys)}; expected one of {', '.join(keys)}"
+        message = _unknown(str(location[-1]), _keys_at(model, location[:-1]))
     elif kind not in ("missing", "value_error"):
         message = f"{message}, got {excerpt(detail['input'])}"
     return f"{path}: {message}" if path else message
+
+
+def _unknown(key: str, keys: Sequence[str]) -> str:
+    return f"unknown key{near_miss(key, keys)}; expected one of {', '.join(keys)}"
 
 
 def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
+from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrajectoryError
-from lcsc_opt.base.settings import dump_yaml, parse_yaml
+from lcsc_opt.base.paths import SHIPPED
+from lcsc_opt.base.settings import check_keys, dump_yaml, parse_yaml
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.base.study_spec import ModelKind, experiment_name
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
@@ -93,7 +95,11 @@ def draft(
     if steps is not None:
         facts["steps"] = _as_yaml([*steps])
     text = (_TEMPLATES / f"{template}.yaml").read_text(encoding="utf-8")
-    return _filled(text, facts), _in_words(run.steps)
+    filled = _filled(text, facts)
+    objective = parse_yaml(filled)["objective"]
+    module: Any = load_file(SHIPPED / "objectives" / objective["file"])
+    check_keys(module.Settings, objective["settings"], source="objective.settings")
+    return filled, _in_words(run.steps)
 
 
 def _find_run(checkpoints: Sequence[Path], key: str | None, steps: Sequence[int] | None) -> _Run:

@@ -250,6 +250,14 @@ def test_what_is_no_setting_is_for_run(typed: Typed, given: str) -> None:
     assert not Path("study.yaml").exists()
 
 
+def test_a_key_that_the_objective_lacks_is_refused_as_by_run(typed: Typed) -> None:
+    plain()
+    said = typed.refused("init", "score", "runs", "evaluations=8", "maximise=true")
+    assert "objective.settings: evaluations: unknown key" in said
+    assert "maximise: unknown key (did you mean 'maximize'?)" in said
+    assert not Path("study.yaml").exists()
+
+
 def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
     plain()
     assert "study.yaml: 1 checkpoint, step 3\n" in typed("init", "module", "runs/model3.safetensors").err
