@@ -163,7 +163,9 @@ def test_a_search_starts_at_the_best_coefficients_of_a_stored_study(ran: Path, t
         assert first.user_attrs["coefficients"] == best.user_attrs["coefficients"]
         assert typed.json("show", f"{name}/EMAGrid/0")["start"] is None
         said = typed("run", source, f"name={name}", "start=tiny/CMA/0", "--optimizer", "LCSC", "--seed", "1", status=2)
-        assert f'not compare with those of {name}/LCSC/0: start was "tiny/LCSC/0", is now "tiny/CMA/0"' in said.err
+        assert (
+            f'not be comparable with those of {name}/LCSC/0: start was "tiny/LCSC/0", is now "tiny/CMA/0"' in said.err
+        )
     command = ["run", "tiny.yaml", "name=other", "start=tiny/LCSC/9", "--optimizer", "LCSC", "--seed", "0"]
     assert "tiny/LCSC/9: no such study" in typed(*command, "--dry-run", status=2).err
     assert "tiny/LCSC/9: no such study" in typed(*command, status=2).err

@@ -158,7 +158,7 @@ def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
     study = next(study for study in studies if study.optimizer == rows[0].optimizer)
     assert study.held_out_loss is not None
     assert study.reported == -study.held_out_loss
-    assert f"held-out score {study.reported:.4g}" in headline(rows, study.metric)
+    assert headline(rows, study.metric).startswith(f"Best held-out score: {study.label} with {study.reported:.4g}")
     for trace in comparison_figure(studies).data:
         assert min(trace.y) > 0
 

@@ -90,7 +90,7 @@ def test_a_new_study_begins_with_what_the_objective_tells() -> None:
 
 def test_changed_code_is_accepted_by_request_or_before_the_first_success() -> None:
     stored = begun(m="1", helper="1")
-    with pytest.raises(StudyStoreError, match=r"e/LCSC/0: changed since it began: m changed; helper gone\. Put"):
+    with pytest.raises(StudyStoreError, match=r"e/LCSC/0: changed since it began: m changed; helper gone\. Undo"):
         compared(spec(), {"m": "2"}, stored=stored)
     stored = begun(m="1")
     accepted = compared(spec(), {"m": "2"}, stored=stored, accept_changes=True)

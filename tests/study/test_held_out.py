@@ -394,7 +394,7 @@ def test_a_loss_in_one_metric_is_a_row_and_a_warning(study: StoredStudy, capsys:
     assert precision.gain == pytest.approx(precision.value - precision.baseline)
     assert (near.lost, near.real_halves) == (False, None)
     assert near.gain == pytest.approx(near.baseline - near.value)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare the images" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare images of the two" in line]
     assert line == f"lcsc: {STUDY}: {report.warning}"
     assert line.endswith("search with keep: precision")
     spread = row(score_held_out(study, Measured(trades), dataclasses.replace(PLAN, groups=3)), "precision")
@@ -453,7 +453,7 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     ran, compared = typed("run", str(path)).err, typed("compare", "small")
     assert CROSS_CHECK in compared.out
     for text in (ran, compared.err):
-        (line,) = [line for line in text.splitlines() if "compare the images" in line]
+        (line,) = [line for line in text.splitlines() if "compare images of the two" in line]
         assert f"{STUDY}: compared with EMA*: loss" in line
         assert "but fid@cross_check" in line
     stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), STUDY)

@@ -139,10 +139,12 @@ def test_other_options_than_the_stored_ones_are_refused(database: str) -> None:
 def test_losses_that_would_not_compare_with_those_of_the_searches_are_refused(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StudyStoreError, match=r"not compare with those of small/EMAGrid/0: .*images was 10, is now 20"):
+    with pytest.raises(
+        StudyStoreError, match=r"not be comparable with those of small/EMAGrid/0: .*images was 10, is now 20"
+    ):
         compute(database, images=20)
     monkeypatch.setenv("WEIGHTS_VERSION", "2")
-    with pytest.raises(StudyStoreError, match=r"not compare with those of small/EMAGrid/0: .*version"):
+    with pytest.raises(StudyStoreError, match=r"not be comparable with those of small/EMAGrid/0: .*version"):
         compute(database)
     assert list(our_studies(open_storage(database, write=False))) == ["small/EMAGrid/0", "small/LCSC/0"]
 

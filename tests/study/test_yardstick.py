@@ -203,7 +203,7 @@ def test_an_average_that_cannot_be_scored_ends_the_run_with_a_sentence(monkeypat
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
     monkeypatch.setattr(MergeSampleScore, "fixed_average", power_ema_coefficients(STEPS, 0.10) * float("inf"))
-    with pytest.raises(ObjectiveError, match=r"an average of the checkpoints, which cannot be scored: .*use loss: fid"):
+    with pytest.raises(ObjectiveError, match=r"this average cannot be scored: .*use loss: fid"):
         run(specification())
     assert trials() == []
 
