@@ -76,7 +76,7 @@ class Study:
         """The objective that was searched, loaded as its study file says. Loading may train or read a model.
 
         Raises:
-            StudySpecError: its file cannot be loaded.
+            LcscError: its file cannot be loaded, its checkpoints or data are gone, or so is the study.
         """
         with reading(self.storage) as storage:
             return objective_of(StoredStudy.open(storage, self.name), self.functions)
@@ -98,7 +98,7 @@ class Study:
 
     @property
     def held_out(self) -> float | None:
-        """The same of the answer, on noise that neither the search nor the choice saw; ``None`` before that."""
+        """The same of the chosen trial, on noise that neither the search nor the choice saw; ``None`` before that."""
         return self._summary.reported
 
     @property
@@ -147,6 +147,7 @@ class Study:
             StudySpecError: another number of coefficients, or another sum.
             ObjectiveError: the objective has no weights to merge.
             StudyStoreError: no trial is complete yet.
+            LcscError: the checkpoints are gone, or the objective cannot be loaded.
         """
         objective = self._mergeable
         trajectory = objective.trajectory
@@ -156,7 +157,7 @@ class Study:
             coefficients = self.coefficients
         groups = objective.layer_groups
         rows = None if groups is None else len(groups)
-        checked = trainer_ema(len(self.steps))
+        checked = trainer_ema(len(self.steps))  # which has a number more than a search's coefficients
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))
@@ -164,6 +165,7 @@ class Study:
 
     @property
     def _mergeable(self) -> Objective:
+        """The checkpoints alone where they suffice, since loading the whole objective runs the user's code."""
         with reading(self.storage) as storage:
             alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
@@ -291,6 +293,7 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
 
 
 def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, ...], Path]:
+    """The study file, or all points of its sweep; and the folder of the file, or the working folder."""
     if isinstance(study_file, Mapping):
         return parse_studies(dict(study_file), source="study"), Path.cwd()
     path = find("studies", str(study_file))
@@ -298,6 +301,7 @@ def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, 
 
 
 def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:
+    """A row of :attr:`Study.trials`; ``sign`` is the study's."""
     attributes = trial.user_attrs
     cost = attributes.get("cost") or {}
     coefficients = None

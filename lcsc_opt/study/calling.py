@@ -206,10 +206,10 @@ class _Call:
         settings: its settings; :meth:`place_checkpoints` adds the checkpoints.
         checkpoints: patterns, or state dicts by their steps.
         functions: name in the settings → function, of those that no process can import.
-        not_importable: argument → what it is, of those.
-        held_out: what is reported, of a study file.
+        not_importable: argument → what Python calls its function, of those.
+        held_out: what the study file has under this key.
         default_name: of the experiment.
-        files: the folder beside the database.
+        files: the folder beside the database, as soon as that is known.
     """
 
     file: str
@@ -233,10 +233,13 @@ class _Call:
         jobs: int,
         further: Mapping[str, Any],
     ) -> _Call:
-        """Check the arguments, as far as that is possible without calling anything.
+        """Check the arguments of :func:`search`, as far as that is possible without calling anything.
+
+        ``further`` are the settings of the objective that no other argument gives, by name.
 
         Raises:
-            StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must.
+            StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must; a
+                setting is unknown; or a file of the user's hides the objective.
         """
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
@@ -317,7 +320,14 @@ class _Call:
     def studies(
         self, content: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], objectives: ObjectiveLoader
     ) -> list[StudySpec]:
-        """The studies, with what this call leaves open. To choose it, the objective may call the functions once.
+        """The studies that the content asks for; :mod:`lcsc_opt.study.defaults` chooses what this call leaves open.
+
+        For that, the objective may be loaded, and may call the functions once.
+
+        Args:
+            content: of :meth:`content`, with space and budget.
+            stored: name → attributes of the experiment's stored studies.
+            objectives: loads the objective.
 
         Raises:
             LcscError: the objective cannot be built, or a function raised an error.
@@ -334,7 +344,7 @@ class _ObjectiveArguments:
         file: the objective's, in the catalog.
         functions: argument → the setting that it gives, and the function or its name.
         settings: those that are no functions.
-        held_out: what is reported, of a study file.
+        held_out: what the study file has under this key.
     """
 
     file: str
@@ -377,7 +387,7 @@ def _named(
         jobs: how many processes must be able to import them.
 
     Returns:
-        Setting → name; name → function, of those that no process can import; and argument → what that is.
+        Setting → name; of functions that no process can import, name → function, and argument → what Python calls it.
 
     Raises:
         StudySpecError: something is no function, or other processes cannot import it.
@@ -410,7 +420,7 @@ def _named(
 
 
 def _builder(build: Function | str) -> Function | str:
-    """What makes the network; of a network itself, what gives a copy, since its weights will change."""
+    """What makes the network; of a network itself, what returns one copy of it, since its weights will change."""
     if not isinstance(build, nn.Module):
         return build
     network = copy.deepcopy(build)
@@ -446,7 +456,7 @@ def _url(storage: str | Path) -> str:
     if not isinstance(storage, (str, Path)) or not str(storage):
         raise StudySpecError(f"storage: expected a file or the URL of a database, or None, got {excerpt(storage)}")
     text = str(storage)
-    if text == DEFAULT_FILE:
+    if text == DEFAULT_FILE:  # nobody chose a file, so that LCSC_STORAGE counts
         return storage_url(None, DEFAULT_STORAGE)
     if "://" in text:
         return absolute_url(text)
@@ -454,7 +464,7 @@ def _url(storage: str | Path) -> str:
 
 
 def _stored(url: str) -> dict[str, Mapping[str, Any]]:
-    """Name → attributes of the searches in the database."""
+    """Name → attributes of the searches and grids in the database; a missing database is not made."""
     storage = open_existing(url)
     if storage is None:
         return {}
@@ -464,7 +474,7 @@ def _stored(url: str) -> dict[str, Mapping[str, Any]]:
 
 
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
-    """``NAME``, or of the experiments ``NAME``, ``NAME-2``, … the newest one to ``resume``, else the next one."""
+    """``NAME`` while it is free; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next one."""
     matches = [re.fullmatch(rf"{re.escape(name)}(?:-([1-9][0-9]*))?", experiment) for experiment in experiments]
     numbers = [int(match[1] or 1) for match in matches if match is not None]
     if not numbers:
@@ -483,7 +493,7 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
 def _optimizers(
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None,
 ) -> list[str | Mapping[str, Any]]:
-    """As a study file lists them; empty if none were given."""
+    """As a study file lists them; empty for ``None``, which leaves the choice open."""
     if optimizers is None:
         return []
     if isinstance(optimizers, str):
@@ -499,6 +509,11 @@ def _optimizers(
 
 def _refuse_changes(spec: StudySpec, stored: Mapping[str, Any], url: str) -> None:
     """Refuse to return what a finished study found by other functions or in other checkpoints.
+
+    Args:
+        spec: of the study.
+        stored: its attributes.
+        url: of the database.
 
     Raises:
         StudyStoreError: the file of a function, or the checkpoints, changed since it finished.

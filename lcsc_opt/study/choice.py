@@ -25,7 +25,7 @@ def choose(
     Args:
         had: models that need no search, on one group of noise.
         found: what the search adds, on the same noise; at least one model if ``had`` is empty.
-        judge: a metric in features that are not in the loss, if there is one.
+        judge: a metric in features that are not in the loss, if there is one; lower is better.
     """
     if not had:
         return min(found, key=lambda model: model.loss), None
@@ -37,7 +37,7 @@ def choose(
 
 
 def share_gained(base: Measurement, model: Measurement, judge: str | None) -> float:
-    """How much better a model is, as a share of the other's values: the mean over the loss and its judge."""
+    """How much lower a model's loss and judge are, as a mean share of the base's, on the first group of noise."""
     metrics = _compared_metrics(base, judge)
     return statistics.fmean(_share(base.values[name][0], model.values[name][0]) for name in metrics)
 

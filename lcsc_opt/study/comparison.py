@@ -96,7 +96,7 @@ def identity(spec: StudySpec) -> dict[str, Any]:
 
 
 def is_complete(spec: StudySpec, stored: Attributes) -> bool:
-    """Whether nothing is left to do or to write: also the specification is as stored, with the checkpoints' place.
+    """Whether nothing is left to do or to write: the study is finished, and its :func:`identity` is the stored one.
 
     Workers are left out: a finished study needs none.
     """
@@ -120,14 +120,21 @@ def _starts_over(
 ) -> bool:
     """Whether the objective's settings were corrected before any trial succeeded.
 
+    Args:
+        spec: of the study.
+        before: what decides the losses, as it was stored.
+        now: the same of ``spec``.
+        trials: as for :func:`compare`.
+
     Raises:
         StudyStoreError: anything else that decides losses is another.
     """
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
         return False
-    now["objective"]["settings"] = before["objective"]["settings"]
-    has_same_search = not any(differences(before, now))
+    settings_before = before["objective"]["settings"]
+    with_settings_before = {**now, "objective": {**now["objective"], "settings": settings_before}}
+    has_same_search = not any(differences(before, with_settings_before))
     if has_same_search and not trials(spec.name).succeeded:
         return True
     what_to_give = "another name"
@@ -144,7 +151,7 @@ def _decisive(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], stored: Attributes) -> Iterator[str]:
-    """A line with what changed of the rest, if anything did."""
+    """A line that names the changes that do not affect the loss, if there are any."""
     decisive = set(differences(_decisive(before), _decisive(now)))
     changed = [line for line in differences(before, now) if line not in decisive]
     if not changed:
@@ -173,7 +180,7 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
 def changed_since_finished(name: str, stored: Attributes, code: Mapping[str, str]) -> str | None:
     """That a finished study's ``code`` (name → digest) is another one now; ``None`` if it is the same.
 
-    Code that is not among these files counts as unchanged.
+    Stored code that ``code`` does not name counts as unchanged.
     """
     stored_code = stored["fingerprint"]["code"]
     changed = "; ".join(_code_changes(stored_code, {**stored_code, **code}))
@@ -227,6 +234,12 @@ def check_siblings(
 
     It is compared with the first of them and the first with the same optimizer: the others were compared with these.
     Landscapes of one experiment may be of different planes.
+
+    Args:
+        spec: of the new study.
+        studies: name → attributes of all stored studies, in the order in which they were created.
+        current: the new study's fingerprint, as for :func:`compare`.
+        accept: allow other code.
 
     Raises:
         StudyStoreError: the losses would not compare; the message says why.

@@ -26,10 +26,10 @@ def completed(
     *,
     optimizers: Sequence[str] = (),
 ) -> list[StudyFile]:
-    """A specification that leaves nothing open; several if its optimizers have other rows by default.
+    """The study file with nothing left open; several if its optimizers have different rows by default.
 
     Args:
-        spec: of a study file, or of a point of its sweep.
+        spec: a study file, or a point of its sweep.
         stored: gives name → attributes of the stored studies, which keep what they have.
         objective: gives what is searched. Both are called only if something is to be chosen.
         optimizers: only these; one that the file does not list has its default options.
@@ -43,7 +43,7 @@ def completed(
         return _specifications(spec.name, stored())
 
     chosen = _named(optimizers, spec.optimizers)
-    if not chosen and specifications().keys() - BASELINES.keys():
+    if not chosen and specifications().keys() - BASELINES.keys():  # an experiment keeps the searches that it has
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
         chosen = default_optimizers(spec.name, objective())
@@ -65,7 +65,7 @@ def completed(
 
 
 def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
-    """The best plain average to compare with, and a search: by the gradient if there is one; else it says why not."""
+    """A grid of averages to compare with, and a search: by the gradient, or a notice says why there is none."""
     search = "LCSCGradient"
     reason = objective.why_no_gradient()
     if reason is not None:
@@ -82,7 +82,7 @@ def default_rows(objective: Objective) -> str | None:
 
 
 def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[OptimizerSpec]:
-    """The optimizers of these names, or all that are listed."""
+    """The optimizers of these names, with the options that are listed for them; without names, all that are listed."""
     if not names:
         return list(listed)
     options = {optimizer.name: optimizer for optimizer in listed}

@@ -111,9 +111,10 @@ class HeldOutPlan:
 def score_held_out(
     study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
 ) -> HeldOutReport:
-    """Choose among the best trials and report the chosen one; write both into the database.
+    """Choose among the best trials, and report the chosen one, what the user had, and the answer.
 
     Each measurement is stored with the study as soon as it is known and never repeated, also after an interruption.
+    What the report warns of is a notice, too.
 
     Args:
         study: the study; with ``plan.keep`` its ``held_out`` attribute becomes the report.
@@ -123,7 +124,8 @@ def score_held_out(
 
     Raises:
         StudyStoreError: no trial is complete, or none of them on the search's noise.
-        SearchFailedError: one of them cannot be evaluated.
+        SearchFailedError: one of the best trials cannot be evaluated.
+        ObjectiveError: what losses are relative to cannot be measured.
     """
     trials = study.trials()
     best = _best_models(study, trials, plan.top)
@@ -133,8 +135,8 @@ def score_held_out(
     baselines = _baselines(study, objective)
     samplers = objective.samples.samplers
     groups = plan.groups + len(samplers[1:])
-    steps = len(best) + len(baselines) + len(WAY) + groups * (1 + len(baselines))
-    with progress(f"{study.name} held out", steps) as advance:
+    measurements = len(best) + len(baselines) + len(WAY) + groups * (1 + len(baselines))  # about so many
+    with progress(f"{study.name} held out", measurements) as advance:
         measurer = Measurer(study, objective, evaluate, advance, images=plan.images)
         selected = [measurer.on(SELECTION, model) for model in best]
         found = min(selected, key=lambda measurement: measurement.loss)
@@ -174,7 +176,7 @@ def _compared(found: Model, baselines: Sequence[Model], measurer: Measurer, nois
     return HeldOutReport(
         measured,
         baselines=tuple(had),
-        rows=metric_rows(measured, ema, reported=measurer.reported, sign=measurer.sign),
+        rows=metric_rows(measured, ema, reported=measurer.reported, study_sign=measurer.sign),
         sampler=measurer.sampler_text,
     )
 
@@ -192,12 +194,12 @@ def _with_answer(
         report: the best trial and what the user had.
         selected: the best trials, on the noise of the choice.
         found: the best of them.
-        measurer: measures the others.
+        measurer: measures the others, and the answer on held-out noise if the report has not measured it.
         plan: of the report.
     """
     had = measurer.possible([SELECTION], [baseline.model for baseline in report.baselines])
     new: list[Measurement] = []
-    if found.model.name == EMA:
+    if found.model.name == EMA:  # of a grid: the user has it without a search
         had.append(found)
     else:
         emas = [measured.model for measured in had if measured.model.name in (EMA, _DEFAULT_EMA)]
@@ -245,7 +247,7 @@ def _searched_below_ema(study: StoredStudy, trials: Sequence[FrozenTrial]) -> bo
 def _against_trained(report: HeldOutReport, measurer: Measurer) -> list[tuple[MetricRow, ...]]:
     """The best trial against each model of the trainer's: the last checkpoint, and its EMA."""
     trained = [baseline for baseline in report.baselines if baseline.model.name in TRAINED]
-    return [metric_rows(report.found, model, reported=measurer.reported, sign=measurer.sign) for model in trained]
+    return [metric_rows(report.found, model, reported=measurer.reported, study_sign=measurer.sign) for model in trained]
 
 
 def _best_models(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) -> list[Model]:

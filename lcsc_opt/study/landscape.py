@@ -30,7 +30,7 @@ def plane_attribute(optimizer: OptimizerSpec, objective: Objective) -> dict[str,
     """What a landscape stores of its plane: the scalar products by which candidates are projected onto it.
 
     Raises:
-        StudySpecError: a corner is not there, or the three span no plane.
+        StudySpecError: a corner is neither a step nor an EMA of the trajectory, or the three span no plane.
     """
     options: Mapping[str, Any] = optimizer.options
     plane = Plane.through(options.get("corners"), objective.steps)

@@ -45,15 +45,19 @@ class _Trial:
     """A trial between ask and tell.
 
     Attributes:
-        parameter: Nevergrad's candidate.
+        candidate: what is evaluated.
+        nevergrad_candidate: what Nevergrad asked, and is told of.
         price: what it costs, in the unit of the budget.
         compares: whether its loss compares with those of other trials.
+        attempts: those that have failed, as the database stores them.
+        future: of the evaluation that is running.
+        outcome: its result, as soon as that is stored.
         ended_now: its result is of this run.
     """
 
     number: int
     candidate: Candidate
-    parameter: Any
+    nevergrad_candidate: Any
     price: int
     compares: bool
     attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -93,6 +97,9 @@ class Loop:
     Attributes:
         stopped: whether a callback ended the search before its budget was spent.
         told: how many trials the optimizer was told, and ``failed``, how many of them have failed.
+        spent: what these cost, in the unit of the budget; ``stored_spent``, what all that ended in earlier runs cost.
+        best: the lowest told loss that compares, and the number of its trial.
+        last_stored: the number of the last trial that ended in an earlier run.
     """
 
     def __init__(
@@ -167,11 +174,11 @@ class Loop:
             SearchFailedError: every trial failed, or more of them than the study allows.
             Exception: what a callback raises; all results so far are stored.
         """
-        asked = 0  # what was spent on asks, in the budget's unit
+        spent_on_asks = 0  # in the budget's unit
         while True:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_progress)
-            is_spent = asked >= self.budget.total if self.budget.seconds is None else self._time_is_over()
+            is_spent = spent_on_asks >= self.budget.total if self.budget.seconds is None else self._time_is_over()
             if is_spent or self._driver.finished:
                 break
             if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
@@ -179,14 +186,14 @@ class Loop:
                 break
             trial = self._ask()
             self._in_flight.append(trial)
-            asked += trial.price
+            spent_on_asks += trial.price
         while self._in_flight:
             self._tell_next(on_progress)
         if self.told and self.failed == self.told:
             raise self._failure(f"all {self.told} trials failed")
 
     def _time_is_over(self) -> bool:
-        """Whether no new candidate may be asked; one whose loss compares is asked in any case."""
+        """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
         if self._to_replay or self._owed or not self._has_compared:
             return False
         return time.monotonic() >= self._deadline
@@ -199,17 +206,17 @@ class Loop:
 
     def _ask(self) -> _Trial:
         """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted."""
-        parameter = self._driver.ask()
-        candidate = dataclasses.replace(candidate_of(parameter), yardstick=self._yardstick)
+        nevergrad_candidate = self._driver.ask()
+        candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
         price = self._price(candidate.images)
         compares = candidate.compares(self._images_per_evaluation)
         if self._to_replay:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
-            return self._resumed(stored, _Trial(stored.number, candidate, parameter, price, compares))
+            return self._resumed(stored, _Trial(stored.number, candidate, nevergrad_candidate, price, compares))
         self._owed = max(self._owed - 1, 0)
         number = self._study.add_candidate(candidate)
-        return self._submit(_Trial(number, candidate, parameter, price, compares))
+        return self._submit(_Trial(number, candidate, nevergrad_candidate, price, compares))
 
     def _resumed(self, stored: FrozenTrial, asked: _Trial) -> _Trial:
         """A stored trial that was asked again: with its result, or submitted again if it has none."""
@@ -229,12 +236,12 @@ class Loop:
         asked.future = self._evaluator.submit(asked.candidate)
         return asked
 
-    def _verify(self, stored: FrozenTrial, asked: Candidate) -> None:
+    def _verify(self, stored: FrozenTrial, candidate: Candidate) -> None:
         """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
-        attributes = candidate_attributes(asked)
+        attributes = candidate_attributes(candidate)
         requested = ("images", "noise", "unbiased")
         same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
-        if same_request and coefficients_of(stored).tobytes() == asked.coefficients.tobytes():
+        if same_request and coefficients_of(stored).tobytes() == candidate.coefficients.tobytes():
             return
         changed = self._changed or "nothing that a study records"
         raise StudyStoreError(
@@ -251,8 +258,8 @@ class Loop:
                 on_progress(self)
         self._in_flight.pop(0)
         loss, evaluation = self._to_tell(asked, asked.outcome)
-        attach_evaluation(asked.parameter, evaluation)
-        self._driver.tell(asked.parameter, loss)
+        attach_evaluation(asked.nevergrad_candidate, evaluation)
+        self._driver.tell(asked.nevergrad_candidate, loss)
         self.told += 1
         self.spent += asked.price
         on_progress(self)
@@ -261,7 +268,7 @@ class Loop:
             self._check_failures(asked.outcome)
 
     def _commit_finished(self) -> bool:
-        """Whether anything finished in time."""
+        """Write the results that are there, after a few seconds at most; whether there were any."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
         done, _ = concurrent.futures.wait(running, timeout=WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
@@ -286,7 +293,10 @@ class Loop:
         asked.ended_now = True
 
     def _to_tell(self, asked: _Trial, outcome: Outcome) -> tuple[float, Evaluation | None]:
-        """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation."""
+        """The loss and the evaluation as the optimizer is told them; a failed trial has no evaluation.
+
+        Failures are counted here, and the best loss is kept.
+        """
         self._has_compared |= asked.compares
         if isinstance(outcome, Failure):
             self.failed += 1

@@ -6,7 +6,7 @@ The models that the trainer has made are measured before the search: their numbe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import SearchFailedError, TrajectoryError
@@ -62,7 +62,7 @@ class Measurer:
         self._advance = advance
         self._images = images
         self._sampler = sampler
-        self._title = self.samplers[sampler] if sampler else None
+        self._title = self.samplers[sampler] if sampler else None  # keys do not name the sampler of searches
 
     @property
     def sampler_text(self) -> str | None:
@@ -74,6 +74,7 @@ class Measurer:
 
         Raises:
             SearchFailedError: it cannot be evaluated.
+            ObjectiveError: what losses on this noise are relative to cannot be measured.
         """
         key = f"{model.key} {sample_key(self._images, noise, self._title)}"
         measurement = self._stored(key, noise, model)
@@ -95,14 +96,10 @@ class Measurer:
         return measurement
 
     def on_each(self, noises: Iterable[Noise], model: Model) -> Measurement:
-        """One model on several groups of noise.
-
-        Raises:
-            SearchFailedError: it cannot be evaluated.
-        """
+        """One model on several groups of noise, joined; raises as :meth:`on`."""
         return Measurement.joined([self.on(noise, model) for noise in noises])
 
-    def possible(self, noises: Iterable[Noise], models: Iterable[Model]) -> list[Measurement]:
+    def possible(self, noises: Sequence[Noise], models: Iterable[Model]) -> list[Measurement]:
         """Those of the models that can be evaluated, on these groups of noise; a notice names the others."""
         measured = []
         for model in models:
@@ -195,7 +192,7 @@ def trained_models(study: StoredStudy, objective: Objective) -> list[Model]:
     The hash of the EMA is stored with the study: an EMA that is gone later is still one of them, with its measurements.
 
     Raises:
-        TrajectoryError: the EMA that the user named is not there, or of another model.
+        TrajectoryError: the EMA that the user named is not there, or of another model, and none was known before.
     """
     count = len(objective.steps)
     models = [Model(LAST_CHECKPOINT, last_alone(count))]

@@ -59,6 +59,7 @@ def _check_checkpoints(source: StoredStudy, objective: Objective) -> None:
     if missing:
         problem = f"no checkpoint of step {missing[0]} is here"
     elif isinstance(trajectory, Trajectory):
+        # a study whose checkpoints were not packed has no digest of them
         if digest is not None and Trajectory.holding(trajectory.path, KnownCheckpoints(digest, steps)) is not None:
             return
         problem = "its checkpoints have other weights here"

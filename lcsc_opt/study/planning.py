@@ -31,7 +31,7 @@ def check(spec: StudySpec, objective: Objective) -> None:
     """Refuse an objective that this study cannot search, before any weights are read.
 
     Raises:
-        StudySpecError: it gives no gradient or no images, or the report has too few for all prompts.
+        StudySpecError: the optimizer needs a gradient, or the budget counts images, and the objective has none.
         ObjectiveError: all checkpoints hold the same weights.
     """
     if objective.trajectory is not None and not objective.trajectory.varying:
@@ -68,11 +68,11 @@ def check_new(spec: StudySpec, objective: Objective) -> None:
 
 def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
     """What to know before a new study begins, one line each."""
-    images = objective.samples.real_per_dimension
+    real_images = objective.samples.real_per_dimension
     follows_gradient = configure(spec.optimizer).needs_gradient
-    if follows_gradient and images is not None and images < FEWEST_REAL_IMAGES:
+    if follows_gradient and real_images is not None and real_images < FEWEST_REAL_IMAGES:
         yield (
-            f"{spec.name}: the reference has {images:.1f} real images for each effective dimension of its "
+            f"{spec.name}: the reference has {real_images:.1f} real images for each effective dimension of its "
             f"features; with fewer than about {FEWEST_REAL_IMAGES} a search fits these images and not their "
             "distribution: give more real images; hold some out to see whether this happens"
         )
@@ -160,7 +160,7 @@ def new_driver(
     return Driver(build, spec.optimizer.name, spec.seed)
 
 
-def most(spec: StudySpec, objective: Objective) -> BudgetSpec:
+def usable_budget(spec: StudySpec, objective: Objective) -> BudgetSpec:
     """The budget, but no more than a grid has candidates; no time cuts a grid."""
     candidates = _grid_size(spec, objective)
     if candidates is None:
@@ -175,7 +175,7 @@ def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:
     candidates = _grid_size(spec, objective)
     if candidates is None:
         return None
-    affordable = most(spec, objective).total // _price(spec, objective)
+    affordable = usable_budget(spec, objective).total // _price(spec, objective)
     if affordable >= candidates:
         return None
     return (
@@ -193,7 +193,7 @@ def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
 
 
 def _price(spec: StudySpec, objective: Objective) -> int:
-    """What one evaluation costs, in the unit of the budget."""
+    """What one evaluation costs, in the unit of a budget that is no time."""
     return objective.samples.per_evaluation if spec.budget.unit == "images" else 1
 
 
@@ -221,7 +221,7 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
 
 
 def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
-    """Options that an optimizer does not name and a new study stores, for that many checkpoints."""
+    """Options that an optimizer does not name and a new study stores, for its rows and its number of checkpoints."""
     has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
     if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
         return {"step_size": STEP_WITH_FEW_CHECKPOINTS}
@@ -229,8 +229,8 @@ def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> di
 
 
 def first_attributes(spec: StudySpec, objective: Objective, origin: Coefficients | None) -> dict[str, Any]:
-    """What a study stores of its objective when it begins. Runs change the budget only."""
-    budget = most(spec, objective).model_dump()
+    """What a study stores of its objective when it begins. Later runs change only the two budgets."""
+    budget = usable_budget(spec, objective).model_dump()
     groups = objective.layer_groups
     trajectory = objective.trajectory
     attributes = {

@@ -35,7 +35,7 @@ def rehearse(
     report: bool,
     chooses_layout: bool,
 ) -> Pace:
-    """Evaluate a candidate once on each noise, choose a layout, and say how long a trial will take.
+    """Evaluate a candidate on each noise, choose a layout, and say how long a trial will take.
 
     Args:
         name: of the experiment, for messages.
@@ -49,7 +49,7 @@ def rehearse(
         How long each took, and the layout.
 
     Raises:
-        ObjectiveError: the candidate could not be evaluated.
+        ObjectiveError: the code failed, or gave no gradient. A candidate that merely has no finite loss is passed over.
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
@@ -75,16 +75,16 @@ def rehearse(
             f"{name}: the first checkpoint, the last one and the start of the search all have the loss {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
-    trial = seconds.get("gradient", seconds.get("search", 0.0))
+    trial_seconds = seconds.get("gradient", seconds.get("search", 0.0))
     choice = Choice(first.layout)
-    if chooses_layout and objective.layouts and trial >= SECONDS_TO_SHORTEN:
+    if chooses_layout and objective.layouts and trial_seconds >= SECONDS_TO_SHORTEN:
         choice = fastest_layout(objective, evaluate, first)
     if choice.layout != first.layout:
         share = f"{choice.relative_seconds:.2f} times as long"
         notice(f"{name}: the network's weights are stored {choice.layout}: sampling takes {share}")
-    if trial >= _NOTICED_SECONDS:
-        kind = "a trial with its gradient" if first.gradient else "a trial"
-        notice(f"{name}: {kind} takes {about(trial)}")
+    if trial_seconds >= _NOTICED_SECONDS:
+        what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
+        notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
     return Pace(**seconds, layout=choice.layout)
 
 

@@ -15,7 +15,7 @@ _TOLERATED = {"outside": 0.05}  # metric → by how much it may get worse; a few
 
 
 def metric_rows(
-    model: Measurement, baseline: Measurement | None = None, *, reported: ReportedMetrics, sign: int = 1
+    model: Measurement, baseline: Measurement | None = None, *, reported: ReportedMetrics, study_sign: int = 1
 ) -> tuple[MetricRow, ...]:
     """The rows of a held-out report: the loss or the score, the metrics of ``reported.signs``, then all others.
 
@@ -25,11 +25,11 @@ def metric_rows(
         model: what is compared.
         baseline: what it is compared with, on the same noise.
         reported: the objective's metrics of reports.
-        sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
+        study_sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
     """
     difference = None if baseline is None else _difference(baseline, model)
     rows = []
-    for metric, direction in _directions(model, reported, sign).items():
+    for metric, direction in _directions(model, reported, study_sign).items():
         row = MetricRow(
             metric=metric,
             sign=direction,
@@ -45,7 +45,7 @@ def metric_rows(
     return tuple(rows)
 
 
-def _directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict[str, int | None]:
+def _directions(model: Measurement, reported: ReportedMetrics, study_sign: int) -> dict[str, int | None]:
     """Metric → 1 if lower is better, −1 if higher is, ``None`` if that is not known; the loss or the score first.
 
     Standard errors have no rows, nor has the loss under another name. A metric that is the loss times −1 is better
@@ -53,7 +53,7 @@ def _directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dic
     """
     of_loss = model.metric_of_loss
     directions: dict[str, int | None] = {"loss": 1}
-    if sign < 0 and of_loss is not None:
+    if study_sign < 0 and of_loss is not None:
         directions = {of_loss: -1}
     for metric in (*reported.signs, *model.values):
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in model.values
@@ -94,7 +94,7 @@ def _subtracted(values: tuple[float, ...], others: tuple[float, ...]) -> tuple[f
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:
-    """The row with the baseline and the gain, whose spread and interval are those of differences on the same noise."""
+    """The row with the baseline and the gain; :func:`_difference` gives the spread and the interval of the gain."""
     metric = row.metric
     value = _mean(baseline, metric)
     row = dataclasses.replace(
@@ -111,7 +111,7 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
     if interval is None:
         is_worse = gain < -SINGLE_GROUP_NOISE * abs(value)
     else:
-        low, high = sorted(row.sign * end for end in interval)
+        low, high = sorted(row.sign * end for end in interval)  # of the gain
         interval = (low, high)
         is_worse = high < 0
     is_tolerated = -gain < _TOLERATED.get(metric, 0.0)
@@ -156,7 +156,10 @@ def _jackknife_error(measured: Measurement, metric: str) -> float | None:
 
 
 def _interval(measured: Measurement, metric: str) -> Interval | None:
-    """The 95 % interval of the mean; ``None`` for one group of noise of which nothing else is known."""
+    """The 95 % interval of the mean; ``None`` for one group of noise of which nothing else is known.
+
+    It is that of the jackknife, else of the standard error that was measured, else of the spread over groups of noise.
+    """
     mean = _mean(measured, metric)
     groups = len(measured.seeds)
     error = _jackknife_error(measured, metric)

@@ -70,6 +70,11 @@ class Comparison(Sequence[Mapping[str, Any]]):
 class Result:
     """What a search found, read from its database whenever it is asked for.
 
+    Args:
+        content: of the study file that asks for the same studies.
+        not_importable: argument → what Python calls its function, of those that no study file can import.
+        is_temporary: whether the database is deleted with the result.
+
     Attributes:
         name: of the experiment.
         storage: the URL of the database.
@@ -91,7 +96,7 @@ class Result:
         self.studies = studies
         self._content = content
         self._not_importable = not_importable
-        self._is_temporary = is_temporary  # the database
+        self._is_temporary = is_temporary
 
     @property
     def study(self) -> Study:
@@ -138,7 +143,7 @@ class Result:
             path: where it is written; ``None`` only returns it.
 
         Raises:
-            StudySpecError: a function cannot be imported; the message names it.
+            StudySpecError: a function cannot be imported, and the message names it; or the file cannot be written.
         """
         if self._not_importable:
             named = " and ".join(f"{argument} ({text})" for argument, text in self._not_importable.items())

@@ -108,7 +108,7 @@ class Run:
         return attributes
 
     def evaluations(self) -> dict[str, int]:
-        """Name → number of evaluations, for each stored study."""
+        """Name → number of evaluations, of those of these studies that are stored."""
         if self._storage is None:
             return {}
         summaries = HistoryReader(self._storage).summaries([spec.name for spec in self.specs])
@@ -225,6 +225,7 @@ class Run:
             start = ended_grid(spec.experiment, studies)
         if start is None:
             return None
+        # to read, a database that is missing is not made: opening it raises
         return StoredStudy.open(self._storage or open_storage(self._url, write=False), start)
 
     def _without_result(self, key: str, studies: Collection[str]) -> list[StudySpec]:
@@ -313,7 +314,7 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
         for spec in point.studies(seeds):
             if spec.optimizer.name == LANDSCAPE:
                 specs.append(landscape_spec(spec))
-            elif spec.is_grid:
+            elif spec.is_grid:  # its list is the same wherever searches begin
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
@@ -321,7 +322,7 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
 
 
 def _with_budget(points: Sequence[StudyFile], total: int) -> list[StudyFile]:
-    """The study files with another total, each in its unit."""
+    """The points of a study file with another total, each in its unit; they all vary the same keys."""
     for key in points[0].vary:
         if key.split(".")[0] == "budget":
             raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")

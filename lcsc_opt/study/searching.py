@@ -54,8 +54,8 @@ from lcsc_opt.study.planning import (
     check_new,
     first_attributes,
     first_candidate,
-    most,
     new_driver,
+    usable_budget,
     why_incomplete,
 )
 from lcsc_opt.study.rehearsal import rehearse
@@ -70,11 +70,17 @@ _ASKED = 100  # evaluations that an optimizer plans with where none are made
 class Search:
     """One study, being searched.
 
+    Args:
+        before: the attributes of the stored study, or those that a new one begins with.
+        updated: those that are other ones now, which are written when the study is :meth:`held`.
+        budget: of the specification, as far as the optimizer can spend it.
+        retry_failed: whether trials that failed after the last success are asked again.
+
     Attributes:
         spec: its specification.
         objective: what is searched.
-        attributes: of the stored study, or those that a new one begins with.
-        stored: the study in the database, while it is :meth:`held`.
+        attributes: both of ``before`` and ``updated``, and the layout; not what the search writes later.
+        stored: the study in the database, from when it is first :meth:`held`.
     """
 
     stored: StoredStudy
@@ -177,7 +183,7 @@ class Search:
             objective,
             before,
             updated,
-            budget=most(spec, objective),
+            budget=usable_budget(spec, objective),
             retry_failed=retry_failed and stored is not None,
         )
 
@@ -205,7 +211,7 @@ class Search:
             check(spec, self.objective)
         first = first_candidate(self.spec, self.objective, self._origin)
         follows_gradient = [spec for spec in specs if configure(spec.optimizer).needs_gradient]
-        if follows_gradient:  # in its rows: it begins where the grid will end, or at the origin of its space
+        if follows_gradient:  # in its rows, and without its origin, which may be the answer of a grid still to be run
             first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
         with contextlib.closing(evaluator):
             return rehearse(
@@ -235,6 +241,8 @@ class Search:
     @contextlib.contextmanager
     def held(self, storage: RDBStorage) -> Iterator[None]:
         """Create or open the study, and hold its lock while this is open.
+
+        What changed is written, and failed trials are forgotten if they are to be asked again.
 
         Raises:
             StudyStoreError: another process runs the study, or has changed it since it was compared.
@@ -269,6 +277,7 @@ class Search:
             seconds: how long this run may search, if the budget is a time.
 
         Raises:
+            LcscError: the search fails, or the optimizer does not ask the stored candidates again.
             Exception: what a callback raises; all results so far are stored.
         """
         study = self.stored
@@ -280,11 +289,12 @@ class Search:
             begin = time.monotonic()
             yardstick = yardstick_on(SEARCH, study, self.objective, evaluate)
         budget = self._begun_budget(seconds)
-        before = study.attributes
-        starts_at_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
+        stored = study.attributes
+        # grids ask what they list, and our other optimizers begin at the origin by themselves
+        suggests_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
         with (
             self._counting_seconds(begin),
-            contextlib.closing(self._evaluator(before["parallelism"])) as evaluator,
+            contextlib.closing(self._evaluator(stored["parallelism"])) as evaluator,
             self._new_driver(self._planned(seconds, evaluator)) as driver,
         ):
             loop = Loop(
@@ -294,12 +304,12 @@ class Search:
                 budget=budget,
                 seconds=seconds - (time.monotonic() - begin),
                 repeated=self._repeated,
-                first=self._origin if starts_at_origin else None,
+                first=self._origin if suggests_origin else None,
                 images_per_evaluation=self.objective.samples.per_evaluation,
                 yardstick=yardstick,
-                in_flight=before["parallelism"]["in_flight"],
+                in_flight=stored["parallelism"]["in_flight"],
                 failures=self.spec.failures,
-                changed="; ".join(change["changed"] for change in before.get("changes", ())),
+                changed="; ".join(change["changed"] for change in stored.get("changes", ())),
                 callbacks=callbacks,
             )
             with self._showing(loop) as on_progress:
@@ -356,7 +366,10 @@ class Search:
     # the budget
 
     def _begun_budget(self, seconds: float) -> BudgetSpec:
-        """The total for this run. It is stored, and the end and the report of earlier runs are cleared."""
+        """The total for this run. A total that differs from the stored one is stored, and reopens an ended search.
+
+        A report of an earlier run is cleared.
+        """
         study = self.stored
         before = study.attributes
         budget = self._budget

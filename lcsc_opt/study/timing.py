@@ -20,7 +20,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.planning import most, new_driver, parallelism
+from lcsc_opt.study.planning import new_driver, parallelism, usable_budget
 
 SEARCH_SECONDS = "search_seconds"
 """The attribute of a study that says how long its search has taken, in all runs."""
@@ -58,18 +58,18 @@ def evaluations_in(
     """About how many evaluations an optimizer asks for in so much time, by timing one of each kind.
 
     Args:
-        seconds: of one worker.
+        seconds: of all workers together.
         start: a candidate of the search; with its gradient if the optimizer follows it, whose steps have other numbers
             of images, which grow.
         new_optimizer: builds the optimizer; it plans with the budget that it is given.
         evaluate: evaluates a candidate.
     """
-    plain = _lasts(lambda: evaluate(dataclasses.replace(start, gradient=False))) + _SECONDS_TO_STORE
+    plain = _seconds_of(lambda: evaluate(dataclasses.replace(start, gradient=False))) + _SECONDS_TO_STORE
     seconds *= _PLANNED
     if not start.gradient:
         return max(int(seconds / plain), _FEWEST)
-    first = candidate_of(new_optimizer(_UNLIMITED).ask())
-    step = _lasts(lambda: evaluate(first))
+    first = candidate_of(new_optimizer(_UNLIMITED).ask())  # a step, of the fewest images
+    step = _seconds_of(lambda: evaluate(first))
     step_images = first.images or 1
 
     def price(candidate: Candidate) -> float:
@@ -89,10 +89,11 @@ def evaluations_in(
 def _candidates(optimizer: Driver) -> Iterator[Candidate]:
     """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
     while True:
-        parameter = optimizer.ask()
-        yield candidate_of(parameter)
-        attach_evaluation(parameter, Evaluation(1.0, gradient=np.zeros_like(parameter.value)))
-        optimizer.tell(parameter, 1.0)
+        nevergrad_candidate = optimizer.ask()
+        yield candidate_of(nevergrad_candidate)
+        no_gradient = np.zeros_like(nevergrad_candidate.value)
+        attach_evaluation(nevergrad_candidate, Evaluation(1.0, gradient=no_gradient))
+        optimizer.tell(nevergrad_candidate, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def searches_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pac
     """How long searches take at most, but for those that a time ends: some optimizers end by themselves."""
     seconds = 0.0
     for spec in specs:
-        if most(spec, objective).seconds is None:
+        if usable_budget(spec, objective).seconds is None:
             seconds += _search_seconds(spec, objective, pace) / _at_once(spec, objective)
     return seconds
 
@@ -136,8 +137,8 @@ def _at_once(spec: StudySpec, objective: Objective) -> int:
 
 
 def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
-    """Of one search whose budget is no time, for one worker."""
-    budget = most(spec, objective)
+    """How long one search takes with one worker; its budget is no time."""
+    budget = usable_budget(spec, objective)
     images = objective.samples.per_evaluation
     if not configure(spec.optimizer).needs_gradient:
         evaluations = budget.evaluations or budget.total / images
@@ -175,7 +176,7 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     return seconds
 
 
-def _lasts(evaluate: Callable[[], object]) -> float:
+def _seconds_of(evaluate: Callable[[], object]) -> float:
     begin = time.perf_counter()
     evaluate()
     return time.perf_counter() - begin

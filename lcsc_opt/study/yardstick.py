@@ -45,7 +45,7 @@ def yardstick_on(
     average = objective.fixed_average
     if average is None:
         return None
-    title = objective.samples.samplers[sampler] if sampler else None
+    title = objective.samples.samplers[sampler] if sampler else None  # keys do not name the sampler of searches
     key = sample_key(images or objective.samples.per_evaluation, noise, title)
     stored = _stored(study, key)
     if stored is None:
@@ -73,6 +73,7 @@ def _stored(study: StoredStudy, key: str) -> dict[str, Any] | None:
 
 
 def _measured(candidate: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]) -> Yardstick:
+    """The yardstick from the average's evaluation; raises as :func:`yardstick_on`."""
     outcome = evaluate(candidate)
     reason = ""
     if isinstance(outcome, Failure):

@@ -20,7 +20,7 @@ from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.study.planning import most, parallelism, why_incomplete
+from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
 from lcsc_opt.study.running import listed
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
@@ -90,7 +90,7 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
     folder: Path, optimizer: str, budget: dict[str, int], expected: int
 ) -> None:
     [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))))
-    assert most(spec, Stages()).total == expected
+    assert usable_budget(spec, Stages()).total == expected
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> No
     assert warning.startswith("better than EMA*, but worse than the trainer's EMA: loss 1 → 2.5; use the trainer's EMA")
     score = model([-0.85], accuracy=[0.85])
     last = called(LAST_CHECKPOINT, model([-0.9], accuracy=[0.9]))
-    lost = metric_rows(score, last, reported=NOTHING, sign=-1)
-    alone = metric_rows(score, reported=NOTHING, sign=-1)
+    lost = metric_rows(score, last, reported=NOTHING, study_sign=-1)
+    alone = metric_rows(score, reported=NOTHING, study_sign=-1)
     assert (warning_of(alone, [lost]) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
 
 
@@ -337,7 +337,7 @@ def test_a_perfect_score_has_no_second_row_of_the_other_direction() -> None:
 
 def test_a_metric_that_has_the_value_of_the_score_by_chance_has_no_direction() -> None:
     baseline = model([-0.8], acc=[0.8], auc=[0.95])
-    found = metric_rows(model([-0.9], acc=[0.9], auc=[0.9]), baseline, reported=NOTHING, sign=-1)
+    found = metric_rows(model([-0.9], acc=[0.9], auc=[0.9]), baseline, reported=NOTHING, study_sign=-1)
     assert [(row.metric, row.sign, row.lost) for row in found] == [("acc", -1, False), ("auc", None, False)]
     found = metric_rows(model([0.1], error=[0.1], ece=[0.1]), reported=NOTHING)
     assert [(row.metric, row.sign) for row in found] == [("loss", 1), ("ece", None)]
