@@ -25,8 +25,11 @@ def choose(
     Args:
         had: models that need no search, on one group of noise.
         found: what the search adds, on the same noise; at least one model if ``had`` is empty.
-        judge: a metric in features that are not in the loss, if there is one; lower is better.
+        judge: a metric in features that are not in the loss, if there is one; lower is better. It counts only where
+            all models were measured with it: a setting may have brought it later.
     """
+    if not all(judge in model.values for model in (*had, *found)):
+        judge = None
     if not had:
         return min(found, key=lambda model: model.loss), None
     best_had = min(had, key=lambda model: model.loss)
@@ -38,7 +41,7 @@ def choose(
 
 def share_gained(base: Measurement, model: Measurement, judge: str | None) -> float:
     """How much lower a model's loss and judge are, as a mean share of the base's, on the first group of noise."""
-    metrics = _compared_metrics(base, judge)
+    metrics = _compared_metrics(judge)
     return statistics.fmean(_share(base.values[name][0], model.values[name][0]) for name in metrics)
 
 
@@ -47,7 +50,7 @@ def error_of_share(base: Measurement, model: Measurement, judge: str | None) -> 
 
     Jackknife: the values without each group of samples are paired, so that what both owe to the noise cancels.
     """
-    metrics = _compared_metrics(base, judge)
+    metrics = _compared_metrics(judge)
     if not all(name in one.without_groups for name in metrics for one in (base, model)):
         return SINGLE_GROUP_NOISE
     shares = []
@@ -69,8 +72,8 @@ def on_the_way(start: Model, end: Model) -> list[Model]:
     return points
 
 
-def _compared_metrics(base: Measurement, judge: str | None) -> list[str]:
-    return [name for name in ("loss", judge) if name is not None and name in base.values]
+def _compared_metrics(judge: str | None) -> list[str]:
+    return ["loss"] if judge is None else ["loss", judge]
 
 
 def _share(base: float, value: float) -> float:

@@ -359,6 +359,23 @@ def test_what_was_measured_without_a_metric_is_measured_again(study: StoredStudy
     assert kept.found.metrics == report.found.metrics, "what cannot be measured now is not lost"
 
 
+class LastIsWorst(Measured):
+    """All models are better than the last checkpoint."""
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
+        return dataclasses.replace(evaluation, loss=9.0) if tuple(candidate.coefficients) == LAST else evaluation
+
+
+def test_a_judge_that_some_models_were_measured_without_does_not_choose(study: StoredStudy) -> None:
+    score_held_out(study, LastIsWorst(lambda _: {}), PLAN)
+    grid(study)
+    report = score_held_out(study, LastIsWorst(), PLAN)
+    assert report.had is not None
+    assert report.answer is not None
+    assert (report.had.model.name, report.answer.model.name) == ("EMA*", "trial 1")
+
+
 def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     study = StoredStudy.open_or_create(
         open_storage(url, write=True), STUDY, {"steps": STEPS, "fingerprint": {"objective": {}}}
