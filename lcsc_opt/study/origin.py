@@ -31,13 +31,13 @@ def origin_at(source: StoredStudy, objective: Objective, rows: Rule | None) -> C
     """``[K]`` or ``[S, K]``: the coefficients of the source's answer, zero for checkpoints that the source lacks.
 
     Args:
-        source: the study that is named as ``start``.
+        source: the study at whose answer the new one begins.
         objective: of the new study.
         rows: of the new study. A source with one row starts all of them.
 
     Raises:
         StudySpecError: the source has other rows.
-        StudyStoreError: it has no complete trial, or one of its checkpoints is not among those of the objective.
+        StudyStoreError: it has no complete trial, or the objective lacks one of its checkpoints, or has other weights.
     """
     _, coefficients, _ = source.chosen_trial()
     source_rows = source.attributes["specification"]["space"]["rows"]

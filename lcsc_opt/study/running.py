@@ -265,7 +265,7 @@ def studies_of(
 
     Raises:
         StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
-        LcscError: an objective that must be known cannot be loaded.
+        LcscError: the database cannot be opened, or an objective that must be known cannot be loaded.
     """
 
     @functools.cache
@@ -354,7 +354,7 @@ def run_studies(
         callbacks: as of :meth:`Run.run`.
 
     Raises:
-        LcscError: no objective could be loaded and rehearsed, or the only study failed.
+        LcscError: the database cannot be opened, no objective could be loaded and rehearsed, or the only study failed.
         SearchFailedError: some of several studies failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
     """
@@ -387,8 +387,8 @@ def evaluate(study: StoredStudy, held_out: HeldOutPlan, *, accept_changes: bool 
     With ``held_out.keep`` the report becomes the study's result.
 
     Raises:
-        LcscError: as :meth:`Search.open`, such as losses that no longer compare; the objective has no held-out loss; no
-            trial is complete, or none of the best can be evaluated.
+        LcscError: as :meth:`Search.open`, such as losses that no longer compare; another process runs the study; the
+            objective has no held-out loss; no trial is complete, or one of the best cannot be evaluated.
     """
     spec = spec_of(study)
     context = context_of(study)

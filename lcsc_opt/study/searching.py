@@ -466,7 +466,7 @@ class Search:
         if loop.last_stored is not None:
             notice(f"{loop.name}: continuing after trial {loop.last_stored}")
         is_timed = loop.budget.seconds is not None
-        shown = loop.seconds_spent if is_timed else loop.stored_spent
+        shown = loop.seconds_spent if is_timed else loop.stored_spent  # what is replayed is not shown again
         nodes_written_at = -math.inf
 
         with progress(loop.name, loop.budget.total, done=shown) as advance:
