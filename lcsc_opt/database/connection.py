@@ -149,11 +149,11 @@ def _begin_immediate(engine: sa.Engine) -> None:
     """
 
     @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
+    def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
 
     @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
+    def _on_begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     engine.dispose()  # connections made before the listeners were added
@@ -169,6 +169,13 @@ def _past_optuna(context: sa.engine.ExceptionContext) -> None:
 
 
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
+    """Refuse a file that is no SQLite database, or that cannot be opened or made.
+
+    To a reader also one that is missing, which SQLite would make, or that holds no studies.
+
+    Raises:
+        StudyStoreError: it is refused.
+    """
     shown = from_here(file)
     if file.exists():
         mode = "r+b" if write else "rb"
@@ -299,7 +306,7 @@ def _advice(problem: str) -> str:
 
 
 def _when_unlocked(url: str, work: Callable[[], T]) -> T:
-    """Call ``work``, and call it again as long as another process holds the lock of an SQLite file."""
+    """Call ``work``, and again as long as another process locks an SQLite file, for which each call waits by itself."""
     is_announced = False
     while True:
         try:

@@ -71,8 +71,8 @@ class Standing:
         budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``, its share of a time for all searches.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
-        start: the study at whose answer it began.
-        held_out: the answer on held-out noise.
+        start: the study at whose answer it began, if its specification names one.
+        held_out: the report on held-out noise; ``None`` before there is one.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
@@ -145,7 +145,8 @@ class Standing:
     def budget_spent(self) -> int:
         """How much of the budget was spent.
 
-        A failed trial takes the images that it was asked for, else as many as a complete trial.
+        A failed trial takes the images that it was asked for, else as many as a complete trial. Seconds are those of
+        evaluations.
         """
         summary = self.summary
         if self.budget_unit == "images":
@@ -156,7 +157,7 @@ class Standing:
 
     @property
     def held_out_loss(self) -> float | None:
-        """The loss on held-out noise of the best trial; ``None`` before it was measured."""
+        """The loss on held-out noise of the trial that was chosen on other noise; ``None`` before it was measured."""
         return None if self.held_out is None else self.held_out.loss
 
     @property
@@ -225,8 +226,8 @@ class Standing:
     def as_row(self) -> dict[str, Any]:
         """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
 
-        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of the best trial: also where the
-        report's answer is another model.
+        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of the best and of the chosen trial:
+        also where the report's answer is another model.
         """
         report = self.held_out
         rows = () if report is None else report.rows
@@ -331,7 +332,7 @@ def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, HeldOutReport, Mea
     def rank(answer: tuple[AnyStudy, HeldOutReport, Measurement]) -> tuple[bool, float, bool]:
         study, report, measured = answer
         compared_with_all = report.baseline(EMA) is not None or not has_grid
-        loss = study.sign * report.selection[measured.model.name]
+        loss = study.sign * report.selection[measured.model.name]  # in a report it is as a user knows it
         return not (report.is_found and compared_with_all), loss, study.optimizer not in BASELINES
 
     return min(answers, key=rank, default=None)

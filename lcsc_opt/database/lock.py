@@ -190,9 +190,10 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return {study for study in studies if _is_locked(_lock_file(file, study))}
-    if storage.engine.dialect.name != "postgresql":
+    if storage.engine.dialect.name != "postgresql":  # where no study is run
         return set()
     with storage.engine.connect() as connection:
+        # the halves of a key, as unsigned numbers
         held_keys = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD_LOCKS)}
     return {study for study in studies if _key(study) % 2**64 in held_keys}
 

@@ -137,7 +137,7 @@ class HistoryReader:
             del self._moment.studies
 
     def _our_studies(self) -> dict[str, dict[str, Any]]:
-        """The one place where names and attributes are read."""
+        """Name → attributes of all our studies, as they are now or as :meth:`at_one_moment` has read them."""
         if not hasattr(self._moment, "studies"):
             return our_studies(self.storage)
         if self._moment.studies is None:
@@ -166,7 +166,7 @@ class HistoryReader:
         return self.read_studies(self._names_of(experiment))
 
     def read_summaries(self, experiment: str) -> tuple[Standing, ...]:
-        """As :meth:`read`, but only the stored summaries are read, not the trials.
+        """As :meth:`read`, without the trials (:meth:`summaries`).
 
         Raises:
             StudyStoreError: there is no such experiment, and the message lists all; or it has no search.
@@ -174,6 +174,7 @@ class HistoryReader:
         return self.summaries(self._names_of(experiment))
 
     def _names_of(self, experiment: str) -> list[str]:
+        """The names of an experiment's searches and grids; raises as :meth:`read`."""
         names = self.searches()
         names_of_experiment = [name for name in names if split_name(name)[0] == experiment]
         if not names_of_experiment:
@@ -205,6 +206,7 @@ class HistoryReader:
             return self._each(chosen, studies, running, self._summarized)
 
     def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
+        """A study without its trials, if its summary allows that."""
         study = self._summary(name, attributes, is_running=is_running)
         if study is None:
             return self._read(name, attributes, is_running=is_running)
@@ -217,7 +219,10 @@ class HistoryReader:
         running: Collection[str],
         read: Callable[..., T],
     ) -> tuple[T, ...]:
-        """What ``read`` gives of each study, by its name, its attributes and ``is_running``; not of deleted ones."""
+        """What ``read`` gives of each study, by its name, its attributes and ``is_running``; not of deleted ones.
+
+        The caller holds the lock of this reader, as ``read`` needs it.
+        """
         results: list[T] = []
         for name in names:
             if name not in studies:
@@ -271,7 +276,7 @@ class HistoryReader:
         raise StudyStoreError(f"{name}: is not in the database, or was deleted while it was read")
 
     def failures(self, study: Standing) -> Failures:
-        """Why attempts failed; of a study without its trials, only those that failed or have not ended are read."""
+        """Why attempts failed; of a study without its trials, only those are read that may have a failed attempt."""
         if isinstance(study, History):
             return Failures(tuple(study.failed["number"].tolist()), study.reasons, study.tracebacks)
         forgotten = _forgotten(in_database(self.storage, lambda: self.storage.get_study_user_attrs(study.study_id)))
@@ -318,12 +323,13 @@ class HistoryReader:
             return [stored_trials[number] for number in numbers]
         except KeyError:
             count = trial_count(self.storage, study.study_id)
-        number = min(numbers, key=lambda number: 0 <= number < count)  # the first one that there is not
+        number = min(numbers, key=lambda number: 0 <= number < count)  # the first that is out of range
         raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {count - 1}")
 
     def _notice_another_file(self) -> None:
+        """Forget what was read if another file has the database's name by now, as a copy from before."""
         file = _file_of(self.storage)
-        if file != self._file:  # another database, as a copy from before
+        if file != self._file:
             self._cached_storage = get_storage(self.storage)
             self._file = file
             self._studies = {}
@@ -374,7 +380,7 @@ class HistoryReader:
         self, cached: _CachedSummary, summary: Summary, forgotten: Collection[int]
     ) -> list[FrozenTrial] | None:
         """The trials that a summary does not cover; ``None`` if it contradicts them, or if they are many."""
-        if len(forgotten) != summary.forgotten:
+        if len(forgotten) != summary.forgotten:  # made before trials were forgotten
             return None
         count = trial_count(self.storage, cached.study_id, at_least=max(summary.covers, cached.count))
         if count < summary.covers or count - summary.covers > MOST_READ_ONE_BY_ONE:
@@ -398,7 +404,7 @@ class HistoryReader:
 
     @staticmethod
     def _metric(summary: Summary, newer_trials: Sequence[FrozenTrial]) -> str:
-        """What the loss is called."""
+        """What the loss is called, by the best trial, or by the summary if that covers it."""
         for trial in newer_trials:
             if trial.number == summary.best:
                 return name_of_loss(trial.user_attrs.get("metrics") or {}, summary.loss)
@@ -414,7 +420,7 @@ class HistoryReader:
         return self._averages[key]
 
     def _stored_trials(self, study_id: int) -> list[FrozenTrial]:
-        """The one place where trials are read."""
+        """All of our trials of a study, by Optuna's cache."""
         trials = in_database(self.storage, lambda: self._cached_storage.get_all_trials(study_id, deepcopy=False))
         return [trial for trial in trials if is_ours(trial)]
 
@@ -425,7 +431,7 @@ class HistoryReader:
         seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
         is_changed = seen_attributes != cached.attributes
         study = _with_attributes(before, attributes)
-        if is_changed or not before.ended or is_running:
+        if is_changed or not before.ended or is_running:  # else nobody adds trials
             study, has_new_trials = self._with_trials(cached, study, attributes)
             is_changed = is_changed or has_new_trials
         cached.attributes = seen_attributes
@@ -449,7 +455,7 @@ class HistoryReader:
         return self._studies[name]
 
     def _with_trials(self, cached: _Cached, study: History, attributes: Mapping[str, Any]) -> tuple[History, bool]:
-        """The study with its trials as they are now, and whether any of them is new or has changed."""
+        """The study with its trials as they are now, also in the cache, and whether any of them is new or changed."""
         stored_trials = self._stored_trials(study.study_id)
         if study.sign < 0:
             stored_trials = with_losses(stored_trials)

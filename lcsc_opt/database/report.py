@@ -56,7 +56,7 @@ class Model:
     """
 
     name: str
-    coefficients: _StoredArray = dataclasses.field(compare=False)
+    coefficients: _StoredArray = dataclasses.field(compare=False)  # in one report, the names tell models apart
     weights_sha256: str | None = None
     study: str | None = None
     trial: int | None = None
@@ -105,7 +105,7 @@ class Measurement:
 
     @classmethod
     def joined(cls, parts: Sequence[Measurement]) -> Measurement:
-        """Measurements of one model on several groups of noise."""
+        """At least one measurement of a model, each on other groups of noise, as one on all of them."""
         first = parts[0]
         seeds: tuple[int, ...] = ()
         for part in parts:
@@ -143,7 +143,7 @@ class Measurement:
         return statistics.fmean(self.values[metric])
 
     def means(self, sign: int) -> dict[str, Any]:
-        """JSON-able: the means over the groups of noise, and what they are of; the loss as a user knows it."""
+        """JSON-able: the means over the groups of noise, and what they are of; the loss by the study's ``sign``."""
         return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def sample_key(images: int, noise: Noise, sampler: SamplerTitle | None) -> str:
 def search_yardstick(attributes: Mapping[str, Any]) -> Yardstick | None:
     """What the losses of a study are relative to, from its attributes; ``None`` if they are absolute."""
     for key, stored in (attributes.get(YARDSTICKS) or {}).items():
-        if key.split()[1] == SEARCH.group:
+        if key.split()[1] == SEARCH.group:  # see sample_key
             return Yardstick(**stored)
     return None
 
@@ -259,7 +259,7 @@ class HeldOutReport:
         answer: the best model that is known, by noise and real images that decided nothing before; ``None`` in another
             sampler than the search's.
         had: the best model that the user had before the search, by the choice; ``None`` if none could be measured.
-        warning: one line if the loss is below its baseline, but other metrics did not follow.
+        warning: one line with what does not hold, such as other metrics that did not follow the loss.
         sampler: how the images were made; ``None`` without images.
         also: the same models, measured in another sampler; ``None`` if the objective has one only.
     """
@@ -332,7 +332,7 @@ _REPORT = pydantic.TypeAdapter(HeldOutReport)
 
 
 def doubted_rows(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """The rows that did not improve with the loss, judges first; none if the loss is not below the baseline's.
+    """The rows that did not improve with the loss, the cross-check first; none if the loss gained nothing.
 
     A model is better only if its judges (:attr:`MetricRow.is_judge`) gained for certain; any other metric is doubted
     if it got worse.

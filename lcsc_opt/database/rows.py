@@ -17,7 +17,7 @@ _ABBREVIATIONS = ("fid", "kid")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
-    """``[n]`` of :data:`TRIAL`."""
+    """``[n]`` of :data:`TRIAL`, from trials whose values are losses."""
     rows = np.zeros(len(trials), dtype=TRIAL)
     for row, trial in zip(rows, trials, strict=True):
         attributes = trial.user_attrs
@@ -42,11 +42,10 @@ def _seconds(moment: datetime.datetime | None) -> float:
 
 
 def name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
-    """``FID`` if the loss is the metric ``fid``; ``loss`` if it is none of the metrics, or one of that name."""
+    """``FID`` for the metric ``fid``; ``loss`` if the loss is no metric, one times −1, or a metric of that name."""
     name = None if loss is None else metric_of_loss(metrics, loss)
-    if (
-        name is None or metrics[name] != loss or name.endswith(".loss")
-    ):  # a function's metric "loss" has its name before
+    # a function's metric "loss" has the function's name before it
+    if name is None or metrics[name] != loss or name.endswith(".loss"):
         return "loss"
     formula, at, extractor = short_metric(name).partition("@")
     if formula in _ABBREVIATIONS:

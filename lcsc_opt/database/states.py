@@ -52,7 +52,7 @@ def is_searched(spec: StudySpec, stored: Attributes) -> bool:
         return bool(ended.get("deadline", 0.0) >= budget.seconds)
     if budget.evaluations is not None:
         return bool(ended["evaluations"] >= budget.evaluations)
-    stored_images = stored["budget"].get("images") or 0
+    stored_images = stored["budget"].get("images") or 0  # which the search had spent when it ended
     return bool(stored_images >= budget.total)
 
 

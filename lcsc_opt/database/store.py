@@ -118,7 +118,7 @@ def trial_count(storage: RDBStorage, study_id: int, *, at_least: int = 0) -> int
             return False
         return True
 
-    low = at_least  # the count is at least this
+    low = at_least  # the count is at least this, after the first loop
     step = 1
     while low > 0 and not exists(low - 1):
         low = max(low - step, 0)
@@ -268,7 +268,7 @@ class StoredStudy:
             self._cached_attributes = None
 
     def _write(self, change: Callable[[], T]) -> T:
-        """Call ``change``, which may be repeated, and again where it was not committed, or where that is not known."""
+        """Call ``change``, again if its commit failed or may have; with a lock, check first that it is still held."""
 
         def attempt() -> T:
             if self._coordinator is not None:
@@ -280,7 +280,7 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """Our trials in the order of their numbers, with losses as values, but those :meth:`retry_failed` forgot."""
+        """Our trials in the order of their numbers, with losses as values, without those that were forgotten."""
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         forgotten = set(self._forgotten)
         remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]
@@ -289,7 +289,7 @@ class StoredStudy:
         return sorted(remembered, key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:
-        """One trial as Optuna reads it."""
+        """One trial as Optuna reads it: of a maximized score, the value is the score."""
         trial_id = self._trial_id(number)
         return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
 

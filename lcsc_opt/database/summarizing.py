@@ -24,7 +24,7 @@ class Summarizer:
     """The summary of a study whose trials are added as they end.
 
     Args:
-        trials: all that are stored, without forgotten ones.
+        trials: all that are stored, with losses as values, without forgotten ones.
         forgotten: the numbers of those.
     """
 
@@ -65,7 +65,7 @@ class Summarizer:
         value: float | None,
         attributes: Mapping[str, Any],
     ) -> None:
-        """A trial has ended, with the attributes of its result."""
+        """A trial has ended, with its loss and the attributes of its result."""
         started, candidate = self._begun.pop(number, (time.time(), {}))
         trial = create_trial(state=TrialState.RUNNING, user_attrs={**candidate, **attributes})
         trial.number = number

@@ -20,6 +20,9 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
     """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's.
 
     A file is named by its whole path: where the process is later does not matter.
+
+    Raises:
+        StudyStoreError: as :func:`url_of_file`.
     """
     choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), study_file)
     return absolute_url(next((choice for choice in choices if choice), DEFAULT_STORAGE))
@@ -90,7 +93,7 @@ def files_directory(url: str) -> Path:
 
 
 def parse_url(url: str) -> sa.URL:
-    """The URL with an installed driver.
+    """The URL, parsed; one of PostgreSQL that names no driver has an installed one.
 
     Raises:
         StudyStoreError: it cannot be parsed, or names an SQLite URI in place of a file. The message quotes no URL that
