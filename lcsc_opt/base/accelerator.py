@@ -63,7 +63,7 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, st
     """
     accelerators = names()
     devices_of_workers = [find(device) for device in devices]
-    if not accelerators or (not devices_of_workers and len(accelerators) < 2):
+    if not accelerators or (not devices_of_workers and len(accelerators) < 2):  # nothing to choose from
         return [{} for _ in range(workers)]
     if not devices_of_workers:
         devices_of_workers = [find(accelerators[worker % len(accelerators)]) for worker in range(workers)]

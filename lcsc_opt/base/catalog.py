@@ -78,7 +78,7 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
 
 
 def _candidates(kind: Kind, path: Path) -> list[Path]:
-    """The files that a name may stand for: itself first, and with the other suffixes of its kind."""
+    """The files that a name may stand for: with its own suffix first, if it has one of its kind, then with each."""
     suffixes = SUFFIXES[kind]
     if not path.name:  # of `.` and `/`
         return []
@@ -102,7 +102,7 @@ def load_file(path: Path) -> ModuleType:
     between machines that have their own copies of the file.
 
     Raises:
-        StudySpecError: the file raises an error, or defines no ``build``.
+        StudySpecError: the file cannot be read, raises an error, or defines no ``build``.
     """
     try:
         content = path.read_bytes()
@@ -122,6 +122,7 @@ def load_file(path: Path) -> ModuleType:
 
 
 def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
+    """Run the content of a file as a module, which ``sys.modules`` keeps; raises as :func:`load_file`."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise StudySpecError(f"{path}: cannot be loaded as Python")

@@ -76,7 +76,7 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
 
 
 def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
-    """Name → file of what :func:`local_code` digests, in no particular order."""
+    """Name → file of what :func:`local_code` digests, in no particular order; a file that is no Python is left out."""
     visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
     while waiting:
@@ -145,6 +145,7 @@ def module_file(name: str) -> Path | None:
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Where a module would be loaded from; no package around it is imported."""
     parent, _, last_part = name.rpartition(".")
     try:
         if not parent:

@@ -31,7 +31,8 @@ def importable_name(function: Callable[..., Any]) -> str | None:
     if not module_name or not name or "." in name:
         return None
     module = sys.modules.get(module_name)
-    imported_object = getattr(module, name, None)  # another object once an edited module was imported again
+    # by their names: it is another object once an edited module was imported again
+    imported_object = getattr(module, name, None)
     if getattr(imported_object, "__qualname__", None) != name:
         return None
     if getattr(imported_object, "__module__", None) != module_name:
@@ -74,7 +75,8 @@ def import_dotted(
         functions: those of :class:`lcsc_opt.base.paths.BuildContext`, which are not imported.
 
     Raises:
-        LcscError: of the type ``error``; the name has another form, its module raises an error, or it cannot be called.
+        LcscError: of the type ``error``; the name has another form, its module cannot be imported, it cannot be called,
+            or it was handed over and ``functions`` lacks it.
     """
     if name.startswith(HANDED_OVER):
         if functions is None or name not in functions:

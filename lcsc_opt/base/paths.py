@@ -29,7 +29,7 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
     """
     try:
         expanded = Path(path).expanduser()
-        expanded.exists()
+        expanded.exists()  # raises if the system refuses the name
     except RuntimeError as unknown_home:
         raise error(f"{path}: there is no such home folder; write the whole path") from unknown_home
     except OSError as refused:
@@ -89,10 +89,10 @@ class BuildContext:
     found: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def path(self, path: str) -> Path:
-        """A path or glob of the settings, from the root.
+        """A path or glob of the settings, from the root; :attr:`found` gets it, too.
 
-        A relative one is looked for next to the study file, then in the working directory. It need not exist; opening
-        it gives the error.
+        It is the one in :attr:`places`, if that has it. Otherwise a relative one is looked for next to the study file,
+        then in the working directory. It need not exist; opening it gives the error.
 
         Raises:
             StudySpecError: it is no path.

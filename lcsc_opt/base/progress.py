@@ -194,7 +194,7 @@ class _Lines:
         self._done += steps
         if note is not None:
             self._note = note
-        if steps == 0 and self._note == self._printed_note:
+        if steps == 0 and self._note == self._printed_note:  # no news
             return
         now = time.monotonic()
         if now - self._printed_at >= _LINE_SECONDS or self._done == self._total:

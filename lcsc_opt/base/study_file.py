@@ -86,7 +86,7 @@ class StudyFile(FrozenModel):
         """
         if isinstance(value, str):
             return {"kind": value}
-        if not isinstance(value, Mapping) or "kind" in value:
+        if not isinstance(value, Mapping) or "kind" in value:  # for pydantic to check, as below
             return value
         space = {key: setting for key, setting in value.items() if key in _SETTINGS_OF_A_SPACE}
         kinds = [key for key in value if key not in _SETTINGS_OF_A_SPACE]
@@ -126,6 +126,7 @@ class StudyFile(FrozenModel):
 
 
 def _check_devices(spec: StudySpec) -> None:
+    """Refuse a device of the objective's where the workers, or Ray, choose the devices."""
     if spec.ray is not None:
         if spec.device.partition(":")[2] not in ("", "0"):
             raise StudySpecError(
@@ -151,8 +152,8 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, 
             key that the file varies then has only this value. ``~held_out`` removes a key.
 
     Raises:
-        StudySpecError: the lines that are still to be filled in; or one line that names every wrong key with its path,
-            of the first point that is wrong.
+        StudySpecError: the lines that are still to be filled in; or one line: that the file or an override cannot be
+            read, or every wrong key with its path, of the first point that is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -218,7 +219,7 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
         folder: only files directly in it count.
         name: a study or an experiment; a file of this experiment counts more than others.
     """
-    storages: dict[str, str] = {}  # of an experiment
+    storages: dict[str, str] = {}  # experiment → database
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             content = parse_yaml(path.read_text(encoding="utf-8"))
@@ -268,7 +269,7 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudyFile, ...]:
 
 
 def lines_to_fill_in(text: str, content: Any) -> list[str]:
-    """The lines of a study file that ``lcsc init`` left to the user; their comments say what belongs there.
+    """The lines of a study file whose values the user has yet to give; their comments say what belongs there.
 
     Args:
         text: of the file.

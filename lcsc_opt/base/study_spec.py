@@ -39,7 +39,7 @@ def check_experiment(name: str) -> str:
     """The name of an experiment, as it is.
 
     Raises:
-        StudySpecError: it has other characters, or too many.
+        StudySpecError: it has more than 100 characters, or is not of the form of :data:`EXPERIMENT`.
     """
     if len(name) <= 100 and EXPERIMENT.fullmatch(name):
         return name
@@ -109,7 +109,7 @@ class OptimizerSpec(FrozenModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read(cls, entry: Any) -> Any:
-        """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
+        """A study file has ``LCSC`` or ``LCSC: {mutation: 0.01}``, the database ``name`` and ``options``."""
         if isinstance(entry, str):
             return {"name": entry}
         if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
@@ -135,6 +135,7 @@ class BudgetSpec(FrozenModel):
     @pydantic.model_validator(mode="wrap")
     @classmethod
     def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
+        """Parse a budget, which has exactly one unit."""
         if isinstance(value, str):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
@@ -323,7 +324,7 @@ class StudySpec(FrozenModel):
         if isinstance(self.workers, RayWorkers):
             return self.workers.ray
         if self.workers == "auto":
-            from lcsc_opt.base import accelerator
+            from lcsc_opt.base import accelerator  # with torch
 
             return max(len(accelerator.names()), 1)
         return len(self.workers)
