@@ -56,7 +56,7 @@ class Model:
     """
 
     name: str
-    coefficients: _StoredArray = dataclasses.field(compare=False)  # in one report, the names tell models apart
+    coefficients: _StoredArray = dataclasses.field(compare=False)  # in a report, names tell models apart
     weights_sha256: str | None = None
     study: str | None = None
     trial: int | None = None

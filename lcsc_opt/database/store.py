@@ -434,7 +434,7 @@ class StoredStudy:
         return failed
 
     def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
-        """The trial to export: that of a number, else the one chosen on other noise, else the best of the search.
+        """The trial of this number; without one, that chosen on other noise, else the best of the search.
 
         Returns:
             Its number, its coefficients and its other user attributes with ``loss``, as a user knows it, and with

@@ -253,7 +253,7 @@ def wall_clock(trials: Trials, pause: float | None = None) -> Floats:
     idle = began[order][1:] - busy_until[:-1]
     interruptions = np.where(idle > pause, idle, 0.0)
     interrupted = np.concatenate([[0.0], np.cumsum(interruptions)])  # seconds until each trial began, in this order
-    place = np.empty(len(trials), dtype=np.int64)  # of each trial in this order
+    place = np.empty(len(trials), dtype=np.int64)  # of each trial, in the order of ``began``
     place[order] = np.arange(len(trials))
     return np.asarray(ended - began[order[0]] - interrupted[place])
 

@@ -199,7 +199,7 @@ def run(
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
         optimizers: only these; one that the file does not list has its default options.
-        seeds: only these.
+        seeds: only these; the file need not list them.
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.

@@ -300,7 +300,10 @@ class _Call:
         seed: int,
         jobs: int,
     ) -> dict[str, Any]:
-        """What a study file would contain, without space and budget; without optimizers, if none are given."""
+        """What a study file would contain, without space and budget; without optimizers, if none are given.
+
+        It shares :attr:`settings`, into which :meth:`place_checkpoints` puts the checkpoints later.
+        """
         content: dict[str, Any] = {
             "name": name,
             "objective": {"file": self.file, "settings": self.settings},

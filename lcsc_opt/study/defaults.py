@@ -43,7 +43,8 @@ def completed(
         return _specifications(spec.name, stored())
 
     chosen = _named(optimizers, spec.optimizers)
-    if not chosen and specifications().keys() - BASELINES.keys():  # an experiment keeps the searches that it has
+    # an experiment keeps the searches that it has
+    if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
         chosen = default_optimizers(spec.name, objective())

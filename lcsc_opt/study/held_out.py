@@ -247,7 +247,8 @@ def _searched_below_ema(study: StoredStudy, trials: Sequence[FrozenTrial]) -> bo
 def _against_trained(report: HeldOutReport, measurer: Measurer) -> list[tuple[MetricRow, ...]]:
     """The best trial against each model of the trainer's: the last checkpoint, and its EMA."""
     trained = [baseline for baseline in report.baselines if baseline.model.name in TRAINED]
-    return [metric_rows(report.found, model, reported=measurer.reported, study_sign=measurer.sign) for model in trained]
+    compare = functools.partial(metric_rows, report.found, reported=measurer.reported, study_sign=measurer.sign)
+    return [compare(model) for model in trained]
 
 
 def _best_models(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) -> list[Model]:

@@ -80,7 +80,7 @@ class Loop:
     """The search over one stored study.
 
     Args:
-        study: where everything is written.
+        study: where everything is written; it is held, and its summary is begun here.
         driver: of an optimizer that was freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
@@ -178,7 +178,9 @@ class Loop:
         while True:
             while len(self._in_flight) >= self._most_in_flight:
                 self._tell_next(on_progress)
-            is_spent = spent_on_asks >= self.budget.total if self.budget.seconds is None else self._time_is_over()
+            is_spent = spent_on_asks >= self.budget.total
+            if self.budget.seconds is not None:
+                is_spent = self._time_is_over()
             if is_spent or self._driver.finished:
                 break
             if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
@@ -228,7 +230,8 @@ class Loop:
             # The last attempt has failed, and a crash came before the trial's state was written.
             last = asked.attempts.pop()
             asked.future = concurrent.futures.Future()
-            asked.future.set_result(Failure(last["reason"], last["seconds"], False, last.get("traceback", "")))
+            failure = Failure(last["reason"], last["seconds"], retry=False, traceback=last.get("traceback", ""))
+            asked.future.set_result(failure)
             return asked
         return self._submit(asked)
 
@@ -316,7 +319,7 @@ class Loop:
             function(self._study_of_callbacks, copy.deepcopy(trial))
 
     def _print_reason(self, number: int, failure: Failure) -> None:
-        """Print why a trial failed, once for each reason; and where, if another attempt may succeed.
+        """Print why a trial failed, once for each of the first reasons; and where, if another attempt may succeed.
 
         ``lcsc show`` prints the whole traceback.
         """
@@ -329,7 +332,11 @@ class Loop:
         notice(line)
 
     def _check_failures(self, outcome: Outcome) -> None:
-        """End the search when the last trials of this run, in the order of the tells, have all failed."""
+        """End the search when the last trials of this run have all failed; ``outcome`` is of the one told last.
+
+        Raises:
+            SearchFailedError: they have.
+        """
         if not isinstance(outcome, Failure):
             self._failed_in_a_row = 0
             return

@@ -62,7 +62,7 @@ class Measurer:
         self._advance = advance
         self._images = images
         self._sampler = sampler
-        self._title = self.samplers[sampler] if sampler else None  # keys do not name the sampler of searches
+        self._title = self.samplers[sampler] if sampler else None  # keys leave out the first sampler
 
     @property
     def sampler_text(self) -> str | None:

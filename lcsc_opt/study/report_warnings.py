@@ -40,7 +40,7 @@ def warning_of(
     1. The metric that is kept is beyond its bound.
     2. The loss is worse than that of a model of the trainer's.
     3. The loss gained against the baseline, and other metrics did not.
-    4. A judge of the loss is worse than at a model of the trainer's.
+    4. A judge of the loss is worse than at a model of the trainer's; or the loss is, perhaps by chance.
 
     Args:
         rows: of the report.

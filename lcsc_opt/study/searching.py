@@ -211,7 +211,8 @@ class Search:
             check(spec, self.objective)
         first = first_candidate(self.spec, self.objective, self._origin)
         follows_gradient = [spec for spec in specs if configure(spec.optimizer).needs_gradient]
-        if follows_gradient:  # in its rows, and without its origin, which may be the answer of a grid still to be run
+        if follows_gradient:
+            # in its rows, and not at its origin, which may be the answer of a grid that is still to run
             first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
         with contextlib.closing(evaluator):
             return rehearse(

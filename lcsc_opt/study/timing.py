@@ -171,7 +171,7 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
         models = 1 + baselines
         baselines = 0  # an experiment measures them once
         seconds += share * (held_out.top * pace.selection + models * pace.held_out)
-        seconds += min(share, 1.0) * models * pace.also  # never more images than in an evaluation of the search
+        seconds += min(share, 1.0) * models * pace.also  # with no more images than an evaluation of the search
     return seconds
 
 

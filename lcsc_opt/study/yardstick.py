@@ -45,7 +45,7 @@ def yardstick_on(
     average = objective.fixed_average
     if average is None:
         return None
-    title = objective.samples.samplers[sampler] if sampler else None  # keys do not name the sampler of searches
+    title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
     key = sample_key(images or objective.samples.per_evaluation, noise, title)
     stored = _stored(study, key)
     if stored is None:
