@@ -142,7 +142,7 @@ def _replaced(
 def _replaced_in_list(
     entries: list[Any], path: tuple[str, ...], keys: Sequence[str], value: Any, where: str
 ) -> list[Any]:
-    """A copy of a list of names, each written as ``LCSC`` or ``LCSC: {…}``, with one option replaced."""
+    """As :func:`_replaced`, of a list of names, each as ``LCSC`` or ``LCSC: {…}``; the first key is one of them."""
     has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in entries]
     if not any(has_name):
         raise StudySpecError(f"{where}: {excerpt(entries)} has no {keys[0]!r}")

@@ -560,7 +560,7 @@ def _name_for_people(study: Standing, name: str) -> str:
 
 
 def _with_names(study: History, trials: Mapping[int, FrozenTrial]) -> History:
-    """The study with the name of its loss, and of a baseline's answer."""
+    """The study with the name of its loss, and of a baseline's answer, from its trials by number."""
     if study.metric == "loss" and not study.keeps and study.best is not None:
         metrics = trials[study.best].user_attrs.get("metrics") or {}
         study = dataclasses.replace(study, metric=_name_for_people(study, name_of_loss(metrics, study.lowest_loss)))

@@ -383,7 +383,7 @@ class StoredStudy:
         attributes: dict[str, Any],
         value: float | None = None,
     ) -> None:
-        """Commit a result, attributes and state, in one transaction."""
+        """Commit a result: attributes, state, and the loss as ``value``, in one transaction."""
         trial_id = self._trial_id(number)
         values = None if value is None else [self.sign * value]
 
@@ -475,7 +475,7 @@ class StoredStudy:
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
     def attach(self, number: int, folder: Path, path: Path) -> None:
-        """Store a file of a trial in the folder of Optuna's artifacts, in place of an earlier one of this name."""
+        """Store the file at ``path`` with a trial, in the folder of Optuna's artifacts; it replaces one of its name."""
         identity = f"{self.name} {self.attributes['created']} {number} {path.name}"
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
@@ -520,7 +520,7 @@ def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
-    """Create a study without trials, in one transaction, unless there is one of this name."""
+    """Create a study with these attributes and no trials, in one transaction, unless there is one of this name."""
 
     def write() -> None:
         with contextlib.suppress(KeyError):

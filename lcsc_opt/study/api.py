@@ -286,7 +286,7 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         too.
 
     Raises:
-        StudyStoreError: there is no such experiment.
+        StudyStoreError: there is no such experiment, or the database cannot be read.
     """
     with reading(storage_url(storage)) as opened:
         return comparison_rows(points_of(HistoryReader(opened), experiment))

@@ -151,7 +151,7 @@ def _decisive(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], stored: Attributes) -> Iterator[str]:
-    """A line that names the changes that do not affect the loss, if there are any."""
+    """A line that names the changes between two identities that do not affect the loss, if there are any."""
     decisive = set(differences(_decisive(before), _decisive(now)))
     changed = [line for line in differences(before, now) if line not in decisive]
     if not changed:
@@ -180,7 +180,7 @@ def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
 def changed_since_finished(name: str, stored: Attributes, code: Mapping[str, str]) -> str | None:
     """That a finished study's ``code`` (name → digest) is another one now; ``None`` if it is the same.
 
-    Stored code that ``code`` does not name counts as unchanged.
+    ``stored`` are its attributes. Stored code that ``code`` does not name counts as unchanged.
     """
     stored_code = stored["fingerprint"]["code"]
     changed = "; ".join(_code_changes(stored_code, {**stored_code, **code}))

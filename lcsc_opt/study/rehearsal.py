@@ -89,7 +89,10 @@ def rehearse(
 
 
 def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
-    """What is evaluated, by what :class:`Pace` calls it: the search's, and the report's if there will be one."""
+    """What is evaluated, by what :class:`Pace` calls it: the search's, and the report's if there will be one.
+
+    ``plain`` is ``first`` without its gradient.
+    """
     candidates = {"gradient" if first.gradient else "search": first}
     if report and objective.why_nothing_held_out() is None:
         candidates["selection"] = dataclasses.replace(plain, noise=SELECTION)

@@ -125,6 +125,7 @@ class Result:
 
         Raises:
             StudyStoreError: no study has a complete trial.
+            LcscError: as :meth:`Study.merge`.
         """
         return self.study.merge(self.coefficients)
 

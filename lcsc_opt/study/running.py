@@ -303,7 +303,8 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
         budget: another total for each study, in the unit of the study file.
 
     Raises:
-        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
+        StudySpecError: an unknown optimizer or option; two choices of a device; or ``budget`` is given, and the sweep
+            varies the budget.
     """
     if budget is not None:
         points = _with_budget(points, budget)

@@ -367,9 +367,9 @@ class Search:
     # the budget
 
     def _begun_budget(self, seconds: float) -> BudgetSpec:
-        """The total for this run. A total that differs from the stored one is stored, and reopens an ended search.
+        """The total for this run, which may search for ``seconds`` if the budget is a time.
 
-        A report of an earlier run is cleared.
+        A total that differs from the stored one is stored, and reopens an ended search. An earlier report is cleared.
         """
         study = self.stored
         before = study.attributes
