@@ -293,14 +293,19 @@ class Selection(FrozenModel):
             chosen = chosen[-self.last :]
         if len(chosen) < 2:
             rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "this"
-            shown_steps = [str(step) for step in steps]
-            if len(steps) > 4:
-                shown_steps[3:-1] = ["…"]
             raise TrajectoryError(
                 f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2; their "
-                f"steps: {', '.join(shown_steps) or 'none'}."
+                f"steps: {shown_steps(steps)}."
             )
         return chosen
+
+
+def shown_steps(steps: Sequence[int]) -> str:
+    """Steps for a message: the first ones, and the last."""
+    texts = [str(step) for step in steps]
+    if len(texts) > 8:
+        texts[7:-1] = ["…"]
+    return ", ".join(texts) or "none"
 
 
 def _nearest_to_grid(steps: Sequence[int], interval: int) -> list[int]:

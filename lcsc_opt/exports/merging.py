@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import filecmp
 import json
 import tempfile
@@ -30,8 +29,9 @@ from lcsc_opt.coefficients.profiles import trainer_ema
 from lcsc_opt.database.report import Measurement
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.coefficients import average_coefficients
+from lcsc_opt.exports.model_config import ModelConfig
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
-from lcsc_opt.exports.writing import Destination
+from lcsc_opt.exports.writing import Content, Destination
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.diffusers_folder import find_model_config
@@ -66,14 +66,10 @@ def export(
     """
     recipe = Recipe.of_trial(study, objective, number=number, answer=answer, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
-    to = _with_config(to, trajectory, _named_folders(study))
-    _check_adapter(trajectory, to)
-    config = to.config_text(_network_config(objective.sampler))
+    config = _found_config(to, trajectory, _named_folders(study)) or _network_config(to, objective.sampler)
     changes: dict[str, Any] = {}
     if to.form == "lora":
-        alphas = _searched_alphas(study)
-        if alphas is None:
-            alphas = trajectory.lora_alphas()
+        alphas = _searched_alphas(study) or trajectory.lora_alphas()
         changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
@@ -84,26 +80,29 @@ def export(
     if config is not None:
         from lcsc_opt.exports.model_card import model_card  # which imports what draws figures
 
-        card = model_card(to.path.absolute().name, study, objective, recipe, config=config)
-    return _write(trajectory, recipe, to, config, card)
+        card = model_card(to.path.absolute().name, study, objective, recipe, library=config.library.name)
+    return _write(trajectory, recipe, to, config, card=card)
 
 
 def needs_network(study: StoredStudy, objective: Objective, to: Destination) -> bool:
     """Whether an export needs the network or the pipeline of the whole objective, beside what is merged."""
     if to.form == "diffusers":
         trajectory = packed_trajectory(objective)
-        has_config = _with_config(to, trajectory, _named_folders(study)).config is not None
-        return not has_config and lora_flavour(trajectory.names) is None
+        is_adapter = lora_flavour(trajectory.names) is not None
+        return not is_adapter and _found_config(to, trajectory, _named_folders(study)) is None
     return to.form == "lora"
 
 
-def _with_config(to: Destination, trajectory: Trajectory, folders: Iterable[Path] = ()) -> Destination:
-    """With the configuration that lies with the last checkpoint, else in one of the folders of models.
+def _found_config(to: Destination, trajectory: Trajectory, folders: Iterable[Path] = ()) -> ModelConfig | None:
+    """For a model's folder, the configuration that the user named, that lies with the last checkpoint, or in a folder.
 
-    Only folders need one. Where none is found, or the user named one, the destination stays as it is.
+    Raises:
+        ObjectiveError: the one that the user named is none.
     """
-    if to.form != "diffusers" or to.config is not None:
-        return to
+    if to.form != "diffusers":
+        return None
+    if to.config is not None:
+        return ModelConfig.read(to.config)
     is_adapter = lora_flavour(trajectory.names) is not None
     candidates = [_last_folder(trajectory)]
     for folder in folders:
@@ -111,12 +110,22 @@ def _with_config(to: Destination, trajectory: Trajectory, folders: Iterable[Path
             candidates.append(find_model_config(folder))
     for candidate in candidates:
         if candidate is not None:
-            found = dataclasses.replace(to, config=candidate)
             with contextlib.suppress(ObjectiveError):
-                found.config_text()
-                if found.is_adapter_folder == is_adapter:
-                    return found
-    return to
+                config = ModelConfig.read(candidate)
+                if config.is_adapter == is_adapter:
+                    return config
+    return None
+
+
+def _network_config(to: Destination, sampler: Sampler | None) -> ModelConfig | None:
+    """For a model's folder, the configuration of the network of a sampler, if it is one of diffusers."""
+    if to.form != "diffusers":
+        return None
+    for name in ("network", "denoiser"):  # alone, or of a pipeline
+        network: Any = getattr(sampler, name, None)
+        if hasattr(network, "to_json_string"):
+            return ModelConfig.parse(str(network.to_json_string()))
+    return None
 
 
 def _last_folder(trajectory: Trajectory) -> Path | None:
@@ -129,12 +138,6 @@ def _last_folder(trajectory: Trajectory) -> Path | None:
         with contextlib.suppress(TrajectoryError):
             return find_weights(path, trajectory.metadata.get("key")).file.parent
     return path.parent if path.is_file() else None
-
-
-def _is_as_last_folder(trajectory: Trajectory, to: Destination) -> bool:
-    """Whether a model's folder has the configuration that lies with the last checkpoint."""
-    folder = _last_folder(trajectory)
-    return to.form == "diffusers" and folder is not None and to.config_folder == folder
 
 
 def _named_folders(study: StoredStudy) -> list[Path]:
@@ -172,16 +175,8 @@ def rebuild(
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    if key is None:
-        key = recipe.key or None
-    with _packed(patterns, to, key=key, steps=steps, dtype=recipe.stored) as trajectory:
-        to = _with_config(to, trajectory)
-        config = to.config_text()
-        naming = recipe.lora
-        if naming is None and to.form == "lora":  # the first export kept the checkpoints' own names
-            naming = LoraNaming(alphas=trajectory.lora_alphas())
-        recipe = recipe.model_copy(update={"dtype": to.dtype or recipe.dtype, "lora": naming})
-        return _write(trajectory, recipe, to, config, prefix=trajectory.metadata.get(PREFIX, ""))
+    with _packed(patterns, to, key=key or recipe.key or None, steps=steps, dtype=recipe.stored) as trajectory:
+        return _write_alone(trajectory, recipe.model_copy(update={"dtype": to.dtype or recipe.dtype}), to)
 
 
 def average(
@@ -195,23 +190,22 @@ def average(
     """Combine checkpoints once, and write the model with its recipe inside.
 
     ``name`` is the average's, as for :func:`~lcsc_opt.exports.coefficients.average_coefficients`; the rest is as for
-    :func:`rebuild`. Files are packed beside the model meanwhile.
+    :func:`rebuild`.
 
     Raises:
-        TrajectoryError: checkpoints that cannot be read or do not belong together, or that are no LoRAs where the form
-            is that of a LoRA.
         StudySpecError: there is no such step, or there are not so many.
-        ObjectiveError: a model folder for a LoRA, or without a configuration that the weights fit.
-        StudyStoreError: the disk refuses.
     """
     with _packed(patterns, to, key=key, steps=steps) as trajectory:
-        to = _with_config(to, trajectory)
-        _check_adapter(trajectory, to)
-        config = to.config_text()
         recipe = Recipe.of(trajectory, average_coefficients(name, trajectory.steps), study=name, dtype=to.dtype)
-        if to.form == "lora":
-            recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
-        return _write(trajectory, recipe, to, config, prefix=trajectory.metadata.get(PREFIX, ""))
+        return _write_alone(trajectory, recipe, to)
+
+
+def _write_alone(trajectory: Trajectory, recipe: Recipe, to: Destination) -> Recipe:
+    """Write the model of a recipe, without a study: under the names in the files of the checkpoints."""
+    config = _found_config(to, trajectory)
+    if to.form == "lora" and recipe.lora is None:
+        recipe = recipe.model_copy(update={"lora": LoraNaming(alphas=trajectory.lora_alphas())})
+    return _write(trajectory, recipe, to, config, prefix=trajectory.metadata.get(PREFIX, ""))
 
 
 @contextlib.contextmanager
@@ -237,35 +231,57 @@ def _write(
     trajectory: Trajectory,
     recipe: Recipe,
     to: Destination,
-    config: str | None,
-    card: str | None = None,
+    config: ModelConfig | None,
     *,
+    card: str | None = None,
     prefix: str = "",
 ) -> Recipe:
     """Merge by a recipe and write the model, in a file under its names after ``prefix``. Returns the recipe."""
+    _check_form(trajectory, to, config)
     weights = merge(trajectory, recipe)
     if trajectory.stored is not None:
         notice(f"{to.path}: merged from checkpoints that were rounded to {trajectory.stored} when they were packed")
     weights.update({trajectory.renaming(name): tensor for name, tensor in _statistics_in(recipe).items()})
-    if _is_as_last_folder(trajectory, to):  # whose configuration goes with the names in its file
+    folder = _last_folder(trajectory)
+    if config is not None and folder is not None and config.folder == folder:  # it goes with the names in its file
         weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
-        _check_parts(trajectory, to)
+        _check_parts(trajectory, folder, to)
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
     header = json.loads(trajectory.metadata.get(HEADER, "{}"))
-    to.write(weights, recipe, config, card, document, header)
+    to.write(Content(weights, recipe, config, card, document, header))
     return recipe
 
 
-def _check_parts(trajectory: Trajectory, to: Destination) -> None:
+def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | None) -> None:
+    """Refuse a model's folder without the configuration that it needs; say which form the user of a LoRA loads.
+
+    Raises:
+        ObjectiveError: there is none.
+    """
+    flavour = lora_flavour(trajectory.names)
+    if to.form == "diffusers" and flavour is not None and (config is None or not config.is_adapter):
+        file = to.path / "adapter_model.safetensors"
+        raise ObjectiveError(
+            f"{to.path}: an adapter's folder needs its own configuration. For PEFT: --config FOLDER of a checkpoint, "
+            f"or -o {file}, and put an adapter_config.json next to it; for a pipeline of diffusers: --as lora"
+        )
+    if to.form == "diffusers" and config is None:
+        raise ObjectiveError(
+            f"{to.path}: a model folder needs a configuration of diffusers or transformers; pass --config FOLDER "
+            "of a model. An adapter needs none: end the name in .safetensors"
+        )
+    if to.form in ("safetensors", "pt") and flavour in ("diffusers", "peft"):
+        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
+
+
+def _check_parts(trajectory: Trajectory, folder: Path, to: Destination) -> None:
     """Refuse a model's folder without a further part that was trained, too, as the Dense of sentence-transformers.
 
     Raises:
         ObjectiveError: there is one; the message names it.
     """
-    folder = _last_folder(trajectory)
-    assert folder is not None
     first = Path(trajectory.sources[0]) if trajectory.sources[0] else folder
     for part in parts_with_weights(folder):
         file = find_weights(part, None).file
@@ -377,30 +393,6 @@ def _statistics_in(recipe: Recipe) -> dict[str, Tensor]:
         return load(bytes.fromhex(recipe.statistics))
     except (ValueError, SafetensorError) as error:
         raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
-
-
-def _check_adapter(trajectory: Trajectory, to: Destination) -> None:
-    """Refuse a model's folder for an adapter; say which form its user loads."""
-    flavour = lora_flavour(trajectory.names)
-    if flavour is None:
-        return
-    if to.form == "diffusers" and not to.is_adapter_folder:
-        file = to.path / "adapter_model.safetensors"
-        raise ObjectiveError(
-            f"{to.path}: an adapter's folder needs its own configuration. For PEFT, pass --config FOLDER of a "
-            f"checkpoint, or write -o {file} and put an adapter_config.json next to it; for diffusers, pass --as lora"
-        )
-    if to.form in ("safetensors", "pt") and flavour != "kohya":
-        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
-
-
-def _network_config(sampler: Sampler | None) -> str | None:
-    """The ``config.json`` of the network of a sampler, if it is one of diffusers."""
-    for name in ("network", "denoiser"):  # alone, or of a pipeline
-        network: Any = getattr(sampler, name, None)
-        if hasattr(network, "to_json_string"):
-            return str(network.to_json_string())
-    return None
 
 
 def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import yaml
 
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.records import STANDARD_ERROR
-from lcsc_opt.database.report import HeldOutReport, Interval, Measurement, MetricRow
+from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CARD
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.tables import report_table, with_interval
+from lcsc_opt.views.tables import report_table
 
 _INHERITED = (  # entries of the checkpoints' own card
     "license",
@@ -38,7 +37,7 @@ again.
 """
 
 
-def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Recipe, *, config: str) -> str:
+def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Recipe, *, library: str) -> str:
     """What was merged, with which coefficients, and what was measured, in Markdown and as ``model-index``.
 
     Licence and base model are those of the checkpoints' own card, if one is in their folder or in the one above.
@@ -48,22 +47,21 @@ def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Reci
         study: it was found in.
         objective: the study's, with a packed trajectory.
         recipe: inside the model.
-        config: the model's ``config.json``.
+        library: what loads the model.
     """
     client = import_extra("huggingface_hub")
     sources = [source for source in packed_trajectory(objective).sources if source]
     entries: dict[str, Any] = {}
     if sources:  # else a training loop wrote the trajectory
         entries = _card_of_checkpoints(Path(sources[0]))
-    is_diffusers = "_class_name" in json.loads(config)
-    entries["library_name"] = "diffusers" if is_diffusers else "transformers"
+    entries["library_name"] = library
     entries["tags"] = ["lcsc", "merge"]
     results = _results(_task_of(study, entries), recipe)
     data = client.ModelCardData(model_name=name, eval_results=results, **entries)
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
         _INTRODUCTION.format(title=name, count=len(recipe.steps), recipe=recipe),
-        _results_table(study, recipe),
+        _results_section(study, recipe),
         _coefficients_table(recipe),
     ]
     return "\n".join(sections)
@@ -138,61 +136,29 @@ def _results(task: str, recipe: Recipe) -> list[Any]:
     return results
 
 
-def _results_table(study: StoredStudy, recipe: Recipe) -> str:
-    """The metrics on the search's noise and on noise that no choice saw.
-
-    There also EMA*'s, the gain, and the 95 % intervals of all three, as far as the report has them; other baselines.
-    """
+def _results_section(study: StoredStudy, recipe: Recipe) -> str:
+    """What was measured of the model, and the study's report of its best trial."""
     measured = _metrics(recipe)
-    report = None
-    if recipe.held_out is not None:  # the report may be of another trial
-        report = HeldOutReport.from_json(study.attributes.get("held_out"))
-    rows = {} if report is None else {row.metric: row for row in report.rows}
-    against = next((row.against for row in rows.values() if row.baseline is not None), None)
-    has_intervals = any(row.interval is not None for row in rows.values())
-    level = " [95 %]" if has_intervals else ""
-
-    heads = ["metric", "searched", f"held-out noise{level}"]
-    if against is not None:
-        heads += [f"{against}, held-out noise{level}", f"gain{level}"]
-    others: list[Measurement] = []
-    if report is not None:
-        others = [baseline for baseline in report.baselines if baseline.model.name != against]
-    heads += [f"{baseline.model.name}, held-out noise" for baseline in others]
     lines = []
     for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
-        row = rows.get(metric, MetricRow(metric, None, 0.0))
-        cells = [
-            _cell(measured["search"].get(metric)),
-            _cell(measured["held-out"].get(metric), row.interval),
-        ]
-        if against is not None:
-            cells.append(_cell(row.baseline, row.baseline_interval))
-            cells.append("" if row.gain is None else with_interval(row.gain, row.gain_interval, form="+.3g"))
-        cells += [_cell(baseline.value(metric)) for baseline in others]
-        lines.append([f"`{metric}`", *cells])
-    remarks = ""
-    if has_intervals and report is not None:
-        images = f"{report.found.images:,}" if report.found.images else "these"
-        remarks += (
-            f"\nBrackets are 95 % intervals over the sampling noise of {images} images; those of gains compare both "
-            "models on the same noise.\n"
-        )
-    if report is not None and report.sampler is not None:
-        remarks += f"\nSampled with {report.sampler}.\n"
-    if report is not None and report.also is not None:
-        remarks += f"\nHeld out, with {report.also.sampler}, {report.also.found.images:,} images:\n\n"
-        remarks += _table(*report_table(report.also))
-    if report is not None and report.warning:
-        remarks += f"\n{report.warning}\n"
-    return f"## Results\n\n{_table(heads, lines)}{remarks}"
+        values = [measured[noise].get(metric) for noise in ("search", "held-out")]
+        lines.append([f"`{metric}`", *("" if value is None else f"{value:.6g}" for value in values)])
+    text = f"## Results\n\n{_table(['metric', 'noise of the search', 'held-out noise'], lines)}"
+    report = HeldOutReport.from_json(study.attributes.get("held_out"))
+    if report is None:
+        return text
+    text += _described(report)
+    if report.also is not None:
+        text += _described(report.also)
+    return text
 
 
-def _cell(value: float | None, interval: Interval | None = None) -> str:
-    """A number of the table; empty if it was not measured. With its interval, it has the digits of other reports."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if interval is None else with_interval(value, interval)
+def _described(report: HeldOutReport) -> str:
+    """The table of a report."""
+    sampler = "" if report.sampler is None else f", sampled with {report.sampler}"
+    title = f"The search's best trial on held-out noise, {report.found.images:,} images{sampler}"
+    warning = "" if report.warning is None else f"\n{report.warning}\n"
+    return f"\n{title}; [95 %] are intervals for this noise:\n\n{_table(*report_table(report))}{warning}"
 
 
 def _coefficients_table(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.weights import Renaming
@@ -174,37 +175,22 @@ class Recipe(pydantic.BaseModel):
                 f"{study.name}: its objective combines no weights, so there is no model to export; in Python: "
                 f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{study.name}").coefficients)'
             )
-        if answer is not None:
-            return cls._of_answer(study, objective, answer, dtype)
-        trial, coefficients, attributes = study.chosen_trial(number)
         trajectory = packed_trajectory(objective)
+        if answer is None:
+            trial, coefficients, measured = study.chosen_trial(number)
+            fields: dict[str, Any] = {
+                name: measured[name] for name in ("loss", "metrics", "held_out") if name in measured
+            }
+            fields |= {"study": study.name, "trial": trial}
+        else:
+            model = answer.model
+            coefficients = model.coefficients
+            fields = {"study": model.study or study.name, "trial": model.trial, "held_out": answer.means(study.sign)}
+            if np.array_equal(coefficients, trainer_ema(len(trajectory))):
+                coefficients = last_alone(len(trajectory))
+                fields["trainer_ema"] = True
         _check_searched(study, trajectory)
-        return cls.of(
-            trajectory,
-            coefficients,
-            study=study.name,
-            trial=trial,
-            dtype=dtype,
-            loss=float(attributes["loss"]),
-            metrics=attributes.get("metrics", {}),
-            held_out=attributes.get("held_out"),
-        )
-
-    @classmethod
-    def _of_answer(cls, study: StoredStudy, objective: Objective, answer: Measurement, dtype: str | None) -> Recipe:
-        trajectory = packed_trajectory(objective)
-        _check_searched(study, trajectory)
-        model = answer.model
-        is_trainer_ema = np.array_equal(model.coefficients, trainer_ema(len(trajectory)))
-        return cls.of(
-            trajectory,
-            last_alone(len(trajectory)) if is_trainer_ema else model.coefficients,
-            trainer_ema=is_trainer_ema,
-            study=model.study or study.name,
-            trial=model.trial,
-            dtype=dtype,
-            held_out=answer.means(study.sign),
-        )
+        return cls.of(trajectory, coefficients, dtype=dtype, **fields)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -216,7 +202,9 @@ class Recipe(pydantic.BaseModel):
         if (path / FILE).is_file():
             path = path / FILE
         if not path.exists():
-            raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
+            raise TrajectoryError(
+                f"{path} does not exist: name an exported model, a recipe or a study, or an average such as ema:0.9999."
+            )
         try:
             text = _recipe_text(path)
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, TrajectoryError) as error:  # zipfile has three
@@ -265,8 +253,8 @@ class Recipe(pydantic.BaseModel):
         missing = sorted({self.steps[index] for index in needed} - set(steps))
         if missing:
             raise TrajectoryError(
-                f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: {_some(missing)}. "
-                f"Name them, too; these steps were found: {_some(sorted(steps))}."
+                f"{len(missing)} of the {len(needed)} checkpoints that are combined are missing: "
+                f"{shown_steps(missing)}. Name them, too; these steps were found: {shown_steps(sorted(steps))}."
             )
         return {index: steps.index(self.steps[index]) for index in needed}
 
@@ -278,14 +266,6 @@ class Recipe(pydantic.BaseModel):
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""
         return json.dumps(self.model_dump())
-
-
-def _some(steps: Sequence[int], most: int = 8) -> str:
-    if not steps:
-        return "none"
-    texts = [str(step) for step in steps]
-    numbers = ", ".join(texts[:most])
-    return f"{numbers}, … {texts[-1]}" if len(texts) > most else numbers
 
 
 def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tuple[str, ...]]:

@@ -59,7 +59,7 @@ def test_one_checkpoint_for_each_point_and_it_is_the_nearest(steps, interval):
 @pytest.mark.parametrize("options", [{"first_step": 2000}, {"interval": 5000}], ids=str)
 def test_fewer_than_two_say_which_steps_there_are(options):
     name, value = next(iter(options.items()))
-    message = rf"{name} {value} leaves 1 of 20 .*their steps: 100, 200, 300, …, 2000"
+    message = rf"{name} {value} leaves 1 of 20 .*their steps: 100, 200, 300, .*, 700, …, 2000"
     with pytest.raises(TrajectoryError, match=message):
         Selection(**options).chosen(STEPS)
     for steps, shown in (([5], "5"), ([], "none")):

@@ -24,7 +24,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe
-from lcsc_opt.exports.writing import Destination
+from lcsc_opt.exports.writing import Content, Destination
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
@@ -205,11 +205,13 @@ def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
 def test_a_disk_that_refuses_is_told_as_the_system_says_it(finished: Path, typed: Typed, name: str) -> None:
     """Torch's writer only knows where it stands then: ``unexpected pos 704 vs 598``."""
     typed("export", STUDY, "-o", "recipe.json")
+    recipe = Recipe.read(Path("recipe.json"))
+    content = Content({"w": torch.zeros(100_000)}, recipe, config=None, card=None, document=None, header={})
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(StudyStoreError, match=rf"^{name}: cannot be written: .*File too large"):
-            Destination.of(Path(name)).write({"w": torch.zeros(100_000)}, Recipe.read(Path("recipe.json")), None)
+            Destination.of(Path(name)).write(content)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert not Path(name).exists()

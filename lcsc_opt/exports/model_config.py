@@ -1,0 +1,161 @@
+"""The configuration in a model's folder: which library loads it, what goes with it, and which weights fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_extra
+from lcsc_opt.checkpoints.lora import ADAPTER_CONFIG, lora_flavour
+from lcsc_opt.checkpoints.weights import difference
+from lcsc_opt.objective.model_files import PROCESSING_FILES
+
+CONFIG = "config.json"
+_MODULES = "modules.json"  # of sentence-transformers, which has parts such as 1_Pooling
+_PIPELINE_FILES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
+_DTYPES = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
+
+
+class _Library(NamedTuple):
+    """A library, and what its folders have."""
+
+    name: str
+    sign: str  # the entry by which its configurations are known
+    file: str
+    stem: str  # of its files of weights
+
+
+_LIBRARIES = (
+    _Library("peft", "peft_type", ADAPTER_CONFIG, "adapter_model"),
+    _Library("diffusers", "_class_name", CONFIG, "diffusion_pytorch_model"),
+    _Library("transformers", "model_type", CONFIG, "model"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The configuration of a model of diffusers or transformers, or of an adapter of PEFT.
+
+    Attributes:
+        settings: what it says.
+        library: what loads it.
+        folder: where it lies, with tokenizers and the like; ``None`` for that of a network in memory.
+    """
+
+    settings: Mapping[str, Any]
+    library: _Library
+    folder: Path | None
+
+    @classmethod
+    def parse(cls, text: str, folder: Path | None = None) -> ModelConfig:
+        """The configuration in a text.
+
+        Raises:
+            ObjectiveError: it is of none of these libraries.
+            ValueError, RecursionError: it is no JSON.
+        """
+        settings = json.loads(text)
+        for library in _LIBRARIES:
+            if isinstance(settings, dict) and isinstance(settings.get(library.sign), str):
+                return cls(settings, library, folder)
+        signs = ", ".join(library.sign for library in _LIBRARIES)
+        raise ObjectiveError(f"it is not for a model of diffusers or transformers, or an adapter of PEFT ({signs})")
+
+    @classmethod
+    def read(cls, place: Path) -> ModelConfig:
+        """The configuration in a file, or in a model's folder.
+
+        Raises:
+            ObjectiveError: there is none, or one of something else.
+        """
+        file = place
+        if place.is_dir():
+            file = place / ADAPTER_CONFIG
+            if not file.is_file():
+                file = place / CONFIG
+        try:
+            return cls.parse(file.read_text(encoding="utf-8"), file.parent)
+        except (OSError, ValueError, RecursionError, ObjectiveError) as error:
+            raise ObjectiveError(
+                f"--config: {file} cannot be read as a configuration: {error}; name a model's folder"
+            ) from error
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is that of an adapter of PEFT."""
+        return self.library.name == "peft"
+
+    def write(self, folder: Path, dtype: str | None) -> None:
+        """Write it into a new folder, with what lies beside it: tokenizers, and further modules.
+
+        It names the ``dtype``, by which transformers loads the weights.
+        """
+        named = [key for key in _DTYPES if dtype is not None and key in self.settings]
+        text = json.dumps({**self.settings, **dict.fromkeys(named, dtype)}, indent=2)
+        (folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
+        if self.folder is None:
+            return
+        for pattern in (*PROCESSING_FILES, *_PIPELINE_FILES):
+            for file in self.folder.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
+        if (self.folder / _MODULES).is_file():
+            for part in self.folder.glob("[0-9]*_*"):
+                if part.is_dir():
+                    shutil.copytree(part, folder / part.name)
+
+    def check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuse weights that do not fit the model: a library would fill gaps with random numbers.
+
+        Raises:
+            ObjectiveError: they do not fit, or it does not make a model.
+        """
+        if self.is_adapter:
+            if lora_flavour(weights) != "peft":
+                raise ObjectiveError(
+                    "the configuration is an adapter's, and the merged model is not an adapter of PEFT"
+                )
+            return
+        network = self._network_on_meta()
+        tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
+        state_dict = network.state_dict()
+        names = [name for name in state_dict if name in weights or name not in tied_names]
+        differences = difference(weights, {name: state_dict[name] for name in names})
+        if differences is not None:
+            raise ObjectiveError(
+                f"the merged model does not fit the configuration's: it {differences}; pass --config FOLDER of the "
+                "right one, or --as safetensors"
+            )
+
+    def _network_on_meta(self) -> Any:
+        """The network, without memory for its weights."""
+        library = import_extra(self.library.name)
+        is_diffusers = self.library.name == "diffusers"
+        if is_diffusers:
+            base_class = library.ModelMixin
+            name = str(self.settings["_class_name"])
+        else:
+            base_class = library.PreTrainedModel
+            name = str(next(iter(self.settings.get("architectures") or ()), None))
+        network_class: Any = getattr(library, name, None) if name.isidentifier() else None
+        is_network: bool = inspect.isclass(network_class) and issubclass(network_class, base_class)
+        if not is_network:
+            raise ObjectiveError(
+                f"the configuration names {name!r}, which is not a model in this version of {library.__name__}"
+            )
+        with torch.device("meta"):
+            try:
+                if is_diffusers:
+                    return network_class.from_config(self.settings)
+                return network_class(network_class.config_class.from_dict(self.settings))
+            except Exception as error:  # models raise all kinds of errors for wrong settings
+                raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
