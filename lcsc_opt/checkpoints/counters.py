@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.inventory import Inventory, entries_of
+from lcsc_opt.checkpoints.inventory import Inventory
 from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, post_hoc_step
 from lcsc_opt.checkpoints.pickles import Record, Span
 from lcsc_opt.checkpoints.reading import read_metadata
@@ -38,8 +38,7 @@ def read_counters(path: Path) -> Counters:
         return Counters(step)
     with contextlib.suppress(Exception):  # a damaged file can raise anything
         entries = Inventory(read_content(path)).entries
-        steps = [*(entries.get(name) for name in _STEP_KEYS), _updates_of_fairseq(entries)]
-        step = _first_number(steps, path)
+        step = _first_number((entries.get(name) for name in _STEP_KEYS), path)
         if step is None and "initted" in entries:  # of PostHocEMA: rounded to float16 inside, but not in the name
             step = post_hoc_step(path)
         return Counters(step, _first_number((entries.get(name) for name in _EPOCH_KEYS), path))
@@ -58,14 +57,6 @@ def step_in_metadata(path: Path) -> int | None:
             return int(text)
     training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
     return None if training_info is None else int(training_info["step"])
-
-
-def _updates_of_fairseq(entries: Mapping[Any, Any]) -> Any:
-    """The number of updates at the end of fairseq's ``optimizer_history``."""
-    history = entries.get("optimizer_history")
-    if not isinstance(history, list) or not history:
-        return None
-    return (entries_of(history[-1]) or {}).get("num_updates")
 
 
 def _first_number(values: Iterable[Any], path: Path) -> int | None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.names import is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
@@ -62,11 +63,8 @@ class ShardedRef(TensorRef):
         name = part.storage["relative_path"]
         start = part.storage["offset"]
         size = part.storage["length"]
-        is_plain_name = Path(name).name == name and name not in ("", ".", "..")
-        if not is_plain_name or not 0 <= start <= start + size < _MAX_BYTES:
+        if not is_plain_name(name) or not 0 <= start <= start + size < _MAX_BYTES:
             raise TrajectoryError(MALFORMED)
-        if part.storage.get("transform_descriptors"):
-            raise TrajectoryError("was saved compressed or encrypted: save it without extensions.")
         file = self.folder / name
         if not file.is_file():
             raise TrajectoryError(f"names {shown(name)}, which does not exist: save or copy it again, or leave it out.")

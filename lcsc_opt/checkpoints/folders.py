@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_state_file
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_plain_name, is_state_file
 from lcsc_opt.checkpoints.pickles import shown
 
 _COMPONENTS = (  # running averages come before raw weights
@@ -22,22 +22,11 @@ _COMPONENTS = (  # running averages come before raw weights
     "pytorch_model_fsdp_0",
     "model_and_optim",  # of OLMo-core
 )
-_DEEPSPEED = "mp_rank_{:02}_model_states.pt"  # one for each rank of model parallelism
-WITH_MORE_INSIDE = (METADATA, _DEEPSPEED.format(0))  # files in which the state dict has to be found
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]
 _PICKLED_FILES = [f"{stem}.bin" for stem in (*_STEMS, "pytorch_model")]
 _WEIGHTS_FILES = [*_SAFETENSORS_FILES, *_PICKLED_FILES]
-_KEY_SUFFIXES = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pkl",
-    ".pt",
-    ".pth",
-    ".ckpt",
-)
+_FILES_OF_A_KEY = (*CHECKPOINT_SUFFIXES, ".safetensors.index.json", ".bin.index.json")
 
 
 class FolderWeights(NamedTuple):
@@ -70,32 +59,22 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     Raises:
         TrajectoryError: there are none, or several of which none can be preferred.
     """
-    if key in (None, "", folder.name):
-        file = _weights_file(folder)
-        if file is not None:
-            return FolderWeights(file, key or "", alternatives=() if key else _others_beside(file))
+    file = _weights_file(folder)
+    if file is not None and key in (None, "", folder.name):
+        return FolderWeights(file, key or "", alternatives=() if key else _others_beside(file))
     if key:
         found = _weights_under_key(folder, key)
-        if found is not None:
-            return found
-        file = _weights_file(folder)
-        if file is not None and file.name not in WITH_MORE_INSIDE:
-            raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
     else:
-        components = _components(folder)
-        if components is not None:
-            return components
-        file = None
+        found = _components(folder)
+    if found is not None:
+        return found
     if file is None and may_be_alone:
         file = _only_file(folder)
+    elif file is not None and file.name != METADATA:
+        raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
     if file is None:
         raise TrajectoryError("holds no known file of weights: name the file itself, or pass --key SUBFOLDER.")
     return FolderWeights(file, "", rest=key or None)
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether this is the name of a file in a folder, which leads nowhere else."""
-    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 
 
 def _components(folder: Path) -> FolderWeights | None:
@@ -139,7 +118,7 @@ def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
         is_distributed = subfolder_file is not None and subfolder_file.name == METADATA
         if subfolder_file is not None and (is_distributed or not rest_of_key):
             return FolderWeights(subfolder_file, name, rest=rest_of_key)
-        for suffix in _KEY_SUFFIXES:
+        for suffix in _FILES_OF_A_KEY:
             file = folder / f"{name}{suffix}"
             if file.is_file():
                 return FolderWeights(file, name, rest=rest_of_key or None)
@@ -154,22 +133,4 @@ def _weights_file(folder: Path) -> Path | None:
                 return file
     if any(folder.glob("*.distcp")):
         return folder / METADATA
-    if (folder / _DEEPSPEED.format(0)).is_file() and not (folder / _DEEPSPEED.format(1)).exists():
-        return folder / _DEEPSPEED.format(0)
-    for name in _WEIGHTS_FILES:
-        variants = _variants(folder, name)
-        if len(variants) > 1:
-            names = ", ".join(sorted(file.name for file in variants)[:4])
-            raise TrajectoryError(
-                f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
-            )
-        if variants:
-            return variants[0]
     return None
-
-
-def _variants(folder: Path, name: str) -> list[Path]:
-    """Files such as ``model.fp16.safetensors`` for ``model.safetensors``, and indexes of them."""
-    stem, _, suffix = name.rpartition(".")
-    files = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]
-    return [file for file in files if "-of-" not in file.name]  # those are parts that an index lists

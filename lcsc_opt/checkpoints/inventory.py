@@ -202,7 +202,7 @@ class Inventory:
             raise TrajectoryError(
                 f"has {kind(part)}{place}, not a state dict: save model.state_dict(), or pass another --key."
             )
-        return _of_pseudo_optimizer(tensors) or _flattened(tensors) or _without_extra_states(tensors)
+        return _flattened(tensors) or _without_extra_states(tensors)
 
     def at(self, key: str) -> Container | None:
         """The container under a key, if it is one of the inventory."""
@@ -274,7 +274,7 @@ class Inventory:
                     self._mixed_root = mixed
             for name, entry in first.items():
                 is_part = isinstance(name, str) and isinstance(entry, (dict, list, tuple, Record))
-                if is_part and not _is_state(name, entry):
+                if is_part and not _is_state(name):
                     pending.append((f"{key}.{name}".lstrip("."), entry))
 
 
@@ -373,16 +373,8 @@ def _flattened(parts: Mapping[Any, Any]) -> dict[str, Any]:
     return tensors
 
 
-def _of_pseudo_optimizer(entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """The averages in the state of torchtitan's ``EMA``, an optimizer in form; empty for anything else."""
-    states = _beginning_with("state.", entries)
-    ending = ".ema_params"
-    return {name.removesuffix(ending): value for name, value in states.items() if name.endswith(ending)}
-
-
-def _is_state(name: str, value: Any) -> bool:
-    is_pseudo_optimizer = bool(_of_pseudo_optimizer(entries_of(value) or {}))
-    return _STATES.fullmatch(name) is not None and name not in GUESSED_KEYS and not is_pseudo_optimizer
+def _is_state(name: str) -> bool:
+    return _STATES.fullmatch(name) is not None and name not in GUESSED_KEYS
 
 
 def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None:
@@ -398,10 +390,10 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
     averages = entries.get(_SHADOW)
     if isinstance(averages, list) and averages and is_tensor(averages[0]):
         return Container(key, dict(enumerate(averages)), is_shadow=True)
-    tensors: Mapping[Any, Any] = _of_pseudo_optimizer(entries)
-    if not tensors and entries and all(map(is_any_tensor, entries.values())):
+    tensors: Mapping[Any, Any] = {}
+    if all(map(is_any_tensor, entries.values())):
         tensors = entries
-    elif not tensors and word_of(key) is not None and _is_in_parts(entries):
+    elif word_of(key) is not None and _is_in_parts(entries):
         tensors = _flattened(entries)
     return Container(key, tensors) if tensors else None
 

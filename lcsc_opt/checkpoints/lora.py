@@ -89,16 +89,6 @@ class _Scale(pydantic.BaseModel):
     alpha_pattern: dict[str, pydantic.FiniteFloat] | None = None
     use_rslora: bool | None = None
 
-    @pydantic.field_validator("alpha_pattern")
-    @classmethod
-    def _patterns_are_expressions(cls, patterns: dict[str, float] | None) -> dict[str, float] | None:
-        for pattern in patterns or ():
-            try:
-                re.compile(_module_pattern(pattern))
-            except (re.error, OverflowError, RecursionError):
-                raise ValueError(f"{pattern[:40]!r} is not a regular expression") from None
-        return patterns
-
     def alpha_of(self, path: str) -> float:
         """The alpha of the module at ``path``: that of the first pattern that matches, else that of all modules."""
         for pattern, alpha in (self.alpha_pattern or {}).items():

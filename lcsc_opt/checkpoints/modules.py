@@ -8,18 +8,16 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.copying import PlainCopier
 from lcsc_opt.checkpoints.pickles import Record, shown
-from lcsc_opt.checkpoints.torch_files import is_tensor, kind
+from lcsc_opt.checkpoints.torch_files import is_tensor
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _MAX_PARTS = 100_000  # modules and tensors of a network
 _MAX_NAME_LENGTH = 1_000  # of a tensor, with its modules' names
-_MAX_ARGUMENTS = 10_000
-_MAX_DEPTH = 20  # of arguments in one another
 
 
 def is_module(value: Any) -> bool:
@@ -38,16 +36,15 @@ def module_weights(root: Any) -> dict[str, Any]:
     parts_left = _MAX_PARTS
     while pending:
         prefix, value = pending.pop()
-        module = _module(value)
-        parts_left -= 1 + module.parts
+        tensors, modules = _saved_parts(value)
+        parts_left -= 1 + len(tensors) + len(modules)
         if parts_left < 0:
             raise TrajectoryError("holds networks in one another, or too many: save model.state_dict().")
-        for name in (*module.tensors, *module.children):
+        for name in (*tensors, *modules):
             if not isinstance(name, str) or len(prefix) + len(name) > _MAX_NAME_LENGTH:
                 raise TrajectoryError(f"holds a network whose parts have impossible names ({shown(name)}).")
-        for name, tensor in module.saved_tensors().items():
-            weights[f"{prefix}{name}"] = tensor
-        children = [(f"{prefix}{name}.", child) for name, child in module.saved_children().items()]
+        weights |= {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        children = [(f"{prefix}{name}.", module) for name, module in modules.items()]
         pending += reversed(children)  # the last one is popped first
     return weights
 
@@ -56,7 +53,7 @@ def init_arguments_of(network: Any) -> dict[str, Any] | None:
     """``class_name``, ``init_args`` and ``init_kwargs`` of a network of NVlabs' code; ``None`` if it is none.
 
     Raises:
-        TrajectoryError: an argument is not plain data, or there are too many.
+        TrajectoryError: an argument is not plain data, or they are too deep.
     """
     state = _module_state(network)
     if state is None or network.name != _PERSISTENT:
@@ -66,47 +63,25 @@ def init_arguments_of(network: Any) -> dict[str, Any] | None:
         "init_args": list(state.get("_init_args") or ()),
         "init_kwargs": state.get("_init_kwargs") or {},
     }
-    copy = _PlainCopy()
-    return {name: copy.of(value, name) for name, value in arguments.items()}
+    copier = PlainCopier({})
+    copied: dict[str, Any] = copier.copy(arguments, "")
+    if copier.left_out:
+        raise TrajectoryError(f"{copier.left_out[0]} is not plain data: build the network by its own settings.")
+    return copied
 
 
-class _Module(NamedTuple):
-    """One module, as its record has it: unchecked, and with parts that ``state_dict()`` leaves out."""
-
-    tensors: Mapping[Any, Any]
-    children: Mapping[Any, Any]
-    transient: tuple[Any, ...]  # names of buffers that are not saved
-    is_script: bool
-
-    @property
-    def parts(self) -> int:
-        """How many entries must be visited."""
-        return len(self.tensors) + len(self.children) + len(self.transient)
-
-    def saved_tensors(self) -> dict[str, Any]:
-        """Name → tensor, of those that ``state_dict()`` has."""
-        if self.is_script:
-            return {name: value for name, value in self.tensors.items() if is_tensor(value)}
-        transient = {name for name in self.transient if isinstance(name, str)}
-        saved = {name: value for name, value in self.tensors.items() if name not in transient}
-        return {name: value for name, value in saved.items() if value is not None}
-
-    def saved_children(self) -> dict[str, Any]:
-        """Name → module."""
-        if self.is_script:
-            return {name: value for name, value in self.children.items() if _is_script(value)}
-        return {name: value for name, value in self.children.items() if value is not None}
-
-
-def _module(value: Any) -> _Module:
+def _saved_parts(value: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Name → tensor, and name → module, of what ``state_dict()`` has of one module; unchecked."""
     if _is_script(value):  # its attributes are tensors, modules and settings, in one dict
-        return _Module(value.state, value.state, (), is_script=True)
+        tensors = {name: part for name, part in value.state.items() if is_tensor(part)}
+        return tensors, {name: part for name, part in value.state.items() if _is_script(part)}
     state = _module_state(value)
     if state is None:
         raise TrajectoryError("holds a network with a part that is no module: leave it out.")
+    transient = [name for name in state.get("_non_persistent_buffers_set") or () if isinstance(name, str)]
     tensors = state["_parameters"] | (state.get("_buffers") or {})
-    transient = state.get("_non_persistent_buffers_set") or ()
-    return _Module(tensors, state["_modules"], transient, is_script=False)
+    saved = {name: tensor for name, tensor in tensors.items() if tensor is not None and name not in transient}
+    return saved, {name: module for name, module in state["_modules"].items() if module is not None}
 
 
 def _is_script(value: Any) -> bool:
@@ -126,25 +101,3 @@ def _module_state(value: Any) -> dict[str, Any] | None:
         return None
     has_parts = isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict)
     return state if has_parts else None
-
-
-class _PlainCopy:
-    """Copies values without any record in them, up to a number of values in all."""
-
-    def __init__(self) -> None:
-        self._values_left = _MAX_ARGUMENTS
-
-    def of(self, value: Any, place: str) -> Any:
-        """A copy of ``value``; ``place`` names it in messages."""
-        self._values_left -= 1
-        if self._values_left < 0 or place.count(".") > _MAX_DEPTH:
-            raise TrajectoryError("holds a network with too many arguments: leave it out.")
-        if isinstance(value, Record) and value.name.endswith(".EasyDict") and not value.args:
-            value = value.items or {}
-        if isinstance(value, dict) and not any(isinstance(name, Record) for name in value):
-            return {name: self.of(part, f"{place}.{shown(name)}") for name, part in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.of(part, f"{place}.{index}") for index, part in enumerate(value))
-        if value is None or isinstance(value, (str, int, float, bool)):
-            return value
-        raise TrajectoryError(f"{place} is {kind(value)}, not plain data: build the network by its own settings.")

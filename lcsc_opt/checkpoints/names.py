@@ -129,6 +129,11 @@ def is_state_file(path: Path) -> bool:
     return _STATE_FILES.fullmatch(path.stem) is not None
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether this is the name of a file in a folder, which leads nowhere else."""
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
 def is_numbered(path: Path) -> bool:
     """Whether there is any number in the name."""
     return re.search("[0-9]", path.stem) is not None

@@ -59,7 +59,9 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
             these contradict each other, as steps do that begin again in each epoch.
     """
     named = read_names(paths)
-    inside, epochs_inside = _clues_inside(paths)
+    counters = [read_counters(path) for path in paths]
+    inside = _Clue("the steps inside the files", tuple(each.step for each in counters))
+    epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))
     in_names = _step_in_names(paths, named, (inside, epochs_inside, epochs_in_names))
     clues = (inside, in_names, epochs_inside, epochs_in_names)
@@ -79,25 +81,6 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
         if step is None:
             raise TrajectoryError(f"{path} has no step in its name or contents: {_ADVICE}.")
     return [step for step in in_names.numbers if step is not None]
-
-
-def steps_inside(paths: Sequence[Path]) -> list[int | None]:
-    """The steps that files hold, where they tell the order: without those that another clue contradicts."""
-    inside, epochs = _clues_inside(paths)
-    others = [epochs]
-    columns = _columns(read_names(paths))
-    if len(columns) == 1:
-        others += columns
-    is_right = inside.tells and not any(inside.contradicts(other) for other in others)
-    return list(inside.numbers) if is_right else [None] * len(paths)
-
-
-def _clues_inside(paths: Sequence[Path]) -> tuple[_Clue, _Clue]:
-    """The steps and the epochs inside the files."""
-    counters = [read_counters(path) for path in paths]
-    steps = tuple(each.step for each in counters)
-    epochs = tuple(each.epoch for each in counters)
-    return _Clue("the steps inside the files", steps), _Clue("the epochs inside the files", epochs)
 
 
 def _columns(named: Sequence[Named]) -> list[_Clue]:

@@ -23,6 +23,7 @@ from typing import Any
 from lcsc_opt.base.errors import TrajectoryError
 
 MALFORMED = "is truncated or is not weights: save or copy it again, or leave it out."
+WRITTEN_OVER = "was written over while it was read: read it again when it is complete."
 _TOO_LARGE = "holds too much apart from the weights: save model.state_dict() alone."
 MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam has 600,000
 _MAX_BYTES = 64 * 2**20  # read of one pickle; the bytes of tensors are skipped and do not count

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
-from lcsc_opt.checkpoints.folders import WITH_MORE_INSIDE, find_weights, is_plain_name
+from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory, is_average
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP, is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content, torch_file_in_zip
 from lcsc_opt.checkpoints.weights import sampled
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     if weights.alternatives:
         _say_choice(path, weights.key or weights.file.name, weights.alternatives)
     rest = weights.rest
-    if weights.file.name in WITH_MORE_INSIDE and not rest:
+    if weights.file.name == METADATA and not rest:
         rest = None  # the whole content is in one file, so the state dict in it is guessed
     checkpoint = read_checkpoint(weights.file, key=rest)
     key_parts = [part for part in (weights.key, checkpoint.key) if part]

@@ -9,22 +9,19 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.copying import PlainCopier
 from lcsc_opt.checkpoints.inventory import Container, Inventory
 from lcsc_opt.checkpoints.matching import counterparts
-from lcsc_opt.checkpoints.pickles import shown
-from lcsc_opt.checkpoints.reading import is_constant
+from lcsc_opt.checkpoints.reading import is_constant, naming
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
-
-_MAX_DEPTH = 64
-_PLAIN = (str, int, float, bool, type(None))
-_NOT_PLAIN = object()
+from lcsc_opt.checkpoints.watched import FileState
 
 
 class Document(NamedTuple):
     """The content of a file with other weights.
 
     Attributes:
-        entries: plain data and tensors; those that are not weights are mapped from the file.
+        entries: plain data and tensors.
         replaced: the keys of what has the new weights: the chosen ones, and their averages.
         left_out: where in the file there was something else, such as an object of a trainer's class.
     """
@@ -46,29 +43,31 @@ def with_weights(path: Path, key: str, weights: Mapping[str, Tensor], *, earlier
         earlier: another checkpoint of the run; what is the same in both is no average, and stays.
 
     Raises:
-        TrajectoryError: the file is gone, holds the weights of another model, or a network that was pickled whole.
+        TrajectoryError: the file is gone, is written over meanwhile, or holds the weights of another model or a network
+            that was pickled whole.
     """
-    if not path.is_file():
-        raise TrajectoryError(f"{path} is gone")
-    value = read_content(path)
-    if not isinstance(value, dict):
-        raise TrajectoryError(f"{path} holds {kind(value)}, which only its trainer's code can write")
-    inventory = Inventory(value)
-    family = inventory.family(key) or [Container(key, {})]
-    chosen = next(container for container in family if container.key == key)
-    chosen.tensors = inventory.state_dict(key)  # as it was read
-    if not _replacements(chosen, weights):
-        raise TrajectoryError(f"{path} holds the weights of another model")
-    replaced = [container for container in family if container is chosen or not _stays(container, earlier, path)]
-    tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
-    for container in replaced:
-        tensors |= _replacements(container, weights)
-    refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
-    if any(id(ref) not in refs for ref in chosen.named.values()):
-        raise TrajectoryError(f"{path} holds its network as a pickled object, which only its trainer's code can write")
-    others = {str(name): ref for name, ref in refs.items() if name not in tensors}
-    tensors.update({int(name): tensor for name, tensor in map_tensors(path, others).items()})
-    copier = _Copier(tensors)
+    with naming(path):
+        before = FileState(path)
+        value = read_content(path)
+        if not isinstance(value, dict):
+            raise TrajectoryError(f"holds {kind(value)}, which only its trainer's code can write")
+        inventory = Inventory(value)
+        family = inventory.family(key) or [Container(key, {})]
+        chosen = next(container for container in family if container.key == key)
+        chosen.tensors = inventory.state_dict(key)  # as it was read
+        if not _replacements(chosen, weights):
+            raise TrajectoryError("holds the weights of another model")
+        replaced = [container for container in family if container is chosen or not _stays(container, earlier, path)]
+        tensors: dict[int, Tensor] = {}  # identity of a reference → the tensor
+        for container in replaced:
+            tensors |= _replacements(container, weights)
+        refs = {id(ref): ref for part in _containers(value) for ref in part if isinstance(ref, TensorRef)}
+        if any(id(ref) not in refs for ref in chosen.named.values()):
+            raise TrajectoryError("holds its network as a pickled object, which only its trainer's code can write")
+        others = {str(name): ref for name, ref in refs.items() if name not in tensors}
+        tensors.update({int(name): tensor for name, tensor in map_tensors(path, others, in_memory=True).items()})
+        before.check()
+    copier = PlainCopier(tensors)
     entries = copier.copy(value, "")
     return Document(entries, [container.key for container in replaced if container.key], copier.left_out)
 
@@ -102,41 +101,3 @@ def _containers(content: Any) -> Iterator[Collection[Any]]:
             values = part.values() if isinstance(part, dict) else part
             yield values
             pending += values
-
-
-class _Copier:
-    """Copies plain data, with ``tensors`` for references by their identity. What it cannot copy, it leaves out."""
-
-    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
-        self._tensors = tensors
-        self._copies: dict[int, Any] = {}
-        self.left_out: list[str] = []
-
-    def copy(self, value: Any, place: str, depth: int = 0) -> Any:
-        """A copy; a dict lacks entries that are not plain data. For anything else, a mark."""
-        if type(value) in _PLAIN:
-            return value
-        if isinstance(value, TensorRef):
-            return self._tensors[id(value)]
-        if not isinstance(value, (dict, list, tuple)) or depth > _MAX_DEPTH:
-            return _NOT_PLAIN
-        if id(value) not in self._copies:
-            self._copies[id(value)] = _NOT_PLAIN  # it may contain itself
-            if isinstance(value, dict):
-                self._copies[id(value)] = self._copy_entries(value, place, depth)
-            else:
-                copies = [self.copy(element, f"{place}.{index}", depth + 1) for index, element in enumerate(value)]
-                if not any(copied is _NOT_PLAIN for copied in copies):
-                    self._copies[id(value)] = type(value)(copies)
-        return self._copies[id(value)]
-
-    def _copy_entries(self, entries: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
-        copies = {}
-        for name, value in entries.items():
-            inner_place = f"{place}.{shown(name)}".lstrip(".")
-            copied = self.copy(value, inner_place, depth + 1)
-            if copied is _NOT_PLAIN or type(name) not in (str, int):
-                self.left_out.append(inner_place)
-            else:
-                copies[name] = copied
-        return copies

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, is_state_file
 from lcsc_opt.checkpoints.pickles import (
     MALFORMED,
     MAX_OPCODES,
+    WRITTEN_OVER,
     InertUnpickler,
     PickleBytes,
     Record,
@@ -163,8 +164,10 @@ def torch_file_in_zip(path: Path) -> Span:
     return _stored_entry(memoryview(mapped), entry)
 
 
-def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str, Tensor]:
+def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor], *, in_memory: bool = False) -> dict[str, Tensor]:
     """The tensors of these references, mapped from the file; those whose bytes are not aligned are copied.
+
+    With ``in_memory``, all are read: a map of a file that is cut meanwhile would end the process.
 
     Sizes are checked before anything is allocated. Tensors of one storage share its memory.
 
@@ -173,25 +176,34 @@ def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor]) -> dict[str,
     """
     with path.open("rb") as opened:  # whose name need not be UTF-8, as torch would have it
         whole = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    file_bytes = len(whole)
-    file = torch.frombuffer(whole, dtype=torch.uint8).untyped_storage()
-    mapped: dict[tuple[int, int, int], torch.UntypedStorage] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, ref in refs.items():
-        if isinstance(ref, Tensor):
-            tensors[name] = ref
-            continue
-        _check_bounds(ref, file_bytes)
-        start = ref.storage.start
-        itemsize = ref.dtype.itemsize
-        place = (start, ref.storage.size, itemsize)
-        if place not in mapped:
-            content = file[start : start + ref.storage.size]
-            is_aligned = start % itemsize == 0
-            mapped[place] = content if is_aligned else content.clone()
-        storage: Any = mapped[place]
-        tensors[name] = torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
+        file = torch.frombuffer(whole, dtype=torch.uint8).untyped_storage()
+        storages: dict[tuple[int, int, int], torch.UntypedStorage] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, ref in refs.items():
+            if isinstance(ref, Tensor):
+                tensors[name] = ref
+                continue
+            _check_bounds(ref, len(whole))
+            start = ref.storage.start
+            place = (start, ref.storage.size, ref.dtype.itemsize)
+            if place not in storages:
+                if in_memory:
+                    storages[place] = _read(opened, ref.storage)
+                elif start % ref.dtype.itemsize == 0:
+                    storages[place] = file[start : start + ref.storage.size]
+                else:
+                    storages[place] = file[start : start + ref.storage.size].clone()
+            storage: Any = storages[place]
+            tensors[name] = torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
     return tensors
+
+
+def _read(file: BinaryIO, storage: Storage) -> torch.UntypedStorage:
+    content = torch.empty(storage.size, dtype=torch.uint8, device="cpu")
+    file.seek(storage.start)
+    if file.readinto(content.numpy()) < storage.size:  # type: ignore[attr-defined]
+        raise TrajectoryError(WRITTEN_OVER)
+    return content.untyped_storage()
 
 
 def _check_bounds(ref: TensorRef, file_bytes: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.pickles import WRITTEN_OVER
 
 PIECE = 2**22  # scalars that are read between two looks at the file
 
@@ -27,7 +28,7 @@ class FileState:
             TrajectoryError: one was written over, cut or removed.
         """
         if self._now() != self._before:
-            raise TrajectoryError("was written over while it was read: pack again when it is complete.")
+            raise TrajectoryError(WRITTEN_OVER)
 
     def _now(self) -> list[tuple[int, int]]:
         try:

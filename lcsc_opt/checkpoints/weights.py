@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +31,6 @@ _DERIVED = (
 def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
     """Write tensors, with texts in the header.
 
-    The bytes are the same each time: the texts are sorted, since safetensors leaves their order open.
-
     Raises:
         TrajectoryError: a tensor has a dtype that safetensors does not have.
         OSError, safetensors.SafetensorError: the disk refuses.
@@ -46,21 +42,18 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
         raise TrajectoryError(
             f"Tensor {unknown!r} is {error.args[0]}, which safetensors cannot hold: write a .pt file (--as pt)."
         ) from error
-    _sort_header(path, texts)
 
 
-def check_weights(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors whose linear combinations are no weights.
+def check_weights(tensors: Mapping[str, Any]) -> None:
+    """Refuse what has no linear combinations that are weights.
 
     Raises:
-        TrajectoryError: an integer-quantized tensor beside its scales, or an empty placeholder of DeepSpeed's ZeRO-3.
+        TrajectoryError: something else than a tensor, or an integer-quantized one beside its scales.
     """
     for name, tensor in tensors.items():
-        if tensor.dim() == 1 and not len(tensor) and name.endswith("weight"):
-            raise TrajectoryError(
-                f"Tensor {name!r} is empty, as the placeholders of DeepSpeed's ZeRO-3 are: save with "
-                "stage3_gather_16bit_weights_on_model_save, or convert the checkpoints with zero_to_fp32.py."
-            )
+        if not isinstance(tensor, Tensor):
+            advice = f"; if it is the state dict itself, give state[{name!r}]" if isinstance(tensor, Mapping) else ""
+            raise TrajectoryError(f"{name} is a {type(tensor).__name__}, not a tensor{advice}.")
         if tensor.dtype in _QUANTIZED and tensor.dim() > 1:
             beside = name.rpartition(".")[0]
             scales = [f"{name}{ending}" for ending in _SCALES] + [f"{beside}.{ending}" for ending in _SCALES_BESIDE]
@@ -195,17 +188,3 @@ def _first_and_count(differences: list[str]) -> str:
     if len(differences) == 1:
         return differences[0]
     return f"{differences[0]} and {len(differences) - 1} more"
-
-
-def _sort_header(path: Path, texts: Mapping[str, str]) -> None:
-    """Sort the texts in the header of a safetensors file, which was written in any order."""
-    with path.open("r+b") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_bytes))
-        header["__metadata__"] = dict(sorted(texts.items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
-        content = text.encode().ljust(header_bytes)
-        # where safetensors writes its header in another way, it is left as it is
-        if len(content) == header_bytes:
-            file.seek(8)
-            file.write(content)

@@ -61,19 +61,18 @@ def pack(
 @app.command()
 @results_apart()
 def show(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A trajectory, or files, globs or folders.")],
-    key: Annotated[str | None, typer.Option(help=_KEY_HELP)] = None,
+    path: Annotated[Path, typer.Argument(help="A packed trajectory.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read the whole trajectory and compare hashes.")] = False,
     output: Output = "table",
 ) -> None:
     """Show what a trajectory holds, with warnings about it."""
     from lcsc_opt.trajectory.inspection import inspect
 
-    described = inspect(paths, key=key, verify=verify)
+    described = inspect(path, verify=verify)
     if output == "json":
         print_json(described)
         return
-    norms = described.pop("difference_norms")  # none unless it is packed
+    norms = described.pop("difference_norms")
     warnings = described.pop("warnings")
     del described["steps"]  # too many for a table
     if norms:

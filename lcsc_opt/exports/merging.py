@@ -302,8 +302,8 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     try:
         earlier = Path(trajectory.sources[-2]) if len(trajectory) > 1 and trajectory.sources[-2] else None
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
-    except (TrajectoryError, OSError, ValueError) as error:
-        notice(f"{to.path}: written as a plain state dict, which the trainer may be unable to load: {error}")
+    except TrajectoryError as error:
+        notice(f"{to.path}: a state dict, which the trainer may not load: {error}")
         return None
     if len(document.replaced) > 1:
         notice(

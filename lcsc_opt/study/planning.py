@@ -35,7 +35,10 @@ def check(spec: StudySpec, objective: Objective) -> None:
         ObjectiveError: all checkpoints hold the same weights.
     """
     if objective.trajectory is not None and not objective.trajectory.varying:
-        raise ObjectiveError(f"{spec.name}: all checkpoints hold the same weights, so there is nothing to search")
+        raise ObjectiveError(
+            f"{spec.name}: all checkpoints hold the same weights, so there is nothing to search; of a network that "
+            "trains on, keep copies: copy.deepcopy(net.state_dict())"
+        )
     if configure(spec.optimizer).needs_gradient:
         reason = objective.why_no_gradient()
         if reason is not None:

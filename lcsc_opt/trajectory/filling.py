@@ -17,7 +17,7 @@ from lcsc_opt.checkpoints.watched import FileState, Watched
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
+from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files, source_text
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.side_data import side_data
@@ -152,14 +152,9 @@ def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, key: str) -> 
     tensors = read_checkpoint(path, key=key).tensors
     try:
         layout = writer.check(tensors)
-        writer.write(step, layout, Watched(tensors, before), source=_as_text(path))
+        writer.write(step, layout, Watched(tensors, before), source=source_text(path))
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error
-
-
-def _as_text(path: Path) -> str:
-    """The path as a manifest has it, where a name that is not UTF-8 is escaped."""
-    return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
 
 
 def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None:
@@ -173,7 +168,7 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
         averages = read_checkpoint(last, key=average_key).tensors
         average = completed(averages, read_checkpoint(last, key=key).tensors)
         writer.check(average)
-        writer.write_trainer_ema(Watched(average, before), source=_as_text(last))
+        writer.write_trainer_ema(Watched(average, before), source=source_text(last))
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.checkpoints.finding import Patterns, Selection
 from lcsc_opt.trajectory.cached import PackRequest, as_patterns
 from lcsc_opt.trajectory.continuing import open_again
@@ -38,7 +38,7 @@ def pack(
         patterns: files, globs or folders, as for :func:`find_checkpoints`.
         out: the new folder, by convention ``NAME.trajectory``.
         steps: the training step of each checkpoint that is found, ``[K]``; ``None`` reads them from metadata, names
-            and contents. Checkpoints that hold their step must agree.
+            and contents.
         key: which state dict of each file; ``None`` finds it in the first one, raw weights before their average, and
             uses the same for all.
         selection: which checkpoints are used.
@@ -46,9 +46,8 @@ def pack(
         dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
 
     Raises:
-        TrajectoryError: a file cannot be read as weights, does not tell its step, or holds another one than ``steps``
-            says; fewer than two checkpoints, a step twice, checkpoints of different models, too little disk space,
-            ``out`` exists, or another process packs to it.
+        TrajectoryError: a file cannot be read as weights, or does not tell its step; fewer than two checkpoints, a step
+            twice, other models, too little disk space, ``out`` exists, or another process packs to it.
     """
     stored_dtype(dtype)  # refuses an unknown one before anything is read
     out = Path(out)
@@ -64,26 +63,16 @@ def pack(
         return request.pack_to(out, sources)
 
 
-def open_or_pack(
-    patterns: Patterns,
-    *,
-    folder: Path,
-    key: str | None = None,
-    selection: Selection = _EVERYTHING,
-    steps: Sequence[int] | None = None,
-    dtype: str | None = None,
-    study_checkpoints: KnownCheckpoints | None = None,
-) -> Trajectory:
+def open_or_pack(patterns: Patterns, *, folder: Path, **options: Any) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
     It stays in ``folder`` until it is deleted. A second process that asks for the same waits for the first. After an
-    interruption the next call continues where it stopped. The arguments are those of :class:`PackRequest`.
+    interruption the next call continues where it stopped. The ``options`` are those of :class:`PackRequest`.
 
     Raises:
         TrajectoryError: as :func:`pack`; or a packed trajectory was named with options that it does not have.
     """
-    request = PackRequest(as_patterns(patterns), folder, key, selection, steps, dtype, study_checkpoints)
-    return open_request(request)
+    return open_request(PackRequest(as_patterns(patterns), folder, **options))
 
 
 def open_request(request: PackRequest) -> Trajectory:
@@ -99,18 +88,14 @@ def open_request(request: PackRequest) -> Trajectory:
 def _open_packed(request: PackRequest, path: Path) -> Trajectory:
     """Open the packed trajectory that was named, and refuse options that it was not packed with."""
     trajectory = Trajectory.open(path)
+    packed_with = {"key": trajectory.metadata.get("key", ""), "stored": trajectory.stored or EXACT}
+    for option, given in (("key", request.key), ("stored", request.dtype)):
+        if given not in (None, packed_with[option]):
+            raise TrajectoryError(
+                f"{path} was packed with {option} {packed_with[option]!r}, not {given!r}: leave it out, or pack again."
+            )
     if request.steps is not None:
         raise TrajectoryError(f"{path} is packed: leave out steps, which it has.")
-    packed_key = trajectory.metadata.get("key", "")
-    if request.key not in (None, packed_key):
-        raise TrajectoryError(
-            f"{path} was packed with the key {packed_key!r}, not {request.key!r}: leave it out, or pack again."
-        )
-    stored = trajectory.stored or EXACT
-    if request.dtype not in (None, stored):
-        raise TrajectoryError(
-            f"{path} stores {stored}, not {request.dtype}: leave stored out, or pack the files again."
-        )
     if not request.selection.given:
         return trajectory
     return Trajectory.open(path, steps=request.selection.chosen(trajectory.steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +50,9 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
     """The alphas of a LoRA as JSON, which are the same in all checkpoints; empty if its tensors hold them."""
     found: dict[str, Path] = {}
     for path in paths:
-        with contextlib.suppress(TrajectoryError):  # the error comes when the alphas are needed
-            alphas = LoraAlphas.read(path, key=key)
-            text = "" if alphas is None else alphas.model_dump_json(exclude_unset=True)
-            found.setdefault(text, path)
+        alphas = LoraAlphas.read(path, key=key)
+        text = "" if alphas is None else alphas.model_dump_json(exclude_unset=True)
+        found.setdefault(text, path)
     if len(found) > 1:
         one, other = [*found.values()][:2]
         raise TrajectoryError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.checkpoints.order import checkpoint_steps, steps_inside
+from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.trajectory.layout import EXACT
 
 Sources = Mapping[int, Path]
@@ -26,16 +26,15 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
         steps: the step of each checkpoint; ``None`` reads them from metadata, names and contents.
 
     Raises:
-        TrajectoryError: the step of a checkpoint is unknown, or not the given one; the numbers of steps and
-            checkpoints differ; or two checkpoints have the same step.
+        TrajectoryError: the step of a checkpoint is unknown; the numbers of steps and checkpoints differ; or two
+            checkpoints have the same step.
     """
     if steps is None:
         steps = checkpoint_steps(paths)
-    else:
-        steps = [int(step) for step in steps]
-        _check_steps(paths, steps)
+    elif len(steps) != len(paths):
+        raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
     sources: dict[int, Path] = {}
-    for step, path in sorted(zip(steps, paths, strict=True)):
+    for step, path in sorted(zip(map(int, steps), paths, strict=True)):
         earlier = sources.get(step)
         if earlier is not None:
             raise TrajectoryError(
@@ -43,21 +42,6 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> d
             )
         sources[step] = path
     return sources
-
-
-def _check_steps(paths: Sequence[Path], steps: Sequence[int]) -> None:
-    """Refuse steps that a user gave and the files contradict, as when a shell has put 10.50.pt before 2.50.pt.
-
-    Names do not count: their numbers may mean something else, and ``--steps`` is how a user says so.
-    """
-    if len(steps) != len(paths):
-        raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
-    for step, path, saved_step in zip(steps, paths, steps_inside(paths), strict=True):
-        if saved_step not in (None, step):
-            raise TrajectoryError(
-                f"{path}: --steps gives it step {step}, but it was saved at step {saved_step}: name the files in the "
-                "order of the steps, or leave --steps out."
-            )
 
 
 def select_sources(sources: Sources, selection: Selection) -> dict[int, Path]:

@@ -35,7 +35,7 @@ from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renami
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
-from lcsc_opt.trajectory.manifest import Manifest
+from lcsc_opt.trajectory.manifest import Manifest, source_path
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -78,7 +78,7 @@ class Trajectory:
         checkpoints = manifest.checkpoints
         self.path = path
         self.steps = tuple(saved.step for saved in checkpoints)
-        self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
+        self.sources: tuple[str, ...] = tuple(source_path(saved.source) for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
         self.tensors = manifest.tensors
@@ -428,29 +428,21 @@ class Trajectory:
         return weights > manifest
 
     def lora_alphas(self) -> LoraAlphas:
-        """The alphas of LoRA checkpoints whose tensors hold none, from the metadata or next to the last source.
+        """The alphas of LoRA checkpoints whose tensors hold none, as they were packed.
 
         Raises:
-            TrajectoryError: only the PEFT checkpoints tell the alpha, and they are gone; or the metadata is broken.
+            TrajectoryError: PEFT has them in a file, which was not there; or the metadata is broken.
         """
-        if all(module.alpha is not None for module in lora_modules(self.names)):
-            return LoraAlphas()
         text = self.metadata.get(PACKED_ALPHAS)
         if text:
             try:
                 return LoraAlphas.model_validate_json(text)
             except ValueError as error:
                 raise TrajectoryError(f"{self.path}: the configuration of its LoRA is broken.") from error
-        source = self.sources[-1]
-        if source and Path(source).exists():
-            alphas = LoraAlphas.read(source, key=self.metadata.get("key"))
-            if alphas is not None:
-                return alphas
-        elif lora_flavour(self.names) == "peft":
-            raise TrajectoryError(
-                f"{self.path}: the LoRA's alpha is in {ADAPTER_CONFIG} next to {source or 'the checkpoint'}, which "
-                "does not exist: give lora_alpha."
-            )
+        if all(module.alpha is not None for module in lora_modules(self.names)):
+            return LoraAlphas()
+        if lora_flavour(self.names) == "peft":
+            raise TrajectoryError(f"{self.path}: its LoRA was saved without {ADAPTER_CONFIG}: give lora_alpha.")
         notice(
             f"{self.path}: assuming that the LoRA's alpha is its rank, as diffusers does; "
             "if that is wrong, give lora_alpha"

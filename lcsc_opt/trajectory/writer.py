@@ -16,6 +16,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
+from lcsc_opt.checkpoints.weights import check_weights
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.matrix import MatrixWriter
@@ -132,7 +133,6 @@ class TrajectoryWriter:
         step: int,
         weights: Mapping[str, Tensor] | nn.Module,
         *,
-        source: str = "",
         wait: bool = True,
     ) -> bool:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
@@ -143,7 +143,6 @@ class TrajectoryWriter:
             weights: a state dict or a module, on any device, contiguous or not, with or without gradients. Prefixes of
                 DataParallel and ``torch.compile`` are removed. Of torch's ``AveragedModel`` or ema-pytorch's ``EMA``,
                 the average is saved.
-            source: where the checkpoint came from, for the manifest.
             wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
                 queued; then they may change, and the rest happens in the background. There is memory for one copy:
                 this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
@@ -168,8 +167,6 @@ class TrajectoryWriter:
             if not self._is_due(step):
                 return False
             self._background.finish()
-            if self._background.running:  # a signal's handler, within the saving that it would wait for
-                raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
             tensors = _named_tensors(weights)
             layout = self._saver.check(tensors)
             is_new = self._saver.is_new(step)
@@ -180,7 +177,7 @@ class TrajectoryWriter:
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._saver.write(step, layout, tensors, source=source)
+                self._saver.write(step, layout, tensors)
                 self._saver.commit()
 
             if wait:
@@ -244,7 +241,5 @@ def _named_tensors(weights: object) -> Mapping[str, Tensor]:
         raise TrajectoryError(
             f"A checkpoint is a module or a state dict, not {type(weights).__name__}: pass the model."
         )
-    for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: pass tensors alone.")
+    check_weights(weights)
     return weights

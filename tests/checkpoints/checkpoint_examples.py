@@ -257,17 +257,6 @@ def distributed(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
-def torchtitan(folder: Path, step: int) -> Weights:
-    """Its ``EMA`` is an optimizer in form; the model's own weights lie beside it, without a name in front."""
-    content: dict[str, Any] = dict(weights(step + 1))
-    content["ema"] = {f"state.{name}.ema_params": tensor for name, tensor in weights(step).items()}
-    content["ema"] |= {f"param_groups.{name}.lr": 0.0 for name in weights(step)}
-    content["optimizer"] = {f"state.{name}.exp_avg": tensor for name, tensor in weights(step + 2).items()}
-    content["train_state"] = {"step": torch.tensor(step)}
-    write_distributed(folder / f"step-{step}", content)
-    return weights(step)
-
-
 def olmo_core(folder: Path, step: int) -> Weights:
     """What its ``Checkpointer`` leaves: model and optimizer in one folder, the trainer's state beside it."""
     states = {name: {"step": torch.tensor(step), "exp_avg": tensor} for name, tensor in weights(step + 1).items()}
@@ -376,7 +365,6 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "diffusers pipelines": diffusers_pipelines,
     "Weights in several files": sharded,
     "torch.distributed.checkpoint (FSDP, Accelerate, torchtitan, Megatron-LM)": distributed,
-    "torchtitan with its EMA": torchtitan,
     "OLMo-core": olmo_core,
     "LoRA (diffusers, PEFT, kohya)": lora,
     "safetensors": safetensors,

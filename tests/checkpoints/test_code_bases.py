@@ -73,28 +73,15 @@ def test_accelerate_folder_by_key(tmp_path):
             read_checkpoint(folder, key=key)
 
 
-def test_variants_are_found_where_nothing_else_is(tmp_path):
-    saved(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", EMA)
-    assert same_bits(read_checkpoint(tmp_path).tensors, EMA)
-    saved(tmp_path / "unet" / "diffusion_pytorch_model.non_ema.safetensors", MODEL)
-    with pytest.raises(TrajectoryError, match=r"several variants.*fp16.*non_ema"):
-        read_checkpoint(tmp_path)
-    chosen = read_checkpoint(tmp_path / "unet", key="diffusion_pytorch_model.fp16")
-    assert same_bits(chosen.tensors, EMA)
-    saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", MODEL)
-    assert same_bits(read_checkpoint(tmp_path).tensors, MODEL)
-
-
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-@pytest.mark.parametrize("index", ["model.{}.index.json", "model.{}.index.fp16.json"])
-def test_weights_in_several_files(tmp_path, suffix, index):
+def test_weights_in_several_files(tmp_path, suffix):
     stem = "pytorch_model" if suffix == "bin" else "model"
     names = list(MODEL)
     parts = {f"{stem}-00001-of-00002.{suffix}": names[:3], f"{stem}-00002-of-00002.{suffix}": names[3:]}
     for file, part in parts.items():
         saved(tmp_path / "checkpoint-3" / file, {name: MODEL[name] for name in part})
     where = {name: file for file, part in parts.items() for name in part}
-    path = tmp_path / "checkpoint-3" / index.format(suffix).replace("model", stem)
+    path = tmp_path / "checkpoint-3" / f"{stem}.{suffix}.index.json"
     path.write_text(json.dumps({"metadata": {}, "weight_map": where}))
     for source in (tmp_path / "checkpoint-3", path):
         assert same_bits(read_checkpoint(source).tensors, MODEL)

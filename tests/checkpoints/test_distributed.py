@@ -80,7 +80,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half": (changed(lambda known: known.state_dict_metadata["state.model.bfloat"].chunks.clear()), "lacks parts of"),
     "elsewhere": (changed(lambda known: first(known, relative_path="../secret")), "not weights"),
     "another part": (changed(lambda known: first(known, offset=0)), "not weights"),
-    "compressed": (changed(lambda known: first(known, transform_descriptors=["zstd"])), "compressed"),
     "too large": (changed(larger), "larger tensors than its files"),
     "code": (changed(lambda known: setattr(known, "storage_meta", Harm(Path("ran")))), ""),
     "code alone": (changed(lambda _: Harm(Path("ran"))), "not weights"),

@@ -212,14 +212,6 @@ def test_two_numbers_that_may_be_the_step_are_a_question_unless_the_files_answer
     assert checkpoint_steps(_written(tmp_path, by_step)) == [70, 80]
 
 
-def test_fairseqs_file_says_which_number_is_the_step(tmp_path):
-    contents = {}
-    for epoch, updates in ((1, 4000), (2, 8000)):
-        history = [{"num_updates": updates - 1000}, {"num_updates": updates}]
-        contents[f"checkpoint_{epoch}_{updates}.pt"] = {"model": state_dict(1), "optimizer_history": history}
-    assert checkpoint_steps(_written(tmp_path, contents)) == [4000, 8000]
-
-
 def test_a_number_that_falls_with_the_epochs_inside_is_no_step(tmp_path):
     paths = _written(tmp_path, {"best_80.pt": {"epoch": 1}, "best_45.pt": {"epoch": 2}})
     with pytest.raises(TrajectoryError, match="names and the epochs inside the files are in different orders"):

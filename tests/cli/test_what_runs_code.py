@@ -50,7 +50,7 @@ READ_ONLY = [
     ["export", "own/LCSC/0", "-o", "best.safetensors"],
     ["apply", "best.safetensors", "model10.pt", "model20.pt", "model30.pt", "-o", "same.safetensors"],
     ["init", "score", "model*.pt", "model=own_program:score", "score=own_program:score"],
-    ["trajectory", "show", "model10.pt", "model20.pt"],
+    ["trajectory", "pack", "model10.pt", "model20.pt", "-o", "packed.trajectory"],
     ["delete", "own/LCSC/0", "--yes"],
 ]
 

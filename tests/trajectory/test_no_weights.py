@@ -10,27 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
+from lcsc_opt.trajectory import Trajectory, pack
 
 
 def packed(folder: Path, *states: dict[str, Tensor]) -> Trajectory:
     for step, state in enumerate(states, start=1):
         torch.save(state, folder / f"m_{step}.pt")
     return pack(folder, folder / "run.trajectory")
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        {"a.weight": torch.empty(0), "a.bias": torch.empty(0)},  # all in the ZeRO-3 partitions
-        {"a.weight": torch.empty(0), "norm.weight": torch.ones(3)},  # small ones are kept whole
-    ],
-)
-def test_placeholders_of_zero_3_are_refused(tmp_path, state):
-    with pytest.raises(TrajectoryError, match=r"'a.weight' is empty.*ZeRO-3"):
-        packed(tmp_path, state, state)
-    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match="ZeRO-3"):
-        writer.append(1, state)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,28 +165,6 @@ def test_bad_selections_are_refused(files, tmp_path, select, steps, message):
     assert not (tmp_path / "t").exists()
 
 
-STEP_IN_FILE: dict[str, Callable[[Path, int], object]] = {
-    "safetensors": lambda path, step: save_file(state_dict(step), path, metadata={"step": str(step)}),
-    "pt": lambda path, step: torch.save({"step": step, "model": state_dict(step)}, path),
-    "ckpt": lambda path, step: torch.save({"step": torch.tensor(step), "model": state_dict(step)}, path),
-}
-
-
-@pytest.mark.parametrize("suffix", STEP_IN_FILE)
-def test_steps_that_contradict_the_files_are_refused(tmp_path: Path, suffix: str) -> None:
-    """As where a shell has sorted the files: 1.50, 10.50, 2.50."""
-    paths = [tmp_path / f"{number}.50.{suffix}" for number in (1, 10, 2)]
-    for path, step in zip(paths, (100, 1000, 200), strict=True):
-        STEP_IN_FILE[suffix](path, step)
-    message = rf"10\.50\.{suffix}: --steps gives it step 200, but it was saved at step 1000"
-    with pytest.raises(TrajectoryError, match=message):
-        pack(paths, tmp_path / "t", steps=[100, 200, 1000])
-    with pytest.raises(TrajectoryError, match=message):
-        open_or_pack(paths, folder=tmp_path / "cache", steps=[100, 200, 1000])
-    assert pack(paths, tmp_path / "t", steps=[100, 1000, 200]).steps == (100, 200, 1000)
-    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(1), state_dict(200))
-
-
 def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
     unread = [path.with_suffix(".pt") for path in files[::3]]
     for path in unread:
@@ -214,11 +190,13 @@ def test_packed_trajectory_opens_as_it_is(files, tmp_path):
     packed = pack(files, tmp_path / "t.trajectory").path
     for patterns in (packed, str(packed), [packed]):
         assert open_or_pack(patterns, folder=tmp_path / "cache").path == packed
-    with pytest.raises(TrajectoryError, match="with the key '', not 'model'"):
+    with pytest.raises(TrajectoryError, match="with key '', not 'model'"):
         open_or_pack(packed, folder=tmp_path / "cache", key="model")
     with pytest.raises(TrajectoryError, match="is packed: leave out steps"):
         open_or_pack(packed, folder=tmp_path / "cache", steps=[1, 2])
-    with pytest.raises(TrajectoryError, match="stores exact, not bfloat16: leave stored out, or pack the files again"):
+    with pytest.raises(
+        TrajectoryError, match="was packed with stored 'exact', not 'bfloat16': leave it out, or pack again"
+    ):
         open_or_pack(packed, folder=tmp_path / "cache", dtype="bfloat16")
     with pytest.raises(TrajectoryError, match="is packed already: name the checkpoints"):
         pack(packed, tmp_path / "again")
@@ -390,7 +368,8 @@ def test_names_that_are_not_utf8_are_packed(tmp_path):
         (tmp_path / "new.pt").rename(tmp_path / os.fsdecode(b"caf\xe9_%d.pt" % step))
     trajectory = pack(tmp_path, tmp_path / "t")
     assert trajectory.steps == (1, 2)
-    assert trajectory.sources[0].endswith("caf\\xe9_1.pt")
+    assert [os.fsencode(source).endswith(b"/caf\xe9_1.pt") for source in trajectory.sources] == [True, False]
+    assert torch.load(trajectory.sources[1], weights_only=True)["w"].tolist() == [2, 2]
     save_file({"w": torch.ones(2)}, tmp_path / "new.safetensors")
     other = (tmp_path / "new.safetensors").rename(tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
     with pytest.raises(TrajectoryError, match="has a name that is not UTF-8"):

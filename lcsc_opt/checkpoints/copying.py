@@ -1,0 +1,60 @@
+"""Copies of what a file holds beside its weights: plain data, without any record of a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lcsc_opt.checkpoints.pickles import Record, shown
+
+_MAX_DEPTH = 64
+_PLAIN = (str, int, float, bool, type(None))
+_NOT_PLAIN = object()
+
+
+class PlainCopier:
+    """Copies plain data, with ``tensors`` for references by their identity. What it cannot copy, it leaves out.
+
+    Each part is copied once, however often a hostile file names it.
+
+    Attributes:
+        left_out: the places of what was left out.
+    """
+
+    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
+        self._tensors = tensors
+        self._copies: dict[int, Any] = {}
+        self.left_out: list[str] = []
+
+    def copy(self, value: Any, place: str, depth: int = 0) -> Any:
+        """A copy; a dict lacks entries that are not plain data. For anything else, a mark."""
+        if type(value) in _PLAIN:
+            return value
+        if id(value) in self._tensors:
+            return self._tensors[id(value)]
+        if isinstance(value, Record) and value.name.endswith(".EasyDict") and not value.args:  # of NVlabs
+            value = value.items or {}
+        if not isinstance(value, (dict, list, tuple)) or depth > _MAX_DEPTH:
+            return _NOT_PLAIN
+        if id(value) not in self._copies:
+            self._copies[id(value)] = _NOT_PLAIN  # it may contain itself
+            if isinstance(value, dict):
+                self._copies[id(value)] = self._copy_entries(value, place, depth)
+            else:
+                copies = [self.copy(element, f"{place}.{index}", depth + 1) for index, element in enumerate(value)]
+                if not any(copied is _NOT_PLAIN for copied in copies):
+                    self._copies[id(value)] = type(value)(copies)
+        return self._copies[id(value)]
+
+    def _copy_entries(self, entries: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
+        copies = {}
+        for name, value in entries.items():
+            inner_place = f"{place}.{shown(name)}".lstrip(".")
+            copied = self.copy(value, inner_place, depth + 1)
+            if copied is _NOT_PLAIN or type(name) not in (str, int):
+                self.left_out.append(inner_place)
+            else:
+                copies[name] = copied
+        return copies
