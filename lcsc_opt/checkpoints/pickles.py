@@ -134,7 +134,6 @@ _TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUP
 _MEMO_PUTS = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
 _MEMO_GETS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
 _TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
-_STRINGS_OF_PYTHON_2 = {pickle.SHORT_BINSTRING: "<B", pickle.BINSTRING: "<i"}
 _BYTES = {
     pickle.SHORT_BINBYTES: "<B",
     pickle.BINBYTES: "<I",
@@ -201,9 +200,6 @@ class InertUnpickler:
             self._push(_CONSTANTS[code])
         elif code in _BYTES:
             self._push(source.skip(source.number(_BYTES[code])))
-        elif code in _STRINGS_OF_PYTHON_2:
-            text = source.read(source.number(_STRINGS_OF_PYTHON_2[code]))
-            self._push(text.decode("utf-8", "replace"))  # any bytes may be in a string of Python 2
         else:
             self._execute_structure(code)
 

@@ -7,7 +7,6 @@ the database, or packed again; the folder that the study file names may have gro
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -26,19 +25,41 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     Raises:
         TrajectoryError: they are neither where the study file says nor beside the database.
     """
+    trajectory: Trajectory | None = None
     if checkpoints.packed is not None:
         trajectory = Trajectory.holding(checkpoints.packed, checkpoints)
         if trajectory is not None:
             return trajectory
-    path = request.packed_path
-    if path is not None:
-        trajectory = Trajectory.holding(path, checkpoints)
-        if trajectory is not None:
-            packed_steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
-            if _steps_until(request, packed_steps)[-1] != checkpoints.steps[-1]:
-                _notice_change(request, checkpoints)
+    if request.packed_path is not None:
+        trajectory = Trajectory.holding(request.packed_path, checkpoints)
+    if trajectory is None and not checkpoints.moved:  # else they have to be at the new place
+        trajectory = find_packed(request.folder, checkpoints)
+    if trajectory is None:
+        trajectory = _packed_again(request, checkpoints)
+    place = ", ".join(map(str, request.patterns))
+    continuing = f"continuing with the {len(checkpoints.steps)} packed checkpoints"
+    if not any(map(_exists, request.patterns)):
+        notice(f"{place}: is gone; {continuing}")
+    elif written_again(request, checkpoints) or steps_after(request, checkpoints):
+        command = start_on_all(request, checkpoints.study)
+        notice(f"{place}: has changed; {continuing}; to search what is there now: {command}")
+    return trajectory
+
+
+def _packed_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
+    """The study's checkpoints, packed from the files that are there."""
+    study_sources = _of_study(checkpoints, request.sources_if_any())
+    if len(study_sources) == len(checkpoints.steps):
+        trajectory = request.pack_once(study_sources)
+        if trajectory.sha256 == checkpoints.sha256:
             return trajectory
-    return _from_folder_or_files(request, checkpoints)
+    place = ", ".join(map(str, request.patterns))
+    raise TrajectoryError(
+        f"{place}: does not hold the {len(checkpoints.steps)} checkpoints that the study was begun with (steps "
+        f"{checkpoints.steps[0]} to {checkpoints.steps[-1]}), or not with these weights, and "
+        f"{request.folder} has no packed copy of them: put them back, or say where they are now (lcsc run FILE "
+        "objective.settings.checkpoints=PLACE), or give the study another name"
+    )
 
 
 def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int]:
@@ -54,7 +75,8 @@ def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int
         if packed is None or not _came_after(request, packed.path):
             return []
         steps = list(request.sources_if_any())
-    return [step for step in _steps_until(request, steps) if step > checkpoints.steps[-1]]
+    last_step = request.selection.last_step or max(steps, default=0)
+    return [step for step in steps if checkpoints.steps[-1] < step <= last_step]
 
 
 def written_again(request: PackRequest, checkpoints: KnownCheckpoints) -> bool:
@@ -88,60 +110,11 @@ def _came_after(request: PackRequest, packed: Path) -> bool:
         return False
 
 
-def _from_folder_or_files(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
-    sources = request.sources_if_any()
-    study_sources = _of_study(checkpoints, sources)
-    trajectory: Trajectory | None = None
-    if not checkpoints.moved:  # else they have to be at the new place
-        trajectory = find_packed(request.folder, checkpoints)
-    if trajectory is None and len(study_sources) == len(checkpoints.steps):
-        trajectory = request.pack_once(study_sources)
-    if trajectory is None or trajectory.sha256 != checkpoints.sha256:
-        raise _not_there(request, checkpoints)
-    is_same_end = _steps_until(request, list(sources))[-1:] == [checkpoints.steps[-1]]
-    if not is_same_end or Trajectory.holding(request.path_of(study_sources), checkpoints) is None:
-        _notice_change(request, checkpoints)
-    return trajectory
-
-
 def _of_study(checkpoints: KnownCheckpoints, sources: Sources) -> Sources:
     """The sources of a study's checkpoints, among all that are there now."""
     return {step: path for step, path in sources.items() if step in checkpoints.steps}
 
 
-def _steps_until(request: PackRequest, steps: Sequence[int]) -> list[int]:
-    """The steps up to the last one that a study file asks for."""
-    last_step = request.selection.last_step
-    return [step for step in steps if last_step is None or step <= last_step]
-
-
-def _notice_change(request: PackRequest, checkpoints: KnownCheckpoints) -> None:
-    place = _named(request)
-    continuing = f"continuing with the {len(checkpoints.steps)} packed checkpoints"
-    if any(_exists(pattern) for pattern in request.patterns):
-        advice = f"to search what is there now: {start_on_all(request, checkpoints.study)}"
-        notice(f"{place}: has changed; {continuing}; {advice}")
-    else:
-        notice(f"{place}: is gone; {continuing}")
-
-
-def _not_there(request: PackRequest, checkpoints: KnownCheckpoints) -> TrajectoryError:
-    begun_with = f"the {len(checkpoints.steps)} checkpoints that the study was begun with"
-    if any(_exists(pattern) for pattern in request.patterns):
-        span = f"(steps {checkpoints.steps[0]} to {checkpoints.steps[-1]})"
-        problem = f"does not hold {begun_with} {span}, or not with these weights"
-    else:
-        problem = f"is gone, with {begun_with}"
-    return TrajectoryError(
-        f"{_named(request)}: {problem}, and {request.folder} has no packed copy of them: put them back, or say where "
-        "they are now (lcsc run FILE objective.settings.checkpoints=PLACE), or give the study another name"
-    )
-
-
 def _exists(pattern: str | Path) -> bool:
     """Whether something is at a path; a glob counts as a place that exists."""
     return glob.has_magic(str(pattern)) or expanded_path(pattern, error=TrajectoryError).exists()
-
-
-def _named(request: PackRequest) -> str:
-    return ", ".join(map(str, request.patterns))

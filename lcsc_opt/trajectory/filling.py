@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -15,7 +16,6 @@ from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
 from lcsc_opt.checkpoints.watched import FileState, Watched
 from lcsc_opt.checkpoints.weights import completed
-from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files, source_text
 from lcsc_opt.trajectory.matrix import MatrixWriter
@@ -23,6 +23,8 @@ from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.side_data import side_data
 from lcsc_opt.trajectory.sources import Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
+
+_COMMIT_SECONDS = 30
 
 
 def pack_sources(
@@ -125,26 +127,20 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
 
 
 def _write_rows(writer: MatrixWriter, sources: Sources, key: str) -> None:
-    """Write the rows that are missing, and sync them to the disk while later ones are read and written."""
-    committing = Background("lcsc-commit")
+    """Write the rows that are missing. What a killed process has written is kept up to the last half a minute."""
     steps = list(sources)
     written = len(writer.steps)
+    committed_at = time.monotonic()
     try:
         with progress("pack", len(steps), done=written) as advance:
             for step in steps[written:]:
                 _write_checkpoint(writer, step, sources[step], key)
-                if not committing.running:
-                    committing.start(writer.commit)
-                if step == steps[-1]:
-                    committing.finish()
-                    writer.commit()  # before the progress bar says that all is done
+                if step == steps[-1] or time.monotonic() - committed_at > _COMMIT_SECONDS:
+                    writer.commit()
+                    committed_at = time.monotonic()
                 advance(note=f"step {step}")
-    except BaseException as error:
-        with contextlib.suppress(TrajectoryError):  # the first error says more
-            committing.finish()
-            if not isinstance(error, TrajectoryError):  # else a sync may have failed: what the disk has counts
-                writer.commit()
-        raise
+    finally:
+        writer.commit()
 
 
 def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, key: str) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.accelerator import asynchronous, recorded, wait_for
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import module_weights
 from lcsc_opt.checkpoints.weights import check_weights
@@ -65,9 +64,9 @@ class TrajectoryWriter:
         resume: int | None = None,
     ) -> None:
         self.path = Path(path)
-        _check_positive("every", every)
-        if keep_last is not None:
-            _check_positive("keep_last", keep_last)
+        for name, value in (("every", every), ("keep_last", 1 if keep_last is None else keep_last)):
+            if not isinstance(value, int) or value < 1:
+                raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         self._every = every
         self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
@@ -220,18 +219,8 @@ class TrajectoryWriter:
         if self._buffer is not None and len(self._buffer) == size and (not pinned or self._buffer.is_pinned()):
             return self._buffer
         self._buffer = None  # freed before the new one is made
-        try:
-            self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        except (RuntimeError, MemoryError) as error:
-            raise TrajectoryError(
-                f"No memory for a copy of a checkpoint, {shown_size(size)}: append with wait=True, without one."
-            ) from error
+        self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         return self._buffer
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:
