@@ -88,8 +88,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     alphas = _alphas(checked, trajectory)
     pipeline = _pipeline(checked, context)
     trained_with = pipeline.scheduler
-    if checked.sampler.name or checked.sampler.scheduler:
-        pipeline.scheduler = _scheduler(trained_with, checked.sampler)
+    pipeline.scheduler = _scheduler(trained_with, checked.sampler)
     sampler = LatentDiffusionSampler(
         pipeline,
         component=checked.component,

@@ -90,9 +90,12 @@ _FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
         "sde-dpm-solver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     },
     "CMStochasticIterative": {"consistency": SCHEDULERS["consistency"]},
+    "IPNDM": {},
+    "LTXEulerAncestralRF": {},
+    "UnCLIP": {},
 }
 """How the classes of a family begin whose networks predict the same → what its schedulers are. What networks of all
-other classes predict is not known, so they are sampled by their own."""
+other classes predict is not known, so they are refused, but for those that are alone in their family."""
 
 _CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
 
@@ -148,6 +151,8 @@ def build_scheduler(
         changes |= defaults
     changes |= options or {}
     scheduler_class = _scheduler_class(class_name)
+    if name is None:
+        _check_own(class_name)
     parameters = list(inspect.signature(scheduler_class).parameters)
     for option in changes:
         if option not in parameters:
@@ -169,7 +174,7 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
         ObjectiveError: there is none: it would take what the network predicts for something else.
     """
     own = str(config.get("_class_name", ""))
-    family = next((start for start in _FAMILIES if own.startswith(start)), None)
+    family = _family_of(own)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         family = "FlowMatch"
     schedulers: dict[SchedulerName, tuple[str, dict[str, Any]]] = dict(SCHEDULERS)
@@ -185,6 +190,29 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
     if "shift" in config and "use_flow_sigmas" in settings:
         settings = {**settings, "flow_shift": config["shift"]}
     return class_name, dict(settings)
+
+
+def _family_of(class_name: str) -> str | None:
+    return next((start for start in _FAMILIES if class_name.startswith(start)), None)
+
+
+def _check_own(class_name: str) -> None:
+    """Refuse a pipeline's own scheduler that does not make images of noise as the loop here asks it to.
+
+    Raises:
+        ObjectiveError: naming it.
+    """
+    family = _family_of(class_name)
+    if family is None:
+        raise ObjectiveError(
+            f"sampler: the pipeline's own {class_name} is not one of the schedulers that can sample here, and what its "
+            "network predicts is not known"
+        )
+    if class_name.endswith("InverseScheduler"):
+        others = ", ".join(_FAMILIES[family])
+        raise ObjectiveError(
+            f"sampler.name: the pipeline's own {class_name} makes noise of images; name one of {others}"
+        )
 
 
 def _scheduler_class(class_name: str) -> Any:

@@ -325,6 +325,18 @@ def test_a_scheduler_of_another_family_is_refused(own: str, name: Any) -> None:
         build_scheduler(name, {"_class_name": own})
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of a scheduler's own arithmetic
+@pytest.mark.parametrize("own", _all_schedulers())
+def test_a_pipelines_own_scheduler_samples_or_is_refused_in_a_sentence(own: str) -> None:
+    """Some need more than what a network predicts, predict other things than images, or make noise of images."""
+    try:
+        sampled = images(make(_Exact(family=""), build_scheduler(None, {"_class_name": own}), steps=5), stop=2)
+    except ObjectiveError:
+        return
+    assert sampled.isfinite().all()
+    assert "Inverse" not in own
+
+
 @pytest.mark.parametrize("own", ["RePaintScheduler", "KarrasVeScheduler"])
 def test_a_step_that_needs_more_than_a_model_output_is_refused(own: str) -> None:
     scheduler = getattr(importlib.import_module("diffusers"), own)()
