@@ -107,6 +107,14 @@ def check_options(
     parse_settings(model, options, source=source)
 
 
+def first_problem(error: pydantic.ValidationError) -> str:
+    """The first thing that is wrong with what a file holds, in one line, with its place if it has one."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {message}" if place else message
+
+
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     """One line: where the value is, and what pydantic says of it; for an unknown key, which keys there are."""
     location: tuple[str | int, ...] = detail["loc"]

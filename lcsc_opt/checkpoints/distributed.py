@@ -20,6 +20,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.names import is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
+from lcsc_opt.checkpoints.watched import size_and_time
 
 METADATA = ".metadata"
 _OPTIMIZER = "optim"  # what the names of its states begin with
@@ -103,7 +104,7 @@ def read_distributed(metadata: Path) -> dict[str, Any]:
     }
     paths = described.get("planner_data") or {}  # flat name → the keys that led to it
     content: dict[str, Any] = {}
-    bytes_left = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+    bytes_left, _ = size_and_time(folder)
     for name, tensor in described["state_dict_metadata"].items():
         is_tensor = tensor.name.endswith(".TensorStorageMetadata")
         if not is_tensor or name.startswith(_OPTIMIZER):

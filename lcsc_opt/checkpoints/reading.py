@@ -23,6 +23,7 @@ from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP, is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
 from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content, torch_file_in_zip
+from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.checkpoints.weights import sampled
 
 _MOVES_MORE = 1.5  # a ratio: averages of random weights, in tests, move about as much as they do
@@ -308,7 +309,8 @@ def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
         refs[name] = value.read() if isinstance(value, ShardedRef) else value
     tensors = map_tensors(path, refs)
     tensor_bytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    file_bytes = _bytes_on_disk(path)
+    is_in_folder = _is_index(path) or path.name == METADATA
+    file_bytes, _ = size_and_time(path.parent if is_in_folder else path)
     if tensor_bytes > _MAX_SHARING * file_bytes + 2**24:
         raise TrajectoryError(
             f"has tensors of {tensor_bytes / 2**30:,.1f} GiB in a file of {file_bytes / 2**30:,.1f} GiB: leave it out."
@@ -329,14 +331,6 @@ def _check_entry(name: Any, value: Any, key: str) -> None:
 def _check_count(names: Sized) -> None:
     if len(names) > _MAX_TENSORS:
         raise TrajectoryError(f"holds more than {_MAX_TENSORS:,} tensors: leave it out.")
-
-
-def _bytes_on_disk(path: Path) -> int:
-    """The size of a file; of an index or a ``.metadata``, that of all files in its folder."""
-    files: Iterable[Path] = [path]
-    if _is_index(path) or path.name == METADATA:
-        files = path.parent.glob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _is_index(path: Path) -> bool:

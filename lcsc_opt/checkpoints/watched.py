@@ -14,12 +14,25 @@ from lcsc_opt.checkpoints.pickles import WRITTEN_OVER
 PIECE = 2**22  # scalars that are read between two looks at the file
 
 
+def size_and_time(path: Path) -> tuple[int, int]:
+    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds.
+
+    Raises:
+        TrajectoryError: one cannot be read.
+    """
+    try:
+        states = [file.stat() for file in (path, *path.rglob("*")) if file.is_file()]
+    except OSError as error:
+        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
+    return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
+
+
 class FileState:
-    """The sizes and times of a file, or of the files in a checkpoint's folder, as they were before it was read."""
+    """The size and time of a checkpoint's files, as they were before it was read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before = self._now()
+        self._before = size_and_time(path)
 
     def check(self) -> None:
         """Refuse files that are not as they were.
@@ -27,15 +40,8 @@ class FileState:
         Raises:
             TrajectoryError: one was written over, cut or removed.
         """
-        if self._now() != self._before:
+        if size_and_time(self._path) != self._before:
             raise TrajectoryError(WRITTEN_OVER)
-
-    def _now(self) -> list[tuple[int, int]]:
-        try:
-            states = [file.stat() for file in (self._path, *self._path.glob("*"), *self._path.glob("*/*"))]
-        except OSError:  # gone
-            return []
-        return [(state.st_size, state.st_mtime_ns) for state in states]
 
 
 class Watched(Mapping[str, Tensor]):

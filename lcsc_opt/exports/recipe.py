@@ -18,6 +18,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.settings import first_problem
 from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_metadata
@@ -208,12 +209,9 @@ class Recipe(pydantic.BaseModel):
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            reason = problem["msg"].removeprefix("Value error, ")
-            if problem["loc"]:
-                field = ".".join(str(part) for part in problem["loc"])
-                reason = f"{field}: {reason}"
-            raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
+            raise TrajectoryError(
+                f"{path} holds a broken recipe ({first_problem(error)}): export the model again."
+            ) from error
 
     def in_rows(self) -> tuple[dict[str, int], Coefficients]:
         """Tensor → the index of its row, and the coefficients ``[S, K]``. Without rows: an empty mapping, and S = 1.

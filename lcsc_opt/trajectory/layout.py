@@ -79,6 +79,10 @@ class TensorSpec:
         """The first byte behind it."""
         return self.offset + self.numel * self.torch_dtype.itemsize
 
+    def of_row(self, row: Tensor) -> Tensor:
+        """Its bytes in a row ``[row_bytes]`` uint8, ``[n]``; not copied."""
+        return row[self.offset : self.end]
+
     def copy_from(self, content: Tensor, *, widened: bool) -> Tensor:
         """A new tensor with the bytes ``content``, ``[n]`` uint8; if ``widened``, in float32 if it is merged."""
         tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
@@ -232,22 +236,6 @@ class Layout:
         """The identity of K checkpoints: names, shapes, dtypes, and step and SHA-256 of each row."""
         described = [(spec.name, spec.shape, spec.dtype) for spec in self.tensors]
         return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
-
-
-class Rows:
-    """Rows ``[slots, row_bytes]`` uint8 in which tensors lie as the layout says."""
-
-    def __init__(self, matrix: Tensor, layout: Layout) -> None:
-        self.matrix = matrix
-        self._layout = layout
-
-    def segments(self, varying: frozenset[str]) -> tuple[Segment, ...]:
-        """As :meth:`Layout.segments`."""
-        return self._layout.segments(varying)
-
-    def content(self, slot: int, spec: TensorSpec) -> Tensor:
-        """The bytes of a tensor, ``[n]`` uint8; not copied."""
-        return self.matrix[slot, spec.offset : spec.end]
 
 
 def _padding(size: int) -> RowPart:

@@ -19,7 +19,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, Rows, TensorSpec
+from lcsc_opt.base.settings import first_problem
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec
 
 LOCK = "writer.lock"  # held by the process that writes
 PACKED = "pack_sha256"  # the metadata entry that tells from which sources a trajectory was packed
@@ -147,7 +148,7 @@ class Manifest(pydantic.BaseModel):
         except RecursionError as error:
             raise TrajectoryError(f"{path / MANIFEST} is broken (nested too deeply): pack again.") from error
         except pydantic.ValidationError as error:
-            raise TrajectoryError(f"{path / MANIFEST} is broken ({_first_line(error)}): pack again.") from error
+            raise TrajectoryError(f"{path / MANIFEST} is broken ({first_problem(error)}): pack again.") from error
 
     def save(self, path: Path) -> None:
         """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
@@ -185,15 +186,14 @@ class Manifest(pydantic.BaseModel):
         """The identity of its checkpoints of these steps, as :attr:`Trajectory.sha256`."""
         return self.layout.sha256((saved.step, saved.sha256) for saved in self.checkpoints if saved.step in steps)
 
-    def map_rows(self, path: Path) -> Rows:
+    def map_rows(self, path: Path) -> Tensor:
         """The rows at ``path``, ``[slots, row_bytes]`` uint8, mapped read-only and shared with other processes.
 
         Raises:
             TrajectoryError: the file is shorter, or cannot be mapped.
         """
         slots = 1 + max((saved.slot for saved in self.rows), default=-1)
-        matrix = _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
-        return Rows(matrix, self.layout)
+        return _map_bytes(path / WEIGHTS, slots * self.row_bytes).view(slots, self.row_bytes)
 
 
 def _map_bytes(path: Path, size: int) -> Tensor:
@@ -213,14 +213,6 @@ def _map_bytes(path: Path, size: int) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
         return torch.frombuffer(mapped, dtype=torch.uint8)
-
-
-def _first_line(error: pydantic.ValidationError) -> str:
-    """The first thing that is wrong, in one line, with its place if it has one."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = f"{place}: {first['msg']}" if place else first["msg"]
-    return " ".join(message.split())
 
 
 def foreign_files(path: Path) -> list[str]:

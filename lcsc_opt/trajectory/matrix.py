@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import operator
 import os
@@ -249,14 +248,16 @@ class MatrixWriter:
         """
         digest = hashlib.sha256()
         varying: list[str] = []
-        last_row = self._last_row(manifest)
+        last_row: Tensor | None = None
+        if manifest.checkpoints:
+            last_row = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot]
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
             for spec, content in manifest.layout.row_parts(tensors):
                 hashing = _start(pool, digest.update, content.numpy().data)
                 varies = spec is None or spec.name in manifest.varying
                 if spec is not None and not varies and last_row is not None:
-                    last_content = last_row(spec)
+                    last_content = spec.of_row(last_row)
                     varies = not torch.equal(content, last_content)
                     if varies:
                         _check_mergeable(spec)
@@ -270,12 +271,6 @@ class MatrixWriter:
                 if hashing is not None:
                     hashing.result()
         return digest.hexdigest(), varying
-
-    def _last_row(self, manifest: Manifest) -> Callable[[TensorSpec], Tensor] | None:
-        """Gives the bytes of a tensor in the last row; ``None`` before the first checkpoint."""
-        if not manifest.checkpoints:
-            return None
-        return functools.partial(manifest.map_rows(self.path).content, manifest.checkpoints[-1].slot)
 
     def _write_bytes(self, remaining: memoryview) -> None:
         while remaining:

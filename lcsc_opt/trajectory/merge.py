@@ -22,7 +22,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.trajectory.layout import Rows, Segment, TensorSpec
+from lcsc_opt.trajectory.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.placement import ColumnSource
 from lcsc_opt.trajectory.tiles import (
@@ -49,7 +49,7 @@ class Merger:
     def __init__(
         self,
         source: ColumnSource,
-        rows: Rows,
+        rows: Tensor,
         manifest: Manifest,
         groups: LayerGroups | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class Merger:
         self._groups = groups
         self._varying = frozenset(manifest.varying)
         self._widened = manifest.stored is not None
-        self.segments = rows.segments(self._varying)  # what is combined
+        self.segments = manifest.layout.segments(self._varying)  # what is combined
 
     def merge(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination for ``[K]`` or ``[S, K]``; see :meth:`Trajectory.merge`."""
@@ -234,7 +234,7 @@ class Merger:
         return copies
 
     def _copied_from(self, slot: int, spec: TensorSpec) -> Tensor:
-        return spec.copy_from(self._rows.content(slot, spec), widened=self._widened).to(self.source.device)
+        return spec.copy_from(spec.of_row(self._rows[slot]), widened=self._widened).to(self.source.device)
 
     @functools.cached_property
     def _constants(self) -> StateDict:

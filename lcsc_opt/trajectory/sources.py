@@ -12,6 +12,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.checkpoints.order import checkpoint_steps
+from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.trajectory.layout import EXACT
 
 Sources = Mapping[int, Path]
@@ -68,21 +69,9 @@ def sources_fingerprint(sources: Sources, key: str | None, dtype: str) -> str:
     """
     described: list[tuple[int | str, ...]] = []
     for step, path in sources.items():
-        size, newest = _size_and_time(path)
+        size, newest = size_and_time(path)
         described.append((step, str(path.resolve()), size, newest))
     content: list[object] = [described, key]
     if dtype != EXACT:
         content.append(dtype)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """The bytes of a checkpoint's files, and the latest of their times in nanoseconds."""
-    try:
-        files = [path, *path.rglob("*")]
-        status = [file.stat() for file in files if file.is_file()]
-    except OSError as error:
-        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
-    size = sum(entry.st_size for entry in status)
-    newest = max((entry.st_mtime_ns for entry in status), default=0)
-    return size, newest

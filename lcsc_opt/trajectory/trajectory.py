@@ -22,6 +22,7 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.finding import shown_steps
 from lcsc_opt.checkpoints.inventory import is_average
 from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
@@ -40,7 +41,6 @@ from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
 _COMPARED_BYTES = 4096  # the beginning of a tensor, which tells most of them apart
-_MOST_NAMED = 3  # rows with the same weights that one warning names
 
 
 class Trajectory:
@@ -92,7 +92,7 @@ class Trajectory:
         self._manifest = manifest
         self._stamp = stamp
         self._rows = manifest.map_rows(path)
-        columns = ColumnsInMemory.mapped(self._rows.matrix, self._rows.segments(self.varying))
+        columns = ColumnsInMemory.mapped(self._rows, manifest.layout.segments(self.varying))
         self._merger = Merger(columns, self._rows, manifest)
 
     @classmethod
@@ -152,7 +152,7 @@ class Trajectory:
         with self._unchanged():
             source = place(
                 self.path / WEIGHTS,
-                self._rows.matrix,
+                self._rows,
                 merger.segments,
                 merger.slots,
                 accelerator.find(str(device)),
@@ -222,7 +222,7 @@ class Trajectory:
         with self._unchanged():
             for spec in self.tensors:
                 if spec.name in self.varying and spec.merged and spec.numel:
-                    content = self._rows.content(self._merger.slots[-1], spec)
+                    content = spec.of_row(self._rows[self._merger.slots[-1]])
                     beginning = content[:_COMPARED_BYTES].numpy().tobytes()
                     alike.setdefault((spec.shape, spec.dtype, beginning), []).append(spec)
             first_names: dict[str, str] = {}
@@ -239,7 +239,7 @@ class Trajectory:
     def _are_equal(self, one: TensorSpec, other: TensorSpec) -> bool:
         """Whether two tensors have the same bytes in all checkpoints."""
         return all(
-            torch.equal(self._rows.content(slot, one), self._rows.content(slot, other)) for slot in self._merger.slots
+            torch.equal(one.of_row(self._rows[slot]), other.of_row(self._rows[slot])) for slot in self._merger.slots
         )
 
     def _merged_by(self, source: ColumnSource, groups: LayerGroups | None) -> Trajectory:
@@ -272,7 +272,7 @@ class Trajectory:
     def _row(self, slot: int) -> StateDict:
         widened = self.stored is not None
         with self._unchanged():
-            return {spec.name: spec.copy_from(self._rows.content(slot, spec), widened=widened) for spec in self.tensors}
+            return {spec.name: spec.copy_from(spec.of_row(self._rows[slot]), widened=widened) for spec in self.tensors}
 
     @property
     def merges_averages(self) -> bool:
@@ -388,7 +388,7 @@ class Trajectory:
         with self._unchanged():
             rows = []
             for slot in self._merger.slots:
-                beginnings = [self._rows.content(slot, spec)[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
+                beginnings = [spec.of_row(self._rows[slot])[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
                 rows.append(torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)]))
         return torch.stack(rows)
 
@@ -401,18 +401,11 @@ class Trajectory:
 
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""
-        rows_by_hash: dict[str, list[str]] = {}
+        steps_by_hash: dict[str, list[int]] = {}
         for step, sha256 in zip(self.steps, self.checkpoint_sha256, strict=True):
-            rows_by_hash.setdefault(sha256, []).append(f"step {step}")
-        warnings: list[str] = []
-        for rows in rows_by_hash.values():
-            if len(rows) < 2:
-                continue
-            warning = f"identical weights: {', '.join(rows[:_MOST_NAMED])}"
-            if len(rows) > _MOST_NAMED:
-                warning += f" and {len(rows) - _MOST_NAMED} more"
-            warnings.append(warning)
-        return warnings
+            steps_by_hash.setdefault(sha256, []).append(step)
+        alike = [steps for steps in steps_by_hash.values() if len(steps) > 1]
+        return [f"identical weights: steps {shown_steps(steps)}" for steps in alike]
 
     @property
     def touched(self) -> bool:
@@ -457,7 +450,7 @@ class Trajectory:
         """
         with progress("verify", len(self._manifest.rows)) as advance:
             for saved in self._manifest.rows:
-                row = self._rows.matrix[saved.slot].numpy()
+                row = self._rows[saved.slot].numpy()
                 if hashlib.sha256(row.data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()

@@ -34,7 +34,7 @@ def test_identical_weights(folder, tmp_path):
     for step in (600, 700):
         write(folder, step, state_dict(200))
     described = inspect(pack(folder, tmp_path / "t.trajectory").path)
-    assert described["warnings"] == ["identical weights: step 200, step 600, step 700"]
+    assert described["warnings"] == ["identical weights: steps 200, 600, 700"]
     assert described["difference_norms"][-1] == 0
 
 
