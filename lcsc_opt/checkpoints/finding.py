@@ -53,8 +53,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
         TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
             series of checkpoints, such as averages of several rates.
     """
-    if isinstance(patterns, (str, Path)):
-        patterns = [patterns]
+    patterns = as_patterns(patterns)
     checkpoints: dict[Path, None] = {}  # an ordered set
     for pattern in patterns:
         path = expanded_path(pattern, error=TrajectoryError)
@@ -73,6 +72,13 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
         return list(checkpoints)
     place = str(patterns[0]) if len(patterns) == 1 else "The list"
     return _only_series(place, _without_copies(place, list(checkpoints)))
+
+
+def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
+    """A sequence of patterns, also if there is only one."""
+    if isinstance(patterns, (str, Path)):
+        return [patterns]
+    return patterns
 
 
 def _expected() -> str:

@@ -131,11 +131,11 @@ class LoraAlphas(pydantic.BaseModel):
                 file = find_weights(file, key).file
         text = read_metadata(file).get(_ADAPTER_METADATA)
         if text:
-            return _parse(file, text, by_component=True)
+            return _parse(file, text)
         folder = file if file.is_dir() else file.parent
         for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
             if config.is_file():
-                return _parse(config, config.read_bytes(), by_component=False)
+                return _parse(config, config.read_bytes())
         return None
 
     def of(self, module: LoraModule, rank: int) -> float:
@@ -235,12 +235,12 @@ def _split_component(name: str) -> tuple[str, str]:
     return "", name
 
 
-def _parse(path: Path, text: str | bytes, *, by_component: bool) -> LoraAlphas:
+def _parse(path: Path, text: str | bytes) -> LoraAlphas:
     """``{"unet.lora_alpha": 8}`` in a header → component ``unet``; entries without a component belong to ``""``."""
     configs: dict[str, dict[str, Any]] = {}
     try:
         for name, value in json.loads(text).items():
-            component, entry = _split_component(name) if by_component else ("", name)
+            component, entry = _split_component(name)
             configs.setdefault(component, {})[entry] = value
         return LoraAlphas.model_validate({"configs": configs or {"": {}}})
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's messages have many lines

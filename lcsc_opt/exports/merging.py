@@ -69,7 +69,7 @@ def export(
     config = _found_config(to, trajectory, _named_folders(study)) or _network_config(to, objective.sampler)
     changes: dict[str, Any] = {}
     if to.form == "lora":
-        alphas = _searched_alphas(study) or trajectory.lora_alphas()
+        alphas = getattr(objective.sampler, "alphas", None) or trajectory.lora_alphas()
         changes["lora"] = _lora_naming(objective.sampler, alphas)
     statistics = objective.statistics(np.array(recipe.coefficients, dtype=np.float64))
     if statistics:
@@ -406,13 +406,3 @@ def _lora_naming(sampler: Sampler | None, alphas: LoraAlphas) -> LoraNaming:
     if getattr(pipeline, "transformer", None) is not None:
         component = "transformer"
     return LoraNaming(component=component, alphas=alphas, layers_per_block=layers_per_block)
-
-
-def _searched_alphas(study: StoredStudy) -> LoraAlphas | None:
-    """The alphas in the fingerprint of a study, where a text-to-image objective has put them."""
-    entry: Any = study.attributes.get("fingerprint")
-    for name in ("objective", "sampler", "lora", "alphas"):
-        if not isinstance(entry, dict):
-            return None
-        entry = entry.get(name)
-    return LoraAlphas(**entry) if entry else None

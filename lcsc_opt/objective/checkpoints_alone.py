@@ -11,15 +11,15 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.cached import PackRequest, as_patterns, find_packed
+from lcsc_opt.trajectory.cached import PackRequest, find_packed
 from lcsc_opt.trajectory.continuing import start_on_all, steps_after, written_again
 from lcsc_opt.trajectory.packing import open_request
 

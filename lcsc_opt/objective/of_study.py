@@ -13,12 +13,12 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.checkpoints.finding import as_patterns
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
-from lcsc_opt.trajectory.cached import as_patterns
 
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed

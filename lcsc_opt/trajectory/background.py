@@ -1,24 +1,33 @@
-"""A background thread that makes one call at a time."""
+"""A background thread that makes one call at a time, also when signals come or the interpreter ends."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Makes one call at a time in its own thread; an interpreter that ends waits for the last one."""
+    """Makes one call at a time in its own thread.
+
+    Whoever waits for a call that no thread has begun makes it. So Ctrl-C while the thread starts leaves a call that can
+    be waited for, and an interpreter that starts no more threads makes it at once. A call that a signal's handler ends
+    by an exception, as Ctrl-C does, is made again.
+    """
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, name)
+        self._name = name
         self._process = os.getpid()
-        self._call: Future[object] | None = None
+        self._call: Callable[[], object] | None = None
+        self._calling = threading.Lock()
+        self._caller: int | None = None  # the thread that makes the call
+        self._errors: list[Exception] = []
 
     @property
     def running(self) -> bool:
         """Whether a call may be running; never in a forked process, which does not have the thread."""
-        return self._call is not None and not self._call.done() and self._process == os.getpid()
+        return self._call is not None and self._process == os.getpid()
 
     def start(self, function: Callable[[], object]) -> None:
         """Call ``function``, after the previous call has ended.
@@ -27,17 +36,31 @@ class Background:
             Exception: the error of the previous call; ``function`` is then not called.
         """
         self.finish()
-        try:
-            self._call = self._pool.submit(function)
-        except RuntimeError:  # the interpreter is ending, and starts no more threads
-            function()
+        self._call = function
+        if threading.main_thread().is_alive():  # else the interpreter is ending, and does not wait for new threads
+            with contextlib.suppress(RuntimeError):  # no more threads can be started
+                threading.Thread(target=self._make, name=self._name, daemon=False).start()
+                return
+        self.finish()
 
     def finish(self) -> None:
         """Wait for the call and raise its error, once. If the user interrupts the waiting, the call continues."""
-        call = self._call
-        if call is None or self._process != os.getpid():
+        if self.running:
+            self._make()
+        if self._errors:
+            raise self._errors.pop()
+
+    def _make(self) -> None:
+        if self._caller == threading.get_ident():  # a signal's handler, within the call
             return
-        error = call.exception()
-        self._call = None
-        if error is not None:
-            raise error
+        with self._calling:
+            self._caller = threading.get_ident()
+            try:
+                if self._call is not None:
+                    self._call()
+                self._call = None
+            except Exception as error:
+                self._errors.append(error)
+                self._call = None
+            finally:
+                self._caller = None

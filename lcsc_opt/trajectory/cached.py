@@ -9,7 +9,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, expanded_path
-from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.finding import Selection, find_checkpoints, is_packed
 from lcsc_opt.trajectory.filling import pack_sources
 from lcsc_opt.trajectory.layout import EXACT
 from lcsc_opt.trajectory.sources import Sources, find_sources, select_sources, sources_fingerprint
@@ -106,11 +106,6 @@ class PackRequest:
 def packed_path(folder: Path, fingerprint: str) -> Path:
     """The path of a packed trajectory with this fingerprint in the folder."""
     return folder / f"{fingerprint[:24]}.trajectory"
-
-
-def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
-    """A sequence of patterns, also if there is only one."""
-    return [patterns] if isinstance(patterns, (str, Path)) else patterns
 
 
 def find_packed(folder: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
-from lcsc_opt.checkpoints.finding import Patterns, Selection
-from lcsc_opt.trajectory.cached import PackRequest, as_patterns
+from lcsc_opt.checkpoints.finding import Patterns, Selection, as_patterns
+from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.continuing import open_again
 from lcsc_opt.trajectory.filling import is_trajectory
 from lcsc_opt.trajectory.layout import EXACT, stored_dtype

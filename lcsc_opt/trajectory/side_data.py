@@ -63,21 +63,17 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
 
 def _check_configurations(paths: Sequence[Path], key: str) -> None:
     """Refuse checkpoints whose models were configured differently, as with another activation."""
-    configurations: dict[Path, dict[str, Any]] = {}
-    for path in paths:
-        config = _configuration(path, key)
-        if config is not None:
-            configurations[path] = config
-    if not configurations:
-        return
-    first_path, first = next(iter(configurations.items()))
-    for path, config in configurations.items():
-        for name in sorted(first.keys() | config.keys()):
-            if first.get(name) != config.get(name):
-                raise TrajectoryError(
-                    f"{path}: its {_CONFIG} has {name} {config.get(name)!r}, and that of {first_path} "
-                    f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
-                )
+    found = {path: _configuration(path, key) for path in paths}
+    configurations = {path: settings for path, settings in found.items() if settings is not None}
+    for path, settings in configurations.items():
+        first_path, first = next(iter(configurations.items()))
+        differing = [name for name in sorted(first | settings) if first.get(name) != settings.get(name)]
+        if differing:
+            name = differing[0]
+            raise TrajectoryError(
+                f"{path}: its {_CONFIG} has {name} {settings.get(name)!r}, and that of {first_path} "
+                f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
+            )
 
 
 def _configuration(path: Path, key: str) -> dict[str, Any] | None:

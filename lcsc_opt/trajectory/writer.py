@@ -166,6 +166,8 @@ class TrajectoryWriter:
             if not self._is_due(step):
                 return False
             self._background.finish()
+            if self._background.running:  # a signal's handler, within the saving that it would wait for
+                raise TrajectoryError(f"Step {step} comes while another is saved: do not append from a signal handler.")
             tensors = _named_tensors(weights)
             layout = self._saver.check(tensors)
             is_new = self._saver.is_new(step)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
@@ -234,10 +235,10 @@ def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
     study: StoredStudy, lora: Trajectory, tmp_path: Path
 ) -> None:
     """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
-    alphas = {"configs": {"unet": {"lora_alpha": 6.0}}}
-    study.set_attribute("fingerprint", {"objective": {"sampler": {"lora": {"alphas": alphas}}}})
+    searched: Any = objective_over(lora)
+    searched.sampler = SimpleNamespace(alphas=LoraAlphas.model_validate({"configs": {"unet": {"lora_alpha": 6.0}}}))
     best, again = tmp_path / "best.safetensors", tmp_path / "again.safetensors"
-    export(study, objective_over(lora), Destination.of(best, form="lora"))
+    export(study, searched, Destination.of(best, form="lora"))
     merged = {name: w * (3 if "lora_B" in name else 1) for name, w in lora.merge(COEFFICIENTS).items()}
     torch.testing.assert_close(load_file(best), merged)
     assert lcsc(["apply", str(best), str(lora.path), "-o", str(again)]) == 0  # in the form that was exported
