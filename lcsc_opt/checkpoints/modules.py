@@ -36,8 +36,8 @@ def module_weights(root: Any) -> dict[str, Any]:
     parts_left = _MAX_PARTS
     while pending:
         prefix, value = pending.pop()
-        tensors, modules = _saved_parts(value)
-        parts_left -= 1 + len(tensors) + len(modules)
+        parts, tensors, modules = _saved_parts(value)
+        parts_left -= 1 + parts
         if parts_left < 0:
             raise TrajectoryError("holds networks in one another, or too many: save model.state_dict().")
         for name in (*tensors, *modules):
@@ -70,18 +70,23 @@ def init_arguments_of(network: Any) -> dict[str, Any] | None:
     return copied
 
 
-def _saved_parts(value: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Name → tensor, and name → module, of what ``state_dict()`` has of one module; unchecked."""
+def _saved_parts(value: Any) -> tuple[int, dict[Any, Any], dict[Any, Any]]:
+    """How many entries one module has, and of those that ``state_dict()`` has: name → tensor, name → module."""
     if _is_script(value):  # its attributes are tensors, modules and settings, in one dict
-        tensors = {name: part for name, part in value.state.items() if is_tensor(part)}
-        return tensors, {name: part for name, part in value.state.items() if _is_script(part)}
+        attributes = value.state
+        tensors = {name: part for name, part in attributes.items() if is_tensor(part)}
+        return len(attributes), tensors, {name: part for name, part in attributes.items() if _is_script(part)}
     state = _module_state(value)
     if state is None:
         raise TrajectoryError("holds a network with a part that is no module: leave it out.")
-    transient = [name for name in state.get("_non_persistent_buffers_set") or () if isinstance(name, str)]
+    transient = state.get("_non_persistent_buffers_set") or ()
     tensors = state["_parameters"] | (state.get("_buffers") or {})
-    saved = {name: tensor for name, tensor in tensors.items() if tensor is not None and name not in transient}
-    return saved, {name: module for name, module in state["_modules"].items() if module is not None}
+    modules = state["_modules"]
+    left_out = {name for name in transient if isinstance(name, str)}
+    left_out |= {name for name, tensor in tensors.items() if tensor is None}
+    saved_tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    saved_modules = {name: module for name, module in modules.items() if module is not None}
+    return len(transient) + len(tensors) + len(modules), saved_tensors, saved_modules
 
 
 def _is_script(value: Any) -> bool:
