@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,9 +78,18 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     return FolderWeights(file, "", rest=key or None)
 
 
+def folder_of_weights(path: Path, key: str | None) -> Path:
+    """The folder that the weights of a checkpoint lie in: around a file, or in a folder."""
+    if not path.is_dir():
+        return path.parent
+    with contextlib.suppress(TrajectoryError):
+        return find_weights(path, key or None).file.parent
+    return path
+
+
 def _components(folder: Path) -> FolderWeights | None:
     """The first of the usual components; ``None`` if there is none."""
-    files = {name: _weights_file(folder / name) for name in _COMPONENTS}
+    files = {name: _weights_file(folder / name) or _only_file(folder / name) for name in _COMPONENTS}
     found = {name: file for name, file in files.items() if file is not None}
     if not found:
         return None
@@ -88,12 +98,21 @@ def _components(folder: Path) -> FolderWeights | None:
 
 
 def _only_file(folder: Path) -> Path | None:
-    """The only file of weights in a folder, whatever its name is; of several the one called ``model``."""
+    """The only file of weights in a folder, whatever its name is; of several the one called ``model``.
+
+    Raises:
+        TrajectoryError: there are several, as variants of diffusers.
+    """
     files = [path for path in folder.glob("*") if path.name.endswith(CHECKPOINT_SUFFIXES) and path.is_file()]
     files = [path for path in files if not is_state_file(path)]
     if len(files) > 1:  # speechbrain keeps counters and statistics beside it
+        names = ", ".join(sorted(path.name for path in files)[:4])
         files = [path for path in files if path.stem == "model"]
-    return files[0] if len(files) == 1 else None
+        if not files:
+            raise TrajectoryError(
+                f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
+            )
+    return next(iter(files), None)
 
 
 def _others_beside(file: Path) -> tuple[str, ...]:
@@ -114,7 +133,7 @@ def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:
     for name, rest_of_key in ((key, ""), (first, rest)):
         if not is_plain_name(name):
             continue
-        subfolder_file = _weights_file(folder / name)
+        subfolder_file = _weights_file(folder / name) or _only_file(folder / name)
         is_distributed = subfolder_file is not None and subfolder_file.name == METADATA
         if subfolder_file is not None and (is_distributed or not rest_of_key):
             return FolderWeights(subfolder_file, name, rest=rest_of_key)

@@ -193,7 +193,13 @@ class Inventory:
                 raise TrajectoryError(f"has no key {shown(key)!r}: {shown(rest)!r} is sought in {kind(part)}.")
             name = _longest_name(rest, parts)
             if name is None:
-                return _under_prefix(parts, rest, key)
+                named = _beginning_with(f"{rest}.", parts)
+                if not named:
+                    raise TrajectoryError(
+                        f"has no key {shown(key)!r}: {shown(rest)!r} is not among {_listed(parts)}; pass another, or "
+                        "leave out --key."
+                    )
+                return named
             part = parts[name]
             rest = rest[len(name) + 1 :]
         tensors = _parts(part)
@@ -324,17 +330,6 @@ def _longest_name(key: str, parts: Mapping[Any, Any]) -> str | None:
     words = key.split(".")[:_MAX_KEY_PARTS]
     names = (".".join(words[:count]) for count in range(len(words), 0, -1))
     return next((name for name in names if name in parts), None)
-
-
-def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:
-    """The entries whose names begin with ``prefix`` and a dot, without them; ``key`` is for the message."""
-    tensors = _beginning_with(f"{prefix}.", parts)
-    if not tensors:
-        raise TrajectoryError(
-            f"has no key {shown(key)!r}: {shown(prefix)!r} is not among {_listed(parts)}; pass another, or leave out "
-            "--key."
-        )
-    return tensors
 
 
 def _beginning_with(prefix: str, parts: Mapping[Any, Any]) -> dict[str, Any]:

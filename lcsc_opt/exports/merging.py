@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import is_packed
-from lcsc_opt.checkpoints.folders import find_weights, parts_with_weights
+from lcsc_opt.checkpoints.folders import find_weights, folder_of_weights, parts_with_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
@@ -131,13 +131,9 @@ def _network_config(to: Destination, sampler: Sampler | None) -> ModelConfig | N
 def _last_folder(trajectory: Trajectory) -> Path | None:
     """The folder that the last checkpoint's weights are in; ``None`` if it is not known, or gone."""
     source = trajectory.sources[-1]
-    if not source:
+    if not source or not Path(source).exists():
         return None
-    path = Path(source)
-    if path.is_dir():
-        with contextlib.suppress(TrajectoryError):
-            return find_weights(path, trajectory.metadata.get("key")).file.parent
-    return path.parent if path.is_file() else None
+    return folder_of_weights(Path(source), trajectory.metadata.get("key"))
 
 
 def _named_folders(study: StoredStudy) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
 from lcsc_opt.trajectory.manifest import HEADER
@@ -79,9 +79,8 @@ def _check_configurations(paths: Sequence[Path], key: str) -> None:
 def _configuration(path: Path, key: str) -> dict[str, Any] | None:
     """The settings of the model beside the weights of a checkpoint's folder; ``None`` without any."""
     try:
-        folder = find_weights(path, key or None).file.parent
-        settings = json.loads((folder / _CONFIG).read_bytes())
-    except (TrajectoryError, OSError, ValueError, RecursionError):  # a file, or a folder without one
+        settings = json.loads((folder_of_weights(path, key) / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(settings, dict):
         return None
