@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
@@ -38,7 +37,7 @@ again.
 
 
 def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Recipe, *, library: str) -> str:
-    """What was merged, with which coefficients, and what was measured, in Markdown and as ``model-index``.
+    """What was merged, with which coefficients, and what was measured, in Markdown.
 
     Licence and base model are those of the checkpoints' own card, if one is in their folder or in the one above.
 
@@ -49,17 +48,13 @@ def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Reci
         recipe: inside the model.
         library: what loads the model.
     """
-    client = import_extra("huggingface_hub")
     sources = [source for source in packed_trajectory(objective).sources if source]
     entries: dict[str, Any] = {}
     if sources:  # else a training loop wrote the trajectory
         entries = _card_of_checkpoints(Path(sources[0]))
-    entries["library_name"] = library
-    entries["tags"] = ["lcsc", "merge"]
-    results = _results(_task_of(study, entries), recipe)
-    data = client.ModelCardData(model_name=name, eval_results=results, **entries)
+    entries |= {"library_name": library, "tags": ["lcsc", "merge"]}
     sections = [
-        f"---\n{data.to_yaml()}\n---\n",
+        f"---\n{yaml.safe_dump(entries)}---\n",
         _INTRODUCTION.format(title=name, count=len(recipe.steps), recipe=recipe),
         _results_section(study, recipe),
         _coefficients_table(recipe),
@@ -88,61 +83,17 @@ def _inherited_from(card: Path) -> dict[str, Any]:
     return {key: entries[key] for key in _INHERITED if entries.get(key)}
 
 
-def _metrics(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Kind of noise → metric → value, of the search and, where it was measured, of the report."""
-    measured: dict[str, Mapping[str, Any]] = {}
-    measured["search"] = {"loss": recipe.loss, **recipe.metrics}
-    measured["held-out"] = {}
-    if recipe.held_out is not None:
-        report: Mapping[str, Any] = recipe.held_out
-        measured["held-out"] = {"loss": report["loss"], **report["metrics"]}
-    numbers = {}
-    for noise, values in measured.items():
-        numbers[noise] = {metric: value for metric, value in values.items() if isinstance(value, (int, float))}
-    return numbers
-
-
-def _task_of(study: StoredStudy, entries: Mapping[str, Any]) -> str:
-    """The Hugging Face Hub's name for the model's task."""
-    if entries.get("pipeline_tag"):
-        return str(entries["pipeline_tag"])
-    settings = study.attributes["specification"]["objective"]["settings"]
-    if "score" in settings:  # of any weights
-        return "other"
-    if "prompts" in settings:
-        return "text-to-image"
-    return "unconditional-image-generation"
-
-
-def _results(task: str, recipe: Recipe) -> list[Any]:
-    """The measured metrics, as ``model-index`` has them."""
-    client = import_extra("huggingface_hub")
-    experiment = recipe.study.split("/")[0]
-    results = []
-    for noise, metrics in _metrics(recipe).items():
-        for metric, value in metrics.items():
-            if metric.endswith(STANDARD_ERROR):
-                continue
-            result = client.EvalResult(
-                task_type=task,
-                dataset_type=experiment,
-                dataset_name=f"{experiment}, {noise} noise",
-                dataset_split=noise,
-                metric_type=metric.split("@")[0],
-                metric_name=metric,
-                metric_value=value,
-            )
-            results.append(result)
-    return results
-
-
 def _results_section(study: StoredStudy, recipe: Recipe) -> str:
     """What was measured of the model, and the study's report of its best trial."""
-    measured = _metrics(recipe)
+    searched: dict[str, Any] = {"loss": recipe.loss, **recipe.metrics}
+    held_out: dict[str, Any] = {}
+    if recipe.held_out is not None:
+        measured: Mapping[str, Any] = recipe.held_out
+        held_out = {"loss": measured["loss"], **measured["metrics"]}
     lines = []
-    for metric in dict.fromkeys([*measured["search"], *measured["held-out"]]):
-        values = [measured[noise].get(metric) for noise in ("search", "held-out")]
-        lines.append([f"`{metric}`", *("" if value is None else f"{value:.6g}" for value in values)])
+    for metric in searched | held_out:
+        values = [values.get(metric) for values in (searched, held_out)]
+        lines.append([f"`{metric}`", *(f"{value:.6g}" if isinstance(value, (int, float)) else "" for value in values)])
     text = f"## Results\n\n{_table(['metric', 'noise of the search', 'held-out noise'], lines)}"
     report = HeldOutReport.from_json(study.attributes.get("held_out"))
     if report is None:
