@@ -56,7 +56,9 @@ def step_in_metadata(path: Path) -> int | None:
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
     training_info = _STEP_OF_AI_TOOLKIT.search(metadata.get("training_info", ""))
-    return None if training_info is None else int(training_info["step"])
+    if training_info is None:
+        return None
+    return int(training_info["step"])
 
 
 def _first_number(values: Iterable[Any], path: Path) -> int | None:
@@ -84,4 +86,6 @@ def _numpy_number(scalar: Record, path: Path) -> Any:
             file.seek(content.start)
             content = file.read(min(content.size, 8))
     code = str(dtype.args[0])
-    return np.frombuffer(content, code).item() if code[:1] in "iuf" else None
+    if code[:1] not in "iuf":
+        return None
+    return np.frombuffer(content, code).item()

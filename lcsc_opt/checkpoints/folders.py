@@ -49,7 +49,9 @@ class FolderWeights(NamedTuple):
     def raw_and_average(self) -> tuple[str | None, str | None]:
         """The keys of the weights and of their average, if it has both."""
         raw = self.key.removesuffix("_ema")
-        return (raw, self.key) if raw in self.alternatives else (None, None)
+        if raw not in self.alternatives:
+            return None, None
+        return raw, self.key
 
 
 def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) -> FolderWeights:

@@ -21,7 +21,9 @@ def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     bare = dict(tensors)
     for wrapper in _WRAPPERS:
         bare = {name.replace(wrapper, ""): tensor for name, tensor in bare.items()}
-    return bare if len(bare) == len(tensors) else dict(tensors)
+    if len(bare) < len(tensors):  # two tensors would have one name
+        return dict(tensors)
+    return bare
 
 
 def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -34,7 +36,9 @@ def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], s
             break
         prefix = longer
     bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return (bare, prefix) if len(bare) == len(tensors) else (dict(tensors), "")
+    if len(bare) < len(tensors):
+        return dict(tensors), ""
+    return bare, prefix
 
 
 def counterparts(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, str] | None:

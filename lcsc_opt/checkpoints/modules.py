@@ -105,4 +105,6 @@ def _module_state(value: Any) -> dict[str, Any] | None:
     if not isinstance(state, dict):
         return None
     has_parts = isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict)
-    return state if has_parts else None
+    if not has_parts:
+        return None
+    return state

@@ -175,11 +175,15 @@ class _StepPart(NamedTuple):
     @property
     def decimals(self) -> tuple[str, ...]:
         """Its decimals, as 0.25 and 0.9999."""
-        return () if _WIDTH_AND_STEP.fullmatch(self.text) else tuple(re.findall(_DECIMAL, self.text))
+        if _WIDTH_AND_STEP.fullmatch(self.text):
+            return ()
+        return tuple(re.findall(_DECIMAL, self.text))
 
     @property
     def _aside(self) -> re.Pattern[str]:
-        return _ASIDE_OR_DECIMAL if self.has_metric and self.decimals else _ASIDE
+        if self.has_metric and self.decimals:
+            return _ASIDE_OR_DECIMAL
+        return _ASIDE
 
     def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
         """The text with ``mark`` in place of these numbers; without a mark, the word before each goes with it."""
@@ -192,32 +196,39 @@ class _StepPart(NamedTuple):
     def named(self, path: Path, steps: Sequence[int]) -> Named:
         """What is told by the numbers at the places ``steps``."""
         numbers = [self.numbers[place] for place in steps]
+        values = tuple(_value(number["digits"]) for number in numbers)
+        if _WIDTH_AND_STEP.fullmatch(self.text):  # only the content tells it from an EMA's rate
+            values = ()
+        named = Named(values, self._series(path, numbers), self._glob(path, numbers))
+        epoch = _EPOCH_NUMBER.search(self.text)
+        if epoch is not None:
+            named = named._replace(epoch=int(re.sub("[^0-9]", "", epoch[0])))
+        date = re.search(_DATE, "/".join(path.parts[-2:]))
+        if date is not None:
+            named = named._replace(date=date[0])
+        return named
+
+    def _series(self, path: Path, numbers: Sequence[re.Match[str]]) -> str:
+        """The name without these numbers and what changes with them, and the folders down to the file."""
         series = self.text
         if numbers:
             series = self._aside.sub("", self._without(numbers, ""))
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
-        if self.depth >= len(path.parts):  # the working directory is in that folder
-            path = path.absolute()
-        parts = list(path.parts)
-        place = len(parts) - 1 - self.depth
         if self.depth:
             series = "/".join((series, *path.absolute().parts[-self.depth : -1], _without_suffix(path.name)))
+        return series
+
+    def _glob(self, path: Path, numbers: Sequence[re.Match[str]]) -> str:
+        """The path with ``*`` in place of these numbers and what changes with them."""
+        if self.depth >= len(path.parts):  # the working directory is in that folder
+            path = path.absolute()
         pattern = self._without(numbers, "\0")
         if numbers:
             pattern = self._aside.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
+        parts = list(path.parts)
+        place = len(parts) - 1 - self.depth
         parts[place] = pattern + parts[place].removeprefix(self.text)
-        values = tuple(_value(number["digits"]) for number in numbers)
-        if _WIDTH_AND_STEP.fullmatch(self.text):  # only the content tells it from an EMA's rate
-            values = ()
-        epoch = _EPOCH_NUMBER.search(self.text)
-        date = re.search(_DATE, "/".join(path.parts[-2:]))
-        return Named(
-            values,
-            series,
-            glob.escape(str(Path(*parts))).replace("\0", "*"),
-            None if epoch is None else int(re.sub("[^0-9]", "", epoch[0])),
-            None if date is None else date[0],
-        )
+        return glob.escape(str(Path(*parts))).replace("\0", "*")
 
 
 def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
@@ -268,7 +279,7 @@ def _blanked(name: str, pattern: re.Pattern[str]) -> str:
 def _value(digits: str) -> int:
     """The number that is meant by ``012345`` or ``1.5M``."""
     thousands = {"k": 1, "m": 2}.get(digits[-1].lower(), 0)
-    return int(Decimal(digits[:-1] if thousands else digits) * 1000**thousands)
+    return int(Decimal(digits.rstrip("kKmM")) * 1000**thousands)
 
 
 def _without_suffix(name: str) -> str:

@@ -51,8 +51,8 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     """The training step of each checkpoint of a run; no weights are read.
 
     It is the first of these that all files have and that varies: the step in the metadata of safetensors or inside a
-    torch file (:func:`read_counters`); the number in the names (:func:`read_names`); the epoch inside, or in the names.
-    Where there are only dates, checkpoints are numbered. Times of files tell nothing: a copy has others.
+    torch file (:func:`read_counters`); the number in the names (:func:`read_names`); the epoch inside, or in the names;
+    the order of dates in the names. Times of files tell nothing: a copy has others.
 
     Raises:
         TrajectoryError: there is nothing of this; it is not clear which number in the names is the step; or two of
@@ -64,7 +64,10 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))
     in_names = _step_in_names(paths, named, (inside, epochs_inside, epochs_in_names))
-    clues = (inside, in_names, epochs_inside, epochs_in_names)
+    dates = sorted({name.date for name in named if name.date is not None})
+    number_of_date: dict[str | None, int] = {date: number for number, date in enumerate(dates, start=1)}
+    in_dates = _Clue("the dates in the names", tuple(number_of_date.get(name.date) for name in named))
+    clues = (inside, in_names, epochs_inside, epochs_in_names, in_dates)
     complete = next((clue for clue in clues if clue.is_complete), None)
     if complete is not None:
         against = next((clue for clue in clues if complete.contradicts(clue)), None)
@@ -74,21 +77,10 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
                 f"in each epoch, or runs are mixed: {_ADVICE}."
             )
         return [step for step in complete.numbers if step is not None]
-    dates = sorted({str(name.date) for name in named if name.date is not None})
-    if len(dates) == len(paths):
-        return [1 + dates.index(str(name.date)) for name in named]
     for path, step in zip(paths, in_names.numbers, strict=True):
         if step is None:
             raise TrajectoryError(f"{path} has no step in its name or contents: {_ADVICE}.")
     return [step for step in in_names.numbers if step is not None]
-
-
-def _columns(named: Sequence[Named]) -> list[_Clue]:
-    """The numbers in the names that may be the step."""
-    is_same_count = len({len(name.numbers) for name in named}) == 1
-    rows = [name.numbers if is_same_count else name.numbers[-1:] for name in named]
-    columns = zip(*(row or (None,) for row in rows), strict=False)
-    return [_Clue("the numbers in the names", column) for column in columns]
 
 
 def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequence[_Clue]) -> _Clue:
@@ -97,15 +89,18 @@ def _step_in_names(paths: Sequence[Path], named: Sequence[Named], others: Sequen
     Raises:
         TrajectoryError: it is not clear which it is, and the files do not say their steps.
     """
-    columns = _columns(named)
-    if len(columns) > 1:
-        possible = [column for column in columns if not any(column.contradicts(other) for other in others)]
-        if len(possible) != 1 and others[0].is_complete:
-            return _Clue("", (None,) * len(paths))
-        if len(possible) != 1:
-            numbers = " or ".join(str(column.numbers[-1]) for column in columns)
-            raise TrajectoryError(
-                f"{paths[-1]}: it is not clear which number in its name is the step ({numbers}): {_ADVICE}."
-            )
-        columns = possible
-    return columns[0]
+    rows = [name.numbers for name in named]
+    if len({len(row) for row in rows}) > 1:
+        rows = [row[-1:] for row in rows]
+    columns = zip(*(row or (None,) for row in rows), strict=False)
+    clues = [_Clue("the numbers in the names", column) for column in columns]
+    possible = clues
+    if len(clues) > 1:
+        possible = [clue for clue in clues if not any(clue.contradicts(other) for other in others)]
+    if len(possible) == 1:
+        return possible[0]
+    steps_inside = others[0]
+    if steps_inside.is_complete:
+        return _Clue("", (None,) * len(paths))
+    numbers = " or ".join(str(clue.numbers[-1]) for clue in clues)
+    raise TrajectoryError(f"{paths[-1]}: it is not clear which number in its name is the step ({numbers}): {_ADVICE}.")

@@ -157,14 +157,18 @@ def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | N
         return None
     average: str | None = None
     with contextlib.suppress(TrajectoryError), naming(path):
+        inventory = None
         if path.is_dir():
             _, average = find_weights(path, None).raw_and_average
         else:
             inventory = _inventory(path)
-            average = None if inventory is None else inventory.average_of(key)
-    if average is None or earlier is None or not is_constant(average, earlier, path):
+        if inventory is not None:
+            average = inventory.average_of(key)
+    if average is None or earlier is None:
         return average
-    return average if is_constant(key, earlier, path) else None  # else the weights have moved without it
+    if is_constant(average, earlier, path) and not is_constant(key, earlier, path):
+        return None  # the weights have moved without it
+    return average
 
 
 def is_constant(key: str, path: Path, later: Path) -> bool:
