@@ -19,9 +19,9 @@ from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.cached import PackRequest, find_packed
-from lcsc_opt.trajectory.continuing import start_on_all, steps_after, written_again
+from lcsc_opt.trajectory.continuing import find_packed, start_on_all, steps_after, written_again
 from lcsc_opt.trajectory.packing import open_request
+from lcsc_opt.trajectory.sources import PackRequest
 
 
 class CheckpointsAlone(Objective):

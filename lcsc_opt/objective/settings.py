@@ -20,8 +20,8 @@ from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.packing import open_request
+from lcsc_opt.trajectory.sources import PackRequest
 
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]

@@ -7,8 +7,8 @@ of a row in the file is its *slot*; rows may be in any order.
   ``callbacks`` are for training loops.
 * Reading: ``trajectory`` opens the matrix; ``placement`` finds its columns (mapped, on a GPU, or streamed), ``tiles``
   divides them, and ``merge`` combines them at the speed of memory.
-* Packing: ``sources`` finds files by their steps, ``filling`` writes them as rows, ``cached`` does so once,
-  ``continuing`` opens the checkpoints that a study began with; ``packing`` is what the other rooms call.
+* Packing: ``sources`` finds files by their steps, ``filling`` writes them as rows, ``continuing`` opens the checkpoints
+  that a study began with; ``packing`` is what the other rooms call.
 """
 
 from lcsc_opt.trajectory.packing import open_or_pack, pack

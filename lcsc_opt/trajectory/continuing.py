@@ -13,9 +13,9 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
-from lcsc_opt.trajectory.cached import PackRequest, find_packed
+from lcsc_opt.trajectory.filling import pack_once
 from lcsc_opt.trajectory.manifest import Manifest
-from lcsc_opt.trajectory.sources import Sources
+from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 
@@ -46,11 +46,20 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     return trajectory
 
 
+def find_packed(folder: Path, checkpoints: KnownCheckpoints) -> Trajectory | None:
+    """The packed trajectory of a study's checkpoints in the folder, whatever files it was packed from."""
+    for path in sorted(folder.glob("*.trajectory")):
+        trajectory = Trajectory.holding(path, checkpoints)
+        if trajectory is not None:
+            return trajectory
+    return None
+
+
 def _packed_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajectory:
     """The study's checkpoints, packed from the files that are there."""
     study_sources = _of_study(checkpoints, request.sources_if_any())
     if len(study_sources) == len(checkpoints.steps):
-        trajectory = request.pack_once(study_sources)
+        trajectory = pack_once(request, study_sources)
         if trajectory.sha256 == checkpoints.sha256:
             return trajectory
     place = ", ".join(map(str, request.patterns))

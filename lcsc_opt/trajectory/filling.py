@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import ANOTHER_FOLDER, shown_size, sync_folder
+from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
@@ -21,27 +21,38 @@ from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.side_data import side_data
-from lcsc_opt.trajectory.sources import Sources
+from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _COMMIT_SECONDS = 30
 
 
-def pack_sources(
-    sources: Sources, out: Path, *, key: str | None, dtype: str, fingerprint: str, steps_given: bool = False
-) -> Trajectory:
-    """Pack into ``out``, from where a call with the same ``fingerprint`` stopped.
+def pack_once(request: PackRequest, sources: Sources) -> Trajectory:
+    """Pack these sources into the request's folder unless that is done. A second process waits for the first.
 
-    If the trainer kept an average of its own beside the weights of the last checkpoint, it is packed, too.
+    Raises:
+        TrajectoryError: as :func:`pack_sources`.
+    """
+    out = request.path_of(sources)
+    if not out.exists():
+        with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
+            if not out.exists():  # another process may have made it meanwhile
+                return pack_sources(request, sources, out)
+    return Trajectory.open(out)
 
-    The trajectory grows in ``OUT.partial`` and gets its name when it is complete. No other process may pack to ``out``
-    meanwhile.
+
+def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajectory:
+    """Pack into ``out``, from where a call for the same sources stopped. No other process may do so meanwhile.
+
+    If the trainer kept an average of its own beside the weights of the last checkpoint, it is packed, too. The
+    trajectory grows in ``OUT.partial`` and gets its name when it is complete.
 
     Raises:
         TrajectoryError: a checkpoint cannot be read or does not fit the first one, they are of several runs
             (:func:`check_neighbours`), or the disk refuses.
     """
     partial = partial_path(out)
+    fingerprint = request.fingerprint(sources)
     if partial.exists():
         if not is_trajectory(partial):
             raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
@@ -50,14 +61,14 @@ def pack_sources(
     if is_packed(partial):
         metadata = Manifest.load(partial).metadata
     else:
-        metadata = {PACKED: fingerprint, **_begun(sources, out, key, dtype)}
+        metadata = {PACKED: fingerprint, **_begun(request, sources, out)}
     key = metadata["key"]
-    with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=dtype)) as writer:
+    with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.stored)) as writer:
         _write_rows(writer, sources, key)
         if not writer.has_trainer_ema:  # else an earlier call has written it
             _write_trainer_ema(writer, sources, key)
     try:
-        check_neighbours(Trajectory.open(partial), steps_given=steps_given)
+        check_neighbours(Trajectory.open(partial), steps_given=request.steps is not None)
     except TrajectoryError:
         shutil.rmtree(partial)
         raise
@@ -65,14 +76,16 @@ def pack_sources(
     return Trajectory.open(out)
 
 
-def _begun(sources: Sources, out: Path, key: str | None, dtype: str) -> dict[str, str]:
+def _begun(request: PackRequest, sources: Sources, out: Path) -> dict[str, str]:
     """Say what is packed, or refuse if there is no room for it. Gives the key, and what belongs to all rows."""
     paths = [*sources.values()]
-    first = read_checkpoint(paths[0], key=key or searched_key(*paths))
-    size = check_room(out, first, len(paths), dtype)
+    first = read_checkpoint(paths[0], key=request.key or searched_key(*paths))
+    size = check_room(out, first, len(paths), request.stored)
     notice(f"packing {len(paths)} checkpoints, once, into {out} ({shown_size(size)})")
-    prefix = {PREFIX: first.prefix} if first.prefix else {}
-    return {"key": first.key, **prefix, **side_data(paths, first)}
+    begun = {"key": first.key, **side_data(paths, first)}
+    if first.prefix:
+        begun[PREFIX] = first.prefix
+    return begun
 
 
 def finish_packing(out: Path) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.checkpoints.weights import check_weights, weights_sha256
-from lcsc_opt.trajectory.cached import packed_path
 from lcsc_opt.trajectory.filling import finish_packing, partial_path
 from lcsc_opt.trajectory.matrix import MatrixWriter
+from lcsc_opt.trajectory.sources import path_of_packed
 
 StateDicts = Mapping[int, Mapping[str, Tensor]]
 """Training step → state dict, in the order of the steps."""
@@ -46,7 +46,7 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
             check_weights(weights)
         digest.update(f"{step} {weights_sha256(weights)}\n".encode())
     fingerprint = digest.hexdigest()
-    out = packed_path(folder, fingerprint)
+    out = path_of_packed(folder, fingerprint)
     with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
         if out.exists():
             return out

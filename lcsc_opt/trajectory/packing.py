@@ -9,10 +9,10 @@ from typing import Any
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.checkpoints.finding import Patterns, Selection, as_patterns
-from lcsc_opt.trajectory.cached import PackRequest
 from lcsc_opt.trajectory.continuing import open_again
-from lcsc_opt.trajectory.filling import is_trajectory
+from lcsc_opt.trajectory.filling import is_trajectory, pack_once, pack_sources
 from lcsc_opt.trajectory.layout import EXACT, stored_dtype
+from lcsc_opt.trajectory.sources import PackRequest
 from lcsc_opt.trajectory.trajectory import Trajectory
 
 _EVERYTHING = Selection()
@@ -60,7 +60,7 @@ def pack(
         raise TrajectoryError(f"{request.packed_path} is packed already: name the checkpoints that it was packed from.")
     sources = request.selected_sources()
     with only_process(out, busy=TrajectoryError(f"Another process packs to {out}: wait until it is done.")):
-        return request.pack_to(out, sources)
+        return pack_sources(request, sources, out)
 
 
 def open_or_pack(patterns: Patterns, *, folder: Path, **options: Any) -> Trajectory:
@@ -82,7 +82,7 @@ def open_request(request: PackRequest) -> Trajectory:
     path = request.packed_path
     if path is not None:
         return _open_packed(request, path)
-    return request.pack_once(request.selected_sources())
+    return pack_once(request, request.selected_sources())
 
 
 def _open_packed(request: PackRequest, path: Path) -> Trajectory:

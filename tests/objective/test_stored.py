@@ -39,7 +39,7 @@ def test_study_file_says_how_checkpoints_are_stored(files: str) -> None:
     assert opened(files).path == stored["exact"].path
     packed = str(stored["bfloat16"].path)
     assert opened(packed).stored == opened(packed, stored="bfloat16").stored == "bfloat16"
-    with pytest.raises(TrajectoryError, match="stores bfloat16, not float16"):
+    with pytest.raises(TrajectoryError, match="was packed with stored 'bfloat16', not 'float16'"):
         opened(packed, stored="float16")
     with pytest.raises(LcscError, match=r"stored.*exact.*bfloat16"):
         settings(files, stored="int4")
