@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import glob
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from lcsc_opt.checkpoints.names import (
     is_numbered,
     is_numbered_folder,
     is_state_file,
+    is_weights_file,
     natural_order,
     read_names,
 )
@@ -50,7 +52,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
         has_steps: whether the user names the steps of all files of a list, so that nothing depends on their names.
 
     Raises:
-        TrajectoryError: no checkpoint, a missing path or broken link, an invalid glob, a packed trajectory, or several
+        TrajectoryError: no checkpoint, a missing path or broken link, a packed trajectory, or several
             series of checkpoints, such as averages of several rates.
     """
     patterns = as_patterns(patterns)
@@ -98,15 +100,10 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
         raise TrajectoryError(f"{pattern} does not exist: check the path.")
-    try:
-        matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-    except (ValueError, NotImplementedError) as error:  # Python 3.13 has more patterns
-        raise TrajectoryError(
-            f"{pattern} is not a valid glob ({error}): ** must stand alone between slashes."
-        ) from error
+    matches = [Path(path) for path in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - takes all patterns
     folders = [path for path in matches if not path.is_file() and not is_packed(path)]
     checkpoints = [folder for folder in folders if _why_no_checkpoint(folder, key) is None]
-    return [*checkpoints, *_weights_files(matches)]
+    return [*checkpoints, *filter(is_weights_file, matches)]
 
 
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
@@ -123,7 +120,9 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         return checkpoints
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
-    files = _weights_files(entries) or [path for path in entries if path.suffix == ZIP and not path.is_dir()]
+    files = [path for path in entries if is_weights_file(path)] or [
+        path for path in entries if path.suffix == ZIP and not path.is_dir()
+    ]
     if files:
         return files
     if (folder / _INNER_FOLDER).is_dir():
@@ -154,21 +153,6 @@ def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = Tr
             continue
         return None
     return reason
-
-
-def _weights_files(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if _is_weights_file(path)]
-
-
-def _is_weights_file(path: Path) -> bool:
-    """Whether a path is a file of weights by its name: not hidden, nor a state of an optimizer."""
-    if path.name.startswith("."):
-        return False
-    if not path.name.endswith(CHECKPOINT_SUFFIXES):
-        return False
-    if path.name == WEIGHTS:  # of an unfinished trajectory
-        return False
-    return not is_state_file(path) and not path.is_dir()
 
 
 def _without_copies(place: str, paths: list[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_plain_name, is_state_file
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_plain_name, is_weights_file
 from lcsc_opt.checkpoints.pickles import shown
 
 _COMPONENTS = (  # running averages come before raw weights
@@ -105,8 +105,7 @@ def _only_file(folder: Path) -> Path | None:
     Raises:
         TrajectoryError: there are several, as variants of diffusers.
     """
-    files = [path for path in folder.glob("*") if path.name.endswith(CHECKPOINT_SUFFIXES) and path.is_file()]
-    files = [path for path in files if not is_state_file(path)]
+    files = [path for path in folder.glob("*") if is_weights_file(path)]
     if len(files) > 1:  # speechbrain keeps counters and statistics beside it
         names = ", ".join(sorted(path.name for path in files)[:4])
         files = [path for path in files if path.stem == "model"]

@@ -12,6 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+from lcsc_opt.base.paths import WEIGHTS
+
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 ZIP = ".zip"  # of stable-baselines3, with files of torch in it
@@ -127,6 +129,13 @@ def is_numbered_folder(name: str) -> bool:
 def is_state_file(path: Path) -> bool:
     """Whether a file holds the state of an optimizer, a scheduler or random numbers, by its name."""
     return _STATE_FILES.fullmatch(path.stem) is not None
+
+
+def is_weights_file(path: Path) -> bool:
+    """Whether a path is a file of weights by its name: not hidden, nor a state, nor of an unfinished trajectory."""
+    if path.name.startswith(".") or not path.name.endswith(CHECKPOINT_SUFFIXES):
+        return False
+    return path.name != WEIGHTS and not is_state_file(path) and not path.is_dir()
 
 
 def is_plain_name(name: str) -> bool:

@@ -156,15 +156,8 @@ def rebuild(
 ) -> Recipe:
     """Combine the checkpoints of a recipe again, and write the model; files are packed beside it meanwhile.
 
-    Args:
-        recipe: the recipe of an exported model; its key and dtype hold where no other is given.
-        patterns: checkpoint files, folders or globs, or one packed trajectory.
-        to: where the model is written, and how.
-        key: which state dict of each file.
-        steps: the training step of each file, ``[N]``; ``None`` reads them from metadata, contents and names.
-
-    Returns:
-        The recipe that is inside the new model.
+    The recipe's key and dtype hold where no other is given. ``patterns``, ``key`` and ``steps`` are those of
+    :class:`~lcsc_opt.trajectory.sources.PackRequest`. Gives the recipe that is inside the new model.
 
     Raises:
         ObjectiveError: the recipe cannot be followed, or the weights do not fit the configuration.

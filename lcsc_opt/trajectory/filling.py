@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -27,18 +29,23 @@ from lcsc_opt.trajectory.trajectory import Trajectory
 _COMMIT_SECONDS = 30
 
 
+def made_once(out: Path, make: Callable[[], object]) -> Trajectory:
+    """The packed trajectory ``out``, made unless that is done. A second process waits for the first."""
+    if not out.exists():
+        with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
+            if not out.exists():  # another process may have made it meanwhile
+                make()
+    return Trajectory.open(out)
+
+
 def pack_once(request: PackRequest, sources: Sources) -> Trajectory:
-    """Pack these sources into the request's folder unless that is done. A second process waits for the first.
+    """Pack these sources into the request's folder unless that is done.
 
     Raises:
         TrajectoryError: as :func:`pack_sources`.
     """
     out = request.path_of(sources)
-    if not out.exists():
-        with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
-            if not out.exists():  # another process may have made it meanwhile
-                return pack_sources(request, sources, out)
-    return Trajectory.open(out)
+    return made_once(out, functools.partial(pack_sources, request, sources, out))
 
 
 def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajectory:

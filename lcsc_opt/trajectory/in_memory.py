@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import operator
 import shutil
@@ -13,9 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import only_process
 from lcsc_opt.checkpoints.weights import check_weights, weights_sha256
-from lcsc_opt.trajectory.filling import finish_packing, partial_path
+from lcsc_opt.trajectory.filling import finish_packing, made_once, partial_path
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.sources import path_of_packed
 
@@ -45,26 +45,26 @@ def pack_state_dicts(states: StateDicts, folder: Path) -> Path:
         with _naming(step):
             check_weights(weights)
         digest.update(f"{step} {weights_sha256(weights)}\n".encode())
-    fingerprint = digest.hexdigest()
-    out = path_of_packed(folder, fingerprint)
-    with only_process(out, busy=f"another process packs the same checkpoints to {out}: waiting"):
-        if out.exists():
-            return out
-        partial = partial_path(out)
-        if partial.exists():  # of a process that was killed
-            shutil.rmtree(partial)
-        try:
-            with contextlib.closing(MatrixWriter(partial)) as writer:
-                for step, weights in states.items():
-                    with _naming(step):
-                        layout = writer.check(weights)
-                    writer.write(step, layout, weights)
-                writer.commit()
-            finish_packing(out)
-        except TrajectoryError:
-            shutil.rmtree(partial, ignore_errors=True)  # which no later call could continue
-            raise
+    out = path_of_packed(folder, digest.hexdigest())
+    made_once(out, functools.partial(_write, states, out))
     return out
+
+
+def _write(states: StateDicts, out: Path) -> None:
+    partial = partial_path(out)
+    if partial.exists():  # of a process that was killed
+        shutil.rmtree(partial)
+    try:
+        with contextlib.closing(MatrixWriter(partial)) as writer:
+            for step, weights in states.items():
+                with _naming(step):
+                    layout = writer.check(weights)
+                writer.write(step, layout, weights)
+            writer.commit()
+        finish_packing(out)
+    except TrajectoryError:
+        shutil.rmtree(partial, ignore_errors=True)  # which no later call could continue
+        raise
 
 
 def listed(checkpoints: Any) -> Any:

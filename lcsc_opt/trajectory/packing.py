@@ -34,16 +34,8 @@ def pack(
     grows in ``OUT.partial`` and gets its name when it is complete. After an interruption, the same call continues where
     it stopped.
 
-    Args:
-        patterns: files, globs or folders, as for :func:`find_checkpoints`.
-        out: the new folder, by convention ``NAME.trajectory``.
-        steps: the training step of each checkpoint that is found, ``[K]``; ``None`` reads them from metadata, names
-            and contents.
-        key: which state dict of each file; ``None`` finds it in the first one, raw weights before their average, and
-            uses the same for all.
-        selection: which checkpoints are used.
-        overwrite: replace a trajectory at ``out``.
-        dtype: ``exact`` stores every bit; ``float16`` and ``bfloat16`` round floating-point weights.
+    ``out`` is the new folder, by convention ``NAME.trajectory``; with ``overwrite`` it may replace a trajectory. The
+    other arguments are those of :class:`~lcsc_opt.trajectory.sources.PackRequest`.
 
     Raises:
         TrajectoryError: a file cannot be read as weights, or does not tell its step; fewer than two checkpoints, a step
