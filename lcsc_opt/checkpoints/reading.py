@@ -105,7 +105,8 @@ def searched_key(path: Path, *later: Path) -> str | None:
     if raw is None or average is None:
         return None
     lasts = [path, *later][-_COMPARED_FILES:]
-    weights_moved, average_moved = _moved(lasts, raw), _moved(lasts, average)
+    weights_moved = _moved(lasts, raw)
+    average_moved = _moved(lasts, average)
     if weights_moved and average_moved and average_moved > _MOVES_MORE * weights_moved:
         raise TrajectoryError(
             f"{path.name}: {average!r} is called an average, and moves {average_moved / weights_moved:.1f} times as "
@@ -128,12 +129,16 @@ def _raw_and_average(path: Path) -> tuple[str | None, str | None]:
             return None, None
         guessed = inventory.guess()
         raw = inventory.raw_of(guessed)
-        return (guessed, None) if raw is None else (raw, guessed)
+        if raw is None:
+            return guessed, None
+        return raw, guessed
 
 
 def _inventory(path: Path) -> Inventory | None:
     """What lies in a file of torch; ``None`` for other files, which hold one state dict."""
-    return Inventory(read_content(path)) if path.name.endswith(TORCH_SUFFIXES) else None
+    if not path.name.endswith(TORCH_SUFFIXES):
+        return None
+    return Inventory(read_content(path))
 
 
 def _moved(paths: Sequence[Path], key: str) -> float | None:

@@ -138,15 +138,12 @@ class Manifest(pydantic.BaseModel):
         try:
             return cls.model_validate_json((path / MANIFEST).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
+            message = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
             if (path / WEIGHTS).exists():
                 message = f"{path} holds no complete checkpoint yet: append one, or pack again."
-            else:
-                message = f"{path} is not a trajectory: make one with `lcsc trajectory pack`."
             raise TrajectoryError(message) from None
-        except OSError as error:
-            raise TrajectoryError(f"Cannot read {path / MANIFEST}: {error.strerror}.") from None
-        except RecursionError as error:
-            raise TrajectoryError(f"{path / MANIFEST} is broken (nested too deeply): pack again.") from error
+        except (OSError, RecursionError) as error:
+            raise TrajectoryError(f"{path / MANIFEST} cannot be read ({error}): pack again.") from error
         except pydantic.ValidationError as error:
             raise TrajectoryError(f"{path / MANIFEST} is broken ({first_problem(error)}): pack again.") from error
 
