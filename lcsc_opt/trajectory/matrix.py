@@ -29,7 +29,7 @@ class MatrixWriter:
 
     A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
     another commits; no other calls may overlap. The arguments are those of
-    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
+    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`, and ``metadata``: texts for the manifest.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MatrixWriter:
         self._keep_last = keep_last
         self._dtype = dtype
         self._stored = None if dtype is None else stored_dtype(dtype)
-        self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
+        self._metadata = dict(metadata or {})
         self._process = os.getpid()
         self._failed = False
         self._committed: Manifest | None = None  # what the disk is known to have
