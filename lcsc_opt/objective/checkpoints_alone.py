@@ -19,7 +19,7 @@ from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.continuing import find_packed, start_on_all, steps_after, written_again
+from lcsc_opt.trajectory.continuing import changes_at, find_packed, start_on_all
 from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest
 
@@ -91,7 +91,7 @@ class CheckpointsAlone(Objective):
 def checkpoints_written_again(study: StoredStudy) -> bool:
     """Whether the files of a study's checkpoints are others by now, by their sizes and times."""
     known = _known_request(study)
-    return known is not None and written_again(*known)
+    return known is not None and changes_at(*known).written_again
 
 
 def new_checkpoints(study: StoredStudy) -> str:
@@ -103,7 +103,7 @@ def new_checkpoints(study: StoredStudy) -> str:
     if known is None:
         return ""
     request, checkpoints = known
-    steps = steps_after(request, checkpoints)
+    steps = changes_at(request, checkpoints).later_steps
     if not steps:
         return ""
     return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
@@ -40,7 +41,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     continuing = f"continuing with the {len(checkpoints.steps)} packed checkpoints"
     if not any(map(_exists, request.patterns)):
         notice(f"{place}: is gone; {continuing}")
-    elif written_again(request, checkpoints) or steps_after(request, checkpoints):
+    elif changes_at(request, checkpoints) != Changes():
         command = start_on_all(request, checkpoints.study)
         notice(f"{place}: has changed; {continuing}; to search what is there now: {command}")
     return trajectory
@@ -71,34 +72,35 @@ def _packed_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajec
     )
 
 
-def steps_after(request: PackRequest, checkpoints: KnownCheckpoints) -> list[int]:
-    """The steps after a study's last one of checkpoints that a new study would search; none is read.
+class Changes(NamedTuple):
+    """What is other by now at the place of a study's checkpoints.
 
-    Steps are read only if there are files that came after the study's were packed.
+    Attributes:
+        written_again: whether their files have another size or time than when they were packed.
+        later_steps: the steps of new ones after the study's last one that a new study would search.
     """
+
+    written_again: bool = False
+    later_steps: tuple[int, ...] = ()
+
+
+def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
+    """What has changed; no weights are read, and steps only if there are files that came after the study's."""
     path = request.packed_path
     if path is not None:
         steps = [checkpoint.step for checkpoint in Manifest.load(path).checkpoints]
+        is_other = Trajectory.holding(path, checkpoints) is None
     else:
         packed = find_packed(request.folder, checkpoints)
         if packed is None or not _came_after(request, packed.path):
-            return []
-        steps = list(request.sources_if_any())
+            return Changes()
+        sources = request.sources_if_any()
+        steps = list(sources)
+        study_sources = _of_study(checkpoints, sources)
+        is_complete = len(study_sources) == len(checkpoints.steps)
+        is_other = is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
     last_step = request.selection.last_step or max(steps, default=0)
-    return [step for step in steps if checkpoints.steps[-1] < step <= last_step]
-
-
-def written_again(request: PackRequest, checkpoints: KnownCheckpoints) -> bool:
-    """Whether the files of a study's checkpoints have another size or time than when they were packed; none is read."""
-    path = request.packed_path
-    if path is not None:
-        return Trajectory.holding(path, checkpoints) is None
-    packed = find_packed(request.folder, checkpoints)
-    if packed is None or not _came_after(request, packed.path):
-        return False
-    study_sources = _of_study(checkpoints, request.sources_if_any())
-    is_complete = len(study_sources) == len(checkpoints.steps)
-    return is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
+    return Changes(is_other, tuple(step for step in steps if checkpoints.steps[-1] < step <= last_step))
 
 
 def start_on_all(request: PackRequest, study: str) -> str:
