@@ -197,12 +197,8 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
 def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
     """How the network in a snapshot of EDM or EDM2 was made, as plain data; nothing in the file is run.
 
-    Args:
-        path: ``network-snapshot-*.pkl``.
-        key: which network of the file.
-
-    Returns:
-        ``class_name`` (such as ``"EDMPrecond"``), ``init_args`` (a list) and ``init_kwargs`` (a dict).
+    Gives ``class_name`` (such as ``"EDMPrecond"``), ``init_args`` (a list) and ``init_kwargs`` (a dict) of the network
+    ``key`` in ``network-snapshot-*.pkl``.
 
     Raises:
         TrajectoryError: as :func:`read_checkpoint`; or an argument is not plain data.

@@ -42,42 +42,38 @@ class MatrixWriter:
     ) -> None:
         self.path = path
         self._keep_last = keep_last
-        self._dtype = dtype
-        self._stored = None if dtype is None else stored_dtype(dtype)
+        self._stored: str | None = None
+        if dtype is not None:
+            self._stored = stored_dtype(dtype)
         self._metadata = dict(metadata or {})
         self._process = os.getpid()
         self._failed = False
         self._committed: Manifest | None = None  # what the disk is known to have
         self._release: Callable[[], None] = lambda: None
         with contextlib.ExitStack() as undo, self._as_trajectory_error():
-            self._open(undo)
+            self._open(undo, dtype)
             undo.pop_all()
         self._close = weakref.finalize(self, os.close, self._weights)
         self._close.atexit = False  # functions that run at exit may still append; the process closes the file
 
-    def _open(self, undo: contextlib.ExitStack) -> None:
+    def _open(self, undo: contextlib.ExitStack, dtype: str | None) -> None:
         """Make and lock the folder, read the manifest, and open the file of the rows."""
         self._release = _make_and_lock(self.path)
         undo.callback(self._release)
-        _remove_unfinished(self.path)
+        for entry in list(self.path.iterdir()):
+            if is_pending(entry.name):  # a killed writer did not finish it
+                remove(entry)
         self._committed = _load_manifest(self.path)
         self._written = self._committed  # what rows hold
-        self._check_stored()
+        if self._committed is not None and dtype is not None and self._committed.stored != self._stored:
+            raise TrajectoryError(
+                f"{self.path} stores {self._committed.stored or EXACT}, not {dtype}: leave the dtype out, or start a "
+                "new trajectory."
+            )
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._weights = os.open(self.path / WEIGHTS, flags, 0o666)
         undo.callback(os.close, self._weights)
         sync_folder(self.path.parent)
-
-    def _check_stored(self) -> None:
-        """Refuse a dtype that is not the one of the rows."""
-        manifest = self._committed
-        if manifest is None:
-            return
-        if self._dtype is not None and manifest.stored != self._stored:
-            raise TrajectoryError(
-                f"{self.path} stores {manifest.stored or EXACT}, not {self._dtype}: leave the dtype out, or start a "
-                "new trajectory."
-            )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -282,12 +278,7 @@ class MatrixWriter:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or error
-            message = f"Cannot write to {self.path}: {reason}"
-            if self._committed is not None and self._committed.checkpoints:
-                last_step = self._committed.checkpoints[-1].step
-                message += f"; up to step {last_step} all is saved, append later ones again"
-            raise TrajectoryError(f"{message}.") from error
+            raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
 
 
 def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -> None:
@@ -357,10 +348,3 @@ def _make_and_lock(path: Path) -> Callable[[], None]:
     if release is None:
         raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
     return release
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what a killed writer did not finish."""
-    for entry in list(path.iterdir()):
-        if is_pending(entry.name):
-            remove(entry)
