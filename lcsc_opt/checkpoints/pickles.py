@@ -115,12 +115,6 @@ class PickleBytes:
         self._advance(size)
         return Span(start, size)
 
-    def spend(self, opcodes: int) -> None:
-        """Count work that is as much as this many opcodes."""
-        self._opcodes_left -= opcodes
-        if self._opcodes_left < 0:
-            raise TrajectoryError(_TOO_LARGE)
-
     def _advance(self, size: int) -> None:
         if not 0 <= size <= len(self.data) - self.position:
             raise TrajectoryError(MALFORMED)

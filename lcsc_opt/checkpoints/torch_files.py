@@ -28,7 +28,6 @@ from lcsc_opt.checkpoints.pickles import (
     PickleBytes,
     Record,
     Span,
-    safe_key,
     shown,
 )
 
@@ -141,7 +140,7 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
         if data[start : start + len(signature)] == signature:
             raise TrajectoryError(f"is compressed with {program}: unpack it.")
     source = PickleBytes(data, start, max_opcodes=max_opcodes)
-    content = InertUnpickler(source, call=_Calls(source, data)).load()
+    content = InertUnpickler(source, call=_Calls(data)).load()
     if _is_legacy_magic(content):
         return _read_legacy(source)
     return content
@@ -225,15 +224,14 @@ def _check_bounds(ref: TensorRef, file_bytes: int) -> None:
 class _Calls:
     """The stand-in for the result of a call: its record, except for dicts, tensors and their wrappers."""
 
-    def __init__(self, source: PickleBytes, file: memoryview | None = None) -> None:
+    def __init__(self, file: memoryview | None = None) -> None:
         """``file``: where bytes of the pickle are, which may hold a file of torch; NVlabs' do, one for each tensor."""
-        self._source = source
         self._file = file
         self._nested: dict[int, Any] = {}  # where a file of torch begins → its content
 
     def __call__(self, call: Record) -> Any:
-        if call.name == "collections.OrderedDict":
-            return self._ordered_dict(call.args)
+        if call.name == "collections.OrderedDict" and not call.args:
+            return {}
         if call.name in _REBUILD_TENSOR:
             return _tensor(call)
         if call.name in _RETURN_THEIR_ARGUMENT and call.args:
@@ -243,11 +241,6 @@ class _Calls:
         if call.name == "torch.storage._load_from_bytes" and self._file is not None:
             return self._nested_file(call, self._file)
         return call
-
-    def _ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        pairs = args[0] if args else []  # Python 2 passes the entries
-        self._source.spend(len(pairs))
-        return {safe_key(key): value for key, value in pairs}
 
     def _tensor_with_attributes(self, call: Record) -> Any:
         function = call.args[0]
@@ -305,10 +298,8 @@ class _Storages:
         dtype = _STORAGE_DTYPES[storage_type]
         key = identity[2]
         count = identity[4]
-        if type(key) is not str or type(count) is not int or not 0 <= count < _MAX_NUMBER:
-            raise TrajectoryError(MALFORMED)
         is_view = len(identity) > 5 and identity[5] is not None  # of another storage, as torch 0.3 wrote them
-        if is_view:
+        if is_view or type(key) is not str or type(count) is not int or not 0 <= count < _MAX_NUMBER:
             raise TrajectoryError(MALFORMED)
         return self._locate(dtype, key, count * dtype.itemsize)
 
@@ -333,7 +324,7 @@ def _read_zip(data: memoryview, file: Any) -> Any:
 
     pickled = _stored_entry(data, entries[pickles[0]])
     source = PickleBytes(data[: pickled.start + pickled.size], pickled.start)
-    return InertUnpickler(source, resolve=_Storages(locate), call=_Calls(source)).load()
+    return InertUnpickler(source, resolve=_Storages(locate), call=_Calls()).load()
 
 
 def _stored_entry(data: memoryview, entry: zipfile.ZipInfo | None) -> Span:
@@ -369,7 +360,7 @@ def _read_legacy(source: PickleBytes) -> Any:
 
     InertUnpickler(source).load()
     InertUnpickler(source).load()
-    content = InertUnpickler(source, resolve=_Storages(locate), call=_Calls(source)).load()
+    content = InertUnpickler(source, resolve=_Storages(locate), call=_Calls()).load()
     for key in InertUnpickler(source).load():
         storage = storages.get(key) if type(key) is str else None
         count = source.number("<q")
