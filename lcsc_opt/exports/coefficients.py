@@ -43,7 +43,7 @@ def average_coefficients(kind: str, steps: Sequence[int]) -> Coefficients:
             raise StudySpecError(f"{kind}: there are {len(steps)} checkpoints")
         return uniform_coefficients(len(steps), number)
     if number not in steps:
-        raise StudySpecError(f"{kind}: there is no checkpoint of this step; there are {shown_steps(steps)}")
+        raise StudySpecError(f"{kind}: there is no checkpoint of this step; the steps are {shown_steps(steps)}")
     one_hot = np.zeros(len(steps))
     one_hot[list(steps).index(number)] = 1.0
     return one_hot

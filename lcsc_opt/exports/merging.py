@@ -253,8 +253,8 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
     if to.form == "diffusers" and flavour is not None and (config is None or not config.is_adapter):
         file = to.path / "adapter_model.safetensors"
         raise ObjectiveError(
-            f"{to.path}: an adapter's folder needs its own configuration. For PEFT: --config FOLDER of a checkpoint, "
-            f"or -o {file}, and put an adapter_config.json next to it; for a pipeline of diffusers: --as lora"
+            f"{to.path}: an adapter's folder needs its own configuration. For PEFT, pass --config FOLDER of a "
+            f"checkpoint, or write -o {file} and put an adapter_config.json next to it; for diffusers, pass --as lora"
         )
     if to.form == "diffusers" and config is None:
         raise ObjectiveError(
@@ -292,7 +292,7 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
         earlier = Path(trajectory.sources[-2]) if len(trajectory) > 1 and trajectory.sources[-2] else None
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
     except TrajectoryError as error:
-        notice(f"{to.path}: a state dict, which the trainer may not load: {error}")
+        notice(f"{to.path}: written as a plain state dict, which the trainer may be unable to load: {error}")
         return None
     if len(document.replaced) > 1:
         notice(

@@ -109,7 +109,8 @@ def _described(report: HeldOutReport) -> str:
     sampler = "" if report.sampler is None else f", sampled with {report.sampler}"
     title = f"The search's best trial on held-out noise, {report.found.images:,} images{sampler}"
     warning = "" if report.warning is None else f"\n{report.warning}\n"
-    return f"\n{title}; [95 %] are intervals for this noise:\n\n{_table(*report_table(report))}{warning}"
+    note = "brackets are 95 % intervals over this noise"
+    return f"\n{title}; {note}:\n\n{_table(*report_table(report))}{warning}"
 
 
 def _coefficients_table(recipe: Recipe) -> str:

@@ -121,9 +121,7 @@ class ModelConfig:
         """
         if self.is_adapter:
             if lora_flavour(weights) != "peft":
-                raise ObjectiveError(
-                    "the configuration is an adapter's, and the merged model is not an adapter of PEFT"
-                )
+                raise ObjectiveError("the configuration belongs to an adapter, but the merged model is not one of PEFT")
             return
         network = self._network_on_meta()
         tied_names = getattr(network, "all_tied_weights_keys", ())  # save_pretrained leaves them out
@@ -132,8 +130,8 @@ class ModelConfig:
         differences = difference(weights, {name: state_dict[name] for name in names})
         if differences is not None:
             raise ObjectiveError(
-                f"the merged model does not fit the configuration's: it {differences}; pass --config FOLDER of the "
-                "right one, or --as safetensors"
+                f"the merged model does not fit the model of the configuration: it {differences}; pass --config FOLDER "
+                "of the right one, or --as safetensors"
             )
 
     def _network_on_meta(self) -> Any:
@@ -158,4 +156,4 @@ class ModelConfig:
                     return network_class.from_config(self.settings)
                 return network_class(network_class.config_class.from_dict(self.settings))
             except Exception as error:  # models raise all kinds of errors for wrong settings
-                raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
+                raise ObjectiveError(f"the configuration cannot build a {name}: {error}") from error

@@ -107,7 +107,7 @@ class Recipe(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.format != _FORMAT:
-            raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
+            raise ValueError(f"format {self.format} was written by a newer version of lcsc_opt")
         if not self.steps:
             raise ValueError("it combines no checkpoints")
         if len(self.checkpoint_sha256) != len(self.steps):

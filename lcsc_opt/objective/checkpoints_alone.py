@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.database.store import StoredStudy

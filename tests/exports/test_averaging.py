@@ -49,7 +49,7 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
         ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
         ("ema", "ema: expected a number, as in ema:0.9999 or power:0.1"),
         ("last:0", "last:0: there are 5 checkpoints"),
-        ("step:25", "step:25: there is no checkpoint of this step; there are 10, 20, 30, 40, 50"),
+        ("step:25", "step:25: there is no checkpoint of this step; the steps are 10, 20, 30, 40, 50"),
         ("last:6", "last:6: there are 5 checkpoints"),
         ("ema:2", "ema:2: rate: expected at least 0 and below 1, got 2.0"),
         ("emma", "emma does not exist: name an exported model, a recipe or a study, or an average such as ema:0.9999"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def test_lightning_loads_an_average_of_its_checkpoints(typed: Typed) -> None:
     assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
     typed("apply", "best.ckpt", "runs", "-o", "best.safetensors")
     assert load_file("best.safetensors")["weight"].tolist() == [[2.5] * 4]
+
+
+def test_a_trainers_file_is_found_again_though_its_name_is_not_utf8(typed: Typed) -> None:
+    save_checkpoints("m_{}.pt", optimizer={"exp_avg": torch.ones(3)})
+    Path("runs").rename(os.fsdecode(b"runs\xe9"))
+    typed("trajectory", "pack", os.fsdecode(b"runs\xe9"), "-o", "run.trajectory")
+    typed("apply", "uniform", "run.trajectory", "-o", "best.pt")
+    content = torch.load("best.pt", weights_only=True)
+    assert content["optimizer"]["exp_avg"].tolist() == [1, 1, 1]
+    assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
 
 
 def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> None:
