@@ -1,4 +1,4 @@
-"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT, DeepSpeed and torch."""
+"""Folders that are one checkpoint, or a whole pipeline: of diffusers, Accelerate, PEFT and torch."""
 
 from __future__ import annotations
 
