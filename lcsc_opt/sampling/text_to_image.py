@@ -147,8 +147,8 @@ def check_prompts(prompts: Sequence[str], images: int) -> None:
     """
     if len(prompts) > images:
         raise ObjectiveError(
-            f"prompts: {len(prompts):,} prompts for {images:,} images, so the last ones would never be sampled; "
-            f"give at least images: {len(prompts)}, or fewer prompts"
+            f"prompts: there are more prompts ({len(prompts):,}) than images ({images:,}), so some would never be "
+            f"used; give at least images: {len(prompts)}, or fewer prompts"
         )
 
 

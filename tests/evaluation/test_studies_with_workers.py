@@ -99,9 +99,9 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
         (
             "EMAGrid",
             {"evaluations": 2},
-            f"after 2 of the grid's {len(plain_averages(STEPS))} candidates,",
+            f"covers 2 of the grid's {len(plain_averages(STEPS))} candidates;",
         ),
-        ("Grid", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images ends after 2 of the grid's"),
+        ("Grid", {"images": 2 * IMAGES}, f"the budget of {2 * IMAGES} images covers 2 of the grid's"),
         ("EMAGrid", {"evaluations": 300}, None),
         ("CMA", {"evaluations": 2}, None),
     ],

@@ -216,7 +216,11 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         "held_out": {"images": 2},
         "storage": "sqlite:///few.db",
     }
-    one_line(StudySpecError, r"held_out\.images: 3 prompts for 2 images", lambda: lcsc_opt.run(study_file))
+    one_line(
+        StudySpecError,
+        r"held_out\.images: there are more prompts \(3\) than images \(2\)",
+        lambda: lcsc_opt.run(study_file),
+    )
     assert not Path("few.db").exists()
 
 
@@ -226,7 +230,7 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
         ({"prompts": "empty.txt"}, LcscError, "empty.txt holds no prompt; expected one a line"),
-        ({"images": 2}, LcscError, "there are more prompts (3) than images (2), so some"),
+        ({"images": 2}, LcscError, r"there are more prompts \(3\) than images \(2\), so some"),
         ({"pipeline": "textless"}, LcscError, "has no text_encoder, so it cannot follow prompts"),
         ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
         ({"component": "unet"}, LcscError, "do not fit the network"),
