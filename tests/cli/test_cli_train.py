@@ -241,7 +241,8 @@ def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: s
     said = typed("train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory").err
     assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in said
     assert yaml.safe_load(Path(f"{name}.yaml").read_text())["name"] == study
-    assert lcsc(["run", f"{name}.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
+    few = ("objective.settings.images=6", "objective.settings.batch_size=6", "held_out.images=6")
+    assert lcsc(["run", f"{name}.yaml", f"objective.settings.loss={PIXELS}", *few, "--dry-run"]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,9 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
     monkeypatch.setattr(loop.Loop, "_ask", counted)
     for place in ("database.summarizing.MOST_SECONDS", "base.progress._LINE_SECONDS", "study.searching._NODES_SECONDS"):
         monkeypatch.setattr(f"lcsc_opt.{place}", math.inf)  # what is done now and then depends on the machine
-    sys.setprofile(counting)
+    sys.settrace(counting)  # which is told of calls alone, as long as it returns nothing
     yield counting
-    sys.setprofile(None)
+    sys.settrace(None)
 
 
 def test_the_way_of_a_function_from_the_command_to_a_trial(typed: Typed, workplace: Path, way: Way) -> None:
