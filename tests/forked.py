@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 
 from optuna.storages import RDBStorage
 
+from lcsc_opt.study import rehearsal
 from tests import migrations
 
 migrations.read_once()
 RDBStorage("sqlite://").engine.dispose()
+rehearsal.SECONDS_TO_SHORTEN = math.inf  # as in conftest.py: no layout is chosen by time
 gc.collect()
 gc.freeze()  # a collection in a forked process would copy what it looks at

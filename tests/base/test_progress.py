@@ -93,7 +93,8 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
 
 SCRIPT = """
 import gc, logging, os, sys
-import nevergrad, optuna, pydantic, sqlalchemy.orm, torch, yaml  # once: they take seconds, and set up no logging
+# once: they take seconds, and set up no logging
+import cma, nevergrad, optuna, PIL.Image, plotly, pydantic, sqlalchemy.orm, torch, yaml
 gc.freeze()  # no fork collects what was imported
 
 def script():

@@ -265,17 +265,17 @@ def scaled(objective: Objective, factor: float) -> Objective:
 
 
 @pytest.mark.parametrize("name", ["LCSC", "LCSCQuadratic", "CMA", "DE", "PSO", "NGOpt"])
-@pytest.mark.parametrize("exponent", [80, -40, 300, -300])
-def test_the_unit_of_the_loss_changes_no_candidate(url: str, objective: Objective, name: str, exponent: int) -> None:
+def test_the_unit_of_the_loss_changes_no_candidate(url: str, objective: Objective, name: str) -> None:
     run(open_study(url, "e/plain/0"), objective, name)
-    study = open_study(url, "e/scaled/0")
-    search = run(study, scaled(objective, 2.0**exponent), name)
     plain = trials_of(open_study(url, "e/plain/0"))
-    assert [trial[:2] for trial in trials_of(study)] == [trial[:2] for trial in plain]
-    values = [trial[2] for trial in trials_of(study)]
-    assert values == [(value or 0.0) * 2.0**exponent for *_, value in plain], "the database has what was measured"
-    assert search.best is not None
-    assert search.best == min(zip(values, range(len(values)), strict=True))
+    for exponent in (300, -300):
+        study = open_study(url, f"e/scaled by {exponent}/0")
+        search = run(study, scaled(objective, 2.0**exponent), name)
+        assert [trial[:2] for trial in trials_of(study)] == [trial[:2] for trial in plain]
+        values = [trial[2] for trial in trials_of(study)]
+        assert values == [(value or 0.0) * 2.0**exponent for *_, value in plain], "the database has what was measured"
+        assert search.best is not None
+        assert search.best == min(zip(values, range(len(values)), strict=True))
 
 
 def test_a_search_in_a_large_unit_continues_bit_for_bit(url: str, objective: Objective) -> None:
