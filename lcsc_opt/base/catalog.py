@@ -78,7 +78,7 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
 
 
 def _candidates(kind: Kind, path: Path) -> list[Path]:
-    """The files that a name may stand for: with its own suffix first, if it has one of its kind, then with each."""
+    """The files that a name may stand for: as it is, if it has a suffix of its kind, then with each such suffix."""
     suffixes = SUFFIXES[kind]
     if not path.name:  # of `.` and `/`
         return []

@@ -76,7 +76,7 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
 
 
 def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
-    """Name → file of what :func:`local_code` digests, in no particular order; a file that is no Python is left out."""
+    """Name → file of what :func:`local_code` digests, in no particular order; a file that is not Python is left out."""
     visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
     while waiting:

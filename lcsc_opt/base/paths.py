@@ -89,7 +89,7 @@ class BuildContext:
     found: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def path(self, path: str) -> Path:
-        """A path or glob of the settings, from the root; :attr:`found` gets it, too.
+        """A path or glob of the settings, from the root; it is noted in :attr:`found`.
 
         It is the one in :attr:`places`, if that has it. Otherwise a relative one is looked for next to the study file,
         then in the working directory. It need not exist; opening it gives the error.

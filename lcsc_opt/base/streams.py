@@ -104,7 +104,7 @@ def _ignored_for_results(descriptor: int) -> tuple[int, ...]:
 
 
 def _open_if_missing(descriptor: int) -> None:
-    """Open the null device under this number if nothing is open there; child processes have it, too."""
+    """Open the null device under this number if nothing is open there; child processes inherit it."""
     try:
         os.fstat(descriptor)
     except OSError:

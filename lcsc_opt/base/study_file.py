@@ -126,7 +126,7 @@ class StudyFile(FrozenModel):
 
 
 def _check_devices(spec: StudySpec) -> None:
-    """Refuse a device of the objective's where the workers, or Ray, choose the devices."""
+    """Refuse a device in the objective's settings where the workers, or Ray, choose the devices."""
     if spec.ray is not None:
         if spec.device.partition(":")[2] not in ("", "0"):
             raise StudySpecError(

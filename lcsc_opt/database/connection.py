@@ -171,7 +171,7 @@ def _past_optuna(context: sa.engine.ExceptionContext) -> None:
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
     """Refuse a file that is no SQLite database, or that cannot be opened or made.
 
-    To a reader also one that is missing, which SQLite would make, or that holds no studies.
+    For a reader, also one that is missing, which SQLite would make, or one that holds no studies.
 
     Raises:
         StudyStoreError: it is refused.

@@ -105,7 +105,7 @@ class Measurement:
 
     @classmethod
     def joined(cls, parts: Sequence[Measurement]) -> Measurement:
-        """At least one measurement of a model, each on other groups of noise, as one on all of them."""
+        """One measurement on all groups of noise, of at least one of the same model on some of them."""
         first = parts[0]
         seeds: tuple[int, ...] = ()
         for part in parts:

@@ -30,7 +30,7 @@ def known_ema(study: StoredStudy) -> tuple[Model, float] | None:
 
 
 def siblings(study: StoredStudy) -> dict[str, dict[str, Any]]:
-    """Name → attributes of the experiment's searches and grids with this study's objective and code, with itself."""
+    """Name → attributes of this study and of the experiment's searches and grids with its objective and code."""
     experiment = split_name(study.name)[0]
     function = _function_of(study.attributes)
     return {

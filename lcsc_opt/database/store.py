@@ -268,7 +268,7 @@ class StoredStudy:
             self._cached_attributes = None
 
     def _write(self, change: Callable[[], T]) -> T:
-        """Call ``change``, again if its commit failed or may have; with a lock, check first that it is still held."""
+        """Call ``change``, and again if its commit failed or may have; with a lock, first check that it is held."""
 
         def attempt() -> T:
             if self._coordinator is not None:

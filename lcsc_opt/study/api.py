@@ -76,7 +76,7 @@ class Study:
         """The objective that was searched, loaded as its study file says. Loading may train or read a model.
 
         Raises:
-            LcscError: its file cannot be loaded, its checkpoints or data are gone, or so is the study.
+            LcscError: the objective's file cannot be loaded; or its checkpoints, its data or the study are gone.
         """
         with reading(self.storage) as storage:
             return objective_of(StoredStudy.open(storage, self.name), self.functions)
@@ -157,7 +157,7 @@ class Study:
             coefficients = self.coefficients
         groups = objective.layer_groups
         rows = None if groups is None else len(groups)
-        checked = trainer_ema(len(self.steps))  # which has a number more than a search's coefficients
+        checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         merged = trajectory.merge(checked) | dict(objective.statistics(checked))

@@ -459,7 +459,7 @@ def _url(storage: str | Path) -> str:
     if not isinstance(storage, (str, Path)) or not str(storage):
         raise StudySpecError(f"storage: expected a file or the URL of a database, or None, got {excerpt(storage)}")
     text = str(storage)
-    if text == DEFAULT_FILE:  # nobody chose a file, so that LCSC_STORAGE counts
+    if text == DEFAULT_FILE:  # nobody chose a file, so LCSC_STORAGE counts
         return storage_url(None, DEFAULT_STORAGE)
     if "://" in text:
         return absolute_url(text)

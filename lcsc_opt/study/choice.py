@@ -40,7 +40,7 @@ def choose(
 
 
 def share_gained(base: Measurement, model: Measurement, judge: str | None) -> float:
-    """How much lower a model's loss and judge are, as a mean share of the base's, on the first group of noise."""
+    """How much lower a model's loss and judge are, as the mean of shares of the base's, on the first group of noise."""
     metrics = _compared_metrics(judge)
     return statistics.fmean(_share(base.values[name][0], model.values[name][0]) for name in metrics)
 

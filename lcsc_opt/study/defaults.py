@@ -66,7 +66,7 @@ def completed(
 
 
 def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerSpec]:
-    """A grid of averages to compare with, and a search: by the gradient, or a notice says why there is none."""
+    """A grid of averages to compare with, and a search: by the gradient; if there is none, a notice says why."""
     search = "LCSCGradient"
     reason = objective.why_no_gradient()
     if reason is not None:
@@ -92,9 +92,9 @@ def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[Optimi
 
 def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Optimizer → specification of the experiment's first search with it."""
-    found: dict[str, Mapping[str, Any]] = {}
+    specifications: dict[str, Mapping[str, Any]] = {}
     for name in filter(is_ranked, studies):
         stored_experiment, optimizer, _ = split_name(name)
         if stored_experiment == experiment:
-            found.setdefault(optimizer, studies[name]["specification"])
-    return found
+            specifications.setdefault(optimizer, studies[name]["specification"])
+    return specifications

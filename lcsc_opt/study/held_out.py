@@ -206,12 +206,12 @@ def _with_answer(
         points = [point for ema in emas for point in on_the_way(ema, found.model)]
         new = [*selected, *measurer.possible([SELECTION], points)]
     answer, best_had = choose(had, new, judge=measurer.reported.cross_check)
-    known = {measured.model: measured for measured in (report.found, *report.baselines)}
+    already_measured = {measured.model: measured for measured in (report.found, *report.baselines)}
     return dataclasses.replace(
         report,
         selection={measured.model.name: measurer.sign * measured.loss for measured in (*selected, *had, *new)},
-        answer=known.get(answer.model) or measurer.on_each(plan.noises, answer.model),
-        had=None if best_had is None else known[best_had.model],
+        answer=already_measured.get(answer.model) or measurer.on_each(plan.noises, answer.model),
+        had=None if best_had is None else already_measured[best_had.model],
     )
 
 

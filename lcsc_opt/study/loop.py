@@ -271,7 +271,7 @@ class Loop:
             self._check_failures(asked.outcome)
 
     def _commit_finished(self) -> bool:
-        """Write the results that are there, after a few seconds at most; whether there were any."""
+        """Write the results that have arrived, waiting a few seconds at most; whether there were any."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
         done, _ = concurrent.futures.wait(running, timeout=WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
@@ -307,8 +307,8 @@ class Loop:
             return self._told_losses.of_failure, None
         if asked.compares and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, asked.number)
-        told = self._told_losses.of_success(outcome)
-        return told.loss, told
+        evaluation = self._told_losses.of_success(outcome)
+        return evaluation.loss, evaluation
 
     def _call_callbacks(self, number: int) -> None:
         """Call the caller's functions after the trial of this number, each with a copy of it."""

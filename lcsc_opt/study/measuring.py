@@ -129,9 +129,9 @@ class Measurer:
                 return None
             return Measurement.from_json(stored, model)
 
-        found = usable(self._study.attributes)
-        if found is not None:
-            return found
+        of_study = usable(self._study.attributes)
+        if of_study is not None:
+            return of_study
         of_siblings = map(usable, siblings(self._study).values())
         return next((measurement for measurement in of_siblings if measurement is not None), None)
 

@@ -224,7 +224,7 @@ def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:
 
 
 def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> dict[str, Any]:
-    """Options that an optimizer does not name and a new study stores, for its rows and its number of checkpoints."""
+    """Options that an optimizer does not name and a new study stores, given its rows and its number of checkpoints."""
     has_few = checkpoints < MANY_CHECKPOINTS and rows is not None
     if has_few and optimizer.name == "LCSCGradient" and "step_size" not in optimizer.options:
         return {"step_size": STEP_WITH_FEW_CHECKPOINTS}

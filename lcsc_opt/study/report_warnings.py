@@ -48,13 +48,13 @@ def warning_of(
         yardstick: what the losses are relative to, on the noise of the report.
         searched_below_ema: whether the search's own loss fell below EMA*'s; ``None`` if EMA* was not searched.
     """
-    kept = None if yardstick is None else yardstick.kept
+    kept_metric = None if yardstick is None else yardstick.kept
     for row in rows:
-        if yardstick is not None and row.metric == kept and row.misses(yardstick.bound):
+        if yardstick is not None and row.metric == kept_metric and row.misses(yardstick.bound):
             return _broken_bound(row, yardstick.bound)
     worse = [_worse_than(rows, trained, searched_below_ema) for trained in against_trained]
     lost = [warning for warning, trained in zip(worse, against_trained, strict=True) if trained[0].lost]
-    doubt = _doubt(rows, is_kept=kept is not None)
+    doubt = _doubt(rows, is_kept=kept_metric is not None)
     return next((warning for warning in (*lost, doubt, *worse) if warning is not None), None)
 
 

@@ -176,10 +176,10 @@ class Result:
     def _answer(self) -> tuple[History, Model | None]:
         """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
         studies = self._histories()
-        found = answer_of(studies)
-        if found is not None:
-            study, _, answer = found
-            return study, answer.model
+        answer = answer_of(studies)
+        if answer is not None:
+            study, _, measurement = answer
+            return study, measurement.model
         searched = best_searched(studies)
         if searched is None:
             raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")

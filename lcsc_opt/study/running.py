@@ -225,7 +225,7 @@ class Run:
             start = ended_grid(spec.experiment, studies)
         if start is None:
             return None
-        # to read, a database that is missing is not made: opening it raises
+        # opened to read, a missing database raises an error
         return StoredStudy.open(self._storage or open_storage(self._url, write=False), start)
 
     def _without_result(self, key: str, studies: Collection[str]) -> list[StudySpec]:

@@ -72,14 +72,14 @@ class Search:
 
     Args:
         before: the attributes of the stored study, or those that a new one begins with.
-        updated: those that are other ones now, which are written when the study is :meth:`held`.
+        updated: those that have changed, which are written when the study is :meth:`held`.
         budget: of the specification, as far as the optimizer can spend it.
         retry_failed: whether trials that failed after the last success are asked again.
 
     Attributes:
         spec: its specification.
         objective: what is searched.
-        attributes: both of ``before`` and ``updated``, and the layout; not what the search writes later.
+        attributes: ``before`` with ``updated`` and the layout, without what the search writes later.
         stored: the study in the database, from when it is first :meth:`held`.
     """
 

@@ -68,7 +68,7 @@ def evaluations_in(
     seconds *= _PLANNED
     if not start.gradient:
         return max(int(seconds / plain), _FEWEST)
-    first = candidate_of(new_optimizer(_UNLIMITED).ask())  # a step, of the fewest images
+    first = candidate_of(new_optimizer(_UNLIMITED).ask())  # a step with the fewest images
     step = _seconds_of(lambda: evaluate(first))
     step_images = first.images or 1
 

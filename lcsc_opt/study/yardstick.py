@@ -67,8 +67,8 @@ def _known(attributes: dict[str, Any]) -> dict[str, Any]:
 def _stored(study: StoredStudy, key: str) -> dict[str, Any] | None:
     for attributes in (study.attributes, *siblings(study).values()):
         if key in _known(attributes):
-            found: dict[str, Any] = _known(attributes)[key]
-            return found
+            yardstick: dict[str, Any] = _known(attributes)[key]
+            return yardstick
     return None
 
 
