@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Cost, Evaluation
@@ -32,7 +32,8 @@ class Choice:
 def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome], candidate: Candidate) -> Choice:
     """Evaluate a candidate in all layouts in turns, and choose. Noise adds time: the shortest of each counts.
 
-    A layout in which the candidate fails, or has another loss, is not chosen.
+    Each round costs as much as a trial in every layout, so two in a row with the same clear winner are enough. A layout
+    in which the candidate fails, or has another loss, is not chosen.
 
     Args:
         objective: offers the layouts.
@@ -41,25 +42,40 @@ def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome
     """
     shortest: dict[str, float] = {}
     losses: dict[str, float] = {}
+    winner: str | None = None
     layouts = list(objective.layouts)
     begin = time.perf_counter()
     for number in range(1 + ROUNDS):
         is_warm_up = number == 0
         if number > 1 and time.perf_counter() - begin > MOST_SECONDS:
             break
+        seconds_now: dict[str, float] = {}
         for layout in layouts:
             outcome = evaluate(dataclasses.replace(candidate, layout=layout))
             if not isinstance(outcome, Evaluation):
                 return Choice()
             losses[layout] = outcome.loss
-            if not is_warm_up:
-                shortest[layout] = min(shortest.get(layout, math.inf), _sampling_seconds(outcome.cost))
+            seconds_now[layout] = _sampling_seconds(outcome.cost)
         layouts.reverse()  # workers that take turns get both
+        if is_warm_up:
+            continue
+        for layout, seconds in seconds_now.items():
+            shortest[layout] = min(shortest.get(layout, math.inf), seconds)
+        winner_before, winner = winner, _clear_winner(seconds_now)
+        if winner is not None and winner == winner_before:
+            break
     for layout, seconds in shortest.items():
         relative = seconds / shortest[CONTIGUOUS]
         if relative < WORTH and math.isclose(losses[layout], losses[CONTIGUOUS], rel_tol=SAME_LOSS):
             return Choice(layout, relative)
     return Choice()
+
+
+def _clear_winner(seconds: Mapping[str, float]) -> str | None:
+    """The layout that is clearly faster than all others in one round; ``None`` if there is none."""
+    fastest, *others = sorted(seconds, key=lambda layout: seconds[layout])
+    is_clear = all(seconds[fastest] < WORTH * seconds[other] for other in others)
+    return fastest if is_clear else None
 
 
 def _sampling_seconds(cost: Cost) -> float:
