@@ -29,7 +29,7 @@ class MatrixWriter:
 
     A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
     another commits; no other calls may overlap. The arguments are those of
-    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`, and ``metadata``: texts for the manifest.
+    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MatrixWriter:
         self._stored: str | None = None
         if dtype is not None:
             self._stored = stored_dtype(dtype)
-        self._metadata = dict(metadata or {})
+        self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
         self._process = os.getpid()
         self._failed = False
         self._committed: Manifest | None = None  # what the disk is known to have

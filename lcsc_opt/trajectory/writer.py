@@ -41,6 +41,7 @@ class TrajectoryWriter:
         every: save once in each interval of so many steps: at its end, or at the first step after it. So no checkpoint
             is missing where steps are counted in images, or by two optimizers.
         keep_last: keep this many last checkpoints; ``None`` keeps all.
+        metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
             which are read and merged in float32. ``None`` is the dtype that the trajectory began with; ``exact`` for a
             new one.
@@ -58,6 +59,7 @@ class TrajectoryWriter:
         *,
         every: int = 1,
         keep_last: int | None = None,
+        metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
         resume: int | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class TrajectoryWriter:
                 raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         self._every = every
         self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved
-        self._saver = MatrixWriter(self.path, keep_last=keep_last, dtype=dtype)
+        self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
         self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()

@@ -69,11 +69,12 @@ def test_tensor_that_varied_once_stays_varying(tmp_path):
     assert trajectory.merge([1.0, -1.0, 1.0])["w"].item() == 0.0
 
 
-def test_writer_continues_beside_files_of_the_user(tmp_path):
-    append(tmp_path / "t", 1, 2)
+def test_writer_continues_and_keeps_metadata(tmp_path):
+    append(tmp_path / "t", 1, 2, metadata={"run": "a", "note": "x"})
     (tmp_path / "t" / "notes.txt").touch()  # of the user: only a folder without a manifest is refused for such
-    append(tmp_path / "t", 3)
+    append(tmp_path / "t", 3, metadata={"note": "y"})
     assert_whole(tmp_path / "t", [1, 2, 3])
+    assert dict(Trajectory.open(tmp_path / "t").metadata) == {"run": "a", "note": "y"}
 
 
 def test_resumed_training_may_come_by_a_second_time(tmp_path):
