@@ -72,7 +72,7 @@ def rehearse(
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
     if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
         notice(
-            f"{name}: the first checkpoint, the last one and the start of the search all have the loss {loss:.4g}: "
+            f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
     trial_seconds = seconds.get("gradient", seconds.get("search", 0.0))

@@ -281,6 +281,6 @@ def test_a_score_of_another_model_is_told(task: Any, tmp_path: Path, capfd: Any)
         return float(other.weight.detach().norm())
 
     lcsc_opt.search("ck", build=task().build, score=score, optimizers=["LCSC"], budget=4, storage=None)
-    assert "the start of the search all have the loss" in capfd.readouterr().err
+    assert "the start of the search have the same loss" in capfd.readouterr().err
     search(task(), storage=None)
     assert "three models" not in capfd.readouterr().err
