@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import uuid
 from pathlib import Path
@@ -75,6 +76,11 @@ class StoredImage:
                 caption, shows = known.get(name, other)
                 images.append(cls(path.name, caption, content, shows, selected=not name.startswith(SAMPLES)))
         return sorted(images, key=lambda image: image.selected)
+
+    @property
+    def data_url(self) -> str:
+        """The image as a ``data:`` URL, for a page that is one file."""
+        return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
 
 
 def files_of(study: StoredStudy) -> list[Path]:
