@@ -32,11 +32,7 @@ def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
     assert [image.selected for image in found] == 3 * [False] + 3 * [True]
     assert [image.shows for image in found] == ["baseline", "answer", "real", "baseline", "answer", "other"]
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    assert (
-        (folder / found[0].artifact_id).read_bytes()
-        == found[0].data_url
-        == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    )
+    assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
     assert StoredImage.of_answer(reader, history, tmp_path / "elsewhere") == []
 
 
