@@ -92,7 +92,8 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
 
 
 SCRIPT = """
-import gc, logging, os, sys
+import gc, logging, os, sys, warnings
+warnings.simplefilter("ignore", UserWarning)  # of pycma, without matplotlib
 # once: they take seconds, and set up no logging
 import cma, nevergrad, optuna, PIL.Image, plotly, pydantic, sqlalchemy.orm, torch, yaml
 gc.freeze()  # no fork collects what was imported
