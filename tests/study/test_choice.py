@@ -164,6 +164,7 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
     assert report.selection[report.answer.model.name] <= float(values[0::2].mean()) * (1 + 1e-5)
 
 
+@pytest.mark.usefixtures("workplace")
 def test_a_held_out_number_cannot_choose_and_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     lcsc_opt.search(
         trained(),
