@@ -31,7 +31,9 @@ thread falls asleep between two operations of a small network: that would take l
 
 
 def let_waiting_threads_sleep() -> None:
-    """Call this before torch is imported. It does nothing where the user has set how threads wait.
+    """Set :data:`WAITING` in the environment, unless the user has set how threads wait.
+
+    To be called before torch is imported.
 
     When other work shares the cores, a thread may spin while it waits for a thread that has no core. A search or a
     training then has only a small part of the speed that it has alone. With threads that sleep, it has about half of

@@ -519,7 +519,7 @@ def _with_holder(study: AnyStudy, attributes: Mapping[str, Any], *, is_running: 
 
 
 def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy:
-    """The study updated with its user attributes."""
+    """The study with all that its user attributes say, but its holder and the names of its loss and answer."""
     specification = attributes.get("specification") or {}
     budget = attributes.get("budget") or {}
     nodes = attributes.get(NODES) or {}

@@ -122,7 +122,7 @@ class Samples:
     Attributes:
         per_evaluation: how many, in a search; 0 without any, or if nobody counts them.
         per_report: how many in a held-out report where nobody says; ``None`` is what is usual for FID.
-        fewest_per_report: with which each prompt has an image; 0 if any number will do.
+        prompts_per_report: how many prompts a report has, each of which needs an image; 0 without prompts.
         samplers: how images are sampled: in searches, then in another way that only reports use, if any.
         real_per_dimension: real images of the loss, divided by the effective dimension of their features; ``None`` if
             unknown.
@@ -130,7 +130,7 @@ class Samples:
 
     per_evaluation: int = 0
     per_report: int | None = None
-    fewest_per_report: int = 0
+    prompts_per_report: int = 0
     samplers: Sequence[SamplerTitle] = ()
     real_per_dimension: float | None = None
 

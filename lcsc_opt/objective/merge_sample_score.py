@@ -105,7 +105,7 @@ class MergeSampleScore(StagedObjective):
         self.layouts = tuple(FORMATS) if networks_to_lay_out(sampler) else ()
         self.samples = Samples(
             per_evaluation=images,
-            fewest_per_report=fewest_report_images(sampler),
+            prompts_per_report=fewest_report_images(sampler),
             samplers=tuple(title_of(one) for one in self._samplers),
             real_per_dimension=_real_images_per_dimension(scores),
         )

@@ -477,8 +477,12 @@ def _stored(url: str) -> dict[str, Mapping[str, Any]]:
 
 
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
-    """``NAME`` while it is free; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next one."""
-    matches = [re.fullmatch(rf"{re.escape(name)}(?:-([1-9][0-9]*))?", experiment) for experiment in experiments]
+    """``NAME`` while no search has it; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next.
+
+    For functions that nobody can compare. ``NAME-2024`` is a name that the user gave.
+    """
+    number = "([2-9]|[1-9][0-9]{1,2})"
+    matches = [re.fullmatch(rf"{re.escape(name)}(?:-{number})?", experiment) for experiment in experiments]
     numbers = [int(match[1] or 1) for match in matches if match is not None]
     if not numbers:
         return name

@@ -257,7 +257,8 @@ class Loop:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
         asked = self._in_flight[0]
         while asked.outcome is None:
-            if not self._commit_finished():
+            self._commit_finished()
+            if asked.outcome is None:
                 on_progress(self)
         self._in_flight.pop(0)
         loss, evaluation = self._to_tell(asked, asked.outcome)

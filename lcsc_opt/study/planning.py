@@ -28,10 +28,11 @@ FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimiz
 
 
 def check(spec: StudySpec, objective: Objective) -> None:
-    """Refuse an objective that this study cannot search, before any weights are read.
+    """Refuse an objective that this study cannot search or report, before any weights are read.
 
     Raises:
-        StudySpecError: the optimizer needs a gradient, or the budget counts images, and the objective has none.
+        StudySpecError: the optimizer needs a gradient, or the budget counts images, and the objective has none; or the
+            report has so few images that some prompts would never be sampled.
         ObjectiveError: all checkpoints hold the same weights.
     """
     if objective.trajectory is not None and not objective.trajectory.varying:
@@ -48,24 +49,14 @@ def check(spec: StudySpec, objective: Objective) -> None:
             )
     if spec.budget.unit == "images" and not objective.samples.per_evaluation:
         raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-
-
-def check_new(spec: StudySpec, objective: Objective) -> None:
-    """Refuse what :func:`check` does, and a report on so few images that some prompts would never be sampled.
-
-    Raises:
-        StudySpecError: as :func:`check`; or the message names the number of images that are needed.
-        ObjectiveError: as :func:`check`.
-    """
-    check(spec, objective)
     if spec.held_out is None:
         return
     images = spec.held_out.images_with(objective.samples.per_report)
-    fewest = objective.samples.fewest_per_report
-    if images < fewest:
+    prompts = objective.samples.prompts_per_report
+    if images < prompts:
         raise StudySpecError(
-            f"held_out.images: there are more prompts ({fewest:,}) than images ({images:,}), so some would never be "
-            f"used; give at least {fewest} images, or fewer prompts"
+            f"held_out.images: there are more prompts ({prompts:,}) than images ({images:,}), so some would never be "
+            f"used; give at least {prompts:,} images, or fewer prompts"
         )
 
 

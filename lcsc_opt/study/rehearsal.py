@@ -37,6 +37,8 @@ def rehearse(
 ) -> Pace:
     """Evaluate a candidate on each noise, choose a layout, and say how long a trial will take.
 
+    A score that seems to ignore the model that it is given is said, too.
+
     Args:
         name: of the experiment, for messages.
         objective: what is searched.
@@ -46,10 +48,11 @@ def rehearse(
         chooses_layout: whether the network's layout is still to be chosen; if not, it is the candidate's.
 
     Returns:
-        How long each took, and the layout.
+        How long each takes with as many images as a search's, and the layout.
 
     Raises:
-        ObjectiveError: the code failed, or gave no gradient. A candidate that merely has no finite loss is passed over.
+        ObjectiveError: the code failed, or gave no gradient where one is followed. Without a gradient, a candidate
+            whose loss is not finite is passed over.
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
@@ -70,7 +73,7 @@ def rehearse(
             evaluate(candidate)  # again: only the first evaluation of a run loads networks and real images
             seconds[kind] = time.perf_counter() - start
             seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
-    if loss is not None and _is_the_same_for_all(loss, plain, objective, evaluate):
+    if loss is not None and _ignores_the_weights(loss, plain, objective, evaluate):
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
@@ -102,7 +105,7 @@ def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, rep
     return candidates
 
 
-def _is_the_same_for_all(
+def _ignores_the_weights(
     loss: float, plain: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]
 ) -> bool:
     """Whether the first and the last checkpoint have this loss, too; the last is evaluated only if the first has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import History, Standing, answer_of, best_searched
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Model
+from lcsc_opt.database.urls import files_directory
 from lcsc_opt.study.api import Study
 from lcsc_opt.views import UNKNOWN, percent
 from lcsc_opt.views.answer import first_line
@@ -138,13 +140,16 @@ class Result:
         return comparison_figure(self._histories())
 
     def to_study_file(self, path: str | Path | None = None) -> str:
-        """The study file that asks for the same studies, which ``lcsc run`` continues.
+        """The study file that asks for the same studies.
+
+        ``lcsc run`` continues them, or begins them anew if their database is deleted with this result.
 
         Args:
             path: where it is written; ``None`` only returns it.
 
         Raises:
-            StudySpecError: a function cannot be imported, and the message names it; or the file cannot be written.
+            StudySpecError: a function cannot be imported, and the message names it; the checkpoints are deleted with
+                this result; or the file cannot be written.
         """
         if self._not_importable:
             named = " and ".join(f"{argument} ({text})" for argument, text in self._not_importable.items())
@@ -152,13 +157,23 @@ class Result:
                 f"{self.name}: a study file cannot import {named}: put it into a module, and give it from "
                 "there, with accept_changes=True"
             )
-        content = dict(self._content)
+        content = json.loads(json.dumps(self._content, default=str))  # numbers of NumPy become Python's
         if not self._is_temporary:
             content["storage"] = self.storage
+        elif self._packed_in(files_directory(self.storage)):
+            raise StudySpecError(
+                f"{self.name}: its checkpoints were in memory, and their packed copy is deleted with this result: give "
+                "search a storage, or the files of the checkpoints"
+            )
         text = dump_yaml(content)
         if path is not None:
             write_atomically(Path(path), text, error=StudySpecError)
         return text
+
+    def _packed_in(self, folder: Path) -> bool:
+        """Whether the checkpoints were packed into this folder."""
+        checkpoints = self._content["objective"]["settings"]["checkpoints"]
+        return isinstance(checkpoints, str) and Path(checkpoints).is_relative_to(folder)
 
     def __repr__(self) -> str:
         studies = self._histories()

@@ -51,7 +51,6 @@ from lcsc_opt.study.measuring import score_trained_models
 from lcsc_opt.study.planning import (
     advice,
     check,
-    check_new,
     first_attributes,
     first_candidate,
     new_driver,
@@ -155,7 +154,7 @@ class Search:
         }
         if stored is None:
             check_siblings(spec, studies, fingerprint, accept=accept_changes)
-            check_new(spec, objective)
+            check(spec, objective)
             for line in advice(spec, objective):
                 notice(line)
             directory = None if context.directory is None else str(context.directory)

@@ -152,6 +152,12 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     assert far.calls == calls, "the search has ended"
 
 
+def test_a_year_in_a_name_is_no_number_of_a_search(search: Any) -> None:
+    assert search(states(), score=lambda net: distance(net), optimizers="CMA", name="digits-2024").name == "digits-2024"
+    for expected in ("digits", "digits-2"):
+        assert search(states(), score=lambda net: distance(net), optimizers="CMA", name="digits").name == expected
+
+
 def test_a_temporary_function_is_not_taken_for_another_one(search: Any) -> None:
     """Digests were once kept by ``id()``, which Python uses again."""
     found = [search(states(), score=Loader(target).distance, optimizers="CMA").study.searched for target in (1, 2, 3)]
@@ -231,6 +237,21 @@ def test_functions_of_a_module_make_a_study_file_that_continues(
     assert len(result.studies[1].trials) == 6
     in_processes = search("*.pt", build=module.build, score=module.score, jobs=2, name="jobs", optimizers="CMA")
     assert len(in_processes.studies[0].trials) == 4
+
+
+def test_a_study_file_of_a_temporary_database_needs_checkpoints_that_stay(
+    workplace: Path, search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "called_for_a_while.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(workplace))
+    import called_for_a_while as module  # type: ignore[import-not-found]
+
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    functions = {"build": module.build, "score": module.score, "optimizers": {"CMA": {"step_size": np.float64(0.2)}}}
+    assert "step_size: 0.2" in search("*.pt", **functions, storage=None).to_study_file()
+    with pytest.raises(lcsc_opt.LcscError, match="were in memory, and their packed copy is deleted with this result"):
+        search(states(), **functions, storage=None).to_study_file()
 
 
 def test_a_study_file_is_refused_for_what_no_process_can_import(search: Any, typed: Typed) -> None:
