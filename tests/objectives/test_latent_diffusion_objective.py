@@ -222,7 +222,7 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         lambda: lcsc_opt.run(study_file),
     )
     assert not Path("few.db").exists()
-    lcsc_opt.run({**study_file, "held_out": {"images": 3, "top": 1}})
+    lcsc_opt.run({**study_file, "held_out": {"images": 8, "top": 1}})
     with pytest.raises(StudySpecError, match=r"there are more prompts \(3\) than images \(2\)"):
         lcsc_opt.run({**study_file, "budget": {"evaluations": 3}})
 
