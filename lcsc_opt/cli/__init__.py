@@ -50,9 +50,9 @@ class _Grouped(typer.core.TyperGroup):
                 formatter.write_dl(rows)
 
 
-HELP = """Often a linear combination of your saved checkpoints is better than the last one and than any EMA.
+HELP = """A linear combination of your saved checkpoints is often better than the last checkpoint and any EMA of them.
 
-lcsc finds it, or tells you that there is none. Nothing is trained.
+lcsc finds it, or tells you that nothing better exists among those it tried. Nothing is trained.
 
 To begin: lcsc init KIND FOLDER writes study.yaml for your checkpoints, and lcsc run study.yaml searches.
 

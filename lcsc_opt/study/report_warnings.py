@@ -133,7 +133,7 @@ def turned(rows: Rows, elsewhere: Rows, samplers: Sequence[SamplerTitle]) -> str
         return None
     here = _changes([gained[row.metric] for row in lost])
     return (
-        f"compared with {rows[0].against}, the gain becomes a loss in another sampler: {here} with {samplers[0].text}, "
+        f"compared with {rows[0].against}, the answer is worse in another sampler: {here} with {samplers[0].text}, "
         f"but {_changes(lost)} with {samplers[1].text}; use the answer only with the sampler that it was searched with"
     )
 

@@ -229,14 +229,14 @@ def test_an_answer_that_is_worse_in_another_sampler_is_warned_of_and_everything_
     study: StoredStudy, typed: Typed
 ) -> None:
     of_grid = score_held_out(grid(study), InTwoSamplers(), dataclasses.replace(PLAN, top=3, keep=False))
-    assert "compared with last checkpoint, the gain becomes a loss in another sampler" in (of_grid.warning or "")
+    assert "compared with last checkpoint, the answer is worse in another sampler" in (of_grid.warning or "")
     objective = InTwoSamplers()
     report = score_held_out(study, objective, PLAN)
     assert report.also is not None
     assert (report.also.found.images, report.also.sampler) == (10, "DDIM, 12 model calls an image")
     assert names(report.also) == ["last checkpoint", "EMA*"]
     assert row(report, CROSS_CHECK).gain > 0 > row(report.also, CROSS_CHECK).gain
-    assert (report.warning or "").startswith("compared with EMA*, the gain becomes a loss in another sampler: loss")
+    assert (report.warning or "").startswith("compared with EMA*, the answer is worse in another sampler: loss")
     assert stored(study) == report
     asked = len(objective.asked)
     assert score_held_out(study, objective, PLAN) == report

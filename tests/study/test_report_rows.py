@@ -156,7 +156,7 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     found = rows(model([2.5], **{CLIP: [84.0]}), model([28.0], **{CLIP: [268.0]}))
     elsewhere = rows(model([9.0], **{CLIP: [100.0]}), model([10.0], **{CLIP: [69.0]}))
     assert turned(found, elsewhere, samplers) == (
-        "compared with EMA*, the gain becomes a loss in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls "
+        "compared with EMA*, the answer is worse in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls "
         "an image, but fid@clip 69 → 100 with DDIM, 12 model calls an image; use the answer only with the sampler that "
         "it was searched with"
     )
