@@ -107,7 +107,8 @@ def _results_section(study: StoredStudy, recipe: Recipe) -> str:
 def _described(report: HeldOutReport) -> str:
     """The table of a report."""
     sampler = "" if report.sampler is None else f", sampled with {report.sampler}"
-    title = f"The search's best trial on held-out noise, {report.found.images:,} images{sampler}"
+    images = f", {report.found.images:,} images" if report.found.images else ""  # a score may sample none
+    title = f"The search's best trial on held-out noise{images}{sampler}"
     warning = "" if report.warning is None else f"\n{report.warning}\n"
     note = "brackets are 95 % intervals over this noise"
     return f"\n{title}; {note}:\n\n{_table(*report_table(report))}{warning}"

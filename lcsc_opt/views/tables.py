@@ -22,7 +22,7 @@ _SINGLE_IMAGES = ("precision", "recall")
 
 
 def report_table(report: HeldOutReport) -> TextTable:
-    """The metric with its better direction, the answer, EMA*, the gain, with 95 % intervals; other baselines.
+    """The metric with its better direction, the best trial, EMA*, the gain, with 95 % intervals; other baselines.
 
     The columns for EMA* and for held-out real images exist if some metric has them.
     """
@@ -31,7 +31,7 @@ def report_table(report: HeldOutReport) -> TextTable:
     others = [baseline for baseline in report.baselines if baseline.model.name != against]
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
-    header = ["metric", f"answer{level}"]
+    header = ["metric", f"found{level}"]
     if against is not None:
         header += [f"{against}{level}", f"gain{level}"]
     header += [baseline.model.name for baseline in others]

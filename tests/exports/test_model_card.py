@@ -102,7 +102,10 @@ def test_a_card_has_a_column_for_each_row_and_the_intervals_of_the_report(typed:
     assert (card.data.license, card.data.base_model) == (None, None)
     assert "| step | `conv` | `norm` | SHA-256 |" in card.text
     assert f"| {recipe.steps[0]} | {one[0]!r} | {other[0]!r} |" in card.text
-    assert "| metric | answer [95 %] | EMA* [95 %] | gain [95 %] |" in card.text
+    assert "| metric | found [95 %] | EMA* [95 %] | gain [95 %] |" in card.text
     assert "| kid ↓ | 2 [1.75, 2.25] | 4.5 [4, 5] | +2.5 [+2, +3] |" in card.text
     assert "on held-out noise, 2,000 images" in card.text
     assert "precision is lost" in card.text
+    study.attributes["held_out"] = HeldOutReport(measured(2.5, images=0), rows=(row,)).to_json()
+    text = model_card("best", study, objective, recipe.model_copy(update=in_rows), library="diffusers")
+    assert "best trial on held-out noise; brackets" in text, "a score samples no images"

@@ -476,7 +476,7 @@ def test_run_compare_and_evaluate_say_it(workplace: Path, typed: Typed) -> None:
     stored = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), STUDY)
     first = stored.attributes["held_out"]
     assert first["rows"][1]["value"] == pytest.approx(9 - first["rows"][0]["value"])
-    assert "metric answer EMA* gain last checkpoint loss" in " ".join(typed("show", STUDY).out.split())
+    assert "metric found EMA* gain last checkpoint loss" in " ".join(typed("show", STUDY).out.split())
     for command in (["show", STUDY], ["compare", "small"]):
         found = typed.json(*command)
         assert (found if isinstance(found, dict) else found[1])["held_out_rows"] == first["rows"]

@@ -109,7 +109,7 @@ def test_a_report_has_what_was_measured_of_each_answer(storage: RDBStorage, tmp_
     write_study(storage, "other/CMA/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())
-    assert "metric answer EMA* gain real images" in shown
+    assert "metric found EMA* gain real images" in shown
     assert f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9" in shown
     assert "Warning: it lost." in shown
     assert f"Evaluation metrics, held out optimizer held-out FID {HOSTILE} ↑ LCSC 2.5 0.557 real images – 0.9" in shown

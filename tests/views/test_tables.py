@@ -26,14 +26,14 @@ def test_the_columns_are_those_that_some_metric_has() -> None:
     last = measured(2.0, name=LAST_CHECKPOINT, precision=0.7)
     ema = measured(28.0, name="EMA*")
     header, texts = report_table(HeldOutReport(measured(2.5), (last, ema), rows))
-    assert header == ("metric", "answer", "EMA*", "gain", "last checkpoint", "real images")
+    assert header == ("metric", "found", "EMA*", "gain", "last checkpoint", "real images")
     assert texts == [
         ["loss ↓", "2.5", "28", "+25.5", "2", "–"],
         ["precision ↑", "0.557", "0.62", "-0.063 (worse)", "0.7", "–"],
         ["near ↓", "3.05", "2.87", "-0.18 (worse)", "–", "2.2"],
     ]
     alone = report_table(report_of(MetricRow("near", None, 3.0, 0.1)))
-    assert alone == (("metric", "answer"), [["near", "3 ± 0.1"]])
+    assert alone == (("metric", "found"), [["near", "3 ± 0.1"]])
 
 
 def test_intervals_are_shown_in_place_of_deviations() -> None:
@@ -44,7 +44,7 @@ def test_intervals_are_shown_in_place_of_deviations() -> None:
         MetricRow("near", 1, 3.05, 0.2, "EMA*", 2.87, 0.3, -0.18, 0.01, lost=True),
     ]
     header, texts = report_table(report_of(*rows))
-    assert header == ("metric", "answer [95 %]", "EMA* [95 %]", "gain [95 %]")
+    assert header == ("metric", "found [95 %]", "EMA* [95 %]", "gain [95 %]")
     assert texts[0][1:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
     assert texts[1][1:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
 
