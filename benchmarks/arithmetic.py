@@ -2,7 +2,7 @@
 
     pip install '.[benchmarks]'
     python benchmarks/arithmetic.py [--turns 5] [--images 1000] [--threads 1 2] [--quick]
-                                    [--cases flow check inception demo photographs search workers]
+                                    [--cases flow check inception demo photographs search workers] [--evaluations 20]
 
 ``flow``: the U-Net of real.py in three Euler steps, layers, ``fdr`` in EfficientNet-Lite0's features, a gradient of 100
 images, which are most trials of its search. ``check``: 256 images without a gradient, as averages and checks are.
@@ -10,7 +10,8 @@ images, which are most trials of its search. ``check``: 256 images without a gra
 Inception with random weights. ``demo``: the model and the settings of studies/demo.yaml, a gradient of 100 images.
 ``photographs``: those of studies/photographs.yaml after a few steps of its training, ``--images`` images. Weights are
 random but for the demo's: they change no time. ``search``: a whole short search of the flow, with its rehearsal, its
-checks and its report, in this process; ``workers``: the same in two processes of one thread each.
+checks and its report, in this process (real.py searches with 70 evaluations or more); ``workers``: the same in two
+processes of one thread each.
 
 Each turn evaluates the same candidate, or searches, once without folds in the contiguous layout, and once as a study
 does. Written to ``results/arithmetic.md``, where the rows of what is not measured stay.
@@ -67,6 +68,7 @@ TRIAL_HEADER = (
 )
 SEARCH_HEADER = (
     "",
+    "evaluations",
     "processes",
     "processor time",
     "time",
@@ -313,7 +315,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in filter(PROCESSES.__contains__, arguments.cases):
             ratios = measured_search(work, name, arguments.evaluations, arguments.turns)
-            searches.append([name, str(PROCESSES[name]), *ratios])
+            searches.append([name, str(arguments.evaluations), str(PROCESSES[name]), *ratios])
             print(searches[-1], flush=True)
     path = RESULTS / "arithmetic.md"
     written = path.read_text() if path.exists() else ""
