@@ -134,12 +134,36 @@ class NoLocksError(OSError):
     """The file system has no locks, or locks that do not exclude other processes."""
 
 
-def try_lock(path: Path) -> Callable[[], None] | None:
+class LockedFile:
+    """A file that this process has locked; :func:`try_lock` makes it."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self._path = path
+        self._lock = lock
+        self._file = path.stat()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file still has its name; if somebody has removed it, another process may lock a new one."""
+        try:
+            return os.path.samestat(self._file, self._path.stat())
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Remove the file and release the lock."""
+        if self._lock.is_locked:
+            if self.is_in_place:
+                with contextlib.suppress(OSError):  # its folder cannot be written any more
+                    self._path.unlink()  # still locked: a process that opened it meanwhile makes a new one
+            self._lock.release()
+
+
+def try_lock(path: Path) -> LockedFile | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
-        What removes the file and releases the lock, or ``None`` if another process, or another lock of this process,
-        has the file locked.
+        The lock, or ``None`` if another process, or another lock of this process, has the file locked.
 
     Raises:
         NoLocksError: the file system has no locks; the file may remain.
@@ -154,22 +178,24 @@ def try_lock(path: Path) -> Callable[[], None] | None:
         if error.errno in _NO_LOCKS:
             raise NoLocksError(error.errno, error.strerror) from error
         raise
-
-    def unlock() -> None:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # somebody else has removed it
-                path.unlink()  # still locked: a process that opened it meanwhile makes a new one
-            lock.release()
-
-    return unlock
+    try:
+        return LockedFile(path, lock)
+    except FileNotFoundError:  # whoever had it has just removed it
+        lock.release()
+        return None
 
 
 def try_advisory_lock(path: Path) -> Callable[[], None] | None:
-    """:func:`try_lock` for work that two processes may do twice: without locks, it excludes no process."""
+    """:func:`try_lock` for work that two processes may do twice: without locks, it excludes no process.
+
+    Returns:
+        What removes the file and releases the lock, or ``None`` if another process has it.
+    """
     try:
-        return try_lock(path)
+        lock = try_lock(path)
     except NoLocksError:
         return lambda: path.unlink(missing_ok=True)
+    return None if lock is None else lock.release
 
 
 @contextlib.contextmanager

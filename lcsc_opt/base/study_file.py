@@ -82,11 +82,15 @@ class StudyFile(FrozenModel):
     def _read_space(cls, value: Any) -> Any:
         """``convex`` is short for ``{kind: convex}``; ``{convex: {origin: 0.99}}`` is allowed.
 
-        ``{rows: layers}`` is affine in each row; ``{rows: layers, convex: {}}`` is convex.
+        ``{rows: layers}`` is affine in each row; ``{rows: layers, convex: {}}`` is convex. What has another form is
+        returned as it is, and pydantic refuses it.
+
+        Raises:
+            ValueError: a setting stands beside the kind and inside it.
         """
         if isinstance(value, str):
             return {"kind": value}
-        if not isinstance(value, Mapping) or "kind" in value:  # for pydantic to check, as below
+        if not isinstance(value, Mapping) or "kind" in value:
             return value
         space = {key: setting for key, setting in value.items() if key in _SETTINGS_OF_A_SPACE}
         kinds = [key for key in value if key not in _SETTINGS_OF_A_SPACE]
@@ -98,6 +102,9 @@ class StudyFile(FrozenModel):
             return space
         if not isinstance(settings, Mapping):
             return value
+        twice = sorted(space.keys() & settings.keys())
+        if twice:
+            raise ValueError(f"{', '.join(map(str, twice))}: given twice, beside {kinds[0]} and in it")
         return {**space, **settings}
 
     @pydantic.model_validator(mode="after")
@@ -213,7 +220,7 @@ def _keys(path: str) -> list[str]:
 
 
 def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
-    """The database that the study files in a folder name; ``None`` if there are none, or they name several.
+    """The database of the study files in a folder; ``None`` if there are none, or they have several.
 
     Args:
         folder: only files directly in it count.
@@ -225,14 +232,14 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
             content = parse_yaml(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # no file of ours
-        if isinstance(content, Mapping) and {"name", "objective", "storage"} <= content.keys():
-            storages[str(content["name"])] = str(content["storage"])
+        if isinstance(content, Mapping) and {"name", "objective"} <= content.keys():
+            storages[str(content["name"])] = str(content.get("storage", DEFAULT_STORAGE))
     if name is not None:
         experiment = name.split("/")[0].split(",")[0]
         if experiment in storages:
             return storages[experiment]
-    named = set(storages.values())
-    return named.pop() if len(named) == 1 else None
+    different = set(storages.values())
+    return different.pop() if len(different) == 1 else None
 
 
 def only_one(studies: Sequence[StudyFile], *, source: str) -> StudyFile:

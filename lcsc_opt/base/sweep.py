@@ -55,11 +55,11 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
     return result
 
 
-def _checked_vary(varied: Any, source: str) -> Mapping[str, list[Any]]:
+def _checked_vary(varied: Any, source: str) -> Mapping[str, Sequence[Any]]:
     """The mapping of keys with dots to their values.
 
     Raises:
-        StudySpecError: it has another form.
+        StudySpecError: it has another form, a key belongs to the whole file, or one key is a part of another.
     """
     if not isinstance(varied, Mapping):
         example = f"keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
@@ -69,8 +69,11 @@ def _checked_vary(varied: Any, source: str) -> Mapping[str, list[Any]]:
             raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {excerpt(key)}")
         if key.split(".")[0] in _FIXED:
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, (list, tuple)) or not values:
             raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
+        for other_key in varied:
+            if str(other_key).startswith(f"{key}."):
+                raise StudySpecError(f"{source}: {VARY}: {key} has {other_key} in it; vary one of them")
     return varied
 
 

@@ -183,7 +183,7 @@ def report(
 def evaluate(
     study: StudyName,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Images per trial and group. Default: as in the study file, else 50,000.")
+        int | None, typer.Option(min=2, help="Images per trial and group. Default: as in the study file, else 10,000.")
     ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Best trials to choose from. Default: as in the study file, else 5.")

@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.files import NoLocksError, try_lock
+from lcsc_opt.base.files import LockedFile, NoLocksError, try_lock
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
@@ -41,16 +41,20 @@ _HELD_LOCKS = (
 
 
 class _FileLock:
-    """``take`` returns whether the lock was free; ``is_held`` whether it still is this object's."""
+    """``take`` returns whether the lock was free; ``is_held`` whether it still is this object's.
+
+    ``take`` raises StudyStoreError where there are no locks, or where the file cannot be made.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._unlock: Callable[[], None] | None = None
+        self._lock: LockedFile | None = None
 
     def take(self) -> bool:
+        self.free()  # of a file that somebody has removed
         try:
-            self._unlock = try_lock(self._path)
-            if self._unlock is None:
+            self._lock = try_lock(self._path)
+            if self._lock is None:
                 return False
             if try_lock(self._path) is not None:  # some file systems grant a lock to everybody
                 raise NoLocksError
@@ -72,12 +76,12 @@ class _FileLock:
         return "a search locks its study beside the database: let this user write there, or give another --storage"
 
     def is_held(self) -> bool:
-        return True
+        return self._lock is not None and self._lock.is_in_place
 
     def free(self) -> None:
-        if self._unlock is not None:
-            self._unlock()
-            self._unlock = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 class _AdvisoryLock:
@@ -89,7 +93,7 @@ class _AdvisoryLock:
         self._connection: sa.Connection | None = None
 
     def take(self) -> bool:
-        self.free()
+        self.free()  # of a lost connection
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection = connection
         for name, value in _SESSION_SETTINGS.items():
@@ -143,7 +147,7 @@ class Coordinator:
         return f"on {holder['host']} by process {holder['process']} since {since}"
 
     def check(self) -> None:
-        """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
+        """Take a lock again that was lost, with its connection or its file, unless somebody ran the study meanwhile.
 
         Raises:
             StudyStoreError: somebody did.
@@ -202,12 +206,12 @@ def _is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        unlock = try_lock(path)
+        lock = try_lock(path)
     except OSError:  # this user may not write there, or nobody can lock there
         return False
-    if unlock is None:
+    if lock is None:
         return path.exists()  # it may have been released and removed meanwhile
-    unlock()
+    lock.release()
     return False
 
 

@@ -280,7 +280,10 @@ class StoredStudy:
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
-        """Our trials in the order of their numbers, with losses as values, without those that were forgotten."""
+        """Our trials in the order of their numbers, with losses as values, without those that were forgotten.
+
+        They are not to be changed: Optuna may share them.
+        """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
         forgotten = set(self._forgotten)
         remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]

@@ -16,15 +16,20 @@ from lcsc_opt.base.streams import printable
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 
-def storage_url(option: str | None, study_file: str | None = None) -> str:
-    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's.
+def storage_url(option: str | None, of_study_file: str | None = None) -> str:
+    """The first URL of a database that is given, else ``sqlite:///studies.db``.
 
-    A file is named by its whole path: where the process is later does not matter.
+    The order is ``option``, ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, ``of_study_file``. A file is named by its whole path:
+    where the process is later does not matter.
+
+    Args:
+        option: what ``--storage`` says.
+        of_study_file: what the study file has under ``storage``.
 
     Raises:
-        StudyStoreError: as :func:`url_of_file`.
+        StudyStoreError: as :func:`absolute_url`.
     """
-    choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), study_file)
+    choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), of_study_file)
     return absolute_url(next((choice for choice in choices if choice), DEFAULT_STORAGE))
 
 

@@ -121,7 +121,8 @@ class Samples:
 
     Attributes:
         per_evaluation: how many, in a search; 0 without any, or if nobody counts them.
-        per_report: how many in a held-out report where nobody says; ``None`` is what is usual for FID.
+        per_report: how many in a held-out report whose study file does not say it; ``None`` leaves that to
+            :class:`~lcsc_opt.base.study_spec.HeldOutSpec`.
         prompts_per_report: how many prompts a report has, each of which needs an image; 0 without prompts.
         samplers: how images are sampled: in searches, then in another way that only reports use, if any.
         real_per_dimension: real images of the loss, divided by the effective dimension of their features; ``None`` if

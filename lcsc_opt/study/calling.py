@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import datetime
 import operator
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -479,17 +478,18 @@ def _stored(url: str) -> dict[str, Mapping[str, Any]]:
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     """``NAME`` while no search has it; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next.
 
-    For functions that nobody can compare. ``NAME-2024`` is a name that the user gave.
+    For functions that nobody can compare. The numbers have no gaps: a lone ``NAME-2024`` is a name that the user gave.
     """
-    number = "([2-9]|[1-9][0-9]{1,2})"
-    matches = [re.fullmatch(rf"{re.escape(name)}(?:-{number})?", experiment) for experiment in experiments]
-    numbers = [int(match[1] or 1) for match in matches if match is not None]
-    if not numbers:
+    if name not in experiments:
         return name
-    newest = max(numbers)
+    newest = name
+    number = 2
+    while f"{name}-{number}" in experiments:
+        newest = f"{name}-{number}"
+        number += 1
     if resume:
-        return name if newest == 1 else f"{name}-{newest}"
-    new = f"{name}-{newest + 1}"
+        return newest
+    new = f"{name}-{number}"
     notice(
         f"{new}: starts a new search, because the functions cannot be compared with those of the earlier one "
         "(resume=True continues that one)"

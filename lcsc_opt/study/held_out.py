@@ -40,8 +40,6 @@ from lcsc_opt.study.measuring import Evaluate, Measurer, trained_models
 from lcsc_opt.study.report_rows import metric_rows
 from lcsc_opt.study.report_warnings import overfitting, turned, warning_of
 
-DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
-_DEFAULT_TOP = 5
 _DEFAULT_EMA = "default EMA"
 
 
@@ -58,8 +56,8 @@ class HeldOutPlan:
             and nothing else changes.
     """
 
-    images: int = DEFAULT_IMAGES
-    top: int = _DEFAULT_TOP
+    images: int
+    top: int
     groups: int = 1
     first_group: int = 0
     keep: bool = True
@@ -75,7 +73,7 @@ class HeldOutPlan:
         first_group: int = 0,
         keep: bool = False,
     ) -> HeldOutPlan:
-        """The plan of ``lcsc evaluate``. Values that are ``None`` come from the study file, else from the defaults.
+        """The plan of ``lcsc evaluate``. Values that are ``None`` are those of the study file, or its defaults.
 
         The report is kept if ``keep`` is true, or if it is the study's first one with at least the planned images.
 
@@ -85,9 +83,7 @@ class HeldOutPlan:
         attributes = study.attributes
         stored_plan = (attributes.get("specification") or {}).get("held_out")
         objective_images = attributes.get("report_images")
-        planned = HeldOutSpec(images=objective_images or DEFAULT_IMAGES, top=_DEFAULT_TOP)
-        if stored_plan is not None:
-            planned = HeldOutSpec(**stored_plan)
+        planned = HeldOutSpec(**(stored_plan or {}))
         planned_images = planned.images_with(objective_images)
         images = images or planned_images
         if keep and stored_plan is not None and images < planned_images:

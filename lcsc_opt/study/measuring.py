@@ -34,7 +34,7 @@ class Measurer:
         objective: of the study.
         evaluate: evaluates one candidate.
         advance: called after each measurement, as :func:`lcsc_opt.base.progress.progress` gives it.
-        images: of each measurement; 0 if the objective samples none.
+        images: of each measurement; 0 for as many as a candidate of the search has, or if the objective samples none.
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:

@@ -57,12 +57,13 @@ def finished_already(spec: StudySpec, stored: Attributes) -> str:
 
 
 def _larger_report(spec: StudySpec, stored: Attributes) -> str:
-    """What makes the report that the study file asks for by now, if the study's has fewer images."""
+    """``; the report has only 20 images; for 30: COMMAND``, if the study file asks for more by now; else empty."""
     report = HeldOutReport.from_json(stored.get("held_out"))
-    held_out = spec.held_out
-    if report is None or not report.found.images or held_out is None or held_out.images is None:
+    if report is None or spec.held_out is None:
         return ""
-    if held_out.images <= report.found.images:
+    reported = report.found.images  # 0 of a score that has no items
+    asked = spec.held_out.images_with(stored.get("report_images"))
+    if not reported or asked <= reported:
         return ""
-    command = f"lcsc evaluate {spec.name} --images {held_out.images} --keep"
-    return f"; the report has only {report.found.images:,} images; for {held_out.images:,}: {command}"
+    command = f"lcsc evaluate {spec.name} --images {asked} --keep"
+    return f"; the report has only {reported:,} images; for {asked:,}: {command}"

@@ -120,7 +120,8 @@ class Result:
         """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.
 
         The answer is the best model that is known, by noise that the searches did not see: found, or one that was there
-        before, such as EMA* or the last checkpoint. A single search's own is ``result.studies[i].merge()``.
+        before, such as EMA* or the last checkpoint. Where nothing is held out, it is the trial with the lowest searched
+        loss. A single search's own is ``result.studies[i].merge()``.
 
         Its names are those of the checkpoints. Where they save tied weights under one of their names, as safetensors
         does, give ``strict=False``.

@@ -65,7 +65,7 @@ class Run:
         self._objectives = objectives
         self._paces: dict[str, Pace] = {}  # key of an objective → how long its evaluations took in the rehearsal
         self._refused: dict[str, LcscError] = {}  # key of an objective → why its studies cannot run
-        self._storage = open_existing(url)
+        self._storage = open_existing(url)  # None until a missing file is made, for the first study that may run
         self.specs = _by_objective(specs)
 
     def rehearse(self) -> dict[str, Attributes]:

@@ -63,7 +63,7 @@ from lcsc_opt.study.yardstick import yardstick_on
 
 LAYOUT = "layout"  # the attribute that says how the network's weights lie in memory, the same for all trials
 _NODES_SECONDS = 10.0  # between two writes of the workers' state
-_ASKED = 100  # evaluations that an optimizer plans with where none are made
+_PLANNED_IN_A_DRY_RUN = 100  # evaluations, of which none are made
 
 
 class Search:
@@ -230,12 +230,13 @@ class Search:
             self._layout = layout
 
     def ask_once(self) -> None:
-        """Ask the optimizer for a candidate that nobody evaluates.
+        """Ask the optimizer for a candidate that nobody evaluates: a dry run shows so whether the optimizer works here.
 
         Raises:
-            SearchFailedError: it does not run here, as one whose package is missing.
+            SearchFailedError: it does not, as one whose package is missing.
+            StudySpecError: the study begins where its space has no point.
         """
-        with self._new_driver(BudgetSpec(evaluations=_ASKED)) as driver:
+        with self._new_driver(BudgetSpec(evaluations=_PLANNED_IN_A_DRY_RUN)) as driver:
             driver.ask()
 
     @contextlib.contextmanager
@@ -409,15 +410,18 @@ class Search:
         return planned
 
     def _new_driver(self, planned: BudgetSpec) -> Driver:
-        """A fresh optimizer that plans with this budget."""
-        asks = self._before["parallelism"]
+        """A fresh optimizer that plans with this budget, and with the workers that the study began with.
+
+        Others would make it ask other candidates than those that are stored.
+        """
+        parallelism = self._before["parallelism"]
         return new_driver(
             self.spec,
             self.objective,
             planned,
             origin=self._origin,
-            defaults=self._before.get("optimizer_defaults", {}),
-            workers=min(asks.get("workers", self.spec.worker_count), asks["in_flight"]),
+            defaults=self._before["optimizer_defaults"],
+            workers=min(parallelism["workers"], parallelism["in_flight"]),
         )
 
     # who evaluates

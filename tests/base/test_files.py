@@ -115,11 +115,24 @@ def test_a_folder_of_files_that_may_only_be_read_is_synced(tmp_path: Path, monke
 
 def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_path: Path) -> None:
     for _ in range(2):
-        unlock = try_lock(tmp_path / "lock")
-        assert unlock is not None
+        lock = try_lock(tmp_path / "lock")
+        assert lock is not None
+        assert lock.is_in_place
         assert try_lock(tmp_path / "lock") is None
-        unlock()
+        lock.release()
         assert names(tmp_path) == []
+
+
+def test_who_holds_a_lock_whose_file_was_removed_leaves_the_next_ones_file(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "lock")
+    (tmp_path / "lock").unlink()
+    other_lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    assert other_lock is not None
+    assert not lock.is_in_place
+    lock.release()
+    assert other_lock.is_in_place
+    other_lock.release()
 
 
 def test_without_locks_a_lock_is_refused_and_work_that_may_be_done_twice_goes_on(

@@ -14,7 +14,7 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
-from lcsc_opt.base.study_file import StudyFile, parse_studies, storage_of_folder
+from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_studies, storage_of_folder
 from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec, SpaceSpec, experiment_name
 from tests.study_examples import read_study_file
 
@@ -179,6 +179,7 @@ def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].options: Input should be a valid dictionary, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: Input should be a valid number, got 'all'"),
         ({"space": {"convex": 3}}, "space.convex: unknown key; expected one of kind, origin, rows"),
+        ({"space": {"origin": 0.9, "convex": {"origin": 0.8}}}, "space: origin: given twice, beside convex and in it"),
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         (
             {"objective": {"file": []}, "workers": 0},
@@ -264,6 +265,8 @@ def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
     (tmp_path / "second.yml").write_text(study.format("second"))
     assert storage_of_folder(tmp_path) is None, "which of two is not known"
     assert storage_of_folder(tmp_path, "second,images=20/LCSC/0") == "sqlite:///second.db"
+    (tmp_path / "third.yaml").write_text("name: third\nobjective: {file: FILL IN}")
+    assert storage_of_folder(tmp_path, "third/LCSC/0") == DEFAULT_STORAGE, "where lcsc run puts it"
 
 
 def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:

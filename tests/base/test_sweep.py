@@ -76,12 +76,16 @@ def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: st
         ({IMAGES: 200}, f"vary.{IMAGES}: expected a list of values, got 200"),
         ({"objective..x": [1]}, "vary: expected keys with dots between, got 'objective..x'"),
         ({"name": ["a"]}, "vary.name: cannot be varied"),
+        (
+            {"budget.evaluations": [3, 4], "budget": [{"images": 9}]},
+            "vary: budget has budget.evaluations in it; vary one of them",
+        ),
         ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs its own name"),
         ({"objective.setings.images": [1]}, "images=1: objective.setings: unknown key (did you mean 'settings'?)"),
         ({"optimizers.CMA.step_size": [1]}, "vary.optimizers.CMA.step_size: ['LCSC'] has no 'CMA'"),
         (
             {"optimizers.LCSC.step_size": [2], "optimizers.LCSC.step_size.x": [1]},
-            "vary.optimizers.LCSC.step_size.x: 2 has no key 'x'; set optimizers.LCSC.step_size itself",
+            "vary: optimizers.LCSC.step_size has optimizers.LCSC.step_size.x in it; vary one of them",
         ),
         ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; set space itself"),
     ],

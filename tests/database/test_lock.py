@@ -63,6 +63,7 @@ def refuse_to_lock(self: FileLock, **_: object) -> None:
 
 def lock_for_everybody(self: FileLock, **_: object) -> None:
     """As file systems do whose locks keep nobody out."""
+    Path(self.lock_file).touch()
 
 
 @pytest.mark.parametrize("acquire", [refuse_to_lock, lock_for_everybody])
@@ -170,14 +171,37 @@ def test_a_coordinator_whose_connection_was_lost_goes_on_unless_another_one_bega
         assert postgresql.terminate_backends(postgresql_url) >= 1
         with other.hold():
             pass
-        writes = [
-            lambda: study.add_candidate(ONE),
-            lambda: study.finish(number, Evaluation(1.0)),
-            lambda: study.fail(number, [{"reason": "x", "seconds": 0}]),
-            lambda: study.set_attribute("note", 2),
-        ]
-        for write in writes:
-            with pytest.raises(StudyStoreError, match="another process"):
-                write()
+        refuses_all_writes(study, number)
     assert other.attributes["note"] == 1
     assert not any(trial.state.is_finished() for trial in other.trials())
+
+
+def refuses_all_writes(study: StoredStudy, number: int) -> None:
+    writes = [
+        lambda: study.add_candidate(ONE),
+        lambda: study.finish(number, Evaluation(1.0)),
+        lambda: study.fail(number, [{"reason": "x", "seconds": 0}]),
+        lambda: study.set_attribute("note", 2),
+    ]
+    for write in writes:
+        with pytest.raises(StudyStoreError, match="another process"):
+            write()
+
+
+def test_a_coordinator_whose_lock_file_was_removed_goes_on_unless_another_one_began(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_RETAKE_SECONDS", 0.3)
+    study, other = open_study(url), open_study(url)
+    with study.hold():
+        number = study.add_candidate(ONE)
+        [file] = tmp_path.glob("*.lock")
+        file.unlink()
+        study.set_attribute("note", 1)
+        assert is_held(url)
+        file.unlink()
+        with other.hold():
+            refuses_all_writes(study, number)
+            assert is_held(url)
+        refuses_all_writes(study, number)
+    assert other.attributes["note"] == 1

@@ -152,10 +152,14 @@ def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: 
     assert far.calls == calls, "the search has ended"
 
 
-def test_a_year_in_a_name_is_no_number_of_a_search(search: Any) -> None:
-    assert search(states(), score=lambda net: distance(net), optimizers="CMA", name="digits-2024").name == "digits-2024"
+@pytest.mark.parametrize("number", [10, 2024])
+def test_a_number_in_a_name_that_the_user_gave_is_no_number_of_a_search(search: Any, number: int) -> None:
+    given = f"digits-{number}"
+    assert search(states(), score=lambda net: distance(net), optimizers="CMA", name=given).name == given
+    digits = functools.partial(search, states(), optimizers="CMA", name="digits")
     for expected in ("digits", "digits-2"):
-        assert search(states(), score=lambda net: distance(net), optimizers="CMA", name="digits").name == expected
+        assert digits(score=lambda net: distance(net)).name == expected
+    assert digits(score=lambda net: distance(net), resume=True).name == "digits-2"
 
 
 def test_a_temporary_function_is_not_taken_for_another_one(search: Any) -> None:

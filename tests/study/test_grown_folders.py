@@ -159,6 +159,7 @@ def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
 def test_a_finished_study_whose_report_is_to_have_more_images_says_how(begun: None, typed: Typed) -> None:
     command = f"lcsc evaluate {NAME} --images 30 --keep"
     assert f"the report has only 20 images; for 30: {command}" in typed(*RUN, "held_out.images=30").err
+    assert "the report has only 20 images; for 10,000: lcsc evaluate" in typed(*RUN, "held_out.images=null").err
     assert command not in typed(*RUN).err
 
 

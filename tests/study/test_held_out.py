@@ -31,7 +31,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
-from lcsc_opt.study.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.study.measuring import score_trained_models
 from lcsc_opt.trajectory import pack
 from tests.commands import Typed
@@ -270,7 +270,7 @@ def test_without_a_grid_others_stand_in_and_one_that_fails_does_not_lose_the_rep
 
 
 def test_options_come_before_the_study_file_and_that_before_the_defaults(study: StoredStudy) -> None:
-    assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5)
+    assert HeldOutPlan.of(study) == HeldOutPlan(10_000, 5)
     study.set_attribute("specification", {"held_out": {"images": 300, "top": 2}})
     assert HeldOutPlan.of(study) == HeldOutPlan(300, 2)
     study.set_attribute("specification", {"held_out": {"images": None, "top": 2}})
