@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,14 @@ def no_layout_is_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lcsc_opt.study.rehearsal.SECONDS_TO_SHORTEN", math.inf)
 
 
+@pytest.fixture(autouse=True)
+def workers_are_forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for tests of how they start."""
+    process = sys.modules.get("lcsc_opt.evaluation.process")
+    if process is not None and request.node.get_closest_marker("fresh_workers") is None:
+        monkeypatch.setattr(process, "subprocess", types.SimpleNamespace(Popen=processes.ForkedWorker))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def a_files_own_numbers(request: pytest.FixtureRequest) -> None:
     seed_global_generators(request.node.nodeid)
@@ -199,9 +208,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(folder)
     monkeypatch.delenv("LCSC_STORAGE", raising=False)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    known = set(sys.modules)
     yield folder
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(str(folder)):
+    for name in sys.modules.keys() - known:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import NoReturn
 from unittest import mock
 
+from lcsc_opt.evaluation import worker
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("nevergrad", "torch", "alembic.runtime.environment", "lcsc_opt.cli"),
         *("lcsc_opt.trajectory", "lcsc_opt.study.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
+        *("lcsc_opt.evaluation.worker", "lcsc_opt.metrics.suite"),
         "tests.forked",
     ]
 )
@@ -52,6 +55,31 @@ def _with_environment(
     os.environ.clear()
     os.environ.update(known)
     target(*arguments, **options)
+
+
+class ForkedWorker:
+    """In place of the ``Popen`` of a worker: it is forked from what has imported torch, which takes most of a start."""
+
+    def __init__(self, _command: Sequence[str], *, stdin: int, env: Mapping[str, str]) -> None:
+        streams = [Connection(os.dup(descriptor)) for descriptor in (stdin, 1, 2)]  # which can be sent
+        self._process = forked(_serve, *streams, environment=env)
+        self._process.start()
+        for stream in streams:
+            stream.close()
+        self.terminate = self._process.terminate
+
+    def wait(self) -> int:
+        """How it ended, as ``Popen`` says it."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def _serve(*streams: Connection) -> None:
+    for descriptor, stream in enumerate(streams):
+        os.dup2(stream.fileno(), descriptor)
+        stream.close()
+    worker.main()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,6 +195,7 @@ def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch
         environments(1, ("cuda:0",))
 
 
+@pytest.mark.fresh_workers
 def test_each_worker_sees_its_own_device_only_and_has_its_share_of_the_cores() -> None:
     devices = [{"CUDA_VISIBLE_DEVICES": number} for number in "37"]
     with contextlib.closing(WorkerPool(EnvironmentInLoss, 2, environments=devices)) as pool:
