@@ -23,10 +23,17 @@ SAME_LOSS = 0.01  # relative: in another layout the loss differs in its last bit
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A layout, and the time of sampling in it, relative to that in the contiguous one."""
+    """A layout.
+
+    Attributes:
+        layout: its name.
+        relative_seconds: the time of sampling in it, relative to that in the contiguous one.
+        seconds: of a whole evaluation in it; ``None`` where nothing was compared.
+    """
 
     layout: str = CONTIGUOUS
     relative_seconds: float = 1.0
+    seconds: float | None = None
 
 
 def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome], candidate: Candidate) -> Choice:
@@ -40,35 +47,38 @@ def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome
         evaluate: evaluates a candidate where trials will be evaluated.
         candidate: has been evaluated before, in the contiguous layout.
     """
-    shortest: dict[str, float] = {}
+    whole: dict[str, float] = {}  # layout → the shortest seconds of an evaluation
+    sampling: dict[str, float] = {}  # of sampling alone
     losses: dict[str, float] = {}
     winner: str | None = None
     layouts = list(objective.layouts)
     begin = time.perf_counter()
-    for number in range(1 + ROUNDS):
-        is_warm_up = number == 0
-        if number > 1 and time.perf_counter() - begin > MOST_SECONDS:
+    for layout in layouts:  # the first evaluation in a layout takes longer
+        if layout != CONTIGUOUS and not isinstance(evaluate(dataclasses.replace(candidate, layout=layout)), Evaluation):
+            return Choice()
+    for number in range(ROUNDS):
+        if number > 0 and time.perf_counter() - begin > MOST_SECONDS:
             break
-        seconds_now: dict[str, float] = {}
+        sampling_now: dict[str, float] = {}
         for layout in layouts:
+            start = time.perf_counter()
             outcome = evaluate(dataclasses.replace(candidate, layout=layout))
             if not isinstance(outcome, Evaluation):
                 return Choice()
+            whole[layout] = min(whole.get(layout, math.inf), time.perf_counter() - start)
             losses[layout] = outcome.loss
-            seconds_now[layout] = _sampling_seconds(outcome.cost)
+            sampling_now[layout] = _sampling_seconds(outcome.cost)
         layouts.reverse()  # workers that take turns get both
-        if is_warm_up:
-            continue
-        for layout, seconds in seconds_now.items():
-            shortest[layout] = min(shortest.get(layout, math.inf), seconds)
-        winner_before, winner = winner, _clear_winner(seconds_now)
+        for layout, seconds in sampling_now.items():
+            sampling[layout] = min(sampling.get(layout, math.inf), seconds)
+        winner_before, winner = winner, _clear_winner(sampling_now)
         if winner is not None and winner == winner_before:
             break
-    for layout, seconds in shortest.items():
-        relative = seconds / shortest[CONTIGUOUS]
+    for layout, seconds in sampling.items():
+        relative = seconds / sampling[CONTIGUOUS]
         if relative < WORTH and math.isclose(losses[layout], losses[CONTIGUOUS], rel_tol=SAME_LOSS):
-            return Choice(layout, relative)
-    return Choice()
+            return Choice(layout, relative, whole[layout])
+    return Choice(seconds=whole[CONTIGUOUS])
 
 
 def _clear_winner(seconds: Mapping[str, float]) -> str | None:

@@ -48,7 +48,7 @@ def rehearse(
         chooses_layout: whether the network's layout is still to be chosen; if not, it is the candidate's.
 
     Returns:
-        How long each takes with as many images as a search's, and the layout.
+        How long each takes with as many images as a search's, and the layout in which it takes that long.
 
     Raises:
         ObjectiveError: the code failed, or gave no gradient where one is followed. Without a gradient, a candidate
@@ -58,30 +58,36 @@ def rehearse(
     plain = dataclasses.replace(first, gradient=False)
     seconds: dict[str, float] = {}
     loss = None
-    for kind, candidate in _candidates(first, plain, objective, report=report).items():
+    choice = Choice(first.layout)
+    for kind, planned in _candidates(first, plain, objective, report=report).items():
+        candidate = dataclasses.replace(planned, layout=choice.layout)
         start = time.perf_counter()
         outcome = evaluate(candidate)
         if isinstance(outcome, Failure):
             if outcome.traceback or (candidate.gradient and not outcome.retry):
                 raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
             continue  # this candidate could not be scored, which says nothing about others
-        if candidate is first:
-            loss = outcome.loss
         seconds[kind] = time.perf_counter() - start
+        batches = 1.0
         if outcome.cost.images:
+            batches = objective.samples.per_evaluation / outcome.cost.images
+        if planned is first:
+            loss = outcome.loss
+            if chooses_layout and objective.layouts and seconds[kind] * batches >= SECONDS_TO_SHORTEN:
+                choice = fastest_layout(objective, evaluate, candidate)
+        if planned is first and choice.seconds is not None:
+            seconds[kind] = choice.seconds
+        elif outcome.cost.images:
             start = time.perf_counter()
             evaluate(candidate)  # again: only the first evaluation of a run loads networks and real images
             seconds[kind] = time.perf_counter() - start
-            seconds[kind] *= objective.samples.per_evaluation / outcome.cost.images
+        seconds[kind] *= batches
     if loss is not None and _ignores_the_weights(loss, plain, objective, evaluate):
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
     trial_seconds = seconds.get("gradient", seconds.get("search", 0.0))
-    choice = Choice(first.layout)
-    if chooses_layout and objective.layouts and trial_seconds >= SECONDS_TO_SHORTEN:
-        choice = fastest_layout(objective, evaluate, first)
     if choice.layout != first.layout:
         share = f"{choice.relative_seconds:.2f} times as long"
         notice(f"{name}: the network's weights are stored {choice.layout}: sampling takes {share}")

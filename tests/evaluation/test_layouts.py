@@ -43,30 +43,31 @@ def chosen(objective: Laid) -> Choice:
 
 
 def test_the_faster_layout_is_chosen_by_candidates_like_those_of_the_search() -> None:
-    objective = Laid(contiguous=[9.0, *[1.0] * ROUNDS], channels_last=[9.0, *[0.5] * ROUNDS])
-    assert chosen(objective) == Choice(CHANNELS_LAST, 0.5)
+    objective = Laid(contiguous=[1.0] * ROUNDS, channels_last=[9.0, *[0.5] * ROUNDS])
+    choice = chosen(objective)
+    assert (choice.layout, choice.relative_seconds) == (CHANNELS_LAST, 0.5)
     assert all(candidate.gradient for candidate in objective.seen)
     turns = [candidate.layout for candidate in objective.seen]
-    assert turns[:4] == [CONTIGUOUS, CHANNELS_LAST, CHANNELS_LAST, CONTIGUOUS]
-    assert turns.count(CONTIGUOUS) == turns.count(CHANNELS_LAST) == 3, "a first one, and two that agree"
+    first_one, two_that_agree = [CHANNELS_LAST], [CONTIGUOUS, CHANNELS_LAST, CHANNELS_LAST, CONTIGUOUS]
+    assert turns == first_one + two_that_agree
 
 
 def test_rounds_that_do_not_agree_are_followed_by_others() -> None:
-    objective = Laid(contiguous=[9.0, 1.0, 0.4, 1.0, 1.0, 1.0], channels_last=[9.0, 0.5, 0.5, 0.99, 0.5, 1.0])
-    assert chosen(objective) == Choice()
-    assert len(objective.seen) == 2 * (ROUNDS + 1)
+    objective = Laid(contiguous=[1.0, 0.4, 1.0, 1.0, 1.0], channels_last=[9.0, 0.5, 0.5, 0.99, 0.5, 1.0])
+    assert chosen(objective).layout == CONTIGUOUS
+    assert len(objective.seen) == 2 * ROUNDS + 1
 
 
 @pytest.mark.parametrize(
     ("contiguous", "channels_last"),
     [
         ([1.0] * 6, [0.97] * 6),  # a tie
-        ([1.0, 7.0, 1.0, 8.0, 7.0], [1.4] * 6),  # something else ran beside
-        ([5.0, *[1.0] * 5], [0.1, *[1.0] * 5]),  # a first evaluation
+        ([7.0, 1.0, 8.0, 7.0, 7.0], [1.4] * 6),  # something else ran beside
+        ([1.0] * 5, [0.1, *[1.0] * 5]),  # a first evaluation
     ],
 )
 def test_ties_and_noise_keep_the_contiguous_layout(contiguous: list[float], channels_last: list[float]) -> None:
-    assert chosen(Laid(contiguous=contiguous, channels_last=channels_last)) == Choice()
+    assert chosen(Laid(contiguous=contiguous, channels_last=channels_last)).layout == CONTIGUOUS
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_where_an_evaluation_fails_no_other_follows() -> None:
 
 def test_slow_evaluations_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.evaluation.layouts.MOST_SECONDS", 0.0)
-    objective = Laid(contiguous=[9.0, 1.0], channels_last=[9.0, 0.5])
+    objective = Laid(contiguous=[1.0], channels_last=[9.0, 0.5])
     assert chosen(objective).layout == CHANNELS_LAST
 
 

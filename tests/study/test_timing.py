@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
@@ -116,6 +116,23 @@ def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pyt
     monkeypatch.setattr("lcsc_opt.study.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=False)
     assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
+
+
+def test_what_is_timed_has_the_layout_that_trials_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Sleeping()
+    objective.layouts = (CONTIGUOUS, CHANNELS_LAST)
+    clock = {"now": 0.0}
+    seconds = {CONTIGUOUS: 2.0, CHANNELS_LAST: 1.0}
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        clock["now"] += seconds[candidate.layout]
+        return Evaluation(1.0, cost=Cost(images=500, seconds=seconds[candidate.layout]))
+
+    for module in ("study.rehearsal", "evaluation.layouts"):
+        monkeypatch.setattr(f"lcsc_opt.{module}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr("lcsc_opt.study.rehearsal.SECONDS_TO_SHORTEN", 0.3)
+    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=True)
+    assert pace == Pace(search=2.0, selection=2.0, held_out=2.0, layout=CHANNELS_LAST)
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
