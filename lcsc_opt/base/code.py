@@ -68,7 +68,7 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
         Name → file; only the user's own. The objective's file has its file name, with the suffix; modules have theirs.
     """
     sources = {path.name: path}
-    for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings)):
+    for module in _MODULE_AND_FUNCTION.findall(json.dumps(settings, ensure_ascii=False)):
         file = module_file(module)
         if file is not None:
             sources[module] = file
@@ -139,7 +139,7 @@ def module_file(name: str) -> Path | None:
         file = getattr(module, "__file__", None)
         return None if file is None else Path(file)
     spec = _spec(name)
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.has_location:
         return None
     return Path(spec.origin)
 

@@ -66,7 +66,11 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
-        problems = "; ".join(_problem(model, detail) for detail in error.errors())
+        details = error.errors()
+        wrong_entries = {detail["loc"][:-1] for detail in details}
+        # without these, pydantic finds their list too short
+        told = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
+        problems = "; ".join(_problem(model, detail) for detail in told)
         raise StudySpecError(f"{source}: {problems}") from error
 
 
@@ -238,12 +242,15 @@ def parse_yaml(text: str) -> Any:
 
 @contextlib.contextmanager
 def naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Where an error begins with the name of a setting, say where in the study file the setting is."""
+    """Where an error begins with one of an objective's ``settings``, say where in the study file the setting is.
+
+    Such an error begins as ``name: …``, ``name.key`` or ``name[0]``, and gets ``objective.settings.`` before it.
+    """
     try:
         yield
     except LcscError as error:
         message = str(error)
-        name = re.split(r"[:.\[ ]", message, maxsplit=1)[0]
-        if name not in settings:
-            raise
-        raise type(error)(f"objective.settings.{message}") from error
+        name = re.split(r"[:.\[]", message, maxsplit=1)[0]
+        if name in settings:
+            error.args = (f"objective.settings.{message}", *error.args[1:])
+        raise

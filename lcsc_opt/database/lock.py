@@ -51,7 +51,7 @@ class _FileLock:
         self._lock: LockedFile | None = None
 
     def take(self) -> bool:
-        self.free()  # of a file that somebody has removed
+        self.free()  # a lock that was lost, since somebody removed its file
         try:
             self._lock = try_lock(self._path)
             if self._lock is None:
@@ -193,7 +193,7 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     """Which of the studies somebody runs now."""
     file = sqlite_file(storage.engine.url)
     if file is not None:
-        return {study for study in studies if _is_locked(_lock_file(file, study))}
+        return {study for study in studies if _is_file_locked(_lock_file(file, study))}
     if storage.engine.dialect.name != "postgresql":  # where no study is run
         return set()
     with storage.engine.connect() as connection:
@@ -202,7 +202,8 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     return {study for study in studies if _key(study) % 2**64 in held_keys}
 
 
-def _is_locked(path: Path) -> bool:
+def _is_file_locked(path: Path) -> bool:
+    """Whether somebody holds the lock; ``False`` also where this user may not find out."""
     if not path.exists():
         return False
     try:

@@ -315,16 +315,25 @@ class HistoryReader:
         return all_coefficients
 
     def _trials_of(self, study: Standing, numbers: Sequence[int]) -> list[FrozenTrial]:
-        """The trials of these numbers."""
-        try:
-            if not isinstance(study, History):
-                return [self._trial(study.study_id, number) for number in numbers]
-            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}  # in Optuna's cache
-            return [stored_trials[number] for number in numbers]
-        except KeyError:
-            count = trial_count(self.storage, study.study_id)
-        number = min(numbers, key=lambda number: 0 <= number < count)  # the first that is out of range
-        raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {count - 1}")
+        """The trials of these numbers; of a study whose trials were read they are in Optuna's cache.
+
+        Raises:
+            StudyStoreError: one does not exist, or no search asked it.
+        """
+        stored_trials: dict[int, FrozenTrial] = {}
+        if isinstance(study, History):
+            stored_trials = {trial.number: trial for trial in self._stored_trials(study.study_id)}
+        else:
+            for number in numbers:
+                with contextlib.suppress(KeyError):
+                    stored_trials[number] = self._trial(study.study_id, number)
+        for number in numbers:
+            if number not in stored_trials or not is_ours(stored_trials[number]):
+                count = trial_count(self.storage, study.study_id)
+                raise StudyStoreError(
+                    f"{study.study}: has no trial {number} of a search; its trials are 0 to {count - 1}"
+                )
+        return [stored_trials[number] for number in numbers]
 
     def _notice_another_file(self) -> None:
         """Forget what was read if another file has the database's name by now, as a copy from before."""

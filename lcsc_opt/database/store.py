@@ -344,19 +344,23 @@ class StoredStudy:
         return self._trial_count
 
     def _add(self, trial: FrozenTrial) -> int:
-        """Commit a new trial and return its number."""
-        number = self._next_number
+        """Commit a new trial and return its number, which is the next one unless plain Optuna has added others."""
+        expected_number = self._next_number
         is_first_attempt = True
 
-        def add() -> int:
+        def add() -> tuple[int, int]:
+            """The database's key, and the number."""
             nonlocal is_first_attempt
             if not is_first_attempt:  # an earlier attempt may have been committed
                 with contextlib.suppress(KeyError):
-                    return self.storage.get_trial_id_from_study_id_trial_number(self.key, number)
+                    key = self.storage.get_trial_id_from_study_id_trial_number(self.key, expected_number)
+                    return key, expected_number
             is_first_attempt = False
-            return self.storage.create_new_trial(self.key, trial)
+            key = self.storage.create_new_trial(self.key, trial)
+            return key, self.storage.get_trial_number_from_id(key)
 
-        self._trial_ids[number] = self._write(add)
+        trial_id, number = self._write(add)
+        self._trial_ids[number] = trial_id
         self._trial_count = number + 1
         return number
 

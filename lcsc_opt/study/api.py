@@ -103,12 +103,13 @@ class Study:
 
     @property
     def coefficients(self) -> Coefficients:
-        """``[K]`` of the answer: the trial chosen on other noise, else the best of the search; they sum to one.
+        """``[K]`` of the study's own best trial: the one chosen on other noise, else the best of the search.
 
-        ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`.
+        They sum to one. ``[S, K]``, if the study file asks for ``rows``: one for each of :attr:`layer_groups`. The
+        experiment's answer may be another model, such as the last checkpoint: ``lcsc_opt.search(…).coefficients``.
 
         Raises:
-            StudyStoreError: no trial is complete yet.
+            StudyStoreError: no trial that compares is complete yet.
         """
         with reading(self.storage) as storage:
             reader = HistoryReader(storage)

@@ -13,6 +13,7 @@ from typing import Any
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_spec import LANDSCAPE, StudySpec
 from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.report import MEASURED, YARDSTICKS
 from lcsc_opt.database.states import Attributes, is_finished
 from lcsc_opt.database.store import StoredTrials
 from lcsc_opt.objective.model_files import MODEL_FILES
@@ -199,6 +200,8 @@ def _accepted_changes(
 ) -> dict[str, Any]:
     """The attributes to write into a study that continues; empty if nothing changed.
 
+    What another objective or other code has measured is dropped, and measured again.
+
     Args:
         name: the name of the study.
         stored: its attributes.
@@ -224,7 +227,19 @@ def _accepted_changes(
             f"{name}: changed since it began: {changed}. Undo the change, or give the study another name; {advice}"
         )
     change = {"before_trial": stored_trials.many, "changed": changed}
-    return {"changes": [*stored.get("changes", []), change], "fingerprint": {**before, **current}}
+    now = {**before, **current}
+    accepted: dict[str, Any] = {"changes": [*stored.get("changes", []), change], "fingerprint": now}
+    if _measures_otherwise(before, now):
+        outdated = [MEASURED]
+        if not stored_trials.succeeded:  # else losses are still relative to what the earlier ones are relative to
+            outdated.append(YARDSTICKS)
+        accepted |= {attribute: {} for attribute in outdated if attribute in stored}
+    return accepted
+
+
+def _measures_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the objective or its code is another one, between two fingerprints."""
+    return bool(_changes(before, {"objective": now["objective"], "code": now["code"]}))
 
 
 def check_siblings(

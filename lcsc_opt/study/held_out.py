@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
 from lcsc_opt.base.study_spec import EMA_GRID, GRIDS, HeldOutSpec
@@ -138,15 +138,15 @@ def score_held_out(
         found = min(selected, key=lambda measurement: measurement.loss)
         if _is_grid(study):  # its trials are averages that need no search
             found = dataclasses.replace(found, model=dataclasses.replace(found.model, name=EMA))
-        report = _compared(found.model, baselines, measurer, plan.noises)
+        report = _measured_on(plan.noises, found.model, baselines, measurer)
         report = _with_answer(report, selected, found, measurer, plan)
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
             elsewhere = Measurer(study, objective, evaluate, advance, images=images, sampler=1)
             try:
-                also = _compared(found.model, baselines, elsewhere, plan.noises[:1])
+                also = _measured_on(plan.noises[:1], found.model, baselines, elsewhere)
                 report = dataclasses.replace(report, also=also)
-            except SearchFailedError as error:
+            except (SearchFailedError, ObjectiveError) as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
         advance(0, note=f"{measurer.sign * report.loss:.4g}")  # the bar ends on the best trial's number
     warnings = [*_warnings(study, report, trials, measurer, plan)]
@@ -160,11 +160,14 @@ def score_held_out(
     return report
 
 
-def _compared(found: Model, baselines: Sequence[Model], measurer: Measurer, noises: Sequence[Noise]) -> HeldOutReport:
-    """The best trial and the baselines that can be evaluated, on the same noise; nothing is chosen yet.
+def _measured_on(
+    noises: Sequence[Noise], found: Model, baselines: Sequence[Model], measurer: Measurer
+) -> HeldOutReport:
+    """The best trial and the baselines that can be evaluated, on the same noise; no answer is chosen yet.
 
     Raises:
         SearchFailedError: the best trial cannot be evaluated.
+        ObjectiveError: what losses are relative to cannot be measured there.
     """
     measured = measurer.on_each(noises, found)
     had = measurer.possible(noises, baselines)

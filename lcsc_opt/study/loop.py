@@ -99,7 +99,7 @@ class Loop:
         told: how many trials the optimizer was told, and ``failed``, how many of them have failed.
         spent: what these cost, in the unit of the budget; ``stored_spent``, what all that ended in earlier runs cost.
         best: the lowest told loss that compares, and the number of its trial.
-        last_stored: the number of the last trial that ended in an earlier run.
+        last_stored: the number of the last trial that ended in an earlier run; ``None`` if there is none.
     """
 
     def __init__(
@@ -191,7 +191,8 @@ class Loop:
             spent_on_asks += trial.price
         while self._in_flight:
             self._tell_next(on_progress)
-        if self.told and self.failed == self.told:
+        has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
+        if self.told and self.failed == self.told and not has_success_to_come:
             raise self._failure(f"all {self.told} trials failed")
 
     def _time_is_over(self) -> bool:

@@ -84,6 +84,14 @@ def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
     assert local_code({**files, "code_broken": folder / "code_broken.py", "gone": folder / "gone.py"}) == {}
     assert module_file("code_nowhere.inner") is None
     assert module_file("sys") is None
+    assert module_file("__phello__") is None, "Python has it frozen"
+
+
+def test_names_in_settings_may_be_of_any_letters(folder: Path) -> None:
+    (folder / "größe.py").write_text("def verlust(a):\n    return float(a[0])\n")
+    settings = {"callable": "größe:verlust", "steps": [1, 2]}
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), study_folder=folder)  # type: ignore[arg-type]
+    assert list(objective.code) == ["größe"]
 
 
 def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from optuna.trial import create_trial
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
@@ -92,6 +93,10 @@ def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) 
     assert found.tobytes() == np.stack([coefficients(2), coefficients(0)]).tobytes()
     with pytest.raises(StudyStoreError, match="has no trial 9"):
         reader.coefficients(study, [9])
+    optuna.load_study(study_name="digits/LCSC/0", storage=storage).add_trial(create_trial(value=1.0))
+    for as_read in (study, reader.read_summary("digits/LCSC/0")):
+        with pytest.raises(StudyStoreError, match="has no trial 3 of a search"):
+            reader.coefficients(as_read, [0, 3])
 
 
 def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBStorage) -> None:

@@ -15,6 +15,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_existing, open_storage
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, create, our_studies
 from tests.study_examples import write_study
 
@@ -131,6 +132,22 @@ def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) 
     with pytest.raises(StudyStoreError, match="is a study of another program"):
         StoredStudy.open_or_create(study.storage, "theirs/LCSC/0", {})
     assert (len(theirs.trials), list(our_studies(study.storage))) == (1, [NAME])
+
+
+def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study: StoredStudy, url: str) -> None:
+    with study.hold():
+        study.begin_summary([])
+        assert study.add_candidate(candidate(1, 0)) == 0
+        optuna.load_study(study_name=NAME, storage=url).add_trial(create_trial(value=1.0))
+        number = study.add_candidate(candidate(0, 1))
+        study.finish(0, Evaluation(0.75))
+        study.finish(number, Evaluation(0.5))
+    assert [trial.number for trial in study.trials()] == [0, 2]
+    assert study.trial(number).value == 0.5
+    reader = HistoryReader(study.storage)
+    coefficients = reader.answer(reader.read_summary(NAME))
+    assert coefficients is not None
+    assert coefficients.tolist() == [0, 1]
 
 
 def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:

@@ -80,6 +80,15 @@ def test_other_code_is_refused_and_named_until_it_is_accepted(
     assert lcsc(command) == 0, "it is the study's code now"
 
 
+def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Typed) -> None:
+    study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), NAME)
+    [before] = study.attributes["measured"].values()
+    write("edited_helper", "SCALE = 32\n")
+    typed("run", "edited.yaml", "--budget", "6", "--accept-changes")
+    [now] = study.attributes["measured"].values()
+    assert now["values"]["loss"] == [32 * loss for loss in before["values"]["loss"]]
+
+
 def test_code_edited_since_a_study_finished_is_said_and_no_other_seed_runs_with_it(place: Path, typed: Typed) -> None:
     assert "this changed" not in typed("run", "edited.yaml").err
     write("edited_helper", "SCALE = 32\n")

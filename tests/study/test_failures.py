@@ -69,6 +69,12 @@ def search(study: StoredStudy, function: Callable[[Any], float], evaluations: in
     return found
 
 
+def test_a_lowered_budget_that_only_reaches_failures_hides_no_later_success(study: StoredStudy) -> None:
+    search(study, Breaking(0, 1), evaluations=4)
+    assert search(study, bowl, evaluations=2).failed == 2
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+
+
 class Killed(BaseException):
     """The end of a process."""
 

@@ -160,7 +160,7 @@ def test_an_overview_reads_only_the_trials_that_it_shows(any_url: str, monkeypat
 def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
     study.set_attribute("held_out", reported(5.0, trial=9).to_json())
-    with pytest.raises(StudyStoreError, match="has no trial 9; its trials are 0 to 5"):
+    with pytest.raises(StudyStoreError, match="has no trial 9 of a search; its trials are 0 to 5"):
         overview(study)
 
 
