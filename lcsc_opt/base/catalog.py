@@ -133,12 +133,17 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
     except Exception as error:
         del sys.modules[name]
-        raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
+        raised = f"{type(error).__name__} while loading it: {error}"
+        raise StudySpecError(f"{path}: {raised}{advice_on_name(path)}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        advice = ""
-        shipped = SHIPPED / "objectives" / path.name
-        if shipped.is_file() and not shipped.samefile(path):
-            advice = f"; if the {path.name} of lcsc_opt is meant, rename this one"
-        raise StudySpecError(f"{path}: defines no function build{advice}")
+        raise StudySpecError(f"{path}: defines no function build{advice_on_name(path)}")
     return module
+
+
+def advice_on_name(path: Path) -> str:
+    """``; if the score.py of lcsc_opt is meant, rename this one``, of another file with that name; else empty."""
+    shipped = SHIPPED / "objectives" / path.name
+    if not shipped.is_file() or shipped.samefile(path):
+        return ""
+    return f"; if the {path.name} of lcsc_opt is meant, rename this one"

@@ -27,7 +27,10 @@ def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Without ``module.`` of ``DataParallel``, if all but counters begin with it; and what was removed."""
+    """Without ``module.`` of ``DataParallel``, if all but counters begin with it; and what was removed.
+
+    The counters, of wrappers that average such as mmengine's, are left out: the network has none.
+    """
     weights = [name for name, tensor in tensors.items() if tensor.shape]
     prefix = ""
     for _ in range(_MAX_DATA_PARALLEL):
@@ -35,10 +38,16 @@ def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], s
         if not weights or not all(name.startswith(longer) for name in weights):
             break
         prefix = longer
-    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if len(bare) < len(tensors):
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) or not _counts(tensor)}
+    bare = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    if len(bare) < len(own):
         return dict(tensors), ""
     return bare, prefix
+
+
+def _counts(tensor: Any) -> bool:
+    """Whether a tensor, or a reference to one, is one whole number."""
+    return not tensor.shape and not tensor.dtype.is_floating_point
 
 
 def counterparts(tensors: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, str] | None:

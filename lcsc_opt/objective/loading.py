@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.base.catalog import advice_on_name, find, load_file
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import same_working_folder
@@ -60,7 +60,8 @@ def load_objective(
     with naming_setting(spec.settings), same_working_folder():
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
-        raise StudySpecError(f"{path}: build returned {type(objective).__name__}, expected an Objective")
+        returned = type(objective).__name__
+        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective{advice_on_name(path)}")
     code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))
@@ -104,4 +105,5 @@ def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: Bu
     except LcscError:
         raise
     except Exception as error:
-        raise StudySpecError(f"{path}: {function.__name__} raised {type(error).__name__}: {error}") from error
+        raised = f"{function.__name__} raised {type(error).__name__}: {error}"
+        raise StudySpecError(f"{path}: {raised}{advice_on_name(path)}") from error

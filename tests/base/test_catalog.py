@@ -73,10 +73,11 @@ def test_a_folder_is_no_study_file(workplace: Path, folder: str) -> None:
     ],
 )
 def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
-    name = "broken.py"
-    write(workplace, name, text)
-    with pytest.raises(StudySpecError, match=message):
-        load_objective(ObjectiveSpec(file=name))
+    for name, advice in (("broken.py", ""), ("score.py", "if the score.py of lcsc_opt is meant, rename this one")):
+        write(workplace, name, text)
+        with pytest.raises(StudySpecError, match=message) as caught:
+            load_objective(ObjectiveSpec(file=name))
+        assert str(caught.value).partition("; ")[2] == advice
 
 
 def test_a_copy_of_a_file_on_another_machine_has_the_same_module_name_and_its_own_path(workplace: Path) -> None:

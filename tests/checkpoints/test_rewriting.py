@@ -150,6 +150,14 @@ def test_a_trainer_that_saves_its_average_as_the_model(tmp_path: Path, sign: str
     assert_replaced(document.entries[raw])
 
 
+def test_mmengines_average_keeps_its_counter_and_its_names(tmp_path: Path) -> None:
+    raw = {"steps": torch.tensor(580), **{f"module.{name}": tensor for name, tensor in filled(2).items()}}
+    content = {"message_hub": {}, "state_dict": filled(1), "ema_state_dict": raw}
+    entries = rewritten(tmp_path / "best.pt", content).entries["ema_state_dict"]
+    assert int(entries.pop("steps")) == 580
+    assert_replaced({name.removeprefix("module."): tensor for name, tensor in entries.items()})
+
+
 def test_what_cannot_be_written_says_why(tmp_path: Path) -> None:
     """As ultralytics saves its model; and a file that was replaced since it was packed."""
     torch.save({"epoch": 3, "model": torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)})}, tmp_path / "last.pt")
