@@ -72,7 +72,7 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[dict[str, st
     identifiers = _identifiers(variable, len(accelerators))
     result = []
     for device in devices_of_workers:
-        identifier = "" if device.type == "cpu" else identifiers[device.index or 0]
+        identifier = "" if device.type == "cpu" else identifiers[device.index or 0]  # an empty text hides all
         result.append({variable: identifier})
     return result
 
@@ -87,7 +87,11 @@ def _identifiers(variable: str, count: int) -> list[str]:
 
 @functools.cache
 def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64. Apple's do not, nor do some of Intel's."""
+    """Whether the device computes in float64. Apple's do not, nor do some of Intel's.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left.
+    """
     try:
         torch.ones((), dtype=torch.float64, device=device).add_(1)
     except torch.OutOfMemoryError:
@@ -106,7 +110,7 @@ def asynchronous(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """The device's free memory, plus memory that PyTorch has cached and not allocated."""
+    """An accelerator's free memory, plus memory that PyTorch has cached and not allocated."""
     free, _ = torch.accelerator.get_memory_info(device)
     return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
 
@@ -146,5 +150,6 @@ def wait_for(event: torch.Event) -> None:
 def rounds_float32(device: torch.device) -> bool:
     """Whether this process allows the device to multiply matrices of float32 in fewer bits."""
     backend = getattr(torch.backends, device.type, None)
+    # the CPU and Intel's GPUs multiply by oneDNN
     matmul = getattr(backend, "matmul", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     return matmul.fp32_precision in ("tf32", "bf16")

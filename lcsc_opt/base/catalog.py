@@ -52,7 +52,7 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
 
     Raises:
         StudySpecError: there is no such file; the message lists the folders that were searched, and all names. Or what
-            was given as a study is a script or a folder.
+            was given as a study is a script, a folder or any other file. Or the system refuses the name.
     """
     path = expanded_path(name, error=StudySpecError)
     folders = [Path(), *_folders_of(kind, study_folder)]  # a file may also lie directly in the working directory

@@ -76,7 +76,10 @@ def code_of_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, CodeF
 
 
 def local_sources(sources: Mapping[str, Path]) -> dict[str, CodeFile]:
-    """Name → file of what :func:`local_code` digests, in no particular order; a file that is not Python is left out."""
+    """Name → file of what :func:`local_code` digests, in no particular order.
+
+    A file that cannot be read, or is not Python, is left out.
+    """
     visited: dict[str, CodeFile] = {}
     waiting = dict(sources)
     while waiting:
@@ -111,7 +114,11 @@ def _package_of(name: str, path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _imported_names(content: bytes, package: str) -> frozenset[str]:
-    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``."""
+    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``.
+
+    Raises:
+        SyntaxError, ValueError: the content is not Python.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
@@ -145,7 +152,7 @@ def module_file(name: str) -> Path | None:
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module would be loaded from; no package around it is imported."""
+    """Where a module would be loaded from, or ``None``; no package around it is imported."""
     parent, _, last_part = name.rpartition(".")
     try:
         if not parent:

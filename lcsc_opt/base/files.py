@@ -74,7 +74,7 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.absolute().parent)
     finally:
         remove(pending)
-        if path.exists():
+        if path.exists():  # else the old one is all there is
             remove(old)
 
 
@@ -101,8 +101,12 @@ def is_pending(name: str) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder that may not be there."""
-    if path.is_dir():
+    """Remove a file, a folder or a link that may not be there; a folder that cannot be removed stays.
+
+    Raises:
+        OSError: a file or a link cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -151,7 +155,7 @@ class LockedFile:
             return False
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
+        """Release the lock, and remove the file if it is still the one with this name. A second call does nothing."""
         if self._lock.is_locked:
             if self.is_in_place:
                 with contextlib.suppress(OSError):  # its folder cannot be written any more
@@ -163,7 +167,8 @@ def try_lock(path: Path) -> LockedFile | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
-        The lock, or ``None`` if another process, or another lock of this process, has the file locked.
+        The lock, or ``None`` if another process, or another lock of this process, has the file locked, or has just
+        removed it.
 
     Raises:
         NoLocksError: the file system has no locks; the file may remain.
@@ -190,6 +195,9 @@ def try_advisory_lock(path: Path) -> Callable[[], None] | None:
 
     Returns:
         What removes the file and releases the lock, or ``None`` if another process has it.
+
+    Raises:
+        OSError: the file cannot be made.
     """
     try:
         lock = try_lock(path)

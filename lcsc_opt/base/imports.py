@@ -22,7 +22,7 @@ _SCRIPT = "__main__"  # the module of scripts, notebooks and the REPL
 
 
 def importable_name(function: Callable[..., Any]) -> str | None:
-    """``module:function`` for a function or class at the top of a module or script; ``None`` for anything else.
+    """``module:function`` for a function or class at the top of a module with a file, or of a script; else ``None``.
 
     Of a script this is the name under which others import it, in which ``import_dotted`` finds the script that runs.
     """
@@ -45,7 +45,10 @@ def importable_name(function: Callable[..., Any]) -> str | None:
 
 
 def _name_of_script() -> str | None:
-    """The module that the running script would be if it were imported; ``None`` in notebooks and the REPL."""
+    """The module that the running script would be if it were imported.
+
+    ``None`` in notebooks and the REPL, and for a script that cannot be imported, such as one outside of ``sys.path``.
+    """
     script = sys.modules[_SCRIPT]
     file = getattr(script, "__file__", None)
     if file is None:
@@ -76,7 +79,8 @@ def import_dotted(
 
     Raises:
         LcscError: of the type ``error``; the name has another form, its module cannot be imported, it cannot be called,
-            or it was handed over and ``functions`` lacks it.
+            or it was handed over and ``functions`` lacks it. An error of lcsc_opt that its import raises is left as it
+            is, but for MissingPackageError.
     """
     if name.startswith(HANDED_OVER):
         if functions is None or name not in functions:
@@ -108,7 +112,7 @@ def import_dotted(
 
 
 def has_parameter(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a parameter of this name; of some built-in ones Python does not know."""
+    """Whether a function has a parameter of this name; ``False`` where Python cannot tell, as of some built-in ones."""
     try:
         return name in inspect.signature(function).parameters
     except ValueError:
@@ -176,7 +180,7 @@ class _WithoutOperators(importlib.abc.MetaPathFinder):
             try:
                 register(module)
             except RuntimeError as error:
-                if "does not exist" not in str(error):
+                if "does not exist" not in str(error):  # "operator torchvision::nms does not exist" is expected
                     raise ImportError(f"{error}; install the torchvision that belongs to this torch") from error
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -56,7 +56,7 @@ def _of_warning(warning: warnings.WarningMessage) -> str:
 def _collect(name: str, messages: list[str], undo: contextlib.ExitStack) -> None:
     """Turn off a library's bars, and add what it logs to the messages instead."""
     library: Any = sys.modules.get(f"{name}.utils.logging")
-    if library is None:
+    if library is None:  # nothing has imported it
         return
     if library.is_progress_bar_enabled():
         library.disable_progress_bar()

@@ -102,6 +102,7 @@ class BuildContext:
         return whole
 
     def _looked_for(self, path: str) -> Path:
+        """The path next to the study file if something is there, else as it is; raises as :meth:`path`."""
         expanded = expanded_path(path, error=StudySpecError)
         directory = self.directory
         if directory is None or expanded.is_absolute():

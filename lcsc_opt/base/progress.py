@@ -66,7 +66,7 @@ class _TerminalHandler(logging.Handler):
                 tqdm.write(printable(line), file=sys.stderr, end="")
             else:
                 write_message(line)
-        except Exception:
+        except Exception:  # as logging's own handlers do: a message never stops the work
             self.handleError(record)
 
 

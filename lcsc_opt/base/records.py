@@ -131,7 +131,7 @@ class Cost:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
-        """The cost of parts that ran at the same time: all their images, and the seconds of the slowest."""
+        """The cost of one or more parts that ran at the same time: all their images, and the seconds of the slowest."""
         combined = {}
         for field in dataclasses.fields(cls):
             values = [getattr(part, field.name) for part in parts]

@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _version(package: str) -> str | None:
-    """Cached, since a process keeps what it has imported, whatever is installed meanwhile."""
+    """The installed version, or ``None``; cached, since a process keeps what it has imported, whatever is installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -181,7 +181,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):  # the safe loader refuses it
                 continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
@@ -245,6 +245,7 @@ def naming_setting(settings: Mapping[str, Any]) -> Iterator[None]:
     """Where an error begins with one of an objective's ``settings``, say where in the study file the setting is.
 
     Such an error begins as ``name: …``, ``name.key`` or ``name[0]``, and gets ``objective.settings.`` before it.
+    Its type stays, and other errors stay as they are.
     """
     try:
         yield

@@ -99,7 +99,7 @@ _IGNORED_FOR_MESSAGES = (errno.EIO, errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 
 def _ignored_for_results(descriptor: int) -> tuple[int, ...]:
-    """A search continues when its terminal is closed, as after ``lcsc run STUDY & disown``."""
+    """That of a closed terminal, and no other: a search continues, as after ``lcsc run STUDY & disown``."""
     return (errno.EIO,) if os.isatty(descriptor) else ()
 
 
@@ -133,6 +133,7 @@ class _Descriptor(io.FileIO):
 
 
 def _text_stream(descriptor: int, before: TextIO | None, ignored: tuple[int, ...]) -> TextIO:
+    """A stream in place of the one before, which is ``None`` if the program was started without it."""
     encoding = "utf-8" if before is None else before.encoding
     raw = io.BufferedWriter(_Descriptor(descriptor, ignored))
     return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)

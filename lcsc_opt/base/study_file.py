@@ -195,7 +195,7 @@ def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value replaced (``KEY=VALUE``), or removed (``~KEY``)."""
+    """The content with one value replaced (``KEY=VALUE``), or removed (``~KEY``); raises as :func:`with_overrides`."""
     path, equals, text = override.partition("=")
     if path.startswith("~") and not equals:
         return removed(content, _keys(path[1:]), where=override)

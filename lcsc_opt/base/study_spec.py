@@ -109,7 +109,10 @@ class OptimizerSpec(FrozenModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read(cls, entry: Any) -> Any:
-        """A study file has ``LCSC`` or ``LCSC: {mutation: 0.01}``, the database ``name`` and ``options``."""
+        """A study file has ``LCSC`` or ``LCSC: {mutation: 0.01}``, the database ``name`` and ``options``.
+
+        What has another form is returned as it is, and pydantic refuses it.
+        """
         if isinstance(entry, str):
             return {"name": entry}
         if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
@@ -197,7 +200,7 @@ class HeldOutSpec(FrozenModel):
     top: Annotated[int, pydantic.Field(ge=1)] = 5
 
     def images_with(self, objective_images: int | None) -> int:
-        """The number of images, for an objective whose own number is ``objective_images``."""
+        """The number of images, for an objective whose own number is ``objective_images``; ``None`` if it has none."""
         return self.images or objective_images or 10_000
 
 

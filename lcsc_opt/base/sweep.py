@@ -26,7 +26,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
 
     In the content of a point each varied key has its value, which ``vary`` lists alone.
 
-    The last of the varied keys changes fastest.
+    The last of the varied keys changes fastest. ``vary: {}`` is one point; the end of its name is empty.
 
     Args:
         content: the content of a study file that has ``vary``.
@@ -45,7 +45,7 @@ def points(content: Mapping[str, Any], *, source: str) -> list[tuple[dict[str, A
         point: Any = {**content, VARY: {key: [value] for key, value in values_by_key.items()}}
         for key, value in values_by_key.items():
             point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
-        if values_by_key and isinstance(content.get("name"), str):
+        if values_by_key and isinstance(content.get("name"), str):  # pydantic refuses any other name
             point["name"] = f"{content['name']},{end_of_name}"
         result.append((point, end_of_name))
     counts = collections.Counter(end_of_name for _, end_of_name in result)
@@ -78,7 +78,7 @@ def _checked_vary(varied: Any, source: str) -> Mapping[str, Sequence[Any]]:
 
 
 def _in_a_name(value: Any) -> str:
-    """A value as it stands in the name of a point: other characters become ``-``."""
+    """A value as it stands in the name of a point: other characters become ``-``; ``none`` if nothing is left."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if _NOT_IN_A_NAME.search(text):
         text = _NOT_IN_A_NAME.sub("-", text).strip("-")

@@ -63,6 +63,16 @@ def test_a_file_and_a_folder_are_replaced_when_all_of_it_is_there(tmp_path: Path
     assert names(tmp_path / "folder") == ["new"]
 
 
+def test_a_link_to_a_folder_is_replaced_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "old").touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+    with replacing(tmp_path / "folder") as pending:
+        pending.mkdir()
+    assert names(tmp_path) == ["elsewhere", "folder"]
+    assert names(tmp_path / "elsewhere") == ["old"]
+
+
 def fail(path: Path) -> None:
     with replacing(path) as pending:
         pending.write_text("half")
