@@ -75,6 +75,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         advice = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
         raise StudyStoreError(f"{masked(url)}: its driver is not installed{advice}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        # Optuna raises RuntimeError for the tables of another version
         raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
     if file is not None and not write:
         _check_before_each_connection(storage.engine, file)
@@ -162,6 +163,7 @@ def _begin_immediate(engine: sa.Engine) -> None:
 def _past_optuna(context: sa.engine.ExceptionContext) -> None:
     """Take errors of the driver past Optuna, which would try again what may have been committed."""
     error = context.sqlalchemy_exception
+    # Optuna handles the first, as of a name that is taken; the pool connects again after the second
     if isinstance(error, sa.exc.IntegrityError) or context.is_pre_ping:
         return
     if isinstance(error, sa.exc.DBAPIError):
@@ -239,13 +241,13 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
-    """Call ``work``, and call it again after a lost connection or a lock that was not free in time.
+    """Call ``work``, and call it again after a lost connection or a lock that was not free in time, with a notice.
 
     A connection may be lost after a commit, but before its acknowledgement: ``work`` itself must find out whether an
     earlier attempt was committed.
 
     Raises:
-        StudyStoreError: one line that says what to do.
+        StudyStoreError: one line that says what to do. What ``work`` raises for another reason is raised as it is.
     """
     attempt = 0
     while True:
@@ -320,6 +322,7 @@ def _when_unlocked(url: str, work: Callable[[], T]) -> T:
 
 
 def _is_locked(error: BaseException | None) -> bool:
+    """Whether another process locks an SQLite file, by the error or any of its causes."""
     while error is not None:
         if any(text in str(error) for text in LOCKED):
             return True
@@ -338,7 +341,7 @@ def _is_transient(error: Exception) -> bool:
         return True
     if not isinstance(cause, sa.exc.OperationalError):
         return False
-    sqlstate = getattr(cause.orig, "sqlstate", getattr(cause.orig, "pgcode", ""))
+    sqlstate = getattr(cause.orig, "sqlstate", getattr(cause.orig, "pgcode", ""))  # of psycopg and psycopg2 alone
     if sqlstate is None:  # the server could not be reached
         return True
     return str(sqlstate).startswith(_TRANSIENT_SQLSTATES)

@@ -77,10 +77,10 @@ class Standing:
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
-        holder: the machine whose process runs it now.
-        held_since: when that began, in seconds since 1970.
+        holder: the machine whose process runs it now; ``None`` if none does.
+        held_since: when that began, in seconds since 1970; 0 if nobody runs it.
         nodes: what its workers were last seen doing, for each machine; empty without workers.
-        nodes_seen_at: when that was, in seconds since 1970.
+        nodes_seen_at: when that was, in seconds since 1970; 0 if never.
         revision: new with every change of anything above but ``holder`` and the nodes, and where a study is made anew.
     """
 
@@ -133,7 +133,7 @@ class Standing:
 
     @property
     def budget_unit(self) -> str:
-        """The unit of the budget: ``evaluations``, ``images`` or ``seconds``."""
+        """The unit of the budget: ``evaluations``, ``images`` or ``seconds``; the first if no budget is stored."""
         return next(iter(self.budget), "evaluations")
 
     @property
@@ -203,12 +203,12 @@ class Standing:
 
     @property
     def best(self) -> int | None:
-        """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
+        """The number of the trial with the lowest loss that compares, of equal ones the first; ``None`` without one."""
         return self.summary.best
 
     @property
     def lowest_loss(self) -> float | None:
-        """The lowest loss of the search that compares."""
+        """The lowest loss of the search that compares; ``None`` without one."""
         return self.summary.loss
 
     @property
@@ -218,7 +218,7 @@ class Standing:
 
     @property
     def chosen(self) -> int | None:
-        """The number of the trial that is the study's answer: chosen on other noise, else the best."""
+        """The number of the trial that is the study's answer: chosen on other noise, else the best, if there is one."""
         if self.held_out is not None and self.held_out.trial is not None:
             return self.held_out.trial
         return self.best
@@ -284,13 +284,6 @@ class History(Standing):
     def failed(self) -> Trials:
         """Trials that failed, by number."""
         return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
-
-    @property
-    def chosen(self) -> int | None:
-        """The number of the trial that is the study's answer: chosen on other noise, else the best."""
-        chosen = super().chosen
-        with_loss = self.trials["number"][~np.isnan(self.trials["loss"])]
-        return chosen if chosen in with_loss else self.best
 
 
 def in_tell_order(trials: Trials) -> Trials:

@@ -85,7 +85,10 @@ class _FileLock:
 
 
 class _AdvisoryLock:
-    """The same in a server; a lost connection loses the lock."""
+    """The same in a server; a lost connection loses the lock.
+
+    ``take`` raises errors of the connection, which :func:`~lcsc_opt.database.connection.in_database` handles.
+    """
 
     def __init__(self, engine: sa.Engine, study: str) -> None:
         self._engine = engine
@@ -130,7 +133,7 @@ class Coordinator:
         self._me = {"host": platform.node(), "process": os.getpid(), "since": time.time()}
 
     def begin(self) -> None:
-        """Take the lock.
+        """Take the lock, and write to the database who holds it.
 
         Raises:
             StudyStoreError: within seconds; the message says who holds it, or that there are no locks.
@@ -142,7 +145,7 @@ class Coordinator:
     def _described_holder(self) -> str:
         holder = in_database(self._storage, self._stored_holder)
         if holder is None:  # it has taken the lock and not written its name yet
-            holder = {"host": "a machine", "process": "?", "since": 0.0}
+            return "by another process"
         since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
         return f"on {holder['host']} by process {holder['process']} since {since}"
 
@@ -190,16 +193,25 @@ def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
 
 
 def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
-    """Which of the studies somebody runs now."""
+    """Which of the studies somebody runs now, by their names.
+
+    Raises:
+        StudyStoreError: the database cannot be read.
+    """
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return {study for study in studies if _is_file_locked(_lock_file(file, study))}
     if storage.engine.dialect.name != "postgresql":  # where no study is run
         return set()
-    with storage.engine.connect() as connection:
-        # the halves of a key, as unsigned numbers
-        held_keys = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD_LOCKS)}
+    held_keys = in_database(storage, lambda: _held_keys(storage))
     return {study for study in studies if _key(study) % 2**64 in held_keys}
+
+
+def _held_keys(storage: RDBStorage) -> set[int]:
+    """The keys of all advisory locks of a PostgreSQL database, as unsigned numbers."""
+    with storage.engine.connect() as connection:
+        # each is stored as its two halves
+        return {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(_HELD_LOCKS)}
 
 
 def _is_file_locked(path: Path) -> bool:
@@ -222,5 +234,5 @@ def _lock_file(file: Path, study: str) -> Path:
 
 
 def _key(study: str) -> int:
-    """A signed number of 64 bits."""
+    """The study's number among PostgreSQL's advisory locks: signed, 64 bits of a hash."""
     return int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)

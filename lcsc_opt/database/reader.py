@@ -108,7 +108,11 @@ class _CachedSummary:
 
 
 class HistoryReader:
-    """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads."""
+    """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads.
+
+    All methods raise :class:`StudyStoreError` where the database cannot be read, or a newer lcsc_opt has made one of
+    its studies. Of a study that was deleted since it was read, more cannot be read: that raises :class:`KeyError`.
+    """
 
     def __init__(self, storage: RDBStorage) -> None:
         self.storage = storage
@@ -202,7 +206,7 @@ class HistoryReader:
             self._notice_another_file()
             studies = self._our_studies()
             chosen = list(studies) if names is None else _checked(names)
-            running = in_database(self.storage, lambda: locked(self.storage, chosen))
+            running = locked(self.storage, chosen)
             return self._each(chosen, studies, running, self._summarized)
 
     def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
@@ -252,7 +256,7 @@ class HistoryReader:
         with self._lock:
             self._notice_another_file()
             studies = self._our_studies()
-            running = in_database(self.storage, lambda: locked(self.storage, names))
+            running = locked(self.storage, names)
             return self._each(names, studies, running, self._read)
 
     def read_study(self, name: str) -> History:
@@ -291,7 +295,7 @@ class HistoryReader:
         return Failures(tuple(failed), *_failures_of(trials))
 
     def answer(self, study: Standing) -> Floats | None:
-        """``[K]`` or ``[S, K]`` of the trial that was chosen, else of the best one; ``None`` while there is none."""
+        """The coefficients, ``[K]`` or ``[S, K]``, of :attr:`Standing.chosen`; ``None`` while no trial is."""
         if study.chosen is None:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]
@@ -377,7 +381,11 @@ class HistoryReader:
         return cached.study
 
     def _cached_summary(self, name: str, created: Any) -> _CachedSummary:
-        """The study as it was last read; an empty one the first time, and if it was created again."""
+        """The study as it was last read; an empty one the first time, and if it was created again.
+
+        Raises:
+            KeyError: it was deleted.
+        """
         cached = self._summaries.get(name)
         if cached is None or cached.created != created:
             study_id = in_database(self.storage, lambda: self.storage.get_study_id_from_name(name))
@@ -405,6 +413,12 @@ class HistoryReader:
         return newer_trials
 
     def _trial(self, study_id: int, number: int) -> FrozenTrial:
+        """One trial as it is in the database now.
+
+        Raises:
+            KeyError: there is none of this number.
+        """
+
         def trial() -> FrozenTrial:
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
             return self.storage.get_trial(trial_id)
@@ -434,7 +448,11 @@ class HistoryReader:
         return [trial for trial in trials if is_ours(trial)]
 
     def _read(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> History:
-        """Bring one study up to date."""
+        """One study with its trials as they are now; it replaces the cached one.
+
+        Raises:
+            KeyError, StudyStoreError: it was deleted.
+        """
         cached = self._cached_study(name, attributes.get("created"))
         before = cached.history
         seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
@@ -451,7 +469,11 @@ class HistoryReader:
         return study
 
     def _cached_study(self, name: str, created: Any) -> _Cached:
-        """The study as it was last read; an empty history the first time, and if it was created again."""
+        """The study as it was last read; an empty history the first time, and if it was created again.
+
+        Raises:
+            StudyStoreError: it was deleted.
+        """
         cached = self._studies.get(name)
         if cached is not None and cached.created == created:
             return cached
@@ -580,7 +602,7 @@ def _with_names(study: History, trials: Mapping[int, FrozenTrial]) -> History:
 
 
 def _average_name(study: Standing, coefficients: Floats) -> str | None:
-    """What a baseline's answer is called."""
+    """What a baseline's answer is called; ``None`` for coefficients that no baseline has at these steps."""
     return average_name(coefficients, study.steps)
 
 
@@ -591,7 +613,7 @@ def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ..
     for trial in trials:
         attempts = _attempts_of(trial)
         if attempts:
-            reasons[trial.number] = tuple(str(attempt.get("reason", "unknown")) for attempt in attempts)
+            reasons[trial.number] = tuple(str(attempt["reason"]) for attempt in attempts)
         for attempt in attempts:
             if "traceback" in attempt:
                 tracebacks[str(attempt["reason"])] = str(attempt["traceback"])
@@ -601,6 +623,6 @@ def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ..
 def _attempts_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
     """The failed attempts of a trial, each with its ``reason``."""
     attempts: list[Mapping[str, Any]] = trial.user_attrs.get("attempts") or []
-    if trial.state == TrialState.FAIL and not attempts:
-        return [{"reason": trial.user_attrs.get("reason", "unknown")}]
+    if trial.state == TrialState.FAIL and not attempts:  # another program ended it
+        return [{"reason": "unknown"}]
     return attempts

@@ -239,7 +239,10 @@ class MetricRow:
         return text
 
     def misses(self, bound: float) -> bool:
-        """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %."""
+        """Whether the whole interval is worse than ``bound``; if that is not known, the value by more than 2 %.
+
+        ``False`` without a sign: then nobody knows what is worse.
+        """
         if self.interval is None:
             tolerance = SINGLE_GROUP_NOISE * abs(bound)
         else:

@@ -8,16 +8,17 @@ trial                  value (the loss; of a maximized score the score, in a stu
                        (``PRUNED`` where the loss does not compare with others),
                        ``datetime_start``, ``datetime_complete``; for Optuna's plots one parameter, ``sum_abs`` (Σ|a|)
 user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.database.arrays`), ``metrics``, ``cost``;
-                       ``images`` and ``noise`` where other than the objective's were asked for,
-                       ``gradient`` where one was, like ``coefficients``; ``attempts`` that failed, each with its
-                       ``traceback``, and the ``reason`` of a failed trial
+                       ``images`` and ``noise`` where other than the objective's were asked for, ``unbiased`` where
+                       that was, ``gradient`` where one was, like ``coefficients``; ``violation`` and ``unseen`` where
+                       they are known (:class:`lcsc_opt.base.records.Evaluation`); ``attempts`` that failed, each with
+                       its ``traceback``, and the ``reason`` of a failed trial
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
                        ``report_images``, ``holds_out``, ``origin``, ``directory``,
                        ``places``, ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
-                       ``layer_groups`` [S] by name; later:
+                       ``layer_groups`` [S] by name, ``layout``; later:
                        ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
-                       ``held_out`` (the report),
+                       ``held_out`` (the report), ``trainer_ema_sha256``,
                        ``yardsticks`` (what losses are relative to),
                        ``retry``, ``changes``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
@@ -94,7 +95,7 @@ def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
 
 
 def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
-    schema = attributes.get("schema", 1)
+    schema = attributes["schema"]
     if schema > SCHEMA:
         raise StudyStoreError(
             f"{name}: was stored by {attributes['created_by']} in schema {schema}, and lcsc_opt {VERSION} reads "
@@ -175,7 +176,11 @@ def _failure_attributes(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 class StoredStudy:
-    """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it."""
+    """One study of the database, ``experiment/optimizer/seed``; ``key`` is the database's own key of it.
+
+    All methods raise :class:`StudyStoreError` where the database cannot be used, and those that write also where
+    :meth:`hold` was open and another process has taken the lock.
+    """
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
         self.storage = storage
@@ -212,7 +217,11 @@ class StoredStudy:
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
-        """Open a study, or create it with ``attributes``; of two processes that race for it, one creates it."""
+        """Open a study, or create it with ``attributes``; of two processes that race for it, one creates it.
+
+        Raises:
+            StudyStoreError: as :meth:`open`, for a study that exists.
+        """
         create(storage, name, attributes)
         return cls.open(storage, name)
 
@@ -232,7 +241,7 @@ class StoredStudy:
         """Write one user attribute of the study."""
         self._write(lambda: self.storage.set_study_user_attr(self.key, name, value))
         if self._cached_attributes is not None:
-            self._cached_attributes[name] = json.loads(json.dumps(value))
+            self._cached_attributes[name] = json.loads(json.dumps(value))  # as the database will give it
 
     @functools.cached_property
     def sign(self) -> int:
@@ -255,7 +264,7 @@ class StoredStudy:
             StudyStoreError: within seconds; the message says who holds it.
         """
         self._coordinator = Coordinator(self.storage, self.name, self.key)
-        self._trial_count = None
+        self._trial_count = None  # others may have added some
         try:
             self._coordinator.begin()
             yield
@@ -292,7 +301,11 @@ class StoredStudy:
         return sorted(remembered, key=lambda trial: trial.number)
 
     def trial(self, number: int) -> FrozenTrial:
-        """One trial as Optuna reads it: of a maximized score, the value is the score."""
+        """One trial as Optuna reads it: of a maximized score, the value is the score.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
         trial_id = self._trial_id(number)
         return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
 
@@ -422,6 +435,7 @@ class StoredStudy:
     def retry_failed(self) -> int:
         """Forget the failures after the last success: their candidates are asked again. The caller holds the study.
 
+        Where there are any, the study counts as unfinished again, and loses its report and its summary.
         A trial that failed before the last success stays failed, since all later candidates depend on that.
 
         Returns:
@@ -482,7 +496,11 @@ class StoredStudy:
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
     def attach(self, number: int, folder: Path, path: Path) -> None:
-        """Store the file at ``path`` with a trial, in the folder of Optuna's artifacts; it replaces one of its name."""
+        """Store the file at ``path`` with a trial, in the folder of Optuna's artifacts; it replaces one of its name.
+
+        Raises:
+            OSError: the file cannot be read, or the folder is missing or cannot be written.
+        """
         identity = f"{self.name} {self.attributes['created']} {number} {path.name}"
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
@@ -514,7 +532,11 @@ class StoredTrials:
 
 
 def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
-    """How many trials a study has, and whether any succeeded; they are counted in the database, not read."""
+    """How many trials a study has, and whether any succeeded; they are counted in the database, not read.
+
+    Raises:
+        StudyStoreError: as :meth:`StoredStudy.open`.
+    """
     study = StoredStudy.open(storage, name)
     forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
     many = trial_count(storage, study.key)

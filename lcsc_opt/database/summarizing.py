@@ -55,7 +55,7 @@ class Summarizer:
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """A trial is evaluated again after failed attempts."""
-        started, candidate = self._begun.get(number, (time.time(), {}))
+        started, candidate = self._begun[number]
         self._begun[number] = (started, {**candidate, "attempts": attempts})
 
     def end(
@@ -66,7 +66,7 @@ class Summarizer:
         attributes: Mapping[str, Any],
     ) -> None:
         """A trial has ended, with its loss and the attributes of its result."""
-        started, candidate = self._begun.pop(number, (time.time(), {}))
+        started, candidate = self._begun.pop(number)
         trial = create_trial(state=TrialState.RUNNING, user_attrs={**candidate, **attributes})
         trial.number = number
         trial.state = state

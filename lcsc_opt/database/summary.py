@@ -103,7 +103,7 @@ class Summary:
         """The attribute :data:`SUMMARY`.
 
         Raises:
-            TypeError: it has other fields, as that of an earlier or later version.
+            TypeError: it is ``None``, or has other fields, as that of an earlier or later version.
         """
         if not isinstance(stored, Mapping) or stored.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise TypeError("the summary has other fields")

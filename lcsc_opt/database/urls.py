@@ -76,7 +76,7 @@ def _without_url(name: str) -> StudyStoreError:
 
 
 def is_there(url: str) -> bool:
-    """Whether the database's file exists; a server is assumed to exist."""
+    """Whether the database's file exists; a server is assumed to exist. Raises as :func:`parse_url`."""
     file = sqlite_file(parse_url(url))
     return file is None or file.exists()
 
@@ -91,14 +91,14 @@ def sqlite_file(url: sa.URL) -> Path | None:
 def files_directory(url: str) -> Path:
     """The folder for what the studies of a database need and can make again: ``studies.files`` next to ``studies.db``.
 
-    Of a server it is ``lcsc.files`` in the working directory.
+    Of a server it is ``lcsc.files`` in the working directory. Raises as :func:`parse_url`.
     """
     file = sqlite_file(parse_url(url))
     return Path("lcsc.files").absolute() if file is None else file.absolute().with_suffix(".files")
 
 
 def parse_url(url: str) -> sa.URL:
-    """The URL, parsed; one of PostgreSQL that names no driver has an installed one.
+    """The URL, parsed; one of PostgreSQL that names no driver has an installed one, if there is any.
 
     Raises:
         StudyStoreError: it cannot be parsed, or names an SQLite URI in place of a file. The message quotes no URL that
@@ -119,7 +119,7 @@ def parse_url(url: str) -> sa.URL:
     for driver in ("psycopg", "psycopg2"):
         if importlib.util.find_spec(driver) is not None:
             return parsed.set(drivername=f"postgresql+{driver}")
-    return parsed.set(drivername="postgresql")
+    return parsed.set(drivername="postgresql")  # opening it says that a driver is missing
 
 
 def _has_raw_at(url: str) -> bool:

@@ -57,6 +57,24 @@ def test_a_second_coordinator_is_told_who_holds_the_study(any_url: str) -> None:
         pass
 
 
+def test_a_coordinator_that_has_not_written_its_name_yet_is_another_process(any_url: str) -> None:
+    study = open_study(any_url)
+    taken = lock.lock_of(open_storage(any_url, write=True), NAME)
+    assert taken.take()
+    with pytest.raises(StudyStoreError, match="is being run by another process; wait"):
+        study.hold().__enter__()
+    taken.free()
+
+
+def test_a_server_that_does_not_say_who_runs_a_study_is_one_line(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(postgresql_url)
+    monkeypatch.setattr(lock, "_HELD_LOCKS", "SELECT classid, objid FROM nothing")
+    with pytest.raises(StudyStoreError, match='relation "nothing" does not exist'):
+        locked(study.storage, [NAME])
+
+
 def refuse_to_lock(self: FileLock, **_: object) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
 

@@ -89,8 +89,8 @@ def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> N
     assert Progress.of(again).retried == 1
 
 
-@pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])
-def test_the_answer_is_the_chosen_trial_and_without_a_complete_one_the_best(trial: int | None, answer: int) -> None:
+@pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0)])
+def test_the_answer_is_the_chosen_trial_and_without_one_the_best(trial: int | None, answer: int) -> None:
     study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=reported(5.0, trial=trial))
     assert (study.chosen, study.best) == (answer, 1)
 
