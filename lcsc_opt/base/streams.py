@@ -66,15 +66,15 @@ def write_message(text: str) -> None:
 
 def _in_encoding_of(stream: TextIO, text: str) -> str:
     """The text with what the stream's encoding lacks escaped."""
-    encoding = stream.encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # some objects that replace sys.stderr have none
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person reads this stream; not if it is missing or closed."""
+    """Whether a person reads this stream; not if it is missing or closed, or an object that can only be written to."""
     try:
         return stream is not None and stream.isatty()
-    except ValueError:
+    except (AttributeError, ValueError):
         return False
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml
+from lcsc_opt.base.settings import FrozenModel, first_problem, parse_settings, parse_yaml
 from lcsc_opt.base.study_spec import (
     AUTO,
     DEFAULT_BUDGET,
@@ -117,16 +117,20 @@ class StudyFile(FrozenModel):
         """A study for each seed and optimizer.
 
         Args:
-            seeds: only these; the file need not list them.
+            seeds: only these, which the file need not list; none means the file's.
 
         Raises:
-            StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
+            StudySpecError: a seed is no integer from 0. Or the workers, or Ray, choose the devices, and the objective's
+                settings name one.
         """
         shared = {name: getattr(self, name) for name in StudySpec.model_fields.keys() & StudyFile.model_fields.keys()}
-        studies = [
-            StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
-            for seed, optimizer in itertools.product(seeds or self.seeds, self.optimizers)
-        ]
+        try:
+            studies = [
+                StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
+                for seed, optimizer in itertools.product(seeds or self.seeds, self.optimizers)
+            ]
+        except pydantic.ValidationError as error:  # the file's own seeds are valid
+            raise StudySpecError(first_problem(error)) from error
         for spec in studies[:1]:  # all have the same workers and devices
             _check_devices(spec)
         return studies

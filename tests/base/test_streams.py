@@ -69,6 +69,28 @@ def test_messages_and_progress_never_stop_the_work(stream: io.StringIO | None, m
     write_message("another one\n")
 
 
+class _Tee:
+    """What scripts put in place of a stream to write to a file, too."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def test_an_object_that_can_only_be_written_to_gets_messages_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    tee = _Tee()
+    monkeypatch.setattr(sys, "stderr", tee)
+    with messages_on_stderr(), progress("search", 2) as advance:
+        notice("a message")
+        advance(2)
+    assert tee.text.startswith("lcsc: a message\nsearch: 2/2, ")
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("ascii", r"\u03a3|a| caf\xe9"), ("latin-1", r"\u03a3|a| café"), ("utf-8", "Σ|a| café")]
 )

@@ -254,6 +254,12 @@ def test_a_tilde_removes_a_key(minimal: Path) -> None:
     assert spec.objective.settings == {"nfe": 2}
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5])
+def test_a_callers_seed_is_checked_as_the_files_are(minimal: Path, seed: Any) -> None:
+    with pytest.raises(StudySpecError, match=r"^seed: Input should be "):
+        read_study_file(minimal).studies([seed])
+
+
 def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
     assert storage_of_folder(tmp_path) is None
     (tmp_path / "other.yaml").write_text("- no\n- study")
