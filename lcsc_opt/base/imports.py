@@ -54,8 +54,8 @@ def _name_of_script() -> str | None:
     if file is None:
         return None
     name = Path(file).stem if script.__spec__ is None else script.__spec__.name
-    found = module_file(name)
-    if found is None or not found.exists() or not found.samefile(file):
+    importable = module_file(name)
+    if importable is None or not importable.exists() or not importable.samefile(file):
         return None
     return name
 

@@ -69,8 +69,8 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
         details = error.errors()
         wrong_entries = {detail["loc"][:-1] for detail in details}
         # without these, pydantic finds their list too short
-        told = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
-        problems = "; ".join(_problem(model, detail) for detail in told)
+        reported = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
+        problems = "; ".join(_problem(model, detail) for detail in reported)
         raise StudySpecError(f"{source}: {problems}") from error
 
 
@@ -208,10 +208,10 @@ _OTHER_TYPES = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _of_numbers in (_Loader, _Dumper):
-    _of_numbers.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in _OTHER_TYPES.items()}
-    _of_numbers.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
-    _of_numbers.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in _OTHER_TYPES.items()}
+    _class.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
+    _class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
 _Loader.add_constructor(_INTEGER_TAG, _integer)
 
 

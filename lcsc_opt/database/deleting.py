@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.progress import progress
+from lcsc_opt.database.connection import in_database
 
 BATCH = 1000  # trials that are deleted between two steps of the progress bar
 
@@ -18,7 +19,7 @@ def delete_study(storage: RDBStorage, study_id: int, name: str) -> None:
     """Delete a study with its trials and attributes, or nothing where it no longer exists.
 
     All of it is one transaction: whoever is interrupted leaves the whole study. SQLite checks foreign keys meanwhile,
-    as PostgreSQL always does.
+    as PostgreSQL always does. Errors of the database are left to :func:`~lcsc_opt.database.connection.in_database`.
 
     Args:
         storage: of the study.
@@ -72,7 +73,11 @@ def free_bytes(storage: RDBStorage) -> int:
     """How much of an SQLite file is free for what will be written: it never shrinks by itself. Zero for a server."""
     if storage.engine.dialect.name != "sqlite":
         return 0
-    with storage.engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
-        size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
-    return int(pages) * int(size)
+
+    def read() -> int:
+        with storage.engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+            size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+        return int(pages) * int(size)
+
+    return in_database(storage, read)

@@ -205,9 +205,9 @@ class HistoryReader:
         with self._lock:
             self._notice_another_file()
             studies = self._our_studies()
-            chosen = list(studies) if names is None else _checked(names)
-            running = locked(self.storage, chosen)
-            return self._each(chosen, studies, running, self._summarized)
+            wanted = list(studies) if names is None else _checked(names)
+            running = locked(self.storage, wanted)
+            return self._each(wanted, studies, running, self._summarized)
 
     def _summarized(self, name: str, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
         """A study without its trials, if its summary allows that."""

@@ -92,9 +92,9 @@ class Measurement:
     def of(cls, model: Model, evaluation: Evaluation, *, images: int, seed: int) -> Measurement:
         """An evaluation of a model on one group of noise."""
         values = {**evaluation.metrics, "loss": evaluation.loss}
-        of_loss = metric_of_loss(evaluation.metrics, evaluation.loss)
-        if of_loss is not None and of_loss + STANDARD_ERROR in evaluation.metrics:
-            values["loss" + STANDARD_ERROR] = evaluation.metrics[of_loss + STANDARD_ERROR]
+        metric = metric_of_loss(evaluation.metrics, evaluation.loss)
+        if metric is not None and metric + STANDARD_ERROR in evaluation.metrics:
+            values["loss" + STANDARD_ERROR] = evaluation.metrics[metric + STANDARD_ERROR]
         return cls(
             model,
             images,

@@ -203,9 +203,9 @@ class StoredStudy:
         try:
             key = in_database(storage, lambda: storage.get_study_id_from_name(name))
         except KeyError as error:
-            stored = list(our_studies(storage))
-            seeds = [found for found in stored if found.startswith(f"{name}/")]
-            listed = ", ".join(seeds or stored) or "none"
+            all_names = list(our_studies(storage))
+            seeds = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
+            listed = ", ".join(seeds or all_names) or "none"
             relation = "its seeds are" if seeds else "it holds"
             raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}") from error
         study = cls(storage, name, key)

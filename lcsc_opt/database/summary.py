@@ -172,7 +172,7 @@ class Summary:
         return float(waited[is_counted].sum())
 
     def _best_with(self, numbers: npt.NDArray[np.int64], losses: Floats) -> tuple[int | None, float | None]:
-        """The number and the loss of the best trial, of those before and these."""
+        """The number and the loss of the best trial, of those before and these; both ``None`` without a loss."""
         candidates: list[tuple[float, int]] = []
         if not np.isnan(losses).all():
             lowest = np.nanmin(losses)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from typing import Any
 from unittest import mock
 
@@ -12,7 +14,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database import deleting
+from lcsc_opt.database import connection, deleting
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.deleting import delete_study, free_bytes
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -150,3 +152,13 @@ def test_the_space_in_an_sqlite_file_is_free_after_a_deletion(storage: RDBStorag
     assert free_bytes(storage) == 0
     study.delete()
     assert free_bytes(storage) > 0
+
+
+def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
+    storage = open_storage(url, write=True)
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(connection, "notice", lambda *_, **__: other.execute("ROLLBACK"))
+    with contextlib.closing(other):
+        assert free_bytes(storage) == 0
