@@ -131,7 +131,7 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
     allow_mismatched_torchvision()
     try:
         exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes in its name
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse arguments when it is loaded
         del sys.modules[name]
         raised = f"{type(error).__name__} while loading it: {error}"
         raise StudySpecError(f"{path}: {raised}{advice_on_name(path)}") from error

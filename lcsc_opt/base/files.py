@@ -144,7 +144,7 @@ class LockedFile:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self._path = path
         self._lock = lock
-        self._file = path.stat()
+        self._file = path.stat()  # FileNotFoundError if somebody has removed it meanwhile
 
     @property
     def is_in_place(self) -> bool:

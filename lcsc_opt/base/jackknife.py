@@ -36,7 +36,7 @@ def standard_error(without: Sequence[float]) -> float:
 
 
 def half_width(error: float, degrees: float) -> float:
-    """Half the width of the 95 % interval of a value with this standard error; normal for infinite degrees."""
+    """Half the 95 % interval of a value with this standard error; a normal one for infinite degrees of freedom."""
     from scipy.special import ndtri, stdtrit  # SciPy is slow to import
 
     quantile = (1 + LEVEL) / 2

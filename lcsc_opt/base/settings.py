@@ -145,7 +145,7 @@ def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> 
 
 
 def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
-    """The first model in an annotation such as ``tuple[OptimizerSpec, ...] | None``."""
+    """The first model in an annotation such as ``tuple[OptimizerSpec, ...] | None``; ``None`` if it has none."""
     arguments = getattr(annotation, "__args__", ())
     if not arguments and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation

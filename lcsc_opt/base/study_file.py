@@ -139,7 +139,7 @@ class StudyFile(FrozenModel):
 def _check_devices(spec: StudySpec) -> None:
     """Refuse a device in the objective's settings where the workers, or Ray, choose the devices."""
     if spec.ray is not None:
-        if spec.device.partition(":")[2] not in ("", "0"):
+        if spec.device.partition(":")[2] not in ("", "0"):  # a worker sees its own as number 0
             raise StudySpecError(
                 f"objective.settings.device {spec.device}: Ray gives each worker its own; leave it out"
             )

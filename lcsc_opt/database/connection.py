@@ -291,7 +291,7 @@ def one_transaction(storage: RDBStorage) -> Iterator[None]:
 def _was_moved(storage: RDBStorage, error: BaseException) -> bool:
     """Whether an SQLite file no longer has its name, or another file has it."""
     file = sqlite_file(storage.engine.url)
-    if file is None:
+    if file is None:  # a server
         return False
     cause: Any = error
     if isinstance(error, ConnectionError):

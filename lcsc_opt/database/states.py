@@ -49,7 +49,7 @@ def is_searched(spec: StudySpec, stored: Attributes) -> bool:
         return True
     budget = spec.budget
     if budget.seconds is not None:
-        return bool(ended.get("deadline", 0.0) >= budget.seconds)
+        return bool(ended.get("deadline", 0.0) >= budget.seconds)  # without one if another unit ended it
     if budget.evaluations is not None:
         return bool(ended["evaluations"] >= budget.evaluations)
     stored_images = stored["budget"].get("images") or 0  # which the search had spent when it ended
@@ -58,6 +58,7 @@ def is_searched(spec: StudySpec, stored: Attributes) -> bool:
 
 def is_finished(spec: StudySpec, stored: Attributes) -> bool:
     """Whether nothing is left to do, neither of the search nor of the held-out report."""
+    # an objective may have nothing to hold out
     must_report = spec.held_out is not None and stored.get("holds_out") is not False
     if must_report and stored.get("held_out") is None:
         return False
