@@ -51,7 +51,7 @@ class Options:
     memory = 2**30  # bytes of each device
     float64 = True
     delay = 0.002  # the longest of an operation's, in seconds
-    late = 0.02  # the share of operations that begin late; copies always do
+    late = 0.02  # the share of operations that begin late; copies that the host does not wait for always do
 
 
 @contextlib.contextmanager
@@ -397,11 +397,13 @@ def _copy(to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) ->
     COUNTS[name] += 1
     COUNTS[f"{name}_bytes"] += here.nbytes
     late = non_blocking and _pinned(here)
+    waited_for = not late and (not non_blocking or here is to)
     COUNTS["meanwhile"] += late
     if here is source and not late:
         source = source.clone()
-    _queues[_current(index)].put(functools.partial(_raw(to).copy_, _raw(source)), copies=True)
-    if not late and (not non_blocking or here is to):
+    # nobody can look at a copy that the host waits for before it is made
+    _queues[_current(index)].put(functools.partial(_raw(to).copy_, _raw(source)), copies=not waited_for)
+    if waited_for:
         _wait(index)
     return to
 

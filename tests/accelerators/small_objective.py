@@ -1,16 +1,13 @@
-"""An objective that a worker imports quickly."""
+"""A small network, and what is computed with it."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.scorer import Draw
 from tests.objectives.image_objectives import build
@@ -44,20 +41,3 @@ def score(model: nn.Module, draw: Draw) -> Tensor:
     """How large its answers to random images are."""
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(draw.seed))
     return model(images.to(next(model.parameters()).device)).square().mean()
-
-
-class WithDevice(Objective):
-    """The loss of a small objective, and the number of the device that it was computed on."""
-
-    steps, samples = (10, 20, 30), Samples(per_evaluation=24)
-
-    def __init__(self, folder: Path) -> None:
-        self.inner = small("auto", folder)
-
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        found = self.inner.evaluate(candidate)
-        name = torch.get_device_module(self.inner.device).get_device_name(self.inner.device)
-        return dataclasses.replace(found, metrics={**found.metrics, "device": float(name.split()[-1])})
-
-    def describe(self) -> dict[str, Any]:
-        return self.inner.describe()
