@@ -112,10 +112,10 @@ class NodeObjective:
             os.chdir(copies)
 
     def _check_trajectory(self) -> None:
-        from lcsc_opt.trajectory import Trajectory  # with torch, whose import would take most of a worker's start
-
         if self.checkpoints is None or self.checkpoints.packed is None:
             return
+        from lcsc_opt.trajectory import Trajectory  # with torch, whose import would take most of a worker's start
+
         if Trajectory.holding(self.checkpoints.packed, self.checkpoints) is None:
             raise TrajectoryError(
                 f"has no {self.checkpoints.packed} with the checkpoints of the search; "

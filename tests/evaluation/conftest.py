@@ -62,7 +62,8 @@ def own_files(folder: Path) -> Path:
         "    def score(self, candidate, parts):\n"
         "        import dataclasses\n"
         "        evaluation, back = super().score(candidate, parts)\n"
-        "        return dataclasses.replace(evaluation, loss=self.number), back\n"
+        "        metrics = {'gpu': float(parts[0].environment or -1)}\n"
+        "        return dataclasses.replace(evaluation, loss=self.number, metrics=metrics), back\n"
     )
     with TrajectoryWriter(own / "run.trajectory") as writer:
         for step in (1, 2, 3):

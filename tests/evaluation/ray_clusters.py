@@ -23,9 +23,9 @@ from tests.commands import Typed
 from tests.evaluation import staged_examples
 
 OBJECTIVE = """
-from tests.evaluation.staged_examples import EnvironmentInLoss, Logged, Slow
+from tests.evaluation.staged_examples import Logged, Slow
 
-KINDS = {"logged": Logged, "device": EnvironmentInLoss, "slow": Slow}
+KINDS = {"logged": Logged, "slow": Slow}
 
 
 def build(settings):
