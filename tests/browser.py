@@ -146,5 +146,5 @@ def watched(page: Any, home: str) -> Iterator[Watched]:
         for event, listener in listeners.items():
             page.remove_listener(event, listener)
         if page.url.startswith(home):
-            page.goto(f"{home}/lcsc/_static/lcsc.css")
+            page.goto(f"{home}/lcsc/_static/lcsc.css" if home.startswith("http") else "about:blank")
         page.context.clear_cookies()
