@@ -30,26 +30,47 @@ SHORT = (
     "budget={evaluations: 3}",
     "held_out={images: 12, top: 1}",
 )
-TRAINED_FOR = ("def classifier(number: int, steps: int = 200)", "def classifier(number: int, steps: int = 70)")
+CLASSIFIER = "def classifier(number: int, steps: int = 200)"
+FEWER_STEPS = {CLASSIFIER: CLASSIFIER.replace("200", "70")}
+SMALL = {
+    CLASSIFIER: CLASSIFIER.replace("200", "2"),  # it only has to be one
+    "images[number::2]": "images[number::16]",
+    "digits[number::2]": "digits[number::16]",
+}
+
+
+def study_in(folder: Path, changes: dict[str, str]) -> Any:
+    """The module of the study, whose files are in the folder, with these changes in its code."""
+    for file in FILES.iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    code = (FILES / "digits_lora.py").read_text(encoding="utf-8")
+    for text, changed in changes.items():
+        assert text in code
+        code = code.replace(text, changed)
+    (folder / "digits_lora.py").write_text(code, encoding="utf-8")
+    return importlib.import_module("digits_lora")
 
 
 @pytest.fixture
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
-    """With the study's files; its classifiers are trained for a third of the steps."""
-    for file in FILES.iterdir():
-        if file.is_file():
-            shutil.copy(file, workplace)
-    code = (FILES / "digits_lora.py").read_text(encoding="utf-8")
-    assert TRAINED_FOR[0] in code
-    (workplace / "digits_lora.py").write_text(code.replace(*TRAINED_FOR), encoding="utf-8")
+    """A folder that modules are imported from."""
     monkeypatch.syspath_prepend(str(workplace))
     return workplace
 
 
 @pytest.mark.slow
-def test_the_study_goes_from_training_to_a_lora_that_its_pipeline_loads(place: Path, typed: Typed) -> None:
-    digits_lora: Any = importlib.import_module("digits_lora")
-    digits_lora.train(Path("runs/lora"), autoencoder_steps=2, steps=2, lora_steps=6, every=2)
+def test_the_study_goes_from_training_which_continues_to_a_lora_that_its_pipeline_loads(
+    place: Path, typed: Typed
+) -> None:
+    digits_lora = study_in(place, SMALL)
+    sizes = {"autoencoder_steps": 2, "steps": 2, "every": 2}
+    folder = Path("runs/lora")
+    digits_lora.train(folder, **sizes, lora_steps=2, seeds=(0, 1))
+    assert [path.name for path in Path(folder / "lora-1").iterdir()] == ["checkpoint-2"]
+    written = (folder / "pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    digits_lora.train(folder, **sizes, lora_steps=6)  # what is missing
+    assert (folder / "pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
     checkpoints = sorted(path.name for path in Path("runs/lora/lora-0").iterdir())
     assert checkpoints == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     typed("run", "lora.yaml", "--optimizer", "LCSCGradient", "--optimizer", "LCSC", *SHORT)
@@ -81,19 +102,8 @@ def test_the_study_goes_from_training_to_a_lora_that_its_pipeline_loads(place: P
     assert "data:image/png" in Path("report.html").read_text()
 
 
-def test_training_continues_with_what_is_missing(place: Path) -> None:
-    digits_lora: Any = importlib.import_module("digits_lora")
-    sizes = {"autoencoder_steps": 1, "steps": 1, "every": 1}
-    digits_lora.train(Path("small"), **sizes, lora_steps=1)
-    written = Path("small/pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    digits_lora.train(Path("small"), **sizes, lora_steps=2, seeds=(0, 1))
-    assert Path("small/pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
-    assert Path("small/lora-0/checkpoint-2").exists()
-    assert Path("small/lora-1/checkpoint-2").exists()
-
-
 def test_captions_have_a_token_for_each_word_and_rewards_know_the_digit(place: Path) -> None:
-    digits_lora: Any = importlib.import_module("digits_lora")
+    digits_lora = study_in(place, FEWER_STEPS)
     tokens = digits_lora.tokenizer(place / "words")
     ids = tokens(["a handwritten seven", "the digit zero"]).input_ids
     assert [len(row) for row in ids] == [5, 5]
