@@ -23,19 +23,26 @@ from tests.processes import finished_trials, lcsc_process
 LATIN_1 = os.fsdecode(b"caf\xe9")
 SCORE = """
 import os
-import torch
 
 def build():
+    import torch  # here, since it would be most of a worker's start
     return torch.nn.Linear(3, 1, bias=False)
 
 calls = 0
 
-def loss(model, draw):
-    global calls
-    calls += 1
+def talk():
     print("from the score")
     os.write(1, b"from a library\\n")
     os.system("echo from another process")
+
+def distance(coefficients):
+    talk()
+    return float((coefficients ** 2).sum())
+
+def loss(model, draw):
+    global calls
+    calls += 1
+    talk()
     if calls == 6:
         raise ValueError("cannot read " + os.fsdecode(b"caf\\xe9.png"))
     return float((model.weight.detach() ** 2).mean())
@@ -49,6 +56,7 @@ STUDY = {
     "optimizers": ["LCSC"],
     "budget": {"evaluations": 4},
 }
+FUNCTION = {"file": "function.py", "settings": {"callable": "printing:distance", "steps": [100, 200, 300]}}
 
 
 def write_study(folder: Path) -> None:
@@ -60,6 +68,7 @@ def write_study(folder: Path) -> None:
         torch.save({"weight": torch.full((1, 3), step / 100)}, folder / f"ck/m-{step}.pt")
     (folder / "printing.py").write_text(SCORE)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    (folder / "function.yaml").write_text(yaml.safe_dump({**STUDY, "name": "function", "objective": FUNCTION}))
 
 
 @pytest.fixture
@@ -77,6 +86,7 @@ def ran_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         ended = lcsc_process("run", "tiny.yaml")
     assert ended.status == 0, ended.err
+    assert ended.out == ""  # although the score prints
     return folder
 
 
@@ -102,11 +112,17 @@ def encoded_in(encoding: str) -> None:
 # missing, closed and narrow streams
 
 
-def test_a_search_runs_without_any_stream(study: Path) -> None:
+def test_lcsc_starts_and_searches_without_any_stream(study: Path) -> None:
     """As some daemons start it."""
-    program = "from lcsc_opt.cli import main; main(['run', 'tiny.yaml'])"
+    program = "from lcsc_opt.cli import main; main(['run', 'function.yaml'])"
     command = f"{sys.executable} -c {shlex.quote(program)} >&- 2>&- <&-"
     assert subprocess.run(command, shell=True, check=False).returncode == 0
+    assert finished_trials() == 4
+
+
+def test_a_score_of_weights_is_searched_without_any_stream(study: Path) -> None:
+    ended = lcsc_process("run", "tiny.yaml", first=functools.partial(without, "stdin", "stdout", "stderr"))
+    assert ended.status == 0
     assert finished_trials() == 4
 
 
@@ -149,12 +165,21 @@ def test_what_an_encoding_lacks_is_escaped(ran: Path, encoding: str, command: st
 # what is no result
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_the_users_code_prints_is_not_in_the_result(study: Path, workers: int) -> None:
-    assert lcsc_process("run", "tiny.yaml", f"workers={workers}", f"name=of{workers}").out == ""
-    found = lcsc_process("evaluate", f"of{workers}/LCSC/0", "--format", "json")
+WORDS = ("from the score", "from a library", "from another process")
+
+
+def test_what_the_users_code_prints_is_not_in_the_result(ran: Path) -> None:
+    found = lcsc_process("evaluate", "tiny/LCSC/0", "--format", "json")
     assert json.loads(found.out)["found"]["model"]["trial"] >= 0
-    for words in ("from the score", "from a library", "from another process"):
+    for words in WORDS:
+        assert words in found.err
+
+
+def test_what_the_users_code_prints_in_workers_is_no_result_either(study: Path) -> None:
+    found = lcsc_process("run", "function.yaml", "workers=2")
+    assert found.status == 0
+    assert found.out == ""
+    for words in WORDS:
         assert words in found.err
 
 
