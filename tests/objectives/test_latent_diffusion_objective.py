@@ -142,7 +142,7 @@ REWARDED: dict[str, Any] = {
     "loss": {"reward": -1, "fid@tests.tiny_pipelines:Colours": 0.1},
     "reward": f"{__name__}:contrast",
     "held_out_reward": f"{__name__}:flatness",
-    "sampler": {"name": "lcm", "steps": 2},
+    "sampler": {"name": "lcm", "steps": 1},
 }
 
 
