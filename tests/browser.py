@@ -101,7 +101,7 @@ class Watched:
             if time.monotonic() > deadline:
                 message = f"waited for: {script}"
                 raise TimeoutError(message)
-            self.page.wait_for_timeout(50)
+            self.page.wait_for_timeout(15)
         return found
 
     def figure(self, name: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def zoom_in(view: Watched, figure: str) -> None:
     view.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
     view.page.mouse.up()
     while view.figure(figure)["range"] == before:
-        view.page.wait_for_timeout(50)
+        view.page.wait_for_timeout(15)
 
 
 @pytest.mark.slow

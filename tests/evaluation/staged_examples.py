@@ -309,7 +309,7 @@ def wait_for(what: Any, seconds: float = 600.0) -> bool:
     while not what():
         if time.monotonic() > until:
             return False
-        time.sleep(0.05)
+        time.sleep(0.01)
     return True
 
 
