@@ -334,6 +334,7 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
 
 
 @pretended
+@pytest.mark.fresh_workers  # others are forked from a process whose torch knows no such device
 def test_a_worker_computes_on_its_own_device() -> None:
     """One process suffices: ``test_workers.py`` shows that each worker has its own environment."""
     candidate = Candidate(ema_coefficients(WithDevice.steps, 0.8))
