@@ -59,6 +59,9 @@ class TemporaryFolder:
 class Study:
     """One stored study: one optimizer and one seed of a study file. It may be read while it runs.
 
+    Every property but :attr:`objective` is read anew at each access, and raises a ``StudyStoreError`` if the study was
+    deleted, or the database cannot be read.
+
     Attributes:
         name: ``experiment/optimizer/seed``.
         storage: the URL of the database.
@@ -83,7 +86,7 @@ class Study:
 
     @property
     def state(self) -> str:
-        """``finished``, ``unfinished`` or ``empty``."""
+        """``finished`` once the search has ended, whether or not it is reported; else ``unfinished`` or ``empty``."""
         return self._summary.state
 
     @property
@@ -142,13 +145,13 @@ class Study:
 
         Args:
             coefficients: ``[K]`` or ``[S, K]``, sum to one; ``[0, …, 0, 1]`` of K + 1 numbers is the trainer's own EMA.
-                ``None`` uses those of the search's answer.
+                ``None`` uses :attr:`coefficients`.
 
         Raises:
             StudySpecError: another number of coefficients, or another sum.
             ObjectiveError: the objective has no weights to merge.
             StudyStoreError: no trial is complete yet.
-            LcscError: the checkpoints are gone, or the objective cannot be loaded.
+            LcscError: the checkpoints, or the trainer's own EMA, are not there; or the objective cannot be loaded.
         """
         objective = self._mergeable
         trajectory = objective.trajectory
@@ -166,7 +169,11 @@ class Study:
 
     @property
     def _mergeable(self) -> Objective:
-        """The checkpoints alone where they suffice, since loading the whole objective runs the user's code."""
+        """The checkpoints alone where they suffice, since loading the whole objective runs the user's code.
+
+        Raises:
+            LcscError: as :attr:`objective`.
+        """
         with reading(self.storage) as storage:
             alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
         return self.objective if alone is None else alone
@@ -201,8 +208,9 @@ def run(
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
         optimizers: only these; one that the file does not list has its default options.
         seeds: only these; the file need not list them.
-        budget: another total, in the unit of the file's budget.
-        storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
+        budget: another total for each study, in the unit of the file's budget.
+        storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, the study file's or
+            ``sqlite:///studies.db``, whichever comes first.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study.
         callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
@@ -256,8 +264,11 @@ def load_study(name: str, storage: str | None = None) -> Study:
 def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     """The objective of a study file, as for :func:`run`: ``objective(coefficients) -> float``, lower is better.
 
+    It takes ``[K]`` coefficients, also where the study file asks for ``rows``: for ``[S, K]``, see
+    :attr:`Study.objective`.
+
     Raises:
-        LcscError: the study file is wrong, or its objective cannot be built.
+        LcscError: the study file is wrong or varies settings, or its objective cannot be built.
     """
     points, directory = _read(study_file)
     point = only_one(points, source="load_objective")
@@ -280,11 +291,11 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         storage: the database's URL, as for :func:`run`.
 
     Returns:
-        What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
-        ``held_out`` (losses, or scores that are maximized), ``held_out_images`` (how many images ``held_out`` is from),
-        ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were sampled), ``held_out_rows``
-        (the report: the loss and other metrics, each compared with EMA*'s), and ``warnings``; for a sweep ``varied``,
-        too.
+        What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``maximized``,
+        ``searched`` and ``held_out`` (losses; scores where ``maximized`` is true), ``held_out_images`` (how many images
+        ``held_out`` is from), ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were
+        sampled), ``held_out_rows`` (the report: the loss and other metrics, each compared with EMA*'s), and
+        ``warnings``; for a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment, or the database cannot be read.
@@ -294,7 +305,11 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
 
 
 def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, ...], Path]:
-    """The study file, or all points of its sweep; and the folder of the file, or the working folder."""
+    """The study file, or all points of its sweep; and the folder of the file, or the working folder.
+
+    Raises:
+        StudySpecError: there is no such file, or it is wrong.
+    """
     if isinstance(study_file, Mapping):
         return parse_studies(dict(study_file), source="study"), Path.cwd()
     path = find("studies", str(study_file))
@@ -302,17 +317,14 @@ def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, 
 
 
 def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:
-    """A row of :attr:`Study.trials`; ``sign`` is the study's."""
+    """A row of :attr:`Study.trials`; ``sign`` is the study's. A trial that runs has no cost yet."""
     attributes = trial.user_attrs
     cost = attributes.get("cost") or {}
-    coefficients = None
-    if "coefficients" in attributes:
-        coefficients = coefficients_of(trial).tolist()
     return {
         "number": trial.number,
         "state": trial.state.name,
         "loss": as_known(trial.value, sign),
-        "coefficients": coefficients,
+        "coefficients": coefficients_of(trial).tolist(),
         "metrics": attributes.get("metrics"),
         "images": cost.get("images"),
         "seconds": cost.get("seconds"),

@@ -135,8 +135,8 @@ def search(
             (docs/reference.md).
 
     Raises:
-        LcscError: the arguments, the checkpoints or the database cannot be used, or a function raised an error; the
-            line says what to do.
+        LcscError: the arguments, the checkpoints or the database cannot be used, a function raised an error, or a
+            search failed or is run by another process; the line says what to do.
         Exception: what a callback raises.
     """
     if isinstance(checkpoints, Trajectory):
@@ -167,12 +167,12 @@ def search(
         else:
             url = _url(storage)
         call.files = files_directory(url)
-        searches = _stored(url)
+        all_stored = _stored(url)
         experiment = name or call.default_name
         if not call.is_comparable:
-            experiments = {split_name(study)[0] for study in searches}
+            experiments = {split_name(study)[0] for study in all_stored}
             experiment = _numbered(experiment, experiments, resume=resume)
-        stored = {study: attributes for study, attributes in searches.items() if split_name(study)[0] == experiment}
+        stored = {study: attributes for study, attributes in all_stored.items() if split_name(study)[0] == experiment}
 
         content = call.content(experiment, _optimizers(optimizers), seed, jobs)
         if space is not None or rows != AUTO:
@@ -216,7 +216,7 @@ class _Call:
     checkpoints: list[str] | StateDicts
     functions: dict[str, Function]
     not_importable: dict[str, str]
-    held_out: dict[str, Any] | None
+    held_out: dict[str, Any]
     default_name: str
     files: Path = DEFAULT_FILES
 
@@ -239,6 +239,7 @@ class _Call:
         Raises:
             StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must; a
                 setting is unknown; or a file of the user's hides the objective.
+            TrajectoryError: the checkpoints are neither paths nor state dicts by their steps.
         """
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
@@ -311,12 +312,15 @@ class _Call:
         }
         if optimizers:
             content["optimizers"] = optimizers
-        if self.held_out is not None:
-            content["held_out"] = self.held_out
+        content["held_out"] = self.held_out
         return content
 
     def points(self, content: Mapping[str, Any]) -> tuple[StudyFile, ...]:
-        """The study file with this content; without its optimizers, if none are given."""
+        """The study file with this content; without its optimizers, if none are given.
+
+        Raises:
+            StudySpecError: something in it is wrong.
+        """
         return parse_studies(dict(content), source="lcsc_opt.search")
 
     def studies(
@@ -356,6 +360,11 @@ class _ObjectiveArguments:
 
 
 def _of_score(score: Function | str, held_out: Any, reference: Any) -> _ObjectiveArguments:
+    """Of a score, whose ``held_out`` is a function like it, if one is given; it has no ``reference``.
+
+    Raises:
+        StudySpecError: a reference is given.
+    """
     if reference is not None:
         raise StudySpecError("reference: is only for sample=; leave it out with score=")
     functions = {"score": ("score", score)}
@@ -366,6 +375,11 @@ def _of_score(score: Function | str, held_out: Any, reference: Any) -> _Objectiv
 
 
 def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> _ObjectiveArguments:
+    """Of images, whose ``held_out`` is how many the report samples; ``None`` leaves that to the objective.
+
+    Raises:
+        StudySpecError: ``held_out`` is no whole number.
+    """
     settings = {}
     if reference is not None:
         settings["reference"] = str(reference) if isinstance(reference, Path) else reference
@@ -430,7 +444,11 @@ def _builder(build: Function | str) -> Function | str:
 
 
 def _space(space: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """As a mapping, to which rows can be added."""
+    """As a mapping, to which rows can be added; empty for ``None``.
+
+    Raises:
+        StudySpecError: it is neither a name nor a mapping.
+    """
     if isinstance(space, str):
         return {"kind": space}
     if space is None:
@@ -447,18 +465,27 @@ def _patterns(checkpoints: Any) -> list[str]:
 
 
 def _check_not_hidden(file: str) -> None:
-    """Refuse to run a file of the user's that only has the name of ours."""
+    """Refuse to run a file of the user's that only has the name of ours.
+
+    Raises:
+        StudySpecError: the catalog finds such a file first.
+    """
     path = find("objectives", file)
     if not path.samefile(SHIPPED / "objectives" / file):
         raise StudySpecError(f"{path}: hides the {file} of lcsc_opt: rename it, or call search in another folder")
 
 
 def _url(storage: str | Path) -> str:
-    """The URL of a database that may be given as a file."""
+    """The URL of a database that may be given as a file.
+
+    Raises:
+        StudySpecError: it is neither a file nor a URL.
+        StudyStoreError: SQLAlchemy has no URL for the file's name.
+    """
     if not isinstance(storage, (str, Path)) or not str(storage):
         raise StudySpecError(f"storage: expected a file or the URL of a database, or None, got {excerpt(storage)}")
     text = str(storage)
-    if text == DEFAULT_FILE:  # nobody chose a file, so LCSC_STORAGE counts
+    if text == DEFAULT_FILE:  # most likely nobody chose it, so LCSC_STORAGE counts
         return storage_url(None, DEFAULT_STORAGE)
     if "://" in text:
         return absolute_url(text)
@@ -466,7 +493,11 @@ def _url(storage: str | Path) -> str:
 
 
 def _stored(url: str) -> dict[str, Mapping[str, Any]]:
-    """Name → attributes of the searches and grids in the database; a missing database is not made."""
+    """Name → attributes of the searches and grids in the database; empty without a database, which is not made.
+
+    Raises:
+        StudyStoreError: the database cannot be read.
+    """
     storage = open_existing(url)
     if storage is None:
         return {}
@@ -479,6 +510,7 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     """``NAME`` while no search has it; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next.
 
     For functions that nobody can compare. The numbers have no gaps: a lone ``NAME-2024`` is a name that the user gave.
+    A notice says that a number was added for a new search.
     """
     if name not in experiments:
         return name
@@ -500,12 +532,16 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
 def _optimizers(
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None,
 ) -> list[str | Mapping[str, Any]]:
-    """As a study file lists them; empty for ``None``, which leaves the choice open."""
+    """As a study file lists them; empty for ``None``, which leaves the choice open.
+
+    Raises:
+        StudySpecError: they are given in another way, or there are none.
+    """
     if optimizers is None:
         return []
     if isinstance(optimizers, str):
         return [optimizers]
-    if isinstance(optimizers, Mapping):
+    if isinstance(optimizers, Mapping) and optimizers:
         return [{optimizer: options} for optimizer, options in optimizers.items()]
     if not isinstance(optimizers, Sequence) or not optimizers:
         raise StudySpecError(

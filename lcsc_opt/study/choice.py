@@ -77,5 +77,6 @@ def _compared_metrics(judge: str | None) -> list[str]:
 
 
 def _share(base: float, value: float) -> float:
+    """By which share of ``base`` the value is lower; if that is zero, by how much."""
     difference = base - value
     return difference / abs(base) if base else difference

@@ -128,7 +128,7 @@ def _starts_over(
         trials: as for :func:`compare`.
 
     Raises:
-        StudyStoreError: anything else that decides losses is another.
+        StudyStoreError: the settings differ and a trial has succeeded, or anything else that decides losses differs.
     """
     changed = "; ".join(differences(before, now, "specification"))
     if not changed:
@@ -164,7 +164,10 @@ def _neutral_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def _keep_names(specification: dict[str, Any], stored: Attributes) -> None:
-    """Put the stored names of files into a specification. Files may move: what they are, their digests tell."""
+    """Put the stored names of files into a specification, of those files whose digests are stored.
+
+    Files may move: what they are, their digests tell.
+    """
     described = stored["fingerprint"]["objective"]
     movable = []
     if stored.get("checkpoints"):
@@ -206,7 +209,7 @@ def _accepted_changes(
         name: the name of the study.
         stored: its attributes.
         trials: as for :func:`compare`.
-        current: the fingerprint, or the part of it that is compared.
+        current: the fingerprint, or only its ``objective``.
         accept: allow changes. Before the first success they are always allowed, but never other checkpoints.
 
     Raises:
@@ -217,10 +220,8 @@ def _accepted_changes(
     if not changed:
         return {}
     stored_trials = trials(name)
-    other_checkpoints = False
-    if "objective" in current:
-        stored_trajectory = before["objective"].get("trajectory")
-        other_checkpoints = current["objective"].get("trajectory") != stored_trajectory
+    stored_trajectory = before["objective"].get("trajectory")
+    other_checkpoints = current["objective"].get("trajectory") != stored_trajectory
     if other_checkpoints or (stored_trials.succeeded and not accept):
         advice = "other checkpoints need a new study" if other_checkpoints else _ACCEPT
         raise StudyStoreError(
@@ -243,7 +244,7 @@ def _measures_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
 
 
 def check_siblings(
-    spec: StudySpec, studies: Mapping[str, Attributes], current: Mapping[str, Any], *, accept: bool
+    spec: StudySpec, studies: Mapping[str, Attributes], fingerprint: Mapping[str, Any], *, accept: bool
 ) -> None:
     """Compare a new study with the experiment's other studies, with which its losses will be compared.
 
@@ -253,7 +254,7 @@ def check_siblings(
     Args:
         spec: of the new study.
         studies: name → attributes of all stored studies, in the order in which they were created.
-        current: the new study's fingerprint, as for :func:`compare`.
+        fingerprint: of the new study, as for :func:`compare`.
         accept: allow other code.
 
     Raises:
@@ -279,7 +280,7 @@ def check_siblings(
         for key in compared:
             lines += differences(stored_specification[key], specification[key], key)
         if not lines:
-            lines = _fingerprint_differences(sibling["fingerprint"], current, accept=accept)
+            lines = _fingerprint_differences(sibling["fingerprint"], fingerprint, accept=accept)
         if lines:
             raise StudyStoreError(
                 f"{spec.name}: its losses would not be comparable with those of {name}: {'; '.join(lines)}. Give the "
@@ -303,7 +304,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in _ENVIRONMENT:
             stored = before["environment"].get(key)
             current = now["environment"].get(key)
-            # an older version recorded fewer packages
+            # a package that only one of them names is no change: the list of recorded packages may grow
             lines += differences(_common(stored, current), _common(current, stored), f"environment.{key}")
     if "code" in now:
         lines += _code_changes(before["code"], now["code"])

@@ -20,7 +20,7 @@ from lcsc_opt.optimizers.registry import configure
 
 
 def completed(
-    spec: StudyFile,
+    point: StudyFile,
     stored: Callable[[], Mapping[str, Mapping[str, Any]]],
     objective: Callable[[], Objective],
     *,
@@ -29,27 +29,27 @@ def completed(
     """The study file with nothing left open; several if its optimizers have different rows by default.
 
     Args:
-        spec: a study file, or a point of its sweep.
+        point: the study file, or a point of its sweep.
         stored: gives name → attributes of the stored studies, which keep what they have.
         objective: gives what is searched. Both are called only if something is to be chosen.
         optimizers: only these; one that the file does not list has its default options.
 
     Raises:
-        LcscError: the objective cannot be loaded.
+        LcscError: the objective or the stored studies cannot be loaded, or an optimizer or its options are unknown.
     """
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:
-        return _specifications(spec.name, stored())
+        return _specifications(point.name, stored())
 
-    chosen = _named(optimizers, spec.optimizers)
+    chosen = _named(optimizers, point.optimizers)
     # an experiment keeps the searches that it has
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
-        chosen = default_optimizers(spec.name, objective())
-    if spec.space.rows != AUTO:
-        return [spec.model_copy(update={"optimizers": tuple(chosen)})]
+        chosen = default_optimizers(point.name, objective())
+    if point.space.rows != AUTO:
+        return [point.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
         measures_layers = optimizer.name == LANDSCAPE  # distances in each of them
@@ -60,7 +60,7 @@ def completed(
         return default_rows(objective())
 
     return [
-        spec.model_copy(update={"optimizers": tuple(group), "space": spec.space.model_copy(update={"rows": rows})})
+        point.model_copy(update={"optimizers": tuple(group), "space": point.space.model_copy(update={"rows": rows})})
         for rows, group in itertools.groupby(chosen, rows_of)
     ]
 

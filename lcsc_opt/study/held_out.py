@@ -120,8 +120,9 @@ def score_held_out(
 
     Raises:
         StudyStoreError: no trial is complete, or none of them on the search's noise.
-        SearchFailedError: one of the best trials cannot be evaluated.
+        SearchFailedError: one of the best trials, or the answer, cannot be evaluated.
         ObjectiveError: what losses are relative to cannot be measured.
+        TrajectoryError: as :func:`~lcsc_opt.study.measuring.trained_models`.
     """
     trials = study.trials()
     best = _best_models(study, trials, plan.top)
@@ -195,6 +196,10 @@ def _with_answer(
         found: the best of them.
         measurer: measures the others, and the answer on held-out noise if the report has not measured it.
         plan: of the report.
+
+    Raises:
+        SearchFailedError: the answer cannot be evaluated on held-out noise.
+        ObjectiveError: what losses are relative to cannot be measured.
     """
     had = measurer.possible([SELECTION], [baseline.model for baseline in report.baselines])
     new: list[Measurement] = []
@@ -217,7 +222,10 @@ def _with_answer(
 def _warnings(
     study: StoredStudy, report: HeldOutReport, trials: Sequence[FrozenTrial], measurer: Measurer, plan: HeldOutPlan
 ) -> list[str | None]:
-    """What does not hold: in other metrics, against the trainer's models, in the second sampler."""
+    """What does not hold: in other metrics, against the trainer's models, in the second sampler.
+
+    ``None`` stands for what does.
+    """
     against_trained = _against_trained(report, measurer)
     warnings: list[str | None] = []
     if not _is_grid(study):  # what a grid finds is a baseline itself
@@ -270,7 +278,8 @@ def _best_models(study: StoredStudy, trials: Sequence[FrozenTrial], top: int) ->
 def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
     """What the user had: the trainer's models, and EMA* of the experiment, if it is known, else a default EMA.
 
-    An EMA grid has no other EMA than its own.
+    A notice says that a default EMA stands in. An EMA grid has no other EMA than its own. Raises as
+    :func:`~lcsc_opt.study.measuring.trained_models`.
     """
     models = trained_models(study, objective)
     if _is_grid(study):

@@ -33,7 +33,7 @@ class Measurer:
         study: where measurements are stored.
         objective: of the study.
         evaluate: evaluates one candidate.
-        advance: called after each measurement, as :func:`lcsc_opt.base.progress.progress` gives it.
+        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
         images: of each measurement; 0 for as many as a candidate of the search has, or if the objective samples none.
         sampler: which of the objective's samplers makes them; searches use the first.
 
@@ -100,7 +100,11 @@ class Measurer:
         return Measurement.joined([self.on(noise, model) for noise in noises])
 
     def possible(self, noises: Sequence[Noise], models: Iterable[Model]) -> list[Measurement]:
-        """Those of the models that can be evaluated, on these groups of noise; a notice names the others."""
+        """Those of the models that can be evaluated, on these groups of noise; a notice names the others.
+
+        Raises:
+            ObjectiveError: as :meth:`on`.
+        """
         measured = []
         for model in models:
             try:
@@ -110,7 +114,7 @@ class Measurer:
         return measured
 
     def yardstick(self, noise: Noise) -> Yardstick | None:
-        """What losses on this noise are relative to.
+        """What losses on this noise are relative to; ``None`` if they are absolute.
 
         Raises:
             ObjectiveError: it cannot be measured.
@@ -150,6 +154,10 @@ def score_trained_models(
         images: of the report, 0 if it samples none; ``None`` if there will be no report, and the last checkpoint is
             scored as the search's candidates are.
         evaluate: evaluates one candidate; ``None`` does it in this process.
+
+    Raises:
+        ObjectiveError: what losses are relative to cannot be measured.
+        TrajectoryError: as :func:`trained_models`.
     """
     noise = SEARCH if images is None else HELD_OUT
     size = ""

@@ -19,7 +19,7 @@ from lcsc_opt.trajectory import Trajectory
 
 
 def ended_grid(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the experiment's EMA grid, whose answer is EMA*, if it has ended."""
+    """The name of the experiment's first EMA grid that has ended, whose answer is EMA*; ``None`` if none has."""
     for name in filter(is_ranked, studies):
         is_grid = split_name(name)[:2] == (experiment, EMA_GRID)
         if is_grid and studies[name].get("search_ended") is not None:

@@ -39,7 +39,7 @@ def outcome_of_finished(spec: StudySpec, study: StoredStudy) -> str:
     line = f"{finished_already(spec, stored)}; {outcome_of(spec.name, study.storage)}"
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has no further candidates"
-    if spec.is_grid:
+    if spec.is_grid:  # what follows is advice for searches
         return line
     if checkpoints_written_again(study):
         line += f"; its checkpoints have been rewritten since; to search the new ones: lcsc run {spec.name} name=NEW"
@@ -48,12 +48,14 @@ def outcome_of_finished(spec: StudySpec, study: StoredStudy) -> str:
 
 
 def finished_already(spec: StudySpec, stored: Attributes) -> str:
-    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is."""
-    line = "finished already"
-    ended_at = stored["search_ended"].get("at")
-    if ended_at is not None:
-        line += f", {datetime.datetime.fromtimestamp(ended_at):%Y-%m-%d %H:%M}"
-    return line + _larger_report(spec, stored)
+    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is; and the larger report.
+
+    Args:
+        spec: of the study, by the study file as it is now, which may ask for a larger report.
+        stored: the attributes of the study, whose search has ended.
+    """
+    ended_at = datetime.datetime.fromtimestamp(stored["search_ended"]["at"])
+    return f"finished already, {ended_at:%Y-%m-%d %H:%M}{_larger_report(spec, stored)}"
 
 
 def _larger_report(spec: StudySpec, stored: Attributes) -> str:

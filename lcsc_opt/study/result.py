@@ -112,7 +112,11 @@ class Result:
 
     @property
     def coefficients(self) -> Coefficients:
-        """``[K]`` of the answer, or ``[S, K]`` with rows; they sum to one. Of the trainer's own EMA ``[K + 1]``."""
+        """``[K]`` of the answer, or ``[S, K]`` with rows; they sum to one. Of the trainer's own EMA ``[K + 1]``.
+
+        Raises:
+            StudyStoreError: no study has a complete trial.
+        """
         _, answer = self._answer()
         return self.study.coefficients if answer is None else answer.coefficients
 
@@ -186,11 +190,26 @@ class Result:
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
     def _histories(self) -> tuple[History, ...]:
+        """The studies as they are now, without those that were deleted; at least one.
+
+        Raises:
+            StudyStoreError: all were deleted, or the database cannot be read.
+        """
         with reading(self.storage) as storage:
-            return HistoryReader(storage).read_studies([study.name for study in self.studies])
+            studies = HistoryReader(storage).read_studies([study.name for study in self.studies])
+        if not studies:
+            raise StudyStoreError(f"{self.name}: its studies were deleted; call search again")
+        return studies
 
     def _answer(self) -> tuple[History, Model | None]:
-        """The answer with its study; without a report, the study of the lowest searched loss, of equal ones a grid."""
+        """The study that has the answer, and the answer.
+
+        Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a
+        grid.
+
+        Raises:
+            StudyStoreError: no study has a complete trial.
+        """
         studies = self._histories()
         answer = answer_of(studies)
         if answer is not None:

@@ -101,6 +101,14 @@ def test_without_a_draw_a_line_says_that_nothing_chose_the_answer(
     assert [study.held_out for study in result.studies] == [None, None]
 
 
+def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
+    result = search(states(), score=without_graph, optimizers="CMA")
+    assert lcsc(["delete", "tried/CMA/0", "--yes"]) == 0
+    for read in (result.compare, result.plot, result.merge):
+        with pytest.raises(lcsc_opt.LcscError, match="tried: its studies were deleted"):
+            read()
+
+
 @pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
     first = search(states(), score=without_graph, storage=name)
@@ -352,6 +360,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"storage": ""}, "storage: expected a file or the URL"),
         (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
+        (states(), {"optimizers": {}}, r"optimizers: expected names, or mappings.*, got \{\}"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
         (states(), {"rows": "layer"}, "rows: expected layers, auto or "),
         *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
