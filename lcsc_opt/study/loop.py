@@ -87,8 +87,9 @@ class Loop:
         seconds: how long this run may ask for new candidates, if the budget is a time.
         repeated: how many trials of earlier runs were forgotten, to be asked again whatever the clock says.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
-        images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
-        yardstick: what every loss is relative to.
+        images_per_evaluation: the images of a candidate whose optimizer does not ask for another number; 0 where the
+            objective samples none.
+        yardstick: what every loss is relative to; ``None`` if losses are absolute.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.planning.most_in_flight`.
         failures: how often a candidate is tried again, and how many failed trials in a row end the search.
         changed: what changed since the study began, for the message when replay fails.
@@ -139,7 +140,7 @@ class Loop:
         self.last_stored = max((trial.number for trial in finished), default=None)
         self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)
         self._to_replay = collections.deque(trials)
-        self._owed = repeated  # of the trials that time does not end, those that were not asked yet
+        self._left_to_repeat = repeated
         if first is not None:
             driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
@@ -156,7 +157,7 @@ class Loop:
 
     @property
     def seconds_spent(self) -> int:
-        """How much of a budget that is a time is spent."""
+        """How many seconds of a budget that is a time are spent, in all runs; 0 of another budget."""
         left = max(self._deadline - time.monotonic(), 0.0)
         return max(int((self.budget.seconds or 0.0) - left), 0)
 
@@ -170,8 +171,9 @@ class Loop:
             on_progress: is called after each tell, and every few seconds while there is nothing to tell.
 
         Raises:
-            StudyStoreError: the optimizer does not ask the stored candidates again.
-            SearchFailedError: every trial failed, or more of them than the study allows.
+            StudyStoreError: the optimizer does not ask the stored candidates again, or the database cannot be written.
+            SearchFailedError: every trial failed, or more in a row than the study allows; or the optimizer raised an
+                error.
             Exception: what a callback raises; all results so far are stored.
         """
         spent_on_asks = 0  # in the budget's unit
@@ -197,18 +199,24 @@ class Loop:
 
     def _time_is_over(self) -> bool:
         """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
-        if self._to_replay or self._owed or not self._has_compared:
+        if self._to_replay or self._left_to_repeat or not self._has_compared:
             return False
         return time.monotonic() >= self._deadline
 
     def _price(self, images: int | None) -> int:
-        """What a candidate of so many images costs, in the unit of the budget; an evaluation if that is a time."""
+        """What a candidate costs: its images, if the budget counts them, else 1, for one evaluation.
+
+        ``images`` is ``None`` where the optimizer asked for no number.
+        """
         if self.budget.unit != "images":
             return 1
         return self._images_per_evaluation if images is None else images
 
     def _ask(self) -> _Trial:
-        """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted."""
+        """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted.
+
+        Raises as :meth:`run`.
+        """
         nevergrad_candidate = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
         price = self._price(candidate.images)
@@ -217,7 +225,7 @@ class Loop:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, nevergrad_candidate, price, compares))
-        self._owed = max(self._owed - 1, 0)
+        self._left_to_repeat = max(self._left_to_repeat - 1, 0)
         number = self._study.add_candidate(candidate)
         return self._submit(_Trial(number, candidate, nevergrad_candidate, price, compares))
 
@@ -241,7 +249,11 @@ class Loop:
         return asked
 
     def _verify(self, stored: FrozenTrial, candidate: Candidate) -> None:
-        """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit."""
+        """Refuse to continue unless the optimizer asks the stored candidate again, bit for bit.
+
+        Raises:
+            StudyStoreError: it asks another one.
+        """
         attributes = candidate_attributes(candidate)
         requested = ("images", "noise", "unbiased")
         same_request = all(stored.user_attrs.get(key) == attributes.get(key) for key in requested)
@@ -255,7 +267,11 @@ class Loop:
         )
 
     def _tell_next(self, on_progress: Callable[[Loop], None]) -> None:
-        """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
+        """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed.
+
+        If the trial ended in this run, the callbacks are called with it, and failures in a row are counted. Raises as
+        :meth:`run`.
+        """
         asked = self._in_flight[0]
         while asked.outcome is None:
             self._commit_finished()
@@ -272,18 +288,17 @@ class Loop:
             self._call_callbacks(asked.number)
             self._check_failures(asked.outcome)
 
-    def _commit_finished(self) -> bool:
-        """Write the results that have arrived, waiting a few seconds at most; whether there were any."""
+    def _commit_finished(self) -> None:
+        """Write the results that have arrived. While there is none, wait for one, a few seconds at most."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
         done, _ = concurrent.futures.wait(running, timeout=WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             asked = running[future]
             asked.future = None
             self._commit(asked, future.result())
-        return bool(done)
 
     def _commit(self, asked: _Trial, outcome: Outcome) -> None:
-        """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
+        """Write a result. A failed attempt is written and its reason printed; the same candidate may be tried again."""
         if isinstance(outcome, Failure):
             self._print_reason(asked.number, outcome)
             asked.attempts.append(outcome.as_attempt())
@@ -346,9 +361,10 @@ class Loop:
         if self._policy.in_a_row is not None and self._failed_in_a_row >= self._policy.in_a_row:
             raise self._failure(f"{self._failed_in_a_row} trials in a row failed (failures.in_a_row)")
 
-    def _failure(self, what: str) -> SearchFailedError:
+    def _failure(self, problem: str) -> SearchFailedError:
+        """The error that ends the search: the problem, the last reason of a failure, and what to do."""
         return SearchFailedError(
-            f"{self.name}: {what}; the last failed with: {self._last_reason}. Fix the cause, then run: "
+            f"{self.name}: {problem}; the last failed with: {self._last_reason}. Fix the cause, then run: "
             f"lcsc run {self.name} --retry-failed (in Python: retry_failed=True), with --accept-changes if your code "
             f"changed; lcsc show {self.name} prints the whole traceback"
         )

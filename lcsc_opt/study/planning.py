@@ -79,7 +79,7 @@ def advice(spec: StudySpec, objective: Objective) -> Iterator[str]:
 def first_candidate(
     spec: StudySpec, objective: Objective, origin: Coefficients | None, *, gradient: bool = False
 ) -> Candidate:
-    """A candidate at the origin of the space."""
+    """A candidate at the origin of the space; ``origin`` and errors are those of :func:`space_of`."""
     space = space_of(spec, objective, origin)
     return Candidate(space.to_coefficients(np.zeros(space.shape)), gradient=gradient)
 
@@ -92,7 +92,8 @@ def space_of(spec: StudySpec, objective: Objective, origin: Coefficients | None 
     Args:
         spec: of the study.
         objective: has the checkpoints.
-        origin: ``[K]`` or ``[S, K]``, where the search begins, if another study has found that.
+        origin: ``[K]`` or ``[S, K]``, where the search begins, if another study has found that; ``None`` leaves it to
+            the specification.
 
     Raises:
         StudySpecError: the search cannot begin there.
@@ -136,6 +137,10 @@ def new_driver(
         origin: as of :func:`space_of`.
         defaults: options that the study file does not name.
         workers: how many candidates may be evaluated at once.
+
+    Raises:
+        StudySpecError: as :func:`space_of`; or the optimizer does not allow the budget, the space or the workers.
+        SearchFailedError: the optimizer raised another error while it was built.
     """
     images = objective.samples.per_evaluation
     evaluations = planned.total

@@ -23,7 +23,7 @@ def metric_rows(
 
     Args:
         model: what is compared.
-        baseline: what it is compared with, on the same noise.
+        baseline: what it is compared with, on the same noise; ``None`` gives rows without a baseline and a gain.
         reported: the objective's metrics of reports.
         study_sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
     """
@@ -137,7 +137,10 @@ def _deviation(measured: Measurement, metric: str) -> float | None:
 
 
 def _spread(measured: Measurement, metric: str) -> float | None:
-    """The deviation over the groups of noise; the standard error where there is one group, or all are alike."""
+    """The deviation over the groups of noise; the standard error where there is one group, or all are alike.
+
+    Where that is not known, it is zero for groups that are alike, and ``None`` for one group.
+    """
     deviation = _deviation(measured, metric)
     if deviation:
         return deviation
@@ -148,7 +151,7 @@ def _spread(measured: Measurement, metric: str) -> float | None:
 
 
 def _jackknife_error(measured: Measurement, metric: str) -> float | None:
-    """The standard error of the mean over groups of noise, from the images in them."""
+    """The standard error of the mean over groups of noise, from the images in them; ``None`` if it is not known."""
     if metric not in measured.without_groups:
         return None
     errors = [standard_error(column) for column in measured.without_groups[metric]]

@@ -35,7 +35,7 @@ def warning_of(
     yardstick: Yardstick | None = None,
     searched_below_ema: bool | None = None,
 ) -> str | None:
-    """One line: the first of these that holds.
+    """One line: the first of these that holds; ``None`` if none does.
 
     1. The metric that is kept is beyond its bound.
     2. The loss is worse than that of a model of the trainer's.
@@ -69,7 +69,8 @@ def _broken_bound(row: MetricRow, bound: float) -> str:
 def _worse_than(rows: Rows, trained: Rows, searched_below_ema: bool | None) -> str | None:
     """The warning that the search lost to a model of the trainer's, or may have, whatever it gained against EMA*.
 
-    Below EMA* in its own loss and worse held out, it has overfitted its data; not below, it was too short.
+    Below EMA* in its own loss and worse held out, it has overfitted its data; not below, it was too short. ``None`` if
+    neither the loss nor a judge is worse for certain, and the loss by at most 2 %.
 
     Args:
         rows: the found model against EMA*.
@@ -91,7 +92,7 @@ def _worse_than(rows: Rows, trained: Rows, searched_below_ema: bool | None) -> s
 
 
 def _doubt(rows: Rows, *, is_kept: bool) -> str | None:
-    """The warning that the loss gained alone."""
+    """The warning that the loss gained alone; ``None`` if it did not."""
     doubted = doubted_rows(rows)
     if not doubted:
         return None
@@ -121,7 +122,7 @@ def turned(rows: Rows, elsewhere: Rows, samplers: Sequence[SamplerTitle]) -> str
 
     Args:
         rows: one model against another.
-        elsewhere: both in the other sampler.
+        elsewhere: both in the other sampler; empty if one was not measured there.
         samplers: that of the rows, and the other.
     """
     gained = {}

@@ -89,7 +89,7 @@ class Run:
             with self._rehearsed(spec, studies) as search:
                 search.ask_once()
                 attributes[spec.name] = search.attributes
-                if key in self._paces and key not in timed:
+                if key in self._paces and key not in timed:  # it has no pace where each study has a result already
                     timed.add(key)
                     to_run = [
                         other
@@ -323,7 +323,11 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
 
 
 def _with_budget(points: Sequence[StudyFile], total: int) -> list[StudyFile]:
-    """The points of a study file with another total, each in its unit; they all vary the same keys."""
+    """The points of a study file with another total, each in its unit; they all vary the same keys.
+
+    Raises:
+        StudySpecError: one of these keys is of the budget.
+    """
     for key in points[0].vary:
         if key.split(".")[0] == "budget":
             raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")
@@ -415,6 +419,9 @@ def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]]
     Args:
         study: the study.
         functions: those that its caller handed over, where its settings name such.
+
+    Raises:
+        LcscError: it cannot be loaded: its file, its checkpoints, its data or a function is not there.
     """
     context = dataclasses.replace(context_of(study), functions=functions or {})
     return loader_of(spec_of(study), context, our_studies(study.storage))()

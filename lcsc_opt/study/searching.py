@@ -171,7 +171,7 @@ class Search:
             for line in continuation.notices:
                 notice(line)
             check(spec, objective)
-            before = {LAYOUT: CONTIGUOUS, **stored}
+            before = stored
             updated |= continuation.changed
             retry_failed = retry_failed or continuation.starts_over
         incomplete = why_incomplete(spec, objective)
@@ -324,7 +324,13 @@ class Search:
         study.set_attribute("search_ended", ended)
 
     def report(self) -> None:
-        """Report on held-out noise as the study file asks, unless there is a report."""
+        """Report on held-out noise as the study file asks, unless there is a report.
+
+        Where nothing is held out, a notice says why.
+
+        Raises:
+            LcscError: as :meth:`evaluate`.
+        """
         if self.spec.held_out is None or self.stored.attributes.get("held_out") is not None:
             return
         plan = self._report_plan()
@@ -340,6 +346,7 @@ class Search:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
+            LcscError: as :func:`~lcsc_opt.study.held_out.score_held_out`.
         """
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
@@ -385,7 +392,7 @@ class Search:
 
     @contextlib.contextmanager
     def _counting_seconds(self, begin: float) -> Iterator[None]:
-        """Store how long the searches of all runs have taken, when this is closed."""
+        """Store how long the searches of all runs have taken, when this is closed; this one's began at ``begin``."""
         seconds_before = self.stored.attributes.get(SEARCH_SECONDS, 0.0)
         try:
             yield
@@ -393,7 +400,10 @@ class Search:
             self.stored.set_attribute(SEARCH_SECONDS, seconds_before + time.monotonic() - begin)
 
     def _planned(self, seconds: float, evaluator: Evaluator) -> BudgetSpec:
-        """What the optimizer plans with: the study's first budget, or the evaluations that fit into a time."""
+        """What the optimizer plans with: the study's first budget, or the evaluations that fit into a time.
+
+        That number is estimated once and stored; a notice says it.
+        """
         planned = BudgetSpec(**self.stored.attributes["optimizer_budget"])
         if planned.seconds is None:
             return planned
@@ -414,14 +424,13 @@ class Search:
 
         Others would make it ask other candidates than those that are stored.
         """
-        parallelism = self._before["parallelism"]
         return new_driver(
             self.spec,
             self.objective,
             planned,
             origin=self._origin,
             defaults=self._before["optimizer_defaults"],
-            workers=min(parallelism["workers"], parallelism["in_flight"]),
+            workers=self._before["parallelism"]["workers"],
         )
 
     # who evaluates

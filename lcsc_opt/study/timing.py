@@ -70,7 +70,7 @@ def evaluations_in(
         return max(int(seconds / plain), _FEWEST)
     first = candidate_of(new_optimizer(_UNLIMITED).ask())  # a step with the fewest images
     step = _seconds_of(lambda: evaluate(first))
-    step_images = first.images or 1
+    step_images = first.images or 1  # where no step names a number, all have the same
 
     def price(candidate: Candidate) -> float:
         if not candidate.gradient:

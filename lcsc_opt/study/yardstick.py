@@ -31,6 +31,8 @@ def yardstick_on(
 ) -> Yardstick | None:
     """The yardstick of the study's experiment, measured if nobody has yet; ``None`` where losses are absolute.
 
+    It is stored with the study. If it was measured on the search's noise, a notice says its metrics.
+
     Args:
         noise: the group that it is measured on.
         study: the study that something is measured for.
@@ -65,6 +67,7 @@ def _known(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stored(study: StoredStudy, key: str) -> dict[str, Any] | None:
+    """The fields of the yardstick that the study or a sibling of it has stored; ``None`` if nobody has yet."""
     for attributes in (study.attributes, *siblings(study).values()):
         if key in _known(attributes):
             yardstick: dict[str, Any] = _known(attributes)[key]

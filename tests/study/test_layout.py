@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 import yaml
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS
@@ -121,17 +120,3 @@ def test_short_trials_are_not_timed_and_their_study_stays_contiguous(
     monkeypatch.setattr(rehearsal, "SECONDS_TO_SHORTEN", 0.0)
     typed("run", "laid.yaml", "--optimizer", "CMA", "--budget", "6")
     assert layouts_of_trials(folder) == {CONTIGUOUS}
-
-
-def test_a_study_that_was_stored_before_there_were_layouts_stays_contiguous(folder: Path, typed: Typed) -> None:
-    write_seconds(folder, contiguous=0.1, channels_last=1.0)
-    typed("run", "laid.yaml", "--optimizer", "CMA")
-    storage = open_storage(f"sqlite:///{folder}/studies.db", write=True)
-    with storage.engine.begin() as connection:
-        connection.execute(sa.text("DELETE FROM study_user_attributes WHERE key = 'layout'"))
-    layouts_of_trials(folder)
-    write_seconds(folder, contiguous=1.0, channels_last=0.1)
-    typed("run", "laid.yaml", "--budget", "6")
-    lines = (folder / "layouts.txt").read_text().splitlines()
-    assert "False search contiguous" in lines
-    assert "False search channels last" in lines
