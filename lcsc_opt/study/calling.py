@@ -94,8 +94,8 @@ def search(
     name, unless ``resume`` is given. ``lcsc dashboard``, ``lcsc compare`` and ``lcsc report`` read the same database.
 
     Args:
-        checkpoints: files, a pattern, a folder, a packed trajectory; or state dicts, as ``{step: state_dict}`` or
-            as a list, whose steps are then 1, 2, …
+        checkpoints: files, a pattern, a folder, a packed trajectory (its path, or opened with all of its checkpoints);
+            or state dicts, as ``{step: state_dict}`` or as a list, whose steps are then 1, 2, …
         build: called without arguments; returns the network, with any weights.
         score: called with the network that has the merged weights, in evaluation mode; returns one number, lower is
             better, or a mapping of metrics whose first is the score. A generator may yield the outcomes of single
@@ -140,6 +140,12 @@ def search(
         Exception: what a callback raises.
     """
     if isinstance(checkpoints, Trajectory):
+        count = len(Trajectory.open(checkpoints.path).steps)
+        if len(checkpoints.steps) < count:  # a study opens its trajectory by the path alone
+            raise StudySpecError(
+                f"checkpoints: the trajectory was opened with {len(checkpoints.steps)} of its {count} checkpoints; "
+                "open all of them, and choose with settings={'select': …}"
+            )
         checkpoints = checkpoints.path
     with messages_by_default(), each_notice_once():
         named: dict[str, Any] = {
@@ -251,6 +257,7 @@ class _Call:
             if setting in further:
                 raise StudySpecError(f"{setting}: already given as {argument}; leave it out")
         named, functions, not_importable = _named(given, jobs)
+        # settings are JSON, which has no tuples
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
         settings |= {**arguments.settings, **named}
         _check_not_hidden(arguments.file)

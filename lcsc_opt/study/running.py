@@ -217,6 +217,8 @@ class Run:
     def _start_of(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> StoredStudy | None:
         """The study at whose answer a new one begins: its ``start``, else the experiment's EMA grid if that has ended.
 
+        ``None`` if it begins where its space or its algorithm does.
+
         Raises:
             StudyStoreError: there is no such study.
         """

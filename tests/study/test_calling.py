@@ -473,6 +473,17 @@ def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, work
         search(opened, score=without_graph, optimizers={"CMA": {"step_size": 0.2}}, budget=6, resume=True)
 
 
+def test_a_trajectory_that_was_opened_in_part_is_refused(search: Any, workplace: Path) -> None:
+    for step, state in states().items():
+        torch.save(state, workplace / f"{step}.pt")
+    assert lcsc(["trajectory", "pack", "*.pt", "-o", "run.trajectory"]) == 0
+    part = lcsc_opt.Trajectory.open("run.trajectory", steps=(2, 3))
+    with pytest.raises(lcsc_opt.LcscError, match="opened with 2 of its 4 checkpoints"):
+        search(part, score=without_graph)
+    result = search(part.path, score=without_graph, settings={"select": {"first_step": 2, "last_step": 3}})
+    assert result.studies[0].steps == (2, 3)
+
+
 def test_a_file_of_the_users_does_not_hide_ours(search: Any, workplace: Path) -> None:
     (workplace / "score.py").write_text("raise SystemExit")
     with pytest.raises(lcsc_opt.LcscError, match=r"hides the score\.py"):
