@@ -182,7 +182,7 @@ def search(
 
         content = call.content(experiment, _optimizers(optimizers), seed, jobs)
         if space is not None or rows != AUTO:
-            content["space"] = {"rows": rows, **_space(space)}
+            content["space"] = _space(space, rows)
         content["budget"] = _budget(budget)
         listed(call.points(content))  # refuses what is wrong before any function is called
 
@@ -450,19 +450,21 @@ def _builder(build: Function | str) -> Function | str:
     return lambda: network
 
 
-def _space(space: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """As a mapping, to which rows can be added; empty for ``None``.
+def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str, Any]:
+    """As a study file has it, with these rows unless it has rows itself.
 
     Raises:
         StudySpecError: it is neither a name nor a mapping.
     """
-    if isinstance(space, str):
-        return {"kind": space}
     if space is None:
-        return {}
+        return {"rows": rows}
+    if isinstance(space, str):
+        return {"rows": rows, "kind": space}
     if not isinstance(space, Mapping):
         raise StudySpecError(f"space: expected a name or a mapping, got {excerpt(space)}")
-    return dict(space)
+    if any(isinstance(space[key], Mapping) and "rows" in space[key] for key in space.keys() - {"rows"}):
+        return dict(space)  # as in {convex: {rows: layers}}
+    return {"rows": rows, **space}
 
 
 def _patterns(checkpoints: Any) -> list[str]:

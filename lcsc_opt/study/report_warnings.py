@@ -102,7 +102,7 @@ def _doubt(rows: Rows, *, is_kept: bool) -> str | None:
 
 
 def _advice(loss: MetricRow, doubted: Rows, *, is_kept: bool) -> str:
-    """What the gain may be, and what to do before the answer is used."""
+    """What the gain may be, and what to do before the answer is used; ``is_kept``: ``keep`` guards a metric already."""
     if not loss.is_certain:
         return "neither gain is certain; run lcsc evaluate with more --groups, or continue the search"
     worse = [row for row in doubted if row.gain is not None and row.gain <= 0]

@@ -122,7 +122,7 @@ class Search:
         retry_failed: bool = False,
         measures: bool = True,
     ) -> Iterator[Search]:
-        """Compare a study with what is stored, and open its workers. Nothing is written.
+        """Compare a study with what is stored, and open its workers. Nothing is written; what changed is a notice.
 
         Args:
             spec: of the study.
@@ -187,6 +187,7 @@ class Search:
         )
 
         def loader() -> Callable[[], Objective]:
+            # of all studies and this one, which may be new: workers find the same checkpoints
             return loader_of(spec, context, {**studies, spec.name: search.attributes})
 
         with open_workers(spec, objective, expected=fingerprint, loader=loader, context=context) as search._pool:
@@ -342,7 +343,7 @@ class Search:
     def evaluate(self, plan: HeldOutPlan) -> HeldOutReport:
         """Choose among the best trials on selection noise, and report the chosen one on held-out noise.
 
-        This is the last work of the workers.
+        This is the last work of the workers. With ``plan.keep``, images of the answer are stored, too.
 
         Raises:
             ObjectiveError: this objective has no held-out loss.

@@ -608,6 +608,7 @@ def real_images(workplace: Path) -> Path:
         (["EMAGrid", "LCSCGradient"], {"space": "convex"}, (1, 3)),
         (None, {"rows": None}, (3,)),
         (None, {"space": {"rows": None}}, (3,)),
+        (["EMAGrid", "LCSCGradient"], {"space": {"convex": {"rows": None}}}, (3,)),
         (["EMAGrid", "LCSCGradient", "CMA"], {}, (1, 3)),
     ],
 )
