@@ -180,6 +180,7 @@ class Study:
 
     @property
     def _summary(self) -> Standing:
+        """The study without its trials, as it is now; raises as every property does."""
         with reading(self.storage) as storage:
             return HistoryReader(storage).read_summary(self.name)
 

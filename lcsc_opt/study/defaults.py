@@ -76,7 +76,10 @@ def default_optimizers(experiment: str, objective: Objective) -> list[OptimizerS
 
 
 def default_rows(objective: Objective) -> str | None:
-    """Of an optimizer that follows the gradient: a row for each layer of a network that samples images, else one."""
+    """Of an optimizer that follows the gradient: a row for each layer of a network that samples images, else ``None``.
+
+    ``None`` is one row for all layers.
+    """
     if objective.sampler is None or objective.trajectory is None:
         return None
     return LAYERS

@@ -137,7 +137,7 @@ def score_held_out(
         measurer = Measurer(study, objective, evaluate, advance, images=plan.images)
         selected = [measurer.on(SELECTION, model) for model in best]
         found = min(selected, key=lambda measurement: measurement.loss)
-        if _is_grid(study):  # its trials are averages that need no search
+        if _is_ema_grid(study):  # its trials are averages that need no search
             found = dataclasses.replace(found, model=dataclasses.replace(found.model, name=EMA))
         report = _measured_on(plan.noises, found.model, baselines, measurer)
         report = _with_answer(report, selected, found, measurer, plan)
@@ -228,7 +228,7 @@ def _warnings(
     """
     against_trained = _against_trained(report, measurer)
     warnings: list[str | None] = []
-    if not _is_grid(study):  # what a grid finds is a baseline itself
+    if not _is_ema_grid(study):  # what a grid finds is a baseline itself
         yardstick = measurer.yardstick(plan.noises[0])
         below_ema = _searched_below_ema(study, trials)
         warnings.append(warning_of(report.rows, against_trained, yardstick=yardstick, searched_below_ema=below_ema))
@@ -282,7 +282,7 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
     :func:`~lcsc_opt.study.measuring.trained_models`.
     """
     models = trained_models(study, objective)
-    if _is_grid(study):
+    if _is_ema_grid(study):
         return models
     ema = known_ema(study)
     if ema is not None:
@@ -295,5 +295,5 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[Model]:
     return [*models, Model(_DEFAULT_EMA, default_origin(objective.steps))]
 
 
-def _is_grid(study: StoredStudy) -> bool:
+def _is_ema_grid(study: StoredStudy) -> bool:
     return split_name(study.name)[1] == EMA_GRID

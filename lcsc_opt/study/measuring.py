@@ -124,7 +124,7 @@ class Measurer:
         )
 
     def _stored(self, key: str, noise: Noise, model: Model) -> Measurement | None:
-        """What this study or a sibling has stored under this key, if it has all metrics that are needed."""
+        """What this study or a sibling has stored under this key with all needed metrics; ``None`` if neither has."""
         needed = set(self.reported.signs) if noise.group == HELD_OUT.group else set()
 
         def usable(attributes: Mapping[str, Any]) -> Measurement | None:

@@ -51,7 +51,11 @@ def origin_at(source: StoredStudy, objective: Objective, rows: Rule | None) -> C
 
 
 def _check_checkpoints(source: StoredStudy, objective: Objective) -> None:
-    """Refuse an objective that does not have all checkpoints of a study, with the same weights."""
+    """Refuse an objective that does not have all checkpoints of a study, with the same weights.
+
+    Raises:
+        StudyStoreError: it lacks one, or has other weights.
+    """
     steps = tuple(source.attributes["steps"])
     digest = source.attributes["checkpoints"]
     trajectory = objective.trajectory

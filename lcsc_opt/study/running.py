@@ -388,10 +388,10 @@ def run_studies(
         raise SearchFailedError(f"{len(failed)} of {len(run.specs)} studies did not finish: {reasons}")
 
 
-def evaluate(study: StoredStudy, held_out: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:
+def evaluate(study: StoredStudy, plan: HeldOutPlan, *, accept_changes: bool = False) -> HeldOutReport:
     """Choose among a stored study's best trials on selection noise, and report the chosen one on held-out noise.
 
-    With ``held_out.keep`` the report becomes the study's result.
+    With ``plan.keep`` the report becomes the study's result.
 
     Raises:
         LcscError: as :meth:`Search.open`, such as losses that no longer compare; another process runs the study; the
@@ -412,7 +412,7 @@ def evaluate(study: StoredStudy, held_out: HeldOutPlan, *, accept_changes: bool 
             )
         )
         stack.enter_context(search.held(study.storage))
-        return search.evaluate(held_out)
+        return search.evaluate(plan)
 
 
 def objective_of(study: StoredStudy, functions: Mapping[str, Callable[..., Any]] | None = None) -> Objective:

@@ -72,14 +72,14 @@ def evaluations_in(
     step = _seconds_of(lambda: evaluate(first))
     step_images = first.images or 1  # where no step names a number, all have the same
 
-    def price(candidate: Candidate) -> float:
+    def duration(candidate: Candidate) -> float:
         if not candidate.gradient:
             return plain
         return step * (candidate.images or 1) / step_images + _SECONDS_TO_STORE
 
     evaluations = 0
     for candidate in _candidates(new_optimizer(_UNLIMITED)):
-        seconds -= price(candidate)
+        seconds -= duration(candidate)
         if seconds < 0:
             break
         evaluations += 1
