@@ -27,7 +27,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """While this is open, torch's random numbers are those of a seed; the caller's on the CPU and CUDA are kept."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats the stack, once a vendor
+        else:
+            torch.manual_seed(seed)
         yield
 
 

@@ -55,11 +55,13 @@ class PixelComponents:
     unclipped = True
 
     def __init__(self, mean: Array, cov: Array) -> None:
-        ascending, vectors = np.linalg.eigh(cov)
+        from scipy.linalg import eigh  # SciPy is slow to import; the leading ones alone take half the time of all
+
+        ascending, vectors = eigh(cov, subset_by_index=(max(0, len(cov) - MOST_COMPONENTS), len(cov) - 1))
         values = np.maximum(ascending[::-1], 0.0)
-        shares = np.cumsum(values) / max(float(values.sum()), float(np.finfo(np.float64).tiny))
+        shares = np.cumsum(values) / max(float(np.trace(cov)), float(np.finfo(np.float64).tiny))
         enough = int(np.searchsorted(shares, VARIANCE)) + 1
-        self.dimension = min(enough, MOST_COMPONENTS, len(values))
+        self.dimension = min(enough, len(values))
         leading = vectors[:, ::-1][:, : self.dimension]
         # an eigenvector's sign is arbitrary; machines that share the images of one evaluation have to choose the same
         signs = np.sign(np.cos(np.arange(len(mean))) @ leading)
