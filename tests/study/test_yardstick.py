@@ -25,6 +25,7 @@ from tests.commands import Typed
 HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
+TRIALS = 10
 REHEARSAL = 3 * IMAGES  # a batch of one model twice, and of another, before a run with studies without a result
 LAST = IMAGES  # of the last checkpoint, once an experiment
 AVERAGE = IMAGES  # of the yardstick, once an experiment
@@ -78,6 +79,7 @@ def specification(**changes: Any) -> dict[str, Any]:
         "images": IMAGES,
         "batch_size": 100,
         "keep": "precision",
+        "held_out_metrics": [],
         "device": "cpu",
         **changes.pop("settings", {}),
     }
@@ -86,7 +88,7 @@ def specification(**changes: Any) -> dict[str, Any]:
         "objective": {"file": "torch_module.py", "settings": settings},
         "optimizers": ["LCSC"],
         "seeds": [0],
-        "budget": {"images": 20 * IMAGES},
+        "budget": {"images": TRIALS * IMAGES},
         "storage": URL,
     }
     content |= changes
@@ -129,10 +131,10 @@ def test_it_is_measured_once_for_all_studies_and_processes_of_an_experiment(opti
     study, grid = run(content)
     assert stored_names() == [study.name, grid.name]
     assert stored_images(study.name) == content["budget"]["images"]
-    assert sampled_images() == REHEARSAL + LAST + AVERAGE + (20 + AVERAGES) * IMAGES
+    assert sampled_images() == REHEARSAL + LAST + AVERAGE + (TRIALS + AVERAGES) * IMAGES
     assert yardstick_of(study) == yardstick_of(grid)
     run(specification(optimizers=[optimizer], workers=workers), seeds=[1])
-    assert sampled_images() == 2 * REHEARSAL + LAST + AVERAGE + (40 + AVERAGES) * IMAGES
+    assert sampled_images() == 2 * REHEARSAL + LAST + AVERAGE + (2 * TRIALS + AVERAGES) * IMAGES
 
 
 @pytest.mark.parametrize("loss", ["fid@stored_parts:Means", {"fdr": ["stored_parts:Means", "pixels"]}])
@@ -163,7 +165,7 @@ def test_a_bound_of_ones_own_replaces_the_value_only() -> None:
     assert yardstick.metrics["precision@stored_parts:Means"] != 0.75
 
 
-@pytest.mark.parametrize("images", [60, 100, 200])
+@pytest.mark.parametrize("images", [IMAGES, 200])
 def test_the_average_has_a_loss_of_one_in_every_report(images: int, typed: Typed) -> None:
     """It is EMA* here, of a grid that holds nothing else."""
     loss = {"fdr": ["stored_parts:Means", "pixels"]}
@@ -190,11 +192,11 @@ def test_a_kept_metric_is_reported_against_the_bound_on_the_report_s_noise() -> 
 
 def test_a_search_is_continued_with_what_its_study_has_stored() -> None:
     [grid] = run(specification(optimizers=["EMAGrid"]))
-    [study] = run(specification(budget={"images": 10 * IMAGES}))
+    [study] = run(specification(budget={"images": 8 * IMAGES}))
     yardstick = yardstick_of(study)
     grid.delete()
     sampled = sampled_images()
-    [study] = run(specification(), budget=12 * IMAGES)
+    [study] = run(specification(), budget=TRIALS * IMAGES)
     assert yardstick_of(study) == yardstick
     assert sampled_images() == sampled + LAST + 2 * IMAGES, "the last checkpoint was deleted with the grid"
 
@@ -229,7 +231,7 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     Path("sampled.txt").unlink()
     [study] = run(content)
     before_trials = 0 if stored_before else REHEARSAL + LAST + AVERAGE
-    assert sampled_images() == before_trials + 20 * IMAGES - stored_before
+    assert sampled_images() == before_trials + TRIALS * IMAGES - stored_before
     shutil.move("studies.db", "interrupted.db")
     [whole] = run(content)
     assert [trial.value for trial in trials(study.name)] == [
