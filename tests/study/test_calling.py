@@ -23,6 +23,7 @@ from lcsc_opt.database.store import our_studies
 from lcsc_opt.study.calling import _budget
 from lcsc_opt.study.timing import SEARCH_SECONDS
 from tests.commands import Typed
+from tests.objectives.image_objectives import PIXELS
 from tests.processes import script_process
 
 TARGET = torch.linspace(-1, 1, 4)
@@ -111,8 +112,9 @@ def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
 
 @pytest.mark.parametrize("name", ["a?seed=1.db", "q%41.db", Path("p%20q.db"), "{x}#1 é.db", "plain.db"])
 def test_a_database_may_have_any_file_name(search: Any, workplace: Path, name: str | Path) -> None:
-    first = search(states(), score=without_graph, storage=name)
-    again = search(states(), score=without_graph, storage=name, resume=True)
+    search = functools.partial(search, states(), score=without_graph, optimizers="CMA", storage=name)
+    first = search()
+    again = search(resume=True)
     assert np.array_equal(again.coefficients, first.coefficients)
     assert [path.name for path in workplace.glob("*.db")] == [str(name)]
 
@@ -145,13 +147,13 @@ def on_a_line() -> dict[int, dict[str, torch.Tensor]]:
 
 
 def test_other_data_inside_an_object_are_another_search(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    search = functools.partial(lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), budget=30)
-    near, far = Loader(5.0), Loader(50.0)
+    search = functools.partial(lcsc_opt.search, on_a_line(), build=nn.Linear(2, 1, bias=False), budget=8)
+    near, far = Loader(1.5), Loader(50.0)
     first = search(score=lambda net: near.distance(net))
     second = search(score=lambda net: far.distance(net))
-    assert far.calls > 30
-    assert first.merge()["weight"][0, 1] == pytest.approx(4.602, abs=1e-3)
-    assert second.merge()["weight"][0, 1] != pytest.approx(4.602, abs=1e-3)
+    assert far.calls > 8
+    assert first.merge()["weight"][0, 1] < 2.5
+    assert second.merge()["weight"][0, 1] > 3
     assert [first.name, second.name] == ["search", "search-2"]
     assert "search-2: starts a new search" in capfd.readouterr().err
     calls = far.calls
@@ -505,14 +507,14 @@ def test_a_time_ends_the_search_but_no_grid_and_more_time_continues_it(search: A
     same = search(states(), **options, budget=datetime.timedelta(seconds=0.01))
     assert asked(same.studies[1]) == first
 
-    longer = search(states(), **options, budget="2 s")
+    longer = search(states(), **options, budget="1 s")
     assert len(longer.studies[0].trials) == candidates
     continued = asked(longer.studies[1])
     assert len(continued) > len(first)
     assert continued[: len(first)] == first
     with reading(longer.storage) as storage:
         seconds = [study[SEARCH_SECONDS] for study in our_studies(storage).values()]
-    assert 1.9 < sum(seconds) < 5, "a machine may be slow"
+    assert 0.95 < sum(seconds) < 4, "a machine may be slow"
 
 
 def test_a_search_that_follows_gradients_has_an_answer_however_little_time_there_is(search: Any) -> None:
@@ -613,7 +615,7 @@ def real_images(workplace: Path) -> Path:
     ],
 )
 def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
-    optimizers: Any, arguments: dict[str, Any], shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+    optimizers: Any, arguments: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     result = lcsc_opt.search(
         {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)},
@@ -626,13 +628,12 @@ def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
         images=20,
         held_out=20,
         settings={"held_out_metrics": [], "device": "cpu"},
-        loss="fid@pixels",
+        loss=PIXELS,
         budget=2,
         **arguments,
     )
     assert result.studies[1].name == "rows/LCSCGradient/0"
     assert result.studies[1].coefficients.shape == shape
-    assert "real images for each effective dimension of its features" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("real_images")
@@ -652,7 +653,7 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
         image_shape=(3, 8, 8),
         images=20,
         settings={"key": "model", "held_out_metrics": [], "device": "cpu"},
-        loss="fid@pixels",
+        loss=PIXELS,
         budget=2,
         resume=True,
     )
@@ -668,7 +669,7 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
 
 
 @pytest.mark.usefixtures("real_images")
-def test_images_are_sampled_and_compared() -> None:
+def test_images_are_sampled_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
     for options, optimizer in (({}, "LCSCGradient"), ({"loss": "precision@pixels"}, "LCSCQuadratic")):
         settings: dict[str, Any] = {"loss": "fid@pixels", **options}
@@ -687,3 +688,5 @@ def test_images_are_sampled_and_compared() -> None:
         )
         assert result.studies[1].name == f"{optimizer}/{optimizer}/0"
         assert result.studies[1].held_out is not None
+        warned = "real images for each effective dimension of its features" in capsys.readouterr().err
+        assert warned == (optimizer == "LCSCGradient"), "whose loss is FID"
