@@ -93,8 +93,12 @@ class LoraAdapter:
     def _create(self, factors: Mapping[str, Tensor]) -> dict[str, tuple[Any, nn.Parameter]]:
         """Let the pipeline load the factors as it loads a file; give the layer and the parameter of each."""
         copies: dict[str, Tensor] = {}  # since tensors of the right dtype would become the parameters
+        dtypes: dict[str, torch.dtype] = {}  # of components; to ask one for it goes through all its modules
         for name, factor in factors.items():
-            copies[name] = factor.to(self._component_of(name).dtype, copy=True)
+            component = name.partition(".")[0]
+            if component not in dtypes:
+                dtypes[component] = self._component_of(name).dtype
+            copies[name] = factor.to(dtypes[component], copy=True)
         try:
             with collected_messages():
                 self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)

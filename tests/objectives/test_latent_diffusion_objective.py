@@ -161,7 +161,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_w
     settings = {
         **{"pipeline": str(place / "pipeline"), "prompts": str(place / "prompts.txt")},
         **{"checkpoints": str(place / "whole"), "reference": str(place / "photographs")},
-        **{"images": 12, "batch_size": 12, "device": "cpu"},
+        **{"images": 12, "batch_size": 60, "held_out_metrics": [], "device": "cpu"},
         **REWARDED,
     }
     monkeypatch.chdir(tmp_path)
@@ -203,10 +203,11 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
 ) -> None:
     monkeypatch.chdir(place)
     settings = {
-        **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 3}},
+        **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 1}},
         **{"checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors"},
         **{"prompts": "other.txt", "held_out_prompts": "prompts.txt"},
-        **{"loss": "fid@tests.tiny_pipelines:Colours", "reference": "photographs", "images": 8, "device": "cpu"},
+        **{"loss": "fid@tests.tiny_pipelines:Colours", "reference": "photographs", "held_out_metrics": []},
+        **{"images": 4, "device": "cpu"},
     }
     study_file = {
         "name": "few",
@@ -222,7 +223,7 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         lambda: lcsc_opt.run(study_file),
     )
     assert not Path("few.db").exists()
-    lcsc_opt.run({**study_file, "held_out": {"images": 8, "top": 1}})
+    lcsc_opt.run({**study_file, "held_out": {"images": 4, "top": 1}})
     with pytest.raises(StudySpecError, match=r"there are more prompts \(3\) than images \(2\)"):
         lcsc_opt.run({**study_file, "budget": {"evaluations": 3}})
 

@@ -74,7 +74,13 @@ def test_the_way_of_a_function_from_the_command_to_a_trial(typed: Typed, workpla
 
 @pytest.mark.slow
 def test_the_way_of_the_demo_from_the_command_to_a_trial(typed: Typed, workplace: Path, way: Way) -> None:
-    shorter = ("objective.settings.images=65", "budget.evaluations=3", "held_out.images=65", "held_out.top=1", "objective.settings.nfe=2")
+    shorter = (
+        "objective.settings.images=65",
+        "budget.evaluations=3",
+        "held_out.images=65",
+        "held_out.top=1",
+        "objective.settings.nfe=2",
+    )
     typed("run", "demo", *shorter)
     assert_at_most(way.counts(0), functions=644, files=91)
     assert_at_most(way.counts(2), functions=226, files=50)  # of the grid
