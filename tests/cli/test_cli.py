@@ -246,15 +246,26 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
 
 @pytest.mark.usefixtures("new_accelerator")
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
-    training = ["ict", "--data", "digits", "--steps", "12", "--checkpoint-every", "2", "--samples-every", "0"]
+    training = [
+        "ict",
+        "--data",
+        "digits",
+        "--steps",
+        "12",
+        "--checkpoint-every",
+        "2",
+        "--samples-every",
+        "0",
+        "batch_size=4",
+    ]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
-    objective = {"file": "trained.py", "settings": {"checkpoints": "ict.trajectory", "images": 70}}
-    held_out = {"images": 140, "top": 2}
-    write_study(workplace, name="small", objective=objective, seeds=[0], budget={"images": 420}, held_out=held_out)
+    objective = {"file": "trained.py", "settings": {"checkpoints": "ict.trajectory", "images": 65}}
+    held_out = {"images": 65, "top": 2}
+    write_study(workplace, name="small", objective=objective, seeds=[0], budget={"images": 260}, held_out=held_out)
     assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "LCSC"]) == 0
     study = stored("small/LCSC/0")
-    assert len(study.trials) == 6  # 420 images, 70 each
-    assert study.best_trial.user_attrs["cost"]["images"] == 70
+    assert len(study.trials) == 4  # 260 images, 65 each
+    assert study.best_trial.user_attrs["cost"]["images"] == 65
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
     chosen = study.trials[study.user_attrs["held_out"]["found"]["model"]["trial"]]
     artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)

@@ -49,7 +49,7 @@ def database(workplace: Path) -> HistoryReader:
         "name": "up",
         "objective": {"file": "score.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC"],
-        "budget": {"evaluations": 20},
+        "budget": {"evaluations": 8},
         "held_out": {"top": 2},
     }
     (workplace / "up.yaml").write_text(yaml.safe_dump(study))

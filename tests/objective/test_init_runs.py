@@ -30,7 +30,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 @pytest.fixture(autouse=True)
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 40)
+    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 12)
 
 
 def init(*arguments: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def runs(
 ) -> None:
     """``lcsc run`` chooses its optimizers, finishes both searches, and reports."""
     capsys.readouterr()
-    shorter = ["--budget", "13", "held_out.images=40", "held_out.top=1"]
+    shorter = ["--budget", "13", "held_out.images=12", "held_out.top=1"]
     status = lcsc(["run", "study.yaml", *shorter, *overrides])
     said = capsys.readouterr().err
     assert status == 0, said
@@ -66,7 +66,7 @@ def real_images(folder: str, count: int = 12, side: int = 8) -> None:
         Image.fromarray(image).save(Path(folder) / f"{index}.png")
 
 
-SMALL = (f"loss={PIXELS}", "images=40", "device=cpu")  # Inception would be downloaded
+SMALL = (f"loss={PIXELS}", "images=12", "device=cpu")  # Inception would be downloaded
 
 
 def test_images(capsys: pytest.CaptureFixture[str]) -> None:

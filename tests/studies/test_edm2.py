@@ -87,7 +87,7 @@ def test_a_rehearsal_and_a_few_trials_run_on_the_released_files(
     assert lcsc(["run", str(path), *changes, "--dry-run"]) == 0, capsys.readouterr().err
     assert f"{spec.name}/EMAGrid/0" in capsys.readouterr().out
     assert not Path("studies.db").exists()
-    small = [*changes, "held_out.images=18", "held_out.top=1", "budget.images=200"]
+    small = [*changes, "held_out.images=18", "held_out.top=1", "budget.images=90"]
     assert lcsc(["run", str(path), *small]) == 0, capsys.readouterr().err
     assert lcsc(["compare", spec.name, "--format", "json"]) == 0
     rows = {row["optimizer"]: row for row in json.loads(capsys.readouterr().out)}
