@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from lcsc_opt.base import progress as module
+from lcsc_opt.base.machine import WAITING
 from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress
 
 
@@ -88,14 +90,14 @@ def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixtu
     assert said == 2 * ["lcsc: packing", "lcsc: trying again", "lcsc: trying again"] + ["lcsc: packing"]
 
 
-# through logging
+# in applications, each in a process of its own, which imports the library after what it does itself
 
 
 SCRIPT = """
 import gc, logging, os, sys, warnings
 warnings.simplefilter("ignore", UserWarning)  # of pycma, without matplotlib
 # once: they take seconds, and set up no logging
-import cma, nevergrad, optuna, PIL.Image, plotly, pydantic, sqlalchemy.orm, torch, yaml
+import cma, nevergrad, optuna, PIL.Image, plotly, pydantic, scipy.stats, sqlalchemy.orm, torch, yaml
 gc.freeze()  # no fork collects what was imported
 
 def script():
@@ -114,15 +116,29 @@ def script():
     progress.notice("after")
     assert [type(handler).__name__ for handler in progress.log.handlers] == ["NullHandler"]
 
-for configure in sys.argv[1:]:
+for begin in sys.argv[1:]:
     assert "lcsc_opt" not in sys.modules
     child = os.fork()
     if child == 0:
-        exec(configure)
+        exec(begin)
         script()
         sys.exit()
     _, status = os.waitpid(child, 0)
     print("status", status, file=sys.stderr)
+"""
+IMPORTING = """
+def state():
+    handlers = [type(handler).__name__ for handler in logging.getLogger("lcsc_opt").handlers]
+    return dict(os.environ), list(sys.meta_path), handlers, logging.getLogger("lcsc_opt").level, sys.path[:]
+
+before = state()
+import lcsc_opt
+for name in lcsc_opt.__all__:
+    getattr(lcsc_opt, name)
+after = state()
+assert after[2] in ([], ["NullHandler"]), after[2]
+assert [*before[:2], *before[3:]] == [*after[:2], *after[3:]], (before, after)
+sys.exit()
 """
 CONFIGURED = "logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level={})"
 PRINTED = {
@@ -133,12 +149,29 @@ PRINTED = {
 }
 
 
-def test_an_application_decides_where_messages_go() -> None:
-    """Each configuration in a process of its own, which imports the library after it."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, *PRINTED]  # of forks with threads
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    expected = [line for printed in PRINTED.values() for line in [*printed, "status 0"]]
-    assert (done.returncode, done.stderr.splitlines()) == (0, expected)
+@pytest.fixture(scope="module")
+def said() -> dict[str, list[str]]:
+    """How each application begins → what it says, the last of which is its exit status."""
+    programs = [IMPORTING, *PRINTED]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT, *programs]  # of forks with threads
+    set_by_conftest = (*WAITING, "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in set_by_conftest}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines: list[list[str]] = [[]]
+    for line in done.stderr.splitlines():
+        lines[-1].append(line)
+        if line.startswith("status"):
+            lines.append([])
+    return dict(zip(programs, lines, strict=False))
+
+
+def test_importing_the_library_and_its_names_changes_nothing_in_the_process(said: dict[str, list[str]]) -> None:
+    assert said[IMPORTING] == ["status 0"]
+
+
+@pytest.mark.parametrize("configure", PRINTED)
+def test_an_application_decides_where_messages_go(said: dict[str, list[str]], configure: str) -> None:
+    assert said[configure] == [*PRINTED[configure], "status 0"]
 
 
 def test_silenced_messages_take_the_bar_with_them(capsys: pytest.CaptureFixture[str]) -> None:

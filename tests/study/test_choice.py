@@ -121,8 +121,9 @@ def loss_of(weights: dict[str, torch.Tensor]) -> float:
     return float(squared(net, UNSEEN).mean().detach())
 
 
-@pytest.fixture
-def overfitted(workplace: Path) -> Any:
+@pytest.fixture(scope="module")
+def searched_few(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("overfitted")
     return lcsc_opt.search(
         trained(),
         build=lambda: nn.Linear(12, 1),
@@ -130,8 +131,15 @@ def overfitted(workplace: Path) -> Any:
         held_out=lambda net: squared(net, UNSEEN),
         budget=60,
         name="few",
-        storage="sqlite:///studies.db",
+        storage=f"sqlite:///{folder / 'studies.db'}",
     )
+
+
+@pytest.fixture
+def overfitted(searched_few: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The result of a finished search, whose database commands find."""
+    monkeypatch.setenv("LCSC_STORAGE", searched_few.storage)
+    return searched_few
 
 
 def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any, typed: Typed, workplace: Path) -> None:
