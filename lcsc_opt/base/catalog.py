@@ -1,7 +1,8 @@
 """Finds objectives, studies and dashboards: files that a user may add to, replace, or leave as shipped.
 
-A name is searched for next to the study file, then in the working directory, then among the files that ship with the
-library. An objective or a dashboard is a Python file with a function ``build``; it runs when it is loaded.
+A name is searched for next to the study file, then in the working directory, in both also in the folder ``objectives``,
+``studies`` or ``dashboards``, then among the files that ship with the library. An objective or a dashboard is a Python
+file with a function ``build``; it runs when it is loaded.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def entries(kind: Kind, *, study_folder: Path | None = None) -> dict[str, Path]:
 
 
 def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
-    """The file of that name, given with or without its suffix, or as a path; the nearest of several.
+    """The file of that name, with any suffix of its kind or without one, or of that path; the nearest of several.
 
     Args:
         kind: which folder of the catalog.
@@ -55,9 +56,10 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
             was given as a study is a script, a folder or any other file. Or the system refuses the name.
     """
     path = expanded_path(name, error=StudySpecError)
-    folders = [Path(), *_folders_of(kind, study_folder)]  # a file may also lie directly in the working directory
-    if study_folder is not None:
-        folders.insert(0, study_folder)
+    folders = [SHIPPED / kind]
+    for place in (Path(), study_folder):
+        if place is not None:
+            folders[:0] = [place, place / kind]
     for folder in folders:
         for candidate in _candidates(kind, path):
             if (folder / candidate).is_file():

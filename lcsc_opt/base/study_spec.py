@@ -87,17 +87,17 @@ class SpaceSpec(FrozenModel):
 
     @pydantic.field_validator("rows", mode="before")
     @classmethod
-    def _is_a_rule(cls, value: Any) -> Any:
-        if value in (None, LAYERS, AUTO):
+    def _check_rows(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, str) and value in (LAYERS, AUTO)):
             return value
         has_names = isinstance(value, Mapping)
         if not has_names:
             raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
-        for patterns in value.values():
+        for name, patterns in value.items():
             listed = patterns if isinstance(patterns, list) else [patterns]
-            if not all(isinstance(pattern, str) for pattern in listed):
+            if not all(isinstance(text, str) for text in (name, *listed)):
                 raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
-        return value
+        return dict(value)
 
 
 class OptimizerSpec(FrozenModel):

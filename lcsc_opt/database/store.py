@@ -258,7 +258,7 @@ class StoredStudy:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the study's lock while this is open; each write checks first that it is still held.
+        """Hold the study's lock while this is open; each write checks first that it is still held. Not to be nested.
 
         Raises:
             StudyStoreError: within seconds; the message says who holds it.

@@ -65,12 +65,17 @@ class Summarizer:
         value: float | None,
         attributes: Mapping[str, Any],
     ) -> None:
-        """A trial has ended, with its loss and the attributes of its result."""
+        """A trial has ended.
+
+        Args:
+            number: of the trial.
+            state: how it has ended.
+            value: its loss, also where a score is maximized; ``None`` if it has failed.
+            attributes: of its result.
+        """
         started, candidate = self._begun.pop(number)
-        trial = create_trial(state=TrialState.RUNNING, user_attrs={**candidate, **attributes})
+        trial = create_trial(state=state, value=value, user_attrs={**candidate, **attributes})
         trial.number = number
-        trial.state = state
-        trial.value = value
         [row] = trial_rows([trial])
         row["started"] = started
         row["ended"] = time.time()

@@ -192,7 +192,7 @@ def search(
         for spec in chosen:
             before = stored.get(spec.name)
             if before is not None and is_finished(spec, before):
-                if not (accept_changes or resume or retry_failed):
+                if not (accept_changes or retry_failed):
                     _refuse_changes(spec, before, url)
                 notice(f"{spec.name}: {finished_already(spec, before)}")
         run_studies(
@@ -568,7 +568,8 @@ def _refuse_changes(spec: StudySpec, stored: Mapping[str, Any], url: str) -> Non
         url: of the database.
 
     Raises:
-        StudyStoreError: the file of a function, or the checkpoints, changed since it finished.
+        StudyStoreError: the file of a function changed since it finished, or the files of the checkpoints were written
+            again. What is no longer there counts as unchanged.
     """
     changed = changed_since_finished(spec.name, stored, code_now(spec.objective, Path.cwd()))
     with reading(url) as storage:

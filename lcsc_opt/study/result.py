@@ -21,7 +21,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Model
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.study.api import Study
-from lcsc_opt.views import UNKNOWN, percent
+from lcsc_opt.views import percent
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.ranking import ranking, spread_text
@@ -29,7 +29,10 @@ from lcsc_opt.views.tables import comparison_rows
 
 
 class Comparison(Sequence[Mapping[str, Any]]):
-    """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``; printed, a table."""
+    """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``.
+
+    Printed, it is a table of the optimizers over their seeds, and of the trainer's models, the best first.
+    """
 
     def __init__(self, studies: Sequence[Standing]) -> None:
         self._studies = studies
@@ -45,10 +48,10 @@ class Comparison(Sequence[Mapping[str, Any]]):
         return iter(self._rows)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows, the best optimizer first."""
+        """Header and rows, the best first: an optimizer over its seeds, or a model of the trainer's."""
         rows = []
         for row in ranking(self._studies):
-            cells = [row.label, spread_text(row.held_out), percent(row.below_ema) or UNKNOWN]
+            cells = [row.label, spread_text(row.held_out), percent(row.below_ema)]
             cells += [spread_text(row.searched), f"{row.evaluations:.0f}", f"{row.seconds:.1f} s"]
             rows.append(cells)
         return ["", "held out", "against EMA*", "searched", "evaluations", "time"], rows

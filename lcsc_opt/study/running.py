@@ -134,7 +134,7 @@ class Run:
             code = code_now(spec.objective, self._objectives.context.directory)
             changed = changed_since_finished(spec.name, stored, code)
             if changed is not None:
-                notice(f"{changed}. lcsc run FILE name=... starts a new search")
+                notice(f"{changed}. Under another name a new search starts: lcsc run FILE name=NEW")
         if self._storage is not None and self._is_finished(spec, stored):
             return outcome_of_finished(spec, StoredStudy.open(self._storage, spec.name))
         with self._rehearsed(spec, studies) as search:

@@ -35,6 +35,9 @@ def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(
     assert find("objectives", "trained.py", study_folder=study) == (SHIPPED / "objectives") / "trained.py"
     here = write(workplace / "objectives", "trained.py")
     assert find("objectives", "trained.py", study_folder=study) == here
+    near = write(study / "objectives", "trained.py")
+    write(workplace, "trained.py")
+    assert find("objectives", "trained.py", study_folder=study) == near
     near = write(study, "trained.py")
     for name, file in (("trained.py", near), ("trained", near), (str(here), here)):
         assert find("objectives", name, study_folder=study) == file

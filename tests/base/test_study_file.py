@@ -175,6 +175,7 @@ def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
         ),
         ({"space": {"rows": "layer"}}, f"space.rows: expected layers, auto or {PATTERNS}, got 'layer'"),
         ({"space": {"rows": {"a": 3}}}, f"space.rows: expected {PATTERNS}, got {{'a': 3}}"),
+        ({"space": {"rows": {1: "a*"}}}, f"space.rows: expected {PATTERNS}, got {{1: 'a*'}}"),
         ({"space": {"rows": {"a": ["*", 3]}}}, f"space.rows: expected {PATTERNS}, got {{'a': ['*', 3]}}"),
         ({"optimizers": [{"LCSC": 3}]}, "optimizers[0].options: Input should be a valid dictionary, got 3"),
         ({"workers": {"ray": 1, "gpus": "all"}}, "workers: gpus: Input should be a valid number, got 'all'"),

@@ -218,8 +218,8 @@ def build():
 def score(net):
     return (net.weight[0, 1] - 5) ** 2
 
-accepted = sys.argv[1] == "accepted"
-result = lcsc_opt.search("runs/*.pt", build=build, score=score, budget=4, accept_changes=accepted)
+given = {sys.argv[1]: True}
+result = lcsc_opt.search("runs/*.pt", build=build, score=score, budget=4, **given)
 print(len(result.studies))
 """)
     for run in (1, 2):
@@ -227,11 +227,11 @@ print(len(result.studies))
         for step in (1, 2, 3):
             torch.save({"weight": torch.tensor([[0.0, run * step]])}, workplace / "runs" / f"model{step}.pt")
         if run == 1:
-            assert [script_process(script, "new").out for _ in range(2)] == ["2\n"] * 2
-    ended = script_process(script, "new")
+            assert [script_process(script, "resume").out for _ in range(2)] == ["2\n"] * 2
+    ended = script_process(script, "resume")
     assert "finished before its checkpoints were written again. Give the new search another name" in ended.err
     assert ended.out == ""
-    assert script_process(script, "accepted").out == "2\n"
+    assert script_process(script, "accept_changes").out == "2\n"
 
 
 def test_functions_of_a_module_make_a_study_file_that_continues(
