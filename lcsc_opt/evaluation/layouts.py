@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Cost, Evaluation
@@ -36,6 +36,15 @@ class Choice:
     seconds: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Timed:
+    """One evaluation in a layout: its loss, its seconds, and those of sampling alone."""
+
+    loss: float
+    seconds: float
+    sampling_seconds: float
+
+
 def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome], candidate: Candidate) -> Choice:
     """Evaluate a candidate in all layouts in turns, and choose. Noise adds time: the shortest of each counts.
 
@@ -47,45 +56,58 @@ def fastest_layout(objective: Objective, evaluate: Callable[[Candidate], Outcome
         evaluate: evaluates a candidate where trials will be evaluated.
         candidate: has been evaluated before, in the contiguous layout.
     """
-    whole: dict[str, float] = {}  # layout → the shortest seconds of an evaluation
-    sampling: dict[str, float] = {}  # of sampling alone
-    losses: dict[str, float] = {}
-    winner: str | None = None
     layouts = list(objective.layouts)
+    rounds: list[dict[str, _Timed]] = []
+    winner: str | None = None  # of the last round
     begin = time.perf_counter()
-    for layout in layouts:  # the first evaluation in a layout takes longer
-        if layout != CONTIGUOUS and not isinstance(evaluate(dataclasses.replace(candidate, layout=layout)), Evaluation):
+    for layout in layouts:
+        is_warm = layout == CONTIGUOUS
+        if not is_warm and _timed(evaluate, candidate, layout) is None:  # the first evaluation in a layout takes longer
             return Choice()
     for number in range(ROUNDS):
         if number > 0 and time.perf_counter() - begin > MOST_SECONDS:
             break
-        sampling_now: dict[str, float] = {}
+        timed_now: dict[str, _Timed] = {}
         for layout in layouts:
-            start = time.perf_counter()
-            outcome = evaluate(dataclasses.replace(candidate, layout=layout))
-            if not isinstance(outcome, Evaluation):
+            timed = _timed(evaluate, candidate, layout)
+            if timed is None:
                 return Choice()
-            whole[layout] = min(whole.get(layout, math.inf), time.perf_counter() - start)
-            losses[layout] = outcome.loss
-            sampling_now[layout] = _sampling_seconds(outcome.cost)
+            timed_now[layout] = timed
         layouts.reverse()  # workers that take turns get both
-        for layout, seconds in sampling_now.items():
-            sampling[layout] = min(sampling.get(layout, math.inf), seconds)
-        winner_before, winner = winner, _clear_winner(sampling_now)
+        rounds.append(timed_now)
+        winner_before = winner
+        winner = _clear_winner(timed_now)
         if winner is not None and winner == winner_before:
             break
-    for layout, seconds in sampling.items():
-        relative = seconds / sampling[CONTIGUOUS]
-        if relative < WORTH and math.isclose(losses[layout], losses[CONTIGUOUS], rel_tol=SAME_LOSS):
-            return Choice(layout, relative, whole[layout])
-    return Choice(seconds=whole[CONTIGUOUS])
+    return _choice(rounds)
 
 
-def _clear_winner(seconds: Mapping[str, float]) -> str | None:
-    """The layout that is clearly faster than all others in one round; ``None`` if there is none."""
-    fastest, *others = sorted(seconds, key=lambda layout: seconds[layout])
-    is_clear = all(seconds[fastest] < WORTH * seconds[other] for other in others)
-    return fastest if is_clear else None
+def _timed(evaluate: Callable[[Candidate], Outcome], candidate: Candidate, layout: str) -> _Timed | None:
+    """Evaluate the candidate in a layout; ``None`` if that fails."""
+    start = time.perf_counter()
+    outcome = evaluate(dataclasses.replace(candidate, layout=layout))
+    if not isinstance(outcome, Evaluation):
+        return None
+    return _Timed(outcome.loss, time.perf_counter() - start, _sampling_seconds(outcome.cost))
+
+
+def _choice(rounds: Sequence[Mapping[str, _Timed]]) -> Choice:
+    """The layout whose shortest sampling is worth it and whose loss is the same; else the contiguous one."""
+    loss = rounds[-1][CONTIGUOUS].loss
+    contiguous_seconds = min(each[CONTIGUOUS].sampling_seconds for each in rounds)
+    for layout in rounds[0]:
+        relative = min(each[layout].sampling_seconds for each in rounds) / contiguous_seconds
+        has_same_loss = math.isclose(rounds[-1][layout].loss, loss, rel_tol=SAME_LOSS)
+        if relative < WORTH and has_same_loss:
+            return Choice(layout, relative, min(each[layout].seconds for each in rounds))
+    return Choice(seconds=min(each[CONTIGUOUS].seconds for each in rounds))
+
+
+def _clear_winner(timed: Mapping[str, _Timed]) -> str | None:
+    """The layout in which sampling is clearly faster than in all others in one round; ``None`` if there is none."""
+    fastest, *others = sorted(timed, key=lambda layout: timed[layout].sampling_seconds)
+    most = WORTH * min((timed[other].sampling_seconds for other in others), default=math.inf)
+    return fastest if timed[fastest].sampling_seconds < most else None
 
 
 def _sampling_seconds(cost: Cost) -> float:
