@@ -60,7 +60,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run all tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-quick: ## run the tests without those that take more than ten seconds (nine minutes on two cores)
+quick: ## run the tests without those that take more than ten seconds (less than four minutes on two cores)
 	$(MAKE) test TESTS='-m "not slow" tests'
 
 matrix: setup ## the quick tests on other Pythons, dependencies, processors and users (an hour; OPTIONS=--quick: minutes)
