@@ -28,7 +28,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats the stack, once a vendor
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators, too
         else:
             torch.manual_seed(seed)
         yield
