@@ -112,6 +112,22 @@ class SamplerTitle:
     sha256: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportedMetrics:
+    """Metrics that only held-out reports have.
+
+    Attributes:
+        signs: metric → 1 if lower is better, −1 if higher is better. Reports say which of them got worse.
+        cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
+            not see; lower is better.
+        real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
+    """
+
+    signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cross_check: str | None = None
+    real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What one evaluation cost. Seconds are wall-clock; a search measures those that an objective leaves at zero."""

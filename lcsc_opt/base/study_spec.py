@@ -128,7 +128,7 @@ class OptimizerSpec(FrozenModel):
 class BudgetSpec(FrozenModel):
     """A total over the study's whole life: a number of evaluations, or of images; or a time.
 
-    ``seconds`` are for all searches of a run together. ``5 min`` is short for ``{seconds: 300}``.
+    ``5 min`` is short for ``{seconds: 300}``.
     """
 
     evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -263,6 +263,10 @@ def _read_workers(value: Any) -> int | str | tuple[str, ...] | RayWorkers:
 Workers = Annotated[int | Literal["auto"] | tuple[str, ...] | RayWorkers, pydantic.BeforeValidator(_read_workers)]
 """A number of processes, ``auto`` for one on each GPU, a list with the device of each process, or those of a Ray
 cluster."""
+
+
+OF_EXPERIMENT = ("objective", "held_out")
+"""What of a specification all searches of an experiment have."""
 
 
 class StudySpec(FrozenModel):

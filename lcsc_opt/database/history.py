@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,8 +12,10 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.study_spec import EMA_GRID
+from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import BASELINES, EMA, label
-from lcsc_opt.database.report import HeldOutReport, Measurement
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.summary import PARTS, Summary
 
 NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
@@ -42,11 +43,8 @@ where they are not known."""
 
 
 def sign_of(attributes: Mapping[str, Any]) -> int:
-    """−1 for the attributes of a study whose loss is a maximized score times −1; else 1."""
-    fingerprint = attributes.get("fingerprint") or {}
-    objective = fingerprint.get("objective")
-    is_maximized = isinstance(objective, Mapping) and objective.get("maximize") is True
-    return -1 if is_maximized else 1
+    """−1 for the attributes of a study or an experiment whose loss is a maximized score times −1; else 1."""
+    return -1 if attributes.get("maximize") is True else 1
 
 
 def as_known(loss: float | None, sign: int) -> float | None:
@@ -72,7 +70,7 @@ class Standing:
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
         start: the study at whose answer it began, if its specification names one.
-        held_out: the report on held-out noise; ``None`` before there is one.
+        report: of the experiment; ``None`` before there is one.
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
@@ -98,7 +96,7 @@ class Standing:
     workers: int = 1
     ended: bool = False
     start: str | None = None
-    held_out: HeldOutReport | None = None
+    report: Report | None = None
     average: str | None = None
     metric: str = "loss"
     sign: int = 1
@@ -156,9 +154,14 @@ class Standing:
         return summary.evaluations
 
     @property
+    def found(self) -> Measurement | None:
+        """The best trial, by other noise than the search's, on held-out noise; ``None`` before it was measured."""
+        return None if self.report is None else self.report.of_study(self.study)
+
+    @property
     def held_out_loss(self) -> float | None:
         """The loss on held-out noise of the trial that was chosen on other noise; ``None`` before it was measured."""
-        return None if self.held_out is None else self.held_out.loss
+        return None if self.found is None else self.found.loss
 
     @property
     def reported(self) -> float | None:
@@ -168,14 +171,7 @@ class Standing:
     @property
     def held_out_images(self) -> int | None:
         """The number of images of its held-out loss, or ``None`` without such a loss or images."""
-        if self.held_out is None:
-            return None
-        return self.held_out.found.images or None
-
-    @property
-    def warning(self) -> str | None:
-        """What to know of its held-out report before this study is compared; or ``None``."""
-        return None if self.held_out is None else self.held_out.warning
+        return None if self.found is None else self.found.images or None
 
     def shown(self, loss: float | None) -> float | None:
         """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
@@ -219,18 +215,20 @@ class Standing:
     @property
     def chosen(self) -> int | None:
         """The number of the trial that is the study's answer: chosen on other noise, else the best, if there is one."""
-        if self.held_out is not None and self.held_out.trial is not None:
-            return self.held_out.trial
+        if self.found is not None and self.found.model.trial is not None:
+            return self.found.model.trial
         return self.best
 
     def as_row(self) -> dict[str, Any]:
         """The study in the JSON of ``lcsc list``, ``compare`` and ``show``.
 
-        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of the best and of the chosen trial:
-        also where the report's answer is another model.
+        ``searched`` and ``held_out`` are losses or scores, as a user knows them, of its best and of its chosen trial.
         """
-        report = self.held_out
-        rows = () if report is None else report.rows
+        rows: tuple[MetricRow, ...] = ()
+        sampler = None
+        if self.report is not None and self.found is not None:
+            rows = self.report.rows(self.found.model.name, EMA)
+            sampler = self.report.parts[0].sampler
         return {
             "study": self.study,
             "optimizer": self.optimizer,
@@ -240,7 +238,7 @@ class Standing:
             "searched": self.searched,
             "held_out": self.reported,
             "held_out_images": self.held_out_images,
-            "sampler": None if report is None else report.sampler,
+            "sampler": sampler,
             "evaluations": self.evaluations,
             "images": self.images,
             "seconds": self.seconds,
@@ -294,41 +292,17 @@ def in_tell_order(trials: Trials) -> Trials:
 AnyStudy = TypeVar("AnyStudy", bound=Standing)
 
 
-def best_ema(studies: Sequence[AnyStudy]) -> AnyStudy | None:
-    """EMA*, the best plain average of the checkpoints: an EMA, a uniform average of the last ones, or the last one.
+def ema_grid(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+    """The grid whose best is EMA*, the best plain average of the checkpoints: an EMA, a uniform one, or the last one.
 
-    It is the answer of the finished EMA grid with the lowest held-out loss; without one, with the lowest searched loss.
+    By the report; before there is one, the grid that has ended with the lowest searched loss.
     """
-
-    def rank(study: AnyStudy) -> tuple[float, float]:
-        held_out = math.inf if study.held_out_loss is None else study.held_out_loss
-        return held_out, study.lowest_loss or 0.0
-
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
-    return min((grid for grid in grids if grid.lowest_loss is not None), key=rank, default=None)
-
-
-def answer_of(studies: Sequence[AnyStudy]) -> tuple[AnyStudy, HeldOutReport, Measurement] | None:
-    """The study whose report has the experiment's answer, the report, and the answer; ``None`` without a report.
-
-    A search's report has compared what was found with all that the user had, in more than the loss. So what such a
-    report chose comes before any that chose what was there already; of several it is the best on the noise of the
-    choice, and of equal ones a plain average's own.
-    """
-    answers = [
-        (study, study.held_out, study.held_out.answer)
-        for study in studies
-        if study.held_out is not None and study.held_out.answer is not None
-    ]
-    has_grid = any(study.optimizer == EMA_GRID for study, _, _ in answers)
-
-    def rank(answer: tuple[AnyStudy, HeldOutReport, Measurement]) -> tuple[bool, float, bool]:
-        study, report, measured = answer
-        compared_with_all = report.baseline(EMA) is not None or not has_grid
-        loss = study.sign * report.selection[measured.model.name]  # in a report it is as a user knows it
-        return not (report.is_found and compared_with_all), loss, study.optimizer not in BASELINES
-
-    return min(answers, key=rank, default=None)
+    known = [grid for grid in grids if grid.lowest_loss is not None]
+    for grid in known:
+        if grid.found is not None and grid.found.model.name == EMA:
+            return grid
+    return min(known, key=lambda grid: grid.lowest_loss or 0.0, default=None)
 
 
 def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:

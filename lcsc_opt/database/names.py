@@ -7,7 +7,6 @@ from lcsc_opt.base.study_spec import EMA_GRID, LANDSCAPE
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
-TRAINER_EMA_SHA256 = "trainer_ema_sha256"  # of the trainer's EMA that reports compare with
 
 EMA = "EMA*"
 LAST_CHECKPOINT = "last checkpoint"  # the baseline that every report has

@@ -37,7 +37,8 @@ from lcsc_opt.database.history import (
 )
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
-from lcsc_opt.database.report import HeldOutReport, search_yardstick
+from lcsc_opt.database.experiment import search_yardstick
+from lcsc_opt.database.report import REPORT
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.states import is_ours, with_losses
 from lcsc_opt.database.store import StoredStudy, our_studies, trial_count
@@ -566,7 +567,7 @@ def _with_attributes(study: AnyStudy, attributes: Mapping[str, Any]) -> AnyStudy
         keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),
-        held_out=HeldOutReport.from_json(attributes.get("held_out")),
+        report=attributes.get(REPORT),
         nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),
         nodes_seen_at=float(nodes.get("seen_at", 0.0)),
     )

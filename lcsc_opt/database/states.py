@@ -1,4 +1,4 @@
-"""The states of trials and studies: which trials have a loss, which losses compare, and what is left to do."""
+"""The states of trials and studies: which trials have a loss, which losses compare, and whether a search has ended."""
 
 from __future__ import annotations
 
@@ -54,12 +54,3 @@ def is_searched(spec: StudySpec, stored: Attributes) -> bool:
         return bool(ended["evaluations"] >= budget.evaluations)
     stored_images = stored["budget"].get("images") or 0  # which the search had spent when it ended
     return bool(stored_images >= budget.total)
-
-
-def is_finished(spec: StudySpec, stored: Attributes) -> bool:
-    """Whether nothing is left to do, neither of the search nor of the held-out report."""
-    # an objective may have nothing to hold out
-    must_report = spec.held_out is not None and stored.get("holds_out") is not False
-    if must_report and stored.get("held_out") is None:
-        return False
-    return is_searched(spec, stored)

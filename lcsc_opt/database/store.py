@@ -12,15 +12,11 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
                        that was, ``gradient`` where one was, like ``coefficients``; ``violation`` and ``unseen`` where
                        they are known (:class:`lcsc_opt.base.records.Evaluation`); ``attempts`` that failed, each with
                        its ``traceback``, and the ``reason`` of a failed trial
-study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
-                       ``optimizer_budget``, ``optimizer_defaults`` (options that the study file does not name),
-                       ``report_images``, ``holds_out``, ``origin``, ``directory``,
-                       ``places``, ``created``, ``created_by``, ``schema``, ``parallelism``, ``plane`` of landscapes,
-                       ``layer_groups`` [S] by name, ``layout``; later:
-                       ``holder``, ``search_ended``, ``search_seconds``, ``measured`` (models on other noise),
-                       ``held_out`` (the report), ``trainer_ema_sha256``,
-                       ``yardsticks`` (what losses are relative to),
-                       ``retry``, ``changes``, ``nodes``, ``summary``
+study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
+                       ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
+                       that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
+                       ``parallelism``, ``plane`` of landscapes, ``layer_groups`` [S] by name; later:
+                       ``holder``, ``search_ended``, ``last_checks``, ``retry``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
@@ -54,21 +50,22 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.study_spec import OF_EXPERIMENT
 from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
-from lcsc_opt.database.arrays import ARRAYS, coefficients_of, stored_array
+from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
 from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
-from lcsc_opt.database.report import HELD_OUT_REPORT, HeldOutReport
+from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours, with_losses
 from lcsc_opt.database.summarizing import Summarizer
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.database.urls import masked
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the stored format, as the table above describes it."""
 
 _ARTIFACT = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
@@ -76,17 +73,64 @@ _SUM_ABS_RANGE = FloatDistribution(1.0, 1e6, log=True)  # the coefficients have 
 T = TypeVar("T")
 
 
-def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
-    """Name → user attributes of the studies that lcsc_opt made, in the order in which they were created.
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What lcsc_opt has made in a database, in the order in which it was created.
+
+    Attributes:
+        studies: the name of a search, a grid or a landscape → its user attributes.
+        experiments: the name of an experiment → its user attributes (:mod:`lcsc_opt.database.experiment`).
+        others: how many studies other programs have made.
+    """
+
+    studies: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    experiments: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    others: int = 0
+
+    def of(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """Name → attributes of the studies of an experiment."""
+        return {name: found for name, found in self.studies.items() if names.split_name(name)[0] == experiment}
+
+
+def read_contents(storage: RDBStorage) -> Contents:
+    """Read the user attributes of all studies.
 
     Raises:
-        StudyStoreError: a newer version of lcsc_opt made one of them, in another format.
+        StudyStoreError: another version of lcsc_opt made one of them, in another format.
     """
     studies: dict[str, dict[str, Any]] = {}
+    experiments: dict[str, dict[str, Any]] = {}
+    others = 0
     for study in in_database(storage, storage.get_all_studies):
-        if _is_made_by_us(study.user_attrs) and names.is_ours(study.study_name):  # a copy may have any name
+        is_ours = _is_made_by_us(study.user_attrs)
+        if is_ours and names.is_ours(study.study_name):  # a copy may have any name
             _check_schema(study.study_name, study.user_attrs)
             studies[study.study_name] = study.user_attrs
+        elif is_ours and "problem" in study.user_attrs:
+            experiments[study.study_name] = study.user_attrs
+        else:
+            others += 1
+    return Contents(studies, experiments, others)
+
+
+def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
+    """Name → attributes of the searches, grids and landscapes, each with those of its experiment; for readers.
+
+    The report is a :class:`~lcsc_opt.database.report.Report`, and the specification whole. Raises as
+    :func:`read_contents`.
+    """
+    contents = read_contents(storage)
+    shared: dict[str, dict[str, Any]] = {}
+    for name, attributes in contents.experiments.items():
+        kept = {key: value for key, value in attributes.items() if not key.startswith("measured ")}
+        shared[name] = {**kept, REPORT: Report.from_json(attributes.get(REPORT))}
+    studies = {}
+    for name, attributes in contents.studies.items():
+        of_experiment = shared.get(names.split_name(name)[0], {})
+        joined = {**of_experiment, **attributes}
+        of_all = {key: of_experiment.get(key) for key in OF_EXPERIMENT}
+        joined["specification"] = {**attributes.get("specification", {}), **of_all}
+        studies[name] = joined
     return studies
 
 
@@ -96,10 +140,10 @@ def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
 
 def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
     schema = attributes["schema"]
-    if schema > SCHEMA:
+    if schema != SCHEMA:
         raise StudyStoreError(
-            f"{name}: was stored by {attributes['created_by']} in schema {schema}, and lcsc_opt {VERSION} reads "
-            f"schemas up to {SCHEMA}; upgrade lcsc_opt, or give another --storage"
+            f"{name}: was stored by {attributes['created_by']} in schema {schema}, and lcsc_opt {VERSION} reads schema "
+            f"{SCHEMA}; use that version, or give another --storage"
         )
 
 
@@ -435,7 +479,7 @@ class StoredStudy:
     def retry_failed(self) -> int:
         """Forget the failures after the last success: their candidates are asked again. The caller holds the study.
 
-        Where there are any, the study counts as unfinished again, and loses its report and its summary.
+        Where there are any, the study counts as unfinished again, and loses its summary.
         A trial that failed before the last success stays failed, since all later candidates depend on that.
 
         Returns:
@@ -449,38 +493,28 @@ class StoredStudy:
             return 0
         forgotten = self._forgotten + [trial.number for trial in later_trials]
         self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
-        self.set_attribute("held_out", None)
         self.set_attribute("retry", {"forgotten": forgotten})
         self.set_attribute(SUMMARY, None)
         return failed
 
-    def chosen_trial(self, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
-        """The trial of this number; without one, that chosen on other noise, else the best of the search.
-
-        Returns:
-            Its number, its coefficients and its other user attributes with ``loss``, as a user knows it, and with
-            ``held_out`` if the report is of this trial.
+    def trial_or_best(self, number: int | None = None) -> FrozenTrial:
+        """The complete trial of this number; without one, the best of the search. Its value is the loss.
 
         Raises:
             StudyStoreError: there is no such complete trial.
         """
         trials = self.trials()
-        report = HeldOutReport.from_json(self.attributes.get(HELD_OUT_REPORT))
         if number is None:
             best = min(compared_trials(trials), key=lambda trial: (trial.value, trial.number), default=None)
             if best is None:
                 raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
-            number = best.number if report is None or report.trial is None else report.trial
+            return best
         trial = next((trial for trial in trials if trial.number == number), None)
         if trial is None:
             raise StudyStoreError(f"{self.name}: there is no trial {number}; it has {len(trials)}, from 0")
         if trial.value is None:
             raise StudyStoreError(f"{self.name}: trial {number} is not complete")
-        description = {name: value for name, value in trial.user_attrs.items() if name not in ARRAYS}
-        description["loss"] = self.sign * trial.value
-        if report is not None and report.trial == number:
-            description["held_out"] = {**report.found.means(self.sign), "sampler": report.sampler}
-        return number, coefficients_of(trial), description
+        return trial
 
     # its files
 
@@ -495,8 +529,10 @@ class StoredStudy:
                     artifacts.append(artifact)
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
-    def attach(self, number: int, folder: Path, path: Path) -> None:
-        """Store the file at ``path`` with a trial, in the folder of Optuna's artifacts; it replaces one of its name.
+    def attach(self, number: int | None, folder: Path, path: Path) -> None:
+        """Store the file at ``path`` with a trial, or with the study itself; it replaces one of its name.
+
+        It lies in the folder of Optuna's artifacts.
 
         Raises:
             OSError: the file cannot be read, or the folder is missing or cannot be written.

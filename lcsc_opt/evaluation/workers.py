@@ -32,8 +32,7 @@ def open_workers(
     spec: StudySpec,
     objective: Objective,
     *,
-    expected: Mapping[str, Any],
-    loader: Callable[[], Callable[[], Objective]],
+    loader: Callable[[], Objective],
     context: BuildContext,
 ) -> Iterator[WorkerPool | None]:
     """A study's worker processes, which start when they are first used; ``None`` if this process evaluates.
@@ -41,25 +40,24 @@ def open_workers(
     Args:
         spec: of the study.
         objective: as this process has loaded it.
-        expected: its fingerprint; workers must load the same objective and code.
-        loader: gives what loads the objective in a process of this machine; that is picklable.
+        loader: loads the same objective in a process of this machine; picklable.
         context: where its files are.
 
     Raises:
         ObjectiveError: a worker's device is not there.
         StudySpecError: the Ray cluster has no room.
     """
-    must_have = {name: expected[name] for name in ("objective", "code")}
+    expected = objective.fingerprint()
     if spec.ray is not None:
         from lcsc_opt.evaluation.ray import ray_workers
 
         with ray_workers(
-            spec.ray, spec.objective, objective, expected=must_have, study=context.directory, files=context.files
+            spec.ray, spec.objective, objective, expected=expected, study=context.directory, files=context.files
         ) as pool:
             yield pool
     elif spec.worker_count == 1 and not spec.devices:
         yield None
     else:
-        pool = WorkerPool(loader(), spec.worker_count, expected=must_have, environments=worker_environments(spec))
+        pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=worker_environments(spec))
         with contextlib.closing(pool):
             yield pool

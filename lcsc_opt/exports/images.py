@@ -1,4 +1,4 @@
-"""Stores images of a finished search's answer, of EMA* and of the reference with it."""
+"""Stores images of an experiment's answer, of the best that the user had, and of the reference."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from lcsc_opt.base.contact_sheet import contact_sheet
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
-from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import best_ema
-from lcsc_opt.database.names import is_ranked, split_name
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.report import Report
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import (
-    EMA_FARTHEST,
-    EMA_SAMPLES,
-    OWN_FARTHEST,
-    OWN_SAMPLES,
+    ANSWER_FARTHEST,
+    ANSWER_SAMPLES,
+    BEFORE_FARTHEST,
+    BEFORE_SAMPLES,
     REAL_SAMPLES,
     artifact_directory,
 )
@@ -29,48 +25,32 @@ PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, the first, and those that differ most
 
 
-def attach_images(study: StoredStudy, objective: Objective) -> None:
-    """Store images of the answer and of EMA*, from the same noise, as artifacts of the chosen trial.
+def attach_images(experiment: StoredExperiment, objective: Objective, report: Report) -> None:
+    """Store images of the answer and of the best that the user had, from the same noise, with the experiment.
 
     First the images as they come, with real ones where there are some; then the pairs that differ most. There are none
-    where the objective samples no images, or EMA* is not known, or of a landscape, which is no search.
-
-    Raises:
-        StudyStoreError: no trial is complete.
+    where the objective samples no images, or the user had the answer already.
     """
-    if not is_ranked(study.name):
-        return
-    reader = HistoryReader(study.storage)
-    experiment_grids = (split_name(study.name)[0], EMA_GRID)
-    names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == experiment_grids]
-    summaries = reader.summaries(names)
-    own_summary = next(summary for summary in summaries if summary.study == study.name)
-    answer = reader.answer(own_summary)
-    if own_summary.chosen is None or answer is None:
-        raise StudyStoreError(f"{study.name}: no complete trial to draw")
-    ema = best_ema(summaries)
-    if ema is None or ema.study == study.name or objective.sampler is None:
-        return
-    ema_answer = reader.answer(ema)
-    if ema_answer is None:
+    before = report.best_had(report.headline_metric)
+    if before is None or not report.is_found or objective.sampler is None:
         return
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
     if not isinstance(objective, MergeSampleScore):
         return
     # images of both models from the same held-out noise; then those farthest apart in the features (App. E)
-    ema_images = objective.images(ema_answer, HELD_OUT, PAIRS)
-    answer_images = objective.images(answer, HELD_OUT, PAIRS)
-    difference = objective.features(ema_images) - objective.features(answer_images)
+    images_before = objective.images(before.model.coefficients, HELD_OUT, PAIRS)
+    images_of_answer = objective.images(report.of_answer.model.coefficients, HELD_OUT, PAIRS)
+    difference = objective.features(images_before) - objective.features(images_of_answer)
     distance = np.linalg.norm(difference, axis=1)
     farthest = np.argsort(-distance, kind="stable")[:SHOWN]
-    folder = artifact_directory(study.storage.url)
+    folder = artifact_directory(experiment.storage.url)
     folder.mkdir(parents=True, exist_ok=True)
     images_of_name = {
-        EMA_SAMPLES: ema_images[:SHOWN],
-        OWN_SAMPLES.format(optimizer=own_summary.optimizer): answer_images[:SHOWN],
-        EMA_FARTHEST: ema_images[farthest],
-        OWN_FARTHEST.format(optimizer=own_summary.optimizer): answer_images[farthest],
+        BEFORE_SAMPLES: images_before[:SHOWN],
+        ANSWER_SAMPLES: images_of_answer[:SHOWN],
+        BEFORE_FARTHEST: images_before[farthest],
+        ANSWER_FARTHEST: images_of_answer[farthest],
     }
     real_images = objective.real_images(SHOWN)
     if real_images is not None:
@@ -79,4 +59,4 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
         for name, images in images_of_name.items():
             path = Path(temporary) / name
             path.write_bytes(contact_sheet(images.numpy()))
-            study.attach(own_summary.chosen, folder, path)
+            experiment.record.attach(None, folder, path)

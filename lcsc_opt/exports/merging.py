@@ -1,4 +1,4 @@
-"""Models that are merged and written: a study's, one made again from its recipe, and one merge without a study."""
+"""Models that are merged and written: an experiment's, one made again from its recipe, and one merge without a study."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import trainer_ema
-from lcsc_opt.database.report import Measurement
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.coefficients import average_coefficients
 from lcsc_opt.exports.model_config import ModelConfig
 from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory
@@ -42,17 +41,8 @@ from lcsc_opt.trajectory.manifest import HEADER, PREFIX
 _MOST_NAMED = 8  # of what is left out, in a message
 
 
-def export(
-    study: StoredStudy,
-    objective: Objective,
-    to: Destination,
-    *,
-    number: int | None = None,
-    answer: Measurement | None = None,
-) -> Recipe:
-    """Write the best model so far, one trial's, or the ``answer`` of the study's report.
-
-    It only reads the database: the study may be running meanwhile.
+def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
+    """Write a model of an experiment. The database is not written: a search may be running meanwhile.
 
     A model's folder gets a model card, too.
 
@@ -61,12 +51,12 @@ def export(
 
     Raises:
         ObjectiveError: the objective has no weights, or they do not fit the configuration.
-        StudyStoreError: the checkpoints are not those of the study, no such trial, or the file cannot be written.
+        StudyStoreError: the checkpoints are not those of the experiment, or the file cannot be written.
         TrajectoryError: the checkpoints are damaged.
     """
-    recipe = Recipe.of_trial(study, objective, number=number, answer=answer, dtype=to.dtype)
+    recipe = Recipe.of_chosen(chosen, objective, dtype=to.dtype)
     trajectory = packed_trajectory(objective)
-    config = _found_config(to, trajectory, _named_folders(study)) or _network_config(to, objective.sampler)
+    config = _found_config(to, trajectory, _named_folders(chosen)) or _network_config(to, objective.sampler)
     changes: dict[str, Any] = {}
     if to.form == "lora":
         alphas = getattr(objective.sampler, "alphas", None) or trajectory.lora_alphas()
@@ -80,16 +70,16 @@ def export(
     if config is not None:
         from lcsc_opt.exports.model_card import model_card  # which imports what draws figures
 
-        card = model_card(to.path.absolute().name, study, objective, recipe, library=config.library.name)
+        card = model_card(to.path.absolute().name, chosen, objective, recipe, library=config.library.name)
     return _write(trajectory, recipe, to, config, card=card)
 
 
-def needs_network(study: StoredStudy, objective: Objective, to: Destination) -> bool:
+def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:
     """Whether an export needs the network or the pipeline of the whole objective, beside what is merged."""
     if to.form == "diffusers":
         trajectory = packed_trajectory(objective)
         is_adapter = lora_flavour(trajectory.names) is not None
-        return not is_adapter and _found_config(to, trajectory, _named_folders(study)) is None
+        return not is_adapter and _found_config(to, trajectory, _named_folders(chosen)) is None
     return to.form == "lora"
 
 
@@ -136,12 +126,11 @@ def _last_folder(trajectory: Trajectory) -> Path | None:
     return folder_of_weights(Path(source), trajectory.metadata.get("key"))
 
 
-def _named_folders(study: StoredStudy) -> list[Path]:
+def _named_folders(chosen: Chosen) -> list[Path]:
     """The folders that the settings ``model`` and ``checkpoints`` name, which may hold a configuration."""
-    settings = study.attributes["specification"]["objective"]["settings"]
-    directory = study.attributes["directory"]
-    places = study.attributes.get("places") or {}
-    context = BuildContext(None if directory is None else Path(directory), places=places)
+    settings = chosen.stored["objective"]["settings"]
+    directory = chosen.stored["directory"]
+    context = BuildContext(None if directory is None else Path(directory), places=chosen.stored["places"])
     names = [settings.get(name) for name in ("model", "checkpoints")]
     return [context.path(name) for name in names if isinstance(name, str)]
 

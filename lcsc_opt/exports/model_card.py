@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.recipe import Recipe, packed_trajectory
 from lcsc_opt.exports.writing import CARD
 from lcsc_opt.objective.contract import Objective
@@ -30,21 +29,21 @@ _INHERITED = (  # entries of the checkpoints' own card
 _INTRODUCTION = """# {title}
 
 The weights are a linear combination of {count} checkpoints of one training run. Its coefficients were searched by
-lcsc_opt {recipe.lcsc_opt} (LCSC, [Liu et al. 2024](https://arxiv.org/abs/2404.02241)): trial {recipe.trial} of
-`{recipe.study}`. `lcsc show` prints the recipe that is inside the weights; with it, `lcsc apply` merges the checkpoints
+lcsc_opt {recipe.lcsc_opt} (LCSC, [Liu et al. 2024](https://arxiv.org/abs/2404.02241)): {model} of the experiment
+`{experiment}`. `lcsc show` prints the recipe that is inside the weights; with it, `lcsc apply` merges the checkpoints
 again.
 """
 
 
-def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Recipe, *, library: str) -> str:
+def model_card(name: str, chosen: Chosen, objective: Objective, recipe: Recipe, *, library: str) -> str:
     """What was merged, with which coefficients, and what was measured, in Markdown.
 
     Licence and base model are those of the checkpoints' own card, if one is in their folder or in the one above.
 
     Args:
         name: the model's.
-        study: it was found in.
-        objective: the study's, with a packed trajectory.
+        chosen: the model of an experiment.
+        objective: of the experiment, with a packed trajectory.
         recipe: inside the model.
         library: what loads the model.
     """
@@ -55,8 +54,14 @@ def model_card(name: str, study: StoredStudy, objective: Objective, recipe: Reci
     entries |= {"library_name": library, "tags": ["lcsc", "merge"]}
     sections = [
         f"---\n{yaml.safe_dump(entries)}---\n",
-        _INTRODUCTION.format(title=name, count=len(recipe.steps), recipe=recipe),
-        _results_section(study, recipe),
+        _INTRODUCTION.format(
+            title=name,
+            count=len(recipe.steps),
+            recipe=recipe,
+            model=chosen.model.title,
+            experiment=chosen.experiment,
+        ),
+        _results_section(chosen, recipe),
         _coefficients_table(recipe),
     ]
     return "\n".join(sections)
@@ -83,8 +88,8 @@ def _inherited_from(card: Path) -> dict[str, Any]:
     return {key: entries[key] for key in _INHERITED if entries.get(key)}
 
 
-def _results_section(study: StoredStudy, recipe: Recipe) -> str:
-    """What was measured of the model, and the study's report of its best trial."""
+def _results_section(chosen: Chosen, recipe: Recipe) -> str:
+    """What was measured of the model, and the report of the experiment."""
     searched: dict[str, Any] = {"loss": recipe.loss, **recipe.metrics}
     held_out: dict[str, Any] = {}
     if recipe.held_out is not None:
@@ -95,23 +100,17 @@ def _results_section(study: StoredStudy, recipe: Recipe) -> str:
         values = [values.get(metric) for values in (searched, held_out)]
         lines.append([f"`{metric}`", *(f"{value:.6g}" if isinstance(value, (int, float)) else "" for value in values)])
     text = f"## Results\n\n{_table(['metric', 'noise of the search', 'held-out noise'], lines)}"
-    report = HeldOutReport.from_json(study.attributes.get("held_out"))
+    report = chosen.report
     if report is None:
         return text
-    text += _described(report)
-    if report.also is not None:
-        text += _described(report.also)
-    return text
-
-
-def _described(report: HeldOutReport) -> str:
-    """The table of a report."""
-    sampler = "" if report.sampler is None else f", sampled with {report.sampler}"
-    images = f", {report.found.images:,} images" if report.found.images else ""  # a score may sample none
-    title = f"The search's best trial on held-out noise{images}{sampler}"
-    warning = "" if report.warning is None else f"\n{report.warning}\n"
-    note = "brackets are 95 % intervals over this noise"
-    return f"\n{title}; {note}:\n\n{_table(*report_table(report))}{warning}"
+    for part, found in enumerate(report.parts):
+        sampler = "" if found.sampler is None else f", sampled with {found.sampler}"
+        images = found.models[0].images
+        sampled = f", {images:,} images" if images else ""  # a score may sample none
+        title = f"On held-out noise{sampled}{sampler}"
+        table = _table(*report_table(report, chosen.model.name, part=part))
+        text += f"\n{title}; brackets are 95 % intervals over this noise:\n\n{table}"
+    return text + "".join(f"\n{warning}\n" for warning in report.warnings)
 
 
 def _coefficients_table(recipe: Recipe) -> str:

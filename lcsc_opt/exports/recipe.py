@@ -25,8 +25,7 @@ from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.weights import Renaming
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import check_coefficients, last_alone, trainer_ema
-from lcsc_opt.database.report import Measurement
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
@@ -61,8 +60,8 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: the version of the recipe's own format.
-        study: ``experiment/optimizer/seed``.
-        trial: its number; ``None`` for an average without a search.
+        study: ``experiment/optimizer/seed``; the experiment's name, if no search found the model.
+        trial: its number; ``None`` for an average without a search, and for a point between two models.
         coefficients: ``[K]``, or a row for each of ``rows``.
         trainer_ema: whether it is no combination, but the average that the trainer kept with the last checkpoint.
         rows: group of layers → its tensors, where each has coefficients of its own.
@@ -143,44 +142,31 @@ class Recipe(pydantic.BaseModel):
         )
 
     @classmethod
-    def of_trial(
-        cls,
-        study: StoredStudy,
-        objective: Objective,
-        *,
-        number: int | None = None,
-        answer: Measurement | None = None,
-        dtype: str | None = None,
-    ) -> Recipe:
-        """The recipe of a study's best model so far, of one trial, or of the ``answer`` of its report.
-
-        Writes nothing, so a runner is not disturbed.
+    def of_chosen(cls, chosen: Chosen, objective: Objective, *, dtype: str | None = None) -> Recipe:
+        """The recipe of a model of an experiment. Writes nothing, so a runner is not disturbed.
 
         Raises:
             ObjectiveError: the objective has no weights.
-            StudyStoreError: the checkpoints are not those of the study, or there is no such complete trial.
+            StudyStoreError: the checkpoints are not those of the experiment.
         """
         if objective.trajectory is None:
             raise ObjectiveError(
-                f"{study.name}: its objective combines no weights, so there is no model to export; in Python: "
-                f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{study.name}").coefficients)'
+                f"{chosen.experiment}: its objective combines no weights, so there is no model to export; in Python: "
+                f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{chosen.study}").coefficients)'
             )
         trajectory = packed_trajectory(objective)
-        if answer is None:
-            trial, coefficients, measured = study.chosen_trial(number)
-            fields: dict[str, Any] = {
-                name: measured[name] for name in ("loss", "metrics", "held_out") if name in measured
-            }
-            fields |= {"study": study.name, "trial": trial}
-        else:
-            model = answer.model
-            coefficients = model.coefficients
-            fields = {"study": model.study or study.name, "trial": model.trial, "held_out": answer.means(study.sign)}
-            if np.array_equal(coefficients, trainer_ema(len(trajectory))):
-                coefficients = last_alone(len(trajectory))
-                fields["trainer_ema"] = True
-        _check_searched(study, trajectory)
-        return cls.of(trajectory, coefficients, dtype=dtype, **fields)
+        coefficients = chosen.model.coefficients
+        fields = dict(chosen.measured)
+        if np.array_equal(coefficients, trainer_ema(len(trajectory))):
+            coefficients = last_alone(len(trajectory))
+            fields["trainer_ema"] = True
+        if (chosen.trajectory_sha256 or trajectory.sha256) != trajectory.sha256 or chosen.steps != trajectory.steps:
+            raise StudyStoreError(
+                f"{chosen.experiment}: {trajectory.path} holds other checkpoints than those it was searched on; put them "
+                "back, or start a new experiment"
+            )
+        study = chosen.study or chosen.experiment
+        return cls.of(trajectory, coefficients, dtype=dtype, study=study, trial=chosen.model.trial, **fields)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -261,17 +247,6 @@ def _tensors_of_groups(groups: LayerGroups, renaming: Renaming) -> dict[str, tup
     for name, row in groups.row_of.items():
         tensors[groups.names[row]].append(renaming.undone(name))
     return {group: tuple(sorted(names)) for group, names in tensors.items()}
-
-
-def _check_searched(study: StoredStudy, trajectory: Trajectory) -> None:
-    """Refuse other checkpoints than those that the study searched on: they would give another model, silently."""
-    searched_sha256 = study.attributes["fingerprint"]["objective"].get("trajectory")
-    is_other = isinstance(searched_sha256, str) and searched_sha256 != trajectory.sha256
-    if is_other or tuple(study.attributes["steps"]) != trajectory.steps:
-        raise StudyStoreError(
-            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
-            "put them back, or start a new study"
-        )
 
 
 def _recipe_text(path: Path) -> str | bytes | None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a study without its model, functions and data: they can be merged, and nothing is scored."""
+"""The checkpoints of an experiment without its model, functions and data: they can be merged, and nothing is scored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import Selection, as_patterns
 from lcsc_opt.checkpoints.weights import Renaming
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import files_directory
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
@@ -47,15 +47,21 @@ class CheckpointsAlone(Objective):
         Raises:
             ObjectiveError: always.
         """
-        raise ObjectiveError("only the checkpoints of this study were loaded, which cannot be scored")
+        raise ObjectiveError("only the checkpoints of this experiment were loaded, which cannot be scored")
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash."""
         return {"trajectory": self.trajectory.sha256}
 
     @classmethod
-    def of(cls, study: StoredStudy) -> CheckpointsAlone | None:
-        """The checkpoints that a study was begun with; no file of the objective is run for them.
+    def of(cls, experiment: Attributes, name: str, rows: Rule | None, files: Path) -> CheckpointsAlone | None:
+        """The checkpoints that an experiment was begun with; no file of the objective is run for them.
+
+        Args:
+            experiment: its attributes.
+            name: of it, for messages.
+            rows: in which they are merged.
+            files: the folder beside the database.
 
         Returns:
             ``None`` where only the whole objective can merge: it names no checkpoints, or statistics of batch
@@ -64,11 +70,10 @@ class CheckpointsAlone(Objective):
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        stored = study.attributes
-        context = _context(study)
+        context = _context(experiment, name, files)
         if context is None or context.checkpoints is None:
             return None
-        spec = ObjectiveSpec(**stored["specification"]["objective"])
+        spec = ObjectiveSpec(**experiment["objective"])
         request = _request(spec.settings, context)
         if request is not None:
             trajectory = open_request(request)
@@ -80,57 +85,50 @@ class CheckpointsAlone(Objective):
         has_statistics = any(name.endswith("running_var") for name in trajectory.varying)
         if has_statistics and not _merges_statistics(spec, context):
             return None
-        names = stored.get("fingerprint", {}).get("objective", {}).get("names")
+        names = experiment["problem"]["decides"]["objective"].get("names")
         alone = cls(trajectory.renamed(Renaming(*names)) if names else trajectory)
-        rows = stored["specification"]["space"]["rows"]
         if rows is not None:
             alone.merge_in_rows(rows)
         return alone
 
 
-def checkpoints_written_again(study: StoredStudy) -> bool:
-    """Whether the files of a study's checkpoints are others by now, by their sizes and times."""
-    known = _known_request(study)
+def checkpoints_written_again(experiment: Attributes, name: str, files: Path) -> bool:
+    """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
+    known = _known_request(experiment, name, files)
     return known is not None and changes_at(*known).written_again
 
 
-def new_checkpoints(study: StoredStudy) -> str:
-    """What the place of a study's checkpoints holds by now, after its last one, and the command that searches it, too.
+def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
+    """What the place of the checkpoints holds by now, after the last one, and the command that searches it, too.
 
-    Empty if there is nothing new, or the study names no checkpoints.
+    Empty if there is nothing new, or the experiment names no checkpoints.
     """
-    known = _known_request(study)
+    known = _known_request(experiment, study, files)
     if known is None:
         return ""
     request, checkpoints = known
     steps = changes_at(request, checkpoints).later_steps
     if not steps:
         return ""
-    return (
-        f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study.name)}"
-    )
+    return f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study)}"
 
 
-def _known_request(study: StoredStudy) -> tuple[PackRequest, KnownCheckpoints] | None:
-    """Where the checkpoints of a study are, and which it began with; ``None`` if it names none."""
-    context = _context(study)
+def _known_request(experiment: Attributes, name: str, files: Path) -> tuple[PackRequest, KnownCheckpoints] | None:
+    """Where the checkpoints of an experiment are, and which it began with; ``None`` if it names none."""
+    context = _context(experiment, name, files)
     if context is None or context.checkpoints is None:
         return None
-    request = _request(study.attributes["specification"]["objective"]["settings"], context)
+    request = _request(experiment["objective"]["settings"], context)
     return None if request is None else (request, context.checkpoints)
 
 
-def _context(study: StoredStudy) -> BuildContext | None:
-    """Where a study's checkpoints are looked for; ``None`` for a study without."""
-    stored = study.attributes
-    if not stored.get("checkpoints"):
+def _context(experiment: Attributes, name: str, files: Path) -> BuildContext | None:
+    """Where an experiment's checkpoints are looked for; ``None`` for one without."""
+    if not experiment["checkpoints"]:
         return None
-    directory = None
-    if stored["directory"]:
-        directory = Path(stored["directory"])
-    known = KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), study=study.name)
-    places = stored.get("places") or {}
-    return BuildContext(directory, known, files=files_directory(study.storage.url), places=places)
+    directory = None if experiment["directory"] is None else Path(experiment["directory"])
+    known = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]), study=name)
+    return BuildContext(directory, known, files=files, places=experiment["places"])
 
 
 def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:

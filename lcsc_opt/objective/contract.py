@@ -35,7 +35,17 @@ import numpy.typing as npt
 
 from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, SamplerTitle, Yardstick
+from lcsc_opt.base.records import (
+    HELD_OUT,
+    SEARCH,
+    Candidate,
+    Coefficients,
+    Cost,
+    Evaluation,
+    ReportedMetrics,
+    SamplerTitle,
+    Yardstick,
+)
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
@@ -136,23 +146,6 @@ class Samples:
     real_per_dimension: float | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportedMetrics:
-    """Metrics that only held-out reports have.
-
-    Attributes:
-        signs: metric → 1 if lower is better, −1 if higher is better. Reports compare each with its value at EMA*, and
-            warn if the loss improved and one of these got worse.
-        cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
-            not see; lower is better.
-        real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
-    """
-
-    signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    cross_check: str | None = None
-    real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
@@ -189,7 +182,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able: everything that changes results. A study continues only while this stays the same."""
+        """JSON-able: everything that changes losses. An experiment continues only while this stays the same."""
+
+    def describe_reports(self) -> dict[str, Any]:
+        """JSON-able: what only reports have, such as further metrics. It may change while an experiment goes on."""
+        return {}
 
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""

@@ -17,7 +17,6 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import naming_setting
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -70,8 +69,8 @@ def load_objective(
     return objective
 
 
-def fingerprint_of(objective: Objective) -> dict[str, Any]:
-    """``objective``, ``code`` and ``environment``: everything that changes results, as it is now.
+def verify_weights(objective: Objective) -> None:
+    """Compare an objective's weights with the hash by which it describes itself, if they were written again.
 
     Raises:
         TrajectoryError: the weights on the disk are damaged.
@@ -79,7 +78,6 @@ def fingerprint_of(objective: Objective) -> dict[str, Any]:
     trajectory = objective.trajectory
     if trajectory is not None and trajectory.touched:
         trajectory.verify()  # its hash comes from the manifest; the weights may have changed
-    return {**objective.fingerprint(), "environment": environment()}
 
 
 def make_importable(study_folder: Path | None) -> None:

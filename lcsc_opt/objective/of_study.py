@@ -1,4 +1,4 @@
-"""The objective of a study: with the checkpoints that it, or another study of its experiment, began with."""
+"""The objective of an experiment: with the checkpoints that it began with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
-from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
+from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.checkpoints.finding import as_patterns
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective, make_importable
@@ -25,7 +24,7 @@ _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints a
 
 
 class ObjectiveLoader:
-    """Loads objectives and keeps the last one, so studies of one objective should follow each other.
+    """Loads objectives and keeps the last one, so experiments with one objective should follow each other.
 
     Args:
         context: where their files are looked for, and the functions that the caller handed over.
@@ -40,21 +39,21 @@ class ObjectiveLoader:
         self._rows: Rule | None = None
         self._objective: Objective | None = None
 
-    def load(self, spec: StudySpec, studies: Mapping[str, Attributes]) -> Objective:
-        """The study's objective, merged in its rows.
+    def load(self, spec: ObjectiveSpec, rows: Rule | None, checkpoints: KnownCheckpoints | None) -> Objective:
+        """The objective, merged in these rows.
 
         Args:
-            spec: whose objective it is.
-            studies: name → attributes of all stored studies, whose checkpoints it may have.
+            spec: of the study file.
+            rows: of coefficients.
+            checkpoints: those that the experiment began with.
 
         Raises:
             LcscError: it cannot be loaded.
         """
-        key = spec.objective.model_dump_json()
-        rows = spec.space.rows
+        key = spec.model_dump_json()
         if self._objective is None or self._key != key:
             self._objective = None  # frees its memory first
-            self._objective = loader_of(spec, self.context, studies)()
+            self._objective = loader_of(spec, rows, self.context, checkpoints)()
             self._key = key
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
@@ -72,50 +71,51 @@ def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
         return {}
 
 
-def loader_of(spec: StudySpec, context: BuildContext, studies: Mapping[str, Attributes]) -> Callable[[], Objective]:
-    """What loads a study's objective, here and in workers; picklable."""
+def loader_of(
+    spec: ObjectiveSpec, rows: Rule | None, context: BuildContext, checkpoints: KnownCheckpoints | None
+) -> Callable[[], Objective]:
+    """What loads an objective, here and in workers; picklable. Arguments are those of :meth:`ObjectiveLoader.load`."""
     return functools.partial(
         load_objective,
-        spec.objective,
+        spec,
         study_folder=context.directory,
-        checkpoints=known_checkpoints(spec, context.directory, studies),
-        rows=spec.space.rows,
+        checkpoints=checkpoints,
+        rows=rows,
         functions=context.functions,
         files=context.files,
     )
 
 
 def known_checkpoints(
-    spec: StudySpec, directory: Path | None, studies: Mapping[str, Attributes]
+    experiment: str, spec: ObjectiveSpec, directory: Path | None, experiments: Mapping[str, Attributes]
 ) -> KnownCheckpoints | None:
-    """The checkpoints of the first stored study of this experiment with this objective, if there is one.
+    """The checkpoints that this experiment began with, or another point of its sweep that names the same files.
 
-    All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
-    name the same files use the same checkpoints, too.
+    Args:
+        experiment: its name.
+        spec: the objective of the study file.
+        directory: of the study file.
+        experiments: name → attributes of the stored ones.
     """
-    objective = spec.objective
-    for name, stored in studies.items():
-        experiment = split_name(name)[0]
-        stored_objective = (stored.get("specification") or {}).get("objective")
-        if split_point(experiment)[0] != spec.sweep or not stored.get("checkpoints"):
+    sweep = split_point(experiment)[0]
+    own_first = sorted(experiments, key=lambda name: name != experiment)
+    for name in own_first:
+        stored = experiments[name]
+        before = stored["objective"]["settings"]
+        now = spec.settings
+        if split_point(name)[0] != sweep or not stored.get("checkpoints") or stored["objective"]["file"] != spec.file:
             continue
-        if not stored_objective or stored_objective["file"] != objective.file:
-            continue
-        before: Mapping[str, Any] = stored_objective["settings"]
-        now = objective.settings
         same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
         has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
-        another_point = experiment != spec.experiment  # which may be a point on other checkpoints
-        if same_choice and not (has_moved and another_point):
-            study = spec.name if spec.name in studies else name
+        if same_choice and not (has_moved and name != experiment):  # another point may be on other checkpoints
             texts: Any = now.get(CHECKPOINTS) or ()
             has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved, study=study)
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved, study=name)
     return None
 
 
 def moved(directory: Path | None, stored: Attributes) -> list[str]:
-    """The paths in a stored study's settings that lead to another place now, where there is something.
+    """The paths in a stored experiment's settings that lead to another place now, where there is something.
 
     A relative path does, from another folder.
     """

@@ -94,6 +94,12 @@ class Driver:
         self._asks += 1
         return self._computed(self.optimizer.ask, "ask", self._asks)
 
+    def check_next(self) -> None:
+        """Let an optimizer that evaluates its answer now and then do so at its next ask; others ask as ever."""
+        check_next = getattr(self.optimizer, "check_next", None)
+        if check_next is not None:
+            check_next()
+
     def tell(self, candidate: Any, loss: float) -> None:
         """The loss of a candidate that was asked.
 

@@ -123,6 +123,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._check_losses: list[float] = []
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
+        self._checks_next = False
         self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
 
@@ -135,6 +136,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._samples_images = images_per_evaluation > 0
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
+
+    def check_next(self) -> None:
+        """Ask for a check at the next ask, as the time will soon be over."""
+        self._checks_next = True
 
     @property
     def finished(self) -> bool:
@@ -154,7 +159,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._check_is_due():
+        if self._checks_next or self._check_is_due():
+            self._checks_next = False
             asked = self._spawn(self._path.average)
         else:
             asked = self._spawn(self._path.free)

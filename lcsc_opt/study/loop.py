@@ -38,6 +38,8 @@ TrialCallback = Callable[[optuna.Study, FrozenTrial], object]
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_progress while there is no result
+LAST_CHECKS = "last_checks"  # the attribute of a study with the numbers of the asks before which the time ran out
+_LAST_CHECK = 0.9  # of a time
 
 
 @dataclasses.dataclass
@@ -84,18 +86,19 @@ class Loop:
         driver: of an optimizer that was freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
-        seconds: how long this run may ask for new candidates, if the budget is a time.
         repeated: how many trials of earlier runs were forgotten, to be asked again whatever the clock says.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number; 0 where the
             objective samples none.
         yardstick: what every loss is relative to; ``None`` if losses are absolute.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.planning.most_in_flight`.
+        workers: how many evaluate at once: so much faster than the clock are the seconds of evaluations.
         failures: how often a candidate is tried again, and how many failed trials in a row end the search.
         changed: what changed since the study began, for the message when replay fails.
         callbacks: are called after each trial that ends in this run, in the order of the tells.
 
     Attributes:
+        on_progress: is called after each tell, and every few seconds while there is nothing to tell.
         stopped: whether a callback ended the search before its budget was spent.
         told: how many trials the optimizer was told, and ``failed``, how many of them have failed.
         spent: what these cost, in the unit of the budget; ``stored_spent``, what all that ended in earlier runs cost.
@@ -110,19 +113,19 @@ class Loop:
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
-        seconds: float = 0.0,
         repeated: int = 0,
         first: Coefficients | None = None,
         images_per_evaluation: int = 0,
         yardstick: Yardstick | None = None,
         in_flight: int = 1,
+        workers: int = 1,
         failures: FailureSpec | None = None,
         changed: str = "",
         callbacks: Sequence[TrialCallback] = (),
     ) -> None:
         self.name = study.name
         self.budget = budget
-        self._deadline = time.monotonic() + seconds
+        self.on_progress: Callable[[Loop], None] = lambda _: None
         self._study = study
         self._driver = driver
         self._evaluator = evaluator
@@ -140,6 +143,11 @@ class Loop:
         self.last_stored = max((trial.number for trial in finished), default=None)
         self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)
         self._to_replay = collections.deque(trials)
+        seconds_before = sum(trial.user_attrs.get("cost", {}).get("seconds", 0.0) for trial in finished) / workers
+        self._begin = time.monotonic() - seconds_before
+        self._asked = 0
+        self._last_checks = list(study.attributes.get(LAST_CHECKS) or ())
+        self._has_last_check = False  # of this run
         self._left_to_repeat = repeated
         if first is not None:
             driver.optimizer.suggest(first)
@@ -156,19 +164,15 @@ class Loop:
         self.stopped = False
 
     @property
-    def seconds_spent(self) -> int:
-        """How many seconds of a budget that is a time are spent, in all runs; 0 of another budget."""
-        left = max(self._deadline - time.monotonic(), 0.0)
-        return max(int((self.budget.seconds or 0.0) - left), 0)
+    def seconds_spent(self) -> float:
+        """For how many seconds it has searched, in all runs."""
+        return time.monotonic() - self._begin
 
-    def run(self, on_progress: Callable[[Loop], None] = lambda _: None) -> None:
+    def run(self) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
 
         A time is over for new candidates only: stored ones are replayed whatever the clock says, and candidates that
         are being evaluated are told.
-
-        Args:
-            on_progress: is called after each tell, and every few seconds while there is nothing to tell.
 
         Raises:
             StudyStoreError: the optimizer does not ask the stored candidates again, or the database cannot be written.
@@ -179,7 +183,7 @@ class Loop:
         spent_on_asks = 0  # in the budget's unit
         while True:
             while len(self._in_flight) >= self._most_in_flight:
-                self._tell_next(on_progress)
+                self._tell_next()
             is_spent = spent_on_asks >= self.budget.total
             if self.budget.seconds is not None:
                 is_spent = self._time_is_over()
@@ -192,7 +196,7 @@ class Loop:
             self._in_flight.append(trial)
             spent_on_asks += trial.price
         while self._in_flight:
-            self._tell_next(on_progress)
+            self._tell_next()
         has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
         if self.told and self.failed == self.told and not has_success_to_come:
             raise self._failure(f"all {self.told} trials failed")
@@ -201,7 +205,22 @@ class Loop:
         """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
         if self._to_replay or self._left_to_repeat or not self._has_compared:
             return False
-        return time.monotonic() >= self._deadline
+        return self.seconds_spent >= (self.budget.seconds or 0.0)
+
+    def _check_before_the_end(self) -> None:
+        """Let the optimizer ask for its last check when nine tenths of a time are over.
+
+        The number of that ask is stored, since a search that continues must ask the same.
+        """
+        is_due = self._asked in self._last_checks
+        if self.budget.seconds is not None and not (self._to_replay or self._has_last_check or is_due):
+            is_due = self.seconds_spent >= _LAST_CHECK * self.budget.seconds
+            if is_due:
+                self._last_checks.append(self._asked)
+                self._study.set_attribute(LAST_CHECKS, self._last_checks)
+        if is_due:
+            self._has_last_check = not self._to_replay
+            self._driver.check_next()
 
     def _price(self, images: int | None) -> int:
         """What a candidate costs: its images, if the budget counts them, else 1, for one evaluation.
@@ -217,6 +236,9 @@ class Loop:
 
         Raises as :meth:`run`.
         """
+        if self.budget.seconds is not None or self._last_checks:
+            self._check_before_the_end()
+        self._asked += 1
         nevergrad_candidate = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
         price = self._price(candidate.images)
@@ -266,7 +288,7 @@ class Loop:
             f"lcsc run {self.name} name=NEW start={self.name}. Changed since it began: {changed}"
         )
 
-    def _tell_next(self, on_progress: Callable[[Loop], None]) -> None:
+    def _tell_next(self) -> None:
         """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed.
 
         If the trial ended in this run, the callbacks are called with it, and failures in a row are counted. Raises as
@@ -276,14 +298,14 @@ class Loop:
         while asked.outcome is None:
             self._commit_finished()
             if asked.outcome is None:
-                on_progress(self)
+                self.on_progress(self)
         self._in_flight.pop(0)
         loss, evaluation = self._to_tell(asked, asked.outcome)
         attach_evaluation(asked.nevergrad_candidate, evaluation)
         self._driver.tell(asked.nevergrad_candidate, loss)
         self.told += 1
         self.spent += asked.price
-        on_progress(self)
+        self.on_progress(self)
         if asked.ended_now:
             self._call_callbacks(asked.number)
             self._check_failures(asked.outcome)

@@ -14,7 +14,15 @@ from nevergrad.optimization.base import Optimizer
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients
-from lcsc_opt.base.study_spec import LANDSCAPE, BudgetSpec, OptimizerSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.study_spec import (
+    DEFAULT_BUDGET,
+    LANDSCAPE,
+    OF_EXPERIMENT,
+    BudgetSpec,
+    OptimizerSpec,
+    SpaceSpec,
+    StudySpec,
+)
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -227,25 +235,45 @@ def default_options(optimizer: OptimizerSpec, rows: Any, checkpoints: int) -> di
     return {}
 
 
-def first_attributes(spec: StudySpec, objective: Objective, origin: Coefficients | None) -> dict[str, Any]:
-    """What a study stores of its objective when it begins. Later runs change only the two budgets."""
-    budget = usable_budget(spec, objective).model_dump()
+def first_attributes(
+    spec: StudySpec, objective: Objective, origin: Coefficients | None, planned: int | None
+) -> dict[str, Any]:
+    """What a study stores of its objective when it begins; later runs change only the budget.
+
+    Args:
+        spec: of the study.
+        objective: what it searches.
+        origin: where it begins, if another study has found that.
+        planned: with how many evaluations its optimizer plans, if its budget is a time.
+    """
+    budget = usable_budget(spec, objective)
+    optimizer_budget = budget
+    if budget.seconds is not None:
+        optimizer_budget = BudgetSpec(evaluations=planned or DEFAULT_BUDGET)
     groups = objective.layer_groups
-    trajectory = objective.trajectory
     attributes = {
-        "budget": budget,
-        "optimizer_budget": budget,
+        "maximize": is_maximized(objective),
+        "budget": budget.model_dump(),
+        "optimizer_budget": optimizer_budget.model_dump(),
         "optimizer_defaults": default_options(spec.optimizer, spec.space.rows, len(objective.steps)),
         "origin": None if origin is None else origin.tolist(),
         "parallelism": parallelism(spec, objective),
-        "report_images": objective.samples.per_report,
         "steps": list(objective.steps),
-        "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
         "layer_groups": None if groups is None else list(groups.names),
     }
     if spec.optimizer.name == LANDSCAPE:
         attributes["plane"] = plane_attribute(spec.optimizer, objective)
     return attributes
+
+
+def is_maximized(objective: Objective) -> bool:
+    """Whether the loss is a score times −1, which is maximized."""
+    return objective.describe().get("maximize") is True
+
+
+def stored_specification(spec: StudySpec) -> dict[str, Any]:
+    """The specification as the study stores it: what all searches have is stored with the experiment."""
+    return spec.model_dump(mode="json", exclude=set(OF_EXPERIMENT))
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:

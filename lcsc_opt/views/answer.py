@@ -4,73 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lcsc_opt.database.history import Standing, answer_of
+from lcsc_opt.database.history import Standing
+from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import HeldOutReport, Measurement, Model
+from lcsc_opt.database.report import Report, listed
 from lcsc_opt.views.ranking import Ranked, headline
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
 
 def first_line(studies: Sequence[Standing], ranked: Sequence[Ranked]) -> str:
-    """What people read first: the answer, where a report has chosen one; then who is ahead.
+    """What people read first: the answer, where a report has chosen one; else who is ahead.
 
     Args:
         studies: of one experiment.
         ranked: their ranking.
     """
-    found = answer_of(studies)
-    ahead = headline(ranked, studies[0].metric)
-    if found is None:
-        return ahead
-    return f"{answer_line(*found)} {ahead}"
+    report = studies[0].report
+    if report is None:
+        return headline(ranked, studies[0].metric)
+    return answer_line(report)
 
 
-def answer_line(study: Standing, report: HeldOutReport, answer: Measurement) -> str:
-    """One sentence: the model, a number that does not depend on the study, and the same of what the user had.
+def answer_line(report: Report) -> str:
+    """The model, a number that does not depend on the experiment, and the same of the best that the user had.
 
-    Args:
-        study: whose report has the answer.
-        report: of the study.
-        answer: of the report.
+    That is the best by this number. Where the loss or a judge of it has another best, that is said, too.
     """
-    metric = _absolute_metric(answer) or study.metric
-    value = _value(study, answer, metric)
-    name = _name(study, report, answer.model)
-    if report.had is None or not report.is_found:
-        return f"The answer is {name}, with {metric} {value:.4g}: nothing certainly better was found."
-    had = _value(study, report.had, metric)
-    compared = "against"
-    if had and had * value > 0:
-        share = (value - had) / abs(had)
-        direction = "below" if share < 0 else "above"
-        compared = f"{abs(100 * share):.0f} % {direction}"
-    had_name = _with_article(report.had.model)
-    return (
-        f"The answer is {name}, with {metric} {value:.4g}: "
-        f"{compared} the best model you had, {had_name}, with {had:.4g}."
-    )
+    metric = report.headline_metric
+    answer = report.of_answer
+    value = _value(report, answer, metric)
+    line = f"The answer is {named(answer.model)}, with {metric} {value:.4g}"
+    best = report.best_had(metric)
+    if not report.is_found:
+        line += ": nothing certainly better was found"
+        if best is not None and best.model.name != answer.model.name:
+            line += f", though by {metric} alone {named(best.model)} is better, with {_value(report, best, metric):.4g}"
+        return f"{line}."
+    if best is None:
+        return f"{line}."
+    had = _value(report, best, metric)
+    line += f": {_compared(value, had)} the best model you had, {named(best.model)}, with {had:.4g}."
+    others = [_other_best(report, row.metric) for row in report.rows(report.answer)[:1] if row.metric != metric]
+    others += [_other_best(report, row.metric) for row in report.rows(report.answer)[1:] if row.is_judge]
+    different = [text for name, text in filter(None, others) if name != best.model.name]
+    return f"{line} By {listed(different)}." if different else line
 
 
-def _absolute_metric(measured: Measurement) -> str | None:
-    """FID in the first features that have it; of a score its own name; ``None`` if only a loss was measured."""
-    fids = [name for name in measured.metrics if name.partition("@")[0] == "fid"]
-    return next(iter(fids or measured.metrics), None)
+def _other_best(report: Report, metric: str) -> tuple[str, str] | None:
+    """The name of the best that the user had in another metric, and what to say of it."""
+    best = report.best_had(metric)
+    if best is None:
+        return None
+    values = f"{_value(report, best, metric):.4g} → {_value(report, report.of_answer, metric):.4g}"
+    return best.model.name, f"{metric}, the best you had was {named(best.model)} ({values})"
 
 
-def _value(study: Standing, measured: Measurement, metric: str) -> float:
+def _compared(value: float, had: float) -> str:
+    """``12 % below``; ``against`` where a share means nothing."""
+    if not had or had * value <= 0:
+        return "against"
+    share = (value - had) / abs(had)
+    return f"{abs(100 * share):.0f} % {'below' if share < 0 else 'above'}"
+
+
+def _value(report: Report, measured: Measurement, metric: str) -> float:
     value = measured.value(metric)
-    return study.sign * measured.loss if value is None else value
+    return report.shown(measured) if value is None or metric == "loss" else value
 
 
-def _name(study: Standing, report: HeldOutReport, answer: Model) -> str:
-    """``LCSCGradient, trial 38``; of what the user had, its name."""
-    if report.is_found:
-        return f"{study.label}, {answer.name}"
-    if answer.study == study.study:  # the grid's own average
-        return study.label
-    return _with_article(answer)
-
-
-def _with_article(model: Model) -> str:
-    return f"the {model.name}" if model.name in _WITH_ARTICLE else model.label or model.name
+def named(model: Model) -> str:
+    """A model in a sentence: ``LCSCGradient, trial 38``, ``the last checkpoint``, ``EMA* (last 10)``."""
+    return f"the {model.name}" if model.name in _WITH_ARTICLE else model.title

@@ -1,4 +1,4 @@
-"""Reads the images that are stored with trials, never from outside of the folder of artifacts."""
+"""Reads the images that are stored with experiments, never from outside of the folder of artifacts."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
 
-from lcsc_opt.database.history import Standing
-from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import sqlite_file
 
 # Samples as they come, from the same noise, and real images.
-SAMPLES = "samples"
-EMA_SAMPLES = f"{SAMPLES}_1_EMA.png"
-OWN_SAMPLES = f"{SAMPLES}_2_{{optimizer}}.png"  # of a study's answer
-REAL_SAMPLES = f"{SAMPLES}_3_real.png"
+BEFORE_SAMPLES = "samples_1_before.png"  # of the best that the user had
+ANSWER_SAMPLES = "samples_2_answer.png"
+REAL_SAMPLES = "samples_3_real.png"
 # Of many samples, the pairs that differ most.
-FARTHEST = "images"
-EMA_FARTHEST = f"{FARTHEST}_1_EMA.png"
-OWN_FARTHEST = f"{FARTHEST}_2_{{optimizer}}.png"
+BEFORE_FARTHEST = "images_1_before.png"
+ANSWER_FARTHEST = "images_2_answer.png"
 _LARGEST_IMAGE = 32 * 2**20  # bytes
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-
-Shows = Literal["answer", "baseline", "real", "other"]
+Shows = Literal["answer", "before", "real"]
+_SHOWS: dict[str, Shows] = {
+    BEFORE_SAMPLES: "before",
+    ANSWER_SAMPLES: "answer",
+    REAL_SAMPLES: "real",
+    BEFORE_FARTHEST: "before",
+    ANSWER_FARTHEST: "answer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +44,8 @@ class StoredImage:
         artifact_id: the name of its file in the folder of artifacts.
         caption: which model sampled it.
         content: the bytes of the file.
-        shows: who made its images: the study's answer, EMA* from the same noise, or nobody, since they are real;
-            ``other`` for a file of the user's.
+        shows: who made its images: the answer, the best that the user had before, from the same noise, or nobody, since
+            they are real.
         selected: whether they are not the first ones, but those that differ most.
     """
 
@@ -51,30 +56,24 @@ class StoredImage:
     selected: bool
 
     @classmethod
-    def of_answer(cls, reader: HistoryReader, study: Standing, folder: Path) -> list[StoredImage]:
-        """The images of a study's answer, samples as they come first; what :func:`read_png` refuses is left out."""
-        if study.chosen is None:
+    def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
+        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
+        best = None if report is None else report.best_had(report.headline_metric)
+        if report is None or best is None:
             return []
-        baseline = f"EMA*, from the same noise as {study.study}"
-        answer = f"{study.study}, trial {study.chosen}"
-        known: dict[str, tuple[str, Shows]] = {
-            EMA_SAMPLES: (baseline, "baseline"),
-            OWN_SAMPLES.format(optimizer=study.optimizer): (answer, "answer"),
-            REAL_SAMPLES: ("Real images", "real"),
-            EMA_FARTHEST: (baseline, "baseline"),
-            OWN_FARTHEST.format(optimizer=study.optimizer): (answer, "answer"),
+        captions: dict[Shows, str] = {
+            "before": f"The best you had: {best.model.title}",
+            "answer": f"The answer: {report.of_answer.model.title}",
+            "real": "Real images",
         }
         images = []
-        for artifact in StoredStudy(reader.storage, study.study, study.study_id).artifacts(study.chosen):
-            name = str(artifact.get("filename"))
+        for artifact in StoredExperiment.open(storage, name).record.artifacts():
+            shows = _SHOWS.get(str(artifact.get("filename")))
             path = artifact_path(folder, artifact.get("artifact_id"))
-            if path is None or not name.startswith((SAMPLES, FARTHEST)):
-                continue
-            content = read_png(path)
-            if content is not None:
-                other: tuple[str, Shows] = (name, "other")
-                caption, shows = known.get(name, other)
-                images.append(cls(path.name, caption, content, shows, selected=not name.startswith(SAMPLES)))
+            content = None if path is None or shows is None else read_png(path)
+            if content is not None and path is not None and shows is not None:
+                selected = artifact["filename"] in (BEFORE_FARTHEST, ANSWER_FARTHEST)
+                images.append(cls(path.name, captions[shows], content, shows, selected))
         return sorted(images, key=lambda image: image.selected)
 
     @property

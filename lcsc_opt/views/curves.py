@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from lcsc_opt.database.history import Floats, Standing, best_ema
+from lcsc_opt.database.history import Floats, Standing, ema_grid
 from lcsc_opt.database.names import label
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
@@ -125,7 +125,7 @@ def comparison_figure(
         return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
     lowest = min(line.lowest_loss for line in lines)
     level = None
-    ema = best_ema(studies)
+    ema = ema_grid(studies)
     if ema is not None and ema.searched is not None:
         level = Level(ema.searched, "EMA*")
         lowest = min(lowest, level.y)

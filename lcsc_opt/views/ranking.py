@@ -12,16 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.database.history import Floats, Standing, as_known, best_ema
-from lcsc_opt.database.names import EMA, TRAINED, label
+from lcsc_opt.database.history import Floats, Standing, as_known, ema_grid
+from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.names import TRAINED, label
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, Measurement, doubted_rows
+from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, metric_place, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
+ANSWER = "answer"  # its row in tables
 _METRIC_ORDER = ("fid_held_out", "fid", "precision", "recall")  # unseen images, other features, fidelity, diversity
 _ALIKE = "not distinguishable"
 
@@ -135,7 +136,7 @@ def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One optimizer over its seeds, or a model of the trainer's, which cost no search.
+    """One optimizer over its seeds; or the answer, or a model of the trainer's, which cost no search of their own.
 
     Attributes:
         optimizer: its name.
@@ -154,8 +155,6 @@ class Ranked:
         to_value: axis → the cost of reaching the value that was asked for.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
-        doubtful: how many seeds have a better loss than the baseline, but metrics that did not follow.
-        doubted: the metrics that did not follow the loss in some seed; of one seed, with both values.
     """
 
     optimizer: str
@@ -174,14 +173,12 @@ class Ranked:
     to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
-    doubtful: int
-    doubted: tuple[str, ...]
 
 
 def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[Ranked]:
-    """The optimizers of an experiment, the best held-out loss first, then the best searched one.
+    """The answer, then the optimizers of an experiment, the best held-out loss first, then the best searched one.
 
-    The last checkpoint and the trainer's EMA are among them, once a report has them.
+    The last checkpoint and the trainer's EMA are among them, once there is a report.
 
     Args:
         studies: the studies of one experiment.
@@ -192,45 +189,43 @@ def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[
         groups.setdefault(study.optimizer, []).append(study)
     ordered = sorted(groups.values(), key=_rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
-    ema = best_ema(studies)
-    ranked = [_ranked(group, best, ema, value) for group in ordered]
+    grid = ema_grid(studies)
+    ranked = [_ranked(group, best, grid, value) for group in ordered]
+    report = studies[0].report
+    if report is None:
+        return ranked
     losses = [_rank(group)[0] for group in ordered]
     for name in TRAINED:
-        for report in reports_of(studies):
-            measured = report.baseline(name)
-            if measured is not None:
-                place = bisect.bisect_right(losses, measured.loss)
-                losses.insert(place, measured.loss)
-                ranked.insert(place, _ranked_trained(name, measured, report, ema, sign=studies[0].sign))
-                break
-    return ranked
+        measured = report.measured(name)
+        if measured is not None:
+            place = bisect.bisect_right(losses, measured.loss)
+            losses.insert(place, measured.loss)
+            ranked.insert(place, _without_search(name, name, measured, report, "not searched"))
+    answer = report.of_answer
+    title = f"{ANSWER}: {answer.model.title}"
+    return [_without_search(ANSWER, title, answer, report, ANSWER), *ranked]
 
 
-def _ranked_trained(
-    name: str, measured: Measurement, report: HeldOutReport, ema: Standing | None, *, sign: int
-) -> Ranked:
-    """A model of the trainer's as an optimizer without a study."""
-    metrics = {row.metric: Spread.of([measured.value(row.metric)]) for row in report.rows[1:]}
-    ema_loss = report.ema(None if ema is None else ema.held_out)
+def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:
+    """A model of the report as an optimizer without a study."""
+    metrics = {row.metric: Spread.of([row.value]) for row in report.rows(measured.model.name)[1:]}
     return Ranked(
-        optimizer=name,
-        label=name,
+        optimizer=optimizer,
+        label=title,
         seeds=0,
         finished=0,
         evaluations=0,
         images=0,
         seconds=0,
         searched=None,
-        held_out=Spread.of([as_known(measured.loss, sign)]),
+        held_out=Spread.of([report.shown(measured)]),
         held_out_images=(measured.images,) if measured.images else (),
         metrics={metric: spread for metric, spread in metrics.items() if spread is not None},
-        below_ema=as_known(_share_below([measured.loss], [ema_loss]), sign),
+        below_ema=as_known(_share_below([measured.loss], report.ema), report.sign),
         to_ema={},
         to_value={},
         difference=None,
-        verdict="not searched",
-        doubtful=0,
-        doubted=(),
+        verdict=verdict,
     )
 
 
@@ -252,28 +247,26 @@ def _mean_or_infinite(losses: Iterable[float | None]) -> float:
 def _ranked(
     group: Sequence[Standing],
     best: Sequence[Standing] | None,
-    ema: Standing | None,
+    grid: Standing | None,
     value: float | None,
 ) -> Ranked:
     sign = group[0].sign
     losses = _held_out_losses(group)
-    reports = reports_of(group)
+    report = group[0].report
+    found = [study.found for study in group if study.found is not None]
     difference = _difference_from(best, group)
     if group is best:
         verdict = "best"
     elif difference is not None:
         verdict = difference.verdict
-    elif losses:
-        verdict = "held out on other noise"
     else:
         verdict = "no held-out value"
-    ema_report = None
     to_ema = {}
-    if ema is not None:
-        ema_report = ema.held_out
-        if ema.lowest_loss is not None:
-            to_ema = _cost_to_reach(group, ema.lowest_loss)
-    below_ema = _below_ema(reports, ema_report)
+    if grid is not None and grid.lowest_loss is not None:
+        to_ema = _cost_to_reach(group, grid.lowest_loss)
+    below_ema = None
+    if report is not None:
+        below_ema = _share_below([measured.loss for measured in found], report.ema)
     to_value = {}
     if value is not None:
         to_value = _cost_to_reach(group, sign * value)
@@ -287,15 +280,13 @@ def _ranked(
         seconds=statistics.fmean(study.seconds for study in group),
         searched=Spread.of(study.searched for study in group),
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
-        held_out_images=tuple(sorted({report.found.images for report in reports if report.found.images})),
-        metrics=_metrics(reports),
+        held_out_images=tuple(sorted({measured.images for measured in found if measured.images})),
+        metrics={} if report is None else _metrics(report, found),
         below_ema=as_known(below_ema, sign),
         to_ema=to_ema,
         to_value=to_value,
         difference=None if difference is None else difference.shown(sign),
         verdict=verdict,
-        doubtful=sum(report.warning is not None for report in reports),
-        doubted=_doubted(reports),
     )
 
 
@@ -308,30 +299,23 @@ def _common_label(group: Sequence[Standing]) -> str:
 
 
 def _difference_from(best: Sequence[Standing] | None, group: Sequence[Standing]) -> Difference | None:
-    """The group's difference from the best one; ``None`` where they are the same or do not compare."""
+    """The group's difference from the best one; ``None`` where they are the same or one of both is not known."""
     losses = _held_out_losses(group)
     if not losses or best is None or best is group:
-        return None
-    if different_samples([*group, *best]) is not None:
         return None
     return Difference.of(losses, _held_out_losses(best))
 
 
 def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
-    return {study.seed: study.held_out.loss for study in studies if study.held_out is not None}
+    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
 
 
-def reports_of(studies: Iterable[Standing]) -> list[HeldOutReport]:
-    """The held-out reports of the studies that have one."""
-    return [study.held_out for study in studies if study.held_out is not None]
-
-
-def _metrics(reports: Sequence[HeldOutReport]) -> dict[str, Spread]:
-    """Metric → mean and spread over the reports that have it, without the loss; precision and recall first."""
+def _metrics(report: Report, found: Sequence[Measurement]) -> dict[str, Spread]:
+    """Metric → mean and spread over the models that have it, without the loss; precision and recall first."""
     values: dict[str, list[float]] = {}
-    for report in reports:
-        for row in report.rows[1:]:
+    for measured in found:
+        for row in report.rows(measured.model.name)[1:]:
             values.setdefault(row.metric, []).append(row.value)
     spreads = {}
     for metric in sorted(values, key=lambda metric: metric_place(metric, _METRIC_ORDER)):
@@ -341,24 +325,17 @@ def _metrics(reports: Sequence[HeldOutReport]) -> dict[str, Spread]:
     return spreads
 
 
-def _below_ema(reports: Sequence[HeldOutReport], ema: HeldOutReport | None) -> float | None:
-    """Mean held-out loss relative to the mean of EMA*'s on the same noise, minus one.
+def _share_below(losses: Sequence[float], ema: Measurement | None) -> float | None:
+    """The mean of the losses relative to EMA*'s, minus one.
 
     ``None`` if one of them is not known, or if the signs differ: then a share means nothing.
     """
-    return _share_below([report.loss for report in reports], [report.ema(ema) for report in reports])
-
-
-def _share_below(losses: Sequence[float], baselines: Sequence[float | None]) -> float | None:
-    """As :func:`_below_ema`, from the losses and those of EMA*."""
-    known = [baseline for baseline in baselines if baseline is not None]
-    if not losses or len(known) < len(losses):
+    if not losses or ema is None:
         return None
     loss = statistics.fmean(losses)
-    baseline = statistics.fmean(known)
-    if baseline == 0 or loss * baseline < 0:
+    if ema.loss == 0 or loss * ema.loss < 0:
         return None
-    return (loss - baseline) / abs(baseline)
+    return (loss - ema.loss) / abs(ema.loss)
 
 
 def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reach]:
@@ -374,17 +351,6 @@ def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reac
             median = statistics.median([*reached, *[math.inf] * missed])
         reaches[axis] = Reach(median, len(reached), len(costs))
     return reaches
-
-
-def different_samples(studies: Sequence[Standing]) -> str | None:
-    """A warning if held-out losses do not compare, since their numbers of images or groups of noise differ."""
-    samples = {report.sample for report in reports_of(studies)}
-    if len(samples) < 2:
-        return None
-    return (
-        "held-out losses are not comparable, since they have different numbers of images or groups of noise: "
-        "run lcsc evaluate for each STUDY with the same --images and --groups, and --keep"
-    )
 
 
 def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[Standing, ...]]:
@@ -411,87 +377,24 @@ def varied_keys(points: Mapping[str, Sequence[Standing]]) -> list[str]:
     return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
 
 
+def metric_names(ranked: Sequence[Ranked]) -> list[str]:
+    """All held-out metrics of these optimizers but the loss, precision and recall first."""
+    longest_first = sorted(ranked, key=lambda row: len(row.metrics), reverse=True)
+    return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
+
+
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
-    """One line: the winner, how far it is from the best baseline, and which optimizers are not distinguishable from it.
-
-    ``ranked`` has the best first.
-    """
-    reported = [row for row in ranked if row.held_out is not None]
-    if not reported:
-        return _searched_headline(ranked, metric)
-    winner = reported[0]
-    line = f"Best held-out {metric}: {winner.label} with {spread_text(winner.held_out)}"
-    line += _against_baseline(winner, ranked) + _doubt(winner)
-    alike = [row.label for row in reported[1:] if row.verdict == _ALIKE]
-    if alike:
-        return f"{line}; {_listed(alike)} cannot be distinguished from it with {winner.seeds} seeds"
-    if len(reported) > 1 and winner.seeds == 1:
-        return f"{line}; one seed per search"
-    return line
-
-
-def _searched_headline(ranked: Sequence[Ranked], metric: str) -> str:
-    """The winner by losses on the search's noise."""
+    """One line while there is no report: the lowest searched loss."""
     winner = next((row for row in ranked if row.searched is not None), None)
     if winner is None or winner.searched is None:
         return "No result yet."
-    loss = winner.searched.mean
-    name = winner.label
+    best = f"{winner.label} with {winner.searched.mean:.4g}"
     if all(row.finished == row.seeds for row in ranked):
         return (
-            f"Best searched {metric}: {name} with {loss:.4g}; "
-            "nothing was held out: add held_out to the study file for a report, or use lcsc evaluate STUDY"
+            f"Best searched {metric}: {best}; nothing was held out: add held_out to the study file for a report, or use "
+            "lcsc evaluate EXPERIMENT"
         )
     return (
-        f"Best searched {metric} so far: {name} with {loss:.4g}; "
-        "held-out values come at the end of a search, or with lcsc evaluate STUDY"
+        f"Best searched {metric} so far: {best}; held-out values come when all searches have ended, or with lcsc "
+        "evaluate EXPERIMENT"
     )
-
-
-def _against_baseline(winner: Ranked, ranked: Sequence[Ranked]) -> str:
-    """How far the winner is from EMA*, or from a model of the trainer's that is better than EMA*."""
-    best = next((row for row in ranked if row.optimizer in (EMA_GRID, *TRAINED)), None)
-    if best is None or best.optimizer == EMA_GRID or best is winner:
-        return _against_ema(winner, ranked)
-    if winner.held_out is None or best.held_out is None or not best.held_out.mean:
-        return ""
-    share = (winner.held_out.mean - best.held_out.mean) / abs(best.held_out.mean)
-    direction = "below" if share < 0 else "above"
-    return f", {abs(100 * share):.0f} % {direction} the {best.label}"
-
-
-def _against_ema(winner: Ranked, ranked: Sequence[Ranked]) -> str:
-    """How far the winner is from EMA*; empty if that is not known, or if it is EMA* itself."""
-    if not winner.below_ema or winner.optimizer == EMA_GRID:
-        return ""
-    ema = next((row.label for row in ranked if row.optimizer == EMA_GRID), EMA)
-    direction = "below" if winner.below_ema < 0 else "above"
-    return f", {abs(100 * winner.below_ema):.0f} % {direction} {ema}"
-
-
-def _doubt(winner: Ranked) -> str:
-    """Which metrics did not follow the winner's loss, and in how many seeds; empty if all did."""
-    if not winner.doubtful:
-        return ""
-    reason = "see its warning"
-    if winner.doubted:
-        reason = _listed(winner.doubted)
-        if winner.seeds > 1:
-            reason += " did not follow"
-    if winner.seeds > 1:
-        reason += f" in {winner.doubtful} of {winner.seeds} seeds"
-    return f" (doubtful: {reason}; compare the images)"
-
-
-def _doubted(reports: Sequence[HeldOutReport]) -> tuple[str, ...]:
-    """The metrics that did not follow the loss in some report; of a single report with both values."""
-    if len(reports) == 1:
-        return tuple(row.change for row in doubted_rows(reports[0].rows))
-    return tuple(dict.fromkeys(row.metric for report in reports for row in doubted_rows(report.rows)))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """``a, b and c``."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -5,7 +5,6 @@ The page loads nothing from elsewhere, and its content policy forbids it. Names 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
@@ -21,8 +20,10 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import History
+from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
@@ -31,16 +32,16 @@ from lcsc_opt.views.figures.study import distances_figure, has_movement, own_fig
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import CAPTION, Landscape
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, points_of, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, points_of, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
-from lcsc_opt.views.tables import by_sampler, comparison_table, report_table
+from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
-_Images = list[tuple[str, list[StoredImage]]]
-"""Study → its stored images."""
+_Shown = tuple[str, StoredImage, str]
+"""A title, an image, and the loss of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
@@ -61,21 +62,23 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     reader = HistoryReader(storage)
     studies = reader.read(experiment)
     ranked = ranking(studies)
-    images = _images(reader, studies, ranked, artifact_directory(storage.url))
-    opening = _Opening.of(studies, images)
-    if opening is not None:
-        images = [(name, [sheet for sheet in sheets if not opening.shows(sheet)]) for name, sheets in images]
+    held_out = studies[0].report
+    images = StoredImage.of_experiment(storage, experiment, held_out, artifact_directory(storage.url))
+    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
-        opening=opening,
+        opening=_opening(held_out, metric, images),
+        answer=[] if held_out is None else _tables(held_out, held_out.answer),
+        warnings=() if held_out is None else held_out.warnings,
+        cross_check=None if held_out is None else held_out.metrics.cross_check_text,
         headline=first_line(studies, ranked),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
-        metrics=[(title, comparison_table(reported)) for title, reported in by_sampler(studies)],
+        metrics=comparison_tables(held_out, metric),
         confidence=f"{CONFIDENCE:.0%}",
         curves=_curves(studies),
         summaries=studies_table(studies),
@@ -83,8 +86,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
         landscape_caption=CAPTION,
-        unselected=_with_images(images, selected=False),
-        selected=_with_images(images, selected=True),
+        selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
         templates={name: template(name).to_plotly_json() for name in ("light", "dark")},
@@ -96,57 +98,26 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     return path
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opening:
-    """Unselected images of EMA* and of one study's answer, from the same noise: what a report begins with.
+def _opening(report: Report | None, metric: str, images: Sequence[StoredImage]) -> list[_Shown]:
+    """What a page begins with: samples of the best that the user had, and of the answer from the same noise.
 
-    Attributes:
-        study: whose answer it is.
-        before: the images of EMA*.
-        after: those of the answer.
-        real: real images; ``None`` where there are none.
+    Real images stand beside them where there are some. Empty without both.
     """
+    unselected = {image.shows: image for image in images if not image.selected}
+    best = None if report is None else report.best_had(report.headline_metric)
+    if report is None or best is None or not {"before", "answer"} <= unselected.keys():
+        return []
 
-    study: History
-    before: StoredImage
-    after: StoredImage
-    real: StoredImage | None
+    def loss_of(measured: Measurement) -> str:
+        return f"held-out {metric} {number(report.shown(measured))}"
 
-    @classmethod
-    def of(cls, studies: Sequence[History], images: _Images) -> _Opening | None:
-        """The first study that has both; ``None`` if none has."""
-        for name, sheets in images:
-            unselected = {sheet.shows: sheet for sheet in sheets if not sheet.selected}
-            if "baseline" in unselected and "answer" in unselected:
-                study = next(study for study in studies if study.study == name)
-                return cls(study, unselected["baseline"], unselected["answer"], unselected.get("real"))
-        return None
-
-    def shows(self, image: StoredImage) -> bool:
-        """Whether an image is one of these."""
-        return image in (self.before, self.after, self.real)
-
-    def titled(self) -> list[tuple[str, StoredImage, str]]:
-        """Title, image, and the held-out loss as text, which is empty where it was not measured."""
-        report = self.study.held_out
-        baseline_loss = None
-        answer_loss = None
-        if report is not None:
-            answer_loss = report.loss
-            if report.rows:
-                baseline_loss = report.rows[0].baseline  # the first row is of the loss
-        titled = [
-            ("Before", self.before, self._loss_text(baseline_loss)),
-            ("After", self.after, self._loss_text(answer_loss)),
-        ]
-        if self.real is not None:
-            titled.append(("To compare", self.real, ""))
-        return titled
-
-    def _loss_text(self, loss: float | None) -> str:
-        if loss is None:
-            return ""
-        return f"held-out {self.study.metric} {number(self.study.shown(loss))}"
+    shown = [
+        ("Before", unselected["before"], loss_of(best)),
+        ("After", unselected["answer"], loss_of(report.of_answer)),
+    ]
+    if "real" in unselected:
+        shown.append(("To compare", unselected["real"], ""))
+    return shown
 
 
 def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
@@ -164,7 +135,7 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
             reach = row.to_ema.get(axis)
             cells.append("" if reach is None else reach.text)
         rows.append(cells)
-    has_best = bool(ranked) and ranked[0].verdict == "best"
+    has_best = bool(ranked) and ranked[0].optimizer == ANSWER
     return tuple(header), rows, 0 if has_best else None
 
 
@@ -197,28 +168,11 @@ def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Draw
     return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
-def _images(reader: HistoryReader, studies: Sequence[History], ranked: Sequence[Ranked], folder: Path) -> _Images:
-    """Study → its stored images, the best optimizer's first; only studies that have some."""
-    order = [row.optimizer for row in ranked]
-    images = []
-    for study in sorted(studies, key=lambda study: order.index(study.optimizer)):
-        sheets = StoredImage.of_answer(reader, study, folder)
-        if sheets:
-            images.append((study.study, sheets))
-    return images
-
-
-def _with_images(images: _Images, *, selected: bool) -> _Images:
-    """Study → its images that are selected or not; only studies that have some."""
-    chosen = [(name, [sheet for sheet in sheets if sheet.selected == selected]) for name, sheets in images]
-    return [(name, sheets) for name, sheets in chosen if sheets]
-
-
 def _study(reader: HistoryReader, study: History, studies: Sequence[History]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
-    held_out = study.held_out
-    reports = [] if held_out is None else [held_out, held_out.also]
-    metrics = [(report.sampler, report_table(report)) for report in reports if report is not None and report.rows]
+    metrics: list[tuple[str | None, TextTable]] = []
+    if study.report is not None and study.found is not None:
+        metrics = _tables(study.report, study.found.model.name)
     names = set(_SECTION_TITLES)
     if not has_movement(study):
         names.remove("movement")
@@ -226,11 +180,15 @@ def _study(reader: HistoryReader, study: History, studies: Sequence[History]) ->
     return {
         "name": study.study,
         "state": _state(Progress.of(study)),
-        "warning": study.warning,
         "metrics": metrics,
         "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
     }
+
+
+def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
+    """For each sampler, its name and the metrics of a model."""
+    return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
 def _state(progress: Progress) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Standing
-from lcsc_opt.database.names import label
-from lcsc_opt.database.report import HeldOutReport, Interval, MetricRow
+from lcsc_opt.database.names import label, split_name
+from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.metric_rows import Interval, MetricRow
+from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import UNKNOWN, number, signed
-from lcsc_opt.views.ranking import Ranked, different_samples, ranking, reports_of, spread_text
+from lcsc_opt.views.ranking import ANSWER, Spread, spread_text
 
 TextTable = tuple[tuple[str, ...], list[list[str]]]
 """Header, and rows."""
@@ -21,20 +24,27 @@ _ARROWS = {1: " ↓", -1: " ↑", None: ""}  # lower is better, higher is better
 _SINGLE_IMAGES = ("precision", "recall")
 
 
-def report_table(report: HeldOutReport) -> TextTable:
-    """The metric with its better direction, the best trial, EMA*, the gain, with 95 % intervals; other baselines.
+def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
+    """The metrics of a model, of what the user had, and of the answer: a row for each metric, with 95 % intervals.
 
-    The columns for EMA* and for held-out real images exist if some metric has them.
+    The gain is that over the best that the user had. The column of real images exists if some metric has them.
+
+    Args:
+        report: of the experiment.
+        name: of the model.
+        part: which sampler.
     """
-    rows = report.rows
-    against = next((row.against for row in rows if row.against is not None), None)
-    others = [baseline for baseline in report.baselines if baseline.model.name != against]
+    best = report.best_had(report.headline_metric)
+    against = None if best is None or best.model.name == name else best.model.name
+    rows = report.rows(name, against, part=part)
+    others = [measured for measured in report.parts[part].models if measured.model.name in (*report.had, report.answer)]
+    others = [measured for measured in others if measured.model.name not in (name, against)]
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
-    header = ["metric", f"found{level}"]
+    header = ["metric", f"{_column(report, name)}{level}"]
     if against is not None:
-        header += [f"{against}{level}", f"gain{level}"]
-    header += [baseline.model.name for baseline in others]
+        header += [f"{_column(report, against)}{level}", f"gain{level}"]
+    header += [_column(report, measured.model.name) for measured in others]
     if has_real_images:
         header.append("real images")
     texts = []
@@ -42,11 +52,16 @@ def report_table(report: HeldOutReport) -> TextTable:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
-        cells += [number(baseline.value(row.metric)) for baseline in others]
+        cells += [number(measured.value(row.metric)) for measured in others]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
     return tuple(header), texts
+
+
+def _column(report: Report, name: str) -> str:
+    """A model's name above its column; the answer is marked."""
+    return f"{ANSWER}: {name}" if name == report.answer else name
 
 
 def with_arrow(metric: str, sign: int | None) -> str:
@@ -69,60 +84,58 @@ def with_interval(
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 
 
-def comparison_table(studies: Sequence[Standing], *, all_metrics: bool = False) -> TextTable | None:
-    """Each optimizer's held-out loss and metrics, means over seeds; ``None`` without metrics.
+def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool = False) -> list[tuple[str, TextTable]]:
+    """For each sampler a title, and the loss and the metrics of all models of the report.
 
-    The last row is real images that the loss does not see, if some are held out.
+    The answer is the first row, real images that the loss does not see the last, if some are held out.
 
     Args:
-        studies: of one experiment.
-        all_metrics: not only those that the verdict depends on, precision and recall.
+        report: of the experiment; there are no tables without one.
+        metric: what the loss is called.
+        all_metrics: not only those that judge the answer, precision and recall.
     """
-    ranked = ranking(studies)
-    report_rows = {row.metric: row for report in reports_of(studies) for row in report.rows}
-    names = [name for name in metric_names(ranked) if name in report_rows]
-    main_names = [name for name in names if _is_main(report_rows[name])]
-    if main_names and not all_metrics:
-        names = main_names
-    if not names:
-        return None
-    rows = []
-    for row in ranked:
-        metrics = [spread_text(row.metrics.get(name)) for name in names]
-        rows.append([row.label, spread_text(row.held_out), *metrics])
-    real_halves = [report_rows[name].real_halves for name in names]
-    if any(value is not None for value in real_halves):
-        rows.append(["real images", UNKNOWN, *map(number, real_halves)])
-    headers = [with_arrow(name, report_rows[name].sign) for name in names]
-    return ("optimizer", f"held-out {studies[0].metric}", *headers), rows
+    tables = []
+    for number_of_part, part in enumerate(() if report is None else report.parts):
+        assert report is not None  # it has parts
+        rows = report.rows(report.answer, part=number_of_part)
+        if len(rows) < 2:
+            continue
+        shown = rows[1:]
+        main = [row for row in shown if _is_main(row)]
+        if main and not all_metrics:
+            shown = tuple(main)
+        lines = []
+        for title, models in _groups(report, part).items():
+            losses = Spread.of(report.shown(measured) for measured in models)
+            spreads = [Spread.of(measured.value(row.metric) for measured in models) for row in shown]
+            lines.append([title, spread_text(losses), *map(spread_text, spreads)])
+        if any(row.real_halves is not None for row in shown):
+            lines.append(["real images", UNKNOWN, *(number(row.real_halves) for row in shown)])
+        headers = [with_arrow(row.metric, row.sign) for row in shown]
+        title = "held out" if part.sampler is None else f"held out, {part.sampler}"
+        tables.append((title, (("model", f"held-out {metric}", *headers), lines)))
+    return tables
 
 
-def by_sampler(studies: Sequence[Standing]) -> list[tuple[str, list[Standing]]]:
-    """``held out, DDIMScheduler, 3 model calls an image`` → the studies with the reports of this sampler.
-
-    The sampler of the search comes first, then the one that only reports have, if any.
-    """
-    elsewhere = [
-        dataclasses.replace(study, held_out=study.held_out.also)
-        for study in studies
-        if study.held_out is not None and study.held_out.also is not None
-    ]
-    titled = []
-    for group in (list(studies), elsewhere):
-        sampler = next((report.sampler for report in reports_of(group) if report.sampler is not None), None)
-        if group:
-            titled.append(("held out" if sampler is None else f"held out, {sampler}", group))
-    return titled
+def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
+    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, the best loss first."""
+    titles: dict[str, list[Measurement]] = {}
+    of_name = {measured.model.name: measured for measured in part.models}
+    for name in report.had:
+        if name in of_name:
+            titles[of_name[name].model.title] = [of_name[name]]
+    for study, name in report.found.items():
+        if name in of_name and name not in report.had:
+            titles.setdefault(label(split_name(study)[1]), []).append(of_name[name])
+    best_first = sorted(titles, key=lambda title: statistics.fmean(measured.loss for measured in titles[title]))
+    groups = {title: titles[title] for title in best_first}
+    if report.answer not in of_name:
+        return groups
+    return {f"{ANSWER}: {of_name[report.answer].model.title}": [of_name[report.answer]], **groups}
 
 
 def _is_main(row: MetricRow) -> bool:
     return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
-
-
-def metric_names(ranked: Sequence[Ranked]) -> list[str]:
-    """All held-out metrics of these optimizers but the loss, precision and recall first."""
-    longest_first = sorted(ranked, key=lambda row: len(row.metrics), reverse=True)
-    return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
 
 
 def settings_table(studies: Sequence[Standing]) -> TextTable | None:
@@ -159,21 +172,40 @@ def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
 
 
 def comparison_rows(points: Mapping[str, Sequence[Standing]]) -> list[dict[str, Any]]:
-    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it.
+    """What ``lcsc compare --format json`` prints: a row of each study, and of the answer, with the report's warnings.
 
     Rows of a sweep's points have their values in ``varied``.
     """
     rows = []
     for experiment, studies in points.items():
-        samples_warning = different_samples(studies)
         varied = split_point(experiment)[1]
-        for study in studies:
-            warnings = [study.warning]
-            if study.held_out is not None:
-                warnings.insert(0, samples_warning)
-            row = study.as_row()
-            row["warnings"] = [warning for warning in warnings if warning is not None]
-            if varied:
-                row["varied"] = varied
-            rows.append(row)
+        of_point = [study.as_row() for study in studies]
+        if studies[0].report is not None:
+            of_point.append(answer_row(experiment, studies[0].report))
+        for row in of_point:
+            rows.append({**row, "varied": varied} if varied else row)
     return rows
+
+
+def answer_row(experiment: str, report: Report) -> dict[str, Any]:
+    """The answer in the JSON of ``lcsc compare``, with the keys of a study."""
+    answer = report.of_answer
+    best = report.best_had(report.headline_metric)
+    against = None if best is None else best.model.name
+    return {
+        "study": experiment,
+        "optimizer": ANSWER,
+        "seed": None,
+        "state": "finished",
+        "maximized": report.sign < 0,
+        "searched": None,
+        "held_out": report.shown(answer),
+        "held_out_images": answer.images or None,
+        "sampler": report.parts[0].sampler,
+        "evaluations": 0,
+        "images": 0,
+        "seconds": 0.0,
+        "held_out_rows": [dataclasses.asdict(row) for row in report.rows(report.answer, against)],
+        "model": answer.model.title,
+        "warnings": list(report.warnings),
+    }

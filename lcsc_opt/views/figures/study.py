@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
-from lcsc_opt.database.history import Floats, History, Standing, best_ema
+from lcsc_opt.database.history import Floats, History, Standing, ema_grid
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS
 from lcsc_opt.views.curves import comparison_figure, thinned
@@ -60,7 +60,7 @@ def own_figures(
     Of the experiment's ``studies`` the summaries are enough.
     The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
-    ema = best_ema(studies)
+    ema = ema_grid(studies)
     compared: list[Standing] = [study]
     if ema is not None and ema.study != study.study:
         compared.append(ema)

@@ -15,7 +15,7 @@ from lcsc_opt.database.names import TRAINED, label, short_metric
 from lcsc_opt.views import metric_place, number
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, inert, style
-from lcsc_opt.views.ranking import reports_of
+from lcsc_opt.views.ranking import ANSWER
 
 _FIRST_ACROSS = ("precision", "recall")  # what a lower FID may cost
 _FIRST_UP = ("fid", "loss")
@@ -33,7 +33,7 @@ def trade_off_figure(
 ) -> go.Figure | None:
     """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
 
-    Error bars are the 95 % intervals, as far as they are known. The trainer's models have a mark each, too.
+    Error bars are the 95 % intervals, as far as they are known. The trainer's models and the answer have a mark each.
 
     Args:
         studies: the studies of an experiment, or of several points of a sweep, in the order of the points.
@@ -60,9 +60,9 @@ def trade_off_figure(
         if {x, y} <= _values(study).keys():
             joined.setdefault((study.optimizer, study.seed), []).append(study)
     answers = [_answers(group, x, y) for group in joined.values()]
-    trained = [_trained(studies, name, x, y) for name in TRAINED]
+    others = [_without_search(studies, name, x, y) for name in (*TRAINED, ANSWER)]
     panel = Panel(
-        [*answers, *(trace for trace in trained if trace is not None)],
+        [*answers, *(trace for trace in others if trace is not None)],
         y=Axis(f"held-out {inert(short_metric(y))}", tick_format="~g"),
         height=280,
     )
@@ -109,8 +109,9 @@ def _error_bars(studies: Sequence[Standing], metric: str) -> dict[str, Any]:
 
 def _error(study: Standing, metric: str) -> tuple[float, float]:
     """How far below and above its value a held-out metric may be: to its 95 % interval, else by its deviation."""
-    rows = () if study.held_out is None else study.held_out.rows
-    for row in rows:
+    if study.report is None or study.found is None:
+        return 0.0, 0.0
+    for row in study.report.rows(study.found.model.name):
         if row.metric == metric and row.interval is not None:
             low, high = row.interval
             return row.value - low, high - row.value
@@ -119,14 +120,13 @@ def _error(study: Standing, metric: str) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _trained(studies: Sequence[Standing], name: str, x: str, y: str) -> go.Scatter | None:
-    """A model of the trainer's, wherever a report measured it; ``None`` if none has both metrics."""
+def _without_search(studies: Sequence[Standing], name: str, x: str, y: str) -> go.Scatter | None:
+    """A model of the trainer's, or the answer, of each report; ``None`` if none has both metrics."""
     places: dict[tuple[float, float], None] = {}
-    for report in reports_of(studies):
-        measured = report.baseline(name)
-        if measured is None:
-            continue
-        values = {**measured.metrics, "loss": studies[0].sign * measured.loss}
+    reports = {study.experiment: study.report for study in studies if study.report is not None}
+    for report in reports.values():
+        measured = report.of_answer if name == ANSWER else report.measured(name)
+        values = {} if measured is None else {**measured.metrics, "loss": report.shown(measured)}
         if {x, y} <= values.keys():
             places[values[x], values[y]] = None
     if not places:
@@ -213,6 +213,6 @@ def _numbers_first(value: str) -> tuple[float, str]:
 
 def _values(study: Standing) -> dict[str, float]:
     """Name → value of everything that was measured of the answer on held-out noise."""
-    if study.held_out is None or study.reported is None:
+    if study.found is None or study.reported is None:
         return {}
-    return {"loss": study.reported, **study.held_out.found.metrics}
+    return {"loss": study.reported, **study.found.metrics}

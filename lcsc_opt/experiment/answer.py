@@ -1,6 +1,6 @@
 """The answer: the best model that is known, by measurements that decided nothing before.
 
-The user had models already: the last checkpoint, perhaps an average of the trainer's, EMA*. A search adds its best
+The user had models already: the last checkpoint, perhaps an average of the trainer's, EMA*. Searches add their best
 trials, and points on the straight way to the best of them: a shorter step is often safer where the data are few. The
 answer is the best of what the user had, unless something that was found is better by more than a standard error of the
 difference on the same noise.
@@ -12,31 +12,30 @@ import statistics
 from collections.abc import Sequence
 
 from lcsc_opt.base.jackknife import GROUPS, standard_error
-from lcsc_opt.database.report import SINGLE_GROUP_NOISE, Measurement, Model
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE
 
 WAY = {"¼": 0.25, "½": 0.5, "¾": 0.75}  # of the way from EMA* to what was found
 
 
-def choose(
-    had: Sequence[Measurement], found: Sequence[Measurement], *, judge: str | None = None
-) -> tuple[Measurement, Measurement | None]:
-    """The answer, and the best of what the user had; ``None`` for the latter if nothing of that could be measured.
+def choose(had: Sequence[Measurement], found: Sequence[Measurement], *, judge: str | None = None) -> Measurement:
+    """The answer.
 
     Args:
         had: models that need no search, on one group of noise.
-        found: what the search adds, on the same noise; at least one model if ``had`` is empty.
+        found: what searches add, on the same noise; at least one model if ``had`` is empty.
         judge: a metric in features that are not in the loss, if there is one; lower is better. It counts only where
-            all models were measured with it: a setting may have brought it later.
+            all models were measured with it.
     """
     if not all(judge in model.values for model in (*had, *found)):
         judge = None
     if not had:
-        return min(found, key=lambda model: model.loss), None
+        return min(found, key=lambda model: model.loss)
     best_had = min(had, key=lambda model: model.loss)
     best_found = max(found, key=lambda model: share_gained(best_had, model, judge), default=None)
     if best_found is None or share_gained(best_had, best_found, judge) <= error_of_share(best_had, best_found, judge):
-        return best_had, best_had
-    return best_found, best_had
+        return best_had
+    return best_found
 
 
 def share_gained(base: Measurement, model: Measurement, judge: str | None) -> float:
@@ -65,11 +64,10 @@ def error_of_share(base: Measurement, model: Measurement, judge: str | None) -> 
 def on_the_way(start: Model, end: Model) -> list[Model]:
     """Points between two models; ``[S, K]`` if one of both has rows."""
     difference = end.coefficients - start.coefficients
-    points = []
-    for part, share in WAY.items():
-        name = f"{part} of the way from {start.label or start.name} to {end.name}"
-        points.append(Model(name, start.coefficients + share * difference))
-    return points
+    return [
+        Model(f"{part} of the way from {start.name} to {end.name}", start.coefficients + share * difference, study=end.study)
+        for part, share in WAY.items()
+    ]
 
 
 def _compared_metrics(judge: str | None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,58 +11,68 @@ from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.report import REPORT, Report
+from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
 
 
-def ended_grid(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the experiment's first EMA grid that has ended, whose answer is EMA*; ``None`` if none has."""
+def ended_grid(studies: Mapping[str, Attributes]) -> str | None:
+    """The name of the first EMA grid of these studies that has ended, whose best is EMA*; ``None`` if none has."""
     for name in filter(is_ranked, studies):
-        is_grid = split_name(name)[:2] == (experiment, EMA_GRID)
-        if is_grid and studies[name].get("search_ended") is not None:
+        if split_name(name)[1] == EMA_GRID and studies[name].get("search_ended") is not None:
             return name
     return None
 
 
-def origin_at(source: StoredStudy, objective: Objective, rows: Rule | None) -> Coefficients:
-    """``[K]`` or ``[S, K]``: the coefficients of the source's answer, zero for checkpoints that the source lacks.
+def origin_at(
+    source: StoredStudy, experiment: Attributes, objective: Objective, rows: Rule | None, *, by_report: bool
+) -> Coefficients:
+    """``[K]`` or ``[S, K]``: the coefficients of the source's best, zero for checkpoints that the source lacks.
 
     Args:
-        source: the study at whose answer the new one begins.
+        source: the study at whose best the new one begins.
+        experiment: the attributes of the source's experiment.
         objective: of the new study.
         rows: of the new study. A source with one row starts all of them.
+        by_report: whether the best is that of its report, if there is one; else it is the best of the search, which is
+            the same whenever the new one begins.
 
     Raises:
         StudySpecError: the source has other rows.
         StudyStoreError: it has no complete trial, or the objective lacks one of its checkpoints, or has other weights.
     """
-    _, coefficients, _ = source.chosen_trial()
+    report = Report.from_json(experiment.get(REPORT)) if by_report else None
+    reported = None if report is None else report.of_study(source.name)
+    number = None if reported is None else reported.model.trial
+    coefficients = coefficients_of(source.trial_or_best(number))
     source_rows = source.attributes["specification"]["space"]["rows"]
     if coefficients.ndim > 1 and source_rows != rows:
         raise StudySpecError(f"start: {source.name} has space.rows {source_rows}; give the new study the same")
-    _check_checkpoints(source, objective)
+    _check_checkpoints(source.name, experiment, objective)
     steps = objective.steps
     extended = np.zeros((*coefficients.shape[:-1], len(steps)))
-    extended[..., np.isin(steps, source.attributes["steps"])] = coefficients
+    extended[..., np.isin(steps, experiment["steps"])] = coefficients
     return extended
 
 
-def _check_checkpoints(source: StoredStudy, objective: Objective) -> None:
-    """Refuse an objective that does not have all checkpoints of a study, with the same weights.
+def _check_checkpoints(source: str, experiment: Attributes, objective: Objective) -> None:
+    """Refuse an objective that does not have all checkpoints of an experiment, with the same weights.
 
     Raises:
         StudyStoreError: it lacks one, or has other weights.
     """
-    steps = tuple(source.attributes["steps"])
-    digest = source.attributes["checkpoints"]
+    steps = tuple(experiment["steps"])
+    digest = experiment["checkpoints"]
     trajectory = objective.trajectory
     missing = sorted(set(steps) - set(objective.steps))
     if missing:
         problem = f"no checkpoint of step {missing[0]} is here"
     elif isinstance(trajectory, Trajectory):
-        # a study whose checkpoints were not packed has no digest of them
+        # an experiment whose checkpoints were not packed has no digest of them
         if digest is not None and Trajectory.holding(trajectory.path, KnownCheckpoints(digest, steps)) is not None:
             return
         problem = "its checkpoints have other weights here"
@@ -72,5 +81,5 @@ def _check_checkpoints(source: StoredStudy, objective: Objective) -> None:
             return
         problem = "it combines other checkpoints"
     raise StudyStoreError(
-        f"start: {source.name}: {problem}; give all checkpoints of that study (later ones may be added)"
+        f"start: {source}: {problem}; give all checkpoints of that study (later ones may be added)"
     )

@@ -1,0 +1,159 @@
+"""A model that is measured, and what was measured of it: the rows of a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from lcsc_opt.base.records import STANDARD_ERROR, Evaluation, Noise, SamplerTitle, metric_of_loss
+from lcsc_opt.database.arrays import array_of, stored_array
+
+
+def _array(value: Any) -> npt.NDArray[np.float64]:
+    return value if isinstance(value, np.ndarray) else array_of(value)
+
+
+_StoredArray = Annotated[
+    npt.NDArray[np.float64],
+    pydantic.PlainValidator(_array),
+    pydantic.PlainSerializer(stored_array),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that a report measures.
+
+    Attributes:
+        name: for people, and the only one of this name in the experiment: ``LCSC, trial 38``, ``EMA*``,
+            ``½ of the way from EMA* to LCSC, trial 38``, ``last checkpoint``.
+        coefficients: ``[K]`` or ``[S, K]``; of the trainer's own EMA ``[K + 1]``.
+        weights_sha256: of the trainer's own EMA, which its coefficients do not tell.
+        study: the study that it was found in, whose rows it has; ``None`` of a model that was not searched for.
+        trial: the number of its trial in that study; ``None`` of a point between two models.
+        label: which average it is, for people.
+    """
+
+    name: str
+    coefficients: _StoredArray = dataclasses.field(compare=False)  # in a report, names tell models apart
+    weights_sha256: str | None = None
+    study: str | None = None
+    trial: int | None = None
+    label: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for models that have the same weights."""
+        sha256 = self.weights_sha256 or hashlib.sha256(self.coefficients.tobytes()).hexdigest()
+        return sha256[:16]
+
+    @property
+    def title(self) -> str:
+        """Its name, and which average it is."""
+        return self.name if self.label is None else f"{self.name} ({self.label})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One model on one or more groups of noise.
+
+    Attributes:
+        model: what was measured.
+        images: of each group; 0 where the objective samples none.
+        seeds: of the groups.
+        values: ``loss`` or the name of a metric → its value on each group, of the metrics that all groups have.
+        without_groups: the same names → for each group its values without one of ten groups of images each; only where
+            all of them are known.
+    """
+
+    model: Model
+    images: int
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float, ...]]
+    without_groups: Mapping[str, tuple[tuple[float, ...], ...]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, evaluation: Evaluation, *, images: int, seed: int) -> Measurement:
+        """An evaluation of a model on one group of noise."""
+        values = {**evaluation.metrics, "loss": evaluation.loss}
+        metric = metric_of_loss(evaluation.metrics, evaluation.loss)
+        if metric is not None and metric + STANDARD_ERROR in evaluation.metrics:
+            values["loss" + STANDARD_ERROR] = evaluation.metrics[metric + STANDARD_ERROR]
+        return cls(
+            model,
+            images,
+            (seed,),
+            {name: (value,) for name, value in values.items()},
+            {name: (tuple(column),) for name, column in evaluation.without_groups.items()},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measurement]) -> Measurement:
+        """One measurement on all groups of noise, of at least one of the same model on some of them."""
+        first = parts[0]
+        seeds: tuple[int, ...] = ()
+        for part in parts:
+            seeds += part.seeds
+        values = {}
+        for name in first.values:
+            if all(name in part.values for part in parts):
+                values[name] = tuple(value for part in parts for value in part.values[name])
+        without_groups = {}
+        for name in first.without_groups:
+            if all(name in part.without_groups for part in parts):
+                without_groups[name] = tuple(column for part in parts for column in part.without_groups[name])
+        return cls(first.model, first.images, seeds, values, without_groups)
+
+    @property
+    def loss(self) -> float:
+        """The mean over the groups of noise."""
+        return statistics.fmean(self.values["loss"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name → mean over the groups of noise."""
+        names = [name for name in self.values if name not in ("loss", "loss" + STANDARD_ERROR)]
+        return {name: statistics.fmean(self.values[name]) for name in names}
+
+    @property
+    def metric_of_loss(self) -> str | None:
+        """The metric that the loss is, up to the sign; ``None`` if it is none of them."""
+        return metric_of_loss(self.metrics, self.loss)
+
+    def value(self, metric: str) -> float | None:
+        """The mean of a metric, or of ``loss``; ``None`` if it was not measured in all groups."""
+        if metric not in self.values:
+            return None
+        return statistics.fmean(self.values[metric])
+
+    def means(self, sign: int) -> dict[str, Any]:
+        """JSON-able: the means over the groups of noise, and what they are of; the loss by the experiment's ``sign``."""
+        return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored under the keys of the model and of the sample, which are left out."""
+        stored: dict[str, Any] = _MEASUREMENT.dump_python(self, mode="json", exclude={"model"})
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], model: Model) -> Measurement:
+        """The inverse of :meth:`to_json`."""
+        return _MEASUREMENT.validate_python({**stored, "model": model})
+
+
+_MEASUREMENT = pydantic.TypeAdapter(Measurement)
+
+
+def sample_key(images: int, noise: Noise, sampler: SamplerTitle | None) -> str:
+    """What a measurement is made on, as a key; ``sampler`` is ``None`` for that of the search."""
+    key = f"{images} {noise.group} {noise.seed}"
+    if sampler is not None:
+        key += f" {sampler.sha256[:16]}"
+    return key

@@ -1,0 +1,533 @@
+"""One experiment: compared once with what is stored, its searches, what was measured, its report and its answer.
+
+::
+
+    with Experiment(specs, database, objectives) as experiment:  # nothing is loaded or written
+        for spec in specs:
+            experiment.search(spec)  # the objective is loaded, compared and rehearsed once
+        experiment.report()  # all models once, and the answer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
+from lcsc_opt.database.lock import locked
+from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.report import REPORT, Report, ReportPlan
+from lcsc_opt.database.states import Attributes, is_searched
+from lcsc_opt.database.opened import Database
+from lcsc_opt.database.store import StoredStudy, read_contents, read_trials
+from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
+from lcsc_opt.evaluation.layouts import InLayout
+from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
+from lcsc_opt.evaluation.workers import open_workers
+from lcsc_opt.exports.images import attach_images
+from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.loading import verify_weights
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, loader_of, moved
+from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.origin import ended_grid, origin_at
+from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
+from lcsc_opt.experiment.rehearsal import rehearse
+from lcsc_opt.experiment.report import make_report
+from lcsc_opt.experiment.timing import Pace, evaluations_in
+from lcsc_opt.study.loop import TrialCallback
+from lcsc_opt.study.opening import Search, evaluator_of
+from lcsc_opt.study.planning import check, first_candidate, is_maximized, parallelism
+from lcsc_opt.trajectory import Trajectory
+
+
+class Experiment:
+    """One experiment of a database, for the searches of one run; a context manager that ends its workers.
+
+    Args:
+        specs: of the searches; all have one objective and one name.
+        database: of the run; a missing one is made when the first search begins.
+        objectives: loads the objective.
+        accept_changes: continue although the code, the versions or the reference have changed.
+        retry_failed: repeat trials that failed after the last success.
+
+    Attributes:
+        name: of the experiment.
+        database: the same.
+        studies: name → attributes of its stored studies, as far as this process knows them.
+        pace: how long evaluations take; ``None`` before they were rehearsed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[StudySpec],
+        database: Database,
+        objectives: ObjectiveLoader,
+        *,
+        accept_changes: bool = False,
+        retry_failed: bool = False,
+    ) -> None:
+        self.name = specs[0].experiment
+        self.database = database
+        self.pace: Pace | None = None
+        self._specs = list(specs)
+        self._objectives = objectives
+        self._accept = accept_changes
+        self._retry_failed = retry_failed
+        self.studies = database.contents.of(self.name)
+        self._before: Attributes | None = database.contents.experiments.get(self.name)
+        self._stored: StoredExperiment | None = None
+        self._refused: LcscError | None = None  # why the objective cannot be loaded or rehearsed
+        self._starts_over = False
+        self._accepted = ""  # what changed since the experiment began
+        self._workers = contextlib.ExitStack()
+        self._workers_of: tuple[Any, Rule | None] | None = None
+        self._pool: WorkerPool | None = None
+        self._scored_as_trained = False
+        # a landscape holds nothing out, whatever its experiment does
+        self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    # what is stored, and whether it is still the same
+
+    def is_finished(self, spec: StudySpec) -> bool:
+        """Whether nothing is left to search. What now lies at another place is loaded, and compared by its content."""
+        stored = self.studies.get(spec.name)
+        if stored is None or self._before is None or self._retry_failed or not is_searched(spec, stored):
+            return False
+        decides = self._before[PROBLEM]["decides"]
+        settings, _ = settings_of(spec.objective, decides["objective"])
+        if (spec.objective.file, settings) != (decides["file"], decides["settings"]):
+            return False
+        check_search(spec, self.studies, stored["environment"], accept=True)
+        return not moved(self._objectives.context.directory, self._before)
+
+    def check_finished(self, spec: StudySpec) -> None:
+        """Refuse to return what a finished search found by other code, or in checkpoints that were written again.
+
+        Raises:
+            StudyStoreError: that is so, and nobody has accepted it. What is no longer there counts as unchanged.
+        """
+        if self._accept or self._before is None:
+            return
+        code_before = self._before[PROBLEM]["decides"]["code"]
+        code = {**code_before, **code_now(spec.objective, self._objectives.context.directory)}
+        changed = "; ".join(code_changes(code_before, {name: code[name] for name in code_before}))
+        if not changed and checkpoints_written_again(self._before, self.name, self._objectives.context.files):
+            changed = "its checkpoints were written again"
+        if changed:
+            raise StudyStoreError(
+                f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run FILE "
+                f"name=NEW; {ACCEPT}"
+            )
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The objective, loaded and compared with what is stored.
+
+        Raises:
+            LcscError: it cannot be loaded, or its losses would not compare with those that are stored.
+        """
+        spec = self._specs[0].objective
+        objective = self._objectives.load(spec, self._specs[0].space.rows, self._checkpoints)
+        verify_weights(objective)
+        self._problem = Problem.of(spec, objective, self._objectives.context.directory)
+        if self._before is not None:
+            changes = Problem(**self._before[PROBLEM]).changes(self._problem)
+            succeeded = bool(changes.decides) and self._has_succeeded
+            changes.check(self.name, succeeded=succeeded, accept=self._accept)
+            self._starts_over = bool(changes.settings)
+            self._accepted = changes.decides
+            if changes.decides:
+                notice(f"{self.name}: continues with changes: {changes.decides}")
+            if changes.reported:
+                notice(f"{self.name}: reports change: {'; '.join(changes.reported)}")
+        return objective
+
+    @property
+    def _has_succeeded(self) -> bool:
+        """Whether a trial of the experiment has a loss."""
+        storage = self.database.existing()
+        return any(read_trials(storage, name).succeeded for name in self.studies)
+
+    @functools.cached_property
+    def _checkpoints(self) -> Any:
+        directory = self._objectives.context.directory
+        return known_checkpoints(self.name, self._specs[0].objective, directory, self.database.contents.experiments)
+
+    @property
+    def stored(self) -> StoredExperiment:
+        """What is stored of the experiment, which begins or continues in the database now.
+
+        Raises:
+            StudyStoreError: another process has just begun it with another problem.
+        """
+        if self._stored is not None:
+            return self._stored
+        objective = self.objective
+        trajectory = objective.trajectory
+        directory = self._objectives.context.directory
+        spec = self._specs[0]
+        attributes = {
+            PROBLEM: dataclasses.asdict(self._problem),
+            "objective": spec.objective.model_dump(mode="json"),
+            "places": dict(objective.places),
+            "report_images": objective.samples.per_report,
+            "holds_out": objective.why_nothing_held_out() is None,
+        }
+        if self._held_out is not None:
+            attributes["held_out"] = self._held_out.model_dump(mode="json")
+        first = {
+            "directory": None if directory is None else str(directory),
+            "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
+            "steps": list(objective.steps),
+            "maximize": is_maximized(objective),
+            LAYOUT: self.layout,
+        }
+        stored = StoredExperiment.open_or_create(self.database.made(), self.name, {**attributes, **first})
+        if self._before is None and stored.attributes[PROBLEM]["decides"] != self._problem.decides:
+            raise StudyStoreError(f"{self.name}: another process has just begun it otherwise; run this again")
+        if self._before is not None:
+            self._note_changes(stored)
+        for name, value in attributes.items():
+            stored.set_attribute(name, value)
+        self._stored = stored
+        return stored
+
+    def _note_changes(self, stored: StoredExperiment) -> None:
+        """Note what was accepted, and forget what would be measured otherwise now."""
+        changes = Problem(**stored.attributes[PROBLEM]).changes(self._problem)
+        if changes.decides:
+            change = {"at": time.time(), "changed": changes.decides}
+            stored.set_attribute("changes", [*(stored.attributes.get("changes") or ()), change])
+            # stored losses are relative to what the earlier ones are relative to
+            stored.forget_measured(yardsticks=not self._has_succeeded)
+        elif changes.measures_otherwise:
+            stored.forget_measured(yardsticks=False)
+
+    @property
+    def layout(self) -> str:
+        """How the network's weights lie in memory, for all evaluations."""
+        if self._stored is not None:
+            return str(self._stored.attributes[LAYOUT])
+        if self._before is not None:
+            return str(self._before[LAYOUT])
+        return CONTIGUOUS if self.pace is None else self.pace.layout
+
+    # who evaluates
+
+    def _use(self, spec: StudySpec, rows: Rule | None) -> None:
+        """Merge in these rows from now on, in this process or by the workers of a search."""
+        objective = self.objective
+        context = self._objectives.context
+        self._objectives.load(spec.objective, rows, self._checkpoints)
+        if self._workers_of == (spec.workers, rows):
+            return
+        self._workers.close()
+        self._workers_of = (spec.workers, rows)
+        loader = loader_of(spec.objective, rows, context, self._known_now)
+        self._pool = self._workers.enter_context(open_workers(spec, objective, loader=loader, context=context))
+        evaluator: InProcessEvaluator | SpreadEvaluator = InProcessEvaluator(objective)
+        if self._pool is not None and isinstance(objective, StagedObjective):
+            evaluator = SpreadEvaluator(objective, self._pool)
+        self._workers.callback(evaluator.close)
+        self._evaluator = evaluator
+
+    @property
+    def _known_now(self) -> Any:
+        """The checkpoints for workers, which must have those of this process."""
+        trajectory = self.objective.trajectory
+        if not isinstance(trajectory, Trajectory):
+            return self._checkpoints
+        before = dict(self._before or {}) | {
+            "objective": self._specs[0].objective.model_dump(mode="json"),
+            "checkpoints": trajectory.sha256,
+            "steps": list(self.objective.steps),
+            "places": dict(self.objective.places),
+        }
+        directory = self._objectives.context.directory
+        return known_checkpoints(self.name, self._specs[0].objective, directory, {self.name: before})
+
+    def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
+        """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
+        rows = rule if candidate.coefficients.ndim > 1 else None
+        if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
+            self._use(self._specs[-1], rows)
+        in_layout = InLayout(self._evaluator, self.layout)
+        return persistently(in_layout, self._specs[0].failures.retries)(candidate)
+
+    # searches
+
+    def search(self, spec: StudySpec, callbacks: Sequence[TrialCallback] = ()) -> str:
+        """Search until the budget is spent. Finished work is not repeated.
+
+        Args:
+            spec: of the study.
+            callbacks: called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Returns:
+            One line for people: the result.
+
+        Raises:
+            LcscError: the study cannot run, or fails.
+            Exception: what a callback raises.
+        """
+        search = self._opened(spec)
+        stored = self.stored
+        with search.held(stored.storage, self.studies.get(spec.name)):
+            measurer = self._measurer(0)
+            self._score_as_trained()
+            yardstick = measurer.yardstick(SEARCH)
+            search.run(yardstick, layout=self.layout, pool=self._pool, callbacks=callbacks)
+            self.studies[spec.name] = search.stored.attributes
+            return search.outcome()
+
+    def rehearse(self) -> dict[str, Attributes]:
+        """Do all that comes before the first trial of each search; nothing is written.
+
+        Returns:
+            Name → attributes of each study, as stored or as it would begin with.
+
+        Raises:
+            LcscError: the first thing that is wrong.
+        """
+        attributes = dict(self.studies)
+        for spec in self._specs:
+            if not self.is_finished(spec):
+                search = self._opened(spec)
+                search.ask_once()
+                attributes[spec.name] = search.attributes
+        return attributes
+
+    @property
+    def to_search(self) -> list[StudySpec]:
+        """The searches with something left to do."""
+        return [spec for spec in self._specs if not self.is_finished(spec)]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the objective cannot be loaded or rehearsed."""
+        return self._refused is not None
+
+    def _opened(self, spec: StudySpec) -> Search:
+        """A search that may run: compared, and rehearsed by the first one that has no result.
+
+        Raises:
+            LcscError: it may not. Where the objective cannot be loaded or rehearsed, no other search is tried.
+        """
+        if self._refused is not None:
+            raise self._refused
+        try:
+            objective = self.objective
+        except LcscError as error:
+            self._refused = error
+            raise
+        before = self.studies.get(spec.name)
+        now = environment()
+        changed = check_search(spec, self.studies, now, accept=self._accept)
+        origin = self._origin(spec) if before is None else None
+        self._use(spec, spec.space.rows)
+        check(spec, objective)
+        self._rehearse(spec)
+        planned = None
+        if before is None and spec.budget.seconds is not None and self.pace is not None:
+            planned = evaluations_in(spec, objective, self.pace)
+        return Search(
+            spec,
+            objective,
+            before,
+            now,
+            origin=origin,
+            planned=planned,
+            changed="; ".join(filter(None, (self._accepted, changed))),
+            retry_failed=self._retry_failed or self._starts_over,
+        )
+
+    def _origin(self, spec: StudySpec) -> Coefficients | None:
+        """Where a new search begins: at the answer of its ``start``, else at the best of the EMA grid that has ended.
+
+        ``None`` if it begins where its space or its algorithm does.
+
+        Raises:
+            StudyStoreError: there is no such study.
+        """
+        start = spec.start
+        if start is None and spec.begins_at_ema:
+            start = ended_grid(self.studies)
+        if start is None:
+            return None
+        source = StoredStudy.open(self.database.existing(), start)
+        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.stored.attributes
+        return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
+
+    def _rehearse(self, spec: StudySpec) -> None:
+        """Evaluate one candidate on one batch, as the searches without a result and the report will; once."""
+        without_result = [other for other in self._specs if not self._has_result(other)]
+        if self.pace is not None or spec not in without_result:
+            return
+        for other in without_result:
+            check(other, self.objective)
+        first = first_candidate(spec, self.objective, None)
+        follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+        if follows_gradient:
+            first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
+            self._use(spec, follows_gradient[0].space.rows)
+        in_flight = parallelism(spec, self.objective)["in_flight"]
+        evaluator = evaluator_of(self.objective, self._pool, in_flight)
+        try:
+            with contextlib.closing(evaluator):
+                self.pace = rehearse(
+                    self.name,
+                    self.objective,
+                    persistently(evaluator, spec.failures.retries),
+                    dataclasses.replace(first, layout=self.layout),
+                    report=any(other.held_out is not None for other in without_result),
+                    chooses_layout=self._before is None,
+                )
+        except LcscError as error:
+            self._refused = error
+            raise
+        self._use(spec, spec.space.rows)
+
+    def _has_result(self, spec: StudySpec) -> bool:
+        if spec.name not in self.studies:
+            return False
+        return is_searched(spec, self.studies[spec.name]) or read_trials(self.database.existing(), spec.name).succeeded
+
+    # what is measured
+
+    def _measurer(self, images: int, advance: Callable[..., None] = lambda *_, **__: None) -> Measurer:
+        return Measurer(self.stored, self.objective, self._evaluate, self._rule_of, advance, images=images)
+
+    def _rule_of(self, study: str) -> Rule | None:
+        """The rule of a study's rows."""
+        rule: Rule | None = self.studies[study]["specification"]["space"]["rows"]
+        return rule
+
+    def _score_as_trained(self) -> None:
+        """Score what the trainer has made, before the first search."""
+        if self._scored_as_trained:
+            return
+        self._scored_as_trained = True
+        plan = self._plan()
+        images = None if plan is None else plan.images
+        with progress(f"{self.name} as trained", 1) as advance:
+            score_as_trained(self.stored, self.objective, self._measurer(images or 0, advance), images)
+
+    def _plan(self) -> ReportPlan | None:
+        """The plan of the report that the study file asks for; ``None`` if there will be none."""
+        if self._held_out is None or self.objective.why_nothing_held_out() is not None:
+            return None
+        return ReportPlan.of(
+            self._held_out,
+            self.stored.report,
+            own_images=self.objective.samples.per_report,
+            samples=bool(self.objective.samples.per_evaluation),
+        )
+
+    # the report
+
+    def report(self) -> Report | None:
+        """Report as the study file asks, unless the stored report is that.
+
+        Where nothing is held out, a notice says why.
+
+        Returns:
+            The report; ``None`` if there is none.
+
+        Raises:
+            LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
+        """
+        if self._held_out is None or self.has_report:
+            return None if self._before is None else Report.from_json(self._before.get(REPORT))
+        reason = self.objective.why_nothing_held_out()
+        plan = self._plan()
+        if plan is None:
+            notice(f"{self.name}: nothing is held out: {reason}")
+            return None
+        return self.evaluate(plan)
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
+        if self._held_out is None or self._before is None or self.to_search:
+            return self._held_out is None
+        if self._before["holds_out"] is False:
+            return True
+        report = Report.from_json(self._before.get(REPORT))
+        if report is None:
+            return False
+        problem = Problem(**self._before[PROBLEM])
+        _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
+        plan = ReportPlan.of(self._held_out, report, own_images=self._before["report_images"], samples=report.images > 0)
+        ended = {
+            name: attributes["search_ended"]["evaluations"]
+            for name, attributes in self.studies.items()
+            if is_ranked(name) and attributes.get("search_ended")
+        }
+        is_of_all = ended.items() <= report.evaluations.items() and report.evaluations.keys() <= self.studies.keys()
+        return is_of_all and plan.is_met(report) and reported == problem.reported["settings"]
+
+    def evaluate(self, plan: ReportPlan, *, keep: bool = True) -> Report:
+        """Measure all models of the experiment, and choose the answer; with ``keep``, store the report and images.
+
+        Searches that another process runs are not in it.
+
+        Raises:
+            ObjectiveError: this objective has no held-out loss.
+            LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
+        """
+        reason = self.objective.why_nothing_held_out()
+        if reason is not None:
+            raise ObjectiveError(f"{self.name}: nothing is held out, so nothing can be reported: {reason}")
+        stored = self.stored
+        stored.refresh()
+        searches, others_run = self._searches(stored.storage)
+        report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)
+        while others_run:  # and may have ended meanwhile
+            searches, others_run = self._searches(stored.storage)
+            if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
+                break
+            report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)
+        if keep:
+            study = report.of_answer.model.study
+            rows = None if study is None else self._rule_of(study)
+            self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
+            attach_images(stored, self.objective, report)
+        self._workers.close()  # which frees the devices
+        self._workers_of = None
+        return report
+
+    def _searches(self, storage: RDBStorage) -> tuple[list[Searched], bool]:
+        """The searches with a result that nobody else runs, and whether somebody runs others."""
+        self.studies = read_contents(storage).of(self.name)
+        ranked = [name for name in self.studies if is_ranked(name)]
+        running = locked(storage, ranked)
+        searches = []
+        for name in ranked:
+            if name not in running:
+                search = Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
+                if search.lowest_loss < math.inf:
+                    searches.append(search)
+        return searches, bool(running)

@@ -1,0 +1,218 @@
+"""Measures models on noise, each once: what was measured is stored with the experiment.
+
+Losses may be relative to a *yardstick*: one average of the checkpoints, measured once on each noise, which has a loss of
+1 there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import HELD_OUT, SEARCH, STANDARD_ERROR, Candidate, Noise, Yardstick
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
+from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
+from lcsc_opt.database.measurement import Measurement, Model, sample_key
+from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.objective.contract import Objective
+
+Evaluate = Callable[[Candidate, Rule | None], Outcome]
+"""Evaluates one candidate; of one with rows of coefficients, the second argument is their rule."""
+
+
+class Measurer:
+    """Measures models of one experiment, unless that is stored.
+
+    Held-out measurements that lack one of the objective's metrics are repeated.
+
+    Args:
+        experiment: where measurements are stored.
+        objective: of the experiment.
+        evaluate: evaluates one candidate.
+        rules: study → the rule of its rows.
+        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
+        images: of each measurement; 0 for as many as a candidate of a search has, or if the objective samples none.
+        sampler: which of the objective's samplers makes them; searches use the first.
+
+    Attributes:
+        reported: the metrics of the objective's reports.
+    """
+
+    def __init__(
+        self,
+        experiment: StoredExperiment,
+        objective: Objective,
+        evaluate: Evaluate,
+        rules: Callable[[str], Rule | None],
+        advance: Callable[..., None],
+        *,
+        images: int,
+        sampler: int = 0,
+    ) -> None:
+        self.reported = objective.reported_metrics()
+        self._experiment = experiment
+        self._objective = objective
+        self._evaluate = evaluate
+        self._rules = rules
+        self._advance = advance
+        self._images = images
+        self._sampler = sampler
+        self._title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
+        self._sign = experiment.record.sign
+
+    def on(self, noise: Noise, model: Model) -> Measurement:
+        """One model on one group of noise.
+
+        Raises:
+            SearchFailedError: it cannot be evaluated.
+            ObjectiveError: what losses on this noise are relative to cannot be measured.
+        """
+        key = f"{model.key} {sample_key(self._images, noise, self._title)}"
+        stored = self._experiment.measured(key)
+        needed = set(self.reported.signs) if noise.group == HELD_OUT.group else set()
+        if stored is not None and needed <= stored["values"].keys():
+            measurement = Measurement.from_json(stored, model)
+        else:
+            candidate = Candidate(
+                model.coefficients,
+                images=self._images or None,
+                noise=noise,
+                yardstick=self.yardstick(noise),
+                sampler=self._sampler,
+            )
+            rule = None if model.study is None else self._rules(model.study)
+            outcome = self._evaluate(candidate, rule)
+            if isinstance(outcome, Failure):
+                raise SearchFailedError(
+                    f"{self._experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"
+                )
+            measurement = Measurement.of(model, outcome, images=self._images, seed=noise.seed)
+            self._experiment.keep_measured(key, measurement.to_json())
+        self._advance(note=f"{self._sign * measurement.loss:.4g}")
+        return measurement
+
+    def on_each(self, noises: Iterable[Noise], model: Model) -> Measurement:
+        """One model on several groups of noise, joined; raises as :meth:`on`."""
+        return Measurement.joined([self.on(noise, model) for noise in noises])
+
+    def possible(self, noises: Sequence[Noise], models: Iterable[Model]) -> list[Measurement]:
+        """Those of the models that can be evaluated, on these groups of noise; a notice names the others.
+
+        Raises:
+            ObjectiveError: as :meth:`on`.
+        """
+        measured = []
+        for model in models:
+            try:
+                measured.append(self.on_each(noises, model))
+            except SearchFailedError as error:
+                notice(f"{error}; it is left out")
+        return measured
+
+    def yardstick(self, noise: Noise) -> Yardstick | None:
+        """What losses on this noise are relative to, measured if nobody has yet; ``None`` if they are absolute.
+
+        That on the search's noise is a notice.
+
+        Raises:
+            ObjectiveError: it cannot be measured, or nothing can be relative to it.
+        """
+        average = self._objective.fixed_average
+        if average is None:
+            return None
+        key = sample_key(self._images or self._objective.samples.per_evaluation, noise, self._title)
+        stored = self._experiment.yardstick(key)
+        if stored is not None:
+            return stored
+        candidate = Candidate(average, images=self._images or None, noise=noise, sampler=self._sampler)
+        yardstick = self._measured_yardstick(candidate)
+        self._experiment.keep_yardstick(key, dataclasses.asdict(yardstick))
+        if noise == SEARCH:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in yardstick.metrics.items())
+            notice(f"{self._experiment.name}: losses are relative to an average of the checkpoints: {values}")
+        return yardstick
+
+    def _measured_yardstick(self, candidate: Candidate) -> Yardstick:
+        """The yardstick from the average's evaluation; raises as :meth:`yardstick`."""
+        outcome = self._evaluate(candidate, None)
+        if isinstance(outcome, Failure):
+            reason = outcome.reason
+        else:
+            try:
+                return self._objective.yardstick(outcome)
+            except LcscError as error:
+                reason = str(error)
+        raise ObjectiveError(
+            f"the loss is relative to an average of the checkpoints, and this average cannot be scored: {reason}; "
+            "use loss: fid, or leave out the checkpoints that cannot sample"
+        )
+
+
+def trained_models(experiment: StoredExperiment, objective: Objective) -> list[Model]:
+    """The models that the trainer has made itself: the last checkpoint, and its own EMA where it kept one.
+
+    The hash of the EMA is stored: an EMA that is gone later is still one of them, with its measurements.
+
+    Raises:
+        TrajectoryError: the EMA that the user named is not there, or of another model, and none was known before.
+    """
+    count = len(objective.steps)
+    models = [Model(LAST_CHECKPOINT, last_alone(count))]
+    sha256 = known_sha256 = experiment.attributes.get(TRAINER_EMA_SHA256)
+    try:
+        if objective.trajectory is not None:
+            sha256 = objective.trajectory.trainer_ema_sha256 or known_sha256
+    except TrajectoryError:
+        if known_sha256 is None:
+            raise
+    if sha256 is not None:
+        experiment.set_attribute(TRAINER_EMA_SHA256, sha256)
+        models.append(Model(TRAINER_EMA, trainer_ema(count), weights_sha256=sha256))
+    return models
+
+
+def score_as_trained(experiment: StoredExperiment, objective: Objective, measurer: Measurer, images: int | None) -> None:
+    """Score the trainer's models as the report will, and print them: these numbers are also in the trainer's log.
+
+    If one cannot be evaluated, that is said, and the search may begin.
+
+    Args:
+        experiment: what is going to be searched.
+        objective: of the experiment.
+        measurer: of as many images as the report will have.
+        images: how many these are; ``None`` if there will be no report, and they are scored as a search's candidates.
+
+    Raises:
+        ObjectiveError: what losses are relative to cannot be measured.
+        TrajectoryError: as :func:`trained_models`.
+    """
+    noise = SEARCH if images is None else HELD_OUT
+    size = ""
+    if images:
+        size = f" on {images:,} {'items' if objective.sampler is None else 'images'}"
+    merges_averages = objective.trajectory is not None and objective.trajectory.merges_averages
+    for model in trained_models(experiment, objective):
+        try:
+            measurement = measurer.on(noise, model)
+        except SearchFailedError as error:
+            notice(str(error))
+            continue
+        kind = f" ({TRAINER_EMA})" if merges_averages and model.name == LAST_CHECKPOINT else ""
+        notice(
+            f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
+            f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log: if they differ, "
+            "this score does not measure what your trainer does"
+        )
+
+
+def _described(measurement: Measurement, sign: int) -> str:
+    """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
+    shown = {name: value for name, [value] in measurement.values.items() if not name.endswith(STANDARD_ERROR)}
+    loss = shown.pop("loss")
+    if sign * loss not in shown.values():
+        shown = {"loss": loss, **shown}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

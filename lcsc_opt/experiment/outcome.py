@@ -1,0 +1,31 @@
+"""What became of a search that had finished before this run, in one line for people."""
+
+from __future__ import annotations
+
+import datetime
+
+from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.database.opened import Database
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.states import Attributes
+from lcsc_opt.database.urls import files_directory
+from lcsc_opt.objective.checkpoints_alone import new_checkpoints
+
+
+def outcome_of_finished(database: Database, spec: StudySpec) -> str:
+    """The result of a search that had finished, from when it is, and what lies beside its checkpoints by now."""
+    study = HistoryReader(database.existing()).read_summary(spec.name)
+    stored = database.contents.studies[spec.name]
+    line = f"{finished_already(stored)}; best {study.searched:.4g} after {study.evaluations} evaluations"
+    if stored["search_ended"]["exhausted"]:
+        line += "; the optimizer has no further candidates"
+    if spec.is_grid:  # what follows is advice for searches
+        return line
+    new = new_checkpoints(database.contents.experiments[spec.experiment], spec.name, files_directory(database.url))
+    return f"{line}; {new}" if new else line
+
+
+def finished_already(stored: Attributes) -> str:
+    """``finished already, 2026-11-27 08:41``: that a result is not new, and from when it is."""
+    ended_at = datetime.datetime.fromtimestamp(stored["search_ended"]["at"])
+    return f"finished already, {ended_at:%Y-%m-%d %H:%M}"

@@ -1,0 +1,186 @@
+"""Makes the report of an experiment: all models once, on the same noise, and the answer.
+
+A search overfits its group of noise a little, and the best of several values is too good by chance. So the best trials
+of all searches are scored on the *selection* noise, where the answer is chosen among them and what the user had
+(:mod:`~lcsc_opt.experiment.answer`). Then the answer, the best of each search and what the user had are measured on
+*held-out* noise, which decided nothing, in all metrics; and in a second sampler, if the objective has one.
+
+What was measured is stored with the experiment. So a report that is made again, with another search, another metric or
+more images, measures only what is missing, and is the one that would have been made at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.names import EMA
+from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
+from lcsc_opt.experiment.answer import WAY, choose, on_the_way
+from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
+from lcsc_opt.experiment.warnings import warnings_of
+from lcsc_opt.objective.contract import Objective
+
+
+def make_report(
+    experiment: StoredExperiment,
+    searches: Sequence[Searched],
+    objective: Objective,
+    plan: ReportPlan,
+    evaluate: Evaluate,
+    *,
+    keep: bool = True,
+) -> Report:
+    """Measure all models of the experiment, and choose the answer.
+
+    Each measurement is stored as soon as it is known and never repeated, also after an interruption.
+
+    Args:
+        experiment: with ``keep`` it gets the report.
+        searches: those with a comparable trial; at least one.
+        objective: of the experiment.
+        plan: how many images, and which noise.
+        evaluate: evaluates one candidate.
+        keep: whether the report is stored; otherwise only its measurements are.
+
+    Raises:
+        StudyStoreError: no search has a comparable trial.
+        SearchFailedError: none of the best trials, or not the answer, can be evaluated.
+        ObjectiveError: what losses are relative to cannot be measured.
+        TrajectoryError: as :func:`~lcsc_opt.experiment.measuring.trained_models`.
+    """
+    if not searches:
+        raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; continue the search")
+    samplers = objective.samples.samplers
+    rules = {search.study: search.rule for search in searches}
+    noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
+    trained = trained_models(experiment, objective)
+    finalists = math.ceil(plan.top / len(searches))
+    each_model = len(searches) + len(trained) + 1
+    most = finalists * len(searches) + len(trained) + len(WAY) + each_model * (len(noises) + len(samplers[1:]))
+    with progress(f"{experiment.name}: report", most) as advance:
+        new_measurer = functools.partial(Measurer, experiment, objective, evaluate, rules.__getitem__, advance)
+        measurer = new_measurer(images=plan.images)
+        choice = _Choice.of(searches, trained, finalists, objective, measurer)
+        report = Report(
+            parts=(_part(choice, noises, measurer, _title(objective, 0)),),
+            answer=choice.answer.name,
+            had=tuple(model.name for model in choice.had),
+            found={study: model.name for study, model in choice.found.items()},
+            evaluations={search.study: search.evaluations for search in searches},
+            top=plan.top,
+            selection={name: experiment.record.sign * loss for name, loss in choice.losses.items()},
+            metrics=measurer.reported,
+            sign=experiment.record.sign,
+        )
+        if len(samplers) > 1:
+            images = min(plan.images, objective.samples.per_evaluation)
+            elsewhere = new_measurer(images=images, sampler=1)
+            try:
+                second = _part(choice, noises[:1], elsewhere, _title(objective, 1))
+                report = dataclasses.replace(report, parts=(*report.parts, second))
+            except (SearchFailedError, ObjectiveError) as error:
+                notice(f"{samplers[1].text}: {error}; it is left out")
+        advance(0, note=f"{report.shown(report.of_answer):.4g}")  # the bar ends on the answer's number
+    report = dataclasses.replace(report, warnings=tuple(warnings_of(report, searches, measurer.yardstick(noises[0]))))
+    for warning in report.warnings:
+        notice(f"{experiment.name}: {warning}")
+    if keep:
+        experiment.set_attribute(REPORT, report.to_json())
+    return report
+
+
+def _title(objective: Objective, sampler: int) -> str | None:
+    """How the images are made, for people; ``None`` without images."""
+    samplers = objective.samples.samplers
+    return samplers[sampler].text if samplers else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """What was chosen on the noise of the choice.
+
+    Attributes:
+        answer: the best model that is known.
+        had: what the user had, as far as it could be measured.
+        found: study → its best model.
+        losses: the name of a model → its loss.
+    """
+
+    answer: Model
+    had: Sequence[Model]
+    found: Mapping[str, Model]
+    losses: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        searches: Sequence[Searched],
+        trained: Sequence[Model],
+        finalists: int,
+        objective: Objective,
+        measurer: Measurer,
+    ) -> _Choice:
+        """Measure the finalists of all searches, what the user had, and points between; raises as the report."""
+        of_grids: list[Measurement] = []
+        of_searches: list[Measurement] = []
+        found: dict[str, Measurement] = {}
+        for search in searches:
+            measured = measurer.possible([SELECTION], search.best_models(finalists, objective.steps))
+            if not measured:
+                continue
+            found[search.study] = min(measured, key=_loss)
+            (of_grids if search.is_ema_grid else of_searches).extend(measured)
+        if not found:
+            raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
+        had = measurer.possible([SELECTION], trained)
+        if of_grids:
+            ema = _as_ema(min(of_grids, key=_loss))
+            had.append(ema)
+            found = {study: ema if _same(measured, ema) else measured for study, measured in found.items()}
+            if of_searches:
+                ways = on_the_way(ema.model, min(of_searches, key=_loss).model)
+                of_searches += measurer.possible([SELECTION], ways)
+        answer = choose(had, of_searches or ([] if had else of_grids), judge=measurer.reported.cross_check)
+        return cls(
+            answer.model,
+            [measured.model for measured in had],
+            {study: measured.model for study, measured in found.items()},
+            {measured.model.name: measured.loss for measured in (*had, *of_grids, *of_searches)},
+        )
+
+
+def _loss(measured: Measurement) -> float:
+    return measured.loss
+
+
+def _as_ema(measured: Measurement) -> Measurement:
+    """The best average under the name by which everybody knows it."""
+    return dataclasses.replace(measured, model=dataclasses.replace(measured.model, name=EMA))
+
+
+def _same(measured: Measurement, other: Measurement) -> bool:
+    return (measured.model.study, measured.model.trial) == (other.model.study, other.model.trial)
+
+
+def _part(choice: _Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:
+    """What the user had, the best of each search, and the answer, on these groups of noise.
+
+    Raises:
+        SearchFailedError: the answer cannot be evaluated.
+        ObjectiveError: what losses are relative to cannot be measured there.
+    """
+    models = {model.name: model for model in (*choice.had, *choice.found.values())}
+    models.pop(choice.answer.name, None)
+    answer = measurer.on_each(noises, choice.answer)
+    measured = {one.model.name: one for one in (answer, *measurer.possible(noises, models.values()))}
+    order = dict.fromkeys([*(model.name for model in (*choice.had, *choice.found.values())), choice.answer.name])
+    return Part(sampler, tuple(measured[name] for name in order if name in measured))

@@ -1,0 +1,116 @@
+"""How long searches and reports take, by the pace of a rehearsal; and what fits into a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
+from lcsc_opt.base.study_spec import BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.optimizers import attach_evaluation, candidate_of
+from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.optimizers.registry import configure
+from lcsc_opt.study.planning import new_driver, parallelism, usable_budget
+
+_SECONDS_TO_STORE = 0.02  # of a trial, next to its evaluation
+_SIMULATED = 1000  # candidates; more of them cost like the mean of these
+_FEWEST = 2  # evaluations
+_POINTS_BETWEEN = 3  # EMA* and the best that was found
+
+
+def evaluations_in(spec: StudySpec, objective: Objective, pace: Pace) -> int:
+    """About how many plain evaluations fit into a search's time: what its optimizer plans with; the clock ends it."""
+    seconds = (spec.budget.seconds or 0.0) * _at_once(spec, objective)
+    return max(int(seconds / (pace.plain + _SECONDS_TO_STORE)), _FEWEST)
+
+
+def _candidates(optimizer: Driver) -> Iterator[Candidate]:
+    """What an optimizer asks for while its steps lead nowhere: numbers of images do not depend on losses."""
+    while True:
+        nevergrad_candidate = optimizer.ask()
+        yield candidate_of(nevergrad_candidate)
+        no_gradient = np.zeros_like(nevergrad_candidate.value)
+        attach_evaluation(nevergrad_candidate, Evaluation(1.0, gradient=no_gradient))
+        optimizer.tell(nevergrad_candidate, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How many seconds an evaluation takes with as many images as a search's; 0 where it was not timed.
+
+    Attributes:
+        gradient: with its gradient.
+        search: without.
+        selection: on the noise of the choice.
+        held_out: on that of the report, with its metrics.
+        also: in the second sampler.
+        layout: of the network's weights, in which trials take that long.
+    """
+
+    gradient: float = 0.0
+    search: float = 0.0
+    selection: float = 0.0
+    held_out: float = 0.0
+    also: float = 0.0
+    layout: str = CONTIGUOUS
+
+    @property
+    def plain(self) -> float:
+        """Of an evaluation of a search without a gradient, as far as it is known."""
+        return self.search or self.selection or self.gradient
+
+
+def searches_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace) -> float:
+    """How long searches take at most: some optimizers end by themselves."""
+    seconds = 0.0
+    for spec in specs:
+        budget = usable_budget(spec, objective)
+        seconds += budget.seconds or _search_seconds(spec, objective, pace) / _at_once(spec, objective)
+    return seconds
+
+
+def _at_once(spec: StudySpec, objective: Objective) -> int:
+    """How many workers evaluate a candidate each. Where they share the images of one, its time was measured so."""
+    return int(parallelism(spec, objective)["workers"])
+
+
+def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
+    """How long one search takes with one worker; its budget is no time."""
+    budget = usable_budget(spec, objective)
+    images = objective.samples.per_evaluation
+    if not configure(spec.optimizer).needs_gradient:
+        evaluations = budget.evaluations or budget.total / images
+        return evaluations * (pace.plain + _SECONDS_TO_STORE)
+    seconds = 0.0
+    spent = 0.0
+    one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
+    driver = new_driver(one_row, objective, budget, defaults={})
+    for candidate in itertools.islice(_candidates(driver), _SIMULATED):
+        share = 1.0 if candidate.images is None else candidate.images / images
+        seconds += _SECONDS_TO_STORE + share * (pace.gradient if candidate.gradient else pace.plain)
+        spent += share * images if budget.unit == "images" else 1
+        if spent >= budget.total:
+            break
+    return seconds * max(budget.total / spent, 1.0)
+
+
+def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace) -> float:
+    """How long the report of these searches takes: the noise of the choice, held-out noise, and a second sampler."""
+    held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
+    if held_out is None:
+        return 0.0
+    images = objective.samples.per_evaluation
+    share = 1.0
+    if images:
+        share = held_out.images_with(objective.samples.per_report) / images
+    had = 1 if objective.fixed_average is None else 2  # the last checkpoint, and the yardstick
+    finalists = math.ceil(held_out.top / len(specs)) * len(specs)
+    chosen_among = finalists + had + _POINTS_BETWEEN
+    models = len(specs) + had + 1
+    seconds = share * (chosen_among * pace.selection + models * pace.held_out)
+    return seconds + min(share, 1.0) * models * pace.also  # with no more images than an evaluation of the search

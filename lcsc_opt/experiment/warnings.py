@@ -1,0 +1,128 @@
+"""What a report warns of: the answer's costs, another sampler, and searches that overfitted or were too short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from lcsc_opt.base.records import Yardstick
+from lcsc_opt.base.study_spec import GRIDS
+from lcsc_opt.database.metric_rows import MetricRow
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.report import Report, listed
+from lcsc_opt.database.states import compared_trials
+from lcsc_opt.experiment.finalists import Searched
+
+_COMPARE_IMAGES = "Compare images of both models before you use it"
+_SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
+_LEAST_TREND = 10  # trials
+_TREND_LEVEL = 0.05
+
+
+def warnings_of(report: Report, searches: Sequence[Searched], yardstick: Yardstick | None) -> list[str]:
+    """Sentences about the answer, then about searches.
+
+    Args:
+        report: without its warnings.
+        searches: those of the report.
+        yardstick: what the losses are relative to, on the noise of the report.
+    """
+    lines = [*_about_answer(report, yardstick)]
+    if not report.is_found:
+        lines += _why_nothing_found(searches)
+    for search in searches:
+        if split_name(search.study)[1] not in GRIDS:  # their candidates fit nothing
+            lines += _overfitting(search.study, search.trials)
+    return lines
+
+
+def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
+    """What the answer costs, compared with the best that the user had; nothing if it is that itself."""
+    kept = None if yardstick is None else yardstick.kept
+    for row in report.rows(report.answer):
+        if yardstick is not None and row.metric == kept and row.misses(yardstick.bound):
+            yield (
+                f"keep: {row.metric} of the answer is {row.value:.4g}, beyond its bound of {yardstick.bound:.4g} by "
+                "more than the error; continue the search, or search with more images per evaluation"
+            )
+    best = report.best_had(report.headline_metric)
+    if not report.is_found or best is None:
+        return
+    against = best.model.name
+    costs = report.costs(report.answer, against)
+    if costs:
+        line = f"the answer has a cost, compared with {against}: {_changes(costs)}. {_COMPARE_IMAGES}"
+        can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
+        yield f"{line}, or search with keep: precision" if can_be_kept and kept is None else line
+    unconfirmed = [
+        row
+        for row in report.rows(report.answer, against)[1:]
+        if row.is_judge and not row.lost and row.gain is not None and row.gain <= 0
+    ]
+    if unconfirmed:
+        yield (
+            f"the gain over {against} does not show in what the search did not see: {_changes(unconfirmed)}. "
+            f"{_COMPARE_IMAGES}"
+        )
+    if len(report.parts) > 1:
+        yield from _in_another_sampler(report, against)
+
+
+def _in_another_sampler(report: Report, against: str) -> Iterator[str]:
+    """The warning that the loss or a judge of it is worse than the best that the user had, in the second sampler."""
+    here = {row.metric: row for row in report.rows(report.answer, against)}
+    rows = report.rows(report.answer, against, part=1)
+    decisive = [row for row in rows if row is rows[0] or row.is_judge]
+    turned = [row for row in decisive if row.lost and (here[row.metric].gain or 0.0) > 0]
+    if turned:
+        first, second = report.parts
+        yield (
+            f"in another sampler the answer is worse than {against}: {_changes(turned)} with {second.sampler}; with "
+            f"{first.sampler}, {_changes([here[row.metric] for row in turned])}. Use it only with the sampler that it "
+            "was searched with"
+        )
+
+
+def _why_nothing_found(searches: Sequence[Searched]) -> Iterator[str]:
+    """What may help where no search found anything better: it overfitted, or it was too short."""
+    grids = [search.lowest_loss for search in searches if search.is_ema_grid]
+    others = [search.lowest_loss for search in searches if not search.is_ema_grid]
+    if not grids or not others:
+        return
+    if min(others) < min(grids):
+        yield (
+            "on their own noise the searches got below EMA*, and on other noise not certainly: they overfitted. Search "
+            "with more data, or with fewer evaluations"
+        )
+    else:
+        yield "no search got below EMA*, not even on its own noise: search with more evaluations"
+
+
+def _changes(rows: Sequence[MetricRow]) -> str:
+    return listed([row.change for row in rows])
+
+
+def _overfitting(study: str, trials: Sequence[FrozenTrial]) -> Iterator[str]:
+    """A warning if, in the later half of the search, the loss fell and that to held-out real images rose.
+
+    Both are trends of Kendall's rank correlation with time (Mann 1945) at a level of 5 %.
+    """
+    # the loss, and the loss with its FID to the held-out real images
+    pairs = [(trial.value, trial.user_attrs.get("unseen")) for trial in compared_trials(trials)]
+    complete_pairs = [pair for pair in pairs if pair[1] is not None]
+    recent = np.array(complete_pairs[len(complete_pairs) // 2 :])
+    if len(recent) < _LEAST_TREND:
+        return
+    from scipy.stats import kendalltau  # takes a second
+
+    loss_trend, unseen_trend = (kendalltau(np.arange(len(recent)), column) for column in recent.T)
+    is_certain = max(loss_trend.pvalue, unseen_trend.pvalue) < _TREND_LEVEL
+    if is_certain and loss_trend.statistic < 0 < unseen_trend.statistic:
+        rise = f"{recent[:, 1].min():.4g} → {recent[:, 1].max():.4g}"
+        yield (
+            f"{study}: the loss fell, but the distance to held-out real images rose in the later half of the search "
+            f"({rise}): the search is overfitting the reference images. Use more of them, one row of coefficients, or "
+            "a smaller budget"
+        )

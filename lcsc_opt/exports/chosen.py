@@ -1,0 +1,137 @@
+"""Which model of an experiment is handed out: its answer, the best of one search, or one trial."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.coefficients.layer_groups import Rule
+from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.history import best_searched
+from lcsc_opt.database.measurement import Model
+from lcsc_opt.database.names import is_ours, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.report import REPORT, Report
+from lcsc_opt.database.store import Contents, StoredStudy, read_contents
+from lcsc_opt.database.urls import files_directory
+from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A model of an experiment, with what was measured of it.
+
+    Attributes:
+        experiment: its name.
+        model: what is handed out.
+        study: the search that it was found in, or between whose best and another model it lies; ``None`` of a model
+            that was not searched for.
+        measured: ``loss`` and ``metrics`` of the search, and ``held_out`` of the report, as far as they are known.
+        report: of the experiment; ``None`` before there is one.
+        stored: the attributes of the experiment.
+        rows: the rule of the model's rows of coefficients.
+        files: the folder beside the database.
+    """
+
+    experiment: str
+    model: Model
+    study: str | None
+    measured: Mapping[str, Any]
+    report: Report | None
+    stored: Mapping[str, Any]
+    rows: Rule | None
+    files: Path
+
+    @classmethod
+    def of(cls, storage: RDBStorage, name: str, trial: int | None = None) -> Chosen:
+        """The answer of an experiment, or the best of a study, or one trial of it.
+
+        Before there is a report, an experiment's is the trial of the lowest searched loss.
+
+        Args:
+            storage: the database.
+            name: of an experiment, or of a study.
+            trial: the number of a study's trial.
+
+        Raises:
+            StudyStoreError: there is no such experiment, study or trial, or no comparable trial has finished.
+        """
+        contents = read_contents(storage)
+        if is_ours(name):
+            return cls._of_study(storage, contents, name, trial)
+        reader = HistoryReader(storage)
+        studies = reader.read_summaries(name)  # raises where there is no such experiment
+        report = studies[0].report
+        if report is not None:
+            answer = report.of_answer
+            return cls._of(storage, contents, name, answer.model, report, {})
+        best = best_searched(studies)
+        if best is None:
+            raise StudyStoreError(f"{name}: no comparable trial has finished yet; continue the search")
+        return cls._of_study(storage, contents, best.study, None)
+
+    @classmethod
+    def _of_study(cls, storage: RDBStorage, contents: Contents, name: str, number: int | None) -> Chosen:
+        study = StoredStudy.open(storage, name)
+        experiment = split_name(name)[0]
+        report = Report.from_json(contents.experiments[experiment].get(REPORT))
+        found = None if report is None else report.of_study(name)
+        if number is None and found is not None:
+            number = found.model.trial
+        trial = study.trial_or_best(number)
+        measured: dict[str, Any] = {"metrics": trial.user_attrs.get("metrics", {})}
+        if trial.value is not None:
+            measured["loss"] = study.sign * trial.value
+        model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
+        if found is not None and found.model.trial == trial.number:
+            model = found.model
+        return cls._of(storage, contents, experiment, model, report, measured)
+
+    @classmethod
+    def _of(
+        cls,
+        storage: RDBStorage,
+        contents: Contents,
+        experiment: str,
+        model: Model,
+        report: Report | None,
+        measured: Mapping[str, Any],
+    ) -> Chosen:
+        on_held_out = None if report is None else report.measured(model.name)
+        if report is not None and on_held_out is not None:
+            held_out = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
+            measured = {**measured, "held_out": held_out}
+        rows = None
+        if model.study is not None:
+            rows = contents.studies[model.study]["specification"]["space"]["rows"]
+        stored = contents.experiments[experiment]
+        return cls(experiment, model, model.study, measured, report, stored, rows, files_directory(storage.url))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the checkpoints."""
+        return tuple(self.stored["steps"])
+
+    @property
+    def trajectory_sha256(self) -> str | None:
+        """Of the checkpoints, as the objective describes them; ``None`` if it does not."""
+        sha256 = self.stored["problem"]["decides"]["objective"].get("trajectory")
+        return sha256 if isinstance(sha256, str) else None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.model.title} of {self.experiment}"
+
+    def checkpoints_alone(self) -> CheckpointsAlone | None:
+        """The checkpoints without model and data, in the model's rows; ``None`` where these do not suffice to merge.
+
+        Raises:
+            TrajectoryError: the checkpoints are gone, or are others.
+        """
+        return CheckpointsAlone.of(self.stored, self.experiment, self.rows, self.files)

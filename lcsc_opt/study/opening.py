@@ -1,0 +1,295 @@
+"""One search of an experiment: planned with its objective, begun or continued in the database, and searched.
+
+::
+
+    search = Search(spec, objective, stored, …)  # nothing is written
+    with search.held(storage):
+        search.run(yardstick)  # ask → write → evaluate → write → tell
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import Coefficients, Yardstick
+from lcsc_opt.base.study_spec import BudgetSpec, StudySpec
+from lcsc_opt.database.history import NODES
+from lcsc_opt.database.states import Attributes, compared_trials, is_searched
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
+from lcsc_opt.evaluation.layouts import InLayout
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.optimizers.driver import Driver
+from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.study.loop import Loop, TrialCallback
+from lcsc_opt.study.planning import (
+    advice,
+    check,
+    first_attributes,
+    new_driver,
+    stored_specification,
+    usable_budget,
+    why_incomplete,
+)
+
+_NODES_SECONDS = 10.0  # between two writes of the workers' state
+_PLANNED_IN_A_DRY_RUN = BudgetSpec(evaluations=100)  # none of which are made
+
+
+class Search:
+    """One search, in this process.
+
+    Args:
+        spec: of the study.
+        objective: what is searched.
+        stored: the attributes of the stored study; ``None`` for a new one.
+        environment: the versions of now.
+        origin: where a new one begins; ``None`` leaves it to the specification.
+        planned: with how many evaluations a new optimizer plans, if its budget is a time.
+        changed: what was accepted that changed since it began, for messages.
+        retry_failed: whether trials that failed after the last success are asked again.
+
+    Attributes:
+        spec: its specification.
+        attributes: those that the study has, or begins with.
+        stored: the study in the database, from when it is first :meth:`held`.
+
+    Raises:
+        LcscError: the objective does not allow the study.
+    """
+
+    stored: StoredStudy
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        objective: Objective,
+        stored: Attributes | None,
+        environment: Mapping[str, Any],
+        *,
+        origin: Coefficients | None = None,
+        planned: int | None = None,
+        changed: str = "",
+        retry_failed: bool = False,
+    ) -> None:
+        check(spec, objective)
+        self.spec = spec
+        self._objective = objective
+        self._changed = changed
+        self._retry_failed = retry_failed
+        self._repeated = 0  # trials that are asked again
+        self._updated = {"specification": stored_specification(spec), "environment": environment}
+        if stored is None:
+            for line in advice(spec, objective):
+                notice(line)
+            stored = first_attributes(spec, objective, origin, planned)
+        self.attributes: Attributes = {**stored, **self._updated}
+        incomplete = why_incomplete(spec, objective)
+        if incomplete is not None:
+            notice(incomplete)
+        known_origin = stored.get("origin")
+        self._origin = None if known_origin is None else np.array(known_origin, dtype=np.float64)
+
+    def ask_once(self) -> None:
+        """Ask the optimizer for a candidate that nobody evaluates: a dry run shows so whether the optimizer works here.
+
+        Raises:
+            SearchFailedError: it does not, as one whose package is missing.
+            StudySpecError: the study begins where its space has no point.
+        """
+        with self._new_driver(_PLANNED_IN_A_DRY_RUN) as driver:
+            driver.ask()
+
+    @contextlib.contextmanager
+    def held(self, storage: RDBStorage, before: Attributes | None) -> Iterator[None]:
+        """Create or open the study, and hold its lock while this is open.
+
+        What changed is written, and failed trials are forgotten if they are to be asked again.
+
+        Args:
+            storage: the database.
+            before: the attributes with which the study was compared; ``None`` if there was none.
+
+        Raises:
+            StudyStoreError: another process runs the study, or has changed it since it was compared.
+        """
+        study = StoredStudy.open_or_create(storage, self.spec.name, self.attributes)
+        with study.hold():
+            expected = self.attributes if before is None else before
+            as_stored = json.loads(json.dumps(expected["specification"]))  # tuples become lists, as in the database
+            if study.attributes["specification"] != as_stored:
+                raise StudyStoreError(f"{self.spec.name}: another process has just changed it; run this again")
+            for name, value in self._updated.items():
+                if value != study.attributes.get(name):
+                    study.set_attribute(name, value)
+            if self._retry_failed and before is not None:
+                self._repeated = study.retry_failed()
+                if self._repeated:
+                    notice(
+                        f"{study.name}: trials that failed after the last success are repeated: {self._repeated}; "
+                        "earlier failures are kept, because later candidates depend on them"
+                    )
+            self.stored = study
+            yield
+
+    def run(
+        self,
+        yardstick: Yardstick | None,
+        *,
+        layout: str,
+        pool: WorkerPool | None,
+        callbacks: Sequence[TrialCallback] = (),
+    ) -> None:
+        """Search until the budget is spent. Does nothing if the search has already ended.
+
+        One that a callback has stopped has not ended: it continues the next time.
+
+        Args:
+            yardstick: what every loss is relative to; ``None`` if losses are absolute.
+            layout: of the network's weights.
+            pool: the workers; ``None`` if this process evaluates.
+            callbacks: are called with Optuna's study and the trial, after each trial that ends in this run.
+
+        Raises:
+            LcscError: the search fails, or the optimizer does not ask the stored candidates again.
+            Exception: what a callback raises; all results so far are stored.
+        """
+        study = self.stored
+        if is_searched(self.spec, study.attributes):
+            return
+        budget = self._begun_budget()
+        stored = study.attributes
+        in_flight = stored["parallelism"]["in_flight"]
+        # grids ask what they list, and our other optimizers begin at the origin by themselves
+        suggests_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
+        evaluator = InLayout(evaluator_of(self._objective, pool, in_flight), layout)
+        with contextlib.closing(evaluator), self._new_driver(BudgetSpec(**stored["optimizer_budget"])) as driver:
+            loop = Loop(
+                study,
+                driver,
+                evaluator,
+                budget=budget,
+                repeated=self._repeated,
+                first=self._origin if suggests_origin else None,
+                images_per_evaluation=self._objective.samples.per_evaluation,
+                yardstick=yardstick,
+                in_flight=in_flight,
+                workers=stored["parallelism"]["workers"],
+                failures=self.spec.failures,
+                changed=self._changed,
+                callbacks=callbacks,
+            )
+            with self._showing(loop, pool):
+                loop.run()
+        if loop.stopped:
+            notice(f"{study.name}: a callback has stopped the search before its budget was spent")
+            return
+        ended = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
+        if self.spec.budget.seconds is not None:
+            ended["deadline"] = self.spec.budget.seconds
+        study.set_attribute("search_ended", ended)
+
+    def outcome(self) -> str:
+        """The result, in one line for people."""
+        trials = self.stored.trials()
+        best = min((trial.value for trial in compared_trials(trials) if trial.value is not None), default=None)
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        failed = sum(trial.state == TrialState.FAIL for trial in ended)
+        line = "no comparable trial" if best is None else f"best {self.stored.sign * best:.4g}"
+        line += f" after {len(ended)} evaluations"
+        return f"{line} ({failed} failed: lcsc show {self.spec.name})" if failed else line
+
+    def _begun_budget(self) -> BudgetSpec:
+        """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""
+        budget = usable_budget(self.spec, self._objective)
+        if budget.model_dump() != self.stored.attributes["budget"]:
+            self.stored.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
+            self.stored.set_attribute("budget", budget.model_dump())
+        return budget
+
+    def _new_driver(self, planned: BudgetSpec) -> Driver:
+        """A fresh optimizer that plans with this budget, and with the workers that the study began with.
+
+        Others would make it ask other candidates than those that are stored.
+        """
+        return new_driver(
+            self.spec,
+            self._objective,
+            planned,
+            origin=self._origin,
+            defaults=self.attributes["optimizer_defaults"],
+            workers=self.attributes["parallelism"]["workers"],
+        )
+
+    @contextlib.contextmanager
+    def _showing(self, loop: Loop, pool: WorkerPool | None) -> Iterator[None]:
+        """A progress line while this is open. The state of each machine's workers is written now and then."""
+        if loop.last_stored is not None:
+            notice(f"{loop.name}: continuing after trial {loop.last_stored}")
+        is_timed = loop.budget.seconds is not None
+        shown = loop.seconds_spent if is_timed else loop.stored_spent  # what is replayed is not shown again
+        nodes_written_at = -math.inf
+
+        with progress(loop.name, loop.budget.total, done=shown) as advance:
+
+            def on_progress(loop: Loop) -> None:
+                nonlocal shown, nodes_written_at
+                spent = loop.seconds_spent if is_timed else loop.spent
+                advance(max(spent - shown, 0), note=self._progress_note(loop, pool))
+                shown = max(shown, spent)
+                if time.monotonic() - nodes_written_at >= _NODES_SECONDS:
+                    nodes_written_at = time.monotonic()
+                    self._write_nodes(pool)
+
+            on_progress(loop)
+            loop.on_progress = on_progress
+            yield
+            self._write_nodes(pool)
+
+    def _progress_note(self, loop: Loop, pool: WorkerPool | None) -> str:
+        notes = []
+        if loop.best is not None:
+            loss, number = loop.best
+            notes.append(f"best {self.stored.sign * loss:.4g} in trial {number}")
+        if loop.failed:
+            notes.append(f"{loop.failed} failed")
+        if pool is not None and self.spec.ray is not None:
+            notes.append(f"{pool.alive} of {len(pool)} workers")
+        return ", ".join(notes)
+
+    def _write_nodes(self, pool: WorkerPool | None) -> None:
+        """Write what the workers of each machine do."""
+        if pool is not None:
+            nodes = [dataclasses.asdict(node) for node in pool.nodes()]
+            self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
+
+
+def evaluator_of(objective: Objective, pool: WorkerPool | None, in_flight: int) -> Evaluator:
+    """Evaluates candidates, so many at once, by the workers of this run; the study may have begun with others.
+
+    One candidate at a time is shared by all workers. If stages overlap, each worker has two candidates.
+    """
+    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
+    if pool is None:
+        if isinstance(objective, StagedObjective) and overlaps and in_flight > 1:
+            return Pipeline(objective)
+        return InProcessEvaluator(objective)
+    if in_flight == 1 and isinstance(objective, StagedObjective):
+        return SpreadEvaluator(objective, pool)
+    most_jobs = 2 if overlaps and in_flight >= 2 * len(pool) else 1
+    return ProcessEvaluator(pool, most_jobs=most_jobs)
