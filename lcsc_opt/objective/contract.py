@@ -145,11 +145,13 @@ class ReportedMetrics:
             warn if the loss improved and one of these got worse.
         cross_check: the one that shows whether a gain in the loss is real, such as FID in features that the loss does
             not see; lower is better.
+        cross_check_text: that metric, and what sees the images there, in words.
         real_halves: metric → its value for held-out real images in place of samples; empty if none are held out.
     """
 
     signs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cross_check: str | None = None
+    cross_check_text: str | None = None
     real_halves: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -189,7 +191,14 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able: everything that changes results. A study continues only while this stays the same."""
+        """JSON-able: everything that changes losses. A study continues only while this stays the same."""
+
+    def describe_reports(self) -> dict[str, Any]:
+        """JSON-able: what reports have besides, such as metrics or a second sampler.
+
+        It may change while an experiment goes on.
+        """
+        return {}
 
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
@@ -361,11 +370,11 @@ class CoefficientFunction(Objective):
     Args:
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
-        name: its name in the study's fingerprint.
+        name: its name in :meth:`describe`.
         gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
         held_out: ``[K]`` float64 → float, lower is better: the loss of the final report, on data that the search does
             not see. The answer is still chosen by ``function``.
-        held_out_name: the name of ``held_out`` in the study's fingerprint.
+        held_out_name: the name of ``held_out`` in :meth:`describe_reports`.
     """
 
     def __init__(
@@ -421,11 +430,12 @@ class CoefficientFunction(Objective):
         return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 
     def describe(self) -> dict[str, Any]:
-        """The functions' names and the steps."""
-        described: dict[str, Any] = {"callable": self._name, "steps": list(self._steps)}
-        if self._held_out is not None:
-            described["held_out"] = self._held_out_name
-        return described
+        """The function's name and the steps."""
+        return {"callable": self._name, "steps": list(self._steps)}
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The name of the held-out function."""
+        return {"held_out": self._held_out_name}
 
     def _held_out_function(self, candidate: Candidate) -> Callable[[Coefficients], float]:
         if self._held_out is None:

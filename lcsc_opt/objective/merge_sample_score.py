@@ -143,6 +143,7 @@ class MergeSampleScore(StagedObjective):
             return ReportedMetrics(
                 signs=self.scores.signs,
                 cross_check=None if cross_check is None else str(cross_check),
+                cross_check_text=self.scores.cross_check_text,
                 real_halves=self.scores.real_halves(),
             )
 
@@ -156,7 +157,7 @@ class MergeSampleScore(StagedObjective):
         return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
 
     def describe(self) -> dict[str, Any]:
-        """The trajectory's hash, the sampler, the metrics with extractors and references, and the number of images."""
+        """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""
         batch_norm = None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH}
         return {
             "trajectory": self.trajectory.sha256,
@@ -164,9 +165,13 @@ class MergeSampleScore(StagedObjective):
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,
-            "batch_size": self._batch_sizes.describe(),
             "batch_norm": batch_norm,
         }
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The metrics, the extractors that only these need, and the second sampler."""
+        also = None if len(self._samplers) == 1 else self._samplers[1].describe()
+        return {"scores": self.scores.describe_reports(), "also": also}
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on; of a rehearsal, one batch."""

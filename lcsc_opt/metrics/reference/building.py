@@ -118,6 +118,11 @@ class ReferenceSettings(FrozenModel):
             raise MetricError(f"reference: {self.train} holds no images")
         return found
 
+    def image_shape(self, folder: Path) -> tuple[int, int, int]:
+        """Channels, height and width of the images; raises as :meth:`images`."""
+        channels, height, width = self.images(folder).evenly_spaced(1).shape[1:]
+        return channels, height, width
+
     def build(
         self,
         alias: str,
