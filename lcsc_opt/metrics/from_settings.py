@@ -303,20 +303,15 @@ class ScoreSources:
     def _built_cross_check(self, name: str) -> Reference:
         """The reference of one cross-check. Raises MetricError and what reading files and networks raises."""
         settings = self._image_settings(name)
+        images = settings.images(self._folder)
         extractor: FeatureExtractor
         if name == CROSS_CHECK:
-            extractor = SecondFeatures(settings.image_shape(self._folder), self._device)
+            extractor = SecondFeatures(images.evenly_spaced(1).shape[1:], self._device)
         else:
             extractor = self._found(name)()
-        return self._built(
-            settings,
-            name,
-            extractor,
-            # beside a reward alone, the other metrics of reports are in these features
-            features=self.metrics.is_reward_alone,
-            features_of_at_most=MOST_IMAGES,
-            held_out=True,
-        )
+        # beside a reward alone, the other metrics of reports are in these features
+        features = self.metrics.is_reward_alone and images.count <= MOST_IMAGES
+        return self._built(settings, name, extractor, features=features, held_out=True)
 
     def _advice_on_cross_check(self) -> str:
         """How a study file has another cross-check, or none, without this notice."""

@@ -84,16 +84,6 @@ class MetricSuite:
             _check(metric, self.references[metric.extractor])
 
     @property
-    def weights(self) -> Mapping[MetricName, float]:
-        """Metric → its weight in the loss."""
-        return self.loss.weights
-
-    @property
-    def extractors(self) -> tuple[str, ...]:
-        """The names of the extractors whose features the loss is made of."""
-        return self.loss.extractors
-
-    @property
     def extractor(self) -> FeatureExtractor:
         """The extractor of the loss's first metric; it orders image pairs. A reward alone leaves that to pixels."""
         name = self.loss.extractors[0]
@@ -212,10 +202,10 @@ class MetricSuite:
             metrics += [MetricName(formula, name) for formula in REPORTED]
             if reference.held_out is not None:
                 metrics.append(MetricName(FID_HELD_OUT, name))
-        if REWARD in self.loss.extractors or len(self.weights) > 1:
-            metrics = [*self.weights, *metrics]
+        if REWARD in self.loss.extractors or len(self.loss.weights) > 1:
+            metrics = [*self.loss.weights, *metrics]
         elif self.loss.keep is None:
-            metrics = [metric for metric in metrics if metric not in self.weights]
+            metrics = [metric for metric in metrics if metric not in self.loss.weights]
         metrics.append(MetricName(OUTSIDE, OUTSIDE))
         return tuple(dict.fromkeys(metrics))
 
@@ -223,7 +213,7 @@ class MetricSuite:
         """The extractors whose features reports compare with those of real images."""
         if self._metrics.is_reward_alone:
             return list(self._report_references)[:1]
-        return [name for name in self.extractors if name not in WITHOUT_NETWORK] or self.extractors
+        return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:
@@ -276,7 +266,7 @@ class MetricSuite:
             description["keep"] = str(self.loss.keep)
         if self.loss.bound is not None:
             description["bound"] = self.loss.bound
-        description["extractors"] = self._described(self.extractors)
+        description["extractors"] = self._described(self.loss.extractors)
         return description
 
     def describe_reports(self) -> dict[str, Any]:
@@ -285,7 +275,7 @@ class MetricSuite:
         return {
             "metrics": sorted(str(metric) for metric in self._metrics.searched),
             "held_out_metrics": sorted(str(metric) for metric in self._metrics.reported),
-            "extractors": self._described(extractors.difference(self.extractors)),
+            "extractors": self._described(extractors.difference(self.loss.extractors)),
         }
 
     def _described(self, extractors: Iterable[str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        reason = why_no_gradient(self.scores.weights)
+        reason = why_no_gradient(self.scores.loss.weights)
         if reason:
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):

@@ -134,7 +134,7 @@ def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_p
         cache=tmp_path / "cache", reference={"train": str(folder), "held_out_fraction": 0.3}, **settings
     )
     assert scores.describe()["loss"] == {"fdr": ["digits", "pixels", "tones"]}
-    assert [str(metric) for metric in scores.weights] == ["fid@digits", "fid@pixels", "tones"]
+    assert [str(metric) for metric in scores.loss.weights] == ["fid@digits", "fid@pixels", "tones"]
     tones_of = scores.references["tones"]
     assert tones_of.held_out is not None
     assert tones_of.count + tones_of.selection.count + tones_of.held_out.count == 60

@@ -7,6 +7,7 @@ convolutions with fixed random weights, which respond to edges and colours and k
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class SecondFeatures:
 
     dimension = SECOND_DIMENSION
 
-    def __init__(self, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, image_shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
         channels, height, width = image_shape
         self._is_bundled = channels == 1 and max(height, width) <= SMALL
