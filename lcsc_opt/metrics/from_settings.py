@@ -291,7 +291,7 @@ class ScoreSources:
             reason = str(error).partition("\n")[0]
             missing = f"{MetricName('fid', name)}, which would confirm a gain in features that the loss does not use"
             if not any(settings.holds_images for settings in self._references.values()):
-                notice(f"no cross-check: {missing}, is not measured: {reason}. {self._advice_on_cross_check()}")
+                notice(f"no cross-check: {missing}, is not measured: {reason}")
                 return {}
             name = CROSS_CHECK
             notice(f"cross-check: {missing}, is not measured: {reason}. {MetricName('fid', name)} takes its place")
@@ -312,12 +312,6 @@ class ScoreSources:
         # beside a reward alone, the other metrics of reports are in these features
         features = self.metrics.is_reward_alone and images.count <= MOST_IMAGES
         return self._built(settings, name, extractor, features=features, held_out=True)
-
-    def _advice_on_cross_check(self) -> str:
-        """How a study file has another cross-check, or none, without this notice."""
-        if REWARD in self.metrics.loss.extractors:  # then reports have it whatever other metrics are named
-            return "Name a distance in other features in held_out_metrics of the study file, such as fid@pixels"
-        return "Name a metric in held_out_metrics of the study file, or none: []"
 
     def _image_settings(self, name: str) -> ReferenceSettings:
         """The real images for what may have no reference of its own: ``pixels``, ``tones``, or the cross-check.
