@@ -30,7 +30,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
 from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Loss, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
@@ -61,7 +61,7 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     return MergeSampleScore(
         trajectory,
         sampler,
-        MetricSuite({"inception": Reference.of_images(extractor, real)}),
+        MetricSuite({"inception": Reference.of_images(extractor, real)}, SuiteMetrics.of(Loss.parse("fid"))),
         images=arguments.images,
         batch_size=arguments.batch_size,
         gradient_batch_size=max(arguments.batch_size // 20, 1),

@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lcsc_opt.study.running import run_studies
+
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.objective.of_study import ObjectiveLoader
-from lcsc_opt.study.running import run_studies
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 RESULTS = Path(__file__).parent / "results"

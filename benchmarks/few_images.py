@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from clipping import Loop, Net, Trained, flow_loss, sample, write_reference
 from common import RESULTS, machine, markdown, parse
+from lcsc_opt.study.result import Result
 
 import lcsc_opt
 from lcsc_opt.base.records import Candidate, Coefficients, Noise, Yardstick
@@ -33,7 +34,6 @@ from lcsc_opt.database.history import answer_of
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.result import Result
 
 COUNTS = (60, 120)
 TRAINED_ON = 1200

@@ -33,6 +33,7 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 from common import RESULTS, machine, markdown, parse, run_listed
+from lcsc_opt.study.running import listed, spec_of
 from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
@@ -44,7 +45,6 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.optimizers import build_optimizer, candidate_of
-from lcsc_opt.study.running import listed, spec_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
 

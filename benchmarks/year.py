@@ -30,13 +30,13 @@ from unittest import mock
 import numpy as np
 import optuna
 from common import RESULTS, machine, markdown, parse, run_listed
+from lcsc_opt.study.running import listed
 from werkzeug.test import Client
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.study.running import listed
 from lcsc_opt.views.dashboard.server import application
 
 EXPERIMENTS = 10

@@ -36,7 +36,7 @@ from lcsc_opt.views.ranking import (
     varied_keys,
 )
 from lcsc_opt.views.study_status import duration
-from lcsc_opt.views.tables import by_sampler, comparison_table, settings_table
+from lcsc_opt.views.tables import comparison_tables, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
@@ -101,7 +101,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
             new_columns,
             [_row(row, axis) for row in ranked],
-            _metrics(shown.studies),
+            _metrics(shown),
             _trade_off(shown.of_sweep, across, up, theme),
             metrics,
             metrics,
@@ -267,12 +267,14 @@ def _content() -> list[Any]:
     ]
 
 
-def _metrics(studies: Sequence[Standing]) -> Any:
-    sections = []
-    for title, reported in by_sampler(studies):
-        table = comparison_table(reported)
-        if table is not None:
-            sections.append(parts.section(f"Evaluation metrics, {title}", parts.table(*table)))
+def _metrics(shown: Shown) -> Any:
+    report = shown.studies[0].report
+    sections: list[Any] = [
+        parts.section(f"Evaluation metrics, {title}", parts.table(*table))
+        for title, table in comparison_tables(report, shown.metric)
+    ]
+    if report is not None:
+        sections += [html.P(f"Warning: {warning}.") for warning in report.warnings]
     return sections
 
 
@@ -294,7 +296,6 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
         **_spread_cells("searched", row.searched),
         **_cost_cells("to_ema", row.to_ema.get(axis)),
         **_cost_cells("to_value", row.to_value.get(axis)),
-        "doubtful": row.doubtful,
         "verdict": row.verdict,
         **_difference_cells(row.difference),
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,

@@ -1,4 +1,4 @@
-"""Samples of a study's answer and of EMA* from the same noise; after them the pairs that differ most (App. E)."""
+"""Samples of the answer and of the best that was there before, from the same noise; then pairs that differ most."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from dash import Input, Output, dcc, html, no_update
 from flask import Response, request
 from optuna.storages import RDBStorage
 
-from lcsc_opt.database.history import Standing
-from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views import number
+from lcsc_opt.database.report import Report
+from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.dashboard import parts
 
-NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
+NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width
 
 
 def is_empty(storage: RDBStorage) -> bool:
-    """Whether no study has images."""
+    """Whether no experiment has images."""
     folder = artifact_directory(storage.url)
     return not folder.is_dir() or not any(folder.iterdir())
 
@@ -34,32 +33,33 @@ def build(storage: RDBStorage) -> dash.Dash:
     reader = page.reader
     folder = artifact_directory(storage.url)
     page.in_browser("zoom", Output("zoomed", "children"), Input("zoom", "value"))
-    page.choose(["study", "zoom"], lambda query: (page.chosen_study(query), _zoom(query)), reader.searches)
+    page.choose(["experiment", "zoom"], lambda query: (_experiment(reader, query), _zoom(query)), reader.experiments)
     page.app.server.add_url_rule("/file", view_func=lambda: _file(reader, folder))
 
-    @page.refreshes(Output("links", "children"), Output("images", "children"), controls=["study"])
+    @page.refreshes(Output("images", "children"), controls=["experiment"])
     def draw(_: int, _theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", "", parts.RUNNING_MS, ""
-        studies = reader.summaries([name])
-        if not studies:
-            return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
-        [study] = studies
-        images = StoredImage.of_answer(reader, study, folder)
-        signature = repr((name, study.study_id, study.chosen, [image.artifact_id for image in images]))
+            return "", NOTHING, "", parts.RUNNING_MS, ""
+        if name not in reader.experiments():
+            return f"{name}: no such experiment; choose another one", "", "", parts.IDLE_MS, ""
+        studies = reader.read_summaries(name)
+        report = studies[0].report
+        images = StoredImage.of_experiment(storage, name, report, folder)
+        signature = repr((name, report, [image.artifact_id for image in images]))
         interval = parts.refresh_interval(studies)
         if signature == seen:
-            return *[no_update] * 4, interval, no_update
-        return (
-            "",
-            _headline(study),
-            parts.study_link(study, text="This study"),
-            _panes(study, images),
-            interval,
-            signature,
-        )
+            return *[no_update] * 3, interval, no_update
+        headline = f"{name} has no report yet" if report is None else answer_line(report)
+        return "", headline, _panes(name, images, report), interval, signature
 
     return page.app
+
+
+def _experiment(reader: HistoryReader, query: Mapping[str, str]) -> str | None:
+    """The experiment that the query of an address asks for, by its own name or a study's; else the newest one."""
+    experiments = reader.experiments()
+    asked = query.get("experiment") or query.get("study", "").split("/")[0]
+    return asked or next(reversed(experiments), None)
 
 
 def _zoom(query: Mapping[str, str]) -> int:
@@ -72,15 +72,15 @@ def _zoom(query: Mapping[str, str]) -> int:
 
 
 def _file(reader: HistoryReader, folder: Path) -> Response:
-    """Serve an image that the database names for this study's answer, and no other file of the folder."""
-    name = request.args.get("study", "")
-    if name not in reader.names():
+    """Serve an image that the database names for this experiment, and no other file of the folder."""
+    name = request.args.get("experiment", "")
+    if name not in reader.experiments():
         return parts.image_response(None)
     asked_id = request.args.get("artifact", "")
-    for study in reader.summaries([name]):
-        for image in StoredImage.of_answer(reader, study, folder):
-            if image.artifact_id == asked_id:
-                return parts.image_response(image.content)
+    report = reader.read_summaries(name)[0].report
+    for image in StoredImage.of_experiment(reader.storage, name, report, folder):
+        if image.artifact_id == asked_id:
+            return parts.image_response(image.content)
     return parts.image_response(None)
 
 
@@ -91,9 +91,8 @@ def _content() -> list[Any]:
         html.Div(id="headline", className="headline", role="status"),
         html.Div(
             [
-                parts.field("Study", dcc.Dropdown(id="study", clearable=False)),
+                parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
                 html.Div([html.Label(["Zoom ", html.Output(id="zoomed")], htmlFor="zoom"), slider], className="field"),
-                html.Div(id="links", className="row"),
             ],
             className="controls",
         ),
@@ -101,51 +100,39 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: Standing) -> str:
-    if study.chosen is None:
-        return f"{study.study} has no complete trial yet"
-    answer = f"{study.study}, trial {study.chosen}"
-    if study.held_out is not None:
-        return f"{answer}: held-out {study.metric} {number(study.reported)}"
-    return f"{answer}: searched {study.metric} {number(study.searched)}"
-
-
-def _panes(study: Standing, images: Sequence[StoredImage]) -> Any:
+def _panes(name: str, images: Sequence[StoredImage], report: Report | None) -> Any:
     """The images; if there are none, why, and which command makes them."""
     if not images:
-        return html.P(_why_no_images(study))
+        return html.P(_why_no_images(report))
     shown: list[Any] = []
     unselected = [image for image in images if not image.selected]
     if unselected:
         shown += parts.panes(
-            _served(study, unselected),
+            _served(name, unselected),
             "The first samples of each, not selected; those at the same place come from the same noise. "
             "Open one to see it in full.",
         )
-        compared = [image for image in unselected if image.shows in ("baseline", "answer")]
+        compared = [image for image in unselected if image.shows in ("before", "answer")]
         if len(compared) == 2:
-            shown += parts.before_and_after(*_served(study, compared))
+            shown += parts.before_and_after(*_served(name, compared))
     selected = [image for image in images if image.selected]
     if selected:
         shown.append(html.H2("Pairs that differ most"))
         shown += parts.panes(
-            _served(study, selected),
+            _served(name, selected),
             "Of 1,000 samples of both from the same noise, those whose features differ most: they show how two models "
             "differ, not how good one of them is.",
         )
     return shown
 
 
-def _served(study: Standing, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
-    return [("images/file", {"study": study.study, "artifact": image.artifact_id}, image.caption) for image in images]
+def _served(name: str, images: Sequence[StoredImage]) -> list[parts.ServedImage]:
+    return [("images/file", {"experiment": name, "artifact": image.artifact_id}, image.caption) for image in images]
 
 
-def _why_no_images(study: Standing) -> str:
-    if study.chosen is None:
-        return "No complete trial yet. Images are stored when the search ends."
-    if study.optimizer in BASELINES:
-        return "A baseline has no images of its own: those of each search show it, too. Choose another study."
-    return (
-        "No images are stored with the answer of this study. An objective that samples images stores them "
-        "when the search ends and an EMAGrid study of the same experiment is finished: lcsc run STUDY_FILE"
-    )
+def _why_no_images(report: Report | None) -> str:
+    if report is None:
+        return "No report yet. Images are stored with it, when all searches have ended, or by lcsc evaluate EXPERIMENT."
+    if not report.is_found:
+        return "Nothing certainly better was found, so there is nothing to compare."
+    return "No images are stored: the objective samples none."

@@ -12,7 +12,7 @@ from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import History, Standing, best_ema
+from lcsc_opt.database.history import History, Standing, ema_grid
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.study import distances_figure, own_figures
@@ -107,35 +107,32 @@ def _headline(study: History, progress: Progress) -> str:
 
 def _best(study: History) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
-    if study.held_out is not None:
-        best = f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
-        if study.warning is not None:
-            best += f". Warning: {study.warning}"
-        return best
+    if study.reported is not None:
+        return f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
     if study.searched is None:
         return "no result yet"
     return f"best {study.metric} {number(study.searched)} searched"
 
 
 def _metrics(study: History) -> Any:
-    """The report on held-out noise, if there is one."""
-    if study.held_out is None or not study.held_out.rows:
+    """What the report of the experiment has of its best trial, if there is one."""
+    report = study.report
+    if report is None or study.found is None:
         return ""
     sections = []
-    for report in (study.held_out, study.held_out.also):
-        if report is not None:
-            title = "Evaluation metrics, held out"
-            if report.sampler is not None:
-                title += f", {report.sampler}"
-            header, rows = report_table(report)
-            sections.append(parts.section(title, parts.table(header, rows, text=2)))
+    for index, part in enumerate(report.parts):
+        title = "Evaluation metrics, held out"
+        if part.sampler is not None:
+            title += f", {part.sampler}"
+        header, rows = report_table(report, study.found.model.name, part=index)
+        sections.append(parts.section(title, parts.table(header, rows, text=2)))
     return sections
 
 
 def _signatures(study: History, studies: Sequence[Standing], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
-    ema = best_ema(studies)
-    answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
+    ema = ema_grid(studies)
+    answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.report))
     ema_answer = None
     compared: list[Standing] = [study]
     if ema is not None:

@@ -20,9 +20,9 @@ from lcsc_opt.base import VERSION
 if TYPE_CHECKING:
     from lcsc_opt.base.errors import LcscError
     from lcsc_opt.base.records import Candidate, Evaluation
+    from lcsc_opt.experiment.api import Study, compare, load_objective, load_study, run
+    from lcsc_opt.experiment.calling import search
     from lcsc_opt.objective.contract import Objective
-    from lcsc_opt.study.api import Study, compare, load_objective, load_study, run
-    from lcsc_opt.study.calling import search
     from lcsc_opt.trajectory.trajectory import Trajectory
     from lcsc_opt.trajectory.writer import TrajectoryWriter
 
@@ -48,14 +48,14 @@ _MODULES = {
     "Evaluation": "lcsc_opt.base.records",
     "LcscError": "lcsc_opt.base.errors",
     "Objective": "lcsc_opt.objective.contract",
-    "Study": "lcsc_opt.study.api",
+    "Study": "lcsc_opt.experiment.api",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
-    "compare": "lcsc_opt.study.api",
-    "load_objective": "lcsc_opt.study.api",
-    "load_study": "lcsc_opt.study.api",
-    "run": "lcsc_opt.study.api",
-    "search": "lcsc_opt.study.calling",
+    "compare": "lcsc_opt.experiment.api",
+    "load_objective": "lcsc_opt.experiment.api",
+    "load_study": "lcsc_opt.experiment.api",
+    "run": "lcsc_opt.experiment.api",
+    "search": "lcsc_opt.experiment.calling",
 }
 
 

@@ -72,7 +72,7 @@ class Settings(CheckpointSettings):
         score = self._function("score", context)
         assert score is not None  # a setting that must be given
         model_files = None
-        names = [self.score, self.held_out, self.batch_norm]
+        names = [self.score, self.batch_norm]
         if _is_function(self.model, context):
             names.insert(0, self.model)
         else:  # wherever the folder is, its files count
@@ -84,6 +84,7 @@ class Settings(CheckpointSettings):
             held_out=self._function("held_out", context),
             batch_norm=self._function("batch_norm", context),
             name=", ".join(name for name in names if name),
+            held_out_name=self.held_out,
             model_files=model_files,
         )
 

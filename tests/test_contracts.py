@@ -11,6 +11,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
+from lcsc_opt.study.api import load_objective
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.objective.contract import Samples
 from lcsc_opt.optimizers.registry import OURS
-from lcsc_opt.study.api import load_objective
 from tests.contracts import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
 from tests.evaluation.staged_examples import Stages
 from tests.model_studies import write_model_study

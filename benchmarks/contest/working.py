@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lcsc_opt.study.running import Run, listed
+
 from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_file
 from lcsc_opt.base.errors import SearchFailedError
@@ -26,7 +28,6 @@ from lcsc_opt.database.urls import files_directory
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
-from lcsc_opt.study.running import Run, listed
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, find_answer, in_order_of, studies_that_begin_with, warnings_of
+from lcsc_opt.cli.options import Steps, Storage, in_order_of, open_database, studies_that_begin_with
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
@@ -54,37 +54,44 @@ def export(
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.base.progress import notice
+    from lcsc_opt.database.names import is_ours
     from lcsc_opt.exports import merging, writing
+    from lcsc_opt.exports.chosen import Chosen
     from lcsc_opt.exports.recipe import Recipe
-    from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 
     destination = None
     if out.suffix != ".json":
         destination = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    stored, answer = find_answer(study, storage)
-    if trial is not None and answer is not None:
+    if trial is not None and not is_ours(study):
         raise typer.BadParameter("--trial belongs to a study: experiment/optimizer/seed")
-    objective: Objective | None = CheckpointsAlone.of(stored)
-    if objective is None or (destination is not None and merging.needs_network(stored, objective, destination)):
-        from lcsc_opt.study.running import objective_of  # which imports all optimizers
+    database = open_database(storage, database_of=study)
+    chosen = Chosen.of(database, study, trial)
+    objective: Objective | None = chosen.checkpoints_alone()
+    if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
+        from lcsc_opt.experiment.running import objective_of  # which imports all optimizers
 
-        objective = objective_of(stored)
+        objective = objective_of(database, chosen.loaded_as)
     if destination is None:
-        recipe = Recipe.of_trial(stored, objective, number=trial, answer=answer, dtype=dtype)
+        recipe = Recipe.of_chosen(chosen, objective, dtype=dtype)
         write_atomically(out, recipe.as_text(), error=StudyStoreError)
     else:
-        recipe = merging.export(stored, objective, destination, number=trial, answer=answer)
-    name = f"trial {recipe.trial}" if answer is None else answer.model.name
-    line = f"{out}: {name} of {recipe.study}"
+        recipe = merging.export(chosen, objective, destination)
+    line = f"{out}: {chosen.title}"
     if recipe.loss is not None:
         line += f", searched {number(recipe.loss)}"
     if recipe.held_out is not None:
         held_out: Any = recipe.held_out["loss"]
         line += f", held-out {number(held_out)}"
     say(line)
-    if answer is None and trial is None:
-        for warning in warnings_of(stored):
-            notice(warning)
+    report = chosen.report
+    if report is not None and chosen.model.name == report.answer:
+        for warning in report.warnings:
+            notice(f"{chosen.experiment}: {warning}")
+    elif report is not None and trial is None:
+        notice(
+            f"{study} is worse than {report.answer}, or not certainly better; lcsc export {chosen.experiment} writes "
+            "the best known model"
+        )
 
 
 def apply(

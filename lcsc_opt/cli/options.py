@@ -14,7 +14,7 @@ from lcsc_opt.checkpoints.names import natural_order
 if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
     from optuna.storages import RDBStorage
 
-    from lcsc_opt.database.report import Measurement
+    from lcsc_opt.database.report import Report
     from lcsc_opt.database.store import StoredStudy
 
 
@@ -135,47 +135,9 @@ def find_study(name: str, storage: str | None, *, write: bool = False) -> Stored
     return StoredStudy.open(open_database(storage, database_of=name, write=write), name)
 
 
-def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Measurement | None]:
-    """The study of that name; of an experiment's name the study that has its answer, and the answer.
-
-    Without a report, an experiment's is the study of the lowest searched loss.
-
-    Raises:
-        StudyStoreError: there is neither such a study nor such an experiment, or nothing was searched yet.
-    """
-    from lcsc_opt.base.errors import StudyStoreError
-    from lcsc_opt.database.history import answer_of, best_searched
-    from lcsc_opt.database.names import is_ours
-    from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.store import StoredStudy
-
-    if is_ours(name):
-        return find_study(name, storage), None
-    opened = open_database(storage, database_of=name)
-    studies = HistoryReader(opened).read_summaries(name)
-    found = answer_of(studies)
-    if found is not None:
-        study, _, answer = found
-        return StoredStudy.open(opened, study.study), answer
-    best = best_searched(studies)
-    if best is None:
-        raise StudyStoreError(f"{name}: no comparable trial has finished yet; continue the search")
-    return StoredStudy.open(opened, best.study), None
-
-
-def warnings_of(study: StoredStudy) -> list[str]:
-    """What to know before one search's own answer is used: its report's warning, and that another model is better."""
+def report_of(study: StoredStudy) -> Report | None:
+    """The report of the experiment that a study belongs to; ``None`` before there is one."""
+    from lcsc_opt.database.experiment import StoredExperiment
     from lcsc_opt.database.names import split_name
-    from lcsc_opt.database.report import HeldOutReport
 
-    report = HeldOutReport.from_json(study.attributes.get("held_out"))
-    if report is None:
-        return []
-    lines = [] if report.warning is None else [f"{study.name}: {report.warning}"]
-    if report.answer is not None and report.answer.model != report.found.model:
-        experiment = split_name(study.name)[0]
-        lines.append(
-            f"{study.name} is worse than {report.answer.model.name}, or not certainly better; lcsc export {experiment} "
-            "writes the best known model"
-        )
-    return lines
+    return StoredExperiment.open(study.storage, split_name(study.name)[0]).report

@@ -16,7 +16,7 @@ from lcsc_opt.base.progress import log
 from lcsc_opt.base.streams import is_terminal, printable, results, write_message
 
 if TYPE_CHECKING:
-    from lcsc_opt.database.report import HeldOutReport
+    from lcsc_opt.database.report import Report
 
 _WIDTH_OF_FILES = 140  # characters, where the output is not a terminal; wider where a table needs it
 _LONGEST_IN_ONE_LINE = 24  # characters of a cell
@@ -158,16 +158,17 @@ def say(message: str) -> None:
         write_message(f"{message}\n")
 
 
-def print_report(report: HeldOutReport | None, title: str = "held out") -> None:
-    """Print the rows of a held-out report as a table, and those in another sampler; nothing if there is none."""
+def print_report(report: Report | None, study: str | None = None) -> None:
+    """Print the metrics of a study's best model, else of the answer, a table for each sampler."""
     from lcsc_opt.views.tables import report_table
 
-    if report is None or not report.rows:
+    if report is None:
         return
-    if report.sampler is not None:
-        title += f", {report.sampler}"
-    header, rows = report_table(report)
-    baseline = [name for name in header if name.startswith(f"{report.rows[0].against}")]  # with its interval
-    print_table(header, rows, title=title, optional=(*baseline, "real images"))
-    if report.also is not None:
-        print_report(report.also, title=f"\nheld out, {report.also.found.images:,} images")
+    name = report.answer if study is None else report.found.get(study)
+    for index, part in enumerate(report.parts):
+        if name is None or part.measured(name) is None:
+            continue
+        title = f"\nheld out, {report.images:,} images" if report.images else "\nheld out"
+        title += f", {part.sampler}" if part.sampler else ""
+        header, rows = report_table(report, name, part=index)
+        print_table(header, rows, title=title, optional=(*header[2:],))

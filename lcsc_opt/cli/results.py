@@ -15,18 +15,14 @@ from lcsc_opt.cli.options import (
     Experiment,
     Output,
     Storage,
-    StudyName,
     chosen_storage,
-    find_study,
     open_database,
 )
-from lcsc_opt.cli.output import print_json, print_line, print_report, print_table, say
+from lcsc_opt.cli.output import print_json, print_report, print_table, say
 from lcsc_opt.views import number, percent
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import Standing
-    from lcsc_opt.database.report import HeldOutReport
-    from lcsc_opt.database.store import StoredStudy
 
 _HIDDEN_BY_FID = ("precision", "recall")
 _OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
@@ -51,11 +47,10 @@ def compare(
 
     Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
-    from lcsc_opt.database.history import answer_of
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.answer import answer_line
-    from lcsc_opt.views.ranking import different_samples, points_of, varied_keys
-    from lcsc_opt.views.tables import by_sampler, comparison_rows, comparison_table
+    from lcsc_opt.views.ranking import points_of, varied_keys
+    from lcsc_opt.views.tables import comparison_rows, comparison_tables
 
     if plot is None and axis is not None:
         raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
@@ -71,28 +66,22 @@ def compare(
     elif is_sweep:
         _print_ranking(experiment, points, varied_keys(points))
     else:
-        found = answer_of(studies)
-        if found is not None:
-            say(answer_line(*found))
+        held_out = studies[0].report
+        if held_out is not None:
+            say(answer_line(held_out))
         _print_ranking(experiment, points)
-        for title, reported in by_sampler(studies):
-            metrics = comparison_table(reported, all_metrics=all_metrics)
-            if metrics is not None:
-                header, rows = metrics
-                print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
-    if not is_sweep:
-        warning = different_samples(studies)
-        if warning is not None:
-            say(warning)
+        metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
+        for title, (header, rows) in comparison_tables(held_out, metric, all_metrics=all_metrics):
+            print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
-    names_by_warning: dict[str, list[str]] = {}
-    for study in studies:
-        if study.warning is not None:
-            names_by_warning.setdefault(study.warning, []).append(study.study)
-    for text, names in names_by_warning.items():
-        say(f"{', '.join(names)}: {text}")
+    for point, of_point in points.items():
+        found = of_point[0].report
+        for warning in () if found is None else found.warnings:
+            say(f"{point}: {warning}")
+        if found is not None and found.metrics.cross_check_text:
+            say(f"{point}: the cross-check is {found.metrics.cross_check_text}")
     if plot is not None:
         if is_sweep and not axis:
             axis = ":"  # the trade-off of the two metrics that are chosen for it
@@ -104,8 +93,7 @@ def _print_ranking(title: str, points: Mapping[str, Sequence[Standing]], keys: S
 
     What was searched, on other noise and fewer images, stands last.
     """
-    from lcsc_opt.views.ranking import ranking
-    from lcsc_opt.views.tables import metric_names
+    from lcsc_opt.views.ranking import metric_names, ranking
 
     ranked = []
     for point, studies in points.items():
@@ -181,72 +169,48 @@ def report(
 
 
 def evaluate(
-    study: StudyName,
+    experiment: Experiment,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Images per trial and group. Default: as in the study file, else 10,000.")
+        int | None, typer.Option(min=2, help="Images per model and group. Default: as in the study file, else 10,000.")
     ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Best trials to choose from. Default: as in the study file, else 5.")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
     first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Make this the result that export and compare use.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Make this the report that export and compare use.")] = False,
     accept_changes: AcceptChanges = False,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Choose among the best trials on noise the search never saw.
+    """Report an experiment again: all of its models on noise that no search saw, and the answer.
 
-    The chosen trial, and EMA*, are reported on yet other noise.
-
-    The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
+    The first report becomes the experiment's where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.study import running
-    from lcsc_opt.study.held_out import HeldOutPlan
+    from lcsc_opt.database.opened import Database
+    from lcsc_opt.experiment.running import evaluate_again
+    from lcsc_opt.views.answer import answer_line
 
-    stored = find_study(study, storage, write=True)
-    plan = HeldOutPlan.of(
-        stored,
+    database = Database(chosen_storage(storage, experiment))
+    found, is_kept = evaluate_again(
+        database,
+        experiment,
         images=images,
         top=top,
-        groups=groups,
-        first_group=first_group,
+        seeds=tuple(range(first_group, first_group + groups)),
         keep=keep,
+        accept_changes=accept_changes,
     )
-    report = running.evaluate(stored, plan, accept_changes=accept_changes)
-    if not plan.keep:
-        say(f"{study}: this is a preview; --keep stores it in place of the result")
+    if not is_kept:
+        say(f"{experiment}: this is a preview; --keep stores it in place of the report")
     if output == "json":
-        print_json(report.to_json())
-    else:
-        _print_evaluation(stored, report)
-
-
-def _print_evaluation(stored: StoredStudy, report: HeldOutReport) -> None:
-    """Print the choice on selection noise, and the report on held-out noise."""
-    from lcsc_opt.database.history import as_known
-
-    found = report.found
-    sampled = f", {found.images:,} images" if found.images else ""
-    sign = stored.sign
-    searched = {f"trial {trial.number}": as_known(trial.value, sign) for trial in stored.trials()}
-    rows = []
-    for name, value in report.selection.items():
-        mark = "chosen" if name == found.model.name else ""
-        rows.append((name, number(searched.get(name)), number(value), mark))
-    print_table(("model", "searched", f"selection{sampled}", ""), rows, title=stored.name)
-
-    title = f"held out{sampled}"
-    if sampled:
-        seeds = ", ".join(str(seed) for seed in found.seeds)
-        title += f", noise group{'s' * (len(found.seeds) > 1)} {seeds}"
-    print_report(report, title=title)
-    for baseline in report.baselines:
-        model = baseline.model
-        label = model.name
-        if model.study is not None:
-            label = f"{model.label}: {model.study}, trial {model.trial}"
-        print_line(f"{label}: {number(as_known(baseline.loss, sign))}")
+        print_json(found.to_json())
+        return
+    rows = [(name, number(value), "answer" if name == found.answer else "") for name, value in found.selection.items()]
+    title = f"selection, {found.images:,} images" if found.images else "selection"
+    print_table(("model", title, ""), rows, title=experiment)
+    print_report(found)
+    say(answer_line(found))
 
 
 def dashboard(

@@ -23,16 +23,19 @@ from lcsc_opt.cli.options import (
     find_study,
     in_order_of,
     open_database,
+    report_of,
     studies_that_begin_with,
 )
 from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
 
 if TYPE_CHECKING:
+    from lcsc_opt.base.study_spec import StudySpec
+    from lcsc_opt.database.opened import Database
     from lcsc_opt.exports import Recipe
-    from lcsc_opt.study.running import Run
+    from lcsc_opt.objective.of_study import ObjectiveLoader
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
-_PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_report", "held_out_rows")
+_PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")
 
 
 class StudyOrder(str, enum.Enum):
@@ -141,19 +144,20 @@ def run(
     points, directory, url = _read_points(studies, overrides or (), storage)
 
     from lcsc_opt.base.paths import BuildContext
+    from lcsc_opt.database.opened import Database
     from lcsc_opt.database.urls import files_directory
+    from lcsc_opt.experiment.running import run_studies, studies_of
     from lcsc_opt.objective.of_study import ObjectiveLoader
-    from lcsc_opt.study.running import Run, run_studies, studies_of
 
     if ray is not None:
         points = [point.on_ray(ray) for point in points]
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    chosen = studies_of(points, url, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+    database = Database(url)
+    chosen = studies_of(points, database, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
-        run = Run(chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
-        _print_rehearsed(run, url)
+        _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     else:
-        run_studies(chosen, url, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
+        run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
 
 
 def _read_points(
@@ -168,28 +172,46 @@ def _read_points(
         points = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
         return points, path.absolute().parent, storage_url(storage, points[0].storage)
 
-    from lcsc_opt.study.running import context_of, spec_of
+    from lcsc_opt.database.store import read_contents
+    from lcsc_opt.experiment.running import context_of, spec_of
 
     stored = find_study(studies, storage, write=True)
-    content = with_overrides(spec_of(stored).content(), overrides)
+    contents = read_contents(stored.storage)
+    spec = spec_of(studies, contents)
+    content = with_overrides(spec.content(), overrides)
     points = parse_studies(content, source=" ".join([studies, *overrides]))
-    return points, context_of(stored).directory, stored.storage.url
+    url = stored.storage.url
+    return points, context_of(contents.experiments[spec.experiment], url).directory, url
 
 
-def _print_rehearsed(run: Run, url: str) -> None:
+def _print_rehearsed(
+    specs: Sequence[StudySpec],
+    database: Database,
+    objectives: ObjectiveLoader,
+    *,
+    accept_changes: bool,
+    retry_failed: bool,
+) -> None:
     """Rehearse, and print a table of the studies with what was chosen for them."""
+    from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.urls import masked
+    from lcsc_opt.experiment.running import rehearse_studies
 
-    chosen = run.rehearse()
-    evaluations = run.evaluations()
+    attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
+    evaluations: dict[str, int] = {}
+    if database.storage is not None:
+        stored = HistoryReader(database.storage).summaries([spec.name for spec in specs])
+        evaluations = {study.study: study.evaluations for study in stored}
     rows = []
-    for spec in run.specs:
-        options = {**chosen[spec.name]["optimizer_defaults"], **spec.optimizer.options}
+    for spec in specs:
+        options = {**attributes[spec.name]["optimizer_defaults"], **spec.optimizer.options}
         written = ", ".join(f"{key}={value}" for key, value in options.items())
         in_rows = "one row" if spec.is_grid or spec.space.rows is None else f"rows: {spec.space.rows}"
         done = f"{evaluations.get(spec.name, 0)} evaluations"
         rows.append((spec.name, written or "defaults", f"{spec.space.kind}, {in_rows}", spec.budget, done))
-    print_table(("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(url)}")
+    print_table(
+        ("study", "optimizer options", "space", "budget", "done"), rows, title=f"would run, in {masked(database.url)}"
+    )
 
 
 def list_(
@@ -207,6 +229,7 @@ def list_(
         _print_catalog(output)
         return
     from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.database.store import read_contents
     from lcsc_opt.database.urls import masked
     from lcsc_opt.views.study_status import sorted_studies, studies_table
 
@@ -214,7 +237,7 @@ def list_(
     reader = HistoryReader(database)
     if experiment is None:
         studies = reader.summaries()
-        foreign = len(database.get_all_studies()) - len(studies)
+        foreign = read_contents(database).others
     else:
         studies = reader.read_summaries(experiment)
         foreign = 0
@@ -250,7 +273,6 @@ def show(
     output: Output = "table",
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.database.report import HeldOutReport
     from lcsc_opt.views.study_status import overview
 
     if Path(study).exists() or Path(study).suffix:
@@ -269,7 +291,7 @@ def show(
         return
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
     print_described(study, {name: value for name, value in described.items() if name not in left_out})
-    print_report(HeldOutReport.from_json(described["held_out_report"]))
+    print_report(report_of(stored), described["study"])
     groups = described["layer_groups"]
     if groups is not None:
         _print_groups(groups["names"], described["coefficients"], stored.attributes["steps"])

@@ -134,7 +134,7 @@ class Measurement:
         return statistics.fmean(self.values[metric])
 
     def means(self, sign: int) -> dict[str, Any]:
-        """JSON-able: the means over the groups of noise, and what they are of; the loss by the experiment's ``sign``."""
+        """JSON-able: the means over the groups of noise, and what they are of; the loss by this ``sign``."""
         return {"loss": sign * self.loss, "metrics": self.metrics, "images": self.images, "seeds": list(self.seeds)}
 
     def to_json(self) -> dict[str, Any]:

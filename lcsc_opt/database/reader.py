@@ -23,6 +23,7 @@ from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
+from lcsc_opt.database.experiment import search_yardstick
 from lcsc_opt.database.history import (
     NODES,
     TRIAL,
@@ -37,7 +38,6 @@ from lcsc_opt.database.history import (
 )
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
-from lcsc_opt.database.experiment import search_yardstick
 from lcsc_opt.database.report import REPORT
 from lcsc_opt.database.rows import name_of_loss, trial_rows
 from lcsc_opt.database.states import is_ours, with_losses

@@ -63,7 +63,7 @@ class Report:
     evaluations: Mapping[str, int]
     top: int
     selection: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    metrics: ReportedMetrics = ReportedMetrics()
+    metrics: ReportedMetrics = dataclasses.field(default_factory=ReportedMetrics)
     sign: int = 1
     warnings: tuple[str, ...] = ()
 

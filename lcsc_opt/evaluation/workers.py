@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.study_spec import StudySpec

@@ -65,7 +65,11 @@ def on_the_way(start: Model, end: Model) -> list[Model]:
     """Points between two models; ``[S, K]`` if one of both has rows."""
     difference = end.coefficients - start.coefficients
     return [
-        Model(f"{part} of the way from {start.name} to {end.name}", start.coefficients + share * difference, study=end.study)
+        Model(
+            f"{part} of the way from {start.name} to {end.name}",
+            start.coefficients + share * difference,
+            study=end.study,
+        )
         for part, share in WAY.items()
     ]
 

@@ -30,15 +30,17 @@ from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.history import Standing, as_known
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory, storage_url
+from lcsc_opt.experiment.running import objective_of, run_studies, spec_of, studies_of
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
-from lcsc_opt.study.running import objective_of, run_studies, studies_of
 from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
@@ -82,7 +84,7 @@ class Study:
             LcscError: the objective's file cannot be loaded; or its checkpoints, its data or the study are gone.
         """
         with reading(self.storage) as storage:
-            return objective_of(StoredStudy.open(storage, self.name), self.functions)
+            return objective_of(storage, self.name, self.functions)
 
     @property
     def state(self) -> str:
@@ -101,7 +103,7 @@ class Study:
 
     @property
     def held_out(self) -> float | None:
-        """The same of the chosen trial, on noise that neither the search nor the choice saw; ``None`` before that."""
+        """The same of its best trial, on noise that no search and no choice saw; ``None`` before the report."""
         return self._summary.reported
 
     @property
@@ -174,8 +176,12 @@ class Study:
         Raises:
             LcscError: as :attr:`objective`.
         """
+        experiment = split_name(self.name)[0]
         with reading(self.storage) as storage:
-            alone = CheckpointsAlone.of(StoredStudy.open(storage, self.name))
+            contents = read_contents(storage)
+        rows = spec_of(self.name, contents).space.rows
+        files = files_directory(self.storage)
+        alone = CheckpointsAlone.of(contents.experiments[experiment], experiment, rows, files)
         return self.objective if alone is None else alone
 
     @property
@@ -231,9 +237,10 @@ def run(
     url = storage_url(storage, points[0].storage)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
-        chosen = studies_of(points, url, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
+        database = Database(url)
+        chosen = studies_of(points, database, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
         run_studies(
-            chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
+            chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
         )
     return [Study(spec.name, url) for spec in chosen]
 
@@ -295,8 +302,9 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``maximized``,
         ``searched`` and ``held_out`` (losses; scores where ``maximized`` is true), ``held_out_images`` (how many images
         ``held_out`` is from), ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were
-        sampled), ``held_out_rows`` (the report: the loss and other metrics, each compared with EMA*'s), and
-        ``warnings``; for a sweep ``varied``, too.
+        sampled), ``held_out_rows`` (the loss and other metrics, each compared with EMA*'s); for a sweep ``varied``,
+        too. Once there is a report, the last row is the answer: its ``optimizer`` is ``answer``, its ``study`` the
+        experiment, its rows are compared with the best that was there before; it also has ``model`` and ``warnings``.
 
     Raises:
         StudyStoreError: there is no such experiment, or the database cannot be read.

@@ -17,28 +17,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError, TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings
 from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_studies
-from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, StudySpec, experiment_name, seconds_of
+from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, experiment_name, seconds_of
 from lcsc_opt.coefficients.layer_groups import Rule
-from lcsc_opt.database.connection import open_existing, reading
-from lcsc_opt.database.names import is_ranked, split_name
-from lcsc_opt.database.states import is_finished
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
-from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
-from lcsc_opt.objective.of_study import ObjectiveLoader, code_now
-from lcsc_opt.study.api import Study, TemporaryFolder
-from lcsc_opt.study.comparison import changed_since_finished
-from lcsc_opt.study.defaults import completed
+from lcsc_opt.experiment.api import Study, TemporaryFolder
+from lcsc_opt.experiment.result import Result
+from lcsc_opt.experiment.running import listed, run_studies, studies_of
+from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
-from lcsc_opt.study.outcome import finished_already
-from lcsc_opt.study.result import Result
-from lcsc_opt.study.running import any_study, listed, run_studies
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
 from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
@@ -112,8 +105,8 @@ def search(
         space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images and optimizers that follow the gradient of the loss, else ``None``.
-        budget: evaluations of each optimizer; or a time for all together, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
-            ``timedelta``: then searches end, and only grids such as ``EMAGrid`` are never cut. Reports come after it.
+        budget: evaluations of each optimizer; or a time for each, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
+            ``timedelta``: then its search ends; grids such as ``EMAGrid`` are never cut. The report comes after it.
             A later call with more time continues.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
             kept: a temporary database lives as long as the result or one of its studies.
@@ -173,12 +166,11 @@ def search(
         else:
             url = _url(storage)
         call.files = files_directory(url)
-        all_stored = _stored(url)
+        database = Database(url)
+        contents = database.contents
         experiment = name or call.default_name
         if not call.is_comparable:
-            experiments = {split_name(study)[0] for study in all_stored}
-            experiment = _numbered(experiment, experiments, resume=resume)
-        stored = {study: attributes for study, attributes in all_stored.items() if split_name(study)[0] == experiment}
+            experiment = _numbered(experiment, contents.experiments, resume=resume)
 
         content = call.content(experiment, _optimizers(optimizers), seed, jobs)
         if space is not None or rows != AUTO:
@@ -186,17 +178,17 @@ def search(
         content["budget"] = _budget(budget)
         listed(call.points(content))  # refuses what is wrong before any function is called
 
-        call.place_checkpoints(experiment, stored)
+        call.place_checkpoints(experiment, contents.experiments.get(experiment))
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
-        chosen = call.studies(content, stored, objectives)
-        for spec in chosen:
-            before = stored.get(spec.name)
-            if before is not None and is_finished(spec, before):
-                if not (accept_changes or retry_failed):
-                    _refuse_changes(spec, before, url)
-                notice(f"{spec.name}: {finished_already(spec, before)}")
+        chosen = studies_of(call.points(content), database, objectives)
         run_studies(
-            chosen, url, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
+            chosen,
+            database,
+            objectives,
+            on_finished=notice,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            callbacks=callbacks,
         )
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
     return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
@@ -279,20 +271,19 @@ class _Call:
         """Whether a later call can tell that its functions are these: all of them can be imported."""
         return not self.not_importable
 
-    def place_checkpoints(self, experiment: str, stored: Mapping[str, Mapping[str, Any]]) -> None:
+    def place_checkpoints(self, experiment: str, stored: Mapping[str, Any] | None) -> None:
         """Put the checkpoints into :attr:`settings`, which :meth:`content` shares; those in memory are packed first.
 
         Args:
             experiment: its name.
-            stored: name → attributes of its stored studies.
+            stored: its attributes; ``None`` of a new one.
 
         Raises:
-            TrajectoryError: those in memory cannot be packed, or are not those that a stored study began with.
+            TrajectoryError: those in memory cannot be packed, or are not those that a stored experiment began with.
         """
         if isinstance(self.checkpoints, Mapping):
             path = pack_state_dicts(self.checkpoints, self.files)
-            began_with = {attributes.get("checkpoints") for attributes in stored.values()}
-            if stored and Trajectory.open(path).sha256 not in began_with:
+            if stored is not None and Trajectory.open(path).sha256 != stored["checkpoints"]:
                 raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
             self.settings["checkpoints"] = str(path)
         elif len(self.checkpoints) == 1:
@@ -329,24 +320,6 @@ class _Call:
             StudySpecError: something in it is wrong.
         """
         return parse_studies(dict(content), source="lcsc_opt.search")
-
-    def studies(
-        self, content: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]], objectives: ObjectiveLoader
-    ) -> list[StudySpec]:
-        """The studies that the content asks for; :mod:`lcsc_opt.study.defaults` chooses what this call leaves open.
-
-        For that, the objective may be loaded, and may call the functions once.
-
-        Args:
-            content: of :meth:`content`, with space and budget.
-            stored: name → attributes of the experiment's stored studies.
-            objectives: loads the objective.
-
-        Raises:
-            LcscError: the objective cannot be built, or a function raised an error.
-        """
-        [point] = self.points(content)
-        return listed(completed(point, lambda: stored, lambda: objectives.load(any_study(point), {})))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -501,20 +474,6 @@ def _url(storage: str | Path) -> str:
     return url_of_file(Path(text).absolute())
 
 
-def _stored(url: str) -> dict[str, Mapping[str, Any]]:
-    """Name → attributes of the searches and grids in the database; empty without a database, which is not made.
-
-    Raises:
-        StudyStoreError: the database cannot be read.
-    """
-    storage = open_existing(url)
-    if storage is None:
-        return {}
-    studies = our_studies(storage)
-    storage.engine.dispose()
-    return {name: attributes for name, attributes in studies.items() if is_ranked(name)}
-
-
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
     """``NAME`` while no search has it; then, of ``NAME``, ``NAME-2``, …, the newest one to ``resume``, else the next.
 
@@ -557,28 +516,6 @@ def _optimizers(
             f"optimizers: expected names, or mappings from names to options, got {excerpt(optimizers)}"
         )
     return list(optimizers)
-
-
-def _refuse_changes(spec: StudySpec, stored: Mapping[str, Any], url: str) -> None:
-    """Refuse to return what a finished study found by other functions or in other checkpoints.
-
-    Args:
-        spec: of the study.
-        stored: its attributes.
-        url: of the database.
-
-    Raises:
-        StudyStoreError: the file of a function changed since it finished, or the files of the checkpoints were written
-            again. What is no longer there counts as unchanged.
-    """
-    changed = changed_since_finished(spec.name, stored, code_now(spec.objective, Path.cwd()))
-    with reading(url) as storage:
-        if changed is None and checkpoints_written_again(StoredStudy.open(storage, spec.name)):
-            changed = f"{spec.name}: finished before its checkpoints were written again"
-    if changed is not None:
-        raise StudyStoreError(
-            f"{changed}. Give the new search another name, or accept_changes=True to return what the old one found"
-        )
 
 
 def _budget(budget: Any) -> dict[str, int | float]:

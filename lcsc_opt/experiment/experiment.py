@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -29,21 +29,15 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
-from lcsc_opt.database.opened import Database
 from lcsc_opt.database.store import StoredStudy, read_contents, read_trials
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
 from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import open_workers
-from lcsc_opt.exports.images import attach_images
-from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
-from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.objective.loading import verify_weights
-from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, loader_of, moved
-from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained
 from lcsc_opt.experiment.origin import ended_grid, origin_at
@@ -51,6 +45,12 @@ from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_chan
 from lcsc_opt.experiment.rehearsal import rehearse
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.timing import Pace, evaluations_in
+from lcsc_opt.exports.images import attach_images
+from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.loading import verify_weights
+from lcsc_opt.objective.of_study import ObjectiveLoader, code_now, known_checkpoints, loader_of, moved
+from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.study.opening import Search, evaluator_of
 from lcsc_opt.study.planning import check, first_candidate, is_maximized, parallelism
@@ -138,8 +138,8 @@ class Experiment:
             changed = "its checkpoints were written again"
         if changed:
             raise StudyStoreError(
-                f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run FILE "
-                f"name=NEW; {ACCEPT}"
+                f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run "
+                f"FILE name=NEW; {ACCEPT}"
             )
 
     @functools.cached_property
@@ -312,7 +312,7 @@ class Experiment:
         Raises:
             LcscError: the first thing that is wrong.
         """
-        attributes = dict(self.studies)
+        attributes: dict[str, Attributes] = dict(self.studies)
         for spec in self._specs:
             if not self.is_finished(spec):
                 search = self._opened(spec)
@@ -480,7 +480,9 @@ class Experiment:
             return False
         problem = Problem(**self._before[PROBLEM])
         _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
-        plan = ReportPlan.of(self._held_out, report, own_images=self._before["report_images"], samples=report.images > 0)
+        plan = ReportPlan.of(
+            self._held_out, report, own_images=self._before["report_images"], samples=report.images > 0
+        )
         ended = {
             name: attributes["search_ended"]["evaluations"]
             for name, attributes in self.studies.items()

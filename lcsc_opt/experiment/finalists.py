@@ -17,7 +17,7 @@ from lcsc_opt.database.names import label, split_name
 from lcsc_opt.database.states import compared_trials
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Searched:
     """A search that a report is about.
 

@@ -1,7 +1,7 @@
 """Measures models on noise, each once: what was measured is stored with the experiment.
 
-Losses may be relative to a *yardstick*: one average of the checkpoints, measured once on each noise, which has a loss of
-1 there.
+Losses may be relative to a *yardstick*: one average of the checkpoints, measured once on each noise, which has a loss
+of 1 there.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def trained_models(experiment: StoredExperiment, objective: Objective) -> list[M
     return models
 
 
-def score_as_trained(experiment: StoredExperiment, objective: Objective, measurer: Measurer, images: int | None) -> None:
+def score_as_trained(
+    experiment: StoredExperiment, objective: Objective, measurer: Measurer, images: int | None
+) -> None:
     """Score the trainer's models as the report will, and print them: these numbers are also in the trainer's log.
 
     If one cannot be evaluated, that is said, and the search may begin.

@@ -80,6 +80,4 @@ def _check_checkpoints(source: str, experiment: Attributes, objective: Objective
         if digest is None and steps == tuple(objective.steps):
             return
         problem = "it combines other checkpoints"
-    raise StudyStoreError(
-        f"start: {source}: {problem}; give all checkpoints of that study (later ones may be added)"
-    )
+    raise StudyStoreError(f"start: {source}: {problem}; give all checkpoints of that study (later ones may be added)")

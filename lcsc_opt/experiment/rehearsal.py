@@ -19,8 +19,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.layouts import Choice, fastest_layout
+from lcsc_opt.experiment.timing import Pace
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.study.timing import Pace
 
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others

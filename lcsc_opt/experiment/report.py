@@ -63,39 +63,46 @@ def make_report(
     rules = {search.study: search.rule for search in searches}
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
-    finalists = math.ceil(plan.top / len(searches))
-    each_model = len(searches) + len(trained) + 1
-    most = finalists * len(searches) + len(trained) + len(WAY) + each_model * (len(noises) + len(samplers[1:]))
-    with progress(f"{experiment.name}: report", most) as advance:
-        new_measurer = functools.partial(Measurer, experiment, objective, evaluate, rules.__getitem__, advance)
-        measurer = new_measurer(images=plan.images)
-        choice = _Choice.of(searches, trained, finalists, objective, measurer)
-        report = Report(
-            parts=(_part(choice, noises, measurer, _title(objective, 0)),),
-            answer=choice.answer.name,
-            had=tuple(model.name for model in choice.had),
-            found={study: model.name for study, model in choice.found.items()},
-            evaluations={search.study: search.evaluations for search in searches},
-            top=plan.top,
-            selection={name: experiment.record.sign * loss for name, loss in choice.losses.items()},
-            metrics=measurer.reported,
-            sign=experiment.record.sign,
-        )
+    each = math.ceil(plan.top / len(searches))
+    finalists = {search: search.best_models(each, objective.steps) for search in searches}
+    new_measurer = functools.partial(Measurer, experiment, objective, evaluate, rules.__getitem__)
+
+    count = sum(map(len, finalists.values())) + len(trained) + len(WAY) * _searches_from_ema(searches)
+    with progress(f"{experiment.name}: choosing", count) as advance:
+        choice = _Choice.of(finalists, trained, new_measurer(advance, images=plan.images))
+    models = choice.models
+    with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as advance:
+        measurer = new_measurer(advance, images=plan.images)
+        parts = [_part(choice, noises, measurer, _title(objective, 0))]
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
-            elsewhere = new_measurer(images=images, sampler=1)
             try:
-                second = _part(choice, noises[:1], elsewhere, _title(objective, 1))
-                report = dataclasses.replace(report, parts=(*report.parts, second))
+                elsewhere = new_measurer(advance, images=images, sampler=1)
+                parts.append(_part(choice, noises[:1], elsewhere, _title(objective, 1)))
             except (SearchFailedError, ObjectiveError) as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
-        advance(0, note=f"{report.shown(report.of_answer):.4g}")  # the bar ends on the answer's number
+    report = Report(
+        parts=tuple(parts),
+        answer=choice.answer.name,
+        had=tuple(model.name for model in choice.had),
+        found={study: model.name for study, model in choice.found.items()},
+        evaluations={search.study: search.evaluations for search in searches},
+        top=plan.top,
+        selection={name: experiment.record.sign * loss for name, loss in choice.losses.items()},
+        metrics=measurer.reported,
+        sign=experiment.record.sign,
+    )
     report = dataclasses.replace(report, warnings=tuple(warnings_of(report, searches, measurer.yardstick(noises[0]))))
     for warning in report.warnings:
         notice(f"{experiment.name}: {warning}")
     if keep:
         experiment.set_attribute(REPORT, report.to_json())
     return report
+
+
+def _searches_from_ema(searches: Sequence[Searched]) -> bool:
+    """Whether there is an EMA*, and a search that may have found something on the way from it."""
+    return len({search.is_ema_grid for search in searches}) == 2
 
 
 def _title(objective: Objective, sampler: int) -> str | None:
@@ -120,21 +127,20 @@ class _Choice:
     found: Mapping[str, Model]
     losses: Mapping[str, float]
 
+    @property
+    def models(self) -> list[Model]:
+        """What the user had, the best of each search, and the answer, each once."""
+        of_name = {model.name: model for model in (*self.had, *self.found.values(), self.answer)}
+        return list(of_name.values())
+
     @classmethod
-    def of(
-        cls,
-        searches: Sequence[Searched],
-        trained: Sequence[Model],
-        finalists: int,
-        objective: Objective,
-        measurer: Measurer,
-    ) -> _Choice:
+    def of(cls, finalists: Mapping[Searched, Sequence[Model]], trained: Sequence[Model], measurer: Measurer) -> _Choice:
         """Measure the finalists of all searches, what the user had, and points between; raises as the report."""
         of_grids: list[Measurement] = []
         of_searches: list[Measurement] = []
         found: dict[str, Measurement] = {}
-        for search in searches:
-            measured = measurer.possible([SELECTION], search.best_models(finalists, objective.steps))
+        for search, models in finalists.items():
+            measured = measurer.possible([SELECTION], models)
             if not measured:
                 continue
             found[search.study] = min(measured, key=_loss)
@@ -178,9 +184,7 @@ def _part(choice: _Choice, noises: Sequence[Noise], measurer: Measurer, sampler:
         SearchFailedError: the answer cannot be evaluated.
         ObjectiveError: what losses are relative to cannot be measured there.
     """
-    models = {model.name: model for model in (*choice.had, *choice.found.values())}
-    models.pop(choice.answer.name, None)
     answer = measurer.on_each(noises, choice.answer)
-    measured = {one.model.name: one for one in (answer, *measurer.possible(noises, models.values()))}
-    order = dict.fromkeys([*(model.name for model in (*choice.had, *choice.found.values())), choice.answer.name])
-    return Part(sampler, tuple(measured[name] for name in order if name in measured))
+    others = [model for model in choice.models if model.name != choice.answer.name]
+    measured = {one.model.name: one for one in (answer, *measurer.possible(noises, others))}
+    return Part(sampler, tuple(measured[model.name] for model in choice.models if model.name in measured))

@@ -16,11 +16,11 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import History, Standing, answer_of, best_searched
+from lcsc_opt.database.history import History, Standing, best_searched
+from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import Model
 from lcsc_opt.database.urls import files_directory
-from lcsc_opt.study.api import Study
+from lcsc_opt.experiment.api import Study
 from lcsc_opt.views import percent
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import comparison_figure
@@ -31,7 +31,7 @@ from lcsc_opt.views.tables import comparison_rows
 class Comparison(Sequence[Mapping[str, Any]]):
     """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``.
 
-    Printed, it is a table of the optimizers over their seeds, and of the trainer's models, the best first.
+    Printed, it is a table of the answer, of the optimizers over their seeds, and of the trainer's models.
     """
 
     def __init__(self, studies: Sequence[Standing]) -> None:
@@ -105,7 +105,9 @@ class Result:
 
     @property
     def study(self) -> Study:
-        """The study whose report has the answer. Where nothing is held out, the one with the lowest searched loss.
+        """The study that found the answer; the first one, if the answer was there before any search.
+
+        Where nothing is held out, the one with the lowest searched loss.
 
         Raises:
             StudyStoreError: no study has a complete trial.
@@ -140,7 +142,7 @@ class Result:
         return self.study.merge(self.coefficients)
 
     def compare(self) -> Comparison:
-        """The held-out table: each optimizer against EMA*, the best plain average of the checkpoints."""
+        """The held-out table: the answer, then each optimizer, against EMA*, the best plain average."""
         return Comparison(self._histories())
 
     def plot(self) -> go.Figure:
@@ -205,7 +207,7 @@ class Result:
         return studies
 
     def _answer(self) -> tuple[History, Model | None]:
-        """The study that has the answer, and the answer.
+        """The study that found the answer, or the first one; and the answer.
 
         Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a
         grid.
@@ -214,10 +216,11 @@ class Result:
             StudyStoreError: no study has a complete trial.
         """
         studies = self._histories()
-        answer = answer_of(studies)
-        if answer is not None:
-            study, _, measurement = answer
-            return study, measurement.model
+        report = studies[0].report
+        if report is not None:
+            answer = report.of_answer.model
+            found_in = next((study for study in studies if study.study == answer.study), studies[0])
+            return found_in, answer
         searched = best_searched(studies)
         if searched is None:
             raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")

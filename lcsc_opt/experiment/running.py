@@ -15,16 +15,24 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import EMA_GRID, LANDSCAPE, OF_EXPERIMENT, HeldOutSpec, OptimizerSpec, SpaceSpec, StudySpec
-from lcsc_opt.database.names import split_name
+from lcsc_opt.base.study_spec import (
+    EMA_GRID,
+    LANDSCAPE,
+    OF_EXPERIMENT,
+    HeldOutSpec,
+    OptimizerSpec,
+    SpaceSpec,
+    StudySpec,
+)
+from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.report import Report, ReportPlan
+from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import Contents, read_contents
 from lcsc_opt.database.urls import files_directory, masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
-from lcsc_opt.experiment.outcome import answer_line, outcome_of_finished
+from lcsc_opt.experiment.outcome import outcome_of_finished
 from lcsc_opt.experiment.rehearsal import about
 from lcsc_opt.experiment.timing import report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective
@@ -32,6 +40,7 @@ from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints, load
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.landscape import landscape_spec
 from lcsc_opt.study.loop import TrialCallback
+from lcsc_opt.views.answer import answer_line
 
 
 def studies_of(
@@ -43,7 +52,7 @@ def studies_of(
     seeds: Sequence[int] = (),
     budget: int | None = None,
 ) -> list[StudySpec]:
-    """The studies of a study file; :mod:`lcsc_opt.study.defaults` chooses what it leaves open.
+    """The studies of a study file; :mod:`lcsc_opt.experiment.defaults` chooses what it leaves open.
 
     The objective of the first point of a sweep decides for all.
 
@@ -84,7 +93,7 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
     """The studies that complete study files describe; those of a sweep point by point.
 
     Args:
-        points: the study file, or all points of its sweep, which :func:`lcsc_opt.study.defaults.completed` gives.
+        points: the study file, or all points of its sweep, which :func:`lcsc_opt.experiment.defaults.completed` gives.
         seeds: only these; the file need not list them.
         budget: another total for each study, in the unit of the study file.
 
@@ -126,6 +135,7 @@ def run_studies(
     objectives: ObjectiveLoader,
     *,
     on_end: Callable[[str], None] = lambda _: None,
+    on_finished: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
     retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
@@ -140,6 +150,7 @@ def run_studies(
         objectives: loads their objectives.
         on_end: called with one line when a search has ended or cannot run, with the answer of each experiment, and
             with the database's URL at the end, if there is a database.
+        on_finished: called with that line of a search that had finished before.
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: repeat trials that failed after the last success of a search.
         callbacks: as of :meth:`Experiment.search`.
@@ -163,7 +174,12 @@ def run_studies(
             ) as experiment:
                 for spec in of_experiment:
                     try:
-                        outcome = _searched(experiment, spec, callbacks)
+                        if experiment.is_finished(spec):
+                            experiment.check_finished(spec)
+                            outcome = outcome_of_finished(database, spec)
+                            on_finished(f"{spec.name}: {outcome}")
+                        else:
+                            outcome = experiment.search(spec, callbacks)
                     except LcscError as error:
                         if is_alone or (experiment.is_hopeless and len(experiments) == 1):
                             raise
@@ -185,14 +201,6 @@ def run_studies(
             names_of.setdefault(reason, []).append(name)
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
         raise SearchFailedError(f"{len(failed)} of {len(specs)} studies did not finish: {reasons}")
-
-
-def _searched(experiment: Experiment, spec: StudySpec, callbacks: Sequence[TrialCallback]) -> str:
-    """Search, unless nothing is left to search; the result in one line."""
-    if not experiment.is_finished(spec):
-        return experiment.search(spec, callbacks)
-    experiment.check_finished(spec)
-    return outcome_of_finished(experiment.database, spec)
 
 
 def _reported(experiment: Experiment, on_end: Callable[[str], None]) -> None:
@@ -249,31 +257,54 @@ def rehearse_studies(
     return attributes
 
 
-def evaluate(
-    database: Database, name: str, plan: Callable[[HeldOutSpec, int | None], ReportPlan], *, keep: bool, accept_changes: bool
-) -> Report:
-    """Report a stored experiment, with other numbers of images or groups of noise; with ``keep``, store the report.
+def evaluate_again(
+    database: Database,
+    name: str,
+    *,
+    images: int | None = None,
+    top: int | None = None,
+    seeds: tuple[int, ...] = (0,),
+    keep: bool = False,
+    accept_changes: bool = False,
+) -> tuple[Report, bool]:
+    """Report a stored experiment, with other numbers of images or groups of noise.
 
     Args:
         database: of the experiment.
         name: of the experiment.
-        plan: from what its study file asks for, and the objective's own number of images.
-        keep: whether the report becomes the experiment's.
+        images: for each model and group; ``None`` is what its study file asks for.
+        top: how many trials of all searches are compared; likewise.
+        seeds: of the groups of held-out noise.
+        keep: whether the report becomes the experiment's. The first one does if it is no smaller than planned.
         accept_changes: as of :func:`run_studies`.
 
+    Returns:
+        The report, and whether it is the experiment's now.
+
     Raises:
+        StudySpecError: ``keep`` with fewer images than the study file asks for.
         LcscError: there is no such experiment; losses would no longer compare; the objective has no held-out loss; or
             no trial is complete.
     """
+    database.existing()  # raises if there is none
     contents = database.contents
-    specs = [spec_of(study, contents) for study in contents.of(name)]
+    specs = [spec_of(study, contents) for study in contents.of(name) if is_ranked(study)]
     if not specs:
-        raise StudyStoreError(f"{name}: no such experiment; lcsc list has them")
+        others = ", ".join(contents.experiments) or "none"
+        raise StudyStoreError(f"{name}: no such experiment; the database holds: {others}")
     stored = contents.experiments[name]
+    planned = HeldOutSpec(**(stored.get("held_out") or {}))
+    planned_images = planned.images_with(stored["report_images"])
+    wanted = images or planned_images
+    if keep and stored.get("held_out") is not None and wanted < planned_images:
+        fewer = f"{wanted:,} images are fewer than the {planned_images:,} that the study file asks for"
+        raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
+    keep = keep or (stored.get(REPORT) is None and wanted >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        held_out = HeldOutSpec(**(stored.get("held_out") or {}))
-        return experiment.evaluate(plan(held_out, stored["report_images"]), keep=keep)
+        has_samples = bool(experiment.objective.samples.per_evaluation)
+        plan = ReportPlan(wanted if has_samples else 0, top or planned.top, seeds)
+        return experiment.evaluate(plan, keep=keep), keep
 
 
 def objective_of(

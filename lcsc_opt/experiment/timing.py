@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
-from lcsc_opt.base.study_spec import BudgetSpec, SpaceSpec, StudySpec
+from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver

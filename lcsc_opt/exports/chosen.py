@@ -36,6 +36,7 @@ class Chosen:
         stored: the attributes of the experiment.
         rows: the rule of the model's rows of coefficients.
         files: the folder beside the database.
+        first_study: the name of the experiment's first study.
     """
 
     experiment: str
@@ -46,6 +47,7 @@ class Chosen:
     stored: Mapping[str, Any]
     rows: Rule | None
     files: Path
+    first_study: str
 
     @classmethod
     def of(cls, storage: RDBStorage, name: str, trial: int | None = None) -> Chosen:
@@ -110,7 +112,9 @@ class Chosen:
         if model.study is not None:
             rows = contents.studies[model.study]["specification"]["space"]["rows"]
         stored = contents.experiments[experiment]
-        return cls(experiment, model, model.study, measured, report, stored, rows, files_directory(storage.url))
+        files = files_directory(storage.url)
+        first = next(iter(contents.of(experiment)))
+        return cls(experiment, model, model.study, measured, report, stored, rows, files, first)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -122,6 +126,11 @@ class Chosen:
         """Of the checkpoints, as the objective describes them; ``None`` if it does not."""
         sha256 = self.stored["problem"]["decides"]["objective"].get("trajectory")
         return sha256 if isinstance(sha256, str) else None
+
+    @property
+    def loaded_as(self) -> str:
+        """The study whose objective is loaded for the model: that which found it, else the experiment's first."""
+        return self.study or self.first_study
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""Models that are merged and written: an experiment's, one made again from its recipe, and one merge without a study."""
+"""Models that are merged and written: an experiment's, one made again from its recipe, and one without a search."""
 
 from __future__ import annotations
 

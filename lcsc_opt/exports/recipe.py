@@ -162,8 +162,8 @@ class Recipe(pydantic.BaseModel):
             fields["trainer_ema"] = True
         if (chosen.trajectory_sha256 or trajectory.sha256) != trajectory.sha256 or chosen.steps != trajectory.steps:
             raise StudyStoreError(
-                f"{chosen.experiment}: {trajectory.path} holds other checkpoints than those it was searched on; put them "
-                "back, or start a new experiment"
+                f"{chosen.experiment}: {trajectory.path} holds other checkpoints than those it was searched on; put "
+                "them back, or start a new experiment"
             )
         study = chosen.study or chosen.experiment
         return cls.of(trajectory, coefficients, dtype=dtype, study=study, trial=chosen.model.trial, **fields)

@@ -4,9 +4,9 @@
 
     names.py            fid, kid@clip, precision@module:factory
     loss.py             weighted sums of metrics, and the metric that is kept
-    from_settings.py    the settings of a study file → MetricSuite
+    suite_metrics.py    which metrics a search has, and which its reports have
+    from_settings.py    the settings of a study file → extractors and real images, found → MetricSuite
     suite.py            the loss, the metrics, and their references
-    report_metrics.py   the metrics of held-out reports
     image_metrics.py    images of one evaluation → loss, metrics, gradients: update, merge, compute
     feature_metrics.py  features of one extractor → FID, KID, ...: update, merge, compute
 
@@ -25,14 +25,18 @@ package stays cheap.
 
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.suite import MetricSuite
+from lcsc_opt.metrics.suite_metrics import SuiteMetrics
 
 __all__ = [
     "FeatureExtractor",
     "FrechetReference",
+    "Loss",
     "MetricSuite",
     "Moments",
     "Reference",
+    "SuiteMetrics",
     "extract",
 ]

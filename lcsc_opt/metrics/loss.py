@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -92,24 +93,64 @@ class Loss:
     constraint: Constraint | None = None
 
     @classmethod
-    def parse(cls, loss: LossSetting, keep: Kept | None = None) -> Loss:
+    def parse(cls, loss: LossSetting, keep: Kept | None = None, *, unguarded: bool = True) -> Loss:
         """The loss of settings.
 
         Args:
             loss: a metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``.
             keep: a metric, or metric → bound.
+            unguarded: allow a reward without a distance between distributions, although it collapses diversity.
 
         Raises:
             MetricError: a metric is unknown, or cannot be in a loss or be kept.
         """
-        weights = parse_loss(loss)
-        relative = _representations(loss) is not None
+        representations = _representations(loss)
+        if representations is None:
+            weights = _weights_of_sum(loss, unguarded=unguarded)
+        else:
+            weights = {_distance_in(name): 1 / len(representations) for name in representations}
+        # The features of the first metric order image pairs, and metrics of single images are in them.
+        networks_first = sorted(weights.items(), key=lambda pair: pair[0].has_own_features)
+        parsed = cls(dict(networks_first), relative=representations is not None)
         if keep is None:
-            return cls(weights, relative=relative)
-        bound = None
-        if isinstance(keep, Mapping):
-            bound = next(iter(keep.values()))
-        return cls(weights, parse_kept(keep, weights), bound, relative)
+            return parsed
+        return parsed._keeping(keep)
+
+    def _keeping(self, keep: Kept) -> Loss:
+        """The same loss, while a metric may not get worse than at the yardstick, or than its bound.
+
+        FID falls while single images get worse. Optimizers that follow gradients add that of its guide
+        (:attr:`MetricName.guide`), with a weight that they choose themselves, for example by dual ascent. All others
+        get the loss with a penalty for the violation.
+        """
+        bounds: Mapping[str, float | None] = {keep: None} if isinstance(keep, str) else keep
+        name = next(iter(bounds), "")
+        bound = bounds.get(name)
+        formula = name.partition("@")[0]
+        largest = 1.0 if formula == "precision" else sys.float_info.max
+        is_in_range = bound is None or 0 < bound <= largest
+        if len(bounds) != 1 or formula not in KEPT or not is_in_range:
+            raise MetricError(
+                f"keep: {keep!r} cannot be kept; known: {', '.join(KEPT)}, each optionally with @extractor; or a "
+                "bound, as {precision: 0.7}"
+            )
+        [metric] = self.parse_beside([name])
+        return dataclasses.replace(self, keep=metric, bound=bound)
+
+    def parse_beside(self, names: Iterable[str]) -> list[MetricName]:
+        """Further metrics; those of single images without ``@extractor`` are in the features of the loss.
+
+        Raises:
+            MetricError: one is unknown.
+        """
+        first = next(iter(self.weights))
+        extractor = INCEPTION if first.has_own_features else first.extractor
+        return [MetricName.parse(f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name) for name in names]
+
+    @property
+    def of_first_alone(self) -> Loss:
+        """``fdr`` of its first representation only."""
+        return dataclasses.replace(self, weights={next(iter(self.weights)): 1.0})
 
     @property
     def has_yardstick(self) -> bool:
@@ -214,20 +255,15 @@ def _representations(loss: LossSetting) -> tuple[str, ...] | None:
     return tuple(extractors)
 
 
-def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName, float]:
-    """One metric with the weight 1, the metrics of a weighted sum, or the distances of ``fdr``.
+def _weights_of_sum(loss: LossSetting, *, unguarded: bool) -> dict[MetricName, float]:
+    """One metric with the weight 1, or the metrics of a weighted sum.
 
-    Metrics where higher is better are subtracted, whether their weight is written with its minus or without. A
-    reward alone collapses diversity; ``unguarded`` allows it without a distance between distributions.
+    Metrics where higher is better are subtracted, whether their weight is written with its minus or without.
 
     Raises:
         MetricError: for an unknown or repeated metric, one of held-out images, a weight that is no number, or a
             reward without a guard.
     """
-    representations = _representations(loss)
-    if representations is not None:
-        share = 1 / len(representations)
-        return _networks_first({_distance_in(extractor): share for extractor in representations})
     if isinstance(loss, str):
         loss = {loss: 1.0}
     weights: dict[MetricName, float] = {}
@@ -247,15 +283,7 @@ def parse_loss(loss: LossSetting, *, unguarded: bool = True) -> dict[MetricName,
             "loss: a reward alone collapses diversity; add a distance between distributions, as loss: "
             "{reward: -1, fid: 1}, or write unguarded: true"
         )
-    return _networks_first(weights)
-
-
-def _networks_first(weights: dict[MetricName, float]) -> dict[MetricName, float]:
-    """The metrics of a loss, those with features of their own last.
-
-    The features of the first metric order image pairs, and metrics of single images are in them.
-    """
-    return dict(sorted(weights.items(), key=lambda pair: pair[0].has_own_features))
+    return weights
 
 
 def _distance_in(representation: str) -> MetricName:
@@ -265,12 +293,6 @@ def _distance_in(representation: str) -> MetricName:
     return MetricName.parse(f"fid@{representation}")
 
 
-def _extractor_of_others(loss: Iterable[MetricName]) -> str:
-    """The extractor for metrics of single images beside this loss: that of its first metric, if others can use it."""
-    first = next(iter(loss))
-    return INCEPTION if first.has_own_features else first.extractor
-
-
 def _checked_weight(metric: MetricName, weight: object) -> float:
     """The weight of a metric in a loss. Raises MetricError if it is no finite number, or has the wrong sign."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < math.inf:
@@ -278,41 +300,6 @@ def _checked_weight(metric: MetricName, weight: object) -> float:
     if weight < 0 < metric.sign:
         raise MetricError(f"loss: the weight of {metric} is {weight!r}; lower is better, so expected a positive one")
     return float(weight)
-
-
-def parse_kept(keep: Kept, loss: Mapping[MetricName, float]) -> MetricName:
-    """The metric that may not get worse than at the yardstick, or than its bound.
-
-    FID falls while single images get worse. Optimizers that follow gradients add that of its guide
-    (:attr:`MetricName.guide`), with a weight that they choose themselves, for example by dual ascent. All others get
-    the loss with a penalty for the violation. Without ``@extractor``, its features are those of the loss's first
-    metric.
-
-    Raises:
-        MetricError: it cannot be kept.
-    """
-    bounds = {keep: 1.0} if isinstance(keep, str) else keep
-    text = ""
-    bound = 0.0
-    if len(bounds) == 1:
-        [(text, bound)] = bounds.items()
-    formula, at, extractor = text.partition("@")
-    largest = 1.0 if formula == "precision" else math.inf
-    if formula not in KEPT or not 0 < bound <= largest or bound == math.inf:
-        names = ", ".join(KEPT)
-        raise MetricError(
-            f"keep: {keep!r} cannot be kept; known: {names}, each optionally with @extractor; or a bound, as "
-            "{precision: 0.7}"
-        )
-    if not at:
-        extractor = _extractor_of_others(loss)
-    return MetricName.parse(f"{formula}@{extractor}")
-
-
-def in_features_of(loss: Mapping[MetricName, float], metrics: Iterable[str]) -> list[str]:
-    """The names of ``metrics``, where those of single images without ``@extractor`` get the features of the loss."""
-    extractor = _extractor_of_others(loss)
-    return [f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name for name in metrics]
 
 
 def why_no_gradient(loss: Iterable[MetricName]) -> str | None:

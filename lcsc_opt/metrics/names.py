@@ -119,11 +119,6 @@ class MetricName:
             )
         return cls(formula, extractor)
 
-    @classmethod
-    def parse_all(cls, names: Iterable[str]) -> tuple[MetricName, ...]:
-        """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
-        return tuple(dict.fromkeys(cls.parse(name) for name in names))
-
     @property
     def guide(self) -> MetricName:
         """What has a gradient in place of this metric: ``hinge`` is zero exactly for samples that are precise."""

@@ -1,12 +1,18 @@
 """The loss, the metrics, and the references of an objective over images, put together.
 
-:mod:`~lcsc_opt.metrics.loss` says what is minimized, :mod:`~lcsc_opt.metrics.report_metrics` what held-out reports
-have. :class:`~lcsc_opt.metrics.image_metrics.ImageMetrics` computes both for the images of one evaluation.
+:mod:`~lcsc_opt.metrics.loss` says what is minimized, :mod:`~lcsc_opt.metrics.suite_metrics` what else is measured.
+:class:`~lcsc_opt.metrics.image_metrics.ImageMetrics` computes both for the images of one evaluation.
+
+Reports show what a search may lose while its loss falls. Precision and recall tell fidelity and diversity apart. FID in
+features that the loss does not use shows whether a gain is real, and ``outside`` how much clipping changes an image. If
+real images are held out, there is also FID to these. Precision and recall need the features of the real images, which a
+file of statistics does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,22 +20,25 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
 from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
-from lcsc_opt.metrics.loss import Loss, LossSetting, in_features_of
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
-    HELD_OUT_REWARD,
     OUTSIDE,
     REWARD,
     THUMBNAILS,
-    Kept,
+    WITHOUT_NETWORK,
+    Formula,
     MetricName,
     need_real_features,
 )
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.report_metrics import BuildReferences, ReportMetrics
+from lcsc_opt.metrics.suite_metrics import SuiteMetrics
+
+REPORTED: tuple[Formula, ...] = ("precision", "recall")
 
 
 class MetricSuite:
@@ -39,83 +48,40 @@ class MetricSuite:
     are.
 
     Args:
-        references: extractor's name in the metrics → its reference. ``reward`` and ``held_out_reward`` are reported if
-            they are among them; with a reward in the loss, ``spread`` is, too. ``outside`` always is.
-        loss: a metric, the weights of a sum of metrics, or ``fdr``.
-        metrics: computed with the loss in every evaluation.
-        held_out_metrics: computed only in held-out reports.
-        keep: a metric that may not get worse than at the yardstick, or metric → bound: ``precision``, ``near``,
-            ``hinge``.
+        references: extractor's name in the metrics → its reference.
+        metrics: those of searches, and those that settings name for reports. ``outside`` is always reported.
         device: where distances between features are computed.
         report_references: builds references that only held-out reports need, when they are first needed. One for an
-            extractor of the loss replaces that in ``references``, and the metrics of
-            :data:`~lcsc_opt.metrics.report_metrics.REPORTED` are in reports. In another extractor FID is. These metrics
-            decide nothing, and are no part of the description.
+            extractor of the loss replaces that in ``references``, and the metrics of :data:`REPORTED` are in reports.
+            In another extractor FID is. These metrics decide nothing, and are in no description.
 
     Attributes:
         loss: the loss, with the metric that is kept.
         references: extractor's name → its reference.
-        reports: the metrics of held-out reports.
 
     Raises:
-        MetricError: for an unknown metric, a reference that is missing, or a metric that needs more than mean and
-            covariance of it.
+        MetricError: a reference is missing, or a metric needs more than mean and covariance of it.
     """
 
     def __init__(
         self,
         references: Mapping[str, Reference],
+        metrics: SuiteMetrics,
         *,
-        loss: LossSetting = "fid",
-        metrics: Sequence[str] = (),
-        held_out_metrics: Sequence[str] = (),
-        keep: Kept | None = None,
         device: torch.device | str = "cpu",
-        report_references: BuildReferences | None = None,
+        report_references: Callable[[], Mapping[str, Reference]] = dict,
     ) -> None:
-        self.loss = Loss.parse(loss, keep)
+        self.loss = metrics.loss
+        self._metrics = metrics
         self._device = device
-
-        metric_texts = in_features_of(self.loss.weights, metrics)
-        held_out_texts = in_features_of(self.loss.weights, held_out_metrics)
-        available = dict(references)
-        if MetricName(REWARD, REWARD) in self.loss.weights:  # a reward collapses diversity: report how images vary
-            held_out_texts.append("spread")
-            available.setdefault(THUMBNAILS, Reference(Thumbnails()))
-        if REWARD in available:
-            metric_texts.append(REWARD)
-        if HELD_OUT_REWARD in available:
-            held_out_texts.append(HELD_OUT_REWARD)
-        # in the order of reports: terms of the loss, further metrics, then what bounds it; each is computed once
-        search_metrics = (*self.loss.weights, *MetricName.parse_all(metric_texts), *self.loss.metrics)
-        self._metrics = tuple(dict.fromkeys(search_metrics))
-        self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *MetricName.parse_all(held_out_texts))))
-
-        self.references: dict[str, Reference] = {}
-        for metric in self._held_out_metrics:
-            if metric.extractor not in available:
+        self._build_report_references = report_references
+        self.references: dict[str, Reference] = {THUMBNAILS: Reference(Thumbnails()), OUTSIDE: Reference(Outside())}
+        self.references |= references
+        for metric in metrics.reported:
+            if metric.extractor not in self.references:
                 raise MetricError(f"no extractor {metric.extractor!r} was given, which a metric names")
-            self.references[metric.extractor] = available[metric.extractor]
-        for metric in self._held_out_metrics:  # after all extractors are known to be there: this computes features
+        for metric in metrics.reported:  # after all extractors are known to be there: this computes features
             _check(metric, self.references[metric.extractor])
-        self.references[OUTSIDE] = Reference(Outside())
-        self.reports = ReportMetrics(
-            self.loss,
-            self._held_out_metrics,
-            self.references,
-            build_references=report_references,
-            device=device,
-        )
-
-    @property
-    def weights(self) -> Mapping[MetricName, float]:
-        """Metric → its weight in the loss."""
-        return self.loss.weights
-
-    @property
-    def extractors(self) -> tuple[str, ...]:
-        """The names of the extractors whose features the loss is made of."""
-        return self.loss.extractors
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -128,7 +94,7 @@ class MetricSuite:
     @property
     def dimension(self) -> int:
         """D of the largest D × D matrices that a metric of a search needs."""
-        with_matrices = [metric for metric in self._metrics if not metric.has_own_features]
+        with_matrices = [metric for metric in self._metrics.searched if not metric.has_own_features]
         return max((self.references[metric.extractor].extractor.dimension for metric in with_matrices), default=1)
 
     def image_metrics(
@@ -153,9 +119,9 @@ class MetricSuite:
             yardstick: what the loss is relative to; without it, its metrics have no units and no bound.
         """
         loss = self.loss if yardstick is None else self.loss.relative_to(yardstick)
-        metrics = self._metrics
+        metrics = self._metrics.searched
         if group == HELD_OUT.group:
-            metrics = tuple(dict.fromkeys((*self._held_out_metrics, *self.reports.evaluation_metrics)))
+            metrics = tuple(dict.fromkeys((*self._metrics.reported, *self.evaluation_metrics)))
         elif group == SELECTION.group and self.cross_check_metric is not None:
             metrics = tuple(dict.fromkeys((*metrics, self.cross_check_metric)))
         references = self.references
@@ -192,24 +158,95 @@ class MetricSuite:
             terms.append(image_gradient(extractor, images, rows))
         return torch.stack(terms).sum(dim=0)
 
-    @property
+    @functools.cached_property
+    def _report_references(self) -> Mapping[str, Reference]:
+        """The references that only reports need, built once."""
+        built = self._build_report_references()
+        self.references.update(built)
+        return built
+
+    @functools.cached_property
     def cross_check_metric(self) -> MetricName | None:
-        """The metric of reports that shows whether a gain is real in other features, too."""
-        return self.reports.cross_check_metric
+        """The metric of reports that shows whether a gain is real in other features, too; lower is better."""
+        if self._metrics.named_cross_check is not None:
+            return self._metrics.named_cross_check
+        for name in self._report_references:
+            if name not in self.loss.extractors:
+                return MetricName("fid", name)
+        return None
+
+    @property
+    def cross_check_text(self) -> str | None:
+        """The cross-check, and what sees the images there; ``None`` without one."""
+        metric = self.cross_check_metric
+        if metric is None:
+            return None
+        extractor = self.references[metric.extractor].extractor
+        network = getattr(extractor, "in_words", "features that the loss does not use")
+        return f"{metric}: {network}; it has half of the choice of the answer"
+
+    @functools.cached_property
+    def evaluation_metrics(self) -> tuple[MetricName, ...]:
+        """The metrics of held-out reports that are not the loss.
+
+        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them; so they are if it
+        is a sum or has a reward: a sum may fall while a distance in it rises.
+        """
+        metrics = list(self._metrics.reported)
+        if self.cross_check_metric is not None:
+            metrics.append(self.cross_check_metric)
+        for name in self._compared_extractors():
+            reference = self._report_references.get(name)
+            if reference is None or reference.features is None or len(reference.features) <= NEIGHBOURHOOD:
+                continue
+            metrics += [MetricName(formula, name) for formula in REPORTED]
+            if reference.held_out is not None:
+                metrics.append(MetricName(FID_HELD_OUT, name))
+        if REWARD in self.loss.extractors or len(self.loss.weights) > 1:
+            metrics = [*self.loss.weights, *metrics]
+        elif self.loss.keep is None:
+            metrics = [metric for metric in metrics if metric not in self.loss.weights]
+        metrics.append(MetricName(OUTSIDE, OUTSIDE))
+        return tuple(dict.fromkeys(metrics))
+
+    def _compared_extractors(self) -> Sequence[str]:
+        """The extractors whose features reports compare with those of real images."""
+        if self._metrics.is_reward_alone:
+            return list(self._report_references)[:1]
+        return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property
     def signs(self) -> dict[str, int]:
         """Metric of reports → 1, or −1 if higher is better."""
-        return self.reports.signs
+        return {str(metric): metric.sign for metric in self.evaluation_metrics}
 
     def real_halves(self) -> dict[str, float]:
-        """Metric of reports → its value for held-out real images in place of samples."""
-        return self.reports.real_halves()
+        """Metric of reports → its value for held-out real images in place of samples: about that of a perfect model.
+
+        It is empty if fewer than four images are held out.
+        """
+        values: dict[str, float] = {}
+        feature_metrics: dict[str, FeatureMetrics] = {}
+        for metric in self.evaluation_metrics:
+            name = metric.extractor
+            reference = self.references[name]
+            if reference.held_out is None or not metric.needs_reference:
+                continue
+            held_out_features = reference.held_out.known_features
+            if len(held_out_features) <= NEIGHBOURHOOD:
+                continue
+            if name not in feature_metrics:
+                feature_metrics[name] = FeatureMetrics(reference, device=self._device)
+                feature_metrics[name].update(torch.from_numpy(held_out_features))
+            # The held-out images stand for samples, so their FID to themselves becomes that to the reference.
+            formula = "fid" if metric.formula == FID_HELD_OUT else metric.formula
+            values[str(metric)] = feature_metrics[name].compute(formula)
+        return values
 
     def warnings(self, images: int) -> list[str]:
         """Warnings about FID of ``images`` samples against these references, a line each."""
         lines: list[str] = []
-        for metric in self._metrics:
+        for metric in self._metrics.searched:
             if metric.formula != "fid":
                 continue
             reference = self.references[metric.extractor]
@@ -223,20 +260,30 @@ class MetricSuite:
         return list(dict.fromkeys(lines))
 
     def describe(self) -> dict[str, Any]:
-        """The loss, all metrics, and each extractor's name and reference, for the study's fingerprint."""
-        extractors = {}
-        for name in sorted({metric.extractor for metric in self._held_out_metrics}):
-            reference = self.references[name]
-            extractors[name] = {"name": reference.extractor.name, "reference": reference.identity}
+        """What decides the loss: its metrics, and each of their extractors' name and reference."""
         description: dict[str, Any] = {"loss": self.loss.describe()}
         if self.loss.keep is not None:
             description["keep"] = str(self.loss.keep)
         if self.loss.bound is not None:
             description["bound"] = self.loss.bound
-        description["metrics"] = sorted(str(metric) for metric in self._metrics)
-        description["held_out_metrics"] = sorted(str(metric) for metric in self._held_out_metrics)
-        description["extractors"] = extractors
+        description["extractors"] = self._described(self.loss.extractors)
         return description
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The metrics that settings name, and the extractors of those that the loss does not see."""
+        extractors = {metric.extractor for metric in self._metrics.reported}
+        return {
+            "metrics": sorted(str(metric) for metric in self._metrics.searched),
+            "held_out_metrics": sorted(str(metric) for metric in self._metrics.reported),
+            "extractors": self._described(extractors.difference(self.loss.extractors)),
+        }
+
+    def _described(self, extractors: Iterable[str]) -> dict[str, Any]:
+        described = {}
+        for name in sorted(extractors):
+            reference = self.references[name]
+            described[name] = {"name": reference.extractor.name, "reference": reference.identity}
+        return described
 
 
 def _check(metric: MetricName, reference: Reference) -> None:

@@ -6,11 +6,10 @@ measures, by a function of the network (``network_scorer``). ``loading`` builds 
 and ``starting`` drafts a first study file.
 """
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
+from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise, ReportedMetrics
 from lcsc_opt.objective.contract import (
     CoefficientFunction,
     Objective,
-    ReportedMetrics,
     Samples,
     StagedObjective,
     stop_if_told,

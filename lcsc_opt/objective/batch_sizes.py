@@ -45,10 +45,6 @@ class BatchSizes:
             default_with_graph = size
         self.with_graph = min(with_graph or default_with_graph, self.without_graph)
 
-    def describe(self) -> int | Literal["auto"]:
-        """The ``size`` that was asked for."""
-        return AUTO if self.automatic else self.without_graph
-
     def batches(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches without a graph."""
         return _ranges(first, last, self.without_graph)

@@ -358,11 +358,11 @@ class CoefficientFunction(Objective):
     Args:
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
-        name: its name in the study's fingerprint.
+        name: its name in :meth:`describe`.
         gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
         held_out: ``[K]`` float64 → float, lower is better: the loss of the final report, on data that the search does
             not see. The answer is still chosen by ``function``.
-        held_out_name: the name of ``held_out`` in the study's fingerprint.
+        held_out_name: the name of ``held_out`` in :meth:`describe_reports`.
     """
 
     def __init__(
@@ -418,11 +418,12 @@ class CoefficientFunction(Objective):
         return Evaluation(loss, gradient=self._gradient_at(candidate.coefficients))
 
     def describe(self) -> dict[str, Any]:
-        """The functions' names and the steps."""
-        described: dict[str, Any] = {"callable": self._name, "steps": list(self._steps)}
-        if self._held_out is not None:
-            described["held_out"] = self._held_out_name
-        return described
+        """The function's name and the steps."""
+        return {"callable": self._name, "steps": list(self._steps)}
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The name of the held-out function."""
+        return {"held_out": self._held_out_name}
 
     def _held_out_function(self, candidate: Candidate) -> Callable[[Coefficients], float]:
         if self._held_out is None:

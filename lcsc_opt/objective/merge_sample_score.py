@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import CONTIGUOUS, Candidate, Coefficients, Cost, Evaluation, Noise, Yardstick
+from lcsc_opt.base.records import (
+    CONTIGUOUS,
+    Candidate,
+    Coefficients,
+    Cost,
+    Evaluation,
+    Noise,
+    ReportedMetrics,
+    Yardstick,
+)
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
@@ -21,7 +30,7 @@ from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
-from lcsc_opt.objective.contract import Mergeable, ReportedMetrics, Samples, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -143,12 +152,13 @@ class MergeSampleScore(StagedObjective):
             return ReportedMetrics(
                 signs=self.scores.signs,
                 cross_check=None if cross_check is None else str(cross_check),
+                cross_check_text=self.scores.cross_check_text,
                 real_halves=self.scores.real_halves(),
             )
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        reason = why_no_gradient(self.scores.weights)
+        reason = why_no_gradient(self.scores.loss.weights)
         if reason:
             return reason
         if not isinstance(self.sampler, DifferentiableSampler):
@@ -156,7 +166,7 @@ class MergeSampleScore(StagedObjective):
         return self.sampler.weights.why_no_gradient(self.trajectory.varying) or why_no_graph(self.sampler)
 
     def describe(self) -> dict[str, Any]:
-        """The trajectory's hash, the sampler, the metrics with extractors and references, and the number of images."""
+        """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""
         batch_norm = None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH}
         return {
             "trajectory": self.trajectory.sha256,
@@ -164,9 +174,13 @@ class MergeSampleScore(StagedObjective):
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,
-            "batch_size": self._batch_sizes.describe(),
             "batch_norm": batch_norm,
         }
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The metrics, the extractors that only these need, and the second sampler."""
+        also = None if len(self._samplers) == 1 else self._samplers[1].describe()
+        return {"scores": self.scores.describe_reports(), "also": also}
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on; of a rehearsal, one batch."""

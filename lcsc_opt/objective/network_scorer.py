@@ -45,7 +45,8 @@ class NetworkScorer:
             draw, half of its outcomes choose the answer.
         batch_norm: passes data through the network, which estimates the statistics of batch normalization again;
             called like ``function``. ``None`` merges them.
-        name: the name of network and functions in the study's fingerprint.
+        name: the names of the network and of the functions that decide the score.
+        held_out_name: the name of ``held_out``.
         model_files: of a network that a folder's files describe: their names with their digests.
     """
 
@@ -58,6 +59,7 @@ class NetworkScorer:
         held_out: Callable[..., Any] | None = None,
         batch_norm: Callable[..., Any] | None = None,
         name: str,
+        held_out_name: str | None = None,
         model_files: Mapping[str, str] | None = None,
     ) -> None:
         self._network = PreparedNetwork(network, settings)
@@ -65,6 +67,7 @@ class NetworkScorer:
         self._function = function
         self._held_out = held_out
         self._name = name
+        self._held_out_name = held_out_name
         self._model_files = model_files
         own_name = getattr(function, "__name__", "score")
         self._metric = "score" if own_name in _NO_METRIC else own_name
@@ -219,6 +222,10 @@ class NetworkScorer:
         if self._model_files is not None:
             described[MODEL_FILES] = dict(self._model_files)
         return described
+
+    def describe_reports(self) -> dict[str, Any]:
+        """The name of the held-out function, which decides the choice of the answer and its report."""
+        return {"held_out": self._held_out_name}
 
     def _call(self, draw: Draw) -> Any:
         function = self._function

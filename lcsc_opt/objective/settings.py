@@ -12,7 +12,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
-from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
+from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
 from lcsc_opt.objective.batch_sizes import AUTO
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -109,7 +109,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             MetricError, ObjectiveError: a reference, weights of an extractor or a device are missing.
         """
         self.torch_device()
-        MetricSuiteBuilder(self, context).check()
+        ScoreSources(self, context).check()
 
     def noise(self) -> ImageNoise:
         """All sampling noise."""
@@ -124,8 +124,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         batch_size = self.batch_size
         if batch_size == AUTO:
             batch_size = REFERENCE_BATCH_SIZE
-        builder = MetricSuiteBuilder(self, context)
-        return builder.build(device=self.torch_device(), batch_size=batch_size, folder=context.files)
+        return ScoreSources(self, context, device=self.torch_device(), batch_size=batch_size).suite()
 
     def objective(
         self,
@@ -159,7 +158,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),
             also=also,
-            real_images=lambda count: MetricSuiteBuilder(self, context).real_images(count, folder=context.files),
+            real_images=lambda count: ScoreSources(self, context).real_images(count),
         )
 
     @staticmethod

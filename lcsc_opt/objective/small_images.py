@@ -14,14 +14,13 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import AlsoSettings
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference
+from lcsc_opt.metrics import FeatureExtractor, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.rewards import find_reward
 from lcsc_opt.metrics.from_settings import ScoreSettings
-from lcsc_opt.metrics.loss import parse_kept, parse_loss
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, TONES, MetricName
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, OUTSIDE, PIXELS, THUMBNAILS, TONES
 from lcsc_opt.metrics.tones import Tones
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive
@@ -52,20 +51,15 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         Raises:
             MetricError: a metric is unknown, needs another network, or cannot be kept.
         """
-        for metric in self._named_metrics():
+        for metric in self._suite_metrics.reported:
             if metric.extractor not in (INCEPTION, PIXELS, THUMBNAILS, TONES, OUTSIDE, *self.rewards):
                 raise MetricError(f"{metric}: these images have features of one network only; leave out what follows @")
         for reward in self.rewards.values():
             find_reward(reward)
 
-    def _named_metrics(self) -> list[MetricName]:
-        """Those of the loss, of searches and of reports, and the kept one."""
-        loss = parse_loss(self.loss, unguarded=self.unguarded)
-        reported = MetricName.parse_all(self.held_out_metrics or ())
-        metrics = [*loss, *MetricName.parse_all(self.metrics), *reported]
-        if self.keep is not None:
-            metrics.append(parse_kept(self.keep, loss))
-        return metrics
+    @property
+    def _suite_metrics(self) -> SuiteMetrics:
+        return self.suite_metrics(self.parsed_loss())
 
     def objective(
         self,
@@ -114,24 +108,20 @@ class SmallSettings(ScoreSettings, AlsoSettings):
                 return found
             return found.with_unseen(Reference.of_images(extractor, images[held_out]))
 
+        metrics = self._suite_metrics
         loss_reference = reference(feature_network(dataset).to(device))
         references = {INCEPTION: loss_reference, PIXELS: pixel_reference(reference(Thumbnails()))}
-        if any(metric.extractor == TONES for metric in self._named_metrics()):
+        if any(metric.extractor == TONES for metric in metrics.reported):
             references[TONES] = reference(Tones())
         for name, setting in self.rewards.items():
             references[name] = Reference(find_reward(setting))
 
         def report_references() -> dict[str, Reference]:
-            references_of_reports = {CROSS_CHECK: reference(feature_network(dataset, second=True).to(device))}
-            if self.adds_default_metrics:
-                references_of_reports[INCEPTION] = loss_reference
-            return references_of_reports
+            built = {}
+            if metrics.adds_cross_check:
+                built[CROSS_CHECK] = reference(feature_network(dataset, second=True).to(device))
+            if metrics.adds_defaults:
+                built[INCEPTION] = loss_reference
+            return built
 
-        return MetricSuite(
-            references,
-            loss=self.loss,
-            metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics or (),
-            keep=self.keep,
-            report_references=report_references if self.adds_cross_check else None,
-        )
+        return MetricSuite(references, metrics, report_references=report_references)

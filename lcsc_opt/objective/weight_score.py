@@ -114,6 +114,10 @@ class WeightScore(Objective):
             **self.scorer.describe(),
         }
 
+    def describe_reports(self) -> dict[str, Any]:
+        """The name of the held-out function."""
+        return self.scorer.describe_reports()
+
     def _merged(self, coefficients: Coefficients) -> dict[str, Tensor]:
         """The merged weights, on the scorer's device if the trajectory can be merged there."""
         if not self._on_device and isinstance(self.trajectory, Trajectory):

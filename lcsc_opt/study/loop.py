@@ -143,7 +143,9 @@ class Loop:
         self.last_stored = max((trial.number for trial in finished), default=None)
         self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)
         self._to_replay = collections.deque(trials)
-        seconds_before = sum(trial.user_attrs.get("cost", {}).get("seconds", 0.0) for trial in finished) / workers
+        seconds_before: float = (
+            sum(trial.user_attrs.get("cost", {}).get("seconds", 0.0) for trial in finished) / workers
+        )
         self._begin = time.monotonic() - seconds_before
         self._asked = 0
         self._last_checks = list(study.attributes.get(LAST_CHECKS) or ())
@@ -164,9 +166,9 @@ class Loop:
         self.stopped = False
 
     @property
-    def seconds_spent(self) -> float:
+    def seconds_spent(self) -> int:
         """For how many seconds it has searched, in all runs."""
-        return time.monotonic() - self._begin
+        return int(time.monotonic() - self._begin)
 
     def run(self) -> None:
         """Search until the budget is spent, the optimizer has nothing more to ask, or a callback stops it.
@@ -205,7 +207,7 @@ class Loop:
         """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
         if self._to_replay or self._left_to_repeat or not self._has_compared:
             return False
-        return self.seconds_spent >= (self.budget.seconds or 0.0)
+        return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
 
     def _check_before_the_end(self) -> None:
         """Let the optimizer ask for its last check when nine tenths of a time are over.
@@ -214,7 +216,7 @@ class Loop:
         """
         is_due = self._asked in self._last_checks
         if self.budget.seconds is not None and not (self._to_replay or self._has_last_check or is_due):
-            is_due = self.seconds_spent >= _LAST_CHECK * self.budget.seconds
+            is_due = time.monotonic() - self._begin >= _LAST_CHECK * self.budget.seconds
             if is_due:
                 self._last_checks.append(self._asked)
                 self._study.set_attribute(LAST_CHECKS, self._last_checks)

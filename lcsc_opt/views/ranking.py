@@ -391,8 +391,8 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     best = f"{winner.label} with {winner.searched.mean:.4g}"
     if all(row.finished == row.seeds for row in ranked):
         return (
-            f"Best searched {metric}: {best}; nothing was held out: add held_out to the study file for a report, or use "
-            "lcsc evaluate EXPERIMENT"
+            f"Best searched {metric}: {best}; nothing was held out: add held_out to the study file for a report, or "
+            "use lcsc evaluate EXPERIMENT"
         )
     return (
         f"Best searched {metric} so far: {best}; held-out values come when all searches have ended, or with lcsc "

@@ -12,10 +12,10 @@ import numpy as np
 
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
+from lcsc_opt.database.experiment import search_yardstick
 from lcsc_opt.database.history import Floats, History, Standing, Trials
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HELD_OUT_REPORT, search_yardstick
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.summary import PARTS, longest_pause, wall_clock
 from lcsc_opt.views import number
 
@@ -200,7 +200,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
     reader = HistoryReader(study.storage)
-    attributes = study.attributes
+    attributes = our_studies(study.storage)[study.name]
     summarized = reader.read_summary(study.name)
     failures = reader.failures(summarized)
     specification = attributes.get("specification", {})
@@ -223,8 +223,6 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "best_trial": summarized.best,
         "chosen_trial": summarized.chosen,
         **_coefficients(summarized, reader.answer(summarized), space),
-        "held_out_report": attributes.get(HELD_OUT_REPORT),
-        "warning": summarized.warning,
         "failed": summarized.summary.failed,
         "failure_reasons": dict(last_reasons.most_common()),
         "tracebacks": dict(failures.tracebacks),

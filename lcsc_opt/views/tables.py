@@ -10,9 +10,9 @@ from typing import Any
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Standing
-from lcsc_opt.database.names import label, split_name
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import Interval, MetricRow
+from lcsc_opt.database.names import label, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.views import UNKNOWN, number, signed
 from lcsc_opt.views.ranking import ANSWER, Spread, spread_text
@@ -118,7 +118,7 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
 
 
 def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
-    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, the best loss first."""
+    """Title → models: the answer, then what the user had and the best of each optimizer's seeds, by their loss."""
     titles: dict[str, list[Measurement]] = {}
     of_name = {measured.model.name: measured for measured in part.models}
     for name in report.had:
@@ -182,8 +182,9 @@ def comparison_rows(points: Mapping[str, Sequence[Standing]]) -> list[dict[str, 
         of_point = [study.as_row() for study in studies]
         if studies[0].report is not None:
             of_point.append(answer_row(experiment, studies[0].report))
-        for row in of_point:
-            rows.append({**row, "varied": varied} if varied else row)
+        if varied:
+            of_point = [{**row, "varied": varied} for row in of_point]
+        rows += of_point
     return rows
 
 

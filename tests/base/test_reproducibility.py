@@ -7,10 +7,10 @@ import platform
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from lcsc_opt.base.reproducibility import derive_seed, environment
 from lcsc_opt.study.comparison import _changes as changes
 from lcsc_opt.study.comparison import differences
+
+from lcsc_opt.base.reproducibility import derive_seed, environment
 
 
 def test_the_environment_can_be_stored_as_json() -> None:

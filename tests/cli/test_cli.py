@@ -11,12 +11,12 @@ import optuna
 import pytest
 import torch
 import yaml
+from lcsc_opt.study.api import load_study
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.study.api import load_study
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 

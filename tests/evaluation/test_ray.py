@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lcsc_opt.study.running import spec_of
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.reproducibility import environment
@@ -28,7 +29,6 @@ from lcsc_opt.evaluation import node_objective
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.study.running import spec_of
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed
 from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, evaluated, expect_no_lost_node, wait_for

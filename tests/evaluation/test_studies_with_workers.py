@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lcsc_opt.study.running import listed
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.study_file import read_studies
@@ -21,7 +22,6 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
-from lcsc_opt.study.running import listed
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
 from tests.processes import Lcsc

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.metrics import MetricSuite, Reference
-from lcsc_opt.metrics.from_settings import MetricSuiteBuilder, ReferenceScoreSettings
+from lcsc_opt.metrics import Loss, MetricSuite, Reference, SuiteMetrics
+from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
 
 IMAGES = 40
 
@@ -61,7 +61,13 @@ def score(scores, batch=None, *, held_out=False, size=7):
 
 
 def both(**settings):
-    return MetricSuite({"inception": reference(Classifier()), "m:f": reference()}, **settings)
+    return suite({"inception": reference(Classifier()), "m:f": reference()}, **settings)
+
+
+def suite(references, *, loss="fid", keep=None, report_references=dict, **settings):
+    """Of metrics by their names; rewards are those among the references."""
+    metrics = SuiteMetrics.of(Loss.parse(loss, keep), rewards=references, **settings)
+    return MetricSuite(references, metrics, report_references=report_references)
 
 
 def features_of(count, dimension=5, *, seed=0, mean=3.0, least=0.1, rank=None, dtype=np.float64):
@@ -107,4 +113,4 @@ class Explosive:
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
     given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
-    return MetricSuiteBuilder(given, BuildContext()).build(folder=cache, batch_size=batch_size, device=device)
+    return ScoreSources(given, BuildContext(files=cache), device=device, batch_size=batch_size).suite()

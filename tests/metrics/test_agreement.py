@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SEED, SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS
 from tests.metrics import examples, network_files
@@ -75,7 +75,7 @@ def test_the_inception_score_of_logits_is_torch_fidelitys():
 
     batch = examples.images(60)
     expected = isc_features_to_metric(examples.Classifier().features_and_logits(batch)[1], splits=10)
-    found = examples.score(MetricSuite({"inception": Reference(examples.Classifier())}, loss="is"), batch)[1]["is"]
+    found = examples.score(examples.suite({"inception": Reference(examples.Classifier())}, loss="is"), batch)[1]["is"]
     assert found == pytest.approx(expected[KEY_METRIC_ISC_MEAN], rel=1e-6)
 
 

@@ -11,8 +11,8 @@ import torch
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.image_metrics import ImageMetrics
-from lcsc_opt.metrics.loss import PENALTY, parse_kept, parse_loss
-from tests.metrics.examples import Pixels, differences, fill
+from lcsc_opt.metrics.loss import PENALTY, Loss
+from tests.metrics.examples import Pixels, differences, fill, suite
 
 
 class FourPixels(Pixels):
@@ -25,7 +25,7 @@ def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
 
 
 def scores(keep: str | None = "precision") -> MetricSuite:
-    return MetricSuite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
+    return suite({"inception": Reference.of_images(FourPixels(), drawn(60, seed=0))}, keep=keep)
 
 
 def seen(made: MetricSuite, images: torch.Tensor, yardstick: Yardstick | None = None) -> ImageMetrics:
@@ -52,7 +52,8 @@ def yardstick(keep: str, loss: float, bound: float, deviation: float, guide: flo
 def test_what_is_kept_is_in_the_features_of_the_loss_and_has_a_guide_with_a_gradient(
     text: str, loss: Any, metric: str, guide: str
 ) -> None:
-    kept = parse_kept(text, parse_loss(loss))
+    kept = Loss.parse(loss, text).keep
+    assert kept is not None
     assert [str(kept), str(kept.guide)] == [metric, guide]
 
 
@@ -72,7 +73,7 @@ def test_the_yardstick_is_measured_without_a_penalty() -> None:
 
 def test_the_loss_to_unseen_images_has_their_fid_and_the_same_penalty() -> None:
     images, other = drawn(50, seed=1, spread=0.5), drawn(60, seed=2, spread=0.4)
-    made, swapped = scores(), MetricSuite({"inception": Reference.of_images(FourPixels(), other)})
+    made, swapped = scores(), suite({"inception": Reference.of_images(FourPixels(), other)})
     tight = yardstick("precision", 2.0, 0.9, 0.1, 1.0, -1)
     assert seen(made, images, tight).unseen() is None
     unseen = Reference.of_images(FourPixels(), other)

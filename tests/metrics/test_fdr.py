@@ -14,9 +14,9 @@ from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.base import image_gradient, seen_images
 from lcsc_opt.metrics.extractors.pixels import Outside, PixelComponents, Thumbnails, pixel_reference
 from lcsc_opt.metrics.extractors.second import SecondFeatures
-from lcsc_opt.metrics.loss import Loss, parse_loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.tones import Tones
-from tests.metrics.examples import Pixels, fill, images
+from tests.metrics.examples import Pixels, fill, images, suite
 
 
 def pixel_components(real: Tensor) -> PixelComponents:
@@ -24,14 +24,14 @@ def pixel_components(real: Tensor) -> PixelComponents:
     return PixelComponents(gaussian.mean, gaussian.cov)
 
 
-def suite() -> MetricSuite:
+def fdr_suite() -> MetricSuite:
     real = images(300, 9)
     references = {
         "inception": Reference.of_images(Pixels(), real),
         "pixels": pixel_reference(Reference.of_images(Thumbnails(), real)),
         "tones": Reference.of_images(Tones(), real),
     }
-    return MetricSuite(references, loss="fdr")
+    return suite(references, loss="fdr")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def suite() -> MetricSuite:
     ],
 )
 def test_each_representation_has_the_same_share(setting, distances):
-    weights = parse_loss(setting)
+    weights = Loss.parse(setting).weights
     assert [str(metric) for metric in weights] == distances
     assert list(weights.values()) == [pytest.approx(1 / len(distances))] * len(distances)
 
@@ -53,11 +53,11 @@ def test_each_representation_has_the_same_share(setting, distances):
 )
 def test_what_is_no_list_of_different_extractors_is_refused(setting):
     with pytest.raises(MetricError, match="fdr"):
-        parse_loss(setting)
+        Loss.parse(setting)
 
 
 def test_the_yardstick_has_a_loss_of_one():
-    scores = suite()
+    scores = fdr_suite()
     _, units = fill(scores.image_metrics(200), images(200, 1) * 0.8).compute()
     yardstick = scores.loss.yardstick(units, 200)
     assert fill(scores.image_metrics(200, yardstick=yardstick), images(200, 1) * 0.8).compute()[0] == pytest.approx(1.0)
@@ -77,19 +77,20 @@ def test_units_divide_and_one_that_is_nothing_beside_the_others_is_refused() -> 
 
 
 def test_overshoot_that_clipping_hides_is_seen_by_pixels_alone():
-    scores = suite()
+    scores = fdr_suite()
     real = images(300, 9)
     overshot = real.sign() * 3  # saved as images, they are black and white
     values = fill(scores.image_metrics(300), overshot).compute()[1]
     clipped = fill(scores.image_metrics(300), overshot.clamp(-1, 1)).compute()[1]
     assert values["fid"] == clipped["fid"]
     assert values["fid@pixels"] > 3 * clipped["fid@pixels"]
-    assert fill(scores.image_metrics(300, group="held-out"), overshot).compute()[1]["outside"] == 1.0
+    assert fill(scores.image_metrics(300, group="held-out"), overshot).compute()[1]["outside"] == pytest.approx(255)
 
 
-def test_values_within_half_a_level_of_eight_bits_are_not_outside():
-    batch = torch.tensor([1.0, -1.0, 1.003, -1.01, 2.0, 0.0, 0.5, -0.5]).reshape(1, 1, 2, 4)
-    assert float(Outside()(batch)) == pytest.approx(2 / 8)
+def test_outside_is_how_many_levels_clipping_changes_a_value_on_average():
+    level = 2 / 255
+    batch = torch.tensor([[1 + 3 * level, -1 - 5 * level, 1.0, 0.0], [-1.0, 1 + level, 0.5, -0.5]])
+    assert Outside()(batch.reshape(2, 1, 2, 2)).flatten().tolist() == pytest.approx([2, 0.25], rel=1e-4)
 
 
 def test_components_hold_most_of_the_variance_and_are_as_many_as_that_takes():
@@ -111,14 +112,30 @@ def test_gradients_are_zero_where_clipping_cuts_and_only_there_for_networks():
     assert seen_images(raw, batch) is batch
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 64, 64)])
-def test_second_features_are_for_images_of_any_size_and_tell_them_apart(shape):
+DIGITS, RANDOM = "a second network trained on mnist", "convolutions with random weights"
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"),
+    [((1, 28, 28), DIGITS), ((1, 8, 8), DIGITS), ((3, 32, 32), RANDOM), ((1, 64, 64), RANDOM)],
+)
+def test_second_features_are_for_images_of_any_size_and_tell_them_apart(shape, network):
     generator = torch.Generator().manual_seed(1)
     batch = torch.rand(6, *shape, generator=generator) * 2 - 1
-    features = SecondFeatures()(batch)
+    extractor = SecondFeatures(shape)
+    features = extractor(batch)
     assert features.shape == (6, SecondFeatures.dimension)
     assert torch.pdist(features).min() > 0
-    torch.testing.assert_close(SecondFeatures()(batch[2:4]), features[2:4])
+    torch.testing.assert_close(extractor(batch[2:4]), features[2:4])
+    assert extractor.in_words.startswith(network)
+    assert extractor.name.startswith("second-mnist-48-" if network == DIGITS else "random-convolutions-48")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_samples_and_real_images_in_colour_are_seen_by_one_network(channels):
+    grey = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    extractor = SecondFeatures((channels, 16, 16))
+    torch.testing.assert_close(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)))
 
 
 def test_a_reference_in_components_is_that_of_the_images_whatever_sign_an_eigenvector_has(monkeypatch):
@@ -149,7 +166,7 @@ def test_an_answer_is_chosen_by_distances_to_real_images_that_no_search_sees():
     reference = dataclasses.replace(
         Reference.of_images(Pixels(), real), selection=Reference.of_images(Pixels(), unseen)
     )
-    scores = MetricSuite({"inception": reference}, loss="fid", metrics=["precision"])
+    scores = suite({"inception": reference}, loss="fid", metrics=["precision"])
     samples = images(200, 1) * 0.5
     searched = fill(scores.image_metrics(200), samples)
     chosen = fill(scores.image_metrics(200, group="selection"), samples)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FeatureExtractor, FrechetReference, MetricSuite, Reference, distances, extract
+from lcsc_opt.metrics import FeatureExtractor, FrechetReference, Reference, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from lcsc_opt.metrics.tones import Tones
-from tests.metrics.examples import differences, features_of, fill
+from tests.metrics.examples import differences, features_of, fill, suite
 from tests.metrics.examples import mean_and_covariance as moments
 
 
@@ -94,7 +94,7 @@ def scores(loss, dtype=torch.float64, **settings):
     networks: dict[str, FeatureExtractor] = {"inception": Smooth(5, 0, dtype), "clip": Smooth(30, 1, dtype)}
     networks["tones"] = Tones()
     references = {name: Reference.of_images(network, images(60, seed=9)) for name, network in networks.items()}
-    return MetricSuite(references, loss=loss, **settings)
+    return suite(references, loss=loss, **settings)
 
 
 def filled(made, batch, **options):
@@ -164,6 +164,6 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
     extractor = Keeps(5, 0)
     extract(extractor, images(3))
     for first in (extractor, Keeps(5, 0)):
-        made = MetricSuite({"inception": Reference.of_images(first, images(60, seed=9))})
+        made = suite({"inception": Reference.of_images(first, images(60, seed=9))})
         gradients = filled(made, images(20), gradient=True).gradients()
         assert image_gradient(made, images(20), gradients).abs().sum() > 0

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each, half_width, standard_error
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, scores_of_splits
 from lcsc_opt.metrics.names import Formula
-from tests.metrics.examples import Classifier, fill, images, reference
+from tests.metrics.examples import Classifier, fill, images, reference, suite
 from tests.metrics.test_fidelity import drawn, reference_of
 
 COUNT = 137  # groups are of 13 or 14
@@ -135,9 +135,7 @@ def test_intervals_hold_the_mean_of_repeated_sampling(formula):
 
 def test_only_held_out_evaluations_have_them_with_the_loss():
     real = reference(Classifier(), count=200)
-    scores = MetricSuite(
-        {"inception": real}, loss={"fid": 1, "precision": 3}, report_references=lambda: {"inception": real}
-    )
+    scores = suite({"inception": real}, loss={"fid": 1, "precision": 3}, report_references=lambda: {"inception": real})
     searched = fill(scores.image_metrics(120), images(120))
     assert searched.without_each_group() == {}
     reported = fill(scores.image_metrics(120, group="held-out"), images(120))
@@ -149,7 +147,7 @@ def test_only_held_out_evaluations_have_them_with_the_loss():
 
 
 def test_the_values_themselves_are_those_of_an_evaluation_without_them():
-    scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
+    scores = suite({"inception": reference()}, held_out_metrics=[])
     loss, values = fill(scores.image_metrics(150), images(150)).compute()
     held_out_loss, held_out_values = fill(scores.image_metrics(150, group="held-out"), images(150)).compute()
     assert held_out_loss == loss
@@ -157,7 +155,7 @@ def test_the_values_themselves_are_those_of_an_evaluation_without_them():
 
 
 def test_parts_of_an_evaluation_merge_with_their_groups():
-    scores = MetricSuite({"inception": reference()}, held_out_metrics=["recall"])
+    scores = suite({"inception": reference()}, held_out_metrics=["recall"])
     batch = images(150)
     at_once = fill(scores.image_metrics(150, group="held-out"), batch).without_each_group()
     merged = scores.image_metrics(150, group="held-out")
@@ -172,7 +170,7 @@ def test_too_few_images_or_too_many_numbers_have_none(case, monkeypatch):
     count = 99 if case == "few" else 150
     if case == "large":
         monkeypatch.setattr("lcsc_opt.metrics.feature_metrics.MOST_KEPT", 150 * 16 - 1)
-    scores = MetricSuite({"inception": reference()}, held_out_metrics=[])
+    scores = suite({"inception": reference()}, held_out_metrics=[])
     metrics = fill(scores.image_metrics(count, group="held-out"), images(count))
     assert metrics.compute()[0] > 0
     assert metrics.without_each_group().keys() <= {"outside"}

@@ -3,7 +3,7 @@
 import pytest
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.loss import parse_loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import FORMULAS, OWN_FEATURES, MetricName
 
 
@@ -34,9 +34,9 @@ def test_unknown_names_are_refused_with_a_near_miss(name, message):
 
 
 def test_a_loss_is_one_metric_or_a_weighted_sum():
-    assert parse_loss("kid@clip") == {MetricName("kid", "clip"): 1.0}
-    assert parse_loss({"fid": 1, "kid": 100.0}) == {MetricName("fid"): 1.0, MetricName("kid"): 100.0}
-    assert parse_loss({"fid": 1, "near": 0}) == {MetricName("fid"): 1.0}, "as where a sweep begins"
+    assert Loss.parse("kid@clip").weights == {MetricName("kid", "clip"): 1.0}
+    assert Loss.parse({"fid": 1, "kid": 100.0}).weights == {MetricName("fid"): 1.0, MetricName("kid"): 100.0}
+    assert Loss.parse({"fid": 1, "near": 0}).weights == {MetricName("fid"): 1.0}, "as where a sweep begins"
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
 )
 def test_losses_that_make_no_sense_are_refused(loss, message):
     with pytest.raises(MetricError, match=message):
-        parse_loss(loss)
+        Loss.parse(loss)

@@ -5,8 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lcsc_opt.metrics import MetricSuite
-from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score
+from tests.metrics.examples import Doubled, Pixels, both, fill, images, reference, score, suite
 
 COUNT = 43
 CUTS = {1: [43], 2: [30, 13], 3: [1, 20, 22], 7: [5, 1, 9, 2, 16, 3, 7]}
@@ -38,9 +37,9 @@ class Far(Pixels):
     ("scores", "held_out", "rel"),
     [
         (both(loss="fid", metrics=["fid@m:f"]), False, 1e-11),
-        (MetricSuite({"inception": reference(Far())}), False, 1e-9),
+        (suite({"inception": reference(Far())}), False, 1e-9),
         (both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"]), True, 1e-11),
-        (MetricSuite({"inception": reference()}, report_references=lambda: {"c": reference(Doubled())}), True, 1e-11),
+        (suite({"inception": reference()}, report_references=lambda: {"c": reference(Doubled())}), True, 1e-11),
     ],
 )
 def test_metrics_do_not_depend_on_the_number_of_parts(workers, scores, held_out, rel):

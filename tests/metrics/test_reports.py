@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
+from lcsc_opt.metrics import FrechetReference, Loss, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.published import ClipExtractor
 from tests.metrics import network_files
@@ -25,6 +26,7 @@ from tests.metrics.examples import (
     pixels,
     reference,
     score,
+    suite,
     write_folder,
 )
 
@@ -52,17 +54,17 @@ class Builds:
 
 
 def reported(real: Reference, **changes: Any) -> MetricSuite:
-    return MetricSuite({"inception": real}, report_references=lambda: {"inception": real}, **changes)
+    return suite({"inception": real}, report_references=lambda: {"inception": real}, **changes)
 
 
 def names(scores: MetricSuite) -> list[str]:
-    return [str(metric) for metric in scores.reports.evaluation_metrics]
+    return [str(metric) for metric in scores.evaluation_metrics]
 
 
 def test_other_features_are_built_and_computed_for_reports_only() -> None:
     build = Builds(cross_check=reference(Doubled()))
-    scores = MetricSuite({"inception": reference()}, report_references=build)
-    described, (loss, metrics) = scores.describe(), score(scores)
+    scores = suite({"inception": reference()}, report_references=build)
+    described, (loss, metrics) = (scores.describe(), scores.describe_reports()), score(scores)
     assert (metrics, build.built) == ({"fid": loss}, 0)
     for _ in range(2):
         found, measured = score(scores, held_out=True)
@@ -70,7 +72,7 @@ def test_other_features_are_built_and_computed_for_reports_only() -> None:
     expected = direct_fid(2 * flat(40, 0)[:, ::-1], 2 * flat(60, 9)[:, ::-1])
     assert measured["fid@cross_check"] == pytest.approx(expected, rel=1e-6)
     assert score(scores)[1] == metrics, "a search does not compute it afterwards either"
-    assert scores.describe() == described, "it is no part of the study"
+    assert (scores.describe(), scores.describe_reports()) == described, "it is no part of the study"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,23 @@ def test_held_out_images_are_compared_with_and_have_values_of_their_own() -> Non
     assert few.real_halves() == {}
 
 
+@pytest.mark.parametrize(
+    ("loss", "keep", "expected"),
+    [
+        ("fid", None, "clip"),
+        ("fid", "precision@clip", "dinov2"),  # a metric that is kept decides, too
+        ("fid@clip", None, "inception"),
+        ("fid@digits", None, "digits2"),
+        ("fid@digits2", None, "cross_check"),
+        ("reward", None, "inception"),
+    ],
+)
+def test_the_default_cross_check_is_in_features_that_decide_nothing(loss: str, keep: str | None, expected: str) -> None:
+    parsed = Loss.parse(loss, keep)
+    assert SuiteMetrics.of(parsed, held_out_metrics=None, rewards=["reward"]).default_cross_check == expected
+    assert SuiteMetrics.of(parsed, rewards=["reward"]).default_cross_check == (expected if loss == "reward" else None)
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("clip") / "ViT-B-32.pt"
@@ -148,37 +167,29 @@ def settings(tmp_path: Any, archive: str, monkeypatch: pytest.MonkeyPatch) -> di
 )
 def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, reference: Any) -> None:
     scores = build_scores(**{**settings, "reference": reference})
+    described = scores.describe()
     assert str(scores.cross_check_metric) == "fid@clip"
+    assert scores.cross_check_text is not None
+    assert scores.cross_check_text.startswith("fid@clip: features that the loss does not use")
+    assert scores.describe() == described
     features = ClipExtractor(archive)(torch.from_numpy(REAL).permute(0, 3, 1, 2) / 127.5 - 1).double().numpy()  # type: ignore[arg-type]
     np.testing.assert_allclose(scores.references["clip"].frechet.mean, features.mean(0), atol=1e-5)
     np.testing.assert_allclose(scores.references["clip"].frechet.cov, np.cov(features.T), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "advice"),
-    [
-        (
-            {"reference": {"inception": "fid.npz"}},
-            "clip needs real images; give them under reference: {clip: a folder",
-            "Name a metric in held_out_metrics of the study file, or none: []",
-        ),
-    ],
-)
-def test_what_is_missing_for_other_features_is_one_line(
-    settings: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    changes: Any,
-    reason: str,
-    advice: str,
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
-    assert build_scores(**{**settings, **changes}).cross_check_metric is None
+def test_what_is_missing_for_other_features_is_one_line(settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = build_scores(**{**settings, "reference": {"inception": "fid.npz"}})
+    assert (scores.cross_check_metric, scores.cross_check_text) == (None, None)
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no cross-check: fid" in line
-    assert reason in line
-    assert advice in line
+    assert "clip needs real images; give them under reference: {clip: a folder" in line
+
+
+def test_a_bundled_network_is_checked_by_the_second_one_of_its_images(settings: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path / "grey", REAL[..., 0])
+    scores = build_scores(**{**settings, "loss": "fid@digits", "reference": "grey", "weights": {}})
+    expected = "fid@digits2: a second network trained on digits; it has half of the choice of the answer"
+    assert scores.cross_check_text == expected
 
 
 def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_in(
@@ -186,7 +197,11 @@ def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
-    assert str(build_scores(**{**settings, "weights": {}}).cross_check_metric) == "fid@cross_check"
+    scores = build_scores(**{**settings, "weights": {}})
+    assert scores.cross_check_text == (
+        "fid@cross_check: convolutions with random weights, since no bundled network is trained on such images; it has "
+        "half of the choice of the answer"
+    )
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
     assert "fid@clip" in line
     assert "Network is unreachable" in line

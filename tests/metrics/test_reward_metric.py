@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import MetricSuite, Reference, from_settings
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
-from lcsc_opt.metrics.loss import parse_loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import (
     Classifier,
@@ -28,6 +28,7 @@ from tests.metrics.examples import (
     pixels,
     reference,
     score,
+    suite,
     write_folder,
 )
 
@@ -41,7 +42,7 @@ def rewards(**functions: Any) -> dict[str, Reference]:
 
 
 def made(**settings: Any) -> MetricSuite:
-    return MetricSuite(
+    return suite(
         {"inception": reference(), **rewards(reward=bright, held_out_reward=lambda x: x[:, 0, 0, 0])}, **settings
     )
 
@@ -77,11 +78,11 @@ def test_gradient_in_the_images_is_that_of_central_differences() -> None:
 )
 def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user(loss: Any, guarded: bool) -> None:
     if guarded:
-        parse_loss(loss, unguarded=False)
+        Loss.parse(loss, unguarded=False)
     else:
         with pytest.raises(MetricError, match=r"add a distance .* or write unguarded: true"):
-            parse_loss(loss, unguarded=False)
-    assert MetricName("reward", "reward") in parse_loss(loss, unguarded=True)
+            Loss.parse(loss, unguarded=False)
+    assert MetricName("reward", "reward") in Loss.parse(loss, unguarded=True).weights
 
 
 def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
@@ -146,4 +147,4 @@ def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are
     assert "precision" not in lean
     assert "the reference has 30 images and more than 3 take long" in capsys.readouterr().err
     with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
-        parse_loss("held_out_reward")
+        Loss.parse("held_out_reward")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
+from lcsc_opt.metrics import FrechetReference, Reference
 from tests.metrics.examples import (
     IMAGES,
     Classifier,
@@ -20,11 +20,12 @@ from tests.metrics.examples import (
     mean_and_covariance,
     reference,
     score,
+    suite,
 )
 
 
 def test_the_simple_case_is_fid():
-    loss, metrics = score(MetricSuite({"inception": reference()}))
+    loss, metrics = score(suite({"inception": reference()}))
     own, real = (images(count, seed).flatten(1).double().numpy() for count, seed in ((IMAGES, 0), (60, 9)))
     expected = FrechetReference(*mean_and_covariance(own)).distance(*mean_and_covariance(real))
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -66,25 +67,33 @@ STATISTICS = Reference.of_gaussian(Pixels(), FrechetReference(np.zeros(16), np.e
 )
 def test_metrics_and_references_that_do_not_belong_together_are_refused(known, settings, message):
     with pytest.raises(MetricError, match=message):
-        MetricSuite({"inception": known}, **settings)
+        suite({"inception": known}, **settings)
 
 
 def test_warnings_say_what_few_images_mean():
     [line] = both(loss="fid", metrics=["kid"]).warnings(10)
     assert "10 images for 16 features" in line
-    assert "the reference set has 12 images" in MetricSuite({"inception": reference(count=12)}).warnings(100)[0]
+    assert "the reference set has 12 images" in suite({"inception": reference(count=12)}).warnings(100)[0]
 
 
-def test_description_names_what_decides_results():
+def test_description_names_what_decides_the_loss_and_that_of_reports_the_rest():
     made = both(loss={"fid": 2}, metrics=["is"], held_out_metrics=["kid@m:f"])
-    assert made.describe() == {
-        "loss": {"fid": 2.0},
+
+    def described(name):
+        return {name: {"name": made.references[name].extractor.name, "reference": made.references[name].identity}}
+
+    assert made.describe() == {"loss": {"fid": 2.0}, "extractors": described("inception")}
+    assert made.describe_reports() == {
         "metrics": ["fid", "is"],
         "held_out_metrics": ["fid", "is", "kid@m:f"],
-        "extractors": {
-            name: {"name": made.references[name].extractor.name, "reference": made.references[name].identity}
-            for name in ("inception", "m:f")
-        },
+        "extractors": described("m:f"),
+    }
+    kept = both(keep={"precision@m:f": 0.5})
+    assert kept.describe() == {
+        "loss": {"fid": 1.0},
+        "keep": "precision@m:f",
+        "bound": 0.5,
+        "extractors": {**described("inception"), **described("m:f")},
     }
     assert both(loss="fid@m:f", metrics=["fid"]).extractor.name == "pixels", "it orders pairs"
 

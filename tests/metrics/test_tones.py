@@ -6,13 +6,13 @@ import torch
 from torch.nn import functional as F
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.extractors.base import image_gradient
 from lcsc_opt.metrics.extractors.pixels import Thumbnails, pixel_reference
 from lcsc_opt.metrics.leave_out import group_of_each, without_each_group
-from lcsc_opt.metrics.loss import parse_loss
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.tones import Tones, tones
-from tests.metrics.examples import build_scores, fill, pixels, write_folder
+from tests.metrics.examples import build_scores, fill, pixels, suite, write_folder
 
 
 def photographs(count, channels=1, side=8, seed=0):
@@ -76,9 +76,9 @@ def test_constant_distributions_are_left_out_and_pixels_without_neighbours_refus
 
 def test_it_has_no_features_of_a_network_and_gives_none_to_other_metrics():
     with pytest.raises(MetricError, match="features of its own"):
-        parse_loss("tones@clip")
-    assert [str(metric) for metric in parse_loss({"tones": 1, "fid@clip": 1})] == ["fid@clip", "tones"]
-    assert [str(metric) for metric in parse_loss({"fdr": ["tones", "clip"]})] == ["fid@clip", "tones"]
+        Loss.parse("tones@clip")
+    assert [str(metric) for metric in Loss.parse({"tones": 1, "fid@clip": 1}).weights] == ["fid@clip", "tones"]
+    assert [str(metric) for metric in Loss.parse({"fdr": ["tones", "clip"]}).weights] == ["fid@clip", "tones"]
 
 
 def test_values_are_seen_as_the_sampler_gives_them():
@@ -89,27 +89,27 @@ def test_values_are_seen_as_the_sampler_gives_them():
     assert (gradient[overshot.abs() > 1] != 0).any()
 
 
-def suite(loss, held_out=None):
+def tones_suite(loss, held_out=None):
     extractor = Tones()
     real = photographs(300, seed=9)
     reference = Reference.of_images(extractor, real)
     if held_out is not None:
         reference = reference.with_unseen(Reference.of_images(extractor, held_out))
     references = {"tones": reference, "pixels": pixel_reference(Reference.of_images(Thumbnails(), real))}
-    return MetricSuite(references, loss=loss)
+    return suite(references, loss=loss)
 
 
 def test_fdr_takes_it_as_a_representation_with_its_own_distance():
-    weights = parse_loss({"fdr": ["pixels", "tones"]})
+    weights = Loss.parse({"fdr": ["pixels", "tones"]}).weights
     assert {str(metric): weight for metric, weight in weights.items()} == {"fid@pixels": 0.5, "tones": 0.5}
-    scores = suite({"fdr": ["pixels", "tones"]})
+    scores = tones_suite({"fdr": ["pixels", "tones"]})
     _, units = fill(scores.image_metrics(100), photographs(100) * 0.8).compute()
     metrics = scores.image_metrics(100, yardstick=scores.loss.yardstick(units, 100))
     assert fill(metrics, photographs(100) * 0.8).compute()[0] == pytest.approx(1.0)
 
 
 def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
-    scores = suite("tones", held_out=photographs(100, seed=4) * 0.5)
+    scores = tones_suite("tones", held_out=photographs(100, seed=4) * 0.5)
     metrics = fill(scores.image_metrics(80), photographs(80) * 0.5)
     loss, _ = metrics.compute()
     unseen = metrics.unseen()
@@ -119,7 +119,7 @@ def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
 
 
 def test_intervals_come_from_the_samples_without_each_group():
-    scores = suite("tones")
+    scores = tones_suite("tones")
     metrics = fill(scores.image_metrics(200, group="held-out"), photographs(200) * 0.8)
     loss, _ = metrics.compute()
     values = metrics.without_each_group()["tones"]
@@ -134,7 +134,7 @@ def test_a_study_file_names_it_beside_other_representations_and_in_reports(tmp_p
         cache=tmp_path / "cache", reference={"train": str(folder), "held_out_fraction": 0.3}, **settings
     )
     assert scores.describe()["loss"] == {"fdr": ["digits", "pixels", "tones"]}
-    assert [str(metric) for metric in scores.weights] == ["fid@digits", "fid@pixels", "tones"]
+    assert [str(metric) for metric in scores.loss.weights] == ["fid@digits", "fid@pixels", "tones"]
     tones_of = scores.references["tones"]
     assert tones_of.held_out is not None
     assert tones_of.count + tones_of.selection.count + tones_of.held_out.count == 60

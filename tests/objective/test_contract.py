@@ -49,6 +49,15 @@ def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> Non
         CoefficientFunction(lambda _: pytest.fail("was called"), STEPS, name="none")(wrong)
 
 
+def test_what_reports_use_is_described_apart_from_what_decides_the_loss() -> None:
+    alone = CoefficientFunction(sum, STEPS, name="total")
+    both = CoefficientFunction(sum, STEPS, name="total", held_out=max, held_out_name="largest")
+    assert both.describe() == alone.describe() == {"callable": "total", "steps": [10, 20, 30]}
+    assert both.describe_reports() == {"held_out": "largest"}
+    assert alone.describe_reports() == {"held_out": None}
+    assert Recorder().describe_reports() == {}
+
+
 def test_a_callable_cannot_change_the_candidate() -> None:
     def spoil(coefficients: np.ndarray) -> float:
         coefficients[:] = 0

@@ -12,10 +12,11 @@ import pytest
 from lcsc_opt.base.records import Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import attach_evaluation, candidate_of, coefficient_array
+from tests.metrics.examples import suite
 from tests.objective.test_merge_sample_score import STEPS, Pixels, build
 
 IMAGES = 60
@@ -23,7 +24,7 @@ IMAGES = 60
 
 def objective(folder: Path, keep: Any) -> MergeSampleScore:
     real = np.random.default_rng(0).uniform(-0.4, 0.4, (80, 16)).astype(np.float32)
-    scores = MetricSuite({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
+    scores = suite({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
     return build(folder, scores, images=IMAGES, batch_size=25)
 
 

@@ -15,7 +15,7 @@ from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from tests.metrics.examples import Pixels
+from tests.metrics.examples import Pixels, suite
 
 STEPS = (10, 20, 30, 40)
 EMA = ema_coefficients(STEPS, 0.95)
@@ -50,7 +50,7 @@ def sampler() -> ConsistencySampler:
 
 def build(folder: Path, scores: MetricSuite | None = None, **changes: Any) -> MergeSampleScore:
     settings = {"images": 40, "batch_size": 7, **changes}
-    return MergeSampleScore(trajectory(folder), sampler(), scores or MetricSuite({"inception": real()}), **settings)
+    return MergeSampleScore(trajectory(folder), sampler(), scores or suite({"inception": real()}), **settings)
 
 
 def test_the_loss_is_the_fid_of_the_merged_models_samples(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def widened(trajectory: Trajectory) -> tuple[MergeSampleScore, list[nn.Conv2d]]:
         ConsistencySampler(ConsistencyFunction(network), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
         for network in networks
     ]
-    scores = MetricSuite({"inception": real()})
+    scores = suite({"inception": real()})
     objective = MergeSampleScore(trajectory, samplers[0], scores, images=40, batch_size=7, also=samplers[1])
     return objective, [network.narrowing for network in networks]
 
@@ -138,7 +138,7 @@ def test_a_gradient_that_another_process_finishes_is_computed_in_the_candidates_
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path) -> None:
-    scores = MetricSuite({"inception": real()}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
+    scores = suite({"inception": real()}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
     objective = build(tmp_path, scores)
     searched = objective.evaluate(Candidate(EMA))
     assert list(searched.metrics) == ["kid", "fid"]
@@ -152,9 +152,9 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(tmp_path: Path
 
 def test_reports_know_what_held_out_real_images_would_have(tmp_path: Path) -> None:
     unseen = dataclasses.replace(real(), held_out=real())
-    reported = build(tmp_path, MetricSuite({"inception": unseen}, held_out_metrics=["fid_held_out"])).reported_metrics()
+    reported = build(tmp_path, suite({"inception": unseen}, held_out_metrics=["fid_held_out"])).reported_metrics()
     assert reported.real_halves == {"fid_held_out": pytest.approx(0.0, abs=1e-9)}
-    assert reported.cross_check is None
+    assert (reported.cross_check, reported.cross_check_text) == (None, None)
 
 
 def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_fingerprint(tmp_path: Path) -> None:
@@ -162,13 +162,15 @@ def test_a_second_sampler_uses_the_same_weights_and_changes_neither_search_nor_f
     first = sampler()
     network = first.function
     second = ConsistencySampler(network, image_shape=(1, 4, 4), sigmas=[20.0, 2.0], noise=ImageNoise(0))
-    suite = MetricSuite({"inception": real()})
-    objective = MergeSampleScore(trajectory(tmp_path), first, suite, images=40, batch_size=7, also=second)
+    scores = suite({"inception": real()})
+    objective = MergeSampleScore(trajectory(tmp_path), first, scores, images=40, batch_size=7, also=second)
     candidate = Candidate(EMA, noise=HELD_OUT)
     elsewhere = objective.evaluate(Candidate(EMA, noise=HELD_OUT, sampler=1))
     assert objective.evaluate(candidate).metrics == alone.evaluate(candidate).metrics
     assert objective.describe() == alone.describe()
-    only = MergeSampleScore(trajectory(tmp_path), second, suite, images=40, batch_size=7)
+    assert objective.describe_reports() == {**alone.describe_reports(), "also": second.describe()}
+    assert alone.describe_reports() == {"scores": scores.describe_reports(), "also": None}
+    only = MergeSampleScore(trajectory(tmp_path), second, scores, images=40, batch_size=7)
     assert elsewhere.metrics == only.evaluate(candidate).metrics
     assert (elsewhere.cost.model_calls, elsewhere.cost.images) == (80, 40)
     titles = [title.text for title in objective.samples.samplers]

@@ -16,10 +16,11 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import FunctionSampler, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.metrics.examples import suite
 from tests.sampling.test_gradient_sampling import BUILD, CPU, SHAPE, Smooth, consistency, function, two_steps
 
 STEPS = (10, 20, 30, 40, 50)
@@ -51,7 +52,7 @@ class Features:
 def build(trajectory: Trajectory, sampler: Any, *, loss: Any = "fid", **changes: Any) -> MergeSampleScore:
     settings = {"images": 50, "batch_size": 16, **changes}
     images = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
-    scores = MetricSuite({"inception": Reference.of_features(Features(), Features()(images).numpy())}, loss=loss)
+    scores = suite({"inception": Reference.of_features(Features(), Features()(images).numpy())}, loss=loss)
     return MergeSampleScore(trajectory, sampler, scores, **settings)
 
 

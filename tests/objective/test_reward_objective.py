@@ -13,16 +13,15 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
-from lcsc_opt.metrics import MetricSuite, Reference
+from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.extractors.rewards import Reward
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from tests.metrics.examples import suite
 from tests.objective.test_merge_sample_score import EMA, build, real
 
 
 def objective(folder: Path, function: Callable[..., Any], **changes: Any) -> MergeSampleScore:
-    scores = MetricSuite(
-        {"inception": real(), "reward": Reference(Reward("my:f", function))}, loss={"reward": -5, "fid": 1}
-    )
+    scores = suite({"inception": real(), "reward": Reference(Reward("my:f", function))}, loss={"reward": -5, "fid": 1})
     return build(folder, scores, **changes)
 
 

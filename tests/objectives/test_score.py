@@ -113,6 +113,13 @@ def test_scores_with_a_graph_keep_the_contract(place: Path, score: str) -> None:
     assert one.gradient == pytest.approx(whole.gradient, rel=1e-10)
 
 
+def test_the_function_of_the_report_is_described_apart_from_what_decides_the_score(place: Path) -> None:
+    alone, both = build(place), build(place, held_out=f"{OWN}:losses")
+    assert both.describe() == alone.describe()
+    assert both.describe_reports() == {"held_out": f"{OWN}:losses"}
+    assert build(place, batch_norm=f"{OWN}:passes").describe() != alone.describe()
+
+
 def test_rows_have_a_gradient_each(place: Path) -> None:
     one, rows = build(place), build(place)
     rows.merge_in_rows("layers")

@@ -126,12 +126,15 @@ def test_the_default_loss_is_relative_to_one_average_whatever_is_evaluated_first
 
 def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> None:
     objective, coefficients = build(name := "digits_ddpm", loss="fid"), ema_coefficients((2, 4, 6), 0.7)
-    described = objective.describe()
+    described = [objective.describe(), objective.describe_reports()]
     assert "cross_check" not in json.dumps(described)
     reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
     assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "outside"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
-    assert objective.describe() == described
+    assert [objective.describe(), objective.describe_reports()] == described
+    assert objective.reported_metrics().cross_check_text == (
+        "fid@cross_check: a second network trained on digits; it has half of the choice of the answer"
+    )
     second = feature_network(KINDS[name][2], second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
     real = Reference.of_images(second, FEW[KINDS[name][2]][0]).frechet
@@ -231,7 +234,7 @@ WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),
     ({"images": 64}, StudySpecError, "objective.settings: images"),
-    ({"loss": {"reward": -1, "fid": 1}}, StudySpecError, "reward is a metric here, so give reward: module:function"),
+    ({"loss": {"reward": -1, "fid": 1}}, MetricError, "reward is a metric here, so give reward: module:function"),
     ({"keep": "recal"}, MetricError, "keep: 'recal' cannot be kept"),
     ({"keep": {"precision": 70}}, MetricError, "keep: {'precision': 70.0} cannot be kept"),
     ({"metrics": ["kid@clip"]}, MetricError, "kid@clip: these images have features of one network only"),

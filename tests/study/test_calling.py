@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lcsc_opt.study.calling import _budget
+from lcsc_opt.study.timing import SEARCH_SECONDS
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -20,8 +22,6 @@ from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.store import our_studies
-from lcsc_opt.study.calling import _budget
-from lcsc_opt.study.timing import SEARCH_SECONDS
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.processes import script_process

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lcsc_opt.study.choice import choose, on_the_way, share_gained
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +17,6 @@ import lcsc_opt
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.report import Measurement, Model
-from lcsc_opt.study.choice import choose, on_the_way, share_gained
 from tests.commands import Typed
 
 GROUPS = 10

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lcsc_opt.study.comparison import Continuation, changed_since_finished, compare
+from lcsc_opt.study.running import listed
+from lcsc_opt.study.searching import Search
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
@@ -24,9 +27,6 @@ from lcsc_opt.database.store import StoredStudy, StoredTrials
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
-from lcsc_opt.study.comparison import Continuation, changed_since_finished, compare
-from lcsc_opt.study.running import listed
-from lcsc_opt.study.searching import Search
 from tests.commands import Typed
 
 ENVIRONMENT = {"packages": {"numpy": "2"}, "blas": ["a"], "machine": "m"}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.study.measuring import score_trained_models
 
 from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import (
@@ -31,8 +33,6 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective, ReportedMetrics, Samples
-from lcsc_opt.study.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.study.measuring import score_trained_models
 from lcsc_opt.trajectory import pack
 from tests.commands import Typed
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, state_dict, write_model_study

@@ -7,14 +7,14 @@ import statistics
 
 import numpy as np
 import pytest
+from lcsc_opt.study.report_rows import metric_rows
+from lcsc_opt.study.report_warnings import turned, warning_of
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
 from lcsc_opt.base.records import Evaluation, SamplerTitle, Yardstick
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Measurement, MetricRow, Model, doubted_rows
 from lcsc_opt.objective.contract import ReportedMetrics
-from lcsc_opt.study.report_rows import metric_rows
-from lcsc_opt.study.report_warnings import turned, warning_of
 
 SIGNS = {"precision": -1, "near": 1}
 NOTHING = ReportedMetrics()

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lcsc_opt.study.rehearsal import rehearse
+from lcsc_opt.study.running import listed
+from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
@@ -17,9 +20,6 @@ from lcsc_opt.database.states import is_searched
 from lcsc_opt.objective.contract import Objective, Samples
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.planning import new_driver
-from lcsc_opt.study.rehearsal import rehearse
-from lcsc_opt.study.running import listed
-from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
 
 ENDED = {"search_ended": {"evaluations": 3, "exhausted": False, "deadline": 60.0}}
 

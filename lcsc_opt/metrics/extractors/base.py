@@ -23,9 +23,9 @@ class FeatureExtractor(Protocol):
     images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
     images may have one at once. An optional attribute ``unclipped`` says that it sees values as the sampler gives them;
     all others see them clipped to [−1, 1], as saved images are. Of more real images than ``enough_images``, if it has
-    that attribute, a part stands for all. If the network also tells classes apart, as the
-    Inception Score needs, an optional method ``features_and_logits`` gives features ``[B, D]`` and logits
-    ``[B, classes]`` of one pass.
+    that attribute, a part stands for all. An optional attribute ``in_words`` says what the network is, for reports. If
+    the network also tells classes apart, as the Inception Score needs, an optional method ``features_and_logits`` gives
+    features ``[B, D]`` and logits ``[B, classes]`` of one pass.
     """
 
     @property

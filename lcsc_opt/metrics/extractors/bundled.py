@@ -136,6 +136,12 @@ class _Classifier(nn.Module):
         """``<images>-<dimension>-<hash of the weights>``."""
         return f"{self._settings.name}-{self.dimension}-{weights_sha256(self.state_dict())[:12]}"
 
+    @property
+    def in_words(self) -> str:
+        """What it is, for reports."""
+        which = "second" if self._settings.seed == SECOND_SEED else "small"
+        return f"a {which} network trained on {self._settings.name}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
 

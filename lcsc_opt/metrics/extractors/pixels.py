@@ -16,7 +16,7 @@ from torch import Tensor
 from lcsc_opt.metrics.frechet import Array, FrechetReference
 from lcsc_opt.metrics.reference.reference import Reference
 
-HALF_LEVEL = 1 / 255  # half of a level of 8 bits: less than that changes nothing in a saved image
+LEVEL = 2 / 255  # of grey, in images of 8 bits, in the range [−1, 1]
 SIDE = 16  # pixels: height and width of the thumbnails whose principal components are the features
 MOST_COMPONENTS = 60
 VARIANCE = 0.95  # of the real thumbnails, that the components hold
@@ -104,7 +104,7 @@ def pixel_reference(thumbnails: Reference) -> Reference:
 
 
 class Outside:
-    """The share of an image's values that saving it would clip: beyond [−1, 1] by more than half a level of 8 bits."""
+    """How much clipping to [−1, 1] changes an image: the mean absolute change of its values, in levels of 255."""
 
     name = "outside"
     dimension = 1
@@ -112,4 +112,5 @@ class Outside:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` → ``[B, 1]``."""
-        return (images.abs() > 1 + HALF_LEVEL).float().flatten(1).mean(dim=1, keepdim=True)
+        change = (images - images.clamp(-1, 1)).abs() / LEVEL
+        return change.flatten(1).float().mean(dim=1, keepdim=True)

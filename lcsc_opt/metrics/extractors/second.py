@@ -1,12 +1,13 @@
 """Features for the cross-check of images that no published network suits; nothing is downloaded, no search sees them.
 
-Small grey images are seen by the bundled second classifier of MNIST's digits; all others by three
+Small grey images are seen by the bundled second classifier of MNIST's digits, whatever they show; all others by three
 convolutions with fixed random weights, which respond to edges and colours and know no classes.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +25,35 @@ class SecondFeatures:
     """Bundled features of small grey images, and random ones of all others.
 
     Args:
+        image_shape: ``[C, H, W]`` of the real images, which decides. Samples are seen by the same network, whether
+            they have one channel or three.
         device: where they are computed.
+
+    Attributes:
+        name: of the network.
+        in_words: what the network is, for reports.
     """
 
     dimension = SECOND_DIMENSION
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, image_shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        self._bundled = feature_network("mnist", second=True).to(self._device)
-        self.name = f"second-{self._bundled.name}"
+        channels, height, width = image_shape
+        self._is_bundled = channels == 1 and max(height, width) <= SMALL
+        if self._is_bundled:
+            self._bundled = feature_network("mnist", second=True).to(self._device)
+            self.name = f"second-{self._bundled.name}"
+            self.in_words = self._bundled.in_words
+        else:
+            self.name = f"random-convolutions-{SECOND_DIMENSION}"
+            self.in_words = "convolutions with random weights, since no bundled network is trained on such images"
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 48]``."""
         images = images.to(self._device, torch.float32)
-        if images.shape[1] == 1 and max(images.shape[2:]) <= SMALL:
-            resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+        if self._is_bundled:
+            grey = images.mean(dim=1, keepdim=True)
+            resized = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)
             features: Tensor = self._bundled(resized)
             return features
         x = F.interpolate(images.expand(-1, 3, -1, -1), (SMALL, SMALL), mode="bilinear", antialias=True)

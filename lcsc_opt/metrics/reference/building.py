@@ -124,7 +124,6 @@ class ReferenceSettings(FrozenModel):
         extractor: FeatureExtractor,
         *,
         features: bool,
-        features_of_at_most: int | None = None,
         held_out: bool,
         batch_size: int,
         folder: Path,
@@ -135,7 +134,6 @@ class ReferenceSettings(FrozenModel):
             alias: the extractor's name in metrics.
             extractor: the network.
             features: whether a metric needs the features, and not only their mean and covariance.
-            features_of_at_most: of more images than this, only mean and covariance; ``None`` for no limit.
             held_out: whether a metric needs the held-out images, if there are any.
             batch_size: images through the network at once.
             folder: for statistics and features.
@@ -151,8 +149,6 @@ class ReferenceSettings(FrozenModel):
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                 "give train: and held_out:"
             )
-        if images is not None and features_of_at_most is not None and images.count > features_of_at_most:
-            features = False
         fraction = 0.0 if images is None else self._fraction(images)
         if images is not None and fraction:
             train_images, held_out_images = _divided(images, fraction)

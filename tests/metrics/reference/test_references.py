@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError
-from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
+from lcsc_opt.metrics import FrechetReference, Reference
 from lcsc_opt.metrics.reference.building import ReferenceSettings
 from lcsc_opt.metrics.reference.files import read_reference_file
 from tests.metrics import examples, network_files
-from tests.metrics.examples import Explosive
+from tests.metrics.examples import Explosive, suite
 
 D = 12
 IMAGES = examples.pixels(30)
@@ -242,7 +242,7 @@ def test_a_covariance_of_zeros_is_accepted(tmp_path):
 
 
 def scores_of(reference):
-    return MetricSuite({"inception": reference}, loss="fid")
+    return suite({"inception": reference}, loss="fid")
 
 
 @pytest.mark.parametrize("size", [(2, 8), (1, 16), (8, 2)])
