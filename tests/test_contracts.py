@@ -11,7 +11,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.api import load_objective
+from lcsc_opt.experiment.api import load_objective
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from lcsc_opt.study.calling import search
+from lcsc_opt.experiment.calling import search
 
 import lcsc_opt
 
