@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.running import listed
+from lcsc_opt.experiment.running import listed
 
 import lcsc_opt
 from lcsc_opt.base.study_file import parse_studies

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lcsc_opt.study.rehearsal import rehearse
-from lcsc_opt.study.running import listed
-from lcsc_opt.study.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
+from lcsc_opt.experiment.rehearsal import rehearse
+from lcsc_opt.experiment.running import listed
+from lcsc_opt.experiment.timing import SEARCH_SECONDS, Pace, evaluations_in, report_seconds, searches_seconds, seconds_for
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
@@ -113,7 +113,7 @@ def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pyt
         loaded.add(candidate.noise.group)
         return Evaluation(1.0, cost=Cost(images=250))
 
-    monkeypatch.setattr("lcsc_opt.study.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=False)
     assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
 
@@ -130,7 +130,7 @@ def test_what_is_timed_has_the_layout_that_trials_will_have(monkeypatch: pytest.
 
     for module in ("study.rehearsal", "evaluation.layouts"):
         monkeypatch.setattr(f"lcsc_opt.{module}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    monkeypatch.setattr("lcsc_opt.study.rehearsal.SECONDS_TO_SHORTEN", 0.3)
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.SECONDS_TO_SHORTEN", 0.3)
     pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=True)
     assert pace == Pace(search=2.0, selection=2.0, held_out=2.0, layout=CHANNELS_LAST)
 

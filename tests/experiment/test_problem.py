@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from lcsc_opt.study.comparison import Continuation, changed_since_finished, compare
-from lcsc_opt.study.running import listed
+from lcsc_opt.experiment.running import listed
 from lcsc_opt.study.searching import Search
 from optuna.storages import RDBStorage
 
@@ -197,7 +197,7 @@ def broken(model, draw):
 
 @pytest.fixture(autouse=True)
 def any_duration_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.study.rehearsal._NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal._NOTICED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
         StoredStudy.open_or_create(storage, "scored/LCSC/0", {"specification": {}, "fingerprint": {}})
         return storage
 
-    monkeypatch.setattr("lcsc_opt.study.running.open_storage", open_late)
+    monkeypatch.setattr("lcsc_opt.experiment.running.open_storage", open_late)
     assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", status=2).err
 
 
@@ -433,7 +433,7 @@ def test_one_start_parses_compares_and_configures_once(
 
     counted("lcsc_opt.study.searching", "compare")
     counted("lcsc_opt.study.searching", "check_siblings")
-    counted("lcsc_opt.study.running", "our_studies")
+    counted("lcsc_opt.experiment.running", "our_studies")
     counted("lcsc_opt.base.study_file", "parse_studies")
     counted("lcsc_opt.objective.loading", "load_file")
     typed("run", "scored.yaml", "~held_out")
