@@ -386,17 +386,16 @@ class Experiment:
         without_result = [other for other in self._specs if not self._has_result(other)]
         if self.pace is not None or spec not in without_result:
             return
-        for other in without_result:
-            check(other, self.objective)
-        first = first_candidate(spec, self.objective, None)
-        follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
-        if follows_gradient:
-            first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
-            self._use(spec, follows_gradient[0].space.rows)
-        in_flight = parallelism(spec, self.objective)["in_flight"]
-        evaluator = evaluator_of(self.objective, self._pool, in_flight)
         try:
-            with contextlib.closing(evaluator):
+            for other in without_result:
+                check(other, self.objective)
+            first = first_candidate(spec, self.objective, None)
+            follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+            if follows_gradient:
+                first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
+                self._use(spec, follows_gradient[0].space.rows)
+            in_flight = parallelism(spec, self.objective)["in_flight"]
+            with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
                 self.pace = rehearse(
                     self.name,
                     self.objective,

@@ -202,7 +202,7 @@ def run_studies(
     if failed:
         lines.append(f"{len(failed)} of {len(specs)} studies did not finish: {_by_reason(failed)}")
     if unreported:
-        lines.append(f"{len(unreported)} of {len(experiments)} experiments have no new report: {_by_reason(unreported)}")
+        lines.append(f"no new report: {_by_reason(unreported)}")
     if lines:
         raise SearchFailedError("; ".join(lines))
 

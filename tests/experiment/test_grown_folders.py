@@ -1,4 +1,4 @@
-"""An experiment knows its checkpoints: whatever happens to the folder that they were in, it goes on with exactly these."""
+"""An experiment knows its checkpoints: whatever happens to their folder, it goes on with exactly these."""
 
 from __future__ import annotations
 

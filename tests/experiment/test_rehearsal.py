@@ -1,0 +1,258 @@
+"""What a rehearsal finds before the first trial, and what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation.base import InProcessEvaluator
+from lcsc_opt.objective.merge_sample_score import FEWEST_REHEARSED
+from tests.commands import Typed
+
+PARTS = """
+import importlib
+from pathlib import Path
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+
+def score(model, draw):
+    return float(Path(f"{draw.group}.txt").read_text())
+
+def broken(model, draw):
+    raise KeyError("los")
+"""
+
+
+@pytest.fixture(autouse=True)
+def any_duration_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal._NOTICED_SECONDS", 0.0)
+
+
+@pytest.fixture
+def scored(workplace: Path) -> Path:
+    (workplace / "scored_parts.py").write_text(PARTS)
+    for step in (10, 20, 30):
+        torch.save({"weight": torch.full((4,), float(step))}, workplace / f"model{step}.pt")
+    for group in ("search", "held-out"):
+        (workplace / f"{group}.txt").write_text("0.5")
+    settings = {
+        "checkpoints": "model*.pt",
+        "model": "scored_parts:Net",
+        "score": "scored_parts:score",
+    }
+    study = {
+        "name": "scored",
+        "objective": {"file": "score.py", "settings": settings},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 3},
+        "failures": {"retries": 0},
+        "held_out": {"images": 2},
+    }
+    (workplace / "scored.yaml").write_text(yaml.safe_dump(study))
+    return workplace
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
+    scored: Path, typed: Typed, options: list[str]
+) -> None:
+    said = typed("run", "scored.yaml", *options, status=2).err
+    assert "scored: the evaluation of one batch failed (selection noise): " in said
+    assert "selection.txt" in said
+    assert not (scored / "studies.db").exists()
+    (scored / "selection.txt").write_text("0.5")
+    said = typed("run", "scored.yaml", *options).err
+    assert "scored: a trial takes about" in said
+    assert (scored / "studies.db").exists() == (options == [])
+    assert "with score 0.5" in typed("run", "scored.yaml").err
+
+
+def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
+    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_late(url: str, *, write: bool) -> RDBStorage:
+        storage = open_storage(url, write=write)
+        StoredStudy.open_or_create(storage, "scored/LCSC/0", {"specification": {}})
+        return storage
+
+    monkeypatch.setattr("lcsc_opt.database.opened.open_storage", open_late)
+    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", status=2).err
+
+
+def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
+    run = ("run", "scored.yaml", "~held_out")
+    said = typed(*run, "objective.settings.score=scored_parts:broken", status=2).err
+    assert "database: " not in said, "there is none"
+    assert "scored: the evaluation of one batch failed (search noise): KeyError: 'los'" in said
+    assert "in broken" in said
+    assert not (scored / "studies.db").exists()
+    assert "after 3 evaluations" in typed(*run).err
+
+
+GRADIENTS = """
+import torch
+
+def net():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+
+@torch.no_grad()
+def without_graph(model, noise):
+    return model(noise).tanh()
+
+def of_other_channels(model, noise):
+    return model(noise)[:, :2]
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        raise RuntimeError("no way back")
+
+def without_backward(model, noise):
+    return Broken.apply(model(noise).tanh())
+
+def sample(model, noise):
+    with open("sampled.txt", "a") as file:
+        file.write(f"{len(noise)}\\n")
+    return model(noise).tanh()
+"""
+
+
+@pytest.fixture
+def sampled(workplace: Path) -> Path:
+    """A study of EMAGrid, then LCSCGradient, of images."""
+    (workplace / "sampled_parts.py").write_text(GRADIENTS)
+    images = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    np.savez(workplace / "real.npz", arr_0=images.numpy())
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+        torch.save(network.state_dict(), workplace / f"model{step}.pt")
+    settings = {
+        "checkpoints": "model*.pt",
+        "model": "sampled_parts:net",
+        "sampler": "sampled_parts:sample",
+        "image_shape": [3, 8, 8],
+        "nfe": 1,
+        "reference": "real.npz",
+        "loss": "fid@pixels",
+        "images": 40,
+        "held_out_metrics": [],
+    }
+    study = {
+        "name": "sampled",
+        "objective": {"file": "torch_module.py", "settings": settings},
+        "optimizers": ["EMAGrid", "LCSCGradient"],
+        "budget": {"evaluations": 2},
+        "held_out": {"images": 40, "top": 1},
+    }
+    (workplace / "sampled.yaml").write_text(yaml.safe_dump(study))
+    return workplace
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("sampler=sampled_parts:without_graph", "have no autograd graph"),
+        (
+            "sampler=sampled_parts:without_backward",
+            "the evaluation of one batch failed (search noise, with the gradient)",
+        ),
+        ("sampler=sampled_parts:of_other_channels", "search noise"),
+        ("reference=nowhere.npz", "nowhere.npz"),
+    ],
+)
+def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
+    sampled: Path, typed: Typed, change: str, reason: str, options: list[str]
+) -> None:
+    assert reason in typed("run", "sampled.yaml", f"objective.settings.{change}", *options, status=2).err
+    assert not (sampled / "studies.db").exists()
+
+
+def test_a_later_search_is_rehearsed_in_its_own_rows(
+    sampled: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    submit = InProcessEvaluator.submit
+
+    def noted(self: InProcessEvaluator, candidate: Candidate) -> Any:
+        shapes.append(candidate.coefficients.shape)
+        return submit(self, candidate)
+
+    monkeypatch.setattr(InProcessEvaluator, "submit", noted)
+    rows = {"weight": "*weight", "bias": "*bias"}
+    typed("run", "sampled.yaml", "--dry-run", f"space.rows={rows}", "~held_out")
+    assert shapes[0] == (2, 3)
+
+
+def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path, typed: Typed) -> None:
+    begin = ("run", "sampled.yaml", "objective.settings.sampler=sampled_parts:without_graph", "~held_out")
+    typed(*begin, "--optimizer", "EMAGrid", "budget.evaluations=2")
+    said = typed(*begin, "budget.evaluations=4", status=1).err
+    assert "after 4 evaluations" in said
+    assert "1 of 2 studies did not finish: sampled/LCSCGradient/0: " in said
+    assert "have no autograd graph" in said
+
+
+def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehearse(sampled: Path, typed: Typed) -> None:
+    said = typed("run", "sampled.yaml", "--dry-run")
+    assert "sampled: a trial with its gradient takes about" in said.err
+    assert re.search(
+        r"sampled: the whole run takes up to about [0-9.]+ s, of which reports take about [0-9.]+ s\n", said.err
+    )
+    assert "sampled/LCSCGradient/0" in said.out
+    assert not (sampled / "studies.db").exists()
+    assert "takes about" in typed("run", "sampled.yaml").err
+    again = typed("run", "sampled.yaml", "--budget", "3").err
+    assert "takes about" not in again
+    assert "after 3 evaluations" in again
+
+
+def test_a_rehearsal_samples_one_batch_and_measures_no_units_of_the_loss(sampled: Path, typed: Typed) -> None:
+    changes = ["objective.settings.loss={fdr: [pixels]}", "objective.settings.batch_size=8", "~held_out"]
+    typed("run", "sampled.yaml", "--optimizer", "EMAGrid", "--dry-run", "objective.settings.images=40", *changes)
+    batches = [int(line) for line in (sampled / "sampled.txt").read_text().split()]
+    assert sum(batches) == 3 * FEWEST_REHEARSED < 120, "one model twice, since the first time takes longer, and another"
+    assert max(batches) == 8
+
+
+def test_a_search_goes_on_with_another_batch_size_and_device_as_if_it_had_not_ended(
+    sampled: Path, typed: Typed
+) -> None:
+    run = ("run", "sampled.yaml", "~held_out")
+    begin = (*run, "budget.evaluations=4", "objective.settings.batch_size=16")
+    for name in ("name=sampled", "name=whole"):
+        typed(*begin, name)
+    typed(*begin, "name=whole", "--budget", "8")
+    changed = ("objective.settings.batch_size=7", "objective.settings.device=cpu")
+    typed(*run, "budget.evaluations=8", *changed)
+    storage = open_storage("sqlite:///studies.db", write=False)
+    found, whole = (StoredStudy.open(storage, f"{name}/LCSCGradient/0") for name in ("sampled", "whole"))
+    asked = [[coefficients_of(trial) for trial in study.trials()] for study in (found, whole)]
+    assert len(asked[0]) == 8
+    np.testing.assert_allclose(asked[0], asked[1], atol=1e-6)  # losses are single precision
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_advice_about_rows_is_given_once(scored: Path, typed: Typed, options: list[str]) -> None:
+    command = ("run", "scored.yaml", "space.rows=layers", "held_out=null", *options)
+    assert typed(*command).err.count("scored/LCSC/0: without a gradient, more rows do not help") == 1
