@@ -81,9 +81,9 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
     if turned:
         first, second = report.parts
         yield (
-            f"in another sampler the answer is worse than {named(best)}: {_changes(turned)} with {second.sampler}; with "
-            f"{first.sampler}, {_changes([here[row.metric] for row in turned])}. Use it only with the sampler that it "
-            "was searched with"
+            f"in another sampler the answer is worse than {named(best)}: {_changes(turned)} with {second.sampler}; "
+            f"with {first.sampler}, {_changes([here[row.metric] for row in turned])}. Use it only with the sampler "
+            "that it was searched with"
         )
 
 

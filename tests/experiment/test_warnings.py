@@ -50,8 +50,10 @@ def test_an_improvement_in_everything_is_no_cost() -> None:
 
 def test_costs_are_named_with_both_values_and_what_to_do() -> None:
     costly = report({"fid": 2.5, "precision": 0.557, "near": 2.87}, {"fid": 28.0, "precision": 0.62, "near": 2.87})
-    line = "the answer has a cost, compared with last checkpoint: precision 0.62 → 0.557. Compare images of both models"
-    assert warned(costly) == f"{line} before you use it, or search with keep: precision"
+    assert warned(costly) == (
+        "the answer has a cost, compared with the last checkpoint: precision 0.62 → 0.557. Compare images of both "
+        "models before you use it, or search with keep: precision"
+    )
     kept = Yardstick({}, kept="near", bound=9.0)
     assert "search with keep" not in warned(costly, yardstick=kept)
     within_the_error = report({"fid": 2.5, "precision": 0.615}, {"fid": 28.0, "precision": 0.62})
@@ -78,8 +80,8 @@ def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     here = ({"fid": 2.5, CLIP: 84.0}, {"fid": 28.0, CLIP: 268.0})
     turned = report(*here, others=({"fid": 9.0, CLIP: 100.0}, {"fid": 10.0, CLIP: 69.0}))
     assert warned(turned) == (
-        "in another sampler the answer is worse than last checkpoint: fid@clip 69 → 100 with DDIM, 12 model calls; with "
-        "DDIM, 3 model calls, fid@clip 268 → 84. Use it only with the sampler that it was searched with"
+        "in another sampler the answer is worse than the last checkpoint: fid@clip 69 → 100 with DDIM, 12 model calls; "
+        "with DDIM, 3 model calls, fid@clip 268 → 84. Use it only with the sampler that it was searched with"
     )
     alike = report(*here, others=({"fid": 9.0, CLIP: 69.5}, {"fid": 10.0, CLIP: 69.0}))
     assert warned(alike) == ""
@@ -122,6 +124,5 @@ def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(optimizer: 
     unseen = (3 + numbers**2 / 100).tolist() if rises else [2.0] * 20
     search = searched(*(1 / (1 + numbers)).tolist(), optimizer=optimizer, unseen=unseen)
     said = warned(report({"fid": 2.0}, {"fid": 8.0}), [search])
-    assert ("overfitting the reference images" in said) == (rises and optimizer == "LCSC"), (
-        "candidates of a grid fit nothing"
-    )
+    is_overfitted = rises and optimizer == "LCSC"  # candidates of a grid fit nothing
+    assert ("overfitting the reference images" in said) == is_overfitted
