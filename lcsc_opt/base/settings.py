@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
@@ -162,6 +163,23 @@ def near_miss(name: str, names: Sequence[str]) -> str:
     for close in difflib.get_close_matches(name.lower(), by_lower_case, n=1):
         return f" (did you mean {by_lower_case[close]!r}?)"
     return ""
+
+
+def plain(value: Any) -> Any:
+    """What a caller of Python gives, as a study file has it.
+
+    NumPy's numbers become Python's, sequences lists, and paths text.
+    Whatever has two axes or more, such as a tensor of images, stays as it is, and so does what is no data.
+    """
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(entry) for entry in value]
+    return value
 
 
 def excerpt(value: Any) -> str:
