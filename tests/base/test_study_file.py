@@ -148,6 +148,8 @@ def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
             "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({"space": {1: 2}}, "space[1]: Keys should be strings, got 1"),
+        ({"a[0]": 3}, "a[0]: unknown key; expected one of name, objective…"),
+        ({"objective": {"file": "x.py", "str": 3}}, "objective.str: unknown key; expected one of file, settings"),
         # missing keys
         ({"objective": {"settings": {}}}, "objective.file: Field required"),
         # wrong types
