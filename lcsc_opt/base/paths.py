@@ -27,8 +27,6 @@ def expanded_path(path: str | Path, *, error: type[LcscError]) -> Path:
     Raises:
         error: ``~name`` is no user's, or the system refuses the name, as one that is too long.
     """
-    if "\0" in str(path):
-        raise error(f"{str(path)!r}: no file has such a name; check the path")
     try:
         expanded = Path(path).expanduser()
         expanded.exists()  # raises if the system refuses the name

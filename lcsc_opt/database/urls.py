@@ -124,6 +124,8 @@ def parse_url(url: str) -> sa.URL:
         raise StudyStoreError(f"storage: {masked(url)}: give the file itself, as in sqlite:///studies.db")
     file = sqlite_file(parsed)
     if file is not None:
+        if "\0" in str(file):
+            raise StudyStoreError(f"storage: {masked(url)}: no file has such a name; give another one")
         expanded_path(file, error=StudyStoreError)
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
