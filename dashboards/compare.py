@@ -20,8 +20,9 @@ from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.answer import first_line
-from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
+from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import CONFIG, Theme, empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
 from lcsc_opt.views.ranking import (

@@ -9,22 +9,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, first_problem, parse_settings, parse_yaml
+from lcsc_opt.base.settings import FrozenModel, first_problem, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
     DEFAULT_BUDGET,
+    Budget,
     BudgetSpec,
     Experiment,
     FailureSpec,
     HeldOutSpec,
     ObjectiveSpec,
-    OptimizerSpec,
+    Optimizers,
     RayWorkers,
+    Seeds,
     SpaceSpec,
     StudySpec,
     Workers,
@@ -40,7 +42,7 @@ class StudyFile(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
     ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
-    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.study.defaults` chooses them. ``start`` is a stored study, at
+    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. ``start`` is a stored study, at
     whose answer every search begins, in place of the space's origin; grids have none.
     """
 
@@ -48,10 +50,8 @@ class StudyFile(FrozenModel):
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec(rows=AUTO)
     start: str | None = None
-    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(strict=False)] = ()
-    seeds: Annotated[
-        tuple[Annotated[int, pydantic.Field(ge=0, strict=True)], ...], pydantic.Field(strict=False, min_length=1)
-    ] = (0,)
+    optimizers: Optimizers = ()
+    seeds: Seeds = (0,)
     budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
     workers: Workers = 1
     failures: FailureSpec = FailureSpec()
@@ -112,6 +112,35 @@ class StudyFile(FrozenModel):
         _check_distinct("optimizers", [optimizer.name for optimizer in self.optimizers])
         _check_distinct("seeds", [str(seed) for seed in self.seeds])
         return self
+
+    def with_choices(self, *, optimizers: Any = None, seeds: Any = None, budget: Budget | None = None) -> StudyFile:
+        """The same study file for only these optimizers and seeds, and with another budget; ``None`` changes nothing.
+
+        Args:
+            optimizers: as a study file has them. One without options has those of the file, if it is listed there.
+            seeds: as a study file has them; the file need not list them.
+            budget: another total, in the unit of the file's budget; or a time.
+
+        Raises:
+            StudySpecError: one of them is wrong; or ``budget`` is given, and the sweep varies the budget.
+        """
+        choices = {"optimizers": optimizers, "seeds": seeds}
+        given = {key: plain(value) for key, value in choices.items() if value is not None}
+        if budget is not None:
+            given["budget"] = self.budget.with_total(budget)
+            for key in self.vary:
+                if key.split(".")[0] == "budget":
+                    raise StudySpecError(f"--budget: the study file varies {key}; give {key}=… instead")
+        # alone: what this file has is checked already, and without optimizers it is open
+        alone = parse_settings(StudyFile, {"name": self.name, "objective": self.objective, **given}, source=self.name)
+        changes = {key: getattr(alone, key) for key in given}
+        if optimizers is not None:
+            listed = {optimizer.name: optimizer for optimizer in self.optimizers}
+            changes["optimizers"] = tuple(
+                optimizer if optimizer.options else listed.get(optimizer.name, optimizer)
+                for optimizer in alone.optimizers
+            )
+        return self.model_copy(update=changes)
 
     def studies(self, seeds: Sequence[int] = ()) -> list[StudySpec]:
         """A study for each seed and optimizer.
@@ -270,6 +299,7 @@ def parse_studies(content: Any, *, source: str) -> tuple[StudyFile, ...]:
     Raises:
         StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
     """
+    content = plain(content)
     if not isinstance(content, Mapping) or VARY not in content:
         return (parse_settings(StudyFile, content, source=source),)
     studies = []

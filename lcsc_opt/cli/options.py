@@ -36,7 +36,7 @@ Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Database URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or sqlite:///studies.db.",
+        help="Database: a file or a URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or studies.db.",
     ),
 ]
 Output = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format: a table, or JSON.")]
@@ -97,7 +97,7 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen_storage(storage: str | None, database_of: str | None = None) -> str:
-    """The URL of ``--storage``, of the environment, of the study file in the working folder, or the default.
+    """The database of ``--storage``, of the environment, of the study file in the working folder, or the default.
 
     Args:
         storage: the option.

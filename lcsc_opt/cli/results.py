@@ -140,7 +140,7 @@ def _check_plot(path: Path, axis: str | None) -> None:
 
 
 def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
-    from lcsc_opt.views.curves import comparison_figure
+    from lcsc_opt.views.figures.comparison import comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figures
 

@@ -50,6 +50,12 @@ class StudyOrder(str, enum.Enum):
 
 
 _LARGEST = 3  # coefficients that are shown of each layer group
+
+
+def _parse_budget(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
@@ -123,7 +129,14 @@ def run(
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the study's budget.")] = None,
+    budget: Annotated[
+        Any,
+        typer.Option(
+            parser=_parse_budget,
+            metavar="NUMBER|TIME",
+            help="Another total, in the unit of the study's budget; or a time, as in '5 min'.",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
     ] = False,
@@ -149,11 +162,12 @@ def run(
     from lcsc_opt.experiment.running import run_studies, studies_of
     from lcsc_opt.objective.of_study import ObjectiveLoader
 
+    points = [point.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget) for point in points]
     if ray is not None:
         points = [point.on_ray(ray) for point in points]
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     database = Database(url)
-    chosen = studies_of(points, database, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+    chosen = studies_of(points, database, objectives)
     if dry_run:
         _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     else:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
 from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
@@ -23,9 +21,11 @@ from lcsc_opt.database.urls import files_directory
 from lcsc_opt.experiment.api import Study
 from lcsc_opt.views import percent
 from lcsc_opt.views.answer import first_line
-from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.ranking import ranking, spread_text
 from lcsc_opt.views.tables import comparison_rows
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Comparison(Sequence[Mapping[str, Any]]):
@@ -147,6 +147,8 @@ class Result:
 
     def plot(self) -> go.Figure:
         """The best loss so far of each optimizer over evaluations, as a figure of plotly."""
+        from lcsc_opt.views.figures.comparison import comparison_figure  # with plotly
+
         return comparison_figure(self._histories())
 
     def to_study_file(self, path: str | Path | None = None) -> str:
@@ -167,7 +169,7 @@ class Result:
                 f"{self.name}: a study file cannot import {named}: put it into a module, and give it from "
                 "there, with accept_changes=True"
             )
-        content = json.loads(json.dumps(self._content, default=str))  # numbers of NumPy become Python's
+        content = dict(self._content)
         if not self._is_temporary:
             content["storage"] = self.storage
         elif self._packed_in(files_directory(self.storage)):

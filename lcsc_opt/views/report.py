@@ -27,7 +27,8 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
+from lcsc_opt.views.curves import AXES, default_axis
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure

@@ -148,10 +148,12 @@ def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
             "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({"space": {1: 2}}, "space[1]: Keys should be strings, got 1"),
+        ({"a[0]": 3}, "a[0]: unknown key; expected one of name, objective…"),
+        ({"objective": {"file": "x.py", "str": 3}}, "objective.str: unknown key; expected one of file, settings"),
         # missing keys
         ({"objective": {"settings": {}}}, "objective.file: Field required"),
         # wrong types
-        ({"optimizers": "LCSC"}, "optimizers: Input should be a valid tuple, got 'LCSC'"),
+        ({"optimizers": 3}, "optimizers: expected names, or mappings from names to options, got 3"),
         ({"name": 3}, "name: Input should be a valid string, got 3"),
         (
             {"objective": {"file": "x.py", "settings": {"day": datetime.date(2024, 1, 2)}}},
@@ -164,7 +166,7 @@ def test_the_budget_that_the_advice_names_is_taken(tmp_path: Path) -> None:
         ),
         ({"budget": {}}, "budget: expected either evaluations or images, or a time such as 5 min"),
         ({"budget": "soon"}, "budget: expected a time such as 5 min, got 'soon'"),
-        ({"seeds": []}, "seeds: Tuple should have at least 1 item after validation, not 0, got []"),
+        ({"seeds": []}, "seeds: expected whole numbers, got []"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs its own name"),
         ({"space": "afine"}, "space.kind: Input should be 'affine' or 'convex', got 'afine'"),
         ({"space": {"affine": {"orgin": 0.9}}}, "space.orgin: unknown key (did you mean 'origin'?); expected one of…"),

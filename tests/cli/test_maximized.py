@@ -17,7 +17,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.ranking import headline, ranking
 

@@ -168,7 +168,7 @@ def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_p
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("some/studies.db", "got some/studies.db; of that file it is sqlite:///some/studies.db"),
+        ("some/studies.db", r"expected a database URL such as sqlite:///studies.db, got \(an unreadable URL\)$"),
         ("postgresql://user:secret@host:port/x", r"got \(an unreadable URL\)$"),
         ("sqlite:////no/such/folder/x.db", "the folder /no/such/folder does not exist"),
         ("sqlite:////proc/studies.db", "unable to open database file|cannot be written"),  # to root, and to others

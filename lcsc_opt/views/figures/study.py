@@ -14,7 +14,8 @@ from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.database.history import Floats, History, Standing, ema_grid
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS
-from lcsc_opt.views.curves import comparison_figure, thinned
+from lcsc_opt.views.curves import thinned
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, in_lines, inert, style
 from lcsc_opt.views.study_status import EVALUATION, seconds_outside

@@ -16,7 +16,7 @@ from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database.history import History
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
