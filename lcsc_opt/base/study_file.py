@@ -14,7 +14,7 @@ from typing import Any
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, first_problem, parse_settings, parse_yaml, plain
+from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
     DEFAULT_BUDGET,
@@ -42,8 +42,8 @@ class StudyFile(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
     ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
-    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. ``start`` is a stored study, at
-    whose answer every search begins, in place of the space's origin; grids have none.
+    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. ``start`` is a stored study,
+    at whose answer every search begins, in place of the space's origin; grids have none.
     """
 
     name: Experiment
@@ -142,24 +142,17 @@ class StudyFile(FrozenModel):
             )
         return self.model_copy(update=changes)
 
-    def studies(self, seeds: Sequence[int] = ()) -> list[StudySpec]:
+    def studies(self) -> list[StudySpec]:
         """A study for each seed and optimizer.
 
-        Args:
-            seeds: only these, which the file need not list; none means the file's.
-
         Raises:
-            StudySpecError: a seed is no integer from 0. Or the workers, or Ray, choose the devices, and the objective's
-                settings name one.
+            StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
         """
         shared = {name: getattr(self, name) for name in StudySpec.model_fields.keys() & StudyFile.model_fields.keys()}
-        try:
-            studies = [
-                StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
-                for seed, optimizer in itertools.product(seeds or self.seeds, self.optimizers)
-            ]
-        except pydantic.ValidationError as error:  # the file's own seeds are valid
-            raise StudySpecError(first_problem(error)) from error
+        studies = [
+            StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
+            for seed, optimizer in itertools.product(self.seeds, self.optimizers)
+        ]
         for spec in studies[:1]:  # all have the same workers and devices
             _check_devices(spec)
         return studies

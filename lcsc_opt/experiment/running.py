@@ -43,15 +43,7 @@ from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
 
 
-def studies_of(
-    points: Sequence[StudyFile],
-    database: Database,
-    objectives: ObjectiveLoader,
-    *,
-    optimizers: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    budget: int | None = None,
-) -> list[StudySpec]:
+def studies_of(points: Sequence[StudyFile], database: Database, objectives: ObjectiveLoader) -> list[StudySpec]:
     """The studies of a study file; :mod:`lcsc_opt.experiment.defaults` chooses what it leaves open.
 
     The objective of the first point of a sweep decides for all.
@@ -60,12 +52,9 @@ def studies_of(
         points: the study file, or all points of its sweep.
         database: of the run.
         objectives: loads an objective, if something is to be chosen, and keeps it for the run.
-        optimizers: only these; one that the file does not list has its default options.
-        seeds: only these; the file need not list them.
-        budget: another total for each study, in the unit of the study file.
 
     Raises:
-        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
+        StudySpecError: an unknown optimizer or option.
         LcscError: the database cannot be opened, or an objective that must be known cannot be loaded.
     """
 
@@ -78,8 +67,8 @@ def studies_of(
 
     complete: list[StudyFile] = []
     for point in points:
-        complete += completed(point, lambda: database.contents.studies, objective, optimizers=optimizers)
-    return listed(complete, seeds=seeds, budget=budget)
+        complete += completed(point, lambda: database.contents.studies, objective)
+    return listed(complete)
 
 
 def any_study(point: StudyFile) -> StudySpec:
@@ -89,25 +78,20 @@ def any_study(point: StudyFile) -> StudySpec:
     return spec
 
 
-def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: int | None = None) -> list[StudySpec]:
+def listed(points: Sequence[StudyFile]) -> list[StudySpec]:
     """The studies that complete study files describe; those of a sweep point by point.
 
     Args:
         points: the study file, or all points of its sweep, which :func:`lcsc_opt.experiment.defaults.completed` gives.
-        seeds: only these; the file need not list them.
-        budget: another total for each study, in the unit of the study file.
 
     Raises:
-        StudySpecError: an unknown optimizer or option; two choices of a device; or ``budget`` is given, and the sweep
-            varies the budget.
+        StudySpecError: an unknown optimizer or option; or two choices of a device.
     """
-    if budget is not None:
-        points = _with_budget(points, budget)
     specs = []
     for point in points:
         for optimizer in point.optimizers:
             configure(optimizer)  # raises if an option is wrong
-        for spec in point.studies(seeds):
+        for spec in point.studies():
             if spec.optimizer.name == LANDSCAPE:
                 specs.append(landscape_spec(spec))
             elif spec.is_grid:  # its list is the same wherever searches begin
@@ -115,18 +99,6 @@ def listed(points: Sequence[StudyFile], *, seeds: Sequence[int] = (), budget: in
             else:
                 specs.append(spec)
     return specs
-
-
-def _with_budget(points: Sequence[StudyFile], total: int) -> list[StudyFile]:
-    """The points of a study file with another total, each in its unit; they all vary the same keys.
-
-    Raises:
-        StudySpecError: one of these keys is of the budget.
-    """
-    for key in points[0].vary:
-        if key.split(".")[0] == "budget":
-            raise StudySpecError(f"--budget: the study file varies {key}; give {key}={total} instead")
-    return [point.model_copy(update={"budget": point.budget.with_total(total)}) for point in points]
 
 
 def run_studies(
