@@ -28,7 +28,7 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
-from lcsc_opt.experiment.running import listed, run_studies, studies_of
+from lcsc_opt.experiment.running import run_studies, searches_of, studies_of
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.trajectory import Trajectory
@@ -187,7 +187,7 @@ def search(
         if space is not None or given.rows != AUTO:
             content["space"] = _space(plain(space), given.rows)
         content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
-        listed(call.points(content))  # refuses what is wrong before any function is called
+        searches_of(call.points(content))  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, contents.experiments.get(experiment))
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))

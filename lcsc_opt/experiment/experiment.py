@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -39,7 +39,7 @@ from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import open_workers
 from lcsc_opt.experiment.finalists import Searched
-from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
 from lcsc_opt.experiment.rehearsal import rehearse
@@ -346,6 +346,11 @@ class Experiment:
         before = self.studies.get(spec.name)
         now = environment()
         changed = check_search(spec, self.studies, now, accept=self._accept)
+        if spec.workers == "auto":  # as many as this machine has devices
+            spec = spec.model_copy(update={"workers": spec.worker_count})
+        if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
+            in_flight = before["parallelism"]["in_flight"]
+            notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = self._origin(spec) if before is None else None
         self._use(spec, spec.space.rows)
         check(spec, objective)
@@ -417,8 +422,8 @@ class Experiment:
 
     # what is measured
 
-    def _measurer(self, images: int, advance: Callable[..., None] = lambda *_, **__: None) -> Measurer:
-        return Measurer(self.stored, self.objective, self._evaluate, self._rule_of, advance, images=images)
+    def _measurer(self, images: int) -> Measurer:
+        return Measurer(self.stored, self.objective, self._evaluate, self._rule_of, images=images)
 
     def _rule_of(self, study: str) -> Rule | None:
         """The rule of a study's rows."""
@@ -432,8 +437,9 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = None if plan is None else plan.images
-        with progress(f"{self.name} as trained", 1) as advance:
-            score_as_trained(self.stored, self.objective, self._measurer(images or 0, advance), images)
+        measurer = self._measurer(images or 0)
+        with progress(f"{self.name} as trained", len(trained_models(self.stored, self.objective))) as measurer.advance:
+            score_as_trained(self.stored, self.objective, measurer, images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for; ``None`` if there will be none."""

@@ -34,12 +34,12 @@ class Measurer:
         objective: of the experiment.
         evaluate: evaluates one candidate.
         rules: study → the rule of its rows.
-        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
         images: of each measurement; 0 for as many as a candidate of a search has, or if the objective samples none.
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:
         reported: the metrics of the objective's reports.
+        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
     """
 
     def __init__(
@@ -48,17 +48,16 @@ class Measurer:
         objective: Objective,
         evaluate: Evaluate,
         rules: Callable[[str], Rule | None],
-        advance: Callable[..., None],
         *,
         images: int,
         sampler: int = 0,
     ) -> None:
         self.reported = objective.reported_metrics()
+        self.advance: Callable[..., None] = lambda *_, **__: None
         self._experiment = experiment
         self._objective = objective
         self._evaluate = evaluate
         self._rules = rules
-        self._advance = advance
         self._images = images
         self._sampler = sampler
         self._title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
@@ -92,7 +91,7 @@ class Measurer:
                 )
             measurement = Measurement.of(model, outcome, images=self._images, seed=noise.seed)
             self._experiment.keep_measured(key, measurement.to_json())
-        self._advance(note=f"{self._sign * measurement.loss:.4g}")
+        self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
 
     def on_each(self, noises: Iterable[Noise], model: Model) -> Measurement:

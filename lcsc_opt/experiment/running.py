@@ -68,7 +68,7 @@ def studies_of(points: Sequence[StudyFile], database: Database, objectives: Obje
     complete: list[StudyFile] = []
     for point in points:
         complete += completed(point, lambda: database.contents.studies, objective)
-    return listed(complete)
+    return searches_of(complete)
 
 
 def any_study(point: StudyFile) -> StudySpec:
@@ -78,7 +78,7 @@ def any_study(point: StudyFile) -> StudySpec:
     return spec
 
 
-def listed(points: Sequence[StudyFile]) -> list[StudySpec]:
+def searches_of(points: Sequence[StudyFile]) -> list[StudySpec]:
     """The studies that complete study files describe; those of a sweep point by point.
 
     Args:

@@ -11,7 +11,7 @@ from lcsc_opt.base.records import Yardstick
 from lcsc_opt.base.study_spec import GRIDS
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.report import Report, listed
+from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.experiment.finalists import Searched
 
@@ -101,7 +101,7 @@ def _why_nothing_found(searches: Sequence[Searched]) -> Iterator[str]:
 
 
 def _changes(rows: Sequence[MetricRow]) -> str:
-    return listed([row.change for row in rows])
+    return in_words([row.change for row in rows])
 
 
 def _overfitting(study: str, trials: Sequence[FrozenTrial]) -> Iterator[str]:

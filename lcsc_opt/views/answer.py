@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Report, listed
+from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.views.ranking import Ranked, headline
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
@@ -48,7 +48,7 @@ def answer_line(report: Report) -> str:
     others = [_other_best(report, row.metric) for row in report.rows(report.answer)[:1] if row.metric != metric]
     others += [_other_best(report, row.metric) for row in report.rows(report.answer)[1:] if row.is_judge]
     different = [text for name, text in filter(None, others) if name != best.model.name]
-    return f"{line} By {listed(different)}." if different else line
+    return f"{line} By {in_words(different)}." if different else line
 
 
 def _other_best(report: Report, metric: str) -> tuple[str, str] | None:
