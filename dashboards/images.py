@@ -41,7 +41,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, _theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, "", "", parts.RUNNING_MS, ""
-        studies = reader.summaries([name])
+        studies = reader.read_studies([name])
         if not studies:
             return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
         [study] = studies
@@ -77,7 +77,7 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     if name not in reader.names():
         return parts.image_response(None)
     asked_id = request.args.get("artifact", "")
-    for study in reader.summaries([name]):
+    for study in reader.read_studies([name]):
         for image in StoredImage.of_answer(reader, study, folder):
             if image.artifact_id == asked_id:
                 return parts.image_response(image.content)

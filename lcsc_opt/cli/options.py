@@ -152,7 +152,7 @@ def find_answer(name: str, storage: str | None) -> tuple[StoredStudy, Measuremen
     if is_ours(name):
         return find_study(name, storage), None
     opened = open_database(storage, database_of=name)
-    studies = HistoryReader(opened).read_summaries(name)
+    studies = HistoryReader(opened).read(name)
     found = answer_of(studies)
     if found is not None:
         study, _, answer = found

@@ -213,10 +213,10 @@ def list_(
     database = open_database(storage)
     reader = HistoryReader(database)
     if experiment is None:
-        studies = reader.summaries()
+        studies = reader.read_studies()
         foreign = len(database.get_all_studies()) - len(studies)
     else:
-        studies = reader.read_summaries(experiment)
+        studies = reader.read(experiment)
         foreign = 0
     listed = sorted_studies(studies, sort.value)[:limit]
     if foreign:

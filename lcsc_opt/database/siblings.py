@@ -20,7 +20,7 @@ def known_ema(study: StoredStudy) -> tuple[Model, float] | None:
     """
     grids = [name for name in siblings(study) if split_name(name)[1] == EMA_GRID]
     reader = HistoryReader(study.storage)
-    ema = best_ema(reader.summaries(grids))
+    ema = best_ema(reader.read_studies(grids))
     if ema is None:
         return None
     coefficients = reader.answer(ema)

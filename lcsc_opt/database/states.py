@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -22,6 +22,25 @@ the best."""
 def is_ours(trial: FrozenTrial) -> bool:
     """Whether a search asked the trial; plain Optuna may have added others to its study."""
     return "coefficients" in trial.user_attrs
+
+
+def forgotten_trials(attributes: Attributes) -> frozenset[int]:
+    """The numbers of the trials of a study that ``--retry-failed`` has forgotten."""
+    retry = attributes.get("retry") or {}
+    return frozenset(retry.get("forgotten", ()))
+
+
+def shown_trials(trials: Sequence[FrozenTrial], *, sign: int, forgotten: Collection[int]) -> list[FrozenTrial]:
+    """The trials of a study, by number, with losses as values, without those that are not ours or were forgotten.
+
+    Args:
+        trials: as Optuna reads them. They are not changed, as Optuna may share them.
+        sign: −1 where their values are maximized scores.
+        forgotten: the numbers of those that were.
+    """
+    shown = [trial for trial in trials if is_ours(trial) and trial.number not in forgotten]
+    shown.sort(key=lambda trial: trial.number)
+    return with_losses(shown) if sign < 0 else shown
 
 
 def with_losses(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -43,12 +43,12 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     reader = HistoryReader(study.storage)
     experiment_grids = (split_name(study.name)[0], EMA_GRID)
     names = [name for name in reader.searches() if name == study.name or split_name(name)[:2] == experiment_grids]
-    summaries = reader.summaries(names)
-    own_summary = next(summary for summary in summaries if summary.study == study.name)
-    answer = reader.answer(own_summary)
-    if own_summary.chosen is None or answer is None:
+    studies = reader.read_studies(names)
+    own = next(other for other in studies if other.study == study.name)
+    answer = reader.answer(own)
+    if own.chosen is None or answer is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
-    ema = best_ema(summaries)
+    ema = best_ema(studies)
     if ema is None or ema.study == study.name or objective.sampler is None:
         return
     ema_answer = reader.answer(ema)
@@ -68,9 +68,9 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images_of_name = {
         EMA_SAMPLES: ema_images[:SHOWN],
-        OWN_SAMPLES.format(optimizer=own_summary.optimizer): answer_images[:SHOWN],
+        OWN_SAMPLES.format(optimizer=own.optimizer): answer_images[:SHOWN],
         EMA_FARTHEST: ema_images[farthest],
-        OWN_FARTHEST.format(optimizer=own_summary.optimizer): answer_images[farthest],
+        OWN_FARTHEST.format(optimizer=own.optimizer): answer_images[farthest],
     }
     real_images = objective.real_images(SHOWN)
     if real_images is not None:
@@ -79,4 +79,4 @@ def attach_images(study: StoredStudy, objective: Objective) -> None:
         for name, images in images_of_name.items():
             path = Path(temporary) / name
             path.write_bytes(contact_sheet(images.numpy()))
-            study.attach(own_summary.chosen, folder, path)
+            study.attach(own.chosen, folder, path)

@@ -19,7 +19,7 @@ _SHOWN_SECONDS = 10.0  # of a search, from which on its last line says where the
 
 def outcome_of(name: str, storage: RDBStorage) -> str:
     """The result of a study."""
-    study = HistoryReader(storage).read_summary(name)
+    study = HistoryReader(storage).read_study(name)
     line = "no comparable trial"
     if study.searched is not None:
         line = f"best {study.searched:.4g}"

@@ -111,7 +111,7 @@ class Run:
         """Name → number of evaluations, of those of these studies that are stored."""
         if self._storage is None:
             return {}
-        summaries = HistoryReader(self._storage).summaries([spec.name for spec in self.specs])
+        summaries = HistoryReader(self._storage).read_studies([spec.name for spec in self.specs])
         return {study.study: study.evaluations for study in summaries}
 
     def run(self, spec: StudySpec, callbacks: Sequence[TrialCallback] = ()) -> str:

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
@@ -107,13 +107,13 @@ class _Opening:
         real: real images; ``None`` where there are none.
     """
 
-    study: History
+    study: Standing
     before: StoredImage
     after: StoredImage
     real: StoredImage | None
 
     @classmethod
-    def of(cls, studies: Sequence[History], images: _Images) -> _Opening | None:
+    def of(cls, studies: Sequence[Standing], images: _Images) -> _Opening | None:
         """The first study that has both; ``None`` if none has."""
         for name, sheets in images:
             unselected = {sheet.shows: sheet for sheet in sheets if not sheet.selected}
@@ -168,7 +168,7 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     return tuple(header), rows, 0 if has_best else None
 
 
-def _curves(studies: Sequence[History]) -> list[tuple[str, _Drawn]]:
+def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
     """Title and figure of each axis, the default one first."""
     first = default_axis(studies)
     axes = sorted(AXES, key=lambda axis: axis != first)
@@ -184,7 +184,7 @@ def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
     return _drawn(figure)
 
 
-def _distances(reader: HistoryReader, studies: Sequence[History]) -> _Drawn | None:
+def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | None:
     """The distances between the answers; ``None`` unless there are at least two."""
     answers = sum(study.chosen is not None for study in studies)
     if answers < 2:
@@ -197,7 +197,7 @@ def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Draw
     return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
-def _images(reader: HistoryReader, studies: Sequence[History], ranked: Sequence[Ranked], folder: Path) -> _Images:
+def _images(reader: HistoryReader, studies: Sequence[Standing], ranked: Sequence[Ranked], folder: Path) -> _Images:
     """Study → its stored images, the best optimizer's first; only studies that have some."""
     order = [row.optimizer for row in ranked]
     images = []
@@ -214,7 +214,7 @@ def _with_images(images: _Images, *, selected: bool) -> _Images:
     return [(name, sheets) for name, sheets in chosen if sheets]
 
 
-def _study(reader: HistoryReader, study: History, studies: Sequence[History]) -> dict[str, Any]:
+def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     held_out = study.held_out
     reports = [] if held_out is None else [held_out, held_out.also]
@@ -223,13 +223,14 @@ def _study(reader: HistoryReader, study: History, studies: Sequence[History]) ->
     if not has_movement(study):
         names.remove("movement")
     figures = own_figures(reader, study, studies, names)
+    failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
-        "state": _state(Progress.of(study)),
+        "state": _state(Progress.of(study, reader.trials(study))),
         "warning": study.warning,
         "metrics": metrics,
         "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
+        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 
 
