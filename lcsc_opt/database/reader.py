@@ -50,6 +50,23 @@ class Failures:
     reasons: Mapping[int, tuple[str, ...]]
     tracebacks: Mapping[str, str]
 
+    @classmethod
+    def of(cls, trials: Iterable[FrozenTrial]) -> Failures:
+        """The failed attempts of these trials."""
+        failed: list[int] = []
+        reasons: dict[int, tuple[str, ...]] = {}
+        tracebacks: dict[str, str] = {}
+        for trial in trials:
+            attempts = trial.user_attrs.get("attempts") or []
+            if trial.state == TrialState.FAIL:
+                failed.append(trial.number)
+                attempts = attempts or [{"reason": "unknown"}]  # another program ended it
+            for attempt in attempts:
+                reasons[trial.number] = (*reasons.get(trial.number, ()), str(attempt["reason"]))
+                if "traceback" in attempt:
+                    tracebacks[str(attempt["reason"])] = str(attempt["traceback"])
+        return cls(tuple(failed), reasons, tracebacks)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Cached:
@@ -117,10 +134,6 @@ class HistoryReader:
         Raises:
             StudyStoreError: there is no such experiment, and the message lists all; or it has no search.
         """
-        return self.read_studies(self._names_of(experiment))
-
-    def _names_of(self, experiment: str) -> list[str]:
-        """The names of an experiment's searches and grids; raises as :meth:`read`."""
         names = self.searches()
         names_of_experiment = [name for name in names if split_name(name)[0] == experiment]
         if not names_of_experiment:
@@ -131,7 +144,7 @@ class HistoryReader:
             listed = ", ".join(experiments) or "none"
             guess = near_miss(experiment, experiments)
             raise StudyStoreError(f"{experiment}: no such experiment{guess}; the database holds: {listed}")
-        return names_of_experiment
+        return self.read_studies(names_of_experiment)
 
     def read_studies(self, names: Iterable[str] | None = None) -> tuple[Standing, ...]:
         """The studies of these names as they are now, in this order; those that do not exist are left out.
@@ -142,15 +155,14 @@ class HistoryReader:
         Raises:
             StudyStoreError: a name is not ``experiment/optimizer/seed``, or the database cannot be read.
         """
-        wanted_names = None if names is None else _checked(names)
         with self._lock:
             studies = self._our_studies()
             self._forget_what_is_gone(studies)
-            if wanted_names is None:
-                wanted_names = list(studies)
+            wanted_names = list(studies if names is None else names)
             running = locked(self.storage, wanted_names)
             found = []
             for name in wanted_names:
+                split_name(name)  # raises
                 if name not in studies:
                     continue
                 try:
@@ -179,10 +191,8 @@ class HistoryReader:
         """Why attempts failed. The trials are read only where one has failed, or may have."""
         summary = study.summary
         if not summary.failed and not summary.retried and summary.evaluations == summary.trials:
-            return Failures((), {}, {})
-        trials = self._trials(study)
-        failed = [trial.number for trial in trials if trial.state == TrialState.FAIL]
-        return Failures(tuple(failed), *_failures_of(trials))
+            return Failures.of([])
+        return Failures.of(self._trials(study))
 
     def answer(self, study: Standing) -> Floats | None:
         """The coefficients, ``[K]`` or ``[S, K]``, of :attr:`Standing.chosen`; ``None`` while no trial is."""
@@ -255,7 +265,7 @@ class HistoryReader:
         cached = self._studies.get(name)
         if cached is not None and cached.attributes == seen_attributes:
             study = cached.study
-            if is_running or not study.ended:  # else nobody adds trials
+            if not study.ended:  # else nobody adds trials
                 summary = self._summary(study, attributes)
                 if summary != study.summary:
                     study = self._with_summary(study, summary)
@@ -279,18 +289,6 @@ class HistoryReader:
             if coefficients is not None:  # other coefficients than those of averages have no name
                 study = dataclasses.replace(study, average=average_name(coefficients, study.steps))
         return study
-
-
-def _checked(names: Iterable[str]) -> list[str]:
-    """The names of studies.
-
-    Raises:
-        StudyStoreError: one is not ``experiment/optimizer/seed``.
-    """
-    names = list(names)
-    for name in names:
-        split_name(name)
-    return names
 
 
 def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
@@ -357,25 +355,3 @@ def _name_for_people(study: Standing, name: str) -> str:
     if study.sign < 0 and name == "loss":
         return "score"
     return name
-
-
-def _failures_of(trials: Sequence[FrozenTrial]) -> tuple[dict[int, tuple[str, ...]], dict[str, str]]:
-    """Number of a trial → the reasons of its failed attempts; reason → the traceback of the last such attempt."""
-    reasons: dict[int, tuple[str, ...]] = {}
-    tracebacks: dict[str, str] = {}
-    for trial in trials:
-        attempts = _attempts_of(trial)
-        if attempts:
-            reasons[trial.number] = tuple(str(attempt["reason"]) for attempt in attempts)
-        for attempt in attempts:
-            if "traceback" in attempt:
-                tracebacks[str(attempt["reason"])] = str(attempt["traceback"])
-    return reasons, tracebacks
-
-
-def _attempts_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:
-    """The failed attempts of a trial, each with its ``reason``."""
-    attempts: list[Mapping[str, Any]] = trial.user_attrs.get("attempts") or []
-    if trial.state == TrialState.FAIL and not attempts:  # another program ended it
-        return [{"reason": "unknown"}]
-    return attempts

@@ -146,7 +146,7 @@ class Run:
                     seconds = seconds_for(spec, self.specs, studies)
                 search.run(callbacks, seconds=seconds)
                 search.report()
-                return outcome_of(spec.name, self._storage)
+            return outcome_of(spec.name, self._storage)
 
     def _studies(self) -> Mapping[str, Attributes]:
         """Name → attributes of all stored studies. A missing database is made when the first study is written."""
