@@ -51,8 +51,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         if study is None:
             problem = f"{name}: no such study; choose another one"
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
-        others = reader.read(study.experiment)
-        studies = [study if other.study == name else other for other in others]
+        studies = reader.read(study.experiment)
         trials = reader.trials(study)
         progress = Progress.of(study, trials)
         signatures = _signatures(study, studies, theme)

@@ -40,18 +40,17 @@ def shown_trials(trials: Sequence[FrozenTrial], *, sign: int, forgotten: Collect
     """
     shown = [trial for trial in trials if is_ours(trial) and trial.number not in forgotten]
     shown.sort(key=lambda trial: trial.number)
-    return with_losses(shown) if sign < 0 else shown
+    if sign < 0:
+        return [_with_loss(trial) for trial in shown]
+    return shown
 
 
-def with_losses(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of a study that maximizes a score, with their losses as values; in the database they have the scores."""
-    copies = []
-    for trial in trials:
-        copied = copy.copy(trial)
-        if trial.value is not None:
-            copied.value = -trial.value
-        copies.append(copied)
-    return copies
+def _with_loss(trial: FrozenTrial) -> FrozenTrial:
+    """A copy of a trial whose value is a maximized score, with the loss as value."""
+    copied = copy.copy(trial)
+    if trial.value is not None:
+        copied.value = -trial.value
+    return copied
 
 
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
