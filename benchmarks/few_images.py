@@ -81,7 +81,7 @@ def held_out(objective: Objective, yardstick: Yardstick, coefficients: Coefficie
 def name_of_answer(result: Result) -> str:
     """As ``trial 38``."""
     with reading(result.storage) as storage:
-        found = answer_of(HistoryReader(storage).read_summaries(result.name))
+        found = answer_of(HistoryReader(storage).read(result.name))
     assert found is not None
     return found[2].model.name
 

@@ -38,7 +38,7 @@ from lcsc_opt.base.study_file import StudyFile, read_studies
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -298,7 +298,7 @@ def _training_seconds(settings: Mapping[str, Any], folder: Path) -> float | None
     return max((float(point["seconds"]) for point in points if point["step"] <= last_step), default=None)
 
 
-def _ended(experiment: str, reader: HistoryReader) -> list[History]:
+def _ended(experiment: str, reader: HistoryReader) -> list[Standing]:
     """The studies of an experiment with a held-out result; empty before it has begun."""
     if experiment not in reader.experiments():
         return []

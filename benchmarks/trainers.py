@@ -396,7 +396,7 @@ class Losses:
     def read(cls, place: Place, experiment: str) -> Losses:
         """From the database of the run."""
         with reading(f"sqlite:///{place.folder}/studies.db") as storage:
-            studies = HistoryReader(storage).read_summaries(experiment)
+            studies = HistoryReader(storage).read(experiment)
         [study] = [study for study in studies if study.optimizer != EMA_GRID]
         chosen = answer_of(studies)
         if study.held_out is None or chosen is None:

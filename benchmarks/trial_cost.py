@@ -180,7 +180,6 @@ def searched(url: str, optimizer_name: str) -> Iterator[Trial]:
         return {part: 1e3 * value for part, value in seconds.items()}
 
     with study.hold():
-        study.begin_summary([])
         yield trial
 
 

@@ -221,7 +221,6 @@ def refresh_rows(url: str) -> list[Row]:
     best = min(trial.value for trial in study.trials() if trial.value is not None)
     refreshes = []
     with study.hold():
-        study.begin_summary(study.trials())
         for number in range(20):
             coefficients = np.full(len(study.attributes["steps"]), 1 / len(study.attributes["steps"]))
             trial = study.add_candidate(Candidate(coefficients))

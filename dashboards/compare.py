@@ -159,7 +159,7 @@ class Shown:
     def read(cls, reader: HistoryReader, experiment: str, only: Sequence[str]) -> Shown:
         """The studies of an experiment and of its sweep; ``only`` those of these optimizers, if any are named."""
         sweep = points_of(reader, experiment, siblings=True)
-        studies = sweep[experiment] if experiment in sweep else reader.read_summaries(experiment)
+        studies = sweep[experiment] if experiment in sweep else reader.read(experiment)
         optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
         chosen = [name for name in only if name in optimizers]  # another experiment may not have them
         return cls(
@@ -191,7 +191,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
     experiment = query.get("experiment") or next(reversed(experiments), None)
     axis = query.get("axis")
     if axis not in AXES:
-        studies = reader.read_summaries(experiment) if experiment in experiments else ()
+        studies = reader.read(experiment) if experiment in experiments else ()
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
     scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]

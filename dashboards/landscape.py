@@ -72,7 +72,7 @@ def _content() -> list[Any]:
 def _headline(landscape: Landscape) -> str:
     """The result of the plane, in one line."""
     name = landscape.study.study
-    evaluated = len(landscape.study.finished)
+    evaluated = landscape.study.evaluations
     progress = ""
     if evaluated < landscape.total:
         progress = f", after {evaluated:,} of {landscape.total:,} points"

@@ -60,7 +60,7 @@ def is_done(reader: HistoryReader, job: Job) -> bool:
     if history is None:
         return False
     study = StoredStudy.open(reader.storage, spec.name)
-    found = answers(history, job.cell.limits)
+    found = answers(reader.trials(history), job.cell.limits)
     return is_finished(spec, study.attributes) and measured(found, known_results(study, job.cell)) is not None
 
 
@@ -116,7 +116,7 @@ def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
     reader = HistoryReader(study.storage)
     [history] = reader.read_studies([study.name])
     known = known_results(study, cell)
-    numbers = dict.fromkeys(answer.trial for answer in answers(history, cell.limits))
+    numbers = dict.fromkeys(answer.trial for answer in answers(reader.trials(history), cell.limits))
     missing = [number for number in numbers if str(number) not in known]
     for number, coefficients in zip(missing, reader.coefficients(history, missing), strict=True):
         outcome = evaluate_safely(objective, Candidate(coefficients, images=cell.held_out, noise=UNSEEN))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from scipy.special import stdtrit
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import History, best_ema
+from lcsc_opt.database.history import Standing, best_ema
 from lcsc_opt.database.names import EMA
 from lcsc_opt.database.report import MetricRow
 from reproduction.table import Claim, Where
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 PAPERS = "LCSC"
 OPTIMIZERS = (PAPERS, "LCSCQuadratic", "LCSCGradient")
 
-Found = Mapping[int, History]
+Found = Mapping[int, Standing]
 """Seed → study, of one optimizer at one point."""
 
 

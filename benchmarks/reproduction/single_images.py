@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from common import cell, markdown
 
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from reproduction.claims import OPTIMIZERS, Points
 from reproduction.table import Where
 
@@ -35,7 +35,7 @@ def judged_lines(found: Mapping[str, Points]) -> list[str]:
     return [*TITLE.splitlines(), "", *markdown(rows), ""] if len(rows) > 1 else []
 
 
-def _rows(label: str, how: str, found: Mapping[str, Sequence[History]]) -> list[list[str]]:
+def _rows(label: str, how: str, found: Mapping[str, Sequence[Standing]]) -> list[list[str]]:
     judged = {name: [study for study in studies if _judges(study)] for name, studies in found.items()}
     everyone = [study for studies in judged.values() for study in studies]
     if not everyone:
@@ -52,12 +52,12 @@ def _rows(label: str, how: str, found: Mapping[str, Sequence[History]]) -> list[
     return rows
 
 
-def _fid(study: History) -> float | None:
+def _fid(study: Standing) -> float | None:
     """FID of the answer, without the penalty that a loss may have."""
     return None if study.held_out is None else study.held_out.found.metrics.get("fid", study.held_out.loss)
 
 
-def _judges(study: History, *, baseline: bool = False) -> dict[str, float | None]:
+def _judges(study: Standing, *, baseline: bool = False) -> dict[str, float | None]:
     """Metric → value of the answer, or of EMA* on the same noise."""
     rows = () if study.held_out is None else study.held_out.rows
     return {row.metric: row.baseline if baseline else row.value for row in rows if row.metric in JUDGES}

@@ -24,7 +24,7 @@ def delete(
     """
     from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
-    from lcsc_opt.database.store import StoredStudy, trial_count
+    from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.urls import masked
     from lcsc_opt.views.artifacts import files_of
 
@@ -34,7 +34,7 @@ def delete(
     if running:
         raise StudyStoreError(f"still running: {', '.join(sorted(running))}; wait for them, or stop them")
     for study in chosen:
-        say(f"{study.name}: {trial_count(database, study.key)} trials and {len(files_of(study))} files")
+        say(f"{study.name}: {study.summary.trials} trials and {len(files_of(study))} files")
     if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
         return
     for study in chosen:

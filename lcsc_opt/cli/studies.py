@@ -214,7 +214,7 @@ def _print_rehearsed(
     attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     evaluations: dict[str, int] = {}
     if database.storage is not None:
-        stored = HistoryReader(database.storage).summaries([spec.name for spec in specs])
+        stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])
         evaluations = {study.study: study.evaluations for study in stored}
     rows = []
     for spec in specs:
@@ -250,10 +250,10 @@ def list_(
     database = open_database(storage)
     reader = HistoryReader(database)
     if experiment is None:
-        studies = reader.summaries()
+        studies = reader.read_studies()
         foreign = read_contents(database).others
     else:
-        studies = reader.read_summaries(experiment)
+        studies = reader.read(experiment)
         foreign = 0
     listed = sorted_studies(studies, sort.value)[:limit]
     if foreign:

@@ -121,7 +121,7 @@ class Study:
         """
         with reading(self.storage) as storage:
             reader = HistoryReader(storage)
-            coefficients = reader.answer(reader.read_summary(self.name))
+            coefficients = reader.answer(reader.read_study(self.name))
         if coefficients is None:
             raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
         return coefficients
@@ -191,7 +191,7 @@ class Study:
     def _summary(self) -> Standing:
         """The study without its trials, as it is now; raises as every property does."""
         with reading(self.storage) as storage:
-            return HistoryReader(storage).read_summary(self.name)
+            return HistoryReader(storage).read_study(self.name)
 
 
 def run(

@@ -14,7 +14,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import History, Standing, best_searched
+from lcsc_opt.database.history import Standing, best_searched
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.urls import files_directory
@@ -196,7 +196,7 @@ class Result:
         sentence = html.escape(first_line(studies, ranking(studies)))
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
-    def _histories(self) -> tuple[History, ...]:
+    def _histories(self) -> tuple[Standing, ...]:
         """The studies as they are now, without those that were deleted; at least one.
 
         Raises:
@@ -208,7 +208,7 @@ class Result:
             raise StudyStoreError(f"{self.name}: its studies were deleted; call search again")
         return studies
 
-    def _answer(self) -> tuple[History, Model | None]:
+    def _answer(self) -> tuple[Standing, Model | None]:
         """The study that found the answer, or the first one; and the answer.
 
         Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a

@@ -82,7 +82,7 @@ class Loop:
     """The search over one stored study.
 
     Args:
-        study: where everything is written; it is held, and its summary is begun here.
+        study: where everything is written; it is held.
         driver: of an optimizer that was freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
@@ -138,7 +138,6 @@ class Loop:
         self._study_of_callbacks = _Stoppable(study.name, study.storage) if callbacks else None
 
         trials = study.trials()
-        study.begin_summary(trials)
         finished = [trial for trial in trials if trial.state.is_finished()]
         self.last_stored = max((trial.number for trial in finished), default=None)
         self.stored_spent = sum(self._price(trial.user_attrs.get("images")) for trial in finished)

@@ -369,7 +369,7 @@ def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> di
     is_one_point = name in points and not siblings
     if is_one_point or not points:
         points = [name]
-    return {point: reader.read_summaries(point) for point in points}
+    return {point: reader.read(point) for point in points}
 
 
 def varied_keys(points: Mapping[str, Sequence[Standing]]) -> list[str]:

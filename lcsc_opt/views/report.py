@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
@@ -140,7 +140,7 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     return tuple(header), rows, 0 if has_best else None
 
 
-def _curves(studies: Sequence[History]) -> list[tuple[str, _Drawn]]:
+def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
     """Title and figure of each axis, the default one first."""
     first = default_axis(studies)
     axes = sorted(AXES, key=lambda axis: axis != first)
@@ -156,7 +156,7 @@ def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
     return _drawn(figure)
 
 
-def _distances(reader: HistoryReader, studies: Sequence[History]) -> _Drawn | None:
+def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | None:
     """The distances between the answers; ``None`` unless there are at least two."""
     answers = sum(study.chosen is not None for study in studies)
     if answers < 2:
@@ -169,7 +169,7 @@ def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Draw
     return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
-def _study(reader: HistoryReader, study: History, studies: Sequence[History]) -> dict[str, Any]:
+def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
@@ -178,12 +178,13 @@ def _study(reader: HistoryReader, study: History, studies: Sequence[History]) ->
     if not has_movement(study):
         names.remove("movement")
     figures = own_figures(reader, study, studies, names)
+    failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
-        "state": _state(Progress.of(study)),
+        "state": _state(Progress.of(study, reader.trials(study))),
         "metrics": metrics,
         "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
+        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
@@ -100,7 +100,7 @@ def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, tex
 
 def reported(
     optimizer: str, loss: float, images: int, *, seeds: tuple[int, ...] = (0,), ema: float | None = None
-) -> History:
+) -> Standing:
     """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
     row = MetricRow("loss", 1, loss, against=None if ema is None else "EMA*", baseline=ema)
     baselines = () if ema is None else (measured(ema, name="EMA*", images=images, seeds=seeds),)
