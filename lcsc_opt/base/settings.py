@@ -196,7 +196,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {plain(key): plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1):
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):

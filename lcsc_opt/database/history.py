@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -246,10 +246,7 @@ class Standing:
         }
 
 
-AnyStudy = TypeVar("AnyStudy", bound=Standing)
-
-
-def ema_grid(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     """The grid whose best is EMA*, the best plain average of the checkpoints: an EMA, a uniform one, or the last one.
 
     By the report; before there is one, the grid that has ended with the lowest searched loss.
@@ -262,7 +259,7 @@ def ema_grid(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     return min(known, key=lambda grid: grid.lowest_loss or 0.0, default=None)
 
 
-def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+def best_searched(studies: Sequence[Standing]) -> Standing | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
     known = [study for study in studies if study.lowest_loss is not None]
     return min(known, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)

@@ -501,22 +501,18 @@ class StoredStudy:
         self._is_deleted = True
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTrials:
-    """The trials of a stored study: how ``many``, and whether any of them ``succeeded``."""
-
-    many: int
-    succeeded: bool
-
-
-def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
-    """How many trials a study has, and whether any succeeded.
+def has_succeeded(storage: RDBStorage, name: str) -> bool:
+    """Whether a trial of a study has a loss; they are not read.
 
     Raises:
         StudyStoreError: as :meth:`StoredStudy.open`.
     """
-    summary = StoredStudy.open(storage, name).summary
-    return StoredTrials(many=summary.trials, succeeded=summary.with_loss > 0)
+    study = StoredStudy.open(storage, name)
+    try:
+        in_database(storage, lambda: storage.get_best_trial(study.key))
+    except ValueError:  # none is complete; others may have a loss that does not compare
+        return in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
+    return True
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
-from lcsc_opt.database.store import StoredStudy, read_contents, read_trials
+from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
 from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pool import WorkerPool
@@ -169,16 +169,15 @@ class Experiment:
     def _has_succeeded(self) -> bool:
         """Whether a trial of the experiment has a loss."""
         storage = self.database.existing()
-        return any(read_trials(storage, name).succeeded for name in self.studies)
+        return any(has_succeeded(storage, name) for name in self.studies)
 
     @functools.cached_property
     def _checkpoints(self) -> Any:
         directory = self._objectives.context.directory
         return known_checkpoints(self.name, self._specs[0].objective, directory, self.database.contents.experiments)
 
-    @property
-    def stored(self) -> StoredExperiment:
-        """What is stored of the experiment, which begins or continues in the database now.
+    def begun(self) -> StoredExperiment:
+        """What is stored of the experiment, which begins or continues in the database with the first call.
 
         Raises:
             StudyStoreError: another process has just begun it with another problem.
@@ -294,7 +293,7 @@ class Experiment:
             Exception: what a callback raises.
         """
         search = self._opened(spec)
-        stored = self.stored
+        stored = self.begun()
         with search.held(stored.storage, self.studies.get(spec.name)):
             measurer = self._measurer(0)
             self._score_as_trained()
@@ -353,7 +352,6 @@ class Experiment:
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = self._origin(spec) if before is None else None
         self._use(spec, spec.space.rows)
-        check(spec, objective)
         self._rehearse(spec)
         planned = None
         if before is None and spec.budget.seconds is not None and self.pace is not None:
@@ -383,7 +381,7 @@ class Experiment:
         if start is None:
             return None
         source = StoredStudy.open(self.database.existing(), start)
-        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.stored.attributes
+        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.begun().attributes
         return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
 
     def _rehearse(self, spec: StudySpec) -> None:
@@ -418,12 +416,12 @@ class Experiment:
     def _has_result(self, spec: StudySpec) -> bool:
         if spec.name not in self.studies:
             return False
-        return is_searched(spec, self.studies[spec.name]) or read_trials(self.database.existing(), spec.name).succeeded
+        return is_searched(spec, self.studies[spec.name]) or has_succeeded(self.database.existing(), spec.name)
 
     # what is measured
 
     def _measurer(self, images: int) -> Measurer:
-        return Measurer(self.stored, self.objective, self._evaluate, self._rule_of, images=images)
+        return Measurer(self.begun(), self.objective, self._evaluate, self._rule_of, images=images)
 
     def _rule_of(self, study: str) -> Rule | None:
         """The rule of a study's rows."""
@@ -438,8 +436,8 @@ class Experiment:
         plan = self._plan()
         images = None if plan is None else plan.images
         measurer = self._measurer(images or 0)
-        with progress(f"{self.name} as trained", len(trained_models(self.stored, self.objective))) as measurer.advance:
-            score_as_trained(self.stored, self.objective, measurer, images)
+        with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
+            score_as_trained(self.begun(), self.objective, measurer, images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for; ``None`` if there will be none."""
@@ -447,7 +445,7 @@ class Experiment:
             return None
         return ReportPlan.of(
             self._held_out,
-            self.stored.report,
+            self.begun().report,
             own_images=self.objective.samples.per_report,
             samples=bool(self.objective.samples.per_evaluation),
         )
@@ -509,7 +507,7 @@ class Experiment:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.name}: nothing is held out, so nothing can be reported: {reason}")
-        stored = self.stored
+        stored = self.begun()
         stored.refresh()
         searches, others_run = self._searches(stored.storage)
         report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)
