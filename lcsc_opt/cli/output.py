@@ -151,9 +151,12 @@ def print_report(report: Report | None, study: str | None = None) -> None:
         return
     name = report.answer if study is None else report.found.get(study)
     for index, part in enumerate(report.parts):
-        if name is None or part.measured(name) is None:
+        measured = None if name is None else part.measured(name)
+        if name is None or measured is None:
             continue
-        title = f"\nheld out, {report.images:,} images" if report.images else "\nheld out"
+        title = f"\nheld out, {measured.images:,} images" if measured.images else "\nheld out"
+        if len(measured.seeds) > 1:
+            title += f", noise groups {', '.join(map(str, measured.seeds))}"
         title += f", {part.sampler}" if part.sampler else ""
         header, rows = report_table(report, name, part=index)
         print_table(header, rows, title=title, optional=(*header[2:],))

@@ -38,7 +38,7 @@ def answer_line(report: Report) -> str:
     best = report.best_had(metric)
     if not report.is_found:
         line += ": nothing certainly better was found"
-        if best is not None and best.model.name != answer.model.name:
+        if best is not None and _is_certainly_better(report, best, metric):
             line += f", though by {metric} alone {named(best.model)} is better, with {_value(report, best, metric):.4g}"
         return f"{line}."
     if best is None:
@@ -49,6 +49,12 @@ def answer_line(report: Report) -> str:
     others += [_other_best(report, row.metric) for row in report.rows(report.answer)[1:] if row.is_judge]
     different = [text for name, text in filter(None, others) if name != best.model.name]
     return f"{line} By {in_words(different)}." if different else line
+
+
+def _is_certainly_better(report: Report, best: Measurement, metric: str) -> bool:
+    """Whether the answer is worse than this model in a metric by more than the error; the loss has the first row."""
+    rows = report.rows(report.answer, best.model.name)
+    return next((row for row in rows if row.metric == metric), rows[0]).lost
 
 
 def _other_best(report: Report, metric: str) -> tuple[str, str] | None:
