@@ -21,6 +21,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
@@ -171,9 +172,9 @@ class Experiment:
         return any(has_succeeded(storage, name) for name in self.studies)
 
     @functools.cached_property
-    def _checkpoints(self) -> Any:
+    def _checkpoints(self) -> KnownCheckpoints | None:
         directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, self.database.contents.experiments)
+        return known_checkpoints(self._specs[0].objective, directory, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -253,19 +254,12 @@ class Experiment:
         self._evaluator = evaluator
 
     @property
-    def _known_now(self) -> Any:
+    def _known_now(self) -> KnownCheckpoints | None:
         """The checkpoints for workers, which must have those of this process."""
         trajectory = self.objective.trajectory
         if not isinstance(trajectory, Trajectory):
             return self._checkpoints
-        before = dict(self._before or {}) | {
-            "objective": self._specs[0].objective.model_dump(mode="json"),
-            "checkpoints": trajectory.sha256,
-            "steps": list(self.objective.steps),
-            "places": dict(self.objective.places),
-        }
-        directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, {self.name: before})
+        return KnownCheckpoints(trajectory.sha256, trajectory.steps)
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
