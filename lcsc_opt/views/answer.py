@@ -38,8 +38,10 @@ def answer_line(report: Report) -> str:
     best = report.best_had(metric)
     if not report.is_found:
         line += ": nothing certainly better was found"
-        if best is not None and _is_certainly_better(report, best, metric):
-            line += f", though by {metric} alone {named(best.model)} is better, with {_value(report, best, metric):.4g}"
+        if best is not None and best.model.name != answer.model.name:
+            line += f", though {named(best.model)} has {_value(report, best, metric):.4g}"
+            if not _is_certainly_better(report, best, metric):
+                line += ", perhaps by chance"
         return f"{line}."
     if best is None:
         return f"{line}."
@@ -58,7 +60,7 @@ def answer_line(report: Report) -> str:
 
 
 def _is_certainly_better(report: Report, best: Measurement, metric: str) -> bool:
-    """Whether the answer is worse than this model in a metric by more than the error; the loss has the first row."""
+    """Whether a model is better than the answer in a metric by more than the error; the loss has the first row."""
     rows = report.rows(report.answer, best.model.name)
     return next((row for row in rows if row.metric == metric), rows[0]).lost
 
