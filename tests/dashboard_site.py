@@ -13,7 +13,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.dashboard.server import application
 from tests import study_examples
-from tests.history_examples import reported
+from tests.history_examples import measured
 
 HOST = "127.0.0.1:8080"
 
@@ -32,8 +32,8 @@ def write_study(
     ended: bool = True,
 ) -> StoredStudy:
     """A study with a trial for each loss; ``None`` stands for one that failed."""
-    report = None if held_out is None else reported(held_out)
-    return study_examples.write_study(written(url), name, losses, held_out=report, ended=ended)
+    found = None if held_out is None else measured(held_out)
+    return study_examples.write_study(written(url), name, losses, held_out=found, ended=ended)
 
 
 class Site:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import TRIAL, Standing, Trials
-from lcsc_opt.database.report import HeldOutReport, Measurement, Model
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.names import EMA, split_name
+from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.summary import Summary
+from lcsc_opt.experiment.finalists import name_of_trial
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
 
@@ -28,9 +33,53 @@ def measured(
     return Measurement(Model(name, np.array([1.0]), trial=trial), images, tuple(seeds), values)
 
 
-def reported(loss: float, *, trial: int | None = None) -> HeldOutReport:
-    """A report of a loss alone."""
-    return HeldOutReport(measured(loss, trial=trial))
+def report_of(
+    found: Mapping[str, Measurement],
+    *had: Measurement,
+    answer: str | None = None,
+    sampler: str | None = None,
+    **more: Any,
+) -> Report:
+    """A report of the best models of searches, study → what was measured, which get the names that reports give them.
+
+    The best of a grid is EMA*, which the user had, as ``had``. The answer is the best of all, unless it is named.
+    """
+    named = {study: _as_found(study, measurement) for study, measurement in found.items()}
+    averages = [measurement for measurement in named.values() if measurement.model.name == EMA]
+    of_user = {measurement.model.name: measurement for measurement in (*had, *averages)}
+    models = of_user | {measurement.model.name: measurement for measurement in named.values()}
+    best = min(models.values(), key=lambda measurement: measurement.loss)
+    return Report(
+        **{
+            "parts": (Part(sampler, tuple(models.values())),),
+            "answer": answer or best.model.name,
+            "had": tuple(of_user),
+            "found": {study: measurement.model.name for study, measurement in named.items()},
+            "evaluations": dict.fromkeys(named, 1),
+            "top": 20,
+            **more,
+        }
+    )
+
+
+def _as_found(study: str, measurement: Measurement) -> Measurement:
+    trial = measurement.model.trial or 0
+    is_average = split_name(study)[1] == EMA_GRID
+    name = EMA if is_average else name_of_trial(study, trial)
+    model = dataclasses.replace(measurement.model, name=name, study=study, trial=trial)
+    return dataclasses.replace(measurement, model=model)
+
+
+def reported(loss: float, *, trial: int | None = None, study: str = "digits/LCSC/0") -> Report:
+    """A report of one search and its loss alone."""
+    return report_of({study: measured(loss, trial=trial)})
+
+
+def in_one_report(studies: Sequence[Standing], *had: Measurement, **more: Any) -> list[Standing]:
+    """Studies whose own reports are joined to that of their experiment."""
+    found = {study.study: study.found for study in studies if study.found is not None}
+    report = report_of(found, *had, **more)
+    return [dataclasses.replace(study, report=report) for study in studies]
 
 
 def trial_array(
@@ -72,6 +121,8 @@ def standing(trials: Trials, *, optimizer: str = "LCSC", seed: int = 0, **change
 def history(
     losses: Sequence[float | None],
     *,
+    optimizer: str = "LCSC",
+    seed: int = 0,
     held_out: float | None = None,
     images: float = 10.0,
     seconds: float = 1.0,
@@ -80,6 +131,7 @@ def history(
     columns: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Standing:
-    """A study of a :func:`trial_array`."""
+    """A study of a :func:`trial_array`, with a report of its own."""
     trials = trial_array(losses, images=images, seconds=seconds, gap=gap, running=running, columns=columns)
-    return standing(trials, **{"held_out": None if held_out is None else reported(held_out), **changes})
+    report = None if held_out is None else reported(held_out, study=f"digits/{optimizer}/{seed}")
+    return standing(trials, optimizer=optimizer, seed=seed, **{"report": report, **changes})

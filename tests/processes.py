@@ -29,7 +29,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("nevergrad", "torch", "alembic.runtime.environment", "lcsc_opt.cli"),
-        *("lcsc_opt.trajectory", "lcsc_opt.study.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
+        *("lcsc_opt.trajectory", "lcsc_opt.experiment.api", "lcsc_opt.exports.images", "lcsc_opt.views.figures.study"),
         *("lcsc_opt.evaluation.worker", "lcsc_opt.metrics.suite"),
         "tests.forked",
     ]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import StudyFile, only_one, read_studies
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory
+from tests.history_examples import report_of
 
 STEPS = (100, 200, 300)
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -23,21 +28,47 @@ def coefficients(number: int) -> np.ndarray:
     return np.array([-0.25 * number, 0.25, 0.75 + 0.25 * number])
 
 
+def write_experiment(storage: RDBStorage, name: str, **attributes: Any) -> StoredExperiment:
+    """What is stored of an experiment, with these attributes; one that is stored already keeps its own."""
+    nothing = {"settings": {}, "objective": {}, "code": {}}
+    first = {
+        "problem": {"decides": {"file": "function.py", **nothing}, "reported": nothing},
+        "objective": {"file": "function.py", "settings": {}},
+        "directory": None,
+        "places": {},
+        "checkpoints": None,
+        "steps": list(STEPS),
+        "maximize": False,
+        "layout": CONTIGUOUS,
+        "report_images": None,
+        "holds_out": True,
+    }
+    return StoredExperiment.open_or_create(storage, name, {**first, **attributes})
+
+
+def write_report(storage: RDBStorage, report: Report, experiment: str = "digits") -> None:
+    """Store the report of an experiment."""
+    write_experiment(storage, experiment).set_attribute(REPORT, report.to_json())
+
+
 def write_study(
     storage: RDBStorage,
     name: str,
     losses: Sequence[float | None],
     *,
-    held_out: HeldOutReport | None = None,
+    held_out: Measurement | None = None,
     ended: bool = True,
     running: int = 0,
     images: int = 10,
     seconds: float = 0.5,
     metric: str | None = "fid",
 ) -> StoredStudy:
-    """A study with a trial for each loss; ``None`` stands for one that failed."""
-    fingerprint = {"objective": {}, "environment": {}}
-    created = {"steps": STEPS, "fingerprint": fingerprint, "budget": {"evaluations": 9, "images": None}}
+    """A study with a trial for each loss; ``None`` stands for one that failed.
+
+    ``held_out`` is its best trial on held-out noise, which joins the report of the experiment.
+    """
+    experiment = write_experiment(storage, split_name(name)[0])
+    created = {"steps": STEPS, "environment": {}, "budget": {"evaluations": 9, "images": None}}
     study = StoredStudy.open_or_create(storage, name, created)
     for number, loss in enumerate(losses):
         add_result(study, number, loss, images=images, seconds=seconds, metric=metric)
@@ -46,7 +77,13 @@ def write_study(
     if ended:
         study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
     if held_out is not None:
-        study.set_attribute("held_out", held_out.to_json())
+        found = {name: held_out}
+        had: list[Measurement] = []
+        if experiment.report is not None:
+            measured = {model.model.name: model for model in experiment.report.models}
+            found |= {other: measured[title] for other, title in experiment.report.found.items()}
+            had = [measured[title] for title in experiment.report.had]
+        write_report(storage, report_of(found, *had), experiment.name)
     return study
 
 

@@ -11,7 +11,6 @@ import nevergrad as ng
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.api import load_objective
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database import lock
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment.api import load_objective
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.objective.contract import Samples
 from lcsc_opt.optimizers.registry import OURS

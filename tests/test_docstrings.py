@@ -8,9 +8,9 @@ import logging
 from pathlib import Path
 
 import pytest
-from lcsc_opt.study.calling import search
 
 import lcsc_opt
+from lcsc_opt.experiment.calling import search
 
 EXAMPLES = {
     "search": search,  # the module of this name has the function's signature, and its own docstring

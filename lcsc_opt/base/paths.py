@@ -57,14 +57,12 @@ class KnownCheckpoints:
         steps: ``[K]`` of training.
         moved: whether the study file now names another path; then the checkpoints must be at that path.
         packed: the packed trajectory on this machine, or ``None`` if it must be searched for.
-        study: the name of that study, for messages.
     """
 
     sha256: str
     steps: tuple[int, ...]
     moved: bool = False
     packed: Path | None = None
-    study: str = "STUDY"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
 
 
 def studies_that_begin_with(context: typer.Context, incomplete: str) -> list[str]:
-    """The names of studies that a shell proposes; none, rather than an error, without a database."""
+    """The names of experiments and studies that a shell proposes; none, rather than an error, without a database."""
     from lcsc_opt.base.errors import LcscError
-    from lcsc_opt.database.store import our_studies
+    from lcsc_opt.database.store import read_contents
 
     try:
-        names = our_studies(open_database(context.params.get("storage")))
+        contents = read_contents(open_database(context.params.get("storage")))
     except LcscError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in (*contents.experiments, *contents.studies) if name.startswith(incomplete)]
 
 
 StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed", autocompletion=studies_that_begin_with)]

@@ -134,6 +134,14 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     return studies
 
 
+def _no_such_study(storage: RDBStorage, name: str) -> str:
+    """Says which studies there are: those of this experiment or optimizer, else all."""
+    all_names = list(our_studies(storage))
+    own = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
+    relation = "its studies are" if own else "it holds"
+    return f"{name}: no such study in {masked(storage.url)}; {relation}: {', '.join(own or all_names) or 'none'}"
+
+
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
     return str(attributes.get("created_by")).startswith("lcsc_opt")
 
@@ -210,15 +218,12 @@ class StoredStudy:
                 of lcsc_opt made it.
         """
         try:
-            key = in_database(storage, lambda: storage.get_study_id_from_name(name))
+            study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
         except KeyError as error:
-            all_names = list(our_studies(storage))
-            seeds = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
-            listed = ", ".join(seeds or all_names) or "none"
-            relation = "its seeds are" if seeds else "it holds"
-            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; {relation}: {listed}") from error
-        study = cls(storage, name, key)
+            raise StudyStoreError(_no_such_study(storage, name)) from error
         attributes = study.attributes
+        if "problem" in attributes:  # an experiment, none of its studies
+            raise StudyStoreError(_no_such_study(storage, name))
         if not (_is_made_by_us(attributes) and names.is_ours(name)):
             raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
         _check_schema(name, attributes)

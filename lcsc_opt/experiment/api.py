@@ -184,7 +184,7 @@ class Study:
             contents = read_contents(storage)
         rows = spec_of(self.name, contents).space.rows
         files = files_directory(self.storage)
-        alone = CheckpointsAlone.of(contents.experiments[experiment], experiment, rows, files)
+        alone = CheckpointsAlone.of(contents.experiments[experiment], rows, files)
         return self.objective if alone is None else alone
 
     @property

@@ -24,7 +24,7 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
-from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
@@ -116,9 +116,9 @@ class Experiment:
         stored = self.studies.get(spec.name)
         if stored is None or self._before is None or self._retry_failed or not is_searched(spec, stored):
             return False
-        decides = self._before[PROBLEM]["decides"]
-        settings, _ = settings_of(spec.objective, decides["objective"])
-        if (spec.objective.file, settings) != (decides["file"], decides["settings"]):
+        before = ObjectiveSpec(**self._before["objective"])
+        # with the names of all files: what lies at another place is compared by its content
+        if (before.file, settings_of(before, {})[0]) != (spec.objective.file, settings_of(spec.objective, {})[0]):
             return False
         check_search(spec, self.studies, stored["environment"], accept=True)
         return not moved(self._objectives.context.directory, self._before)
@@ -134,7 +134,7 @@ class Experiment:
         code_before = self._before[PROBLEM]["decides"]["code"]
         code = {**code_before, **code_now(spec.objective, self._objectives.context.directory)}
         changed = "; ".join(code_changes(code_before, {name: code[name] for name in code_before}))
-        if not changed and checkpoints_written_again(self._before, self.name, self._objectives.context.files):
+        if not changed and checkpoints_written_again(self._before, self._objectives.context.files):
             changed = "its checkpoints were written again"
         if changed:
             raise StudyStoreError(
@@ -389,17 +389,16 @@ class Experiment:
         without_result = [other for other in self._specs if not self._has_result(other)]
         if self.pace is not None or spec not in without_result:
             return
-        for other in without_result:
-            check(other, self.objective)
-        first = first_candidate(spec, self.objective, None)
-        follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
-        if follows_gradient:
-            first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
-            self._use(spec, follows_gradient[0].space.rows)
-        in_flight = parallelism(spec, self.objective)["in_flight"]
-        evaluator = evaluator_of(self.objective, self._pool, in_flight)
         try:
-            with contextlib.closing(evaluator):
+            for other in without_result:
+                check(other, self.objective)
+            first = first_candidate(spec, self.objective, None)
+            follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+            if follows_gradient:
+                first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
+                self._use(spec, follows_gradient[0].space.rows)
+            in_flight = parallelism(spec, self.objective)["in_flight"]
+            with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
                 self.pace = rehearse(
                     self.name,
                     self.objective,

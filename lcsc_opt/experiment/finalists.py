@@ -13,7 +13,7 @@ from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.measurement import Model
-from lcsc_opt.database.names import label, split_name
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import compared_trials
 
 
@@ -68,8 +68,7 @@ class Searched:
 
 def name_of_trial(study: str, number: int) -> str:
     """``LCSC, trial 38``, and ``LCSC (seed 1), trial 38``: a name that no other model of the experiment has."""
-    _, optimizer, seed = split_name(study)
-    name = label(optimizer)
+    _, name, seed = split_name(study)
     if seed:
         name += f" (seed {seed})"
     return f"{name}, trial {number}"

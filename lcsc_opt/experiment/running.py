@@ -133,6 +133,7 @@ def run_studies(
         Exception: what a callback raises, which ends the run.
     """
     failed: dict[str, str] = {}
+    unreported: dict[str, str] = {}  # experiments
     is_alone = len(specs) == 1
     experiments = _by_experiment(specs)
     try:
@@ -158,21 +159,32 @@ def run_studies(
                         outcome = str(error).removeprefix(f"{spec.name}: ")
                         failed[spec.name] = outcome
                     on_end(f"{spec.name}: {outcome}")
+                if all(spec.name in failed for spec in of_experiment):
+                    continue
                 try:
                     _reported(experiment, on_end)
                 except LcscError as error:
                     if not failed and len(experiments) == 1:
                         raise
-                    failed.setdefault(experiment.name, str(error))
+                    unreported[experiment.name] = str(error).removeprefix(f"{experiment.name}: ")
     finally:
         if database.storage is not None:
             on_end(f"database: {masked(database.url)}")
+    lines = []
     if failed:
-        names_of: dict[str, list[str]] = {}
-        for name, reason in failed.items():
-            names_of.setdefault(reason, []).append(name)
-        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
-        raise SearchFailedError(f"{len(failed)} of {len(specs)} studies did not finish: {reasons}")
+        lines.append(f"{len(failed)} of {len(specs)} studies did not finish: {_by_reason(failed)}")
+    if unreported:
+        lines.append(f"no new report: {_by_reason(unreported)}")
+    if lines:
+        raise SearchFailedError("; ".join(lines))
+
+
+def _by_reason(failed: Mapping[str, str]) -> str:
+    """Names and why they failed, each reason once."""
+    names_of: dict[str, list[str]] = {}
+    for name, reason in failed.items():
+        names_of.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
 
 
 def _reported(experiment: Experiment, on_end: Callable[[str], None]) -> None:

@@ -143,4 +143,4 @@ class Chosen:
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        return CheckpointsAlone.of(self.stored, self.experiment, self.rows, self.files)
+        return CheckpointsAlone.of(self.stored, self.rows, self.files)

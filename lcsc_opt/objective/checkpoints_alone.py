@@ -54,12 +54,11 @@ class CheckpointsAlone(Objective):
         return {"trajectory": self.trajectory.sha256}
 
     @classmethod
-    def of(cls, experiment: Attributes, name: str, rows: Rule | None, files: Path) -> CheckpointsAlone | None:
+    def of(cls, experiment: Attributes, rows: Rule | None, files: Path) -> CheckpointsAlone | None:
         """The checkpoints that an experiment was begun with; no file of the objective is run for them.
 
         Args:
             experiment: its attributes.
-            name: of it, for messages.
             rows: in which they are merged.
             files: the folder beside the database.
 
@@ -70,7 +69,7 @@ class CheckpointsAlone(Objective):
         Raises:
             TrajectoryError: the checkpoints are gone, or are others.
         """
-        context = _context(experiment, name, files)
+        context = _context(experiment, files)
         if context is None or context.checkpoints is None:
             return None
         spec = ObjectiveSpec(**experiment["objective"])
@@ -92,9 +91,9 @@ class CheckpointsAlone(Objective):
         return alone
 
 
-def checkpoints_written_again(experiment: Attributes, name: str, files: Path) -> bool:
+def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
-    known = _known_request(experiment, name, files)
+    known = _known_request(experiment, files)
     return known is not None and changes_at(*known).written_again
 
 
@@ -103,7 +102,7 @@ def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
 
     Empty if there is nothing new, or the experiment names no checkpoints.
     """
-    known = _known_request(experiment, study, files)
+    known = _known_request(experiment, files)
     if known is None:
         return ""
     request, checkpoints = known
@@ -113,21 +112,21 @@ def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
     return f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study)}"
 
 
-def _known_request(experiment: Attributes, name: str, files: Path) -> tuple[PackRequest, KnownCheckpoints] | None:
+def _known_request(experiment: Attributes, files: Path) -> tuple[PackRequest, KnownCheckpoints] | None:
     """Where the checkpoints of an experiment are, and which it began with; ``None`` if it names none."""
-    context = _context(experiment, name, files)
+    context = _context(experiment, files)
     if context is None or context.checkpoints is None:
         return None
     request = _request(experiment["objective"]["settings"], context)
     return None if request is None else (request, context.checkpoints)
 
 
-def _context(experiment: Attributes, name: str, files: Path) -> BuildContext | None:
+def _context(experiment: Attributes, files: Path) -> BuildContext | None:
     """Where an experiment's checkpoints are looked for; ``None`` for one without."""
     if not experiment["checkpoints"]:
         return None
     directory = None if experiment["directory"] is None else Path(experiment["directory"])
-    known = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]), study=name)
+    known = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
     return BuildContext(directory, known, files=files, places=experiment["places"])
 
 

@@ -110,7 +110,7 @@ def known_checkpoints(
         if same_choice and not (has_moved and name != experiment):  # another point may be on other checkpoints
             texts: Any = now.get(CHECKPOINTS) or ()
             has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved, study=name)
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved)
     return None
 
 

@@ -42,8 +42,7 @@ def open_again(request: PackRequest, checkpoints: KnownCheckpoints) -> Trajector
     if not any(map(_exists, request.patterns)):
         notice(f"{place}: is gone; {continuing}")
     elif changes_at(request, checkpoints) != Changes():
-        command = start_on_all(request, checkpoints.study)
-        notice(f"{place}: has changed; {continuing}; to search what is there now: {command}")
+        notice(f"{place}: has changed; {continuing}; to search what is there now: lcsc run FILE name=NEW")
     return trajectory
 
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 import yaml
-from lcsc_opt.study.api import load_study
+from lcsc_opt.experiment.api import load_study
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -53,7 +53,7 @@ def test_a_study_without_its_seed_is_told_which_seeds_there_are(study_file: str,
     typed("run", study_file, "name=another")
     study = "said/Grid/0"
     said = typed("show", study.rpartition("/")[0], status=2).err
-    assert said.endswith(f"its seeds are: {study}\n")
+    assert said.endswith(f"its studies are: {study}\n")
 
 
 def test_a_shell_completes_the_names_of_studies(study_file: str, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:

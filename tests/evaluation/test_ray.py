@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.running import spec_of
+from lcsc_opt.experiment.running import spec_of
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.reproducibility import environment

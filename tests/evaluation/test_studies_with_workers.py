@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lcsc_opt.study.running import listed
+from lcsc_opt.experiment.running import listed
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.study_file import read_studies

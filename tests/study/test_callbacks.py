@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 import lcsc_opt
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.connection import reading
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.study.loop import TrialCallback
 from tests.model_studies import write_model_study
 
@@ -147,8 +149,10 @@ def test_a_stopped_search_is_reported_and_again_when_it_has_continued(workplace:
     assert (study.state, study.held_out is not None) == ("finished", True)
     stored = optuna.load_study(study_name=study.name, storage=study.storage)
     best = sorted(stored.trials, key=lambda trial: (trial.value, trial.number))[:2]
-    chosen = stored.user_attrs["held_out"]["found"]["model"]["trial"]
-    assert chosen in [trial.number for trial in best], "the first report is replaced"
+    with reading(study.storage) as storage:
+        found = HistoryReader(storage).read_summary(study.name).found
+    assert found is not None
+    assert found.model.trial in [trial.number for trial in best], "the first report is replaced"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no network"), KeyboardInterrupt()])

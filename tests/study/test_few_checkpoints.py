@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.running import listed
 
 import lcsc_opt
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment.running import listed
 from lcsc_opt.study.planning import default_options
 from lcsc_opt.views.study_status import overview
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import random
@@ -16,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
-from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -30,6 +31,7 @@ from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.told_losses import FIRST_FAILURE_LOSS
 from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
+from tests.conftest import distance_to_target
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 16
@@ -94,7 +96,8 @@ def run(
     search = Loop(
         study, Driver(lambda: asked, "a test"), evaluator, budget=BudgetSpec(evaluations=evaluations), **options
     )
-    search.run(on_progress)
+    search.on_progress = on_progress
+    search.run()
     return search
 
 
@@ -118,37 +121,60 @@ def test_samples_that_pycma_mirrors_are_told_without_a_warning(url: str, objecti
     assert run(open_study(url), objective, asked=few, evaluations=20).told == 20
 
 
-@pytest.mark.parametrize("shuffled", [None, 3])
-def test_a_search_that_its_deadline_ended_continues_exactly(
-    shuffled: int | None, tmp_path: Path, url: str, objective: Objective
-) -> None:
+class Timed(CoefficientFunction):
+    """Evaluations that take a second each, by a clock that nothing else moves; that of ``dies_at`` is interrupted."""
+
+    now = 0.0
+    dies_at = -1.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        if self.now == self.dies_at:
+            raise Interrupted
+        self.now += 1
+        return dataclasses.replace(super().evaluate(candidate), cost=Cost(seconds=1.0))
+
+
+def timed(study: StoredStudy, name: str, seconds: float, *, dies_at: float = -1.0, workers: int = 1) -> int:
+    """How many trials a new process evaluates until the time of the study is over."""
+    timed = Timed(distance_to_target, STEPS, name="timed", gradient=lambda coefficients: 2 * coefficients)
+    timed.dies_at = dies_at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lcsc_opt.study.loop.time", timed)
+        driver = Driver(lambda: optimizer(name, workers=workers), "a test")
+        budget = BudgetSpec(seconds=seconds)
+        search = Loop(study, driver, InProcessEvaluator(timed), budget=budget, in_flight=most_in_flight(workers))
+        with contextlib.suppress(Interrupted):
+            search.run()
+    return int(timed.now)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_search_that_its_time_ended_continues_exactly(workers: int, tmp_path: Path, url: str) -> None:
     whole = open_study(f"sqlite:///{tmp_path / 'whole.db'}")
-    run(whole, objective, shuffled=shuffled)
+    timed(whole, "LCSC", 12, workers=workers)
     study = open_study(url)
+    begun = timed(study, "LCSC", 4, workers=workers)
+    assert 4 <= begun < 4 + most_in_flight(workers)
+    assert timed(study, "LCSC", 4, workers=workers) == 0, "what is stored is replayed, whatever the clock says"
+    assert timed(study, "LCSC", 12, workers=workers) < 12 - 4 + most_in_flight(workers), "earlier evaluations count"
+    assert trials_of(study)[:12] == trials_of(whole)[:12]
+    assert timed(open_study(url, "e/none/0"), "LCSC", 1e-9, workers=workers) == most_in_flight(workers), "some compare"
 
-    def timed(seconds: float, replayed: int = 0) -> Loop:
-        budget = BudgetSpec(seconds=1.0)
-        evaluator: Any = InProcessEvaluator(objective)
-        in_flight = 1
-        if shuffled is not None:
-            evaluator, in_flight = ShuffledEvaluator(objective, shuffled), most_in_flight(4)
-        made = optimizer("LCSC", workers=1 if shuffled is None else 4)
-        search = Loop(
-            study, Driver(lambda: made, "a test"), evaluator, budget=budget, seconds=seconds, in_flight=in_flight
-        )
-        search.run()
-        assert search.told >= replayed
-        return search
 
-    first = timed(0.0).told
-    assert first == most_in_flight(1 if shuffled is None else 4), "those in flight until one can be compared"
-    assert timed(0.0, replayed=first).told == first, "stored trials are replayed, whatever the clock says"
-    timed(0.3, replayed=first + 1)
-    several = trials_of(study)
-    expected = trials_of(whole)
-    common = min(len(several), len(expected))
-    assert common > first
-    assert several[:common] == expected[:common]
+def test_the_last_check_of_a_time_is_asked_at_nine_tenths_and_replayed(url: str) -> None:
+    study = open_study(url)
+    for dies_at in (4, 5):  # the second time in the check itself, which is stored and has no result yet
+        timed(study, "LCSCGradient", 10, dies_at=dies_at)
+    assert timed(study, "LCSCGradient", 10) == 1
+    checks = [trial.number for trial in study.trials() if "gradient" not in trial.user_attrs]
+    assert checks[-1] == 9
+    timed(study, "LCSCGradient", 20)
+    checks = [trial.number for trial in study.trials() if "gradient" not in trial.user_attrs]
+    assert (len(study.trials()), checks[-1]) == (20, 18)
+    assert 9 in checks
 
 
 @pytest.mark.parametrize("name", ["LCSC", "CMA", "EMAGrid"])
@@ -365,9 +391,11 @@ def test_progress_is_shown_while_results_arrive_before_the_one_that_is_waited_fo
         shown.set()
 
     made = optimizer("DE", workers=4)
-    Loop(
+    search = Loop(
         open_study(url), Driver(lambda: made, "a test"), FirstComesLast(), budget=BudgetSpec(evaluations=4), in_flight=4
-    ).run(on_progress)
+    )
+    search.on_progress = on_progress
+    search.run()
     assert told.count(0) >= 3
 
 

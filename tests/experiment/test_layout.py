@@ -13,7 +13,7 @@ import yaml
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import our_studies
-from lcsc_opt.study import rehearsal
+from lcsc_opt.experiment import rehearsal
 from tests.commands import Typed
 
 OBJECTIVE = """
@@ -100,13 +100,6 @@ def test_continued_studies_and_later_ones_of_the_experiment_keep_it_wherever_the
     said = typed("run", "laid.yaml", f"workers={workers}", "--budget", "6").err
     assert "stored channels last" not in said
     assert stored_layouts(folder) == {"laid/CMA/0": CHANNELS_LAST, "laid/EMAGrid/0": CHANNELS_LAST}
-    assert layouts_of_trials(folder) == {CHANNELS_LAST}
-
-
-def test_all_experiments_of_a_sweep_have_the_layout_that_was_chosen_once(folder: Path, typed: Typed) -> None:
-    said = typed("run", "laid.yaml", "vary={space: [affine, convex]}", "--optimizer", "CMA").err
-    assert said.count("stored channels last") == 1
-    assert list(stored_layouts(folder).values()) == [CHANNELS_LAST] * 2
     assert layouts_of_trials(folder) == {CHANNELS_LAST}
 
 

@@ -1,4 +1,4 @@
-"""What losses are relative to: measured once by the study, before its first trial, for the whole experiment."""
+"""What losses are relative to: measured once for the whole experiment, before its first trial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.coefficients.profiles import plain_averages, power_ema_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport, search_yardstick
+from lcsc_opt.database.experiment import StoredExperiment, search_yardstick
+from lcsc_opt.database.report import Report
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 
@@ -29,6 +30,7 @@ TRIALS = 10
 REHEARSAL = 3 * IMAGES  # a batch of one model twice, and of another, before a run with studies without a result
 LAST = IMAGES  # of the last checkpoint, once an experiment
 AVERAGE = IMAGES  # of the yardstick, once an experiment
+PRECISION = "precision@stored_parts:Means"
 STEPS = (10, 20, 30, 40, 50, 60)
 AVERAGES = len(plain_averages(STEPS))
 PARTS = '''
@@ -119,10 +121,20 @@ def sampled_images() -> int:
     return sum(int(line) for line in Path("sampled.txt").read_text().split())
 
 
-def yardstick_of(study: StoredStudy) -> Yardstick:
-    yardstick = search_yardstick(study.attributes)
-    assert yardstick is not None
-    return yardstick
+def experiment() -> StoredExperiment:
+    return StoredExperiment.open(open_storage(URL, write=True), "kept")
+
+
+def yardstick() -> Yardstick:
+    found = search_yardstick(experiment().attributes)
+    assert found is not None
+    return found
+
+
+def report() -> Report:
+    made = experiment().report
+    assert made is not None
+    return made
 
 
 @pytest.mark.parametrize(("optimizer", "workers"), [("LCSC", 1), ("CMA", 2)])
@@ -132,73 +144,72 @@ def test_it_is_measured_once_for_all_studies_and_processes_of_an_experiment(opti
     assert stored_names() == [study.name, grid.name]
     assert stored_images(study.name) == content["budget"]["images"]
     assert sampled_images() == REHEARSAL + LAST + AVERAGE + (TRIALS + AVERAGES) * IMAGES
-    assert yardstick_of(study) == yardstick_of(grid)
+    before = yardstick()
     run(specification(optimizers=[optimizer], workers=workers), seeds=[1])
     assert sampled_images() == 2 * REHEARSAL + LAST + AVERAGE + (2 * TRIALS + AVERAGES) * IMAGES
+    assert yardstick() == before
 
 
 @pytest.mark.parametrize("loss", ["fid@stored_parts:Means", {"fdr": ["stored_parts:Means", "pixels"]}])
 def test_it_is_what_the_objective_measures_of_its_fixed_average(loss: Any) -> None:
     [study] = run(specification(settings={"loss": loss}))
-    yardstick = yardstick_of(study)
+    unit = yardstick()
     average = lcsc_opt.load_study(study.name, URL).objective.evaluate(
         lcsc_opt.Candidate(power_ema_coefficients(STEPS, 0.10))
     )
-    measured = {name: average.metrics[name] for name in yardstick.metrics}
-    assert yardstick.metrics == pytest.approx(measured, rel=1e-9)
-    assert yardstick.bound == average.metrics["precision@stored_parts:Means"]
+    assert unit.metrics == pytest.approx({name: average.metrics[name] for name in unit.metrics}, rel=1e-9)
+    assert unit.bound == average.metrics[PRECISION]
     for trial in trials():
         metrics = trial.user_attrs["metrics"]
-        distances = [name for name in yardstick.metrics if name.startswith("fid")]
-        units = [yardstick.metrics[name] if len(distances) > 1 else 1.0 for name in distances]
-        scale = 1.0 if len(distances) > 1 else yardstick.metrics[distances[0]]
+        distances = [name for name in unit.metrics if name.startswith("fid")]
+        units = [unit.metrics[name] if len(distances) > 1 else 1.0 for name in distances]
+        scale = 1.0 if len(distances) > 1 else unit.metrics[distances[0]]
         plain = sum(metrics[name] / unit for name, unit in zip(distances, units, strict=True)) / len(distances)
-        missing = max(yardstick.bound - metrics["precision@stored_parts:Means"], 0)
-        assert trial.value == pytest.approx(plain + 10 * scale * missing / yardstick.bound, rel=1e-9)
+        missing = max(unit.bound - metrics[PRECISION], 0)
+        assert trial.value == pytest.approx(plain + 10 * scale * missing / unit.bound, rel=1e-9)
         assert (trial.user_attrs["violation"] > 0) == (missing > 0)
 
 
 def test_a_bound_of_ones_own_replaces_the_value_only() -> None:
-    [study] = run(specification(settings={"keep": {"precision": 0.75}}))
-    yardstick = yardstick_of(study)
-    assert yardstick.bound == 0.75
-    assert yardstick.metrics["precision@stored_parts:Means"] != 0.75
+    run(specification(settings={"keep": {"precision": 0.75}}))
+    assert yardstick().bound == 0.75
+    assert yardstick().metrics[PRECISION] != 0.75
 
 
 @pytest.mark.parametrize("images", [IMAGES, 200])
 def test_the_average_has_a_loss_of_one_in_every_report(images: int, typed: Typed) -> None:
-    """It is EMA* here, of a grid that holds nothing else."""
     loss = {"fdr": ["stored_parts:Means", "pixels"]}
     average = {"Grid": {"profile": "power", "values": [0.10]}}
     content = specification(settings={"loss": loss, "keep": None}, optimizers=[average], held_out={"images": images})
     [study] = run(content)
-    report = HeldOutReport.from_json(study.attributes["held_out"])
-    assert report is not None
-    assert report.loss == pytest.approx(1.0)
+    found = report().of_study(study.name)
+    assert found is not None
+    assert found.loss == pytest.approx(1.0)
     assert [trial.value for trial in trials(study.name)] == [pytest.approx(1.0)]
-    described: dict[str, Any] = typed.json("evaluate", study.name, "--images", str(images + 7), "--storage", URL)
-    assert described["found"]["values"]["loss"] == [pytest.approx(1.0)]
+    described: dict[str, Any] = typed.json("evaluate", "kept", "--images", str(images + 7), "--storage", URL)
+    losses = {model["model"]["name"]: model["values"]["loss"] for model in described["parts"][0]["models"]}
+    assert losses["Grid, trial 0"] == [pytest.approx(1.0)]
 
 
 def test_a_kept_metric_is_reported_against_the_bound_on_the_report_s_noise() -> None:
-    [study] = run(specification(held_out={"images": 200, "top": 2}))
-    report = HeldOutReport.from_json(study.attributes["held_out"])
-    assert report is not None
-    stored = study.attributes["yardsticks"]
-    assert set(stored) == {f"{IMAGES} search 0", "200 selection 0", "200 held-out 0"}
-    row = next(row for row in report.rows if row.metric == "precision@stored_parts:Means")
-    assert ("breaks its bound" in str(report.warning)) == row.misses(stored["200 held-out 0"]["bound"])
+    run(specification(held_out={"images": 200, "top": 2}))
+    bounds = {name: stored["bound"] for name, stored in experiment().attributes.items() if "yardstick" in name}
+    samples = (f"{IMAGES} search 0", "200 selection 0", "200 held-out 0")
+    assert bounds.keys() == {f"yardstick {sample}" for sample in samples}
+    row = next(row for row in report().rows(report().answer) if row.metric == PRECISION)
+    is_warned = any("beyond its bound" in warning for warning in report().warnings)
+    assert is_warned == row.misses(bounds["yardstick 200 held-out 0"])
 
 
-def test_a_search_is_continued_with_what_its_study_has_stored() -> None:
+def test_a_search_is_continued_with_what_the_experiment_has_stored() -> None:
     [grid] = run(specification(optimizers=["EMAGrid"]))
-    [study] = run(specification(budget={"images": 8 * IMAGES}))
-    yardstick = yardstick_of(study)
+    run(specification(budget={"images": 8 * IMAGES}))
+    before = yardstick()
     grid.delete()
     sampled = sampled_images()
-    [study] = run(specification(), budget=TRIALS * IMAGES)
-    assert yardstick_of(study) == yardstick
-    assert sampled_images() == sampled + LAST + 2 * IMAGES, "the last checkpoint was deleted with the grid"
+    run(specification(), budget=TRIALS * IMAGES)
+    assert yardstick() == before
+    assert sampled_images() == sampled + 2 * IMAGES
 
 
 def test_an_average_that_cannot_be_scored_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,18 +251,16 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
 
 
 def test_a_landscape_is_relative_to_the_same(typed: Typed) -> None:
-    [source] = run(specification())
+    run(specification())
+    before = yardstick()
     typed("run", "study.yaml", "optimizers=[{Landscape: {size: 5}}]")
-    landscape = StoredStudy.open(open_storage(URL, write=True), "kept/Landscape/0")
-    assert yardstick_of(landscape) == yardstick_of(source)
-    assert all("violation" in trial.user_attrs for trial in trials(landscape.name))
+    assert yardstick() == before
+    assert all("violation" in trial.user_attrs for trial in trials("kept/Landscape/0"))
 
 
 def test_it_is_printed_and_shown(typed: Typed) -> None:
     run(specification())
     typed("run", "study.yaml", "name=again")
     described: dict[str, Any] = typed.json("show", "kept/LCSC/0", "--storage", URL)
-    study = StoredStudy.open(open_storage(URL, write=True), "kept/LCSC/0")
-    yardstick = yardstick_of(study)
-    assert described["keeps"] == f"precision@stored_parts:Means at least {yardstick.bound:.4g}"
-    assert described["relative_to"] == dict(yardstick.metrics)
+    assert described["keeps"] == f"{PRECISION} at least {yardstick().bound:.4g}"
+    assert described["relative_to"] == dict(yardstick().metrics)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from lcsc_opt.study.defaults import completed
 
 from lcsc_opt.base.study_file import StudyFile, parse_studies
+from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.objective.contract import CoefficientFunction, Objective, Samples
 from tests.commands import Typed
 from tests.model_studies import write_model_study

@@ -1,11 +1,10 @@
-"""A study knows its checkpoints: whatever happens to the folder that they were in, it goes on with exactly these."""
+"""An experiment knows its checkpoints: whatever happens to their folder, it goes on with exactly these."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from lcsc_opt import Trajectory, TrajectoryWriter, load_study
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.store import StoredStudy
 from tests.commands import Typed
 from tests.model_studies import OBJECTIVE, state_dict
@@ -46,8 +47,8 @@ def save(*steps: int, folder: str = "runs", shift: int = 0) -> None:
         save_file(state_dict(step + shift), Path(folder) / f"model{step:06d}.safetensors")
 
 
-def stored(name: str = NAME) -> StoredStudy:
-    return StoredStudy.open(open_storage("sqlite:///studies.db", write=True), name)
+def stored(name: str = "grown") -> StoredExperiment:
+    return StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), name)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def packed() -> int:
 
 
 COMMANDS = [
-    ["evaluate", NAME, "--images", "30"],
+    ["evaluate", "grown", "--images", "30"],
     ["export", NAME, "-o", "recipe.json"],
     [*RUN, "--budget", "5"],
 ]
@@ -134,14 +135,16 @@ def test_the_trainers_ema_stays_in_the_report_when_the_files_are_gone(typed: Typ
     assert trainers_ema() == with_files
     assert "is left out" not in again
     if not named:
-        typed("evaluate", NAME, "--images", "30", "--keep")
-        assert trainers_ema()["images"] == 30, "it can still be measured"
+        typed("evaluate", "grown", "--images", "30", "--keep")
+        assert trainers_ema().images == 30, "it can still be measured"
 
 
-def trainers_ema() -> dict[str, Any]:
-    baselines = stored().attributes["held_out"]["baselines"]
-    [ema] = [baseline for baseline in baselines if baseline["model"]["name"] == "trainer's EMA"]
-    return ema
+def trainers_ema() -> Measurement:
+    report = stored().report
+    assert report is not None
+    measured = report.measured("trainer's EMA")
+    assert measured is not None
+    return measured
 
 
 def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
@@ -154,13 +157,6 @@ def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
     shutil.copytree("runs", "others")
     assert lcsc([*RUN, "vary.objective.settings.checkpoints=[others]"]) == 0
     assert load_study("grown,checkpoints=others/LCSC/0").steps == (*STEPS, 40)
-
-
-def test_a_finished_study_whose_report_is_to_have_more_images_says_how(begun: None, typed: Typed) -> None:
-    command = f"lcsc evaluate {NAME} --images 30 --keep"
-    assert f"the report has only 20 images; for 30: {command}" in typed(*RUN, "held_out.images=30").err
-    assert "the report has only 20 images; for 10,000: lcsc evaluate" in typed(*RUN, "held_out.images=null").err
-    assert command not in typed(*RUN).err
 
 
 def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:
@@ -181,19 +177,20 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(begun: None, typ
     assert "others: does not hold the 3" in typed(*RUN, "objective.settings.checkpoints=others", status=2).err
     assert lcsc(export) == 2
     Path("grown_model.py").write_text(f"{OBJECTIVE_HERE}# edited\n")
-    assert "finished before this changed" in typed(*RUN, "objective.settings.checkpoints=elsewhere").err
-    assert stored().attributes["specification"]["objective"]["settings"]["checkpoints"] == "elsewhere"
+    moved = [*RUN, "objective.settings.checkpoints=elsewhere"]
+    assert "grown_model.py changed" in typed(*moved, status=2).err
+    typed(*moved, "--accept-changes")
+    assert stored().attributes["objective"]["settings"]["checkpoints"] == "elsewhere"
     assert lcsc(export) == 0
     assert len(load_study(NAME).trials) == 3
 
 
-def test_a_finished_study_says_that_its_checkpoints_were_written_again(begun: None, typed: Typed) -> None:
+def test_what_was_found_in_checkpoints_that_were_written_again_is_not_returned(begun: None, typed: Typed) -> None:
     assert "written again" not in typed(*RUN).err
     save(*STEPS, shift=1)
-    said = typed(*RUN).err
-    assert f"its checkpoints have been rewritten since; to search the new ones: lcsc run {NAME} name=NEW" in said
+    assert "its checkpoints were written again" in typed(*RUN, status=2).err
     typed("run", NAME, "name=second")
-    assert stored("second/LCSC/0").attributes["checkpoints"] != stored().attributes["checkpoints"]
+    assert stored("second").attributes["checkpoints"] != stored().attributes["checkpoints"]
 
 
 def test_a_training_loop_that_goes_on_writing_disturbs_nobody(typed: Typed) -> None:
@@ -220,18 +217,16 @@ def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
 
 def test_a_start_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None, typed: Typed) -> None:
     save(5, 40)
-    said = typed("run", NAME, "--budget", "4").err
     found = load_study(NAME).coefficients
-    _, advice, command = said.splitlines()[0].partition("to search what is there now: lcsc ")
-    assert advice, said
+    _, advice, command = typed(*RUN).err.splitlines()[0].partition("are searched by: lcsc ")
+    assert advice
     typed(*command.split(), "--budget", "3")
     longer = load_study("NEW/LCSC/0")
     assert longer.steps == (5, 10, 20, 30, 40)
     assert len(longer.trials) == 3
-    assert stored(longer.name).attributes["origin"] == [0.0, *found.tolist(), 0.0]
-    stored(NAME).delete()
     asked = [trial["coefficients"] for trial in longer.trials]
     np.testing.assert_allclose(asked[0], [0.0, *found, 0.0], rtol=0, atol=1e-12)
+    typed("delete", NAME, "--yes")  # it knows where it began
     for again in (["run", longer.name], [*RUN, "name=NEW", f"start={NAME}"]):
         assert lcsc([*again, "--budget", str(len(longer.trials) + 2)]) == 0
     assert len(longer.trials) == 7
@@ -259,18 +254,20 @@ class TestDryRun:
         return said
 
     def test_another_environment_and_changed_code(self, begun: None, typed: Typed) -> None:
-        study = stored()
-        fingerprint = study.attributes["fingerprint"]
-        fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
-        study.set_attribute("fingerprint", fingerprint)
-        study.storage.engine.dispose()
+        storage = open_storage("sqlite:///studies.db", write=True)
+        study = StoredStudy.open(storage, NAME)
+        environment = study.attributes["environment"]
+        environment["packages"]["numpy"] = "1.0.0"
+        study.set_attribute("environment", environment)
+        storage.engine.dispose()
         assert 'changed since it began: environment.packages.numpy was "1.0.0"' in self.refused(typed, "--budget", "6")
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
-        assert "; grown_model.py changed" in self.refused(typed, "--budget", "6")
-        fingerprint["objective"]["trajectory"] = "others"
-        study.set_attribute("fingerprint", fingerprint)
+        assert "grown_model.py changed" in self.refused(typed, "--budget", "6")
+        problem = stored().attributes["problem"]
+        problem["decides"]["objective"]["trajectory"] = "others"
+        stored().set_attribute("problem", problem)
         said = typed(*RUN, "--budget", "6", "--accept-changes", status=2).err
-        assert "other checkpoints need a new study" in said
+        assert "began with other checkpoints" in said
 
     @pytest.mark.parametrize(
         ("changes", "message"),
