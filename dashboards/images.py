@@ -42,7 +42,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             return "", NOTHING, "", parts.RUNNING_MS, ""
         if name not in reader.experiments():
             return f"{name}: no such experiment; choose another one", "", "", parts.IDLE_MS, ""
-        studies = reader.read_summaries(name)
+        studies = reader.read(name)
         report = studies[0].report
         images = StoredImage.of_experiment(storage, name, report, folder)
         signature = repr((name, report, [image.artifact_id for image in images]))
@@ -77,7 +77,7 @@ def _file(reader: HistoryReader, folder: Path) -> Response:
     if name not in reader.experiments():
         return parts.image_response(None)
     asked_id = request.args.get("artifact", "")
-    report = reader.read_summaries(name)[0].report
+    report = reader.read(name)[0].report
     for image in StoredImage.of_experiment(reader.storage, name, report, folder):
         if image.artifact_id == asked_id:
             return parts.image_response(image.content)

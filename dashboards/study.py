@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import dash
-import numpy as np
 from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import History, Standing, ema_grid
+from lcsc_opt.database.history import Standing, Trials, ema_grid
+from lcsc_opt.database.reader import Failures
+from lcsc_opt.database.summary import is_finished
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.study import distances_figure, own_figures
@@ -46,13 +47,13 @@ def build(storage: RDBStorage) -> dash.Dash:
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
             return "", NOTHING, *_blank(NOTHING, theme), parts.RUNNING_MS, None
-        study = next(iter(reader.read_studies([name])), None)  # the only one whose trials are drawn
+        study = next(iter(reader.read_studies([name])), None)
         if study is None:
             problem = f"{name}: no such study; choose another one"
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
-        others = reader.read_summaries(study.experiment)
-        studies = [study if other.study == name else other for other in others]
-        progress = Progress.of(study)
+        studies = reader.read(study.experiment)
+        trials = reader.trials(study)
+        progress = Progress.of(study, trials)
         signatures = _signatures(study, studies, theme)
         changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
         figures = own_figures(reader, study, studies, changed, theme=theme)
@@ -62,9 +63,9 @@ def build(storage: RDBStorage) -> dash.Dash:
             "",
             _headline(study, progress),
             _metrics(study),
-            _progress(study, progress),
+            _progress(study, trials, progress),
             _nodes(study),
-            _failures(study),
+            _failures(reader.failures(study)),
             parts.study_link(study, "images", "Its images"),
             *(figures.get(key, no_update) for key in FIGURES),
             parts.refresh_interval([study]),
@@ -97,7 +98,7 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: History, progress: Progress) -> str:
+def _headline(study: Standing, progress: Progress) -> str:
     """The state of a study, in one line."""
     state = f"{study.study} is {progress.state}"
     if progress.seconds_left is not None:
@@ -105,7 +106,7 @@ def _headline(study: History, progress: Progress) -> str:
     return f"{state}: {_best(study)}"
 
 
-def _best(study: History) -> str:
+def _best(study: Standing) -> str:
     """The study's best loss, on held-out noise where it was measured there."""
     if study.reported is not None:
         return f"{study.metric} {number(study.reported)} held out, {number(study.searched)} searched"
@@ -114,7 +115,7 @@ def _best(study: History) -> str:
     return f"best {study.metric} {number(study.searched)} searched"
 
 
-def _metrics(study: History) -> Any:
+def _metrics(study: Standing) -> Any:
     """What the report of the experiment has of its best trial, if there is one."""
     report = study.report
     if report is None or study.found is None:
@@ -129,7 +130,7 @@ def _metrics(study: History) -> Any:
     return sections
 
 
-def _signatures(study: History, studies: Sequence[Standing], theme: Theme) -> dict[str, str]:
+def _signatures(study: Standing, studies: Sequence[Standing], theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = ema_grid(studies)
     answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.report))
@@ -148,7 +149,7 @@ def _signatures(study: History, studies: Sequence[Standing], theme: Theme) -> di
     }
 
 
-def _progress(study: History, progress: Progress) -> list[Any]:
+def _progress(study: Standing, trials: Trials, progress: Progress) -> list[Any]:
     """The state of a study in numbers, and what it is evaluating."""
     tiles = {
         "State": progress.state,
@@ -163,10 +164,10 @@ def _progress(study: History, progress: Progress) -> list[Any]:
     if progress.share is not None:
         label: Any = {"aria-label": "progress"}
         content.append(html.Progress(value=str(progress.share), max="1", **label))
-    return [*content, html.Dl(shown, className="tiles"), *_evaluating(study)]
+    return [*content, html.Dl(shown, className="tiles"), *_evaluating(study, trials)]
 
 
-def _coordinator(study: History) -> str:
+def _coordinator(study: Standing) -> str:
     return f"run from {study.holder}" if study.holder else "not running"
 
 
@@ -176,9 +177,9 @@ def _failed_trials(progress: Progress) -> str:
     return f"{progress.failed:,}, {progress.retried} tried again"
 
 
-def _evaluating(study: History) -> list[Any]:
+def _evaluating(study: Standing, trials: Trials) -> list[Any]:
     """Which trials have no result yet, the one that was asked first in front."""
-    unfinished = study.trials[~np.isin(study.trials["number"], study.finished["number"])]
+    unfinished = trials[~is_finished(trials)]
     waiting = sorted((float(trial["started"]), int(trial["number"])) for trial in unfinished)[:MOST_WAITING]
     if not waiting:
         return []
@@ -190,7 +191,7 @@ def _evaluating(study: History) -> list[Any]:
     return [html.P(f"Evaluating {ages}.", className="note")]
 
 
-def _nodes(study: History) -> Any:
+def _nodes(study: Standing) -> Any:
     """A row for each machine, while the study runs. The process that searches may be the worker itself."""
     if study.holder is None:
         return ""
@@ -209,9 +210,9 @@ def _nodes(study: History) -> Any:
     return parts.section("Workers", summary, parts.table(("machine", "alive", "died"), rows))
 
 
-def _failures(study: History) -> Any:
+def _failures(found: Failures) -> Any:
     """The most frequent reasons of failures, with their tracebacks."""
-    failures = FailureReason.of(study)
+    failures = FailureReason.of(found)
     if not failures:
         return ""
     shown = failures[:MOST_REASONS]

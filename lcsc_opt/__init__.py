@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 from lcsc_opt.base import VERSION
 
 if TYPE_CHECKING:
-    from lcsc_opt.base.errors import LcscError
+    from lcsc_opt.base.errors import (
+        LcscError,
+        MetricError,
+        MissingPackageError,
+        ObjectiveError,
+        SearchFailedError,
+        StudySpecError,
+        StudyStoreError,
+        TrainingError,
+        TrajectoryError,
+    )
     from lcsc_opt.base.records import Candidate, Evaluation
     from lcsc_opt.experiment.api import Study, compare, load_objective, load_study, run
     from lcsc_opt.experiment.calling import search
@@ -31,9 +41,17 @@ __all__ = [
     "Candidate",
     "Evaluation",
     "LcscError",
+    "MetricError",
+    "MissingPackageError",
     "Objective",
+    "ObjectiveError",
+    "SearchFailedError",
     "Study",
+    "StudySpecError",
+    "StudyStoreError",
+    "TrainingError",
     "Trajectory",
+    "TrajectoryError",
     "TrajectoryWriter",
     "__version__",
     "compare",
@@ -47,9 +65,17 @@ _MODULES = {
     "Candidate": "lcsc_opt.base.records",
     "Evaluation": "lcsc_opt.base.records",
     "LcscError": "lcsc_opt.base.errors",
+    "MetricError": "lcsc_opt.base.errors",
+    "MissingPackageError": "lcsc_opt.base.errors",
     "Objective": "lcsc_opt.objective.contract",
+    "ObjectiveError": "lcsc_opt.base.errors",
+    "SearchFailedError": "lcsc_opt.base.errors",
     "Study": "lcsc_opt.experiment.api",
+    "StudySpecError": "lcsc_opt.base.errors",
+    "StudyStoreError": "lcsc_opt.base.errors",
+    "TrainingError": "lcsc_opt.base.errors",
     "Trajectory": "lcsc_opt.trajectory.trajectory",
+    "TrajectoryError": "lcsc_opt.base.errors",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
     "compare": "lcsc_opt.experiment.api",
     "load_objective": "lcsc_opt.experiment.api",

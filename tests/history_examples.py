@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import TRIAL, History
+from lcsc_opt.database.history import TRIAL, Standing, Trials
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA, split_name
 from lcsc_opt.database.report import Part, Report
+from lcsc_opt.database.summary import Summary
 from lcsc_opt.experiment.finalists import name_of_trial
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
@@ -74,26 +75,22 @@ def reported(loss: float, *, trial: int | None = None, study: str = "digits/LCSC
     return report_of({study: measured(loss, trial=trial)})
 
 
-def in_one_report(studies: Sequence[History], *had: Measurement, **more: Any) -> list[History]:
-    """Histories whose own reports are joined to that of their experiment."""
+def in_one_report(studies: Sequence[Standing], *had: Measurement, **more: Any) -> list[Standing]:
+    """Studies whose own reports are joined to that of their experiment."""
     found = {study.study: study.found for study in studies if study.found is not None}
     report = report_of(found, *had, **more)
     return [dataclasses.replace(study, report=report) for study in studies]
 
 
-def history(
+def trial_array(
     losses: Sequence[float | None],
     *,
-    optimizer: str = "LCSC",
-    seed: int = 0,
-    held_out: float | None = None,
     images: float = 10.0,
     seconds: float = 1.0,
     gap: float = 0.5,
-    ended: bool = True,
     running: int = 0,
-    **changes: Any,
-) -> History:
+    columns: Mapping[str, Any] | None = None,
+) -> Trials:
     """A trial for each loss, one after the other with a gap between them; ``None`` stands for one that failed."""
     trials = np.zeros(len(losses) + running, dtype=TRIAL)
     trials["number"] = np.arange(len(trials))
@@ -105,14 +102,36 @@ def history(
     trials["state"][done] = [FAIL if loss is None else COMPLETE for loss in losses]
     trials["ended"][done] = trials["started"][done] + seconds
     trials["seconds"][done], trials["images"][done], trials["model_calls"][done] = seconds, images, 2 * images
-    for name, value in changes.pop("columns", {}).items():
+    for name, value in (columns or {}).items():
         trials[name] = value
-    study = f"digits/{optimizer}/{seed}"
-    return History(
+    return trials
+
+
+def standing(trials: Trials, *, optimizer: str = "LCSC", seed: int = 0, **changes: Any) -> Standing:
+    """A study of these trials."""
+    return Standing(
         **{
-            **{"study_id": seed, "study": study, "experiment": "digits", "optimizer": optimizer},
-            **{"seed": seed, "trials": trials, "ended": ended, "metric": "FID", "steps": (100, 200, 300)},
-            **{"report": None if held_out is None else reported(held_out, study=study)},
-            **{"budget": {"evaluations": len(losses)}, **changes},
+            **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
+            **{"seed": seed, "summary": Summary.of(trials), "ended": True, "metric": "FID", "steps": (100, 200, 300)},
+            **{"budget": {"evaluations": np.isfinite(trials["ended"]).sum()}, **changes},
         }
     )
+
+
+def history(
+    losses: Sequence[float | None],
+    *,
+    optimizer: str = "LCSC",
+    seed: int = 0,
+    held_out: float | None = None,
+    images: float = 10.0,
+    seconds: float = 1.0,
+    gap: float = 0.5,
+    running: int = 0,
+    columns: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Standing:
+    """A study of a :func:`trial_array`, with a report of its own."""
+    trials = trial_array(losses, images=images, seconds=seconds, gap=gap, running=running, columns=columns)
+    report = None if held_out is None else reported(held_out, study=f"digits/{optimizer}/{seed}")
+    return standing(trials, optimizer=optimizer, seed=seed, **{"report": report, **changes})

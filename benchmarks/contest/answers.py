@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Trials
+from lcsc_opt.database.summary import compared_losses, is_finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +42,20 @@ class Measured:
     cross_check: float | None
 
 
-def answers(study: History, limits: Sequence[int]) -> list[Answer]:
+def answers(trials: Trials, limits: Sequence[int]) -> list[Answer]:
     """An answer for each limit, up to the first that holds the whole search; none for limits before the first answer.
 
     Args:
-        study: its trials count in the order of tells; :mod:`lcsc_opt.database.names` says which losses compare.
+        trials: of the study, in the order of tells; :mod:`lcsc_opt.database.names` says which losses compare.
         limits: increasing numbers of images.
     """
-    trials = study.compared
+    trials = trials[is_finished(trials)]
+    losses = compared_losses(trials)
     images, calls, seconds = (np.cumsum(trials[name]) for name in ("images", "model_calls", "seconds"))
     found: list[Answer] = []
     for limit in limits:
         within = int(np.searchsorted(images, limit, side="right"))
-        known = trials["loss"][:within]
+        known = losses[:within]
         if within and not np.isnan(known).all():
             best, last = int(np.nanargmin(known)), within - 1
             found.append(

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
@@ -15,6 +16,8 @@ import yaml
 from lcsc_opt.base.errors import LcscError, StudySpecError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+_SHOULD_BE = "Input should be "
 
 Second = TypeVar("Second", bound="AlsoSettings")
 
@@ -70,7 +73,7 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
         wrong_entries = {detail["loc"][:-1] for detail in details}
         # without these, pydantic finds their list too short
         reported = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_entries]
-        problems = "; ".join(_problem(model, detail) for detail in reported)
+        problems = "; ".join(_problem(model, detail) for detail in _one_for_each_place(reported))
         raise StudySpecError(f"{source}: {problems}") from error
 
 
@@ -119,6 +122,26 @@ def first_problem(error: pydantic.ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
+def _is_form(part: str | int) -> bool:
+    """Whether a part of a place says what a value was expected to be, and is no key."""
+    return part in ("str", "int", "float", "bool") or "[" in str(part)
+
+
+def _one_for_each_place(details: Sequence[Any]) -> list[Any]:
+    """Where a value may have several forms, pydantic has an error for each: at ``loss.str`` and at ``loss.dict[…]``."""
+    merged: dict[tuple[str | int, ...], Any] = {}
+    for detail in details:
+        *way, last = detail["loc"] or ("",)
+        place = tuple(part for part in way if not _is_form(part))
+        if detail["type"] in ("extra_forbidden", "missing") or not _is_form(last):
+            place = (*place, last)
+        if place in merged:
+            merged[place]["msg"] += f" or {detail['msg'].removeprefix(_SHOULD_BE)}"
+        else:
+            merged[place] = {**detail, "loc": place}
+    return list(merged.values())
+
+
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     """One line: where the value is, and what pydantic says of it; for an unknown key, which keys there are."""
     location: tuple[str | int, ...] = detail["loc"]
@@ -162,6 +185,23 @@ def near_miss(name: str, names: Sequence[str]) -> str:
     for close in difflib.get_close_matches(name.lower(), by_lower_case, n=1):
         return f" (did you mean {by_lower_case[close]!r}?)"
     return ""
+
+
+def plain(value: Any) -> Any:
+    """What a caller of Python gives, as a study file has it.
+
+    NumPy's numbers become Python's, sequences lists, and paths text.
+    Whatever has two axes or more, such as a tensor of images, stays as it is, and so does what is no data.
+    """
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist") and getattr(value, "ndim", None) in (0, 1):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(entry) for entry in value]
+    return value
 
 
 def excerpt(value: Any) -> str:

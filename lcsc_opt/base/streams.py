@@ -10,14 +10,14 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
-import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the direction of a text
-_HARMLESS = "\n\t"
-_UNPRINTABLE = ("Cc", "Cs")  # control characters; surrogates, which stand for the bytes of a name that is not UTF-8
+# control characters but for line breaks and tabs; surrogates, which stand for the bytes of a name that is not UTF-8;
+# and what turns the direction of a text
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 _results: TextIO | None = None  # where results go while :func:`results_apart` is open
 
@@ -28,14 +28,7 @@ def printable(text: str) -> str:
     A file's name or the reason of a failure may hold some. A terminal would obey the first, and no file takes the
     others.
     """
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    is_unprintable = unicodedata.category(character) in _UNPRINTABLE and character not in _HARMLESS
-    if is_unprintable or character in _TURNING:
-        return character.encode("unicode_escape").decode()
-    return character
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def results() -> TextIO:

@@ -6,6 +6,7 @@ of a file.
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,11 +15,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings
-from lcsc_opt.base.sweep import split_point
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, plain
 
 ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 """What checkpoints are: each kind has a template of a study file."""
+
+Unit = Literal["evaluations", "images", "seconds"]
+"""What a budget counts."""
 
 DEFAULT_BUDGET = 100  # evaluations of each optimizer
 EMA_GRID = "EMAGrid"
@@ -32,7 +35,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minute
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
+EXPERIMENT = re.compile(r"[^\W_][\w.-]*")
 
 
 def check_experiment(name: str) -> str:
@@ -52,7 +55,7 @@ def experiment_name(text: str) -> str:
 
 
 Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
-"""The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
+"""The name of an experiment."""
 
 
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -68,9 +71,25 @@ class ObjectiveSpec(FrozenModel):
 LAYERS = "layers"
 """The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
 AUTO = "auto"
-"""Rows that :mod:`lcsc_opt.study.defaults` chooses for each optimizer."""
+"""Rows that :mod:`lcsc_opt.experiment.defaults` chooses for each optimizer."""
 
 _ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
+
+
+def _check_rows(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value in (LAYERS, AUTO)):
+        return value
+    has_names = isinstance(value, Mapping)
+    if not has_names:
+        raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
+    for name, patterns in value.items():
+        listed = patterns if isinstance(patterns, list) else [patterns]
+        if not all(isinstance(text, str) for text in (name, *listed)):
+            raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
+    return dict(value)
+
+
+Rows = Annotated[str | dict[str, str | list[str]] | None, pydantic.BeforeValidator(_check_rows)]
 
 
 class SpaceSpec(FrozenModel):
@@ -83,21 +102,7 @@ class SpaceSpec(FrozenModel):
 
     kind: Literal["affine", "convex"] = "affine"
     origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
-    rows: str | dict[str, str | list[str]] | None = None
-
-    @pydantic.field_validator("rows", mode="before")
-    @classmethod
-    def _check_rows(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, str) and value in (LAYERS, AUTO)):
-            return value
-        has_names = isinstance(value, Mapping)
-        if not has_names:
-            raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
-        for name, patterns in value.items():
-            listed = patterns if isinstance(patterns, list) else [patterns]
-            if not all(isinstance(text, str) for text in (name, *listed)):
-                raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
-        return dict(value)
+    rows: Rows = None
 
 
 class OptimizerSpec(FrozenModel):
@@ -125,6 +130,45 @@ class OptimizerSpec(FrozenModel):
         return self.model_copy(update={"options": {**defaults, **self.options}})
 
 
+def _list_optimizers(value: Any) -> Any:
+    """One name, or a mapping from names to options, as a list; every optimizer of a list has its own entry.
+
+    Raises:
+        ValueError: it is something else, or names none.
+    """
+    if isinstance(value, str) and value:
+        return [value]
+    if isinstance(value, Mapping) and value:
+        return [{name: options} for name, options in value.items()]
+    if isinstance(value, (list, tuple)) and value:
+        return value
+    raise ValueError(f"expected names, or mappings from names to options, got {excerpt(value)}")
+
+
+def _list_seeds(value: Any) -> Any:
+    """One seed as a list of one.
+
+    Raises:
+        ValueError: it is neither a number nor a list of some.
+    """
+    if isinstance(value, int):
+        return [value]
+    if isinstance(value, (list, tuple)) and value:
+        return value
+    raise ValueError(f"expected whole numbers, got {excerpt(value)}")
+
+
+Seed = Annotated[int, pydantic.Field(ge=0, strict=True)]
+Seeds = Annotated[tuple[Seed, ...], pydantic.Field(strict=False), pydantic.BeforeValidator(_list_seeds)]
+"""Several seeds, or one."""
+Optimizers = Annotated[
+    tuple[OptimizerSpec, ...], pydantic.Field(strict=False), pydantic.BeforeValidator(_list_optimizers)
+]
+"""Several optimizers, each a name or ``{name: options}``; or one name; or ``{name: options, …}``."""
+Budget = int | str | datetime.timedelta
+"""A whole number, or a time such as ``5 min``."""
+
+
 class BudgetSpec(FrozenModel):
     """A total over the study's whole life: a number of evaluations, or of images; or a time.
 
@@ -139,7 +183,7 @@ class BudgetSpec(FrozenModel):
     @classmethod
     def _read(cls, value: Any, parse: Callable[[Any], BudgetSpec]) -> BudgetSpec:
         """Parse a budget, which has exactly one unit."""
-        if isinstance(value, str):
+        if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
         given = list(budget.model_dump(exclude_none=True))
@@ -154,8 +198,23 @@ class BudgetSpec(FrozenModel):
             raise ValueError("expected either evaluations or images, or a time such as 5 min")
         return budget
 
+    @classmethod
+    def of(cls, budget: Budget, *, unit: Unit = "evaluations") -> BudgetSpec:
+        """A budget as callers give it: a number, which counts this unit, or a time.
+
+        Raises:
+            StudySpecError: it is something else, or not above zero.
+        """
+        content = budget if isinstance(budget, (str, datetime.timedelta)) else {unit: plain(budget)}
+        try:
+            return cls.model_validate(content)
+        except pydantic.ValidationError as error:
+            raise StudySpecError(
+                f'budget: expected a whole number of {unit}, or a time such as "5 min", got {excerpt(budget)}'
+            ) from error
+
     @property
-    def unit(self) -> Literal["evaluations", "images", "seconds"]:
+    def unit(self) -> Unit:
         """What the budget counts."""
         if self.seconds is not None:
             return "seconds"
@@ -166,20 +225,22 @@ class BudgetSpec(FrozenModel):
         """The number of evaluations, images or whole seconds."""
         return self.evaluations or self.images or math.ceil(self.seconds or 0)
 
-    def with_total(self, total: int) -> BudgetSpec:
-        """Another total in the same unit."""
-        return BudgetSpec(**{self.unit: total})
+    def with_total(self, total: Budget) -> BudgetSpec:
+        """Another total in the same unit; or a time. Raises as :meth:`of`."""
+        return BudgetSpec.of(total, unit=self.unit)
 
     def __str__(self) -> str:
         return f"{self.total:,} {self.unit}"
 
 
-def seconds_of(duration: str) -> float:
-    """A time as people write it, such as ``5 min``, in seconds.
+def seconds_of(duration: str | datetime.timedelta) -> float:
+    """A time, also as people write it, such as ``5 min``, in seconds.
 
     Raises:
         ValueError: it is no time, or none above zero.
     """
+    if isinstance(duration, datetime.timedelta):
+        return duration.total_seconds()
     match = _DURATION.fullmatch(duration.strip().lower())
     seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2][0]]
     if seconds <= 0:
@@ -188,12 +249,12 @@ def seconds_of(duration: str) -> float:
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise.
+    """After the searches, the best trials are scored on selection noise, and the best of each on held-out noise.
 
     Attributes:
-        images: for each trial and each group of noise; items of a score. ``None`` is the objective's own number, or
+        images: for each model and each group of noise; items of a score. ``None`` is the objective's own number, or
             10,000.
-        top: how many trials.
+        top: how many trials of all searches together, the same number of each, at least one.
     """
 
     images: Annotated[int, pydantic.Field(ge=2)] | None = None
@@ -273,7 +334,7 @@ class StudySpec(FrozenModel):
     """One study: one optimizer and one seed of a study file. The database holds it as it is.
 
     Attributes:
-        experiment: the name in the study file, or of a point of its sweep.
+        experiment: the name in the study file.
         optimizer: searches.
         seed: of everything random in the search.
         objective, space, budget, workers, failures, held_out: as in the study file.
@@ -282,7 +343,7 @@ class StudySpec(FrozenModel):
 
     experiment: Experiment
     optimizer: OptimizerSpec
-    seed: Annotated[int, pydantic.Field(ge=0, strict=True)] = 0
+    seed: Seed = 0
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
     start: str | None = None
@@ -295,11 +356,6 @@ class StudySpec(FrozenModel):
     def name(self) -> str:
         """The name of the Optuna study."""
         return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
-
-    @property
-    def sweep(self) -> str:
-        """The name of the whole sweep; the experiment's name if nothing is varied."""
-        return split_point(self.experiment)[0]
 
     @property
     def is_grid(self) -> bool:

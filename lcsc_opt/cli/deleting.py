@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,42 +12,69 @@ from lcsc_opt.base.files import shown_size
 from lcsc_opt.cli.options import Storage, open_database
 from lcsc_opt.cli.output import say
 
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
 
 def delete(
-    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="experiment/optimizer/seed")],
+    names: Annotated[list[str], typer.Argument(metavar="STUDY|EXPERIMENT...", help="experiment/optimizer/seed")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies with their trials and images.
+    """Delete studies with their trials, or whole experiments with all that was measured.
 
-    A study that is being run is not deleted.
+    A study that is being run is not deleted. A report that has a deleted study goes, too: lcsc run makes it again.
     """
     from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
-    from lcsc_opt.database.store import StoredStudy, trial_count
+    from lcsc_opt.database.names import is_ours, split_name
+    from lcsc_opt.database.store import StoredStudy, read_contents
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.artifacts import files_of
 
-    database = open_database(storage, database_of=studies[0], write=True)
-    chosen = [StoredStudy.open(database, name) for name in dict.fromkeys(studies)]
-    running = locked(database, studies)
+    database = open_database(storage, database_of=names[0], write=True)
+    contents = read_contents(database)
+    studies: dict[str, None] = {}
+    for name in names:
+        of_experiment = [] if is_ours(name) else list(contents.of(name))
+        studies |= dict.fromkeys(of_experiment or [name])
+    chosen = [StoredStudy.open(database, name) for name in studies]
+    running = locked(database, list(studies))
     if running:
         raise StudyStoreError(f"still running: {', '.join(sorted(running))}; wait for them, or stop them")
     for study in chosen:
-        say(f"{study.name}: {trial_count(database, study.key)} trials and {len(files_of(study))} files")
+        say(f"{study.name}: {study.summary.trials} trials")
     if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
         return
     for study in chosen:
         with study.hold():
-            files = files_of(study)
             study.delete()
-            for file in files:
-                file.unlink(missing_ok=True)
         say(f"deleted: {study.name}")
+    for experiment in {split_name(name)[0] for name in studies} & contents.experiments.keys():
+        _delete_rest(database, experiment)
     free = free_bytes(database)
     if free:
         size = shown_size(free)
         say(f"the file keeps its size; {size} of it can be reused (SQLite's VACUUM frees them)")
+
+
+def _delete_rest(database: RDBStorage, name: str) -> None:
+    """Delete what belongs to an experiment without studies; of others the report, if it has a study that is gone."""
+    from lcsc_opt.database.experiment import StoredExperiment
+    from lcsc_opt.database.report import REPORT
+    from lcsc_opt.database.store import read_contents
+    from lcsc_opt.views.artifacts import files_of
+
+    experiment = StoredExperiment.open(database, name)
+    left = read_contents(database).of(name)
+    if not left:
+        files = files_of(experiment.record)
+        experiment.record.delete()
+        for file in files:
+            file.unlink(missing_ok=True)
+        say(f"deleted: {name}, with what was measured, and {len(files)} images")
+    elif experiment.report is not None and not experiment.report.evaluations.keys() <= left.keys():
+        experiment.set_attribute(REPORT, None)
+        say(f"{name}: its report is deleted, too; lcsc run makes it again")
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:

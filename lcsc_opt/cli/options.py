@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
 
 
 def studies_that_begin_with(context: typer.Context, incomplete: str) -> list[str]:
-    """The names of studies that a shell proposes; none, rather than an error, without a database."""
+    """The names of experiments and studies that a shell proposes; none, rather than an error, without a database."""
     from lcsc_opt.base.errors import LcscError
-    from lcsc_opt.database.store import our_studies
+    from lcsc_opt.database.store import read_contents
 
     try:
-        names = our_studies(open_database(context.params.get("storage")))
+        contents = read_contents(open_database(context.params.get("storage")))
     except LcscError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in (*contents.experiments, *contents.studies) if name.startswith(incomplete)]
 
 
 StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed", autocompletion=studies_that_begin_with)]
@@ -36,7 +36,7 @@ Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Database URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or sqlite:///studies.db.",
+        help="Database: a file or a URL. Default: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, or studies.db.",
     ),
 ]
 Output = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format: a table, or JSON.")]
@@ -97,7 +97,7 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen_storage(storage: str | None, database_of: str | None = None) -> str:
-    """The URL of ``--storage``, of the environment, of the study file in the working folder, or the default.
+    """The database of ``--storage``, of the environment, of the study file in the working folder, or the default.
 
     Args:
         storage: the option.

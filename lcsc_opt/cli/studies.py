@@ -11,8 +11,9 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_studies, read_studies, with_overrides
+from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import ModelKind
 from lcsc_opt.cli.options import (
     AcceptChanges,
@@ -50,6 +51,12 @@ class StudyOrder(str, enum.Enum):
 
 
 _LARGEST = 3  # coefficients that are shown of each layer group
+
+
+def _parse_budget(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
 
 
@@ -123,7 +130,14 @@ def run(
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the study's budget.")] = None,
+    budget: Annotated[
+        Any,
+        typer.Option(
+            parser=_parse_budget,
+            metavar="NUMBER|TIME",
+            help="Another total, in the unit of the study's budget; or a time, as in '5 min'.",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Repeat what failed after the last success.")
     ] = False,
@@ -141,7 +155,7 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file. With name=NEW, its settings begin another one.
     """
-    points, directory, url = _read_points(studies, overrides or (), storage)
+    study_file, directory, url = _read(studies, overrides or (), storage)
 
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
@@ -149,28 +163,28 @@ def run(
     from lcsc_opt.experiment.running import run_studies, studies_of
     from lcsc_opt.objective.of_study import ObjectiveLoader
 
+    study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
-        points = [point.on_ray(ray) for point in points]
+        study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     database = Database(url)
-    chosen = studies_of(points, database, objectives, optimizers=optimizer or (), seeds=seed or (), budget=budget)
+    chosen = studies_of(study_file, database, objectives)
     if dry_run:
         _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     else:
         run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
 
 
-def _read_points(
-    studies: str, overrides: Sequence[str], storage: str | None
-) -> tuple[Sequence[StudyFile], Path | None, str]:
+def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
     """A study file, or what asks for a stored study alone, with its folder and the URL of the database."""
     from lcsc_opt.database.names import is_ours
     from lcsc_opt.database.urls import storage_url
 
     if not is_ours(studies) or Path(studies).exists():
         path = find("studies", studies)
-        points = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
-        return points, path.absolute().parent, storage_url(storage, points[0].storage)
+        # before torch is imported: what is to be filled in is said at once
+        study_file = read_study_file(path, overrides)
+        return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
     from lcsc_opt.database.store import read_contents
     from lcsc_opt.experiment.running import context_of, spec_of
@@ -179,9 +193,9 @@ def _read_points(
     contents = read_contents(stored.storage)
     spec = spec_of(studies, contents)
     content = with_overrides(spec.content(), overrides)
-    points = parse_studies(content, source=" ".join([studies, *overrides]))
+    study_file = parse_study_file(content, source=" ".join([studies, *overrides]))
     url = stored.storage.url
-    return points, context_of(contents.experiments[spec.experiment], url).directory, url
+    return study_file, context_of(contents.experiments[spec.experiment], url).directory, url
 
 
 def _print_rehearsed(
@@ -200,7 +214,7 @@ def _print_rehearsed(
     attributes = rehearse_studies(specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     evaluations: dict[str, int] = {}
     if database.storage is not None:
-        stored = HistoryReader(database.storage).summaries([spec.name for spec in specs])
+        stored = HistoryReader(database.storage).read_studies([spec.name for spec in specs])
         evaluations = {study.study: study.evaluations for study in stored}
     rows = []
     for spec in specs:
@@ -236,10 +250,10 @@ def list_(
     database = open_database(storage)
     reader = HistoryReader(database)
     if experiment is None:
-        studies = reader.summaries()
+        studies = reader.read_studies()
         foreign = read_contents(database).others
     else:
-        studies = reader.read_summaries(experiment)
+        studies = reader.read(experiment)
         foreign = 0
     listed = sorted_studies(studies, sort.value)[:limit]
     if foreign:

@@ -48,7 +48,7 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     checked: list[int] = []
     previous = -1
     for index, given in enumerate(steps):
-        step = _whole_number(given)
+        step = given if isinstance(given, int) else _whole_number(given)
         if step is None or step <= previous:
             raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {given!r}")
         checked.append(step)

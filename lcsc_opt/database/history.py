@@ -1,14 +1,13 @@
-"""A study as plain data: its summary for lists and rankings, its history as arrays, without coefficients."""
+"""A study as plain data: how it stands, and its trials as an array, without coefficients."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.trial import TrialState
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.study_spec import EMA_GRID
@@ -66,7 +65,7 @@ class Standing:
         steps: ``[K]`` training steps of the checkpoints.
         layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
         settings: its specification, as nested mappings.
-        budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``, its share of a time for all searches.
+        budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
         start: the study at whose answer it began, if its specification names one.
@@ -74,6 +73,7 @@ class Standing:
         average: what the answer of a baseline is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
+        forgotten: the numbers of the trials that ``--retry-failed`` has forgotten; they count nowhere.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.
         held_since: when that began, in seconds since 1970; 0 if nobody runs it.
@@ -100,6 +100,7 @@ class Standing:
     average: str | None = None
     metric: str = "loss"
     sign: int = 1
+    forgotten: frozenset[int] = frozenset()
     keeps: bool = False
     holder: str | None = None
     held_since: float = 0.0
@@ -146,12 +147,11 @@ class Standing:
         A failed trial takes the images that it was asked for, else as many as a complete trial. Seconds are those of
         evaluations.
         """
-        summary = self.summary
         if self.budget_unit == "images":
-            return int(summary.charged_images + summary.uncharged_failures * summary.largest_images)
+            return int(self.summary.charged_images)
         if self.budget_unit == "seconds":
             return round(self.seconds)
-        return summary.evaluations
+        return self.evaluations
 
     @property
     def found(self) -> Measurement | None:
@@ -246,53 +246,7 @@ class Standing:
         }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class History(Standing):
-    """A study at one moment with its trials, of which its summary is made.
-
-    Attributes:
-        trials: ``[n]`` of :data:`TRIAL`, by number.
-        reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
-        tracebacks: reason → the traceback of the last exception with that reason.
-    """
-
-    trials: Trials
-    _: dataclasses.KW_ONLY
-    reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        finished = self.finished
-        summary = Summary.of(finished, unfinished=len(self.trials) - len(finished))
-        object.__setattr__(self, "summary", summary)
-
-    @property
-    def finished(self) -> Trials:
-        """Trials that ended, failed ones included, in the order in which the optimizer was told of them."""
-        return in_tell_order(self.trials[is_finished(self.trials)])
-
-    @property
-    def compared(self) -> Trials:
-        """:attr:`finished`, in which the losses that do not compare with others are NaN."""
-        trials = self.finished
-        trials["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
-        return trials
-
-    @property
-    def failed(self) -> Trials:
-        """Trials that failed, by number."""
-        return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
-
-
-def in_tell_order(trials: Trials) -> Trials:
-    """Trials in the order in which the optimizer was told of them."""
-    return np.sort(trials, order="number")
-
-
-AnyStudy = TypeVar("AnyStudy", bound=Standing)
-
-
-def ema_grid(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     """The grid whose best is EMA*, the best plain average of the checkpoints: an EMA, a uniform one, or the last one.
 
     By the report; before there is one, the grid that has ended with the lowest searched loss.
@@ -305,13 +259,7 @@ def ema_grid(studies: Sequence[AnyStudy]) -> AnyStudy | None:
     return min(known, key=lambda grid: grid.lowest_loss or 0.0, default=None)
 
 
-def best_searched(studies: Sequence[AnyStudy]) -> AnyStudy | None:
+def best_searched(studies: Sequence[Standing]) -> Standing | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
     known = [study for study in studies if study.lowest_loss is not None]
     return min(known, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)
-
-
-def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
-    """``[n]``, whether each trial has ended."""
-    unfinished = [state.value for state in TrialState if not state.is_finished()]
-    return ~np.isin(trials["state"], unfinished)

@@ -194,7 +194,7 @@ class ReportPlan:
         return (report.images, report.seeds, report.top) == (self.images, self.seeds, self.top)
 
 
-def listed(names: Sequence[str]) -> str:
+def in_words(names: Sequence[str]) -> str:
     """``a, b and c``."""
     if len(names) < 2:
         return "".join(names)

@@ -1,7 +1,8 @@
-"""The rows of arrays that stand for trials, without coefficients."""
+"""The rows of arrays that stand for trials, without coefficients, and the summary of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +13,19 @@ from lcsc_opt.base.records import metric_of_loss
 from lcsc_opt.database.history import COSTS, TRIAL, Trials
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.states import SUCCEEDED
+from lcsc_opt.database.summary import Summary
 
 _ABBREVIATIONS = ("fid", "kid")
+
+
+def summary_of(trials: Sequence[FrozenTrial]) -> Summary:
+    """The summary of trials by number, whose values are losses."""
+    summary = Summary.of(trial_rows(trials))
+    for trial in trials:
+        if trial.number == summary.best:
+            metric = name_of_loss(trial.user_attrs.get("metrics") or {}, summary.loss)
+            return dataclasses.replace(summary, metric=metric)
+    return summary
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:

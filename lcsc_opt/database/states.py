@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -24,15 +24,33 @@ def is_ours(trial: FrozenTrial) -> bool:
     return "coefficients" in trial.user_attrs
 
 
-def with_losses(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of a study that maximizes a score, with their losses as values; in the database they have the scores."""
-    copies = []
-    for trial in trials:
-        copied = copy.copy(trial)
-        if trial.value is not None:
-            copied.value = -trial.value
-        copies.append(copied)
-    return copies
+def forgotten_trials(attributes: Attributes) -> frozenset[int]:
+    """The numbers of the trials of a study that ``--retry-failed`` has forgotten."""
+    retry = attributes.get("retry") or {}
+    return frozenset(retry.get("forgotten", ()))
+
+
+def shown_trials(trials: Sequence[FrozenTrial], *, sign: int, forgotten: Collection[int]) -> list[FrozenTrial]:
+    """The trials of a study, by number, with losses as values, without those that are not ours or were forgotten.
+
+    Args:
+        trials: as Optuna reads them. They are not changed, as Optuna may share them.
+        sign: −1 where their values are maximized scores.
+        forgotten: the numbers of those that were.
+    """
+    shown = [trial for trial in trials if is_ours(trial) and trial.number not in forgotten]
+    shown.sort(key=lambda trial: trial.number)
+    if sign < 0:
+        return [_with_loss(trial) for trial in shown]
+    return shown
+
+
+def _with_loss(trial: FrozenTrial) -> FrozenTrial:
+    """A copy of a trial whose value is a maximized score, with the loss as value."""
+    copied = copy.copy(trial)
+    if trial.value is not None:
+        copied.value = -trial.value
+    return copied
 
 
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -60,9 +60,9 @@ from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.report import REPORT, Report
-from lcsc_opt.database.states import SUCCEEDED, compared_trials, is_ours, with_losses
-from lcsc_opt.database.summarizing import Summarizer
-from lcsc_opt.database.summary import SUMMARY
+from lcsc_opt.database.rows import summary_of
+from lcsc_opt.database.states import SUCCEEDED, compared_trials, forgotten_trials, shown_trials
+from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import masked
 
 SCHEMA = 2
@@ -155,41 +155,6 @@ def _check_schema(name: str, attributes: Mapping[str, Any]) -> None:
         )
 
 
-def trial_count(storage: RDBStorage, study_id: int, *, at_least: int = 0) -> int:
-    """How many trials a study has, without reading them, as Optuna's own count does.
-
-    Args:
-        storage: of the study.
-        study_id: the database's key of it.
-        at_least: a number that is close to the count; a wrong one only costs more queries.
-    """
-
-    def exists(number: int) -> bool:
-        try:
-            in_database(storage, lambda: storage.get_trial_id_from_study_id_trial_number(study_id, number))
-        except KeyError:
-            return False
-        return True
-
-    low = at_least  # the count is at least this, after the first loop
-    step = 1
-    while low > 0 and not exists(low - 1):
-        low = max(low - step, 0)
-        step *= 2
-    step = 1
-    while exists(low + step - 1):
-        low += step
-        step *= 2
-    high = low + step - 1  # and at most this, since that trial does not exist
-    while low < high:
-        middle = (low + high) // 2
-        if exists(middle):
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
     """The attributes of a trial that describe its candidate; all but coefficients only if they are not the defaults."""
     attributes: dict[str, Any] = {"coefficients": stored_array(candidate.coefficients)}
@@ -241,8 +206,8 @@ class StoredStudy:
         self._coordinator: Coordinator | None = None
         self._trial_count: int | None = None
         self._cached_attributes: dict[str, Any] | None = None  # while nobody else writes them
+        self._is_deleted = False
         self._trial_ids: dict[int, int] = {}  # number of a trial → the database's key
-        self._summarizer: Summarizer | None = None  # while a search runs
 
     @classmethod
     def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
@@ -298,10 +263,9 @@ class StoredStudy:
         return sign_of(self.attributes)
 
     @property
-    def _forgotten(self) -> list[int]:
-        """The numbers of the trials that :meth:`retry_failed` has forgotten."""
-        retry = self.attributes.get("retry") or {}
-        return list(retry.get("forgotten", ()))
+    def summary(self) -> Summary:
+        """The stored summary; while a search runs, and after a kill, there is none, and all trials are read."""
+        return Summary.stored(self.attributes) or summary_of(self.trials())
 
     # who may write
 
@@ -316,12 +280,12 @@ class StoredStudy:
         self._trial_count = None  # others may have added some
         try:
             self._coordinator.begin()
-            yield
-        finally:
             try:
-                self._end_summary()
+                yield
             finally:
-                self._coordinator.end()
+                self._store_summary()
+        finally:
+            self._coordinator.end()
             self._coordinator = None
             self._cached_attributes = None
 
@@ -335,6 +299,18 @@ class StoredStudy:
 
         return in_database(self.storage, attempt)
 
+    def _write_trial(self, change: Callable[[], T]) -> T:
+        """:meth:`_write` a trial; first the summary, which is without it, is taken away."""
+        if self.attributes.get(SUMMARY) is not None:
+            self.set_attribute(SUMMARY, None)
+        return self._write(change)
+
+    def _store_summary(self) -> None:
+        """Store the summary of all trials, unless there is one. Where that fails, readers make it."""
+        with contextlib.suppress(StudyStoreError):
+            if not self._is_deleted and Summary.stored(self.attributes) is None:
+                self.set_attribute(SUMMARY, self.summary.to_json())
+
     # its trials
 
     def trials(self) -> list[FrozenTrial]:
@@ -343,11 +319,8 @@ class StoredStudy:
         They are not to be changed: Optuna may share them.
         """
         trials = in_database(self.storage, lambda: self.storage.get_all_trials(self.key, deepcopy=False))
-        forgotten = set(self._forgotten)
-        remembered = [trial for trial in trials if trial.number not in forgotten and is_ours(trial)]
-        if self.sign < 0:
-            remembered = with_losses(remembered)
-        return sorted(remembered, key=lambda trial: trial.number)
+        self._trial_count = len(trials)
+        return shown_trials(trials, sign=self.sign, forgotten=forgotten_trials(self.attributes))
 
     def trial(self, number: int) -> FrozenTrial:
         """One trial as Optuna reads it: of a maximized score, the value is the score.
@@ -358,51 +331,25 @@ class StoredStudy:
         trial_id = self._trial_id(number)
         return in_database(self.storage, lambda: self.storage.get_trial(trial_id))
 
-    def begin_summary(self, trials: Sequence[FrozenTrial]) -> None:
-        """Make the study's summary anew, and keep it from here on until :meth:`hold` is closed.
-
-        Args:
-            trials: what :meth:`trials` has returned.
-        """
-        self._summarizer = Summarizer(trials, self._forgotten)
-        self._write_summary()
-
-    def _write_summary(self) -> None:
-        if self._summarizer is not None:
-            self.set_attribute(SUMMARY, self._summarizer.write())
-
-    def _end_summary(self) -> None:
-        """Write what is new; what cannot be written is added by readers."""
-        try:
-            if self._summarizer is not None and self._summarizer.has_news:
-                with contextlib.suppress(StudyStoreError):
-                    self._write_summary()
-        finally:
-            self._summarizer = None
-
     def add_candidate(self, candidate: Candidate) -> int:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
         Returns:
             The trial's number.
         """
-        attributes = candidate_attributes(candidate)
         trial = create_trial(
             state=TrialState.RUNNING,
-            user_attrs=attributes,
+            user_attrs=candidate_attributes(candidate),
             params={"sum_abs": min(max(sum_abs(candidate.coefficients), _SUM_ABS_RANGE.low), _SUM_ABS_RANGE.high)},
             distributions={"sum_abs": _SUM_ABS_RANGE},
         )
-        number = self._add(trial)
-        if self._summarizer is not None:
-            self._summarizer.begin(number, attributes)
-        return number
+        return self._add(trial)
 
     @property
     def _next_number(self) -> int:
         """The number of the next trial."""
         if self._trial_count is None:
-            self._trial_count = trial_count(self.storage, self.key)
+            self._trial_count = in_database(self.storage, lambda: self.storage.get_n_trials(self.key))
         return self._trial_count
 
     def _add(self, trial: FrozenTrial) -> int:
@@ -421,7 +368,7 @@ class StoredStudy:
             key = self.storage.create_new_trial(self.key, trial)
             return key, self.storage.get_trial_number_from_id(key)
 
-        trial_id, number = self._write(add)
+        trial_id, number = self._write_trial(add)
         self._trial_ids[number] = trial_id
         self._trial_count = number + 1
         return number
@@ -441,9 +388,7 @@ class StoredStudy:
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Commit the failed attempts of a trial that is evaluated again."""
         trial_id = self._trial_id(number)
-        self._write(lambda: self.storage.set_trial_user_attr(trial_id, "attempts", list(attempts)))
-        if self._summarizer is not None:
-            self._summarizer.note_attempts(number, attempts)
+        self._write_trial(lambda: self.storage.set_trial_user_attr(trial_id, "attempts", list(attempts)))
 
     def _end(
         self,
@@ -467,11 +412,7 @@ class StoredStudy:
                 if (stored.state, stored.values) != (state, values):
                     raise StudyStoreError(f"{self.name}: trial {number} was finished by another process") from None
 
-        self._write(end)
-        if self._summarizer is not None:
-            self._summarizer.end(number, state, value, attributes)
-            if self._summarizer.is_due:
-                self._write_summary()
+        self._write_trial(end)
 
     def _trial_id(self, number: int) -> int:
         """The database's key of a trial."""
@@ -496,10 +437,10 @@ class StoredStudy:
         failed = sum(trial.state == TrialState.FAIL for trial in later_trials)
         if not failed:
             return 0
-        forgotten = self._forgotten + [trial.number for trial in later_trials]
-        self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
-        self.set_attribute("retry", {"forgotten": forgotten})
+        forgotten = forgotten_trials(self.attributes).union(trial.number for trial in later_trials)
         self.set_attribute(SUMMARY, None)
+        self.set_attribute("search_ended", None)  # before the others: a crash in between must leave work to do
+        self.set_attribute("retry", {"forgotten": sorted(forgotten)})
         return failed
 
     def trial_or_best(self, number: int | None = None) -> FrozenTrial:
@@ -562,31 +503,21 @@ class StoredStudy:
     def delete(self) -> None:
         """Delete the study with its trials, in one transaction."""
         self._write(lambda: delete_study(self.storage, self.key, self.name))
+        self._is_deleted = True
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTrials:
-    """The trials of a stored study: how ``many``, and whether any of them ``succeeded``."""
-
-    many: int
-    succeeded: bool
-
-
-def read_trials(storage: RDBStorage, name: str) -> StoredTrials:
-    """How many trials a study has, and whether any succeeded; they are counted in the database, not read.
+def has_succeeded(storage: RDBStorage, name: str) -> bool:
+    """Whether a trial of a study has a loss; they are not read.
 
     Raises:
         StudyStoreError: as :meth:`StoredStudy.open`.
     """
     study = StoredStudy.open(storage, name)
-    forgotten = (study.attributes.get("retry") or {}).get("forgotten", ())
-    many = trial_count(storage, study.key)
     try:
         in_database(storage, lambda: storage.get_best_trial(study.key))
-        succeeded = True
     except ValueError:  # none is complete; others may have a loss that does not compare
-        succeeded = in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
-    return StoredTrials(many - len(forgotten), succeeded)
+        return in_database(storage, lambda: storage.get_n_trials(study.key, (TrialState.PRUNED,))) > 0
+    return True
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:

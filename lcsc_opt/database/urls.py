@@ -10,35 +10,43 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.paths import from_here
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.paths import expanded_path, from_here
+from lcsc_opt.base.settings import excerpt
 from lcsc_opt.base.streams import printable
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 
-def storage_url(option: str | None, of_study_file: str | None = None) -> str:
-    """The first URL of a database that is given, else ``sqlite:///studies.db``.
+def storage_url(option: str | Path | None, of_study_file: str | None = None) -> str:
+    """The URL of the first database that is given, each by a URL or a file; else ``sqlite:///studies.db``.
 
     The order is ``option``, ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, ``of_study_file``. A file is named by its whole path:
     where the process is later does not matter.
 
     Args:
-        option: what ``--storage`` says.
+        option: what the caller, or ``--storage``, says.
         of_study_file: what the study file has under ``storage``.
 
     Raises:
+        StudySpecError: ``option`` is neither a URL nor a file.
         StudyStoreError: as :func:`absolute_url`.
     """
+    if option is not None and not (isinstance(option, (str, Path)) and str(option)):
+        raise StudySpecError(f"storage: expected a file or the URL of a database, got {excerpt(option)}")
     choices = (option, os.environ.get("LCSC_STORAGE"), os.environ.get("OPTUNA_STORAGE"), of_study_file)
-    return absolute_url(next((choice for choice in choices if choice), DEFAULT_STORAGE))
+    return absolute_url(str(next((choice for choice in choices if choice), DEFAULT_STORAGE)))
 
 
 def absolute_url(url: str) -> str:
     """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is.
 
+    A text without ``://`` is the name of a file.
+
     Raises:
         StudyStoreError: as :func:`url_of_file`.
     """
+    if "://" not in url:
+        return url_of_file(Path(url).absolute())
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # whoever opens it says what is wrong
@@ -101,19 +109,24 @@ def parse_url(url: str) -> sa.URL:
     """The URL, parsed; one of PostgreSQL that names no driver has an installed one, if there is any.
 
     Raises:
-        StudyStoreError: it cannot be parsed, or names an SQLite URI in place of a file. The message quotes no URL that
-            may hold a password.
+        StudyStoreError: it cannot be parsed, names an SQLite URI in place of a file, or a file whose name the system
+            refuses. The message quotes no URL that may hold a password.
     """
     if _has_raw_at(url):
         raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        is_file_name = "//" not in url and "@" not in url
-        shown = f"{url}; of that file it is {url_of_file(url)}" if is_file_name else masked(url)
-        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {shown}") from None
+        raise StudyStoreError(
+            f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)}"
+        ) from None
     if parsed.get_backend_name() == "sqlite" and (parsed.database or "").startswith("file:"):
         raise StudyStoreError(f"storage: {masked(url)}: give the file itself, as in sqlite:///studies.db")
+    file = sqlite_file(parsed)
+    if file is not None:
+        if "\0" in str(file):
+            raise StudyStoreError(f"storage: {masked(url)}: no file has such a name; give another one")
+        expanded_path(file, error=StudyStoreError)
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
     for driver in ("psycopg", "psycopg2"):

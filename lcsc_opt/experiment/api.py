@@ -21,11 +21,14 @@ from optuna.trial import FrozenTrial
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_studies
+from lcsc_opt.base.settings import check_options, excerpt
+from lcsc_opt.base.study_file import StudyFile, parse_study_file, read_study_file
+from lcsc_opt.base.study_spec import Budget
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import reading
@@ -41,7 +44,6 @@ from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
-from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
 
@@ -118,7 +120,7 @@ class Study:
         """
         with reading(self.storage) as storage:
             reader = HistoryReader(storage)
-            coefficients = reader.answer(reader.read_summary(self.name))
+            coefficients = reader.answer(reader.read_study(self.name))
         if coefficients is None:
             raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
         return coefficients
@@ -188,16 +190,16 @@ class Study:
     def _summary(self) -> Standing:
         """The study without its trials, as it is now; raises as every property does."""
         with reading(self.storage) as storage:
-            return HistoryReader(storage).read_summary(self.name)
+            return HistoryReader(storage).read_study(self.name)
 
 
 def run(
     study_file: str | Path | Mapping[str, Any],
     *,
-    optimizers: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    budget: int | None = None,
-    storage: str | None = None,
+    optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    budget: Budget | None = None,
+    storage: str | Path | None = None,
     accept_changes: bool = False,
     retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
@@ -213,11 +215,12 @@ def run(
 
     Args:
         study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
-        optimizers: only these; one that the file does not list has its default options.
-        seeds: only these; the file need not list them.
-        budget: another total for each study, in the unit of the file's budget.
-        storage: the database's URL; ``None`` uses ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, the study file's or
-            ``sqlite:///studies.db``, whichever comes first.
+        optimizers: only these: a name, several, or mappings from a name to its options. A name alone has the options
+            that the file lists for it, else the default ones.
+        seeds: only these, or only this one; the file need not list them.
+        budget: another total for each study, in the unit of the file's budget; or a time, as for :func:`search`.
+        storage: the file of the database, or its URL; ``None`` uses ``LCSC_STORAGE``, ``OPTUNA_STORAGE``, the study
+            file's or ``sqlite:///studies.db``, whichever comes first.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
         retry_failed: repeat trials that failed after the last success of a study.
         callbacks: called as ``callback(study, trial)`` after each trial that ends now, in the order of their numbers
@@ -225,7 +228,7 @@ def run(
             the trials that are running; the same call again continues it (docs/api.md).
 
     Returns:
-        A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
+        A study for each optimizer and seed, in the order of the file.
 
     Raises:
         LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
@@ -233,19 +236,28 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    points, directory = _read(study_file)
-    url = storage_url(storage, points[0].storage)
+    given = read_arguments(
+        "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
+    )
+    read, directory = _read(study_file)
+    read = read.with_choices(optimizers=optimizers, seeds=seeds, budget=budget)
+    url = storage_url(storage, read.storage)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
         database = Database(url)
-        chosen = studies_of(points, database, objectives, optimizers=optimizers, seeds=seeds, budget=budget)
+        chosen = studies_of(read, database, objectives)
         run_studies(
-            chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
+            chosen,
+            database,
+            objectives,
+            accept_changes=given.accept_changes,
+            retry_failed=given.retry_failed,
+            callbacks=given.callbacks,
         )
     return [Study(spec.name, url) for spec in chosen]
 
 
-def load_study(name: str, storage: str | None = None) -> Study:
+def load_study(name: str, storage: str | Path | None = None) -> Study:
     """Open one study.
 
     >>> import lcsc_opt
@@ -258,11 +270,13 @@ def load_study(name: str, storage: str | None = None) -> Study:
 
     Args:
         name: ``experiment/optimizer/seed``.
-        storage: the database's URL, as for :func:`run`.
+        storage: the database's file or URL, as for :func:`run`.
 
     Raises:
+        StudySpecError: an argument is of another type.
         StudyStoreError: there is no such study, or the database cannot be read.
     """
+    check_options(load_study, {"name": name}, source="lcsc_opt.load_study", positional=("storage",))
     url = storage_url(storage)
     with reading(url) as opened:
         StoredStudy.open(opened, name)  # raises now, and not at the first use of the study
@@ -276,15 +290,14 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     :attr:`Study.objective`.
 
     Raises:
-        LcscError: the study file is wrong or varies settings, or its objective cannot be built.
+        LcscError: the study file is wrong, or its objective cannot be built.
     """
-    points, directory = _read(study_file)
-    point = only_one(points, source="load_objective")
-    files = files_directory(storage_url(None, point.storage))
-    return loading.load_objective(point.objective, study_folder=directory, files=files)
+    read, directory = _read(study_file)
+    files = files_directory(storage_url(None, read.storage))
+    return loading.load_objective(read.objective, study_folder=directory, files=files)
 
 
-def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
+def compare(experiment: str, storage: str | Path | None = None) -> list[dict[str, Any]]:
     """The results of an experiment's studies, a row each, for people and for ``pandas.DataFrame``.
 
     >>> import lcsc_opt
@@ -295,34 +308,38 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     [('CMA', 5), ('LCSC', 5)]
 
     Args:
-        experiment: the name in the study file; for a sweep, the name of the whole sweep or of one of its points.
-        storage: the database's URL, as for :func:`run`.
+        experiment: the name in the study file.
+        storage: the database's file or URL, as for :func:`run`.
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``maximized``,
         ``searched`` and ``held_out`` (losses; scores where ``maximized`` is true), ``held_out_images`` (how many images
         ``held_out`` is from), ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were
-        sampled), ``held_out_rows`` (the loss and other metrics, each compared with EMA*'s); for a sweep ``varied``,
-        too. Once there is a report, the last row is the answer: its ``optimizer`` is ``answer``, its ``study`` the
-        experiment, its rows are compared with the best that was there before; it also has ``model`` and ``warnings``.
+        sampled), ``held_out_rows`` (the loss and other metrics, each compared with EMA*'s). Once there is a
+        report, the last row is the answer: its ``optimizer`` is ``answer``, its ``study`` the experiment, its rows are
+        compared with the best that was there before; it also has ``model`` and ``warnings``.
 
     Raises:
+        StudySpecError: an argument is of another type.
         StudyStoreError: there is no such experiment, or the database cannot be read.
     """
+    check_options(compare, {"experiment": experiment}, source="lcsc_opt.compare", positional=("storage",))
     with reading(storage_url(storage)) as opened:
-        return comparison_rows(points_of(HistoryReader(opened), experiment))
+        return comparison_rows(HistoryReader(opened).read(experiment))
 
 
-def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudyFile, ...], Path]:
-    """The study file, or all points of its sweep; and the folder of the file, or the working folder.
+def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[StudyFile, Path]:
+    """The study file, and its folder; of one from Python, the working folder.
 
     Raises:
         StudySpecError: there is no such file, or it is wrong.
     """
     if isinstance(study_file, Mapping):
-        return parse_studies(dict(study_file), source="study"), Path.cwd()
+        return parse_study_file(study_file, source="study"), Path.cwd()
+    if not isinstance(study_file, (str, Path)):
+        raise StudySpecError(f"study_file: expected its name, its path or its contents, got {excerpt(study_file)}")
     path = find("studies", str(study_file))
-    return read_studies(path), path.absolute().parent
+    return read_study_file(path), path.absolute().parent
 
 
 def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import datetime
-import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,18 @@ from torch import Tensor, nn
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import HANDED_OVER, importable_name
+from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
-from lcsc_opt.base.settings import excerpt, parse_settings
-from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_studies
-from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, experiment_name, seconds_of
+from lcsc_opt.base.settings import excerpt, parse_settings, plain
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
+from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, Budget, BudgetSpec, experiment_name
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.opened import Database
-from lcsc_opt.database.urls import absolute_url, files_directory, storage_url, url_of_file
+from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
-from lcsc_opt.experiment.running import listed, run_studies, studies_of
+from lcsc_opt.experiment.running import run_studies, searches_of, studies_of
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.trajectory import Trajectory
@@ -37,7 +36,6 @@ from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
 from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
 
 DEFAULT_FILE = "studies.db"
-_EXPECTED_BUDGET = 'expected a whole number of evaluations, or a time such as "5 min"'
 
 StateDictOfStep = Mapping[int, Mapping[str, Tensor]]
 Checkpoints = str | Path | Trajectory | Sequence[str | Path] | StateDictOfStep | Sequence[Mapping[str, Tensor]]
@@ -56,7 +54,7 @@ def search(
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None = None,
     space: str | Mapping[str, Any] | None = None,
     rows: Rule | None = AUTO,
-    budget: int | str | datetime.timedelta = DEFAULT_BUDGET,
+    budget: Budget = DEFAULT_BUDGET,
     storage: str | Path | None = DEFAULT_FILE,
     seed: int = 0,
     jobs: int = 1,
@@ -100,8 +98,8 @@ def search(
             ``[N, C, H, W]``, nominally in [-1, 1] and not clipped. It needs ``image_shape``.
         reference: for images, the real ones: a folder, a file or a data set, as in a study file.
         name: of the experiment in the database; by default that of the score's function.
-        optimizers: names, or mappings from a name to its options. The default is ``EMAGrid``, and ``LCSCGradient`` if
-            the score has a gradient, else ``LCSCQuadratic``.
+        optimizers: a name, several, or mappings from a name to its options. The default is ``EMAGrid``, and
+            ``LCSCGradient`` if the score has a gradient, else ``LCSCQuadratic``.
         space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images and optimizers that follow the gradient of the loss, else ``None``.
@@ -141,6 +139,18 @@ def search(
             )
         checkpoints = checkpoints.path
     with messages_by_default(), each_notice_once():
+        given = read_arguments(
+            "lcsc_opt.search",
+            name=name,
+            rows=rows,
+            seed=seed,
+            jobs=jobs,
+            resume=resume,
+            accept_changes=accept_changes,
+            retry_failed=retry_failed,
+            callbacks=callbacks,
+            settings=settings,
+        )
         named: dict[str, Any] = {
             "maximize": maximize,
             "size": size,
@@ -148,7 +158,6 @@ def search(
             "images": images,
             "loss": loss,
         }
-        further = {key: value for key, value in named.items() if value is not None}
         call = _Call.of(
             state_dicts_of(checkpoints),
             build,
@@ -156,39 +165,41 @@ def search(
             held_out,
             sample,
             reference,
-            jobs,
-            {**further, **(settings or {})},
+            given.jobs,
+            {key: plain(value) for key, value in named.items() if value is not None},
+            given.settings or {},
         )
         temporary: TemporaryFolder | None = None
         if storage is None:
             temporary = TemporaryFolder()
             url = url_of_file(temporary.path / DEFAULT_FILE)
         else:
-            url = _url(storage)
+            # whoever names the default has most likely not chosen it, so LCSC_STORAGE counts
+            url = storage_url(None if str(storage) == DEFAULT_FILE else storage)
         call.files = files_directory(url)
         database = Database(url)
         contents = database.contents
-        experiment = name or call.default_name
+        experiment = given.name or call.default_name
         if not call.is_comparable:
-            experiment = _numbered(experiment, contents.experiments, resume=resume)
+            experiment = _numbered(experiment, contents.experiments, resume=given.resume)
 
-        content = call.content(experiment, _optimizers(optimizers), seed, jobs)
-        if space is not None or rows != AUTO:
-            content["space"] = _space(space, rows)
-        content["budget"] = _budget(budget)
-        listed(call.points(content))  # refuses what is wrong before any function is called
+        content = call.content(experiment, plain(optimizers), given.seed, given.jobs)
+        if space is not None or given.rows != AUTO:
+            content["space"] = _space(plain(space), given.rows)
+        content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
+        searches_of([_study_file(content)])  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, contents.experiments.get(experiment))
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
-        chosen = studies_of(call.points(content), database, objectives)
+        chosen = studies_of(_study_file(content), database, objectives)
         run_studies(
             chosen,
             database,
             objectives,
             on_finished=notice,
-            accept_changes=accept_changes,
-            retry_failed=retry_failed,
-            callbacks=callbacks,
+            accept_changes=given.accept_changes,
+            retry_failed=given.retry_failed,
+            callbacks=given.callbacks,
         )
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
     return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
@@ -228,34 +239,36 @@ class _Call:
         sample: Function | str | None,
         reference: Any,
         jobs: int,
-        further: Mapping[str, Any],
+        named: Mapping[str, Any],
+        settings: Mapping[str, Any],
     ) -> _Call:
         """Check the arguments of :func:`search`, as far as that is possible without calling anything.
 
-        ``further`` are the settings of the objective that no other argument gives, by name.
+        ``named`` are the settings of the objective that have an argument of their own, ``settings`` the others.
 
         Raises:
             StudySpecError: arguments exclude each other, are of another type, or cannot be imported where they must; a
-                setting is unknown; or a file of the user's hides the objective.
+                setting is unknown, or given twice; or a file of the user's hides the objective.
             TrajectoryError: the checkpoints are neither paths nor state dicts by their steps.
         """
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
-        if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-            raise StudySpecError(f"jobs: expected a whole number of processes, 1 or more, got {excerpt(jobs)}")
         arguments = _of_images(sample, held_out, reference) if score is None else _of_score(score, held_out, reference)
         given = {"build": ("model", _builder(build)), **arguments.functions}
-        for argument, (setting, _) in given.items():
-            if setting in further:
-                raise StudySpecError(f"{setting}: already given as {argument}; leave it out")
-        named, functions, not_importable = _named(given, jobs)
-        # settings are JSON, which has no tuples
-        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in further.items()}
-        settings |= {**arguments.settings, **named}
+        names, functions, not_importable = _named(given, jobs)
+        given_settings = {**named, **arguments.settings, **names}
+        argument_of = {setting: argument for argument, (setting, _) in given.items()}
+        for setting in settings:
+            if setting in given_settings or setting == "checkpoints":
+                argument = argument_of.get(setting, setting)
+                raise StudySpecError(
+                    f"settings.{setting}: already given by the argument {argument}; leave one of them out"
+                )
+        settings = {**settings, **given_settings}
         _check_not_hidden(arguments.file)
         settings_class = load_file(find("objectives", arguments.file)).Settings
         parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
-        default_name = getattr(score or sample, "__name__", "search")
+        default_name = getattr(sample if score is None else score, "__name__", "search")
         return cls(
             file=arguments.file,
             settings=settings,
@@ -294,7 +307,7 @@ class _Call:
     def content(
         self,
         name: str,
-        optimizers: Sequence[Any],
+        optimizers: Any,
         seed: int,
         jobs: int,
     ) -> dict[str, Any]:
@@ -308,18 +321,19 @@ class _Call:
             "seeds": [seed],
             "workers": jobs,
         }
-        if optimizers:
+        if optimizers is not None:
             content["optimizers"] = optimizers
         content["held_out"] = self.held_out
         return content
 
-    def points(self, content: Mapping[str, Any]) -> tuple[StudyFile, ...]:
-        """The study file with this content; without its optimizers, if none are given.
 
-        Raises:
-            StudySpecError: something in it is wrong.
-        """
-        return parse_studies(dict(content), source="lcsc_opt.search")
+def _study_file(content: Mapping[str, Any]) -> StudyFile:
+    """The study file with this content; without its optimizers, if none are given.
+
+    Raises:
+        StudySpecError: something in it is wrong.
+    """
+    return parse_study_file(content, source="lcsc_opt.search")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,14 +376,15 @@ def _of_images(sample: Function | str | None, held_out: Any, reference: Any) -> 
     """
     settings = {}
     if reference is not None:
-        settings["reference"] = str(reference) if isinstance(reference, Path) else reference
+        settings["reference"] = plain(reference)
     report = {}
     if held_out is not None:
-        if not isinstance(held_out, int) or isinstance(held_out, bool):
+        images = plain(held_out)
+        if not isinstance(images, int) or isinstance(images, bool):
             raise StudySpecError(
                 f"held_out: with sample=, expected the report's number of images, got {excerpt(held_out)}"
             )
-        report["images"] = held_out
+        report["images"] = images
     return _ObjectiveArguments("torch_module.py", {"sample": ("sampler", sample)}, settings, report)
 
 
@@ -393,8 +408,8 @@ def _named(
     not_importable: dict[str, str] = {}
     only_here: dict[str, str] = {}
     for argument, (setting, function) in given.items():
-        if isinstance(function, str):
-            settings[setting] = function
+        if isinstance(function, (str, Path)):
+            settings[setting] = str(function)
             continue
         if not callable(function):
             raise StudySpecError(f"{argument}: expected a function, got {type(function).__name__}")
@@ -427,7 +442,7 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
     """As a study file has it, with these rows unless it has rows itself.
 
     Raises:
-        StudySpecError: it is neither a name nor a mapping.
+        StudySpecError: it is neither a name nor a mapping; or both have rows.
     """
     if space is None:
         return {"rows": rows}
@@ -435,9 +450,12 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
         return {"rows": rows, "kind": space}
     if not isinstance(space, Mapping):
         raise StudySpecError(f"space: expected a name or a mapping, got {excerpt(space)}")
-    if any(isinstance(space[key], Mapping) and "rows" in space[key] for key in space.keys() - {"rows"}):
-        return dict(space)  # as in {convex: {rows: layers}}
-    return {"rows": rows, **space}
+    inner = [value for key, value in space.items() if key != "rows" and isinstance(value, Mapping)]
+    if not any("rows" in settings for settings in (space, *inner)):  # inner as in {convex: {rows: layers}}
+        return {"rows": rows, **space}
+    if rows != AUTO:
+        raise StudySpecError("rows: already given by the argument space; leave one of them out")
+    return dict(space)
 
 
 def _patterns(checkpoints: Any) -> list[str]:
@@ -455,23 +473,6 @@ def _check_not_hidden(file: str) -> None:
     path = find("objectives", file)
     if not path.samefile(SHIPPED / "objectives" / file):
         raise StudySpecError(f"{path}: hides the {file} of lcsc_opt: rename it, or call search in another folder")
-
-
-def _url(storage: str | Path) -> str:
-    """The URL of a database that may be given as a file.
-
-    Raises:
-        StudySpecError: it is neither a file nor a URL.
-        StudyStoreError: SQLAlchemy has no URL for the file's name.
-    """
-    if not isinstance(storage, (str, Path)) or not str(storage):
-        raise StudySpecError(f"storage: expected a file or the URL of a database, or None, got {excerpt(storage)}")
-    text = str(storage)
-    if text == DEFAULT_FILE:  # most likely nobody chose it, so LCSC_STORAGE counts
-        return storage_url(None, DEFAULT_STORAGE)
-    if "://" in text:
-        return absolute_url(text)
-    return url_of_file(Path(text).absolute())
 
 
 def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
@@ -495,44 +496,3 @@ def _numbered(name: str, experiments: Collection[str], *, resume: bool) -> str:
         "(resume=True continues that one)"
     )
     return new
-
-
-def _optimizers(
-    optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None,
-) -> list[str | Mapping[str, Any]]:
-    """As a study file lists them; empty for ``None``, which leaves the choice open.
-
-    Raises:
-        StudySpecError: they are given in another way, or there are none.
-    """
-    if optimizers is None:
-        return []
-    if isinstance(optimizers, str):
-        return [optimizers]
-    if isinstance(optimizers, Mapping) and optimizers:
-        return [{optimizer: options} for optimizer, options in optimizers.items()]
-    if not isinstance(optimizers, Sequence) or not optimizers:
-        raise StudySpecError(
-            f"optimizers: expected names, or mappings from names to options, got {excerpt(optimizers)}"
-        )
-    return list(optimizers)
-
-
-def _budget(budget: Any) -> dict[str, int | float]:
-    """The budget as a study file has it: evaluations, or seconds.
-
-    Raises:
-        StudySpecError: it is neither a whole number nor a time above zero.
-    """
-    try:
-        if isinstance(budget, datetime.timedelta):
-            return {"seconds": seconds_of(f"{budget.total_seconds()} s")}
-        if isinstance(budget, str):
-            return {"seconds": seconds_of(budget)}
-        evaluations = 0 if isinstance(budget, bool) else operator.index(budget)  # of NumPy, too
-    except (TypeError, ValueError):
-        evaluations = 0
-    if evaluations < 1:
-        given = str(budget) if isinstance(budget, datetime.timedelta) else budget
-        raise StudySpecError(f"budget: {_EXPECTED_BUDGET}, got {excerpt(given)}")
-    return {"evaluations": evaluations}

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec
 from lcsc_opt.database.names import BASELINES, is_ranked, split_name
@@ -20,19 +19,16 @@ from lcsc_opt.optimizers.registry import configure
 
 
 def completed(
-    point: StudyFile,
+    study_file: StudyFile,
     stored: Callable[[], Mapping[str, Mapping[str, Any]]],
     objective: Callable[[], Objective],
-    *,
-    optimizers: Sequence[str] = (),
 ) -> list[StudyFile]:
     """The study file with nothing left open; several if its optimizers have different rows by default.
 
     Args:
-        point: the study file, or a point of its sweep.
+        study_file: the study file.
         stored: gives name → attributes of the stored studies, which keep what they have.
         objective: gives what is searched. Both are called only if something is to be chosen.
-        optimizers: only these; one that the file does not list has its default options.
 
     Raises:
         LcscError: the objective or the stored studies cannot be loaded, or an optimizer or its options are unknown.
@@ -40,16 +36,16 @@ def completed(
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:
-        return _specifications(point.name, stored())
+        return _specifications(study_file.name, stored())
 
-    chosen = _named(optimizers, point.optimizers)
+    chosen = list(study_file.optimizers)
     # an experiment keeps the searches that it has
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
-        chosen = default_optimizers(point.name, objective())
-    if point.space.rows != AUTO:
-        return [point.model_copy(update={"optimizers": tuple(chosen)})]
+        chosen = default_optimizers(study_file.name, objective())
+    if study_file.space.rows != AUTO:
+        return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
         measures_layers = optimizer.name == LANDSCAPE  # distances in each of them
@@ -60,7 +56,9 @@ def completed(
         return default_rows(objective())
 
     return [
-        point.model_copy(update={"optimizers": tuple(group), "space": point.space.model_copy(update={"rows": rows})})
+        study_file.model_copy(
+            update={"optimizers": tuple(group), "space": study_file.space.model_copy(update={"rows": rows})}
+        )
         for rows, group in itertools.groupby(chosen, rows_of)
     ]
 
@@ -83,14 +81,6 @@ def default_rows(objective: Objective) -> str | None:
     if objective.sampler is None or objective.trajectory is None:
         return None
     return LAYERS
-
-
-def _named(names: Sequence[str], listed: Sequence[OptimizerSpec]) -> list[OptimizerSpec]:
-    """The optimizers of these names, with the options that are listed for them; without names, all that are listed."""
-    if not names:
-        return list(listed)
-    options = {optimizer.name: optimizer for optimizer in listed}
-    return [options.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer") for name in names]
 
 
 def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -15,12 +15,13 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
@@ -32,14 +33,13 @@ from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
-from lcsc_opt.database.store import StoredStudy, read_contents, read_trials
+from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
-from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import open_workers
 from lcsc_opt.experiment.finalists import Searched
-from lcsc_opt.experiment.measuring import Measurer, score_as_trained
+from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
 from lcsc_opt.experiment.rehearsal import rehearse
@@ -173,16 +173,15 @@ class Experiment:
     def _has_succeeded(self) -> bool:
         """Whether a trial of the experiment has a loss."""
         storage = self.database.existing()
-        return any(read_trials(storage, name).succeeded for name in self.studies)
+        return any(has_succeeded(storage, name) for name in self.studies)
 
     @functools.cached_property
-    def _checkpoints(self) -> Any:
+    def _checkpoints(self) -> KnownCheckpoints | None:
         directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, self.database.contents.experiments)
+        return known_checkpoints(self._specs[0].objective, directory, self._before)
 
-    @property
-    def stored(self) -> StoredExperiment:
-        """What is stored of the experiment, which begins or continues in the database now.
+    def begun(self) -> StoredExperiment:
+        """What is stored of the experiment, which begins or continues in the database with the first call.
 
         Raises:
             StudyStoreError: another process has just begun it with another problem.
@@ -259,27 +258,20 @@ class Experiment:
         self._evaluator = evaluator
 
     @property
-    def _known_now(self) -> Any:
+    def _known_now(self) -> KnownCheckpoints | None:
         """The checkpoints for workers, which must have those of this process."""
         trajectory = self.objective.trajectory
         if not isinstance(trajectory, Trajectory):
             return self._checkpoints
-        before = dict(self._before or {}) | {
-            "objective": self._specs[0].objective.model_dump(mode="json"),
-            "checkpoints": trajectory.sha256,
-            "steps": list(self.objective.steps),
-            "places": dict(self.objective.places),
-        }
-        directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, {self.name: before})
+        return KnownCheckpoints(trajectory.sha256, trajectory.steps)
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
         rows = rule if candidate.coefficients.ndim > 1 else None
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
-        in_layout = InLayout(self._evaluator, self.layout)
-        return persistently(in_layout, self._specs[0].failures.retries)(candidate)
+        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
+        return evaluate(dataclasses.replace(candidate, layout=self.layout))
 
     # searches
 
@@ -298,7 +290,7 @@ class Experiment:
             Exception: what a callback raises.
         """
         search = self._opened(spec)
-        stored = self.stored
+        stored = self.begun()
         with search.held(stored.storage, self.studies.get(spec.name)):
             measurer = self._measurer(0)
             self._score_as_trained()
@@ -350,9 +342,13 @@ class Experiment:
         before = self.studies.get(spec.name)
         now = environment()
         changed = check_search(spec, self.studies, now, accept=self._accept)
+        if spec.workers == "auto":  # as many as this machine has devices
+            spec = spec.model_copy(update={"workers": spec.worker_count})
+        if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
+            in_flight = before["parallelism"]["in_flight"]
+            notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = self._origin(spec) if before is None else None
         self._use(spec, spec.space.rows)
-        check(spec, objective)
         self._rehearse(spec)
         planned = None
         if before is None and spec.budget.seconds is not None and self.pace is not None:
@@ -382,7 +378,7 @@ class Experiment:
         if start is None:
             return None
         source = StoredStudy.open(self.database.existing(), start)
-        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.stored.attributes
+        source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.begun().attributes
         return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
 
     def _rehearse(self, spec: StudySpec) -> None:
@@ -416,12 +412,12 @@ class Experiment:
     def _has_result(self, spec: StudySpec) -> bool:
         if spec.name not in self.studies:
             return False
-        return is_searched(spec, self.studies[spec.name]) or read_trials(self.database.existing(), spec.name).succeeded
+        return is_searched(spec, self.studies[spec.name]) or has_succeeded(self.database.existing(), spec.name)
 
     # what is measured
 
-    def _measurer(self, images: int, advance: Callable[..., None] = lambda *_, **__: None) -> Measurer:
-        return Measurer(self.stored, self.objective, self._evaluate, self._rule_of, advance, images=images)
+    def _measurer(self, images: int) -> Measurer:
+        return Measurer(self.begun(), self.objective, self._evaluate, self._rule_of, images=images)
 
     def _rule_of(self, study: str) -> Rule | None:
         """The rule of a study's rows."""
@@ -435,8 +431,9 @@ class Experiment:
         self._scored_as_trained = True
         plan = self._plan()
         images = None if plan is None else plan.images
-        with progress(f"{self.name} as trained", 1) as advance:
-            score_as_trained(self.stored, self.objective, self._measurer(images or 0, advance), images)
+        measurer = self._measurer(images or 0)
+        with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
+            score_as_trained(self.begun(), self.objective, measurer, images)
 
     def _plan(self) -> ReportPlan | None:
         """The plan of the report that the study file asks for; ``None`` if there will be none."""
@@ -444,7 +441,7 @@ class Experiment:
             return None
         return ReportPlan.of(
             self._held_out,
-            self.stored.report,
+            self.begun().report,
             own_images=self.objective.samples.per_report,
             samples=bool(self.objective.samples.per_evaluation),
         )
@@ -507,7 +504,7 @@ class Experiment:
         reason = self.objective.why_nothing_held_out()
         if reason is not None:
             raise ObjectiveError(f"{self.name}: nothing is held out, so nothing can be reported: {reason}")
-        stored = self.stored
+        stored = self.begun()
         stored.refresh()
         searches, others_run = self._searches(stored.storage)
         report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, STANDARD_ERROR, Candidate, Noise, Yardstick
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
 from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
@@ -27,19 +27,19 @@ Evaluate = Callable[[Candidate, Rule | None], Outcome]
 class Measurer:
     """Measures models of one experiment, unless that is stored.
 
-    Held-out measurements that lack one of the objective's metrics are repeated.
+    Measurements that lack one of the metrics that are needed on their noise are repeated.
 
     Args:
         experiment: where measurements are stored.
         objective: of the experiment.
         evaluate: evaluates one candidate.
         rules: study → the rule of its rows.
-        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
         images: of each measurement; 0 for as many as a candidate of a search has, or if the objective samples none.
         sampler: which of the objective's samplers makes them; searches use the first.
 
     Attributes:
         reported: the metrics of the objective's reports.
+        advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
     """
 
     def __init__(
@@ -48,17 +48,16 @@ class Measurer:
         objective: Objective,
         evaluate: Evaluate,
         rules: Callable[[str], Rule | None],
-        advance: Callable[..., None],
         *,
         images: int,
         sampler: int = 0,
     ) -> None:
         self.reported = objective.reported_metrics()
+        self.advance: Callable[..., None] = lambda *_, **__: None
         self._experiment = experiment
         self._objective = objective
         self._evaluate = evaluate
         self._rules = rules
-        self._advance = advance
         self._images = images
         self._sampler = sampler
         self._title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
@@ -73,8 +72,7 @@ class Measurer:
         """
         key = f"{model.key} {sample_key(self._images, noise, self._title)}"
         stored = self._experiment.measured(key)
-        needed = set(self.reported.signs) if noise.group == HELD_OUT.group else set()
-        if stored is not None and needed <= stored["values"].keys():
+        if stored is not None and self._needed(noise) <= stored["values"].keys():
             measurement = Measurement.from_json(stored, model)
         else:
             candidate = Candidate(
@@ -92,8 +90,16 @@ class Measurer:
                 )
             measurement = Measurement.of(model, outcome, images=self._images, seed=noise.seed)
             self._experiment.keep_measured(key, measurement.to_json())
-        self._advance(note=f"{self._sign * measurement.loss:.4g}")
+        self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
+
+    def _needed(self, noise: Noise) -> set[str]:
+        """The metrics that a measurement must have: those of reports, or what the choice looks at."""
+        if noise.group == HELD_OUT.group:
+            return set(self.reported.signs)
+        if noise.group == SELECTION.group and self.reported.cross_check is not None:
+            return {self.reported.cross_check}
+        return set()
 
     def on_each(self, noises: Iterable[Noise], model: Model) -> Measurement:
         """One model on several groups of noise, joined; raises as :meth:`on`."""

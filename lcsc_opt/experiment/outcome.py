@@ -14,7 +14,7 @@ from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 
 def outcome_of_finished(database: Database, spec: StudySpec) -> str:
     """The result of a search that had finished, from when it is, and what lies beside its checkpoints by now."""
-    study = HistoryReader(database.existing()).read_summary(spec.name)
+    study = HistoryReader(database.existing()).read_study(spec.name)
     stored = database.contents.studies[spec.name]
     line = f"{finished_already(stored)}; best {study.searched:.4g} after {study.evaluations} evaluations"
     if stored["search_ended"]["exhausted"]:

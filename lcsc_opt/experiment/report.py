@@ -12,7 +12,6 @@ more images, measures only what is missing, and is the one that would have been 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -65,19 +64,19 @@ def make_report(
     trained = trained_models(experiment, objective)
     each = math.ceil(plan.top / len(searches))
     finalists = {search: search.best_models(each, objective.steps) for search in searches}
-    new_measurer = functools.partial(Measurer, experiment, objective, evaluate, rules.__getitem__)
+    measurer = Measurer(experiment, objective, evaluate, rules.__getitem__, images=plan.images)
 
     count = sum(map(len, finalists.values())) + len(trained) + len(WAY) * _searches_from_ema(searches)
-    with progress(f"{experiment.name}: choosing", count) as advance:
-        choice = _Choice.of(finalists, trained, new_measurer(advance, images=plan.images))
+    with progress(f"{experiment.name}: choosing", count) as measurer.advance:
+        choice = _Choice.of(finalists, trained, measurer)
     models = choice.models
-    with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as advance:
-        measurer = new_measurer(advance, images=plan.images)
+    with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
         parts = [_part(choice, noises, measurer, _title(objective, 0))]
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
             try:
-                elsewhere = new_measurer(advance, images=images, sampler=1)
+                elsewhere = Measurer(experiment, objective, evaluate, rules.__getitem__, images=images, sampler=1)
+                elsewhere.advance = measurer.advance
                 parts.append(_part(choice, noises[:1], elsewhere, _title(objective, 1)))
             except (SearchFailedError, ObjectiveError) as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")

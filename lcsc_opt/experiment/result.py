@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
 from torch import Tensor
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
@@ -16,16 +14,18 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import dump_yaml
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import History, Standing, best_searched
+from lcsc_opt.database.history import Standing, best_searched
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.experiment.api import Study
 from lcsc_opt.views import percent
 from lcsc_opt.views.answer import first_line
-from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.ranking import ranking, spread_text
 from lcsc_opt.views.tables import comparison_rows
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Comparison(Sequence[Mapping[str, Any]]):
@@ -36,7 +36,7 @@ class Comparison(Sequence[Mapping[str, Any]]):
 
     def __init__(self, studies: Sequence[Standing]) -> None:
         self._studies = studies
-        self._rows = comparison_rows({studies[0].experiment: studies})
+        self._rows = comparison_rows(studies)
 
     def __getitem__(self, index: Any) -> Any:
         return self._rows[index]
@@ -147,6 +147,8 @@ class Result:
 
     def plot(self) -> go.Figure:
         """The best loss so far of each optimizer over evaluations, as a figure of plotly."""
+        from lcsc_opt.views.figures.comparison import comparison_figure  # with plotly
+
         return comparison_figure(self._histories())
 
     def to_study_file(self, path: str | Path | None = None) -> str:
@@ -167,7 +169,7 @@ class Result:
                 f"{self.name}: a study file cannot import {named}: put it into a module, and give it from "
                 "there, with accept_changes=True"
             )
-        content = json.loads(json.dumps(self._content, default=str))  # numbers of NumPy become Python's
+        content = dict(self._content)
         if not self._is_temporary:
             content["storage"] = self.storage
         elif self._packed_in(files_directory(self.storage)):
@@ -194,7 +196,7 @@ class Result:
         sentence = html.escape(first_line(studies, ranking(studies)))
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
-    def _histories(self) -> tuple[History, ...]:
+    def _histories(self) -> tuple[Standing, ...]:
         """The studies as they are now, without those that were deleted; at least one.
 
         Raises:
@@ -206,7 +208,7 @@ class Result:
             raise StudyStoreError(f"{self.name}: its studies were deleted; call search again")
         return studies
 
-    def _answer(self) -> tuple[History, Model | None]:
+    def _answer(self) -> tuple[Standing, Model | None]:
         """The study that found the answer, or the first one; and the answer.
 
         Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a

@@ -67,7 +67,7 @@ class Chosen:
         if is_ours(name):
             return cls._of_study(storage, contents, name, trial)
         reader = HistoryReader(storage)
-        studies = reader.read_summaries(name)  # raises where there is no such experiment
+        studies = reader.read(name)  # raises where there is no such experiment
         report = studies[0].report
         if report is not None:
             answer = report.of_answer

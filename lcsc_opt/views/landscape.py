@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.database.arrays import array_of
-from lcsc_opt.database.history import Floats, History, Trials
+from lcsc_opt.database.history import Floats, Standing, Trials
 from lcsc_opt.database.names import is_ranked, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -51,7 +51,7 @@ class Point:
     trial: int | None
 
     @classmethod
-    def of_trial(cls, name: str, position: Sequence[float], trial: Any, study: History) -> Point:
+    def of_trial(cls, name: str, position: Sequence[float], trial: Any, study: Standing) -> Point:
         """The point of a trial of a study, a row of :data:`TRIAL` or ``None``."""
         x, y = position
         if trial is None:
@@ -74,7 +74,7 @@ class ProjectedSearch:
         positions: ``[m, 2]``, the nearest point of the plane to each trial.
     """
 
-    study: History
+    study: Standing
     trials: Trials
     positions: Floats
 
@@ -82,7 +82,7 @@ class ProjectedSearch:
     def of(
         cls,
         reader: HistoryReader,
-        study: History,
+        study: Standing,
         plane: Plane,
         products: Floats,
     ) -> ProjectedSearch:
@@ -94,7 +94,8 @@ class ProjectedSearch:
             plane: the plane of the landscape.
             products: scalar products of the plane's directions with the checkpoints, see :meth:`Plane.project`.
         """
-        complete = study.finished[~np.isnan(study.finished["loss"])]
+        all_trials = reader.trials(study)
+        complete = all_trials[~np.isnan(all_trials["loss"])]
         evenly = thinned(np.arange(len(complete)), MOST_CANDIDATES)
         answer = np.flatnonzero(complete["number"] == study.chosen)
         trials = complete[np.union1d(evenly, answer)]
@@ -123,7 +124,7 @@ class Landscape:
         searches: the searches of the same experiment and checkpoints.
     """
 
-    study: History
+    study: Standing
     axis: Floats
     total: int
     values: Floats
@@ -149,13 +150,13 @@ class Landscape:
         experiment = split_name(name)[0]
         searches = [search for search in reader.searches() if split_name(search)[0] == experiment]
         landscape = reader.read_study(name)
-        histories = reader.read_studies(searches)
         attributes = StoredStudy.open(reader.storage, name).attributes
         options = attributes["specification"]["optimizer"]["options"]
         plane = Plane.through(options.get("corners"), landscape.steps)
         products = array_of(attributes["plane"]["products"])
         axis, planned = plane_grid(options.get("size", DEFAULT_SIZE))
-        trial_at = dict(zip(planned, landscape.trials, strict=False))  # the last points may not be asked for yet
+        # the last points may not be asked for yet
+        trial_at = dict(zip(planned, reader.trials(landscape), strict=False))
         loss_at = {position: landscape.sign * float(trial["loss"]) for position, trial in trial_at.items()}
         evaluated = [position for position, loss in loss_at.items() if not math.isnan(loss)]
         best = None
@@ -170,7 +171,11 @@ class Landscape:
         corners = []
         for label, position in zip(plane.labels, planned, strict=False):  # the corners are planned first
             corners.append(Point.of_trial(label, position, trial_at.get(position), landscape))
-        comparable = [study for study in histories if study.steps == landscape.steps and study.best is not None]
+        comparable = [
+            study
+            for study in reader.read_studies(searches)
+            if study.steps == landscape.steps and study.best is not None
+        ]
         return cls(
             study=landscape,
             axis=axis,
@@ -196,7 +201,7 @@ class Landscape:
             return empty_figure(f"{name}: no point of the plane has been evaluated yet. Continue: lcsc run", theme)
         _, second, third = (inert(corner.name) for corner in self.corners)
         title = ""
-        evaluated = len(self.study.finished)
+        evaluated = self.study.evaluations
         if evaluated < self.total:
             title = f"{evaluated} of {self.total} points"
         (left, right), (bottom, top) = self._ranges()

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
@@ -27,12 +27,13 @@ from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
 from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
+from lcsc_opt.views.curves import AXES, default_axis
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import CAPTION, Landscape
-from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, points_of, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
@@ -82,7 +83,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         confidence=f"{CONFIDENCE:.0%}",
         curves=_curves(studies),
         summaries=studies_table(studies),
-        trade_off=_trade_off(reader, experiment),
+        trade_off=_trade_off(studies),
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
         landscape_caption=CAPTION,
@@ -139,23 +140,22 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     return tuple(header), rows, 0 if has_best else None
 
 
-def _curves(studies: Sequence[History]) -> list[tuple[str, _Drawn]]:
+def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
     """Title and figure of each axis, the default one first."""
     first = default_axis(studies)
     axes = sorted(AXES, key=lambda axis: axis != first)
     return [(AXES[axis], _drawn(comparison_figure(studies, axis))) for axis in axes]
 
 
-def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
-    """Two metrics of all points of the experiment's sweep; ``None`` where no two were measured."""
-    points = points_of(reader, experiment, siblings=True)
-    figure = trade_off_figure([study for studies in points.values() for study in studies])
+def _trade_off(studies: Sequence[Standing]) -> _Drawn | None:
+    """Two metrics of the report; ``None`` where no two were measured."""
+    figure = trade_off_figure(studies)
     if figure is None:
         return None
     return _drawn(figure)
 
 
-def _distances(reader: HistoryReader, studies: Sequence[History]) -> _Drawn | None:
+def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | None:
     """The distances between the answers; ``None`` unless there are at least two."""
     answers = sum(study.chosen is not None for study in studies)
     if answers < 2:
@@ -168,7 +168,7 @@ def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Draw
     return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
-def _study(reader: HistoryReader, study: History, studies: Sequence[History]) -> dict[str, Any]:
+def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
@@ -177,12 +177,13 @@ def _study(reader: HistoryReader, study: History, studies: Sequence[History]) ->
     if not has_movement(study):
         names.remove("movement")
     figures = own_figures(reader, study, studies, names)
+    failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
-        "state": _state(Progress.of(study)),
+        "state": _state(Progress.of(study, reader.trials(study))),
         "metrics": metrics,
         "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
-        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in FailureReason.of(study)],
+        "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.experiment import search_yardstick
-from lcsc_opt.database.history import Floats, History, Standing, Trials
-from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.history import Floats, Standing, Trials
+from lcsc_opt.database.reader import Failures, HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.database.summary import PARTS, longest_pause, wall_clock
+from lcsc_opt.database.summary import PARTS, is_finished, longest_pause, wall_clock
 from lcsc_opt.views import number
 
 EVALUATION = "evaluation"  # the part that stands for all of a trial whose objective names none
@@ -62,14 +62,13 @@ class Progress:
         return f"{self.per_hour:,.0f} {self.unit} an hour"
 
     @classmethod
-    def of(cls, study: History) -> Progress:
-        """The progress of a study, its rate, and the time that it still needs."""
-        ended = study.finished
+    def of(cls, study: Standing, trials: Trials) -> Progress:
+        """The progress of a study with these trials, its rate, and the time that it still needs."""
         done = study.budget_spent
         total = study.budget_total
         state = study.progress_state
         charge_per_trial = done / max(study.evaluations, 1)
-        rate = _rate(ended, charge_per_trial)
+        rate = _rate(trials[is_finished(trials)], charge_per_trial)
         seconds_left = None
         if state == "running" and total and rate:
             seconds_left = max((total - done) / rate, 0.0)
@@ -81,7 +80,7 @@ class Progress:
             per_hour=None if rate is None else 3600 * rate,
             seconds_left=seconds_left,
             failed=study.summary.failed,
-            retried=len(study.summary.retried),
+            retried=study.summary.retried,
         )
 
 
@@ -127,14 +126,14 @@ class FailureReason:
     traceback: str = ""
 
     @classmethod
-    def of(cls, study: History) -> list[FailureReason]:
+    def of(cls, failures: Failures) -> list[FailureReason]:
         """Why attempts of a study failed, the most frequent reason first."""
-        attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
+        attempts = Counter(reason for reasons in failures.reasons.values() for reason in reasons)
         lost: Counter[str] = Counter()
-        for trial in study.failed["number"].tolist():
-            lost.update(set(study.reasons.get(trial, ())))
+        for trial in failures.failed:
+            lost.update(set(failures.reasons.get(trial, ())))
         return [
-            cls(reason, count, lost[reason], study.tracebacks.get(reason, ""))
+            cls(reason, count, lost[reason], failures.tracebacks.get(reason, ""))
             for reason, count in attempts.most_common()
         ]
 
@@ -177,7 +176,7 @@ def _or_infinite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
-def seconds_outside(study: History, trials: Trials) -> Floats:
+def seconds_outside(study: Standing, trials: Trials) -> Floats:
     """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
     With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
@@ -194,40 +193,40 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
     ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the answer, chosen among
-    the best trials on other noise. Only the trials that are shown are read where the study has a summary.
+    the best trials on other noise.
 
     Raises:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
     reader = HistoryReader(study.storage)
     attributes = our_studies(study.storage)[study.name]
-    summarized = reader.read_summary(study.name)
-    failures = reader.failures(summarized)
+    standing = reader.read_study(study.name)
+    failures = reader.failures(standing)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
     return {
-        **summarized.as_row(),
-        "budget": dict(summarized.budget),
-        "checkpoints": len(summarized.steps),
+        **standing.as_row(),
+        "budget": dict(standing.budget),
+        "checkpoints": len(standing.steps),
         "optimizer_options": _optimizer_options(attributes),
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
-        "start": summarized.start,
+        "start": standing.start,
         "code_changes": attributes.get("changes", []),
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
-        "compared_trials": summarized.summary.compared,
-        "best_trial": summarized.best,
-        "chosen_trial": summarized.chosen,
-        **_coefficients(summarized, reader.answer(summarized), space),
-        "failed": summarized.summary.failed,
+        "compared_trials": standing.summary.compared,
+        "best_trial": standing.best,
+        "chosen_trial": standing.chosen,
+        **_coefficients(standing, reader.answer(standing), space),
+        "failed": standing.summary.failed,
         "failure_reasons": dict(last_reasons.most_common()),
         "tracebacks": dict(failures.tracebacks),
-        "seconds_per_trial": seconds_per_trial(summarized),
-        "shares_of_time": shares_of_time(summarized),
+        "seconds_per_trial": seconds_per_trial(standing),
+        "shares_of_time": shares_of_time(standing),
     }
 
 

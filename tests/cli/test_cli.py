@@ -234,7 +234,7 @@ def test_an_objective_that_always_fails_is_refused_with_the_place_where_it_faile
         ("optimizers.LCSC.mutaton=1", "mutaton: unknown key (did you mean 'mutation'?)"),
         ("objective.file=functoin.py", "no such file in objectives (did you mean 'function'?)"),
         ("--sed 1", "No such option: --sed"),
-        ("--budget 0", "Invalid value for '--budget': "),
+        ("--budget 0", "budget: expected a whole number of evaluations, or a time"),
         ("space.rows=layers", "space.rows: this objective merges no weights; leave the key out"),
     ],
 )

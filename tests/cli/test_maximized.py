@@ -17,7 +17,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.landscape import Landscape
 from lcsc_opt.views.ranking import headline, ranking
 
@@ -85,7 +85,7 @@ def test_every_command_shows_the_score(database: HistoryReader, capfd: pytest.Ca
 
 
 def test_a_comparison_shows_the_score(database: HistoryReader, capfd: pytest.CaptureFixture[str]) -> None:
-    [study] = [study for study in database.read_summaries("up") if study.optimizer == "LCSC"]
+    [study] = [study for study in database.read("up") if study.optimizer == "LCSC"]
     assert study.lowest_loss is not None
     capfd.readouterr()
     assert lcsc(["compare", "up"]) == 0
@@ -147,7 +147,7 @@ def test_a_landscape_shows_the_score(database: HistoryReader) -> None:
 
 
 def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
-    studies = database.read_summaries("up")
+    studies = database.read("up")
     rows = ranking(studies)
     assert rows == sorted(rows, key=lambda row: -row.held_out.mean if row.held_out else 0.0), "the highest is first"
     assert LAST_CHECKPOINT in [row.optimizer for row in rows]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import optuna
 import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.history import History, best_ema
+from lcsc_opt.database.history import Standing, best_ema
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
@@ -21,7 +19,7 @@ from tests.history_examples import history
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 
-def read(study: StoredStudy) -> History:
+def read(study: StoredStudy) -> Standing:
     return HistoryReader(study.storage).read_study(study.name)
 
 
@@ -34,7 +32,7 @@ def test_a_finished_study(storage: RDBStorage) -> None:
     found = reader.read_study(study.name)
     assert (found.study, found.optimizer, found.seed, found.state) == ("digits/LCSC/3", "LCSC", 3, "finished")
     assert (found.searched, found.held_out, found.chosen) == (1.0, None, 4)
-    assert (found.evaluations, len(found.failed), found.images, found.seconds) == (6, 1, 50, 3.0)
+    assert (found.evaluations, found.summary.failed, found.images, found.seconds) == (6, 1, 50, 3.0)
     assert (found.steps, found.budget) == (STEPS, {"evaluations": 9})
     assert (answer := reader.answer(found)) is not None
     assert answer.tobytes() == coefficients(4).tobytes()
@@ -104,7 +102,7 @@ def asked(storage: RDBStorage) -> StoredStudy:
 
 def test_losses_that_do_not_compare_are_not_chosen_but_paid_for(asked: StoredStudy) -> None:
     found = read(asked)
-    assert [n for n, loss in enumerate(found.compared["loss"]) if not math.isnan(loss)] == [0, 4, 6]
+    assert found.summary.compared == 3
     assert [trial.number for trial in compared_trials(asked.trials())] == [0, 4, 6]
     assert (found.best, found.searched, found.chosen) == (4, 4.0, 4)
     assert (found.evaluations, found.images, found.seconds) == (7, 82, 3.5)

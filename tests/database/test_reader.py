@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -21,7 +20,6 @@ from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.study_status import Progress
 from tests.history_examples import measured, reported
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
@@ -35,9 +33,10 @@ def with_optuna(storage: RDBStorage, name: str) -> list[optuna.trial.FrozenTrial
 def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/3", [4.0, None, 2.0], ended=False, running=2)
     study.finish(study.add_candidate(Candidate(coefficients(5))), Evaluation(1.0, {}, COST))
-    (found,) = HistoryReader(any_storage).read("digits")
+    reader = HistoryReader(any_storage)
+    (found,) = reader.read("digits")
     expected = with_optuna(any_storage, "digits/LCSC/3")
-    trials = found.trials
+    trials = reader.trials(found)
     assert trials["number"].tolist() == [0, 1, 2, 3, 4, 5]
     assert trials["state"].tolist() == [trial.state.value for trial in expected]
     assert np.array_equal(trials["loss"], [4, np.nan, 2, np.nan, np.nan, 1], equal_nan=True)
@@ -49,32 +48,35 @@ def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
         np.testing.assert_allclose(trials[name], stamps, rtol=0, atol=1e-5)
     assert (found.experiment, found.optimizer, found.seed, found.steps) == ("digits", "LCSC", 3, STEPS)
     assert (found.state, found.best, found.chosen, found.searched, found.metric) == ("unfinished", 5, 5, 1.0, "loss")
-    assert found.reasons == {1: ("broken",)}
+    assert reader.failures(found).reasons == {1: ("broken",)}
 
 
 def test_what_a_failed_trial_was_asked_for_is_read(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/0", [4.0, None])
     for number, loss, images in ((2, None, 40), (3, None, None), (4, 1.0, 30)):
         add_result(study, number, loss, asked=images)
-    (found,) = HistoryReader(any_storage).read("digits")
-    assert found.trials["asked"].tolist() == [0, 0, 40, 0, 0]
-    spent = Progress.of(dataclasses.replace(found, budget={"images": 200}))
-    assert spent.done == 10 + 10 + 40 + 10 + 30, "a failed trial takes what it was asked for, else as much as others"
+    reader = HistoryReader(any_storage)
+    (found,) = reader.read("digits")
+    assert reader.trials(found)["asked"].tolist() == [0, 0, 40, 0, 0]
+    spent = dataclasses.replace(found, budget={"images": 200}).budget_spent
+    assert spent == 10 + 10 + 40 + 10 + 30, "a failed trial takes what it was asked for, else as much as others"
 
 
-def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
+def test_a_refresh_changes_what_has_changed(any_storage: RDBStorage) -> None:
     for seed in range(3):
         write_study(any_storage, f"digits/LCSC/{seed}", [4.0, 2.0], ended=False, running=1)
     reader = HistoryReader(any_storage)
     first = reader.read("digits")
+    trials = reader.trials(first[1])
     study = StoredStudy.open(any_storage, "digits/LCSC/1")
     study.finish(2, Evaluation(1.0, {"fid": 1.0}, COST))
     study.add_candidate(Candidate(coefficients(3)))
     second = reader.read("digits")
     assert [two.revision > one.revision for one, two in zip(first, second, strict=True)] == [False, True, False]
-    assert first[1].trials["state"].tolist() == [1, 1, 0], "what was read before does not change"
-    assert second[1].trials["state"].tolist() == [1, 1, 1, 0]
-    assert second[1].trials["loss"].tolist()[:3] == [4.0, 2.0, 1.0]
+    assert trials["state"].tolist() == [1, 1, 0], "what was read before does not change"
+    trials = reader.trials(second[1])
+    assert trials["state"].tolist() == [1, 1, 1, 0]
+    assert trials["loss"].tolist()[:3] == [4.0, 2.0, 1.0]
     assert (second[1].searched, second[1].metric) == (1.0, "FID")
     study.set_attribute("search_ended", {"evaluations": 4})
     study.set_attribute("held_out", HeldOutReport(measured(2.5, trial=1, images=7)).to_json())
@@ -94,23 +96,33 @@ def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) 
     with pytest.raises(StudyStoreError, match="has no trial 9"):
         reader.coefficients(study, [9])
     optuna.load_study(study_name="digits/LCSC/0", storage=storage).add_trial(create_trial(value=1.0))
-    for as_read in (study, reader.read_summary("digits/LCSC/0")):
-        with pytest.raises(StudyStoreError, match="has no trial 3 of a search"):
-            reader.coefficients(as_read, [0, 3])
+    with pytest.raises(StudyStoreError, match="has no trial 3 of a search"):
+        reader.coefficients(study, [0, 3])
 
 
-def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBStorage) -> None:
-    write_study(any_storage, "digits/LCSC/0", [4.0, 2.0])
+@pytest.mark.parametrize("name", ["digits/LCSC/0", "digits/CMA/0"])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_study_that_was_deleted_and_made_again_is_read_anew(
+    any_storage: RDBStorage, name: str, is_held: bool
+) -> None:
+    def write(name: str, losses: list[float | None]) -> None:
+        study = write_study(any_storage, name, losses)
+        if is_held:
+            with study.hold():  # stores a summary
+                pass
+
+    write("digits/LCSC/0", [4.0, 2.0])
     reader = HistoryReader(any_storage)
     (before,) = reader.read("digits")
     assert before.searched == 2.0
+    assert reader.trials(before)["loss"].tolist() == [4.0, 2.0]
     any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
-    write_study(any_storage, "digits/LCSC/0", [9.0, 8.0, 7.0])  # SQLite gives it the same keys again
+    write(name, [9.0, 8.0, 7.0])  # SQLite gives it the same keys again
     (again,) = reader.read("digits")
-    assert (again.trials["loss"].tolist(), again.searched) == ([9.0, 8.0, 7.0], 7.0)
+    assert (reader.trials(again)["loss"].tolist(), again.searched) == ([9.0, 8.0, 7.0], 7.0)
     assert again.revision > before.revision, "pages draw it anew"
-    any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
-    assert reader.read_studies(["digits/LCSC/0"]) == ()
+    any_storage.delete_study(any_storage.get_study_id_from_name(name))
+    assert reader.read_studies([name]) == ()
 
 
 @pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("Grid", "best of the grid")])
@@ -134,19 +146,36 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     closed = study.add_candidate(Candidate(coefficients(1)))
     trial_id = with_optuna(storage, study.name)[closed]._trial_id
     storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)  # by another program
-    (found,) = HistoryReader(storage).read("digits")
-    assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
+    reader = HistoryReader(storage)
+    (found,) = reader.read("digits")
+    assert reader.failures(found).reasons == {0: ("out of memory",), 1: ("unknown",)}
+
+
+def test_one_attempt_that_failed_is_found_whatever_became_of_its_trial(storage: RDBStorage) -> None:
+    reader = HistoryReader(storage)
+    study = write_study(storage, "digits/LCSC/0", [3.0], ended=False)
+    assert not reader.failures(reader.read_study(study.name)).reasons
+    key = study.add_candidate(Candidate(coefficients(1)))
+    study.note_attempts(key, [{"reason": "out of memory", "seconds": 1, "traceback": "Traceback"}])
+    running = reader.failures(reader.read_study(study.name))
+    study.finish(key, Evaluation(1.0, {}, COST))
+    assert reader.failures(reader.read_study(study.name)) == running
+    assert (running.failed, running.reasons) == ((), {1: ("out of memory",)})
+    assert running.tracebacks == {"out of memory": "Traceback"}
+    lost = write_study(storage, "digits/LCSC/1", [3.0, None])
+    assert reader.failures(reader.read_study(lost.name)).failed == (1,)
 
 
 def test_forgotten_trials_are_gone_at_once(any_storage: RDBStorage) -> None:
     study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
     reader = HistoryReader(any_storage)
     (before,) = reader.read("digits")
-    assert before.trials["number"].tolist() == [0, 1, 2, 3, 4]
+    assert reader.trials(before)["number"].tolist() == [0, 1, 2, 3, 4]
     assert study.retry_failed() == 1
     study.add_candidate(Candidate(coefficients(1)))
     (running,) = reader.read("digits")
-    assert (running.trials["number"].tolist(), running.reasons) == ([0, 1, 2, 5], {1: ("broken",)})
+    assert reader.trials(running)["number"].tolist() == [0, 1, 2, 5]
+    assert reader.failures(running).reasons == {1: ("broken",)}
 
 
 @pytest.mark.parametrize("was_read", [False, True])
@@ -157,21 +186,18 @@ def test_studies_that_are_deleted_after_their_names_were_read_are_left_out(stora
     reader = HistoryReader(storage)
     if was_read:
         reader.read("digits")
-        reader.read_summaries("digits")
     with reader.at_one_moment():
         assert reader.names() == names
         storage.delete_study(storage.get_study_id_from_name(names[1]))
         assert [study.study for study in reader.read_studies(names)] == names[:1]
-        assert [study.study for study in reader.summaries(names)] == names[:1]
 
 
-@pytest.mark.parametrize("read", [HistoryReader.read_study, HistoryReader.read_summary])
-def test_a_name_of_another_form_and_one_that_is_not_there_are_told_apart(storage: RDBStorage, read: Any) -> None:
+def test_a_name_of_another_form_and_one_that_is_not_there_are_told_apart(storage: RDBStorage) -> None:
     reader = HistoryReader(storage)
     with pytest.raises(StudyStoreError, match="not a study of lcsc_opt"):
-        read(reader, "garbage")
+        reader.read_study("garbage")
     with pytest.raises(StudyStoreError, match="digits/CMA/9: is not in the database"):
-        read(reader, "digits/CMA/9")
+        reader.read_study("digits/CMA/9")
 
 
 def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:

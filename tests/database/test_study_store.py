@@ -136,7 +136,6 @@ def test_a_study_of_another_program_is_left_alone(study: StoredStudy, url: str) 
 
 def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study: StoredStudy, url: str) -> None:
     with study.hold():
-        study.begin_summary([])
         assert study.add_candidate(candidate(1, 0)) == 0
         optuna.load_study(study_name=NAME, storage=url).add_trial(create_trial(value=1.0))
         number = study.add_candidate(candidate(0, 1))
@@ -145,7 +144,7 @@ def test_a_trial_that_plain_optuna_adds_meanwhile_takes_no_number_of_ours(study:
     assert [trial.number for trial in study.trials()] == [0, 2]
     assert study.trial(number).value == 0.5
     reader = HistoryReader(study.storage)
-    coefficients = reader.answer(reader.read_summary(NAME))
+    coefficients = reader.answer(reader.read_study(NAME))
     assert coefficients is not None
     assert coefficients.tolist() == [0, 1]
 
@@ -168,7 +167,7 @@ def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_p
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("some/studies.db", "got some/studies.db; of that file it is sqlite:///some/studies.db"),
+        ("some/studies.db", r"expected a database URL such as sqlite:///studies.db, got \(an unreadable URL\)$"),
         ("postgresql://user:secret@host:port/x", r"got \(an unreadable URL\)$"),
         ("sqlite:////no/such/folder/x.db", "the folder /no/such/folder does not exist"),
         ("sqlite:////proc/studies.db", "unable to open database file|cannot be written"),  # to root, and to others

@@ -1,181 +1,243 @@
-"""The stored summary of a study: written while it is searched, and never trusted against its trials."""
+"""The stored summary of a study: there is one only while it says what the trials do."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from typing import Any
+from unittest import mock
 
-import numpy as np
+import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
+from optuna.trial import create_trial
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.history import History, Standing
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, trial_count
+from lcsc_opt.database.rows import summary_of
+from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.summary import SUMMARY, Summary
 from tests.history_examples import history
+from tests.processes import forked
 from tests.study_examples import add_result, coefficients, write_study
 
 NAME = "digits/LCSC/0"
 LOSSES = [4.0, None, 3.0, 5.0, 2.5]
 
 
-def shown(study: Standing) -> dict[str, object]:
-    """What lists and rankings show, without times, which the coordinator's clock and the database's differ in."""
-    summary = study.summary
-    points = [(point.number, point.images, point.evaluations, point.loss) for point in summary.improvements]
-    return {**study.as_row(), "failed": summary.failed, "metric": study.metric, "points": points}
-
-
-def searched(storage: RDBStorage, losses: list[float | None] = LOSSES) -> StoredStudy:
-    """A study that a coordinator has searched."""
-    study = write_study(storage, NAME, [], ended=False)
+def searched(storage: RDBStorage, losses: list[float | None] = LOSSES, name: str = NAME) -> StoredStudy:
+    """A study whose search was interrupted."""
+    study = write_study(storage, name, [], ended=False)
     with study.hold():
-        study.begin_summary(study.trials())
         for number, loss in enumerate(losses):
             add_result(study, number, loss)
     return study
 
 
-def forbid_reading_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("all trials were read")
-
-    monkeypatch.setattr(HistoryReader, "_stored_trials", refuse)
-
-
-def test_a_summary_shows_what_the_trials_do_without_reading_them(
-    any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searched(any_storage)
-    [full] = HistoryReader(any_storage).read("digits")
-    forbid_reading_all(monkeypatch)
-    [short] = HistoryReader(any_storage).read_summaries("digits")
-    assert shown(short) == shown(full)
-    assert (short.summary.covers, short.best, short.metric) == (5, 4, "FID")
+def read(storage: RDBStorage) -> Standing:
+    """The only study of an experiment, as a process reads it that has just begun."""
+    [study] = HistoryReader(storage).read("digits")
+    return study
 
 
-def test_trials_that_a_killed_coordinator_had_not_summarized_are_added(
-    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = searched(storage)
-    add_result(study, 5, 1.0)  # nobody holds the study: as after a kill between this trial and its summary
-    study.add_candidate(Candidate(coefficients(6)))
-    [full] = HistoryReader(storage).read("digits")
-    with monkeypatch.context() as patched:
-        forbid_reading_all(patched)
-        [short] = HistoryReader(storage).read_summaries("digits")
-    assert shown(short) == shown(full)
-    assert (short.evaluations, short.searched, short.summary.trials) == (6, 1.0, 7)
+def queries_of_trials(storage: RDBStorage) -> list[str]:
+    """Those that are sent from now on."""
+    found: list[str] = []
+
+    def sent(*arguments: Any) -> None:
+        if "FROM trials" in arguments[2]:
+            found.append(arguments[2])
+
+    sa.event.listen(storage.engine, "before_cursor_execute", sent)
+    return found
+
+
+def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage: RDBStorage) -> None:
+    study = searched(any_storage)
+    queries = queries_of_trials(any_storage)
+    found = read(any_storage)
+    assert not queries
+    assert found.summary == summary_of(study.trials())
+    assert (found.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
+    assert (found.best, found.searched, found.metric) == (4, 2.5, "FID")
+    study.set_attribute(SUMMARY, None)
+    without = read(any_storage)
+    assert queries
+    assert (without.as_row(), without.metric, without.summary) == (found.as_row(), found.metric, found.summary)
+
+
+def test_while_a_search_runs_there_is_no_summary_and_trials_are_read_as_they_are(any_storage: RDBStorage) -> None:
+    study = searched(any_storage)
+    reader = HistoryReader(any_storage)
     with study.hold():
-        study.begin_summary(study.trials())
-    assert study.attributes[SUMMARY]["covers"] == 6, "the coordinator catches up"
+        assert reader.read_study(NAME).evaluations == 5
+        key = study.add_candidate(Candidate(coefficients(5)))
+        assert SUMMARY in study.attributes
+        assert study.attributes[SUMMARY] is None
+        found = reader.read_study(NAME)
+        assert (found.evaluations, found.summary.trials, found.running) == (5, 6, True)
+        study.fail(key, [{"reason": "broken", "seconds": 1.0}])
+        assert (reader.read_study(NAME).summary.failed, read(any_storage).summary.failed) == (2, 2)
+    assert study.attributes[SUMMARY]["failed"] == 2
+    assert reader.read_study(NAME).summary == summary_of(study.trials())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"covers": 9}, {"loss": 0.5}, {"best": 3}, {"failed": 0}, {"retried": [2]}],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_summary_that_contradicts_its_trials_is_made_anew(storage: RDBStorage, change: dict[str, float]) -> None:
-    study = searched(storage)
-    good = study.attributes[SUMMARY]
-    study.set_attribute(SUMMARY, {**good, **change})
+def test_an_interrupted_search_leaves_the_summary_of_all_trials(storage: RDBStorage) -> None:
+    study = searched(storage, [4.0])
+
+    def interrupted() -> None:
+        with study.hold():
+            add_result(study, 1, 1.0)
+            study.add_candidate(Candidate(coefficients(2)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    found = Summary.stored(study.attributes)
+    assert found == summary_of(study.trials())
+    assert found is not None
+    assert (found.trials, found.evaluations, found.loss) == (3, 2, 1.0)
+
+
+def _killed_before_write(url: str, last: int) -> None:
+    writes = 0
+    write = StoredStudy._write
+
+    def counted(study: StoredStudy, change: Any) -> Any:
+        nonlocal writes
+        if writes == last:
+            os._exit(9)
+        writes += 1
+        return write(study, change)
+
+    study = StoredStudy.open(open_storage(url, write=True), NAME)
+    with mock.patch.object(StoredStudy, "_write", counted), study.hold():
+        study.note_attempts(2, [{"reason": "broken", "seconds": 1.0}])
+        study.fail(2, [{"reason": "broken", "seconds": 1.0}])
+        add_result(study, 3, 1.0)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("last", range(7))
+def test_a_kill_before_any_write_leaves_what_the_trials_say(any_url: str, last: int) -> None:
+    storage = open_storage(any_url, write=True)
+    study = searched(storage, [4.0, 2.0])
     with study.hold():
-        study.begin_summary(study.trials())
-    anew = study.attributes[SUMMARY]
-    assert (anew["covers"], anew["loss"], anew["best"], anew["failed"]) == (5, 2.5, 4, 1)
+        study.add_candidate(Candidate(coefficients(2)))
+    process = forked(_killed_before_write, any_url, last)
+    process.start()
+    process.join()
+    assert process.exitcode == (9 if last < 6 else 0)
+    assert (study.attributes[SUMMARY] is None) == (0 < last < 6)
+    assert read(storage).summary == summary_of(study.trials())
+    with study.hold():
+        pass
+    assert Summary.stored(study.attributes) == summary_of(study.trials()), "the next process stores it"
+
+
+def test_a_process_that_writes_no_trial_reads_none(storage: RDBStorage) -> None:
+    """As one that reports."""
+    study = searched(storage)
+    before = study.attributes[SUMMARY]
+    queries = queries_of_trials(storage)
+    with study.hold():
+        study.set_attribute("measured", {})
+    assert not queries
+    assert study.attributes[SUMMARY] == before
+
+
+def test_a_study_that_is_deleted_while_it_is_held_leaves_nothing(storage: RDBStorage) -> None:
+    study = write_study(storage, NAME, LOSSES)
+    with study.hold():
+        study.delete()
+    assert our_studies(storage) == {}
 
 
 @pytest.mark.parametrize("field", ["waited_seconds", "unheard_of"])
-def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_coordinator(
-    storage: RDBStorage, field: str, monkeypatch: pytest.MonkeyPatch
+def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_process(
+    storage: RDBStorage, field: str
 ) -> None:
     study = searched(storage)
     good = study.attributes[SUMMARY]
-    other = {**good, "loss": 0.0}
+    other = {**good, "failed": 4}
     if other.pop(field, None) is None:
         other[field] = 1
     study.set_attribute(SUMMARY, other)
-    [slow] = HistoryReader(storage).read_summaries("digits")
-    assert isinstance(slow, History)
-    assert (slow.evaluations, slow.searched) == (5, 2.5)
+    assert read(storage).summary.failed == 1
     with study.hold():
-        study.begin_summary(study.trials())
-    assert study.attributes[SUMMARY].keys() == good.keys()
-    forbid_reading_all(monkeypatch)
-    [quick] = HistoryReader(storage).read_summaries("digits")
-    assert shown(quick) == shown(slow)
-
-
-def test_a_reader_does_not_trust_a_summary_of_more_trials_than_there_are(storage: RDBStorage) -> None:
-    study = searched(storage)
-    study.set_attribute(SUMMARY, {**study.attributes[SUMMARY], "covers": 9, "loss": 0.0})
-    [short] = HistoryReader(storage).read_summaries("digits")
-    assert (short.evaluations, short.searched) == (5, 2.5)
-
-
-def test_a_study_without_a_summary_is_read_with_its_trials(storage: RDBStorage) -> None:
-    study = write_study(storage, NAME, LOSSES)
-    assert SUMMARY not in study.attributes
-    [full] = HistoryReader(storage).read("digits")
-    [short] = HistoryReader(storage).read_summaries("digits")
-    assert shown(short) == shown(full)
+        pass
+    assert study.attributes[SUMMARY] == good
 
 
 def test_forgotten_trials_are_in_no_summary(storage: RDBStorage) -> None:
     study = searched(storage, [4.0, None])
     with study.hold():
         assert study.retry_failed() == 1
-    [short] = HistoryReader(storage).read_summaries("digits")
-    assert (short.evaluations, short.summary.failed) == (1, 0)
+        assert study.attributes[SUMMARY] is None
+    found = read(storage)
+    assert (found.evaluations, found.summary.trials, found.summary.failed) == (1, 1, 0)
     with study.hold():
-        study.begin_summary(study.trials())
         add_result(study, 2, 3.0)
-    [short] = HistoryReader(storage).read_summaries("digits")
-    assert (short.evaluations, short.summary.covers, short.searched) == (2, 3, 3.0)
+    found = read(storage)
+    assert (found.evaluations, found.searched) == (2, 3.0)
+
+
+def test_trials_that_plain_optuna_adds_are_nothing_of_ours(storage: RDBStorage) -> None:
+    study = searched(storage)
+    optuna.load_study(study_name=NAME, storage=storage).add_trial(create_trial(value=0.5))
+    assert read(storage).summary == summary_of(study.trials()) == Summary.stored(study.attributes)
 
 
 def test_a_refresh_has_a_new_revision_only_after_a_change(storage: RDBStorage) -> None:
     study = searched(storage)
     reader = HistoryReader(storage)
-    first = reader.read_summaries("digits")[0].revision
-    assert reader.read_summaries("digits")[0].revision == first
-    add_result(study, 5, 1.0)
-    assert reader.read_summaries("digits")[0].revision > first
-
-
-def test_extending_a_summary_gives_the_summary_of_all() -> None:
-    study = history([5.0, None, 4.0, 4.5, 3.0, None, 2.0])
-    trials = study.finished
-    begun = dataclasses.replace(Summary.of(trials[:3]), longest_pause=Summary.of(trials).longest_pause)
-    assert begun.extended(trials[3:]) == Summary.of(trials)
-    assert Summary.of(trials).compared == 5
-    assert Summary.from_json(study.summary.to_json()) == study.summary
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 16])
-@pytest.mark.parametrize("guess", [0, 1, 5, 40])
-def test_trials_are_counted_whatever_the_guess(count: int, guess: int, storage: RDBStorage) -> None:
-    study = write_study(storage, NAME, [1.0] * count)
-    assert trial_count(storage, study.key, at_least=guess) == count
-
-
-def test_a_result_is_in_the_summary_at_the_latest_after_25_trials(storage: RDBStorage) -> None:
-    study = write_study(storage, NAME, [], ended=False)
+    first = reader.read_study(NAME).revision
+    assert reader.read_study(NAME).revision == first
     with study.hold():
-        study.begin_summary([])
-        for number in range(26):
-            key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
-            study.finish(key, Evaluation(float(number), {}, Cost()))
-        assert study.attributes[SUMMARY]["covers"] == 25
-    assert study.attributes[SUMMARY]["covers"] == 26
+        assert reader.read_study(NAME).revision == first
+        add_result(study, 5, 1.0)
+        second = reader.read_study(NAME).revision
+        assert second > first
+        assert reader.read_study(NAME).revision == second
+
+
+def test_a_refresh_fetches_only_new_trials(any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = searched(any_storage)
+    reader = HistoryReader(any_storage)
+    fetched: list[list[int]] = []
+    get = RDBStorage._get_trials
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        trials = get(*arguments, **options)
+        fetched.append([trial.number for trial in trials])
+        return trials
+
+    with study.hold():
+        key = study.add_candidate(Candidate(coefficients(5)))
+        monkeypatch.setattr(RDBStorage, "_get_trials", counted)
+        reader.read_study(NAME)
+        study.fail(key, [{"reason": "broken", "seconds": 1.0}])
+        add_result(study, 6, 1.0)
+        found = reader.read_study(NAME)
+        assert (found.evaluations, found.searched) == (7, 1.0)
+        assert len(reader.trials(found)) == 7
+        assert reader.failures(found).failed == (1, 5)
+        assert reader.coefficients(found, [0, 6]).shape == (2, 3)
+        assert fetched == [[0, 1, 2, 3, 4, 5], [5, 6], [], []]
+
+
+def test_a_summary_is_json() -> None:
+    summary = history([5.0, None, 4.0, 4.5, 3.0, None, 2.0]).summary
+    assert Summary.stored({SUMMARY: summary.to_json()}) == summary
+    assert (summary.compared, summary.best, summary.loss) == (5, 6, 2.0)
+    empty = history([]).summary
+    assert (empty.best, empty.loss, Summary.stored({SUMMARY: empty.to_json()})) == (None, None, empty)
 
 
 def test_a_moments_names_and_attributes_are_read_once(storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = searched(storage)
+    study = write_study(storage, NAME, LOSSES, ended=False)
     reader = HistoryReader(storage)
     reads = []
     read = RDBStorage.get_all_studies
@@ -188,26 +250,22 @@ def test_a_moments_names_and_attributes_are_read_once(storage: RDBStorage, monke
     with reader.at_one_moment():
         with reader.at_one_moment():
             assert reader.experiments() == ["digits"]
-        [before] = reader.read_summaries("digits")
+        [before] = reader.read("digits")
         add_result(study, 5, 1.0)
-        [after] = reader.read_summaries("digits")
+        [after] = reader.read("digits")
     assert len(reads) == 1
     assert (before.searched, after.searched) == (2.5, 1.0), "trials are always read as they are"
     reader.experiments()
     assert len(reads) == 2
 
 
-def test_a_study_that_has_ended_costs_a_refresh_no_query(storage: RDBStorage) -> None:
-    study = searched(storage)
-    study.set_attribute("search_ended", {"evaluations": 5, "exhausted": False})
+def test_a_study_without_a_summary_that_has_ended_costs_a_refresh_no_query(storage: RDBStorage) -> None:
+    study = write_study(storage, NAME, LOSSES)
     reader = HistoryReader(storage)
-    reader.read_summaries("digits")
-    statements: list[str] = []
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    [summary] = reader.read_summaries("digits")
-    assert summary.evaluations == 5
-    assert statements
-    assert not [statement for statement in statements if "FROM trials" in statement]
+    reader.read("digits")
+    queries = queries_of_trials(storage)
+    assert reader.read_study(NAME).evaluations == 5
+    assert not queries
     study.set_attribute("search_ended", None)
-    reader.read_summaries("digits")
-    assert [statement for statement in statements if "FROM trials" in statement]
+    reader.read("digits")
+    assert queries

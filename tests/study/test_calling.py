@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
@@ -356,9 +356,9 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         ({**states(), 2: {"weight": torch.tensor([[0, 0, torch.nan, 0]])}}, {}, "'weight' at step 2 holds NaN"),
         ({**states(), 4: {"weight": torch.full((1, 4), torch.inf)}}, {}, "'weight' at step 4 holds NaN"),
         ({step: {"weight": torch.ones(1, 4)} for step in (1, 2)}, {}, "all checkpoints hold the same weights"),
-        (states(), {"jobs": "2"}, "jobs: expected a whole number of processes, 1 or more, got '2'"),
-        (states(), {"jobs": 0}, "jobs: expected a whole number of processes, 1 or more, got 0"),
-        (states(), {"storage": 3}, "storage: expected a file or the URL of a database, or None, got 3"),
+        (states(), {"jobs": "2"}, "jobs: Input should be a valid integer, got '2'"),
+        (states(), {"jobs": 0}, "jobs: Input should be greater than or equal to 1, got 0"),
+        (states(), {"storage": 3}, "storage: expected a file or the URL of a database, got 3"),
         (states(), {"storage": ""}, "storage: expected a file or the URL"),
         (states(), {"optimizers": nn}, "optimizers: expected names, or mappings"),
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
@@ -370,11 +370,11 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"build": lambda: 3}, "returned a int"),
         (states(), {"score": 3}, "score: expected a function"),
         (states(), {"sample": distance}, "either score, or sample"),
-        (states(), {"settings": {"model": "a:b"}}, "^model: already given as build"),
+        (states(), {"settings": {"model": "a:b"}}, "^settings.model: already given by the argument build"),
         (
             states(),
             {"score": None, "sample": distance, "settings": {"sampler": "a:b"}},
-            "^sampler: already given as sample",
+            "^settings.sampler: already given by the argument sample",
         ),
         (
             states(),
@@ -430,8 +430,8 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
     ("budget", "seconds"), [("2 seconds", 2), ("1 minute", 60), ("5 m", 300), ("1.5min", 90), ("2 hours", 7200)]
 )
 def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
-    assert _budget(budget) == {"seconds": seconds}
-    [spec] = parse_studies({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
+    assert BudgetSpec.of(budget) == BudgetSpec(seconds=seconds)
+    spec = parse_study_file({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
     assert spec.budget == BudgetSpec(seconds=seconds)
 
 
@@ -567,7 +567,10 @@ def test_rows(search: Any) -> None:
         ({"sample": lambda net, noise: None}, "sample returned a NoneType; expected a tensor"),
         ({"sample": lambda net, noise: net(noise)[:1]}, r"expected floating point images \[2, C, H, W\]"),
         ({"reference": "nowhere"}, "nowhere does not exist"),
-        ({"reference": torch.zeros(4, 3, 8, 8)}, r"reference.*: Input should be a valid string, got tensor\(\[\[\[\[0"),
+        (
+            {"reference": torch.zeros(4, 3, 8, 8)},
+            r"reference: Input should be a valid string or a valid dictionary, got tensor\(\[\[\[\[0",
+        ),
         ({"image_shape": 8}, "image_shape: Input should be a valid list, got 8"),
         ({"held_out": 0}, "images: Input should be greater than or equal to 2, got 0"),
     ],

@@ -135,8 +135,9 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert f'File "{__file__}"' in text
     assert line in text
     assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
-    [history] = HistoryReader(study.storage).read_studies([study.name])
-    assert [failure.traceback for failure in FailureReason.of(history)] == [text]
+    reader = HistoryReader(study.storage)
+    failures = reader.failures(reader.read_study(study.name))
+    assert [failure.traceback for failure in FailureReason.of(failures)] == [text]
 
 
 class TestManyInARow:

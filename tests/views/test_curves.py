@@ -13,7 +13,7 @@ from lcsc_opt.views.curves import (
     default_axis,
     thinned,
 )
-from tests.history_examples import history
+from tests.history_examples import history, standing, trial_array
 
 losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_size=25)
 
@@ -41,18 +41,20 @@ def test_only_improvements_are_kept() -> None:
 
 
 def test_wall_clock_counts_short_pauses_and_leaves_interruptions_out() -> None:
-    study = history([3.0, 2.0, 1.0], seconds=10, gap=2)
-    assert wall_clock(study.finished).tolist() == [10, 22, 34]
-    study.trials["started"][2] += 3600
-    study.trials["ended"][2] += 3600
-    assert wall_clock(study.finished).tolist() == [10, 22, 32], "an hour away, and the pause around it"
-    study.trials["ended"][2] += 5000
-    assert wall_clock(study.finished).tolist() == [10, 22, 32], "evaluated again the next day, under its own number"
+    trials = trial_array([3.0, 2.0, 1.0], seconds=10, gap=2)
+    assert wall_clock(trials).tolist() == [10, 22, 34]
+    trials["started"][2] += 3600
+    trials["ended"][2] += 3600
+    assert wall_clock(trials).tolist() == [10, 22, 32], "an hour away, and the pause around it"
+    trials["ended"][2] += 5000
+    assert wall_clock(trials).tolist() == [10, 22, 32], "evaluated again the next day, under its own number"
 
 
 def test_wall_clock_of_several_workers_is_not_their_sum() -> None:
-    study = history([3.0, 2.0, 1.0], columns={"started": 1000.0, "ended": [1010.0, 1012.0, 1011.0], "seconds": 10.0})
-    assert wall_clock(study.finished).tolist() == [10, 12, 11]
+    columns = {"started": 1000.0, "ended": [1010.0, 1012.0, 1011.0], "seconds": 10.0}
+    trials = trial_array([3.0, 2.0, 1.0], columns=columns)
+    study = standing(trials)
+    assert wall_clock(trials).tolist() == [10, 12, 11]
     steps = best_so_far(study, "seconds")
     assert steps.positions.tolist() == [10, 11], "the third trial ended before the second"
     assert best_so_far(study, "evaluation_seconds").positions.tolist() == [10, 20, 30]

@@ -71,7 +71,7 @@ def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> No
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
     write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
     found = read(storage)
-    assert (len(found.study.finished), found.total) == (7, 12)
+    assert (found.study.evaluations, found.total) == (7, 12)
     assert np.isnan(found.values[0, 0])
     assert "7 of 12 points" in read(storage).figure().layout.title.text
     write_landscape(storage, "digits/Landscape/1", points=0)

@@ -145,7 +145,7 @@ class Page:
         experiment = query.get("experiment", "")
         if experiment not in experiments:
             experiment = experiments[-1]
-        studies = self.reader.read_summaries(experiment)
+        studies = self.reader.read(experiment)
         for study in studies:
             if study.running and not study.ended:
                 return study.study

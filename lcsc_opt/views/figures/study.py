@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
-from lcsc_opt.database.history import Floats, History, Standing, ema_grid
+from lcsc_opt.database.history import Floats, Standing, Trials, ema_grid
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import PARTS
-from lcsc_opt.views.curves import comparison_figure, thinned
+from lcsc_opt.database.summary import PARTS, is_finished
+from lcsc_opt.views.curves import thinned
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, in_lines, inert, style
 from lcsc_opt.views.study_status import EVALUATION, seconds_outside
@@ -49,7 +50,7 @@ _OTHER_TITLE = "optimizer, database, waiting"
 
 def own_figures(
     reader: HistoryReader,
-    study: History,
+    study: Standing,
     studies: Sequence[Standing],
     names: Collection[str],
     *,
@@ -57,7 +58,6 @@ def own_figures(
 ) -> dict[str, go.Figure]:
     """Figures of one study, compared with EMA* of its experiment.
 
-    Of the experiment's ``studies`` the summaries are enough.
     The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
     """
     ema = ema_grid(studies)
@@ -68,7 +68,7 @@ def own_figures(
         "best_so_far": lambda: comparison_figure(compared, theme=theme),
         "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
         "movement": lambda: _movement_figure(reader, study, theme),
-        "times": lambda: _times_figure(study, theme),
+        "times": lambda: _times_figure(study, reader.trials(study), theme),
     }
     return {name: draw_figure[name]() for name in draw_figure if name in names}
 
@@ -258,7 +258,7 @@ def has_movement(study: Standing) -> bool:
     return len(study.summary.improvements) >= _FEWEST_IMPROVEMENTS
 
 
-def _movement_figure(reader: HistoryReader, study: History, theme: Theme) -> go.Figure:
+def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
     Of many improvements some are chosen evenly.
@@ -271,7 +271,7 @@ def _movement_figure(reader: HistoryReader, study: History, theme: Theme) -> go.
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
     heat_map = _heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")
-    last = int(study.trials["number"].max())
+    last = int(reader.trials(study)["number"].max())
     heat_map.update(y=[*shown, last + 1])  # edges: the best of one trial stays so until the next
     heat_map.update(text=[[f"trial {number}"] * len(study.steps) for number in shown])
     heat_map.update(hovertemplate="%{text}, step %{customdata:,}: %{z:.4g}<extra></extra>")
@@ -284,14 +284,13 @@ def _movement_figure(reader: HistoryReader, study: History, theme: Theme) -> go.
     return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
 
 
-def _times_figure(study: History, theme: Theme) -> go.Figure:
+def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
     ``other`` is the optimizer, the database, waiting, and what the objective's parts leave of an evaluation; without
     parts, an evaluation is one.
     """
-    has_ended = np.isin(study.trials["number"], study.finished["number"])
-    trials = study.trials[has_ended]  # in the order of numbers; study.finished is in that of tells
+    trials = trials[is_finished(trials)]
     if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc run", theme, height=220)
     seconds = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from lcsc_opt.database.names import TRAINED
-from lcsc_opt.views.curves import AXES, comparison_figure
+from lcsc_opt.views.curves import AXES
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import STYLES, style
 from tests.history_examples import history
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,10 +14,10 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
-from lcsc_opt.database.history import History
+from lcsc_opt.database.history import Standing, Trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.curves import comparison_figure
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
@@ -24,20 +25,25 @@ from lcsc_opt.views.figures.study import (
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
-from tests.history_examples import history, reported
+from tests.history_examples import reported, standing, trial_array
 from tests.study_examples import STEPS, coefficients, write_study
 
 NAMES = ("best_so_far", "coefficients", "movement", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
-def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[History, ...]]:
+def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[Standing, ...]]:
     reader = HistoryReader(storage)
     return reader, reader.read(experiment)
 
 
-def drawn(reader: Any, name: str, study: History) -> go.Figure:
+def drawn(reader: Any, name: str, study: Standing) -> go.Figure:
     return own_figures(reader, study, [study], [name])[name]
+
+
+def times(trials: Trials) -> go.Figure:
+    """The figure of a study of these trials."""
+    return drawn(mock.Mock(trials=lambda _: trials), "times", standing(trials))
 
 
 def texts(figure: go.Figure) -> str:
@@ -154,20 +160,20 @@ def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBSto
 
 def test_time_per_trial_is_stacked_by_part() -> None:
     columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
-    made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
+    made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
     shown = {trace.name: list(trace.y) for trace in made.data}
     after = "after the last one nothing starts"
     assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "optimizer, database, waiting": [0.75, 0.75, 0.25]}, (
         after
     )
     assert made.layout.barmode == "stack"
-    made = drawn(None, "times", history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
+    made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
     shown = {trace.name: list(trace.y) for trace in made.data}
     assert shown == {"evaluation": [1.0] * 3, "optimizer, database, waiting": [0.5, 0.5, 0.0]}, "no part has a name"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:
-    made = drawn(None, "times", history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False))
+    made = times(trial_array([1.0] * 1001, seconds=2.0, gap=0.0, running=1))
     assert list(made.data[0].x[:3]) == [0, 9, 18]
     assert (made.data[0].width, len(made.data[0].y)) == (9, 112)
     np.testing.assert_allclose(made.data[0].y, 2.0)

@@ -1,0 +1,95 @@
+"""The figure of the best losses so far: a line for each optimizer, and the band of its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lcsc_opt.database.history import Standing, ema_grid
+from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
+from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
+from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
+
+_HOVER = "%{y:.4g}"
+_FEW_EVALUATIONS = 10
+
+
+def comparison_figure(
+    studies: Sequence[Standing],
+    axis: str | None = None,
+    *,
+    log_x: bool = False,
+    log_y: bool = True,
+    theme: Theme = "light",
+) -> go.Figure:
+    """Best so far of each optimizer: mean and range over its seeds, EMA* as a line.
+
+    All are losses on the search's noise, of as many images as a candidate of the search. ``axis`` is one of
+    :data:`~lcsc_opt.views.curves.AXES`; ``None`` is the
+    :func:`~lcsc_opt.views.curves.default_axis`. The axis of losses is linear if one of them is not positive.
+    """
+    axis = axis or default_axis(studies)
+    lines = curves(studies, axis)
+    if not lines:
+        experiment = next((study.experiment for study in studies), "this experiment")
+        return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
+    lowest = min(line.lowest_loss for line in lines)
+    level = None
+    ema = ema_grid(studies)
+    if ema is not None and ema.searched is not None:
+        level = Level(ema.searched, "EMA*")
+        lowest = min(lowest, level.y)
+    log_y = log_y and lowest > 0
+    traces: list[go.Scatter] = []
+    for line in lines:  # under all lines
+        traces += _range_traces(line)
+    for line in lines:
+        traces.append(_line_trace(line))
+    metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
+    x_options: dict[str, Any] = {}
+    if axis == "evaluations" and not log_x and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
+        x_options["dtick"] = 1  # no ticks between whole numbers
+    panel = Panel(
+        traces,
+        y=Axis(f"best {inert(metric)} so far", logarithmic=log_y, tick_format="~g"),
+        level=level,
+    )
+    view = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
+    x = Axis(AXES[axis], logarithmic=log_x, tick_format="~s", options=x_options)
+    return draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
+
+
+def _range_traces(curve: Curve) -> list[go.Scatter]:
+    """The band between the lowest and the highest seed."""
+    if len(curve.seeds) < 2:
+        return []
+    shared: dict[str, Any] = {
+        "x": curve.positions,
+        "mode": "lines",
+        "legendgroup": inert(curve.optimizer),
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "line": {"width": 0, "shape": "hv"},
+    }
+    colour = with_alpha(style(curve.optimizer).colour, 0.18)
+    return [
+        go.Scatter(y=curve.lowest, **shared),
+        go.Scatter(y=curve.highest, fill="tonexty", fillcolor=colour, **shared),
+    ]
+
+
+def _line_trace(curve: Curve) -> go.Scatter:
+    """The mean over seeds."""
+    look = style(curve.optimizer)
+    width = 2.5 if curve.finished else 1.2
+    return go.Scatter(
+        x=curve.positions,
+        y=curve.mean,
+        mode="lines" if len(curve.positions) > 1 else "lines+markers",  # a line of one point cannot be seen
+        name=inert(curve.label),
+        legendgroup=inert(curve.optimizer),
+        line={"color": look.colour, "dash": look.dash, "width": width, "shape": "hv"},
+        hovertemplate=_HOVER,
+    )
