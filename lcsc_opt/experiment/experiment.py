@@ -342,6 +342,7 @@ class Experiment:
         before = self.studies.get(spec.name)
         now = environment()
         changed = check_search(spec, self.studies, now, accept=self._accept)
+        check(spec, objective)  # what is wrong with this search alone stops no other
         if spec.workers == "auto":  # as many as this machine has devices
             spec = spec.model_copy(update={"workers": spec.worker_count})
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
