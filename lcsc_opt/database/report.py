@@ -176,7 +176,7 @@ class ReportPlan:
 
     @classmethod
     def of(cls, held_out: HeldOutSpec, report: Report | None, *, own_images: int | None, samples: bool) -> ReportPlan:
-        """What a study file asks for. A report that has more images, or other groups of noise, keeps these.
+        """What a study file asks for. A report that has more images or trials, or other groups of noise, keeps these.
 
         Args:
             held_out: of the study file.
@@ -187,7 +187,7 @@ class ReportPlan:
         images = held_out.images_with(own_images) if samples else 0
         if report is None:
             return cls(images, held_out.top)
-        return cls(max(images, report.images), held_out.top, report.seeds)
+        return cls(max(images, report.images), max(held_out.top, report.top), report.seeds)
 
     def is_met(self, report: Report) -> bool:
         """Whether a report is as large as planned."""

@@ -116,6 +116,8 @@ class Experiment:
         stored = self.studies.get(spec.name)
         if stored is None or self._before is None or self._retry_failed or not is_searched(spec, stored):
             return False
+        if self._accept and self._code_changes("decides"):  # which is stored, and measured again
+            return False
         before = ObjectiveSpec(**self._before["objective"])
         # with the names of all files: what lies at another place is compared by its content
         if (before.file, settings_of(before, {})[0]) != (spec.objective.file, settings_of(spec.objective, {})[0]):

@@ -100,6 +100,13 @@ def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Type
     assert all(now[name] == 32 * before[name] for name in before.keys() & now.keys())
 
 
+def test_what_finished_with_other_code_is_reported_by_the_accepted_one(place: Path, typed: Typed) -> None:
+    run = ("run", "edited.yaml", "name=reported", "held_out={images: 20}")
+    before = typed(*run).err.splitlines()[-2]
+    write("edited_helper", "SCALE = 32\n")
+    assert typed(*run, "--accept-changes").err.splitlines()[-2] != before
+
+
 def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed) -> None:
     study = STUDY.replace('held_out: "edited_loss:lose"', 'held_out: "edited_extractor:test"')
     Path("edited.yaml").write_text(f"{study}held_out: {{images: 20}}\n")
@@ -122,6 +129,7 @@ def test_what_finished_with_other_code_is_not_returned_and_no_seed_is_added(
     write("edited_helper", "SCALE = 32\n")
     assert "edited_helper changed" in typed.refused(*command)
     assert lcsc([*command, "--accept-changes"]) == 0
+    assert lcsc(command) == 0, "it was accepted once"
 
 
 EXTRACTOR = """
