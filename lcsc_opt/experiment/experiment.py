@@ -35,7 +35,6 @@ from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
-from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import open_workers
@@ -267,8 +266,8 @@ class Experiment:
         rows = rule if candidate.coefficients.ndim > 1 else None
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
-        in_layout = InLayout(self._evaluator, self.layout)
-        return persistently(in_layout, self._specs[0].failures.retries)(candidate)
+        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
+        return evaluate(dataclasses.replace(candidate, layout=self.layout))
 
     # searches
 
