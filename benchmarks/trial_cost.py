@@ -33,12 +33,12 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 from common import RESULTS, machine, markdown, parse, run_listed
-from lcsc_opt.study.running import listed, spec_of
+from lcsc_opt.experiment.running import searches_of, spec_of
 from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -282,7 +282,7 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
         "optimizers": [optimizer],
         "budget": {"evaluations": trials},
     }
-    run_listed(listed(parse_studies(spec, source="benchmark")), url)
+    run_listed(searches_of([parse_study_file(spec, source="benchmark")]), url)
 
 
 def trial_count(url: str, name: str = LONG) -> int:

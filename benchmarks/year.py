@@ -30,11 +30,11 @@ from unittest import mock
 import numpy as np
 import optuna
 from common import RESULTS, machine, markdown, parse, run_listed
-from lcsc_opt.study.running import listed
+from lcsc_opt.experiment.running import searches_of
 from werkzeug.test import Client
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.dashboard.server import application
@@ -110,7 +110,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
         "optimizers": ["LCSC"],
         "budget": {"evaluations": trials},
     }
-    run_listed(listed(parse_studies(spec, source="benchmark")), storage.url)
+    run_listed(searches_of([parse_study_file(spec, source="benchmark")]), storage.url)
 
 
 def copy_short(file: Path) -> None:
