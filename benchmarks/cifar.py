@@ -144,7 +144,8 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
                 told.append(time.perf_counter())
                 advance()
 
-        running.run(on_progress)
+        running.on_progress = on_progress
+        running.run()
     costs = [trial.user_attrs["cost"] for trial in study.trials()[WARM_UP:]]
     parts = ("merge", "sample", "features", "metric")
     means = {part: statistics.mean(cost[f"{part}_seconds"] for cost in costs) for part in parts}

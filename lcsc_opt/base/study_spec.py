@@ -249,12 +249,12 @@ def seconds_of(duration: str | datetime.timedelta) -> float:
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise.
+    """After the searches, the best trials are scored on selection noise, and the best of each on held-out noise.
 
     Attributes:
-        images: for each trial and each group of noise; items of a score. ``None`` is the objective's own number, or
+        images: for each model and each group of noise; items of a score. ``None`` is the objective's own number, or
             10,000.
-        top: how many trials.
+        top: how many trials of all searches together, the same number of each, at least one.
     """
 
     images: Annotated[int, pydantic.Field(ge=2)] | None = None

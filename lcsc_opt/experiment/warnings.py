@@ -53,9 +53,10 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     if not report.is_found or best is None:
         return
     against = best.model.name
+    best_had = named(best.model)
     costs = report.costs(report.answer, against)
     if costs:
-        line = f"the answer has a cost, compared with {named(best.model)}: {_changes(costs)}. {_COMPARE_IMAGES}"
+        line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
         can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
         yield f"{line}, or search with keep: precision" if can_be_kept and kept is None else line
     unconfirmed = [
@@ -65,7 +66,7 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     ]
     if unconfirmed:
         yield (
-            f"the gain over {named(best.model)} does not show in what the search did not see: {_changes(unconfirmed)}. "
+            f"the gain over {best_had} does not show in what the search did not see: {_changes(unconfirmed)}. "
             f"{_COMPARE_IMAGES}"
         )
     if len(report.parts) > 1:
@@ -80,10 +81,10 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
     turned = [row for row in decisive if row.lost and (here[row.metric].gain or 0.0) > 0]
     if turned:
         first, second = report.parts
+        changes_here = _changes([here[row.metric] for row in turned])
         yield (
             f"in another sampler the answer is worse than {named(best)}: {_changes(turned)} with {second.sampler}; "
-            f"with {first.sampler}, {_changes([here[row.metric] for row in turned])}. Use it only with the sampler "
-            "that it was searched with"
+            f"with {first.sampler}, {changes_here}. Use it only with the sampler that it was searched with"
         )
 
 
