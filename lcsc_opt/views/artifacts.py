@@ -59,7 +59,7 @@ class StoredImage:
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
         """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
         best = None if report is None else report.best_had(report.headline_metric)
-        if report is None or best is None:
+        if report is None or best is None or not report.is_found:  # what is stored then is of an earlier report
             return []
         captions: dict[Shows, str] = {
             "before": f"The best you had: {best.model.title}",
