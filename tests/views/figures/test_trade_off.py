@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.ranking import points_of
-from tests.history_examples import measured
-from tests.study_examples import write_study
+from tests.history_examples import measured, report_of
+from tests.study_examples import write_report, write_study
 
 
 def siblings(reader: HistoryReader, name: str) -> list[Standing]:
@@ -32,8 +32,7 @@ def reader(url: str) -> HistoryReader:
         ("near=6/CMA", 4.0, {}),
     ]
     for name, fid, more in answers:
-        report = HeldOutReport(measured(fid, trial=0, **{"fid@clip": fid, **more}))
-        write_study(storage, f"digits,{name}/0", [fid], held_out=report)
+        write_study(storage, f"digits,{name}/0", [fid], held_out=measured(fid, **{"fid@clip": fid, **more}))
     write_study(storage, "other/LCSC/0", [1.0])
     return HistoryReader(storage)
 
@@ -42,31 +41,33 @@ def reader(url: str) -> HistoryReader:
 def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: HistoryReader, name: str) -> None:
     made = trade_off_figure(siblings(reader, name))
     assert made is not None
-    shown = {trace.name: (list(trace.x), list(trace.y), list(trace.text)) for trace in made.data}
-    assert shown == {"LCSC/0": ([0.5, 0.6], [3.8, 5.6], ["0", "6"]), "EMA*/0": ([0.62], [28.0], ["0"])}
+    shown = {trace.name: (list(trace.x), list(trace.y), list(trace.text or ())) for trace in made.data}
+    assert {name: shown[name] for name in ("LCSC/0", "EMA*/0")} == {
+        "LCSC/0": ([0.5, 0.6], [3.8, 5.6], ["0", "6"]),
+        "EMA*/0": ([0.62], [28.0], ["0"]),
+    }
+    assert list(made.data[-1].x) == [0.5, 0.6], "the answers of the points where it was measured"
     assert made.data[0].customdata[1] == "digits,near=6/LCSC/0, trial 0"
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 
-def test_bars_are_the_intervals_and_the_trainers_models_have_marks(url: str) -> None:
+def test_bars_are_the_intervals_and_the_trainers_models_and_the_answer_have_marks(url: str) -> None:
     storage = open_storage(url, write=True)
-    rows = (
-        MetricRow("loss", 1, 4.0),
-        MetricRow("fid", 1, 4.0, interval=(3.5, 5.0)),
-        MetricRow("precision", -1, 0.6, spread=0.1),
-    )
+    found = {
+        f"digits/LCSC/{seed}": measured(4.0, **{"fid": 4.0, f"loss{STANDARD_ERROR}": 0.5, "precision": 0.6})
+        for seed in range(2)
+    }
     last = measured(9.0, name="last checkpoint", fid=9.0, precision=0.5)
-    report = HeldOutReport(
-        measured(4.0, trial=0, fid=4.0, precision=0.6), (last, measured(8.0, name="trainer's EMA")), rows
-    )
-    for seed in range(2):
-        write_study(storage, f"digits/LCSC/{seed}", [4.0], held_out=report)
+    for study in found:
+        write_study(storage, study, [4.0])
+    write_report(storage, report_of(found, last, measured(8.0, name="trainer's EMA")))
     made = trade_off_figure(siblings(HistoryReader(storage), "digits"))
     assert made is not None
-    first, _, trained = made.data
-    np.testing.assert_allclose([first.error_y.array, first.error_y.arrayminus], [[1.0], [0.5]])
-    np.testing.assert_allclose([first.error_x.array, first.error_x.arrayminus], [[0.1], [0.1]])
+    first, _, trained, answer = made.data
+    np.testing.assert_allclose([first.error_y.array, first.error_y.arrayminus], [[0.98], [0.98]], rtol=1e-3)
+    assert not first.error_x.visible
     assert (trained.name, list(trained.x), list(trained.y)) == ("last checkpoint", [0.5], [9.0])
+    assert (answer.name, list(answer.x), list(answer.y)) == ("answer", [0.6], [4.0])
 
 
 def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:
