@@ -109,10 +109,8 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
         return []
 
     metric = report.headline_metric
-    shown = [
-        (unselected[shows], f"held-out {metric} {number(value_of(report, measured, metric))}")
-        for shows, measured in (("before", best), ("answer", report.of_answer))
-    ]
+    values = [f"held-out {metric} {number(value_of(report, model, metric))}" for model in (best, report.of_answer)]
+    shown = [(unselected["before"], values[0]), (unselected["answer"], values[1])]
     if "real" in unselected:
         shown.append((unselected["real"], ""))
     return shown

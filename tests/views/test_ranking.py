@@ -138,7 +138,7 @@ def test_before_a_report_the_line_says_who_is_ahead() -> None:
 
 
 def model(loss: float, fid: float, judge: float, **more: Any) -> Any:
-    return measured(loss, fid=fid, **{"fid_held_out": judge}, **more)
+    return measured(loss, fid=fid, fid_held_out=judge, **more)
 
 
 def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_that_is_named() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.storages import RDBStorage
@@ -74,7 +75,11 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("role") == "figure"]
     assert len(labels) == len(figures)
     assert all(labels)
-    assert {"Best so far against evaluations", "Distance between the best of each search", "Coefficients, digits/LCSC/0"} <= {*labels}
+    assert {
+        "Best so far against evaluations",
+        "Distance between the best of each search",
+        "Coefficients, digits/LCSC/0",
+    } <= {*labels}
     assert "noscript" in [tag for tag, _ in page.elements]
     assert not [figure for figure in figures if "template" in figure["layout"]]
     templates = next(json.loads(text) for text in page.scripts if text.startswith('{"light"'))
@@ -103,8 +108,9 @@ def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_ha
 
 
 def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage: RDBStorage, tmp_path: Path) -> None:
-    found = {"digits/LCSC/0": measured(2.5, trial=1, **{"precision": 0.5, HOSTILE: 0.557})}
-    last = measured(9.0, name=LAST_CHECKPOINT, **{"precision": 0.4, HOSTILE: 0.62})
+    values: list[dict[str, Any]] = [{"precision": 0.5, HOSTILE: 0.557}, {"precision": 0.4, HOSTILE: 0.62}]
+    found = {"digits/LCSC/0": measured(2.5, trial=1, **values[0])}
+    last = measured(9.0, name=LAST_CHECKPOINT, **values[1])
     known = ReportedMetrics(signs={HOSTILE: -1}, real_halves={HOSTILE: 0.9}, cross_check_text="it saw nothing")
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     store_report(storage, report_of(found, last, metrics=known, warnings=("it lost",)))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -104,7 +103,9 @@ def test_the_answer_is_the_chosen_trial_and_without_one_the_best(trial: int | No
 
 
 def test_everything_about_a_study_is_json(url: str) -> None:
-    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(5.0, trial=0))
+    study = write_study(
+        open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(5.0, trial=0)
+    )
     found = overview(study)
     assert json.loads(json.dumps(found)) == found
     expected = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
 from lcsc_opt.views import percent, unbroken
@@ -36,7 +38,7 @@ def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_
 
 
 def test_intervals_are_shown_where_they_are_known() -> None:
-    errors = {f"near{STANDARD_ERROR}": 0.5}
+    errors: dict[str, Any] = {f"near{STANDARD_ERROR}": 0.5}
     found = {"digits/LCSC/0": measured(2.0, near=3.0, **errors)}
     report = report_of(found, measured(5.0, name=EMA, near=6.0, **errors), metrics=ReportedMetrics(signs=SIGNS))
     header, texts = report_table(report, ANSWER)
@@ -60,7 +62,7 @@ def test_nothing_gained_has_no_minus() -> None:
 
 
 def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:
-    metrics = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
+    metrics: dict[str, Any] = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
     signs = dict.fromkeys(metrics, 1) | {"recall": -1}
     reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves={"fid_held_out": 1.0, "recall": 0.9})
     found = {

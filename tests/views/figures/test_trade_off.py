@@ -52,10 +52,8 @@ def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: Histor
 
 def test_bars_are_the_intervals_and_the_trainers_models_and_the_answer_have_marks(url: str) -> None:
     storage = open_storage(url, write=True)
-    found = {
-        f"digits/LCSC/{seed}": measured(4.0, **{"fid": 4.0, f"loss{STANDARD_ERROR}": 0.5, "precision": 0.6})
-        for seed in range(2)
-    }
+    error: dict[str, Any] = {f"loss{STANDARD_ERROR}": 0.5}
+    found = {f"digits/LCSC/{seed}": measured(4.0, fid=4.0, precision=0.6, **error) for seed in range(2)}
     last = measured(9.0, name="last checkpoint", fid=9.0, precision=0.5)
     for study in found:
         write_study(storage, study, [4.0])
