@@ -243,7 +243,7 @@ def _content() -> list[Any]:
             ],
             className="controls",
         ),
-        parts.graph("trade-off", label="One held-out metric of the answers against another"),
+        parts.graph("trade-off", label="One held-out metric against another"),
         html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
@@ -273,6 +273,7 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
     return {
         "optimizer": row.label,
         "seeds": row.seeds,
+        "seeds_text": row.seeds or UNKNOWN,
         "unfinished": row.seeds - row.finished,
         **_spread_cells("held_out", row.held_out),
         **_spread_cells("searched", row.searched),
@@ -309,7 +310,7 @@ def _difference_cells(difference: Difference | None) -> dict[str, Any]:
         "difference": difference.mean,
         "difference_low": difference.low,
         "difference_high": difference.high,
-        "difference_text": difference.text("+.3g"),
+        "difference_text": difference.text,
     }
 
 
@@ -321,7 +322,7 @@ def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any
         {
             "field": "optimizer",
             "headerName": "Optimizer",
-            "minWidth": 150,
+            "minWidth": 190,
             "cellStyle": swatch,
             **SEVERAL_LINES,
         },
@@ -334,7 +335,7 @@ def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any
     if target is not None:
         columns.append(_quantity("to_value", f"{cost} to {target:g}", **SEVERAL_LINES))
     columns.append(_quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH))
-    columns.append({"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70})
+    columns.append(_quantity("seeds", "Seeds", minWidth=70))
     return columns
 
 

@@ -27,7 +27,7 @@ FIGURES = {
     "coefficients": "Coefficients over training steps",
     "movement": "How the best coefficients moved",
     "times": "Time per trial",
-    "distances": "Distance between answers",
+    "distances": "Distance between the best of each search",
 }
 TEXTS = ("metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
@@ -66,7 +66,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             _progress(study, trials, progress),
             _nodes(study),
             _failures(reader.failures(study)),
-            parts.study_link(study, "images", "Its images"),
+            parts.study_link(study, "images", "Images of its experiment"),
             *(figures.get(key, no_update) for key in FIGURES),
             parts.refresh_interval([study]),
             signatures,
@@ -126,7 +126,7 @@ def _metrics(study: Standing) -> Any:
         if part.sampler is not None:
             title += f", {part.sampler}"
         header, rows = report_table(report, study.found.model.name, part=index)
-        sections.append(parts.section(title, parts.table(header, rows, text=2)))
+        sections.append(parts.section(title, parts.table(header, rows)))
     return sections
 
 

@@ -31,8 +31,8 @@ def signed(value: float, form: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """A cell of a table in which lines break only between a number and its interval."""
-    text = text.replace(" ± ", "\u00a0±\u00a0")
+    """A cell of a table in which lines break only between words, and between a number and its interval."""
+    text = re.sub(r" (±) | (?=[↓↑]$)", lambda found: found[0].replace(" ", "\u00a0"), text)
     return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
 
 

@@ -111,12 +111,11 @@ class Difference:
             return "better"
         return _ALIKE
 
-    def text(self, form: str = ".4g") -> str:
-        """The difference with its interval, whose ends have this format."""
-        text = signed(self.mean, "+.3g")
-        if self.low is None or self.high is None:
-            return text
-        return f"{text} [{signed(self.low, form)}, {signed(self.high, form)}]"
+    @property
+    def text(self) -> str:
+        """The difference with its interval."""
+        mean, *ends = [signed(value, "+.3g") for value in (self.mean, self.low, self.high) if value is not None]
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:

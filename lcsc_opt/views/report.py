@@ -20,12 +20,11 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.database.history import Standing
-from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
-from lcsc_opt.views.answer import first_line
+from lcsc_opt.views.answer import first_line, value_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
@@ -41,8 +40,8 @@ _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
-_Shown = tuple[str, StoredImage, str]
-"""A title, an image, and the loss of its model as text, which is empty for real images."""
+_Shown = tuple[StoredImage, str]
+"""An image, and a value of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
@@ -71,7 +70,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
-        opening=_opening(held_out, metric, images),
+        opening=_opening(held_out, images),
         answer=[] if held_out is None else _tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,
@@ -99,7 +98,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     return path
 
 
-def _opening(report: Report | None, metric: str, images: Sequence[StoredImage]) -> list[_Shown]:
+def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Shown]:
     """What a page begins with: samples of the best that the user had, and of the answer from the same noise.
 
     Real images stand beside them where there are some. Empty without both.
@@ -109,15 +108,11 @@ def _opening(report: Report | None, metric: str, images: Sequence[StoredImage]) 
     if report is None or best is None or not {"before", "answer"} <= unselected.keys():
         return []
 
-    def loss_of(measured: Measurement) -> str:
-        return f"held-out {metric} {number(report.shown(measured))}"
-
-    shown = [
-        ("Before", unselected["before"], loss_of(best)),
-        ("After", unselected["answer"], loss_of(report.of_answer)),
-    ]
+    metric = report.headline_metric
+    values = [f"held-out {metric} {number(value_of(report, model, metric))}" for model in (best, report.of_answer)]
+    shown = [(unselected["before"], values[0]), (unselected["answer"], values[1])]
     if "real" in unselected:
-        shown.append(("To compare", unselected["real"], ""))
+        shown.append((unselected["real"], ""))
     return shown
 
 
@@ -129,8 +124,8 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     header += [f"{axis} to EMA*" for axis in axes]
     rows: list[list[object]] = []
     for row in ranked:
-        difference = UNKNOWN if row.difference is None else row.difference.text()
-        cells: list[object] = [row.label, row.seeds, spread_text(row.held_out), spread_text(row.searched)]
+        difference = UNKNOWN if row.difference is None else row.difference.text
+        cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
         cells += [percent(row.below_ema), difference, row.verdict]
         for axis in axes:
             reach = row.to_ema.get(axis)

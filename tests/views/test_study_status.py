@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +22,8 @@ from lcsc_opt.views.study_status import (
     shares_of_time,
     sorted_studies,
 )
-from tests.history_examples import history, reported, standing, trial_array
-from tests.study_examples import coefficients, write_study
+from tests.history_examples import history, measured, reported, standing, trial_array
+from tests.study_examples import coefficients, write_report, write_study
 
 ALIVE = "node1"
 
@@ -99,19 +98,19 @@ def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> N
 
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0)])
 def test_the_answer_is_the_chosen_trial_and_without_one_the_best(trial: int | None, answer: int) -> None:
-    study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=reported(5.0, trial=trial))
+    study = history([3.0, 1.0, 2.0, None], report=None if trial is None else reported(5.0, trial=trial))
     assert (study.chosen, study.best) == (answer, 1)
 
 
 def test_everything_about_a_study_is_json(url: str) -> None:
-    held_out = reported(5.0, trial=0)
-    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=held_out)
+    study = write_study(
+        open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(5.0, trial=0)
+    )
     found = overview(study)
     assert json.loads(json.dumps(found)) == found
     expected = {
         **{"study": "digits/LCSC/0", "state": "finished", "evaluations": 3, "failed": 1, "best_trial": 2},
         **{"searched": 2.0, "held_out": 5.0, "checkpoints": 3, "chosen_trial": 0},
-        "held_out_report": held_out.to_json(),
         **{"coefficients": coefficients(0).tolist(), "failure_reasons": {"broken": 1}},
         "best_coefficients": describe_coefficients(coefficients(0), (100, 200, 300)),
     }
@@ -161,7 +160,7 @@ def test_an_overview_says_of_a_summary_what_it_says_of_the_trials(any_url: str) 
 
 def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
-    study.set_attribute("held_out", reported(5.0, trial=9).to_json())
+    write_report(study.storage, reported(5.0, trial=9))
     with pytest.raises(StudyStoreError, match="has no trial 9 of a search"):
         overview(study)
 

@@ -228,7 +228,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
     classes = ["text"] * text + [""] * (len(header) - text)
     head = []
     for name, css_class in zip(header, classes, strict=True):
-        breakable = short_metric(name).replace("@", "\u200b@").replace(".", ".\u200b")
+        breakable = unbroken(short_metric(name)).replace("@", "\u200b@").replace(".", ".\u200b")
         head.append(html.Th(breakable, title=name, scope="col", className=css_class))
     body = []
     for row in rows:

@@ -339,7 +339,8 @@ def distances_figure(reader: HistoryReader, studies: Sequence[Standing], *, them
     """
     answers = _comparable_answers(reader, studies)
     if len(answers) < 2:
-        return empty_figure("One answer has no distance. Search with another seed: lcsc run STUDY_FILE --seed 1", theme)
+        another = "Search with another seed: lcsc run STUDY_FILE 'seeds=[0,1]'"
+        return empty_figure(f"There is one model, and no distance. {another}", theme)
     rows = max(len(np.atleast_2d(answer)) for _, answer in answers)
     shape = (rows, len(answers[0][0].steps))
     stacked = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])

@@ -97,12 +97,14 @@ def _error(study: Standing, metric: str) -> tuple[float, float]:
     """How far below and above its value a held-out metric may be: to its 95 % interval, else by its deviation."""
     if study.report is None or study.found is None:
         return 0.0, 0.0
-    for row in study.report.rows(study.found.model.name):
-        if row.metric == metric and row.interval is not None:
-            low, high = row.interval
-            return row.value - low, high - row.value
-        if row.metric == metric and row.spread is not None:
-            return row.spread, row.spread
+    of_loss, *rows = study.report.rows(study.found.model.name)
+    is_loss = metric in ("loss", study.found.metric_of_loss)  # which has no row under another name
+    row = of_loss if is_loss else next((row for row in rows if row.metric == metric), None)
+    if row is not None and row.interval is not None:
+        low, high = row.interval
+        return row.value - low, high - row.value
+    if row is not None and row.spread is not None:
+        return row.spread, row.spread
     return 0.0, 0.0
 
 

@@ -25,7 +25,7 @@ from lcsc_opt.views.figures.study import (
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
-from tests.history_examples import reported, standing, trial_array
+from tests.history_examples import measured, standing, trial_array
 from tests.study_examples import STEPS, coefficients, write_study
 
 NAMES = ("best_so_far", "coefficients", "movement", "times")
@@ -52,8 +52,8 @@ def texts(figure: go.Figure) -> str:
 
 def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RDBStorage) -> None:
     for name, losses in (("EMAGrid/0", [9.0]), ("LCSC/0", [4.0, 2.0, 1.0]), ("LCSC/1", [4.0, 2.0])):
-        report = reported(2.75, trial=1) if name == "LCSC/0" else None
-        write_study(storage, f"digits/{name}", losses, held_out=report).set_attribute("steps", [100, 200, 400])
+        found = measured(2.75, trial=1) if name == "LCSC/0" else None
+        write_study(storage, f"digits/{name}", losses, held_out=found).set_attribute("steps", [100, 200, 400])
     reader, (ema, first, second) = read(storage)
     made = coefficients_figure(reader, [first, second], ema)
     bars, line, other, _ = made.data
@@ -138,7 +138,7 @@ def test_the_movement_of_rows_is_that_of_their_mean(storage: RDBStorage) -> None
 
 @pytest.mark.parametrize("name", ["digits/LCSC/0", "a-long-name-" * 8 + "x/LCSCGradient/12"])
 def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> None:
-    write_study(storage, name, [4.0, 2.0], held_out=reported(2.75, trial=1))
+    write_study(storage, name, [4.0, 2.0], held_out=measured(2.75, trial=1))
     reader, studies = read(storage, name.split("/")[0])
     made = coefficients_figure(reader, studies)
     lines = made.layout.annotations[0].text.split("<br>")
@@ -203,7 +203,7 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
 
 def test_the_figures_of_a_study_are_drawn_with_emas(storage: RDBStorage) -> None:
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
-    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out=reported(2.5, trial=2))
+    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(2.5, trial=2))
     reader, studies = read(storage)
     found = own_figures(reader, studies[-1], studies, NAMES)
     assert tuple(found) == NAMES
