@@ -32,7 +32,6 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
-from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
@@ -85,8 +84,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         summaries=studies_table(studies),
         trade_off=_trade_off(studies),
         distances=_distances(reader, studies),
-        landscapes=_landscapes(reader, experiment),
-        landscape_caption=CAPTION,
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
@@ -161,11 +158,6 @@ def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | N
     if answers < 2:
         return None
     return _drawn(distances_figure(reader, studies))
-
-
-def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Drawn]]:
-    names = Landscape.names(reader, experiment)
-    return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
