@@ -94,7 +94,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         metrics = metrics_of(shown.studies)
         return (
             "",
-            first_line(shown.studies, ranked),
+            first_line(shown.studies),
             comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
             new_columns,
             [_row(row, axis) for row in ranked],

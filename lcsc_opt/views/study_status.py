@@ -23,81 +23,27 @@ EVALUATION = "evaluation"  # the part that stands for all of a trial whose objec
 RECENT = 50  # trials that the rate is computed from
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """The progress of a study.
-
-    Attributes:
-        state: ``running``, ``finished``, ``interrupted`` or ``empty``.
-        unit: the unit of the budget: ``evaluations``, ``images`` or ``seconds``.
-        done: how much of the budget was spent.
-        total: the budget; ``None`` if none is stored.
-        per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.
-        seconds_left: at that rate; ``None`` unless the study is running.
-        failed: trials that failed.
-        retried: trials that succeeded after a failed attempt.
-    """
-
-    state: str
-    unit: str
-    done: int
-    total: int | None
-    per_hour: float | None
-    seconds_left: float | None
-    failed: int
-    retried: int
-
-    @property
-    def share(self) -> float | None:
-        """The share of the budget that was spent, from 0 to 1."""
-        if not self.total:
-            return None
-        return min(self.done / self.total, 1.0)
-
-    @property
-    def rate(self) -> str | None:
-        """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
-        if self.per_hour is None or self.unit == "seconds":
-            return None
-        return f"{self.per_hour:,.0f} {self.unit} an hour"
-
-    @classmethod
-    def of(cls, study: Standing, trials: Trials) -> Progress:
-        """The progress of a study with these trials, its rate, and the time that it still needs."""
-        done = study.budget_spent
-        total = study.budget_total
-        state = study.progress_state
-        charge_per_trial = done / max(study.evaluations, 1)
-        rate = _rate(trials[is_finished(trials)], charge_per_trial)
-        seconds_left = None
-        if state == "running" and total and rate:
-            seconds_left = max((total - done) / rate, 0.0)
-        return cls(
-            state=state,
-            unit=study.budget_unit,
-            done=done,
-            total=total,
-            per_hour=None if rate is None else 3600 * rate,
-            seconds_left=seconds_left,
-            failed=study.summary.failed,
-            retried=study.summary.retried,
-        )
-
-
-def _rate(trials: Trials, units: float) -> float | None:
-    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
-
-    Args:
-        trials: ``[n]``, those that count.
-        units: that a trial was charged, in the mean.
-    """
-    clock = np.sort(wall_clock(trials))[-RECENT:]
-    if len(clock) < 2:
+def rate(study: Standing, trials: Trials) -> float | None:
+    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them."""
+    clock = np.sort(wall_clock(trials[is_finished(trials)]))[-RECENT:]
+    if len(clock) < 2 or clock[-1] <= clock[0]:
         return None
-    elapsed = float(clock[-1] - clock[0])
-    if elapsed <= 0:
+    charge_per_trial = study.budget_spent / study.evaluations
+    return float((len(clock) - 1) * charge_per_trial / (clock[-1] - clock[0]))
+
+
+def rate_text(study: Standing, per_second: float | None) -> str | None:
+    """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
+    if per_second is None or study.budget_unit == "seconds":
         return None
-    return (len(clock) - 1) * units / elapsed
+    return f"{3600 * per_second:,.0f} {study.budget_unit} an hour"
+
+
+def seconds_left(study: Standing, per_second: float | None) -> float | None:
+    """The time that a running study still needs at this rate."""
+    if study.progress_state != "running" or not study.budget_total or not per_second:
+        return None
+    return max((study.budget_total - study.budget_spent) / per_second, 0.0)
 
 
 def duration(seconds: float) -> str:
