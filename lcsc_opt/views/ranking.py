@@ -214,18 +214,10 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
 
 
 def _rank(group: Sequence[Standing]) -> tuple[float, float]:
-    """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
-    held_out = _mean_or_infinite(study.held_out_loss for study in group)
-    searched = _mean_or_infinite(study.lowest_loss for study in group)
-    return held_out, searched
-
-
-def _mean_or_infinite(losses: Iterable[float | None]) -> float:
-    """The mean of the losses that are known; infinite if none is."""
-    spread = Spread.of(losses)
-    if spread is None:
-        return math.inf
-    return spread.mean
+    """A key that sorts by the mean held-out loss, then by the searched one; unknown losses come last."""
+    held_out = Spread.of(study.held_out_loss for study in group)
+    searched = Spread.of(study.lowest_loss for study in group)
+    return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
 
 
 def _ranked(

@@ -171,7 +171,7 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
         "name": study.study,
         "state": _state(study, reader.trials(study)),
         "metrics": metrics,
-        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
+        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items() if figure.data],
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 

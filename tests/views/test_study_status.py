@@ -25,7 +25,7 @@ from lcsc_opt.views.study_status import (
     sorted_studies,
 )
 from tests.history_examples import history, measured, reported, standing, trial_array
-from tests.study_examples import coefficients, write_study
+from tests.study_examples import coefficients, write_report, write_study
 
 ALIVE = "node1"
 
@@ -160,7 +160,7 @@ def test_an_overview_says_of_a_summary_what_it_says_of_the_trials(any_url: str) 
 
 def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
     study = searched_with_failures(url)
-    study.set_attribute("held_out", reported(5.0, trial=9).to_json())
+    write_report(study.storage, reported(5.0, trial=9))
     with pytest.raises(StudyStoreError, match="has no trial 9 of a search"):
         overview(study)
 

@@ -84,7 +84,6 @@ def draw(
     x: Axis,
     theme: Theme,
     view: str,
-    title: str = "",
     **layout: Any,
 ) -> go.Figure:
     """The figure of at least one panel.
@@ -94,7 +93,6 @@ def draw(
         x: the horizontal axis, which they share; its title is below the last one.
         theme: light or dark.
         view: while it stays the same, a refresh keeps what a reader zoomed or switched off.
-        title: the title of the whole figure.
         layout: whatever else plotly knows of a layout.
     """
     heights = [panel.height for panel in panels]
@@ -121,7 +119,7 @@ def draw(
                 _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{suffix}"].domain[1])
         if panel.level is not None:
             _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
-    drawn.update_layout(figure_layout(theme, view=view, title=title, height=height), margin={"t": top})
+    drawn.update_layout(figure_layout(theme, view=view, height=height), margin={"t": top})
     return drawn.update_layout(layout)
 
 

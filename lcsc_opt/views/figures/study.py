@@ -251,12 +251,9 @@ def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go
     heat_map.update(text=[[f"trial {number}"] * len(study.steps) for number in shown])
     heat_map.update(hovertemplate="%{text}, step %{customdata:,}: %{z:.4g}<extra></extra>")
     ticks = thinned(np.array(shown), _MOST_TICKS).tolist()
-    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}))
-    title = ""
-    if len(improved) > len(shown):
-        title = f"{len(shown)} of {len(improved)} improvements"
-    x = Axis(_STEP_TITLE, tick_format="~s")
-    return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
+    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
+    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}), title=title)
+    return draw([panel], x=Axis(_STEP_TITLE, tick_format="~s"), theme=theme, view=f"movement/{study.study}")
 
 
 def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:

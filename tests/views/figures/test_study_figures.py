@@ -111,7 +111,7 @@ def test_the_movement_shows_the_improvements_in_their_order(
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
     made = drawn(reader, "movement", many)
-    assert made.layout.title.text == "4 of 5 improvements"
+    assert made.layout.annotations[0].text == "4 of 5 improvements"
     assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
 
 
