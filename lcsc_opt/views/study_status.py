@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,29 +98,6 @@ def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[li
     return header, rows
 
 
-def sorted_studies(studies: Sequence[Standing], order: str) -> list[Standing]:
-    """Studies in another order than that of their creation; those without the value come last.
-
-    Args:
-        studies: in the order in which they were created.
-        order: ``created``, ``name``, ``searched`` and ``held-out`` from the best, or ``evaluations`` and
-            ``seconds`` from the highest.
-    """
-    values: dict[str, Callable[[Standing], Any]] = {
-        "created": lambda _: 0,
-        "name": lambda study: study.study,
-        "searched": lambda study: _or_infinite(study.lowest_loss),
-        "held-out": lambda study: _or_infinite(study.held_out_loss),
-        "evaluations": lambda study: -study.evaluations,
-        "seconds": lambda study: -study.seconds,
-    }
-    return sorted(studies, key=values[order])
-
-
-def _or_infinite(loss: float | None) -> float:
-    return math.inf if loss is None else loss
-
-
 def seconds_outside(study: Standing, trials: Trials) -> Floats:
     """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
@@ -150,6 +126,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     failures = reader.failures(standing)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
+    options = specification.get("optimizer", {}).get("options", {})
+    defaults = attributes.get("optimizer_defaults", {})  # with which the study began besides
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
@@ -157,7 +135,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         **standing.as_row(),
         "budget": dict(standing.budget),
         "checkpoints": len(standing.steps),
-        "optimizer_options": _optimizer_options(attributes),
+        "optimizer_options": {**defaults, **options},
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "start": standing.start,
@@ -194,12 +172,6 @@ def _coefficients(study: Standing, coefficients: Coefficients | None, space: Map
         "coefficients": coefficients.tolist(),
         "layer_groups": layer_groups,
     }
-
-
-def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the study file, and those that the study began with besides."""
-    optimizer = attributes.get("specification", {}).get("optimizer", {})
-    return {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
 
 
 _ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics", "other": "optimizer and database"}

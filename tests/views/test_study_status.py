@@ -22,7 +22,6 @@ from lcsc_opt.views.study_status import (
     seconds_outside,
     seconds_per_trial,
     shares_of_time,
-    sorted_studies,
 )
 from tests.history_examples import history, measured, reported, standing, trial_array
 from tests.study_examples import coefficients, write_report, write_study
@@ -195,14 +194,3 @@ def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() 
     trials = trial_array([3.0, 2.0], seconds=1.0, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
     outside = seconds_outside(standing(trials, workers=2), trials)
     assert outside.tolist() == pytest.approx([0.5, 2.0]), "the second one waited for 2 s"
-
-
-def test_studies_are_sorted_with_unknown_losses_last() -> None:
-    studies = [history([3.0], seed=0), history([], seed=1), history([2.0, 1.0], seed=2)]
-
-    def seeds(order: str) -> list[int]:
-        return [study.seed for study in sorted_studies(studies, order)]
-
-    assert seeds("created") == [0, 1, 2]
-    assert seeds("searched") == [2, 0, 1]
-    assert seeds("evaluations") == [2, 0, 1]
