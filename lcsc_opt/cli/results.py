@@ -45,6 +45,7 @@ def compare(
 
     Prints a table over seeds; --plot draws curves, or with --axis METRIC:METRIC a trade-off.
     """
+    from lcsc_opt.database.history import loss_name
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.answer import answer_line
     from lcsc_opt.views.tables import comparison_rows, comparison_tables
@@ -63,8 +64,7 @@ def compare(
         if report is not None:
             say(answer_line(report))
         _print_ranking(experiment, studies)
-        metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        for title, (header, rows) in comparison_tables(report, metric, all_metrics=all_metrics):
+        for title, (header, rows) in comparison_tables(report, loss_name(studies), all_metrics=all_metrics):
             print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:

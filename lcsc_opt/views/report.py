@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import Standing, Trials
+from lcsc_opt.database.history import Standing, Trials, loss_name
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
@@ -64,7 +64,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     ranked = ranking(studies)
     held_out = studies[0].report
     images = StoredImage.of_experiment(storage, experiment, held_out, artifact_directory(storage.url))
-    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
+    metric = loss_name(studies)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
