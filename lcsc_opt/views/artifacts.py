@@ -57,9 +57,12 @@ class StoredImage:
 
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
-        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
+        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out.
+
+        Those of an earlier report are left out where the answer is what the user had, which is compared with nothing.
+        """
         best = None if report is None else report.best_had(report.headline_metric)
-        if report is None or best is None:
+        if report is None or best is None or not report.is_found:
             return []
         captions: dict[Shows, str] = {
             "before": f"The best you had: {best.model.title}",
