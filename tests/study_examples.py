@@ -10,13 +10,19 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import StudyFile, only_one, read_studies
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.views.artifacts import (
+    ANSWER_FARTHEST,
+    ANSWER_SAMPLES,
+    BEFORE_FARTHEST,
+    BEFORE_SAMPLES,
+    REAL_SAMPLES,
+    artifact_directory,
+)
 from tests.history_examples import report_of
 
 STEPS = (100, 200, 300)
@@ -87,11 +93,6 @@ def write_study(
     return study
 
 
-def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
-    """The only experiment of a study file."""
-    return only_one(read_studies(path, overrides), source=str(path))
-
-
 def add_result(
     study: StoredStudy,
     number: int,
@@ -115,12 +116,19 @@ def add_result(
         study.finish(key, evaluation, compares=asked is None and noise == SEARCH)
 
 
-def attach(study: StoredStudy, number: int, name: str, content: bytes) -> Path:
-    """Store a file with a trial, as the runner does; the path of what is stored."""
-    folder = artifact_directory(study.storage.url)
+def attach(storage: RDBStorage, name: str, content: bytes = PNG, experiment: str = "digits") -> Path:
+    """Store a file with an experiment, as a report does; the path of what is stored."""
+    folder = artifact_directory(storage.url)
     folder.mkdir(exist_ok=True)
     file = folder.with_name(name)
     file.write_bytes(content)
-    study.attach(number, folder, file)
-    (meta,) = (meta for meta in study.artifacts() if (meta["trial"], meta["filename"]) == (number, name))
+    record = write_experiment(storage, experiment).record
+    record.attach(None, folder, file)
+    (meta,) = (meta for meta in record.artifacts() if meta["filename"] == name)
     return folder / str(meta["artifact_id"])
+
+
+def write_images(storage: RDBStorage, experiment: str = "digits", content: bytes = PNG) -> None:
+    """All images of a report: samples as they come, real ones, and the pairs that differ most."""
+    for name in (BEFORE_SAMPLES, ANSWER_SAMPLES, REAL_SAMPLES, BEFORE_FARTHEST, ANSWER_FARTHEST):
+        attach(storage, name, content, experiment)

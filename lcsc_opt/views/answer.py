@@ -39,25 +39,30 @@ def answer_line(report: Report) -> str:
     if not report.is_found:
         line += ": nothing certainly better was found"
         if best is not None and best.model.name != answer.model.name:
-            line += f", though by {metric} alone {named(best.model)} is better, with {_value(report, best, metric):.4g}"
+            line += f", though {named(best.model)} has {_value(report, best, metric):.4g}"
+            if not _is_certainly_better(report, best, metric):
+                line += ", perhaps by chance"
         return f"{line}."
     if best is None:
         return f"{line}."
     had = _value(report, best, metric)
     line += f": {_compared(value, had)} the best model you had, {named(best.model)}, with {had:.4g}."
-    others = [_other_best(report, row.metric) for row in report.rows(report.answer)[:1] if row.metric != metric]
-    others += [_other_best(report, row.metric) for row in report.rows(report.answer)[1:] if row.is_judge]
-    different = [text for name, text in filter(None, others) if name != best.model.name]
-    return f"{line} By {in_words(different)}." if different else line
+    others: dict[str, list[str]] = {}
+    loss, *metrics = report.rows(answer.model.name)
+    for row in (loss, *(row for row in metrics if row.is_judge)):
+        other = report.best_had(row.metric)
+        if other is None or other.model.name == best.model.name:
+            continue
+        values = f"{_value(report, other, row.metric):.4g} → {_value(report, answer, row.metric):.4g}"
+        others.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
+    sentences = [f"By {in_words(values)}, the best you had was {name}." for name, values in others.items()]
+    return " ".join([line, *sentences])
 
 
-def _other_best(report: Report, metric: str) -> tuple[str, str] | None:
-    """The name of the best that the user had in another metric, and what to say of it."""
-    best = report.best_had(metric)
-    if best is None:
-        return None
-    values = f"{_value(report, best, metric):.4g} → {_value(report, report.of_answer, metric):.4g}"
-    return best.model.name, f"{metric}, the best you had was {named(best.model)} ({values})"
+def _is_certainly_better(report: Report, best: Measurement, metric: str) -> bool:
+    """Whether a model is better than the answer in a metric by more than the error; the loss has the first row."""
+    rows = report.rows(report.answer, best.model.name)
+    return next((row for row in rows if row.metric == metric), rows[0]).lost
 
 
 def _compared(value: float, had: float) -> str:

@@ -57,12 +57,9 @@ class StoredImage:
 
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
-        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out.
-
-        Those of an earlier report are left out where the answer is what the user had, which is compared with nothing.
-        """
+        """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
         best = None if report is None else report.best_had(report.headline_metric)
-        if report is None or best is None or not report.is_found:
+        if report is None or best is None or not report.is_found:  # what is stored then is of an earlier report
             return []
         captions: dict[Shows, str] = {
             "before": f"The best you had: {best.model.title}",

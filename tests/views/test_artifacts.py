@@ -1,39 +1,39 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory
-from tests.study_examples import PNG, attach, write_study
+from lcsc_opt.database.names import LAST_CHECKPOINT
+from lcsc_opt.views.artifacts import ANSWER_SAMPLES, REAL_SAMPLES, StoredImage, artifact_directory
+from tests.history_examples import measured, report_of
+from tests.study_examples import PNG, attach, write_experiment, write_images
 
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
 
-def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
+def test_images_of_the_answer_and_of_the_best_before_are_found(url: str, tmp_path: Path) -> None:
     storage = open_storage(url, write=True)
-    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    contents = {
-        **{"images_1_EMA.png": PNG, "images_2_LCSC.png": PNG, "images_3.png": PNG, "curve.png": PNG},
-        **{"samples_1_EMA.png": PNG, "samples_2_LCSC.png": PNG, "samples_3_real.png": PNG},
-        **{"images.txt": b"no image", "images.svg": b"<svg onload='x'>", "images_empty.png": b""},
-    }
-    for name, content in contents.items():
-        folder = attach(study, 1, name, content).parent
-    reader = HistoryReader(storage)
-    (history,) = reader.read("digits")
-    found = StoredImage.of_answer(reader, history, folder)
-    pair = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
-    assert [image.caption for image in found] == [*pair, "Real images", *pair, "images_3.png"]
-    assert [image.selected for image in found] == 3 * [False] + 3 * [True]
-    assert [image.shows for image in found] == ["baseline", "answer", "real", "baseline", "answer", "other"]
+    report = report_of({"digits/LCSC/0": measured(2.0, trial=1)}, measured(9.0, name=LAST_CHECKPOINT))
+    write_images(storage)
+    for name, content in {"curve.png": PNG, "images.svg": b"<svg onload='x'>"}.items():
+        folder = attach(storage, name, content).parent
+    found = StoredImage.of_experiment(storage, "digits", report, folder)
+    pair = ["The best you had: last checkpoint", "The answer: LCSC, trial 1"]
+    assert [image.caption for image in found] == [*pair, "Real images", *pair]
+    assert [image.selected for image in found] == 3 * [False] + 2 * [True]
+    assert [image.shows for image in found] == ["before", "answer", "real", "before", "answer"]
     assert found[0].data_url == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert (folder / found[0].artifact_id).read_bytes() == found[0].content == PNG
-    assert StoredImage.of_answer(reader, history, tmp_path / "elsewhere") == []
+    assert StoredImage.of_experiment(storage, "digits", report, tmp_path / "elsewhere") == []
+    attach(storage, REAL_SAMPLES, b"no image")
+    assert len(StoredImage.of_experiment(storage, "digits", report, folder)) == 4
+    nothing_found = dataclasses.replace(report, answer=LAST_CHECKPOINT)
+    assert StoredImage.of_experiment(storage, "digits", nothing_found, folder) == [], "they are of an earlier report"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,8 @@ def test_images_of_the_answer_are_found(url: str, tmp_path: Path) -> None:
 )
 def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path, evil: str) -> None:
     storage = open_storage(url, write=True)
-    study = write_study(storage, "digits/LCSC/0", [4.0])
+    report = report_of({"digits/LCSC/0": measured(2.0)}, measured(9.0, name=LAST_CHECKPOINT))
+    record = write_experiment(storage, "digits").record
     folder = tmp_path / "artifacts"
     folder.mkdir()
     for path in (tmp_path / "secret.png", folder / "secret.png", tmp_path / ID, folder / ID.upper()):
@@ -49,12 +50,10 @@ def test_an_id_in_the_database_cannot_leave_the_folder(url: str, tmp_path: Path,
     if evil == "link":
         (folder / ID).symlink_to(tmp_path / "secret.png")
     wanted = ID if evil == "link" else evil.replace("{folder}", str(folder))
-    meta = {"artifact_id": wanted, "filename": "images.png", "trial": 0}
-    storage.set_study_system_attr(study.key, f"artifacts:{ID}", json.dumps(meta))
-    reader = HistoryReader(storage)
-    (history,) = reader.read("digits")
-    assert study.artifacts(0)[0]["artifact_id"] == wanted
-    assert StoredImage.of_answer(reader, history, folder) == []
+    meta = {"artifact_id": wanted, "filename": ANSWER_SAMPLES}
+    storage.set_study_system_attr(record.key, f"artifacts:{ID}", json.dumps(meta))
+    assert record.artifacts()[0]["artifact_id"] == wanted
+    assert StoredImage.of_experiment(storage, "digits", report, folder) == []
 
 
 def test_artifacts_lie_next_to_an_sqlite_file() -> None:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lcsc_opt.database.history import Standing
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import HeldOutReport, MetricRow
-from lcsc_opt.views.ranking import Difference, Reach, different_samples, headline, ranking
-from tests.history_examples import history, measured
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINER_EMA
+from lcsc_opt.views.answer import answer_line
+from lcsc_opt.views.ranking import ANSWER, Difference, Reach, headline, ranking
+from tests.history_examples import history, in_one_report, measured, report_of
 
 # difference
 
@@ -51,7 +50,9 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
         history([5.0, 0.5], optimizer="PSO", held_out=3.0),
         history([5.0, 0.1], optimizer="DE"),
     ]
-    rows = ranking(studies)
+    answer, *rows = ranking(in_one_report(studies))
+    assert (answer.label, answer.seeds, answer.held_out) == ("answer: CMA (seed 2), trial 0", 0, (1.9, None))
+    assert (answer.searched, answer.below_ema) == (None, pytest.approx(1.9 / 10 - 1))
     verdicts = [("CMA", "best"), ("LCSC", "not distinguishable"), ("PSO", "one seed: no interval"), ("EMA*", "worse")]
     assert [(row.label, row.verdict) for row in rows] == [*verdicts, ("DE", "no held-out value")]
     first = rows[0]
@@ -62,21 +63,19 @@ def test_the_best_held_out_optimizer_is_first_and_others_are_judged_against_it()
     rows = ranking([history([5.0, 2.0]), history([5.0, 1.0], optimizer="CMA")])
     assert [(row.label, row.verdict) for row in rows] == [("CMA", "no held-out value"), ("LCSC", "no held-out value")]
     assert [(row.held_out, row.below_ema) for row in rows] == [(None, None)] * 2
-    assert ranking([]) == []
 
 
 def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() -> None:
     known = [(1.0, 2.0, 3), (2.0, 4.0, 5), (6.0, 9.0, 4)]
-    (row,) = ranking(
-        [
-            history([searched] + [7.0] * (evaluations - 1), seed=seed, held_out=held_out, seconds=0.5)
-            for seed, (searched, held_out, evaluations) in enumerate(known)
-        ]
-    )
+    studies = [
+        history([searched] + [7.0] * (evaluations - 1), seed=seed, held_out=held_out, seconds=0.5)
+        for seed, (searched, held_out, evaluations) in enumerate(known)
+    ]
+    _, row = ranking(in_one_report(studies))
     spreads = [pytest.approx(statistics.stdev(values)) for values in ([1, 2, 6], [2, 4, 9])]
     assert (row.searched, row.held_out) == ((3.0, spreads[0]), (5.0, spreads[1]))
     assert (row.seeds, row.evaluations, row.images, row.seconds, row.below_ema) == (3, 4.0, 40.0, 2.0, None)
-    (two,) = ranking([history([2.0], held_out=3.0), history([None], seed=1)])
+    _, two = ranking(in_one_report([history([2.0], held_out=3.0), history([None], seed=1)]))
     assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
 
 
@@ -98,115 +97,80 @@ def test_seeds_that_did_not_reach_it_are_counted(value: float, reach: Reach, tex
     assert ranking([history([])], value=value)[0].to_value["images"] == Reach(None, 0, 1)
 
 
-def reported(
-    optimizer: str, loss: float, images: int, *, seeds: tuple[int, ...] = (0,), ema: float | None = None
-) -> Standing:
-    """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
-    row = MetricRow("loss", 1, loss, against=None if ema is None else "EMA*", baseline=ema)
-    baselines = () if ema is None else (measured(ema, name="EMA*", images=images, seeds=seeds),)
-    held_out = HeldOutReport(measured(loss, images=images, seeds=seeds), baselines, rows=(row,))
-    return dataclasses.replace(history([loss], optimizer=optimizer), held_out=held_out)
-
-
-def test_losses_of_other_noise_are_not_compared() -> None:
-    """FID falls with the number of images, so 50,000 against 10,000 would flatter."""
-    ema = reported("EMAGrid", 10.0, 10_000)
-    found = reported("LCSC", 2.0, 50_000)
-    other = reported("CMA", 3.0, 10_000)
-    rows = {row.optimizer: row for row in ranking([ema, found, other])}
-    assert rows["LCSC"].below_ema is None
-    assert rows["CMA"].below_ema == pytest.approx(-0.7)
-    assert (rows["CMA"].difference, rows["CMA"].verdict) == (None, "held out on other noise")
-    groups = reported("CMA", 3.0, 50_000, seeds=(0, 1))
-    assert ranking([found, groups])[1].verdict == "held out on other noise"
-    (row,) = ranking([reported("LCSC", 2.0, 50_000, ema=8.0)])
-    assert row.below_ema == pytest.approx(-0.75), "EMA* was measured on the answer's noise"
-    assert "lcsc evaluate" in (different_samples([ema, found]) or "")
-    assert different_samples([ema, other]) is None
-
-
 @pytest.mark.parametrize(
     ("value", "reference", "share"), [(2.0, 8.0, -0.75), (-9.0, -8.0, -0.125), (-7.0, -8.0, 0.125), (-1.0, 1.0, None)]
 )
 def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
-    (row,) = ranking([reported("LCSC", value, 10, ema=reference)])
-    assert row.below_ema == (None if share is None else pytest.approx(share))
+    studies = in_one_report([history([value], held_out=value)], measured(reference, name=EMA))
+    expected = None if share is None else pytest.approx(share)
+    row = next(row for row in ranking(studies) if row.optimizer == "LCSC")
+    assert row.below_ema == expected
 
 
 @pytest.mark.parametrize(("last", "place", "share"), [(5.0, 1, -0.5), (1.0, 0, -0.9), (30.0, 2, 2.0)])
 def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, place: int, share: float) -> None:
-    studies = [reported("EMAGrid", 10.0, 100), reported("LCSC", 2.0, 100, ema=10.0)]
-    for study in studies:
-        assert study.held_out is not None
-        last_checkpoint = measured(last, name=LAST_CHECKPOINT, images=100)
-        report = dataclasses.replace(study.held_out, baselines=(*study.held_out.baselines, last_checkpoint))
-        object.__setattr__(study, "held_out", report)
-    rows = ranking(studies)
+    studies = [history([10.0], optimizer="EMAGrid", held_out=10.0), history([2.0], held_out=2.0)]
+    had = [measured(last, name=LAST_CHECKPOINT)]
+    answer, *rows = ranking(in_one_report(studies, *had))
     row = rows.pop(place)
     assert [other.optimizer for other in rows] == ["LCSC", "EMAGrid"]
     assert (row.label, row.held_out, row.searched, row.verdict) == (LAST_CHECKPOINT, (last, None), None, "not searched")
     assert row.below_ema == pytest.approx(share)
-    ahead = LAST_CHECKPOINT if place == 0 else "LCSC"
-    assert headline(ranking(studies), "FID").startswith(f"Best held-out FID: {ahead} with")
-    trainer_ema = measured(1.5, name=TRAINER_EMA, images=100)
-    with_ema = dataclasses.replace(report, baselines=(*report.baselines, trainer_ema))
-    object.__setattr__(studies[-1], "held_out", with_ema)
-    names = [row.optimizer for row in ranking(studies) if row.optimizer != LAST_CHECKPOINT]
-    assert names == [TRAINER_EMA, "LCSC", "EMAGrid"]
-    if place == 1:  # of the last checkpoint, behind LCSC
-        assert ", 60 % below the last checkpoint" in headline([*rows[:1], row, *rows[1:]], "FID")
+    assert answer.label == (f"answer: {LAST_CHECKPOINT}" if place == 0 else "answer: LCSC, trial 0")
+    rows = ranking(in_one_report(studies, *had, measured(1.5, name=TRAINER_EMA)))
+    names = [row.optimizer for row in rows if row.optimizer != LAST_CHECKPOINT]
+    assert names == [ANSWER, TRAINER_EMA, "LCSC", "EMAGrid"]
 
 
-# the headline
-
-
-def line(*studies: Any) -> str:
-    return headline(ranking(list(studies)), "FID")
-
-
-def seeds(optimizer: str, losses: list[float]) -> list[Any]:
-    return [history([9.0, 5.0], optimizer=optimizer, seed=i, held_out=loss) for i, loss in enumerate(losses)]
-
-
-EMA, CLOSE = ("EMAGrid", [10.0, 10.0, 10.0]), ("CMA", [1.9, 2.0, 2.1])
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (
-            [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95])],
-            "± 0.1, 80 % below EMA*; LCSC cannot be distinguished from it with 3 seeds",
-        ),
-        (
-            [EMA, CLOSE, ("LCSC", [2.2, 2.0, 1.95]), ("DE", [2.3, 1.9, 2.2])],
-            "± 0.1, 80 % below EMA*; LCSC and DE cannot be distinguished from it with 3 seeds",
-        ),
-        ([CLOSE, ("LCSC", [4.0, 4.1, 4.2])], "± 0.1"),
-        ([("CMA", [2.0]), ("LCSC", [4.0])], "; one seed per search"),
-        ([("CMA", [2.0])], ""),
-    ],
-)
-def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good(found: Any, expected: str) -> None:
-    ahead = "Best held-out FID: CMA with 2"
-    assert line(*(study for one in found for study in seeds(*one))) == f"{ahead} {expected}".replace(" ;", ";").rstrip()
-
-
-def test_it_names_the_average_that_is_ema() -> None:
-    found = [history([9.0, 5.0], optimizer="EMAGrid", held_out=4.0, average="average of the last 10")]
-    assert "50 % below EMA* (average of the last 10)" in line(*seeds("CMA", [2.0]), *found)
-    found.append(history([9.0, 5.0], optimizer="EMAGrid", seed=1, held_out=4.0, average="last checkpoint"))
-    assert "50 % below EMA*;" in line(*seeds("CMA", [2.0]), *found), "the seeds do not agree"
-
-
-def test_it_says_when_ema_is_ahead_and_when_values_are_searched_ones() -> None:
-    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("Best held-out FID: EMA* with 2; one seed")
+def test_before_a_report_the_line_says_who_is_ahead() -> None:
     ended = history([5.0, 2.0], optimizer="LCSC")
-    text = line(history([5.0, 3.0], optimizer="CMA"), ended)
+    text = headline(ranking([history([5.0, 3.0], optimizer="CMA"), ended]), "FID")
     assert text == (
         "Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file for a report, or use "
-        "lcsc evaluate STUDY"
+        "lcsc evaluate EXPERIMENT"
     )
-    text = line(history([5.0, 3.0], optimizer="CMA", ended=False), ended)
-    assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come at the end")
-    assert [line(), line(history([])), line(history([None]))] == ["No result yet."] * 3
+    text = headline(ranking([history([5.0, 3.0], optimizer="CMA", ended=False), ended]), "FID")
+    assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come when all searches have ended")
+    assert [headline(ranking([history(losses)])) for losses in ([], [None])] == ["No result yet."] * 2
+
+
+# the answer
+
+
+def model(loss: float, fid: float, judge: float, **more: Any) -> Any:
+    return measured(loss, fid=fid, **{"fid_held_out": judge}, **more)
+
+
+def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_that_is_named() -> None:
+    last = model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT)
+    found = {"digits/LCSC/1": model(0.1, 10.0, 18.0, trial=38)}
+    line = answer_line(report_of(found, last))
+    beginning = "The answer is LCSC (seed 1), trial 38, with fid 10: 50 % below the best model you had, "
+    assert line == f"{beginning}the last checkpoint, with 20."
+    average = measured(0.2, name=EMA, fid=30.0, fid_held_out=19.0)
+    average = dataclasses.replace(average, model=dataclasses.replace(average.model, label="average of the last 10"))
+    line = answer_line(report_of(found, last, average))
+    other = "By loss (0.2 → 0.1) and fid_held_out (19 → 18), the best you had was EMA* (average of the last 10)."
+    assert line == f"{beginning}the last checkpoint, with 20. {other}"
+    assert answer_line(report_of(found)) == "The answer is LCSC (seed 1), trial 38, with fid 10."
+
+
+def test_where_nothing_better_was_found_the_line_says_so() -> None:
+    found = {"digits/LCSC/0": model(0.1, 10.0, 18.0)}
+    had = [model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), model(0.2, 30.0, 19.0, name=TRAINER_EMA)]
+    nothing = "nothing certainly better was found"
+    assert answer_line(report_of(found, *had, answer=LAST_CHECKPOINT)) == (
+        f"The answer is the last checkpoint, with fid 20: {nothing}."
+    )
+    assert answer_line(report_of(found, *had, answer=TRAINER_EMA)) == (
+        f"The answer is the trainer's EMA, with fid 30: {nothing}, though by fid alone the last checkpoint is better, "
+        "with 20."
+    )
+
+
+def test_of_a_score_higher_is_better_and_negative_values_have_no_share() -> None:
+    found = {"digits/LCSC/0": measured(-0.9, score=0.9)}
+    line = answer_line(report_of(found, measured(-0.6, name=LAST_CHECKPOINT, score=0.6), sign=-1))
+    assert line.endswith("with score 0.9: 50 % above the best model you had, the last checkpoint, with 0.6.")
+    line = answer_line(report_of({"digits/LCSC/0": measured(-1.0)}, measured(2.0, name=LAST_CHECKPOINT)))
+    assert line.endswith("with loss -1: against the best model you had, the last checkpoint, with 2.")

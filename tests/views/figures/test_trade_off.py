@@ -1,81 +1,67 @@
-"""The trade-off figure: one held-out metric of the answers against another."""
+"""The trade-off figure: one held-out metric of the models of a report against another."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
-from lcsc_opt.views.ranking import points_of
-from tests.history_examples import measured
-from tests.study_examples import write_study
-
-
-def siblings(reader: HistoryReader, name: str) -> list[Standing]:
-    return [study for point in points_of(reader, name, siblings=True).values() for study in point]
+from tests.history_examples import measured, report_of
+from tests.study_examples import write_report, write_study
 
 
 @pytest.fixture
 def reader(url: str) -> HistoryReader:
     storage = open_storage(url, write=True)
-    answers: list[tuple[str, float, dict[str, Any]]] = [
-        ("near=0/LCSC", 3.8, {"precision@clip": 0.5}),
-        ("near=6/LCSC", 5.6, {"precision@clip": 0.6}),
-        ("near=0/EMAGrid", 28.0, {"precision@clip": 0.62}),
-        ("near=6/CMA", 4.0, {}),
-    ]
-    for name, fid, more in answers:
-        report = HeldOutReport(measured(fid, trial=0, **{"fid@clip": fid, **more}))
-        write_study(storage, f"digits,{name}/0", [fid], held_out=report)
-    write_study(storage, "other/LCSC/0", [1.0])
+    found = {
+        "digits/LCSC/0": measured(3.8, trial=0, **{"fid@clip": 3.8, "precision@clip": 0.5}),
+        "digits/EMAGrid/0": measured(28.0, trial=0, **{"fid@clip": 28.0, "precision@clip": 0.62}),
+        "digits/CMA/0": measured(4.0, trial=0, **{"fid@clip": 4.0}),
+    }
+    for name in (*found, "other/LCSC/0"):
+        write_study(storage, name, [1.0])
+    last = measured(29.0, name="last checkpoint", **{"fid@clip": 29.0, "precision@clip": 0.4})
+    write_report(storage, report_of(found, last))
     return HistoryReader(storage)
 
 
-@pytest.mark.parametrize("name", ["digits", "digits,near=6"])
-def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: HistoryReader, name: str) -> None:
-    made = trade_off_figure(siblings(reader, name))
+def test_what_was_found_the_trainers_models_and_the_answer_have_marks(reader: HistoryReader) -> None:
+    made = trade_off_figure(reader.read("digits"))
     assert made is not None
-    shown = {trace.name: (list(trace.x), list(trace.y), list(trace.text)) for trace in made.data}
-    assert shown == {"LCSC/0": ([0.5, 0.6], [3.8, 5.6], ["0", "6"]), "EMA*/0": ([0.62], [28.0], ["0"])}
-    assert made.data[0].customdata[1] == "digits,near=6/LCSC/0, trial 0"
+    shown = {trace.name: (list(trace.x), list(trace.y)) for trace in made.data}
+    assert shown == {
+        "LCSC/0": ([0.5], [3.8]),
+        "EMA*/0": ([0.62], [28.0]),
+        "last checkpoint": ([0.4], [29.0]),
+        "answer": ([0.5], [3.8]),
+    }
+    assert made.data[0].customdata[0] == "digits/LCSC/0, trial 0"
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 
-def test_bars_are_the_intervals_and_the_trainers_models_have_marks(url: str) -> None:
+def test_bars_are_the_intervals(url: str) -> None:
     storage = open_storage(url, write=True)
-    rows = (
-        MetricRow("loss", 1, 4.0),
-        MetricRow("fid", 1, 4.0, interval=(3.5, 5.0)),
-        MetricRow("precision", -1, 0.6, spread=0.1),
-    )
-    last = measured(9.0, name="last checkpoint", fid=9.0, precision=0.5)
-    report = HeldOutReport(
-        measured(4.0, trial=0, fid=4.0, precision=0.6), (last, measured(8.0, name="trainer's EMA")), rows
-    )
-    for seed in range(2):
-        write_study(storage, f"digits/LCSC/{seed}", [4.0], held_out=report)
-    made = trade_off_figure(siblings(HistoryReader(storage), "digits"))
+    write_study(storage, "digits/LCSC/0", [4.0])
+    found = measured(4.0, trial=0, seeds=(0, 1), precision=0.6, fid=4.0)
+    values = {**found.values, "precision": (0.5, 0.7)}
+    write_report(storage, report_of({"digits/LCSC/0": type(found)(found.model, 0, (0, 1), values)}))
+    made = trade_off_figure(HistoryReader(storage).read("digits"))
     assert made is not None
-    first, _, trained = made.data
-    np.testing.assert_allclose([first.error_y.array, first.error_y.arrayminus], [[1.0], [0.5]])
-    np.testing.assert_allclose([first.error_x.array, first.error_x.arrayminus], [[0.1], [0.1]])
-    assert (trained.name, list(trained.x), list(trained.y)) == ("last checkpoint", [0.5], [9.0])
+    bar = made.data[0].error_x
+    np.testing.assert_allclose(bar.array, bar.arrayminus)
+    assert bar.array[0] > 0.05
 
 
 def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:
-    studies = siblings(reader, "digits")
+    studies = reader.read("digits")
     assert metrics_of(studies) == ["precision@clip", "fid@clip", "loss"]
     made = trade_off_figure(studies, "loss", "precision@clip")
     assert made is not None
-    assert list(made.data[0].x) == [3.8, 5.6]
+    assert [list(trace.x) for trace in made.data[:2]] == [[3.8], [28.0]]
     with pytest.raises(LcscError, match="recall: no answer has this held-out metric; available: precision@clip"):
         trade_off_figure(studies, "recall")
-    assert trade_off_figure(siblings(reader, "other")) is None
+    assert trade_off_figure(reader.read("other")) is None
     assert trade_off_figure(()) is None
