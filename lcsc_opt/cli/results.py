@@ -153,9 +153,10 @@ def evaluate(
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Report an experiment again: all of its models on noise that no search saw, and the answer.
+    """Report an experiment again, on noise that no search saw.
 
-    The first report becomes the experiment's where it is no smaller than planned; later ones with --keep.
+    All models are measured, and the answer is chosen among them. The first report becomes the experiment's where it is
+    no smaller than planned; later ones with --keep.
     """
     from lcsc_opt.database.opened import Database
     from lcsc_opt.experiment.running import evaluate_again
