@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
@@ -17,14 +18,16 @@ from tests.study_examples import write_report, write_study
 @pytest.fixture
 def reader(url: str) -> HistoryReader:
     storage = open_storage(url, write=True)
-    found = {
-        "digits/LCSC/0": measured(3.8, trial=0, **{"fid@clip": 3.8, "precision@clip": 0.5}),
-        "digits/EMAGrid/0": measured(28.0, trial=0, **{"fid@clip": 28.0, "precision@clip": 0.62}),
-        "digits/CMA/0": measured(4.0, trial=0, **{"fid@clip": 4.0}),
+    metrics: dict[str, dict[str, Any]] = {
+        "digits/LCSC/0": {"fid@clip": 3.8, "precision@clip": 0.5},
+        "digits/EMAGrid/0": {"fid@clip": 28.0, "precision@clip": 0.62},
+        "digits/CMA/0": {"fid@clip": 4.0},
     }
+    found = {name: measured(values["fid@clip"], trial=0, **values) for name, values in metrics.items()}
     for name in (*found, "other/LCSC/0"):
         write_study(storage, name, [1.0])
-    last = measured(29.0, name="last checkpoint", **{"fid@clip": 29.0, "precision@clip": 0.4})
+    of_last: dict[str, Any] = {"fid@clip": 29.0, "precision@clip": 0.4}
+    last = measured(29.0, name="last checkpoint", **of_last)
     write_report(storage, report_of(found, last))
     return HistoryReader(storage)
 
