@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.experiment.running import spec_of
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.reproducibility import environment
@@ -28,6 +27,7 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import node_objective
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
+from lcsc_opt.experiment.running import spec_of
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed

@@ -19,8 +19,8 @@ from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.lora import lora_modules
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
@@ -187,14 +187,16 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_w
     assert calls == [1, 1, 1], "each prompt once in the whole study"
     assert study.name == f"rewarded/{optimizer}/0"
     storage = open_storage("sqlite:///studies.db", write=False)
-    report = HeldOutReport.from_json(StoredStudy.open(storage, study.name).attributes["held_out"])
+    report = StoredExperiment.open(storage, "rewarded").report
     assert report is not None
-    rows = {row.metric: row for row in report.rows}
+    found = report.found[study.name]
+    rows = {row.metric: row for row in report.rows(found, LAST_CHECKPOINT)}
     assert rows["reward"].gain == pytest.approx(-(rows["held_out_reward"].gain or 0))
     assert (rows["reward"].gain or 0) > 0
     if optimizer == "LCSC":  # whose gain is beyond the error; 10 steps are few for a gradient
         assert rows["held_out_reward"].lost
-        assert "held_out_reward" in (report.warning or "")
+        assert report.is_found
+        assert any("held_out_reward" in warning for warning in report.warnings)
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 
