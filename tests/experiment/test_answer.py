@@ -151,7 +151,7 @@ def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any,
     assert loss_of(answer) <= 1.01 * min(loss_of(trained()[400]), loss_of(overfitted.studies[0].merge()))
     sentence = repr(overfitted).splitlines()[0]
     assert sentence.startswith("The answer is EMA* (average of the last ")
-    assert sentence.endswith("nothing certainly better was found.")
+    assert "nothing certainly better was found" in sentence
     assert sentence.split(",")[0] in typed("compare", "few").err
     said = typed("export", "few", "-o", "answer.safetensors")
     assert "answer.safetensors: EMA*" in said.err
@@ -170,7 +170,7 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
     values = squared(net, UNSEEN).detach()
     assert last["held_out"] == pytest.approx(float(values[1::2].mean()), rel=1e-5)
     with reading(overfitted.storage) as storage:
-        report = HistoryReader(storage).read_summary(overfitted.studies[0].name).report
+        report = HistoryReader(storage).read_study(overfitted.studies[0].name).report
     assert report is not None
     assert report.selection[report.answer] <= float(values[0::2].mean()) * (1 + 1e-5)
 

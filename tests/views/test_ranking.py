@@ -138,7 +138,7 @@ def test_before_a_report_the_line_says_who_is_ahead() -> None:
 
 
 def model(loss: float, fid: float, judge: float, **more: Any) -> Any:
-    return measured(loss, fid=fid, **{"fid_held_out": judge}, **more)
+    return measured(loss, fid=fid, fid_held_out=judge, **more)
 
 
 def test_the_answer_is_compared_with_the_best_that_the_user_had_in_the_metric_that_is_named() -> None:
@@ -160,11 +160,13 @@ def test_where_nothing_better_was_found_the_line_says_so() -> None:
     had = [model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), model(0.2, 30.0, 19.0, name=TRAINER_EMA)]
     nothing = "nothing certainly better was found"
     assert answer_line(report_of(found, *had, answer=LAST_CHECKPOINT)) == (
-        f"The answer is the last checkpoint, with fid 20: {nothing}."
+        f"The answer is the last checkpoint, with fid 20: {nothing}, though by loss alone the trainer's EMA is better, "
+        "with 0.2 against 0.3."
     )
+    assert answer_line(report_of(found, had[0], answer=LAST_CHECKPOINT)).endswith(f"fid 20: {nothing}.")
     assert answer_line(report_of(found, *had, answer=TRAINER_EMA)) == (
         f"The answer is the trainer's EMA, with fid 30: {nothing}, though by fid alone the last checkpoint is better, "
-        "with 20."
+        "with 20 against 30."
     )
 
 

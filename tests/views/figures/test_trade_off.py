@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
@@ -38,7 +39,7 @@ def test_what_was_found_the_trainers_models_and_the_answer_have_marks(reader: Hi
         "last checkpoint": ([0.4], [29.0]),
         "answer": ([0.5], [3.8]),
     }
-    assert made.data[0].customdata[0] == "digits/LCSC/0, trial 0"
+    assert [trace.customdata[0] for trace in made.data] == ["LCSC, trial 0", "EMA*", "last checkpoint", "LCSC, trial 0"]
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 
@@ -51,8 +52,8 @@ def test_bars_are_the_intervals(url: str) -> None:
     made = trade_off_figure(HistoryReader(storage).read("digits"))
     assert made is not None
     bar = made.data[0].error_x
-    np.testing.assert_allclose(bar.array, bar.arrayminus)
     assert bar.array[0] > 0.05
+    np.testing.assert_allclose(bar.array, bar.arrayminus)
 
 
 def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:
