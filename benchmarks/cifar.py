@@ -28,7 +28,6 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
-from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.metrics import Loss, MetricSuite, Reference, SuiteMetrics
 from lcsc_opt.metrics.extractors.published import InceptionExtractor
@@ -130,13 +129,13 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
     study = StoredStudy.open_or_create(open_storage(f"sqlite:///{folder / 'cifar.db'}", write=True), "cifar/CMA/0", {})
     told: list[float] = []
     evaluator: Evaluator = Pipeline(objective) if objective.overlaps else InProcessEvaluator(objective)
-    evaluator = InLayout(evaluator, CHANNELS_LAST)
     with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
         running = Loop(
             study,
             Driver(lambda: optimizer, "the optimizer"),
             evaluator,
             budget=BudgetSpec(evaluations=trials),
+            layout=CHANNELS_LAST,
             in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 
@@ -145,7 +144,8 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
                 told.append(time.perf_counter())
                 advance()
 
-        running.run(on_progress)
+        running.on_progress = on_progress
+        running.run()
     costs = [trial.user_attrs["cost"] for trial in study.trials()[WARM_UP:]]
     parts = ("merge", "sample", "features", "metric")
     means = {part: statistics.mean(cost[f"{part}_seconds"] for cost in costs) for part in parts}

@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.study.running import run_studies
-
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory
+from lcsc_opt.experiment.running import run_studies
 from lcsc_opt.objective.of_study import ObjectiveLoader
 
 SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
@@ -218,4 +218,4 @@ def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") 
 def run_listed(specs: Sequence[StudySpec], url: str, *, accept_changes: bool = False) -> None:
     """Run studies as ``lcsc run`` does."""
     objectives = ObjectiveLoader(BuildContext(files=files_directory(url)))
-    run_studies(specs, url, objectives, accept_changes=accept_changes)
+    run_studies(specs, Database(url), objectives, accept_changes=accept_changes)

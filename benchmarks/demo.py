@@ -30,13 +30,13 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import best_ema
+from lcsc_opt.database.history import ema_grid
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.views.ranking import Ranked, ranking
+from lcsc_opt.views.ranking import ANSWER, Ranked, ranking
 
 PICTURE = RESULTS.parents[1] / "docs" / "images" / "demo.png"
 METRICS = ("fid_held_out", "fid@cross_check", "precision", "recall")
@@ -64,7 +64,8 @@ def main() -> None:
     storage = open_storage(url, write=False)
     samples = samples_of(storage, url)
     found = recognized(samples)
-    rows = [line(summary, found) for summary in ranking(HistoryReader(storage).read("demo"))]
+    ranked = ranking(HistoryReader(storage).read("demo"))
+    rows = [line(summary, found) for summary in ranked if summary.optimizer != ANSWER]
     rows.append(["real digits, held out", f"{found['real']:,}", *[""] * (len(COLUMNS) - 2)])
     page = [
         "# The demo",
@@ -101,7 +102,7 @@ def samples_of(storage: RDBStorage, url: str) -> dict[str, Tensor]:
     studies = {study.optimizer: study for study in reader.read("demo")}
     objective = lcsc_opt.load_study("demo/LCSCGradient/0", url).objective
     one_row = lcsc_opt.load_study("demo/LCSC/0", url).objective
-    ema = best_ema(list(studies.values()))
+    ema = ema_grid(list(studies.values()))
     if ema is None or not isinstance(objective, MergeSampleScore) or not isinstance(one_row, MergeSampleScore):
         raise SystemExit("the demo has no EMA*")
     count = len(objective.steps)

@@ -25,13 +25,10 @@ from typing import Any
 import numpy as np
 from clipping import Loop, Net, Trained, flow_loss, sample, write_reference
 from common import RESULTS, machine, markdown, parse
-from lcsc_opt.study.result import Result
 
 import lcsc_opt
 from lcsc_opt.base.records import Candidate, Coefficients, Noise, Yardstick
-from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import answer_of
-from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.experiment.result import Result
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.objective.contract import Objective
 
@@ -79,11 +76,8 @@ def held_out(objective: Objective, yardstick: Yardstick, coefficients: Coefficie
 
 
 def name_of_answer(result: Result) -> str:
-    """As ``trial 38``."""
-    with reading(result.storage) as storage:
-        found = answer_of(HistoryReader(storage).read(result.name))
-    assert found is not None
-    return found[2].model.name
+    """As ``LCSCGradient, trial 38``."""
+    return str(result.compare()[-1]["model"])
 
 
 def ratios(result: Result) -> tuple[int, list[float]]:
@@ -153,7 +147,7 @@ def main() -> None:
         "",
         *markdown(few),
         "",
-        f"A budget of {arguments.seconds} s, 120 real images; the search ends earlier where no step gains:",
+        f"{arguments.seconds} s for each search, 120 real images; the search ends earlier where no step gains:",
         "",
         *markdown(spent),
     ]

@@ -4,8 +4,9 @@
 
 Models are trained first, by ``lcsc train``, into ``results/models/``. All studies are in ``results/paper.db``: after
 an interruption, the same command continues. ``--tables`` only writes the
-page of the finished studies. ``--jobs`` processes run at once, each with one thread and a study file with one seed. EMA
-grids are run first and once; then all files run with one seed before any with the next. ``--quick`` has short
+page of the finished studies. A study file is run once for each combination of the values in ``VARIED``, as the loop in
+its first lines does. ``--jobs`` processes run at once, each with one thread and one experiment with one seed. EMA grids
+are run first and once; then all experiments run with one seed before any with the next. ``--quick`` has short
 trainings, short searches and two seeds, in ``results/paper_quick.*``.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -34,9 +36,8 @@ from reproduction.published import TABLES
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.base.study_file import StudyFile, read_studies
+from lcsc_opt.base.study_file import StudyFile, read_study_file
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import BASELINES
@@ -44,44 +45,70 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("held_out.images=2000", "held_out.top=2")
-QUICK_STEPS = {"digits": 1000, "digits_ddpm": 1000, "photographs": 1000}  # of trainings; 100 of all others
-QUICK_BUDGET = "budget.evaluations=20"
-FEW_IMAGES = ("objective.settings.images=200", "budget.evaluations=15")
-PARTS = "vary.objective.settings.select.last_step=[50,100]"
 _running: set[subprocess.Popen[str]] = set()
 TEACHER = "edm"
 TAUGHT = ("cd", "cd_32")
-QUICK_VARIED = {
-    "cd": (*FEW_IMAGES, PARTS, "held_out.top=1"),
-    "ct": (*FEW_IMAGES, PARTS, "held_out.top=1"),
-    "dm": (*FEW_IMAGES, "held_out.top=1"),
-    "samples": (QUICK_BUDGET, "vary.objective.settings.checkpoints=[models/digits.trajectory]"),
-    "iterations": (
-        "vary.budget.evaluations=[15,30,60]",
-        "vary.objective.settings.checkpoints=[models/digits.trajectory]",
-    ),
-    "convex": (QUICK_BUDGET, "vary.objective.settings.checkpoints=[models/digits.trajectory]"),
-    "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
-    "ema": (
-        QUICK_BUDGET,
-        "vary.objective.settings.checkpoints=[models/digits.trajectory,models/digits_ddpm.trajectory]",
-    ),
-    "features": (
-        QUICK_BUDGET,
-        "vary.objective.settings.checkpoints=[models/digits.trajectory,models/digits_ddpm.trajectory]",
-    ),
+
+CHECKPOINTS = "objective.settings.checkpoints"
+LAST_STEP = "objective.settings.select.last_step"
+NFE = "objective.settings.nfe"
+IMAGES = "objective.settings.images"
+INTERVAL = "objective.settings.select.interval"
+WINDOW = "objective.settings.select.window"
+EVALUATIONS = "budget.evaluations"
+
+
+def _models(*names: str) -> list[str]:
+    return [f"models/{name}.trajectory" for name in names]
+
+
+VARIED: dict[str, dict[str, Sequence[Any]]] = {
+    "cd": {CHECKPOINTS: _models("cd", "cd_32"), LAST_STEP: [250, 1000], NFE: [1, 2]},
+    "ct": {CHECKPOINTS: _models("ct", "ct_32"), LAST_STEP: [1000, 2000]},
+    "dm": {NFE: [10, 8, 6]},
+    "samples": {CHECKPOINTS: _models("digits", "digits_ddpm"), IMAGES: [100, 250, 500]},
+    "iterations": {CHECKPOINTS: _models("digits", "digits_ddpm"), EVALUATIONS: [50, 100, 200]},
+    "interval": {INTERVAL: [20, 40, 80]},
+    "window": {WINDOW: [800, 3200, 3980]},
+    "convex": {CHECKPOINTS: _models("digits", "digits_ddpm"), "space": ["affine", "convex"]},
+    "ema": {CHECKPOINTS: _models("digits", "digits_ddpm", "photographs")},
+    "features": {CHECKPOINTS: _models("digits", "digits_ddpm", "photographs")},
 }
+"""Study file → the keys that are varied, and their values: an experiment for each combination."""
+
+QUICK_VARIED: dict[str, dict[str, Sequence[Any]]] = {
+    "cd": {LAST_STEP: [50, 100]},
+    "ct": {LAST_STEP: [50, 100]},
+    "samples": {CHECKPOINTS: _models("digits")},
+    "iterations": {CHECKPOINTS: _models("digits"), EVALUATIONS: [15, 30, 60]},
+    "convex": {CHECKPOINTS: _models("digits")},
+    "window": {WINDOW: [200, 800, 980]},
+    "ema": {CHECKPOINTS: _models("digits", "digits_ddpm")},
+    "features": {CHECKPOINTS: _models("digits", "digits_ddpm")},
+}
+"""Other values of ``--quick``."""
+
+QUICK = ("held_out.images=2000", "held_out.top=2", f"{EVALUATIONS}=20")
+FEWER = (f"{IMAGES}=200", f"{EVALUATIONS}=15", "held_out.top=1")
+QUICK_CHANGES = {"cd": FEWER, "ct": FEWER, "dm": FEWER}
+QUICK_STEPS = {"digits": 1000, "digits_ddpm": 1000, "photographs": 1000}  # of trainings; 100 of all others
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One study file with one seed: its searches, or the EMA grids that the searches are compared with.
+    """One experiment with one seed: its searches, or the EMA grids that the searches are compared with.
 
-    ``folder`` is where it is run, with the trajectories in ``models/``.
+    Attributes:
+        study: the name of its study file.
+        point: varied key → its value.
+        seed: of the searches.
+        overrides: other changes of the study file.
+        folder: where it is run, with the trajectories in ``models/``.
+        grids: whether it runs the grids.
     """
 
     study: str
+    point: Mapping[str, Any]
     seed: int
     overrides: tuple[str, ...]
     folder: Path
@@ -92,33 +119,51 @@ class Job:
         """The path of the study file."""
         return ROOT / "studies" / "paper" / f"{self.study}.yaml"
 
-    def specs(self) -> tuple[StudyFile, ...]:
-        """The points of the study file."""
-        return _read(self.path, self.overrides)
+    @property
+    def experiment(self) -> str:
+        """Its name: of the study file, and the values."""
+        return "-".join([f"paper_{self.study}", *(Path(str(value)).stem for value in self.point.values())])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """All overrides of the study file."""
+        return (*self.overrides, f"name={self.experiment}", *(f"{key}={value}" for key, value in self.point.items()))
+
+    def study_file(self) -> StudyFile:
+        """The study file with its changes."""
+        return _read(self.path, self.changes)
 
     @property
     def optimizers(self) -> list[str]:
         """The optimizers of the file that this job runs."""
-        return [one.name for one in self.specs()[0].optimizers if (one.name in BASELINES) == self.grids]
+        return [one.name for one in self.study_file().optimizers if (one.name in BASELINES) == self.grids]
 
     def studies(self) -> list[str]:
         """The names of all its studies."""
-        return [f"{spec.name}/{optimizer}/{self.seed}" for spec in self.specs() for optimizer in self.optimizers]
+        return [f"{self.experiment}/{optimizer}/{self.seed}" for optimizer in self.optimizers]
 
     def run(self, url: str) -> str | None:
         """Run the job in a process of its own; gives the last line of its errors if it failed."""
         program = "from lcsc_opt.cli import main; main()"
-        command = [sys.executable, "-c", program, "run", str(self.path), *self.overrides]
+        command = [sys.executable, "-c", program, "run", str(self.path), *self.changes]
         chosen = [f"--optimizer={optimizer}" for optimizer in self.optimizers]
         return _failure([*command, *chosen, "--seed", str(self.seed), "--storage", url], self.folder)
 
     def __str__(self) -> str:
-        return f"{self.study}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
+        return f"{self.experiment}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
 
 
 @functools.cache
-def _read(path: Path, overrides: tuple[str, ...]) -> tuple[StudyFile, ...]:
-    return read_studies(path, overrides)
+def _read(path: Path, overrides: tuple[str, ...]) -> StudyFile:
+    return read_study_file(path, overrides)
+
+
+def points(study: str, *, quick: bool) -> list[dict[str, Any]]:
+    """Varied key → its value, for each experiment of a study file; the last key changes fastest."""
+    varied = VARIED.get(study, {})
+    if quick:
+        varied = {**varied, **QUICK_VARIED.get(study, {})}
+    return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
 def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
@@ -130,14 +175,17 @@ def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
     wanted = {table.study: seeds or table.seeds for table in TABLES}
     folder = RESULTS / "paper_quick" if quick else RESULTS
     borrowed = {table.study for table in TABLES if table.beside in chosen}
-    overrides = {study: (*QUICK, *QUICK_VARIED.get(study, (QUICK_BUDGET,))) if quick else () for study in chosen}
-    searches = [
-        Job(study, seed, overrides[study], folder)
-        for seed in range(max(wanted[study] for study in chosen))
-        for study in chosen
-        if seed < wanted[study] and study not in borrowed
-    ]
-    return [*(Job(study, 0, overrides[study], folder, grids=True) for study in chosen), *searches]
+
+    def of_study(study: str, seed: int, *, grids: bool = False) -> list[Job]:
+        overrides = (*QUICK, *QUICK_CHANGES.get(study, ())) if quick else ()
+        return [Job(study, point, seed, overrides, folder, grids) for point in points(study, quick=quick)]
+
+    made = [job for study in chosen for job in of_study(study, 0, grids=True)]
+    for seed in range(max(wanted[study] for study in chosen)):
+        for study in chosen:
+            if seed < wanted[study] and study not in borrowed:
+                made += of_study(study, seed)
+    return made
 
 
 def main() -> None:
@@ -189,8 +237,8 @@ def run(chosen: Sequence[Job], url: str, processes: int, *, quick: bool) -> int:
     print(f"{machine()}\n{len(chosen)} runs of study files, {len(chosen) - len(missing)} of them done", flush=True)
     train(missing, processes, quick=quick)
     failed = _run_all([job for job in missing if job.grids], url, processes)
-    lacking = {job.study for job in failed}  # without EMA*, which every search is compared with at its end
-    searches = [job for job in missing if not job.grids and job.study not in lacking]
+    lacking = {job.experiment for job in failed}  # without EMA*, which every search is compared with at its end
+    searches = [job for job in missing if not job.grids and job.experiment not in lacking]
     return len([*failed, *_run_all(searches, url, processes)])
 
 
@@ -221,7 +269,7 @@ def train(missing: Sequence[Job], processes: int, *, quick: bool) -> None:
         return
     folder = missing[0].folder
     (folder / "models").mkdir(parents=True, exist_ok=True)
-    named = {Path(str(spec.objective.settings.get("checkpoints", ""))).stem for job in missing for spec in job.specs()}
+    named = {Path(str(job.study_file().objective.settings["checkpoints"])).stem for job in missing}
     students = [name for name in COMMANDS if name in named]
     teachers = [TEACHER] if named.intersection(TAUGHT) else []
 
@@ -265,26 +313,33 @@ def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
     left = {study for job in everything for study in unfinished(job, reader)}
     total = sum(len(job.studies()) for job in everything)
     missing = f"{len(left)} of {total} studies" if left else ""
-    firsts = {job.study: job for job in reversed(everything)}
-    tables = [table for table in TABLES if table.study in firsts]
-    found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in tables}
+    of_study: dict[str, list[Job]] = {}
+    for job in everything:
+        if job.grids:  # each experiment has one such job
+            of_study.setdefault(job.study, []).append(job)
+    tables = [table for table in TABLES if table.study in of_study]
+    found = {table.study: _points(of_study[table.study], of_study.get(table.beside or ""), reader) for table in tables}
     return page(found, _costs(found, reader), missing=missing, machine=machine(), quick=quick)
 
 
-def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
-    varied = [split_point(spec.name)[1] for spec in job.specs()]
-    values = {key: list(dict.fromkeys(point[key] for point in varied)) for key in varied[0]}
+def _points(of_study: Sequence[Job], beside: Sequence[Job] | None, reader: HistoryReader) -> Points:
+    """The results of the experiments of a study file; those of another file stand in for searches that it lacks."""
+    values = {
+        key.rpartition(".")[2]: list(dict.fromkeys(str(job.point[key]) for job in of_study))
+        for key in of_study[0].point
+    }
     found, training = {}, {}
-    for i, (point, spec) in enumerate(zip(varied, job.specs(), strict=True)):
-        names = [other.specs()[i].name for other in (beside, job) if other is not None]  # its own take precedence
+    for i, job in enumerate(of_study):
+        place = tuple(str(value) for value in job.point.values())
+        names = [other[i].experiment for other in (beside, of_study) if other is not None]  # its own take precedence
         studies = [study for name in names for study in _ended(name, reader)]
-        found[tuple(point.values())] = {
+        found[place] = {
             optimizer: {study.seed: study for study in studies if study.optimizer == optimizer}
             for optimizer in (*OPTIMIZERS, EMA_GRID)
         }
-        seconds = _training_seconds(spec.objective.settings, job.folder)
+        seconds = _training_seconds(job.study_file().objective.settings, job.folder)
         if seconds is not None:
-            training[tuple(point.values())] = seconds
+            training[place] = seconds
     return Points(values, found, training)
 
 

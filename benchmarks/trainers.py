@@ -32,8 +32,7 @@ from lcsc_opt.base.jackknife import half_width
 from lcsc_opt.base.study_file import FILL_IN
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.connection import reading
-from lcsc_opt.database.history import answer_of
-from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
 
 FILES = Path(__file__).parent / "trainers"
@@ -380,7 +379,7 @@ class Losses:
     Attributes:
         last, ema, found, answer: the losses of the last checkpoint, EMA*, the search's own best and the answer.
         name: of the answer.
-        warning: of the search's report.
+        warnings: of the report.
         sign: −1 for a score that is maximized, else 1.
     """
 
@@ -389,7 +388,7 @@ class Losses:
     found: float
     answer: float
     name: str
-    warning: str | None
+    warnings: tuple[str, ...]
     sign: int
 
     @classmethod
@@ -398,20 +397,19 @@ class Losses:
         with reading(f"sqlite:///{place.folder}/studies.db") as storage:
             studies = HistoryReader(storage).read(experiment)
         [study] = [study for study in studies if study.optimizer != EMA_GRID]
-        chosen = answer_of(studies)
-        if study.held_out is None or chosen is None:
+        report = study.report
+        if report is None or study.found is None:
             raise StoppedError(f"{study.study}: no report")
-        last, ema = study.held_out.baseline(LAST_CHECKPOINT), study.held_out.baseline(EMA)
+        last = report.measured(LAST_CHECKPOINT)
         assert last is not None
-        assert ema is not None
-        _, _, answer = chosen
+        assert report.ema is not None
         return cls(
             last=last.loss,
-            ema=ema.loss,
-            found=study.held_out.loss,
-            answer=answer.loss,
-            name=answer.model.name,
-            warning=study.held_out.warning,
+            ema=report.ema.loss,
+            found=study.found.loss,
+            answer=report.of_answer.loss,
+            name=report.answer,
+            warnings=report.warnings,
             sign=study.sign,
         )
 
@@ -452,7 +450,7 @@ def row_of(trainer: Trainer, work: Path) -> list[str]:
         f"{losses.answer / losses.last - 1:+.1%}",
         f"{losses.answer / losses.ema - 1:+.1%}",
         f"{statistics.fmean(answer) / theirs - 1:+.1%}",
-        losses.warning or "–",
+        "; ".join(losses.warnings) or "–",
     ]
 
 

@@ -33,7 +33,6 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 from common import RESULTS, machine, markdown, parse, run_listed
-from lcsc_opt.study.running import listed, spec_of
 from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
@@ -43,7 +42,8 @@ from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, read_contents
+from lcsc_opt.experiment.running import searches_of, spec_of
 from lcsc_opt.optimizers import build_optimizer, candidate_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too
@@ -279,10 +279,11 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
     spec = {
         "name": experiment,
         "objective": {"file": "function.py", "settings": {"callable": "trial_cost:distance", "steps": list(STEPS)}},
+        "space": "affine",
         "optimizers": [optimizer],
         "budget": {"evaluations": trials},
     }
-    run_listed(listed(parse_studies(spec, source="benchmark")), url)
+    run_listed(searches_of(parse_studies(spec, source="benchmark")), url)
 
 
 def trial_count(url: str, name: str = LONG) -> int:
@@ -328,7 +329,7 @@ def replay_here(url: str, name: str) -> None:
     StoredStudy.add_candidate = refuse  # type: ignore[method-assign]
     storage = open_storage(url, write=True)
     with _printed_costs(), contextlib.suppress(_AskedError):
-        spec = spec_of(StoredStudy.open(storage, name))
+        spec = spec_of(name, read_contents(storage))
         budget = spec.budget
         longer = spec.model_copy(update={"budget": budget.with_total(budget.total + 1)})
         run_listed([longer], url, accept_changes=True)  # this script may have changed since it made the study

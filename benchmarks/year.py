@@ -30,13 +30,13 @@ from unittest import mock
 import numpy as np
 import optuna
 from common import RESULTS, machine, markdown, parse, run_listed
-from lcsc_opt.study.running import listed
 from werkzeug.test import Client
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_studies
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, read_contents
+from lcsc_opt.experiment.running import searches_of, spec_of
 from lcsc_opt.views.dashboard.server import application
 
 EXPERIMENTS = 10
@@ -110,7 +110,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
         "optimizers": ["LCSC"],
         "budget": {"evaluations": trials},
     }
-    run_listed(listed(parse_studies(spec, source="benchmark")), storage.url)
+    run_listed(searches_of(parse_studies(spec, source="benchmark")), storage.url)
 
 
 def copy_short(file: Path) -> None:
@@ -365,7 +365,6 @@ def replay(url: str) -> tuple[float, float]:
 
 def replay_here(url: str) -> None:
     """Print what :func:`replay` returns. No trial is stored: the first new ask ends the search."""
-    from lcsc_opt.study.running import spec_of
 
     class AskedError(Exception):
         """A new candidate was asked."""
@@ -375,7 +374,7 @@ def replay_here(url: str) -> None:
 
     start = time.perf_counter()
     storage = open_storage(url, write=True)
-    spec = spec_of(StoredStudy.open(storage, LONG))
+    spec = spec_of(LONG, read_contents(storage))
     budget = spec.budget
     longer = spec.model_copy(update={"budget": budget.with_total(budget.total + 1)})
     asked = False

@@ -6,8 +6,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-from urllib.parse import quote
+from typing import Any
 
 import dash
 import dash_ag_grid
@@ -15,7 +14,6 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
@@ -23,18 +21,16 @@ from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.theme import CONFIG, Theme, empty_figure, style
-from lcsc_opt.views.figures.trade_off import metrics_of, parallel_figure, trade_off_figure
+from lcsc_opt.views.figures.theme import Theme, empty_figure, style
+from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
 from lcsc_opt.views.ranking import (
     CONFIDENCE,
     Difference,
     Ranked,
     Reach,
     Spread,
-    points_of,
     ranking,
     spread_text,
-    varied_keys,
 )
 from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_tables, settings_table
@@ -84,18 +80,18 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             nothing = "Choose an experiment." if reader.experiments() else NOTHING
             blank = empty_figure(nothing, theme)
-            return "", nothing, blank, [], [], "", blank, [], [], [], "", "", "", parts.RUNNING_MS, ""
+            return "", nothing, blank, [], [], "", blank, [], [], [], "", "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
         controls = (axis, scale, target, across, up, shown.optimizers)
-        signature = parts.signature([*shown.studies, *shown.of_sweep], theme, *controls)
+        signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
-            return *[no_update] * 13, interval, no_update
+            return *[no_update] * 12, interval, no_update
         new_columns: Any = _columns(shown.metric, axis, target)
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
         ranked = ranking(shown.studies, value=target)
-        metrics = metrics_of(shown.of_sweep)
+        metrics = metrics_of(shown.studies)
         return (
             "",
             first_line(shown.studies, ranked),
@@ -103,11 +99,10 @@ def build(storage: RDBStorage) -> dash.Dash:
             new_columns,
             [_row(row, axis) for row in ranked],
             _metrics(shown),
-            _trade_off(shown.of_sweep, across, up, theme),
+            _trade_off(shown.studies, across, up, theme),
             metrics,
             metrics,
             shown.optimizers,
-            _sweep(shown.points, experiment, theme),
             _settings(shown.studies),
             _studies(shown.studies),
             interval,
@@ -135,7 +130,6 @@ def _outputs(page: parts.Page) -> list[Output]:
         Output("across", "options"),
         Output("up", "options"),
         Output("only", "options"),
-        Output("sweep", "children"),
         Output("settings", "children"),
         Output("studies", "children"),
     ]
@@ -148,30 +142,18 @@ class Shown:
     Attributes:
         optimizers: all optimizers of the experiment but EMA*, of which a reader may choose some.
         studies: those of the experiment.
-        points: experiment → its studies, for all points of the experiment's sweep.
     """
 
     optimizers: Sequence[str]
     studies: Sequence[Standing]
-    points: Mapping[str, Sequence[Standing]]
 
     @classmethod
     def read(cls, reader: HistoryReader, experiment: str, only: Sequence[str]) -> Shown:
-        """The studies of an experiment and of its sweep; ``only`` those of these optimizers, if any are named."""
-        sweep = points_of(reader, experiment, siblings=True)
-        studies = sweep[experiment] if experiment in sweep else reader.read(experiment)
+        """The studies of an experiment; ``only`` those of these optimizers, if any are named."""
+        studies = reader.read(experiment)
         optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
         chosen = [name for name in only if name in optimizers]  # another experiment may not have them
-        return cls(
-            optimizers=optimizers,
-            studies=_of_optimizers(studies, chosen),
-            points={point: _of_optimizers(group, chosen) for point, group in sweep.items()},
-        )
-
-    @property
-    def of_sweep(self) -> list[Standing]:
-        """The studies of all points."""
-        return [study for group in self.points.values() for study in group]
+        return cls(optimizers, _of_optimizers(studies, chosen))
 
     @property
     def metric(self) -> str:
@@ -262,7 +244,6 @@ def _content() -> list[Any]:
             className="controls",
         ),
         parts.graph("trade-off", label="One held-out metric against another"),
-        html.Div(id="sweep"),
         html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
@@ -370,29 +351,8 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
     }
 
 
-def _sweep(points: Mapping[str, Sequence[Standing]], experiment: str, theme: Theme) -> Any:
-    """All points of the experiment's sweep: the values of their settings, and their results."""
-    keys = varied_keys(points)
-    if not keys:
-        return ""
-    rows = []
-    for point, studies in points.items():
-        varied = split_point(point)[1]
-        values = [varied.get(key, UNKNOWN) for key in keys]
-        link: Any = "shown"
-        if point != experiment:
-            link = html.A("show", href=f"?experiment={quote(point)}")
-        for row in ranking(studies):
-            results = [spread_text(row.held_out), percent(row.below_ema), spread_text(row.searched)]
-            rows.append([*values, row.label, row.seeds, *results, link])
-    header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
-    figure: Any = dcc.Graph(figure=parallel_figure(points, theme), config=cast("Any", CONFIG))
-    figure = parts.described(figure, label="Values of the settings and the loss of each answer")
-    return parts.section("Sweep", figure, parts.table(header, rows, text=len(keys) + 1))
-
-
 def _settings(studies: Sequence[Standing]) -> Any:
-    """The settings in which these studies differ; those that a sweep varies are in its own table."""
+    """The settings in which these studies differ."""
     table = settings_table(studies)
     if table is None:
         return ""

@@ -63,7 +63,7 @@ def _content() -> list[Any]:
         html.P(CAPTION, className="note"),
         html.P(
             "The plane and the searches are evaluated on the same noise, so the lowest values are optimistically "
-            "biased: lcsc evaluate measures a study's answer on held-out noise.",
+            "biased: compare models by the report, which is on held-out noise.",
             className="note",
         ),
     ]

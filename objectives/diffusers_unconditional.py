@@ -27,8 +27,7 @@ A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C
 one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance; with ``low: 0.2``
 and ``high: 0.8`` only between these shares of the training's timesteps. ``guidance: {scale: 1.5, weak: ema:0.99}`` is
 autoguidance by an average, or by an earlier checkpoint, ``weak: 20000``, also without classes. A model of latents
-needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``; ``lcsc train``
-writes this setting into its study files.
+needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.base.study_file import StudyFile, only_one, read_studies
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import split_name
@@ -92,11 +91,6 @@ def write_study(
             had = [measured[title] for title in experiment.report.had]
         write_report(storage, report_of(found, *had), experiment.name)
     return study
-
-
-def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
-    """The only experiment of a study file."""
-    return only_one(read_studies(path, overrides), source=str(path))
 
 
 def add_result(

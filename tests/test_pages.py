@@ -21,8 +21,7 @@ from PIL import Image
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.settings import parse_settings, parse_yaml
-from lcsc_opt.base.study_file import StudyFile, parse_studies
-from lcsc_opt.base.sweep import VARY
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.cli import app
 from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
@@ -111,7 +110,7 @@ def checkpoints(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def study_with(content: dict[str, Any]) -> dict[str, Any]:
     """A study of photographs with the keys of a block in it: those of a study file, or settings of its objective."""
-    if not content.keys() & (StudyFile.model_fields.keys() | {VARY}):
+    if not content.keys() & StudyFile.model_fields.keys():
         content = {"objective": {"settings": content}}
     objective = {"file": "diffusers_unconditional.py", **content.get("objective", {})}
     photographs = {"checkpoints": "runs", "model": "ddpm-output", "sampler": {"steps": 1}, "reference": "photographs"}
@@ -156,10 +155,10 @@ def test_every_key_of_a_study_file_exists(page: str) -> None:
         content = parse_yaml(block.text)
         if "name" not in content:
             content = study_with(content)
-        for study in parse_studies(content, source=page):
-            module: Any = load_file(find("objectives", study.objective.file))
-            settings = dict(study.objective.settings)
-            parse_settings(module.Settings, settings, source=page)
+        study = parse_study_file(content, source=page)
+        module: Any = load_file(find("objectives", study.objective.file))
+        settings = dict(study.objective.settings)
+        parse_settings(module.Settings, settings, source=page)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_BY])

@@ -25,21 +25,3 @@ def unet(seed: int = 0, *, channels: int = 1, **options: Any) -> Any:
             add_attention=False,
             **settings,
         ).eval()
-
-
-def autoencoder(channels: int = 1) -> Any:
-    """An ``AutoencoderKL`` that halves the sides of 8×8 images, with two channels of latents."""
-    from diffusers import AutoencoderKL
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(4, 8),
-            latent_channels=2,
-            norm_num_groups=4,
-            sample_size=8,
-        )

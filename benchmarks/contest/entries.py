@@ -129,19 +129,16 @@ CONTENDERS = (
 )
 
 
-def study_file(cell: Cell, contender: Contender) -> StudyFile:
-    """The study file of one contender in one cell.
-
-    Contenders with the same optimizer and different settings are experiments with different names.
-    """
-    name = cell.name if contender.label == contender.optimizer else f"{cell.name}.{slug(contender.label)}"
+def study_file(cell: Cell, contender: Contender, seed: int) -> StudyFile:
+    """The study file of one search of a contender in a cell: an experiment whose report is of this search alone."""
     checkpoints = str(RESULTS / "models" / f"{cell.name}.trajectory")
     settings = {"checkpoints": checkpoints, "images": PER_EVALUATION, "loss": "fid"}
     content: dict[str, Any] = {
-        "name": name,
+        "name": f"{cell.name}.{slug(contender.label)}.{seed}",
         "objective": {"file": "trained.py", "settings": settings},
         "space": contender.space,
         "optimizers": [{contender.optimizer: contender.options}],
+        "seeds": [seed],
         "budget": {"images": max(round(cell.images * contender.share), PER_EVALUATION)},
     }
     if cell.top:

@@ -12,20 +12,20 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lcsc_opt.study.running import Run, listed
-
 from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_file
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_spec import StudySpec
-from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.states import is_finished
-from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.database.states import is_searched
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.urls import files_directory
 from lcsc_opt.evaluation.base import Failure, evaluate_safely
+from lcsc_opt.experiment.experiment import Experiment
+from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 
@@ -49,7 +49,7 @@ class Job:
     @property
     def spec(self) -> StudySpec:
         """The study."""
-        [spec] = listed([study_file(self.cell, self.contender)], seeds=[self.seed])
+        [spec] = searches_of([study_file(self.cell, self.contender, self.seed)])
         return spec
 
 
@@ -61,7 +61,7 @@ def is_done(reader: HistoryReader, job: Job) -> bool:
         return False
     study = StoredStudy.open(reader.storage, spec.name)
     found = answers(reader.trials(history), job.cell.limits)
-    return is_finished(spec, study.attributes) and measured(found, known_results(study, job.cell)) is not None
+    return is_searched(spec, study.attributes) and measured(found, known_results(study, job.cell)) is not None
 
 
 def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:
@@ -101,13 +101,15 @@ def _do(job: Job) -> str:
 
 
 def search_and_measure(job: Job) -> str:
-    """Search and measure one study, as far as that is not done yet. Studies of one objective load it once."""
+    """Search, report and measure one study, as far as that is not done yet."""
     loader = ObjectiveLoader(BuildContext(files=files_directory(job.url)))
-    outcome = Run([job.spec], job.url, loader).run(job.spec)
-    storage = open_storage(job.url, write=True)
-    study = StoredStudy.open(storage, job.spec.name)
-    with study.hold():
-        measure(study, loader.load(job.spec, our_studies(storage)), job.cell)
+    database = Database(job.url)
+    with Experiment([job.spec], database, loader) as experiment:
+        outcome = experiment.search(job.spec)
+        experiment.report()
+        study = StoredStudy.open(database.made(), job.spec.name)
+        with study.hold():
+            measure(study, experiment.objective, job.cell)
     return outcome
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from scipy.special import stdtrit
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import Standing, best_ema
+from lcsc_opt.database.history import Standing, ema_grid
+from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import EMA
-from lcsc_opt.database.report import MetricRow
 from reproduction.table import Claim, Where
 
 HOLDS, NOT, UNKNOWN = "holds", "fails", "inconclusive"
@@ -80,20 +80,24 @@ def judged(found: Found, metric: str) -> Ratio | None:
 
 
 def _rows(found: Found) -> list[MetricRow]:
-    """The rows of all reports that compare with EMA*."""
-    reports = [study.held_out for study in found.values() if study.held_out is not None]
-    return [row for report in reports for row in report.rows if row.against == EMA]
+    """The rows of what each search found, which its report compares with EMA*."""
+    rows: list[MetricRow] = []
+    for study in found.values():
+        if study.report is not None and study.found is not None:
+            rows += study.report.rows(study.found.model.name, EMA)
+    return rows
 
 
 def between(better: Found, worse: Found) -> Ratio | None:
     """Held-out loss of ``better`` over ``worse``, seed by seed, for pairs with the same images and noise."""
-    pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
-    reports = [(one.held_out, other.held_out) for one, other in pairs]
-    known = [
-        (one, other) for one, other in reports if one is not None and other is not None and one.sample == other.sample
-    ]
-    losses = [(one.loss, other.loss) for one, other in known]
-    return ratio_of([_over(one, other) for one, other in losses if one is not None and other is not None])
+    ratios = []
+    for seed in sorted(better.keys() & worse.keys()):
+        one, other = better[seed].found, worse[seed].found
+        if one is None or other is None:
+            continue
+        if (one.images, one.seeds) == (other.images, other.seeds):
+            ratios.append(_over(one.loss, other.loss))
+    return ratio_of(ratios)
 
 
 def _over(value: float, reference: float) -> float:
@@ -146,7 +150,7 @@ class Points:
 
     def over_ema(self, where: Where, worse: Where, optimizer: str) -> Ratio | None:
         """The loss of an optimizer at one point over that of EMA* at another one."""
-        ema = best_ema(list(self.at(worse, EMA_GRID).values()))
+        ema = ema_grid(list(self.at(worse, EMA_GRID).values()))
         searches = self.at(where, optimizer)
         return None if ema is None else between(searches, dict.fromkeys(searches, ema))
 

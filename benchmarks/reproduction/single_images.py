@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from common import cell, markdown
 
 from lcsc_opt.database.history import Standing
+from lcsc_opt.database.measurement import Measurement
 from reproduction.claims import OPTIMIZERS, Points
 from reproduction.table import Where
 
@@ -36,34 +37,25 @@ def judged_lines(found: Mapping[str, Points]) -> list[str]:
 
 
 def _rows(label: str, how: str, found: Mapping[str, Sequence[Standing]]) -> list[list[str]]:
-    judged = {name: [study for study in studies if _judges(study)] for name, studies in found.items()}
-    everyone = [study for studies in judged.values() for study in studies]
-    if not everyone:
-        return []
-    known = [
-        (None if study.held_out is None else study.held_out.ema(None), _judges(study, baseline=True))
-        for study in everyone[:1]
-    ]  # no chance
-    rows = [] if how else [[label, "EMA*", "", *_cells(known)]]
-    for name, studies in judged.items():
-        if studies:
-            cells = _cells([(_fid(study), _judges(study)) for study in studies])
-            rows.append([label, f"{name}{how}", str(len(studies)), *cells])
-    return rows
+    reports = [study.report for studies in found.values() for study in studies if study.report is not None]
+    emas = [report.ema for report in reports[:1] if report.ema is not None]  # which no chance changes
+    rows = [] if how else [[label, "EMA*", "", *_cells(emas)]]
+    judged = 0
+    for name, studies in found.items():
+        measured = [study.found for study in studies if study.found is not None and _is_judged(study.found)]
+        judged += len(measured)
+        if measured:
+            rows.append([label, f"{name}{how}", str(len(measured)), *_cells(measured)])
+    return rows if judged else []
 
 
-def _fid(study: Standing) -> float | None:
-    """FID of the answer, without the penalty that a loss may have."""
-    return None if study.held_out is None else study.held_out.found.metrics.get("fid", study.held_out.loss)
+def _is_judged(measured: Measurement) -> bool:
+    return any(name in measured.metrics for name in JUDGES)
 
 
-def _judges(study: Standing, *, baseline: bool = False) -> dict[str, float | None]:
-    """Metric → value of the answer, or of EMA* on the same noise."""
-    rows = () if study.held_out is None else study.held_out.rows
-    return {row.metric: row.baseline if baseline else row.value for row in rows if row.metric in JUDGES}
-
-
-def _cells(known: Sequence[tuple[float | None, Mapping[str, float | None]]]) -> list[str]:
-    columns = [[loss for loss, _ in known], *([judges.get(name) for _, judges in known] for name in JUDGES)]
-    known_values = ([value for value in column if value is not None] for column in columns)
-    return [cell(values) if values else "–" for values in known_values]
+def _cells(models: Sequence[Measurement]) -> list[str]:
+    """FID, without the penalty that a loss may have, and the judges."""
+    fids = [measured.metrics.get("fid", measured.loss) for measured in models]
+    judges = [[measured.metrics[name] for measured in models if name in measured.metrics] for name in JUDGES]
+    columns = [fids, *judges]
+    return [cell(values) if values else "–" for values in columns]

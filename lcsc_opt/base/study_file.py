@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
@@ -31,7 +32,6 @@ from lcsc_opt.base.study_spec import (
     StudySpec,
     Workers,
 )
-from lcsc_opt.base.sweep import VARY, points, removed, replaced, split_point
 
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -41,7 +41,6 @@ _SETTINGS_OF_A_SPACE = ("rows", "origin")
 class StudyFile(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. ``start`` is a stored study,
     at whose answer every search begins, in place of the space's origin; grids have none.
     """
@@ -57,12 +56,6 @@ class StudyFile(FrozenModel):
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
-    vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
-
-    @property
-    def sweep(self) -> str:
-        """The name of the whole sweep; the experiment's name if nothing is varied."""
-        return split_point(self.name)[0]
 
     def on_ray(self, address: str) -> StudyFile:
         """The same study with as many workers on the Ray cluster at this address.
@@ -122,15 +115,12 @@ class StudyFile(FrozenModel):
             budget: another total, in the unit of the file's budget; or a time.
 
         Raises:
-            StudySpecError: one of them is wrong; or ``budget`` is given, and the sweep varies the budget.
+            StudySpecError: one of them is wrong.
         """
         choices = {"optimizers": optimizers, "seeds": seeds}
         given = {key: plain(value) for key, value in choices.items() if value is not None}
         if budget is not None:
             given["budget"] = self.budget.with_total(budget)
-            for key in self.vary:
-                if key.split(".")[0] == "budget":
-                    raise StudySpecError(f"--budget: the study file varies {key}; give {key}=… instead")
         # alone: what this file has is checked already, and without optimizers it is open
         alone = parse_settings(StudyFile, {"name": self.name, "objective": self.objective, **given}, source=self.name)
         changes = {key: getattr(alone, key) for key in given}
@@ -176,73 +166,41 @@ def _check_distinct(key: str, names: Sequence[str]) -> None:
         raise ValueError(f"{key}: {', '.join(repeated)} is given twice; each study needs its own name")
 
 
-def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyFile, ...]:
-    """Parse and validate one study file: an experiment, or one for each point of its sweep.
+def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyFile:
+    """Parse and validate one study file.
 
     Args:
         path: the path of the file.
-        overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML. A
-            key that the file varies then has only this value. ``~held_out`` removes a key.
+        overrides: as :func:`lcsc_opt.base.overrides.with_overrides` takes them.
 
     Raises:
         StudySpecError: the lines that are still to be filled in; or one line: that the file or an override cannot be
-            read, or every wrong key with its path, of the first point that is wrong.
+            read, or every wrong key with its path.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
-    content = _yaml(text, path)
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise StudySpecError(f"{path}: not valid YAML: {error}") from error
     if content is None:
         raise StudySpecError(f"{path}: is empty; a study file has at least name and objective")
     content = with_overrides(content, overrides)
     missing = lines_to_fill_in(text, content)
     if missing:
         raise StudySpecError("\n".join([f"{path}: to be filled in:", *missing]))
-    return parse_studies(content, source=" ".join([str(path), *overrides]))
+    return parse_study_file(content, source=" ".join([str(path), *overrides]))
 
 
-def _yaml(text: str, source: object) -> Any:
-    try:
-        return parse_yaml(text)
-    except ValueError as error:
-        raise StudySpecError(f"{source}: not valid YAML: {error}") from error
-
-
-def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
-    """The content of a study file with other values, as :func:`read_studies` has them.
+def parse_study_file(content: Any, *, source: str) -> StudyFile:
+    """Validate the content of a study file; ``source`` begins the message of an error.
 
     Raises:
-        StudySpecError: an override has another form, or no place in the content.
+        StudySpecError: one line that names every wrong key with its path.
     """
-    for override in overrides:
-        content = _overridden(content, override)
-    return content
-
-
-def _overridden(content: Any, override: str) -> Any:
-    """The content with one value replaced (``KEY=VALUE``), or removed (``~KEY``); raises as :func:`with_overrides`."""
-    path, equals, text = override.partition("=")
-    if path.startswith("~") and not equals:
-        return removed(content, _keys(path[1:]), where=override)
-    keys = _keys(path)
-    if not equals or not all(keys):
-        raise StudySpecError(
-            f"{override}: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"
-        )
-    value = _yaml(text, override)
-    varied = content.get(VARY) if isinstance(content, Mapping) else None
-    if isinstance(varied, Mapping) and path in varied:  # then this is the only value that the sweep has
-        return {**content, VARY: {**varied, path: [value]}}
-    return replaced(content, keys, value, where=override)
-
-
-def _keys(path: str) -> list[str]:
-    """The keys of nested mappings on a path with dots. Behind ``vary.`` all the rest is one key: itself such a path."""
-    first, _, rest = path.partition(".")
-    if first == VARY and rest:
-        return [VARY, rest]
-    return path.split(".")
+    return parse_settings(StudyFile, plain(content), source=source)
 
 
 def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
@@ -261,45 +219,11 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
         if isinstance(content, Mapping) and {"name", "objective"} <= content.keys():
             storages[str(content["name"])] = str(content.get("storage", DEFAULT_STORAGE))
     if name is not None:
-        experiment = name.split("/")[0].split(",")[0]
+        experiment = name.split("/")[0]
         if experiment in storages:
             return storages[experiment]
     different = set(storages.values())
     return different.pop() if len(different) == 1 else None
-
-
-def only_one(studies: Sequence[StudyFile], *, source: str) -> StudyFile:
-    """The only experiment of a study file; ``source`` begins the message of an error.
-
-    Raises:
-        StudySpecError: the file varies settings, and so stands for several.
-    """
-    if len(studies) > 1:
-        raise StudySpecError(
-            f"{source}: varies {', '.join(studies[0].vary)} and stands for {len(studies)} experiments, where one is "
-            "needed; give each of these keys one value"
-        )
-    return studies[0]
-
-
-def parse_studies(content: Any, *, source: str) -> tuple[StudyFile, ...]:
-    """Validate the content of a study file: an experiment, or one for each point of its sweep.
-
-    Args:
-        content: the content of the file.
-        source: begins the message of an error.
-
-    Raises:
-        StudySpecError: one line that names every wrong key with its path, of the first point that is wrong.
-    """
-    content = plain(content)
-    if not isinstance(content, Mapping) or VARY not in content:
-        return (parse_settings(StudyFile, content, source=source),)
-    studies = []
-    for point, end_of_name in points(content, source=source):
-        # a point keeps ``vary``, with its own values; ``vary: {}`` is one point whose name has no end
-        studies.append(parse_settings(StudyFile, point, source=f"{source} {end_of_name}".rstrip()))
-    return tuple(studies)
 
 
 def lines_to_fill_in(text: str, content: Any) -> list[str]:

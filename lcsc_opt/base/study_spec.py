@@ -16,7 +16,6 @@ import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings, plain
-from lcsc_opt.base.sweep import split_point
 
 ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 """What checkpoints are: each kind has a template of a study file."""
@@ -36,7 +35,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minute
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
+EXPERIMENT = re.compile(r"[^\W_][\w.-]*")
 
 
 def check_experiment(name: str) -> str:
@@ -56,7 +55,7 @@ def experiment_name(text: str) -> str:
 
 
 Experiment = Annotated[str, pydantic.AfterValidator(check_experiment)]
-"""The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
+"""The name of an experiment."""
 
 
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -250,12 +249,12 @@ def seconds_of(duration: str | datetime.timedelta) -> float:
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise.
+    """After the searches, the best trials are scored on selection noise, and the best of each on held-out noise.
 
     Attributes:
-        images: for each trial and each group of noise; items of a score. ``None`` is the objective's own number, or
+        images: for each model and each group of noise; items of a score. ``None`` is the objective's own number, or
             10,000.
-        top: how many trials.
+        top: how many trials of all searches together, the same number of each, at least one.
     """
 
     images: Annotated[int, pydantic.Field(ge=2)] | None = None
@@ -335,7 +334,7 @@ class StudySpec(FrozenModel):
     """One study: one optimizer and one seed of a study file. The database holds it as it is.
 
     Attributes:
-        experiment: the name in the study file, or of a point of its sweep.
+        experiment: the name in the study file.
         optimizer: searches.
         seed: of everything random in the search.
         objective, space, budget, workers, failures, held_out: as in the study file.
@@ -357,11 +356,6 @@ class StudySpec(FrozenModel):
     def name(self) -> str:
         """The name of the Optuna study."""
         return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
-
-    @property
-    def sweep(self) -> str:
-        """The name of the whole sweep; the experiment's name if nothing is varied."""
-        return split_point(self.experiment)[0]
 
     @property
     def is_grid(self) -> bool:

@@ -6,10 +6,10 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.table import Table
 
 from lcsc_opt.base.progress import log
@@ -23,35 +23,6 @@ _LONGEST_IN_ONE_LINE = 24  # characters of a cell
 _GAP = 2  # characters between two columns
 
 
-class _TableColumn(NamedTuple):
-    """A column of a table, as texts.
-
-    Attributes:
-        name: its heading.
-        cells: one for each row.
-        fewest: characters it needs: words are never cut, and short cells stay in one line where there is room.
-        most: characters with which nothing wraps.
-    """
-
-    name: str
-    cells: Sequence[str]
-    fewest: int
-    most: int
-
-    @classmethod
-    def of(cls, name: str, cells: Sequence[str], *, most_in_one_line: float) -> _TableColumn:
-        """Measure a column, in which cells of more characters than ``most_in_one_line`` wrap."""
-        fewest = max((cell_len(word) for word in name.split()), default=0)
-        most = cell_len(name)
-        for cell in cells:
-            length = cell_len(cell)
-            most = max(most, length)
-            if length > most_in_one_line:
-                length = max((cell_len(word) for word in cell.split()), default=0)
-            fewest = max(fewest, length)
-        return cls(name, cells, fewest, most)
-
-
 def print_table(
     header: Sequence[str],
     rows: Iterable[Sequence[object]],
@@ -62,6 +33,8 @@ def print_table(
 ) -> None:
     """Print a plain table. On a narrow terminal headings and long texts wrap between words, and no word is cut.
 
+    Rich itself cuts words, and so numbers, where others could still wrap: it is told the width of each column.
+
     Args:
         header: the headings.
         rows: a cell for each heading.
@@ -71,43 +44,55 @@ def print_table(
             them; the command has ``--format json``.
     """
     texts = [[printable(str(cell)) for cell in row] for row in rows]
-    columns = []
-    for index, name in enumerate(header):
-        cells = [row[index] for row in texts]
-        columns.append(_TableColumn.of(name, cells, most_in_one_line=_LONGEST_IN_ONE_LINE if index else math.inf))
-
+    columns = [[name, *(row[index] for row in texts)] for index, name in enumerate(header)]
     has_reader = is_terminal(results())
     width = None if has_reader else _WIDTH_OF_FILES
     console = Console(file=results(), width=width, highlight=False, emoji=False, markup=False)
-    dropped = []
+    dropped: list[str] = []
     for name in reversed([name for name in optional if has_reader and name in header]):
-        if _width(columns) <= console.width:
+        if _total(_least_widths(columns)) <= console.width:
             break
-        dropped.append(name)
-        columns = [column for column in columns if column.name != name]
-    if has_reader and _width(columns) > console.width:
-        first, *others = columns
-        columns = [first, *(_TableColumn.of(column.name, column.cells, most_in_one_line=0) for column in others)]
+        dropped.insert(0, name)
+        columns = [column for column in columns if column[0] != name]
+    widths = _least_widths(columns)
+    if has_reader and _total(widths) > console.width:
+        widths = _least_widths(columns, in_one_line=0)
+    console.width = max(console.width, _total(widths))
 
-    console.width = max(console.width, _width(columns))
     table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
-    free = console.width - _width(columns)
-    for index, column in enumerate(columns):
-        extra = min(free, column.most - column.fewest)
+    free = console.width - _total(widths)
+    for index, (name, *cells) in enumerate(columns):
+        widest = max(cell_len(text) for text in (name, *cells))
+        extra = min(free, widest - widths[index])
         free -= extra
-        justify: JustifyMethod = "left" if index < left else "right"
-        table.add_column(column.name, justify=justify, width=column.fewest + extra)
-    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_column(name, justify="left" if index < left else "right", width=widths[index] + extra)
+    for row in list(zip(*columns, strict=True))[1:]:
         table.add_row(*row)
     console.print(table, crop=False)
     if dropped:
-        names = ", ".join(reversed(dropped))
-        say(f"{len(dropped)} more column{'s' * (len(dropped) > 1)}: {names}; in a wider terminal, or --format json")
+        plural = "s" if len(dropped) > 1 else ""
+        say(f"{len(dropped)} more column{plural}: {', '.join(dropped)}; in a wider terminal, or --format json")
 
 
-def _width(columns: Sequence[_TableColumn]) -> int:
-    """The fewest characters that a table of these columns needs, with two between neighbours."""
-    return sum(column.fewest for column in columns) + _GAP * (len(columns) - 1)
+def _least_widths(columns: Sequence[Sequence[str]], *, in_one_line: int = _LONGEST_IN_ONE_LINE) -> list[int]:
+    """The characters that columns need, each a heading and its cells.
+
+    No word is cut. Cells of at most ``in_one_line`` characters, and all of the first column, stay in one line.
+    """
+    widths = []
+    for index, (name, *cells) in enumerate(columns):
+        unbroken = name.split()
+        for cell in cells:
+            if index == 0 or cell_len(cell) <= in_one_line:
+                unbroken.append(cell)
+            else:
+                unbroken += cell.split()
+        widths.append(max((cell_len(text) for text in unbroken), default=0))
+    return widths
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
 
 
 def print_described(title: str, described: Mapping[str, Any]) -> None:
@@ -166,9 +151,12 @@ def print_report(report: Report | None, study: str | None = None) -> None:
         return
     name = report.answer if study is None else report.found.get(study)
     for index, part in enumerate(report.parts):
-        if name is None or part.measured(name) is None:
+        measured = None if name is None else part.measured(name)
+        if name is None or measured is None:
             continue
-        title = f"\nheld out, {report.images:,} images" if report.images else "\nheld out"
+        title = f"\nheld out, {measured.images:,} images" if measured.images else "\nheld out"
+        if len(measured.seeds) > 1:
+            title += f", noise groups {', '.join(map(str, measured.seeds))}"
         title += f", {part.sampler}" if part.sampler else ""
         header, rows = report_table(report, name, part=index)
         print_table(header, rows, title=title, optional=(*header[2:],))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.cli.options import (
     AcceptChanges,
     Experiment,
@@ -24,7 +23,6 @@ from lcsc_opt.views import number, percent
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from lcsc_opt.database.history import Standing
 
-_HIDDEN_BY_FID = ("precision", "recall")
 _OPTIONAL = ("evaluations", "searched", "seconds", "images", "on images", "seeds")  # columns of the ranking
 
 
@@ -43,13 +41,12 @@ def compare(
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Compare the optimizers of an experiment, or of a whole sweep.
+    """Compare the optimizers of an experiment.
 
-    Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
+    Prints a table over seeds; --plot draws curves, or with --axis METRIC:METRIC a trade-off.
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.answer import answer_line
-    from lcsc_opt.views.ranking import points_of, varied_keys
     from lcsc_opt.views.tables import comparison_rows, comparison_tables
 
     if plot is None and axis is not None:
@@ -58,68 +55,48 @@ def compare(
         _check_plot(plot, axis)
     reader = HistoryReader(open_database(storage, database_of=experiment))
     with reader.at_one_moment():
-        points = points_of(reader, experiment)
-    studies = [study for point in points.values() for study in point]
-    is_sweep = experiment not in points  # the points of a sweep have longer names
+        studies = reader.read(experiment)
+    report = studies[0].report
     if output == "json":
-        print_json(comparison_rows(points))
-    elif is_sweep:
-        _print_ranking(experiment, points, varied_keys(points))
+        print_json(comparison_rows(studies))
     else:
-        held_out = studies[0].report
-        if held_out is not None:
-            say(answer_line(held_out))
-        _print_ranking(experiment, points)
+        if report is not None:
+            say(answer_line(report))
+        _print_ranking(experiment, studies)
         metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        for title, (header, rows) in comparison_tables(held_out, metric, all_metrics=all_metrics):
+        for title, (header, rows) in comparison_tables(report, metric, all_metrics=all_metrics):
             print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
-    for point, of_point in points.items():
-        found = of_point[0].report
-        for warning in () if found is None else found.warnings:
-            say(f"{point}: {warning}")
-        if found is not None and found.metrics.cross_check_text:
-            say(f"{point}: the cross-check is {found.metrics.cross_check_text}")
+    if report is not None:
+        for warning in report.warnings:
+            say(f"{experiment}: {warning}")
+        if report.metrics.cross_check_text:
+            say(f"{experiment}: the cross-check is {report.metrics.cross_check_text}")
     if plot is not None:
-        if is_sweep and not axis:
-            axis = ":"  # the trade-off of the two metrics that are chosen for it
         _draw(studies, axis, plot)
 
 
-def _print_ranking(title: str, points: Mapping[str, Sequence[Standing]], keys: Sequence[str] = ()) -> None:
-    """Print a row for each optimizer at each point; of a sweep, with the varied ``keys`` and metrics that FID hides.
+def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
+    """Print a row for each optimizer. What was searched, on other noise and fewer images, stands last."""
+    from lcsc_opt.views.ranking import ranking
 
-    What was searched, on other noise and fewer images, stands last.
-    """
-    from lcsc_opt.views.ranking import metric_names, ranking
-
-    ranked = []
-    for point, studies in points.items():
-        varied = split_point(point)[1]
-        ranked += [(varied, row) for row in ranking(studies)]
-    metrics: list[str] = []
-    if keys:
-        names = metric_names([row for _, row in ranked])
-        metrics = [name for name in names if name.partition("@")[0] in _HIDDEN_BY_FID]
-    samples_images = any(row.held_out_images for _, row in ranked)
-
-    header = [*keys, "optimizer", "seeds", "held-out"]
+    ranked = ranking(studies)
+    samples_images = any(row.held_out_images for row in ranked)
+    header = ["optimizer", "seeds", "held-out"]
     if samples_images:
         header.append("on images")
-    header += [*metrics, "against EMA*", "evaluations", "images", "seconds", "searched"]
+    header += ["against EMA*", "evaluations", "images", "seconds", "searched"]
     rows = []
-    for varied, row in ranked:
-        cells: list[object] = [varied.get(key, "–") for key in keys]
-        cells += [row.label, row.seeds, _mean(row.held_out)]
+    for row in ranked:
+        cells: list[object] = [row.label, row.seeds, _mean(row.held_out)]
         if samples_images:
             cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
-        cells += [_mean(row.metrics.get(name)) for name in metrics]
         cells.append(percent(row.below_ema))
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", _mean(row.searched)]
         rows.append(cells)
-    print_table(header, rows, title=title, optional=(*metrics, *_OPTIONAL))
+    print_table(header, rows, title=title, optional=_OPTIONAL)
 
 
 def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:

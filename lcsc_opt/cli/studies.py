@@ -11,8 +11,9 @@ import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_studies, read_studies, with_overrides
+from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import ModelKind
 from lcsc_opt.cli.options import (
     AcceptChanges,
@@ -154,7 +155,7 @@ def run(
 
     A stored study, as digits/LCSC/0, needs no study file. With name=NEW, its settings begin another one.
     """
-    points, directory, url = _read_points(studies, overrides or (), storage)
+    study_file, directory, url = _read(studies, overrides or (), storage)
 
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
@@ -162,29 +163,28 @@ def run(
     from lcsc_opt.experiment.running import run_studies, studies_of
     from lcsc_opt.objective.of_study import ObjectiveLoader
 
-    points = [point.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget) for point in points]
+    study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
-        points = [point.on_ray(ray) for point in points]
+        study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     database = Database(url)
-    chosen = studies_of(points, database, objectives)
+    chosen = studies_of(study_file, database, objectives)
     if dry_run:
         _print_rehearsed(chosen, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed)
     else:
         run_studies(chosen, database, objectives, on_end=say, accept_changes=accept_changes, retry_failed=retry_failed)
 
 
-def _read_points(
-    studies: str, overrides: Sequence[str], storage: str | None
-) -> tuple[Sequence[StudyFile], Path | None, str]:
+def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[StudyFile, Path | None, str]:
     """A study file, or what asks for a stored study alone, with its folder and the URL of the database."""
     from lcsc_opt.database.names import is_ours
     from lcsc_opt.database.urls import storage_url
 
     if not is_ours(studies) or Path(studies).exists():
         path = find("studies", studies)
-        points = read_studies(path, overrides)  # before torch is imported: what is to be filled in is said at once
-        return points, path.absolute().parent, storage_url(storage, points[0].storage)
+        # before torch is imported: what is to be filled in is said at once
+        study_file = read_study_file(path, overrides)
+        return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
     from lcsc_opt.database.store import read_contents
     from lcsc_opt.experiment.running import context_of, spec_of
@@ -193,9 +193,9 @@ def _read_points(
     contents = read_contents(stored.storage)
     spec = spec_of(studies, contents)
     content = with_overrides(spec.content(), overrides)
-    points = parse_studies(content, source=" ".join([studies, *overrides]))
+    study_file = parse_study_file(content, source=" ".join([studies, *overrides]))
     url = stored.storage.url
-    return points, context_of(contents.experiments[spec.experiment], url).directory, url
+    return study_file, context_of(contents.experiments[spec.experiment], url).directory, url
 
 
 def _print_rehearsed(

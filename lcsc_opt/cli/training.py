@@ -11,7 +11,7 @@ import typer
 from lcsc_opt.cli.output import say
 
 _SHEETS = 10  # sheets of samples, by default
-_RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct; see docs/reference.md."
+_RECIPE_HELP = "ddpm, edm, ct, ict, cd or flow; see docs/reference.md."
 
 _EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints are enough for a search with rows: layers."
 
@@ -33,12 +33,6 @@ def train(
     begin: Annotated[Path | None, typer.Option("--from", help="The folder of the model to start from.")] = None,
     network: Annotated[
         Path | None, typer.Option(help="A model folder of diffusers or a config.json. Default: a small U-Net.")
-    ] = None,
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Train on the latents of this autoencoder of diffusers. Default for slct: train a small one."
-        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
     precision: Annotated[
@@ -70,7 +64,6 @@ def train(
         teacher=teacher,
         begin=begin,
         network=network,
-        autoencoder=autoencoder,
         seed=seed,
         precision=precision,
         samples_every=samples_every,

@@ -65,7 +65,7 @@ class Standing:
         steps: ``[K]`` training steps of the checkpoints.
         layer_groups: ``[S]``, the names of the rows of coefficients; empty where all layers have the same.
         settings: its specification, as nested mappings.
-        budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``, its share of a time for all searches.
+        budget: ``{"evaluations": n}``, ``{"images": n}``, or ``{"seconds": n}``.
         workers: how many evaluate at once.
         ended: whether the search has spent its budget, or had nothing more to ask.
         start: the study at whose answer it began, if its specification names one.

@@ -27,7 +27,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.settings import check_options, excerpt
-from lcsc_opt.base.study_file import StudyFile, only_one, parse_studies, read_studies
+from lcsc_opt.base.study_file import StudyFile, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import Budget
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.database.arrays import coefficients_of
@@ -44,7 +44,6 @@ from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader
 from lcsc_opt.study.loop import TrialCallback
-from lcsc_opt.views.ranking import points_of
 from lcsc_opt.views.tables import comparison_rows
 
 
@@ -229,7 +228,7 @@ def run(
             the trials that are running; the same call again continues it (docs/api.md).
 
     Returns:
-        A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
+        A study for each optimizer and seed, in the order of the file.
 
     Raises:
         LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
@@ -240,13 +239,13 @@ def run(
     given = read_arguments(
         "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
     )
-    points, directory = _read(study_file)
-    points = [point.with_choices(optimizers=optimizers, seeds=seeds, budget=budget) for point in points]
-    url = storage_url(storage, points[0].storage)
+    read, directory = _read(study_file)
+    read = read.with_choices(optimizers=optimizers, seeds=seeds, budget=budget)
+    url = storage_url(storage, read.storage)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
         database = Database(url)
-        chosen = studies_of(points, database, objectives)
+        chosen = studies_of(read, database, objectives)
         run_studies(
             chosen,
             database,
@@ -291,12 +290,11 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     :attr:`Study.objective`.
 
     Raises:
-        LcscError: the study file is wrong or varies settings, or its objective cannot be built.
+        LcscError: the study file is wrong, or its objective cannot be built.
     """
-    points, directory = _read(study_file)
-    point = only_one(points, source="load_objective")
-    files = files_directory(storage_url(None, point.storage))
-    return loading.load_objective(point.objective, study_folder=directory, files=files)
+    read, directory = _read(study_file)
+    files = files_directory(storage_url(None, read.storage))
+    return loading.load_objective(read.objective, study_folder=directory, files=files)
 
 
 def compare(experiment: str, storage: str | Path | None = None) -> list[dict[str, Any]]:
@@ -310,16 +308,16 @@ def compare(experiment: str, storage: str | Path | None = None) -> list[dict[str
     [('CMA', 5), ('LCSC', 5)]
 
     Args:
-        experiment: the name in the study file; for a sweep, the name of the whole sweep or of one of its points.
+        experiment: the name in the study file.
         storage: the database's file or URL, as for :func:`run`.
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``maximized``,
         ``searched`` and ``held_out`` (losses; scores where ``maximized`` is true), ``held_out_images`` (how many images
         ``held_out`` is from), ``evaluations``, ``images``, ``seconds``, ``sampler`` (how the report's images were
-        sampled), ``held_out_rows`` (the loss and other metrics, each compared with EMA*'s); for a sweep ``varied``,
-        too. Once there is a report, the last row is the answer: its ``optimizer`` is ``answer``, its ``study`` the
-        experiment, its rows are compared with the best that was there before; it also has ``model`` and ``warnings``.
+        sampled), ``held_out_rows`` (the loss and other metrics, each compared with EMA*'s). Once there is a
+        report, the last row is the answer: its ``optimizer`` is ``answer``, its ``study`` the experiment, its rows are
+        compared with the best that was there before; it also has ``model`` and ``warnings``.
 
     Raises:
         StudySpecError: an argument is of another type.
@@ -327,21 +325,21 @@ def compare(experiment: str, storage: str | Path | None = None) -> list[dict[str
     """
     check_options(compare, {"experiment": experiment}, source="lcsc_opt.compare", positional=("storage",))
     with reading(storage_url(storage)) as opened:
-        return comparison_rows(points_of(HistoryReader(opened), experiment))
+        return comparison_rows(HistoryReader(opened).read(experiment))
 
 
-def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[Sequence[StudyFile], Path]:
-    """The study file, or all points of its sweep; and the folder of the file, or the working folder.
+def _read(study_file: str | Path | Mapping[str, Any]) -> tuple[StudyFile, Path]:
+    """The study file, and its folder; of one from Python, the working folder.
 
     Raises:
         StudySpecError: there is no such file, or it is wrong.
     """
     if isinstance(study_file, Mapping):
-        return parse_studies(study_file, source="study"), Path.cwd()
+        return parse_study_file(study_file, source="study"), Path.cwd()
     if not isinstance(study_file, (str, Path)):
         raise StudySpecError(f"study_file: expected its name, its path or its contents, got {excerpt(study_file)}")
     path = find("studies", str(study_file))
-    return read_studies(path), path.absolute().parent
+    return read_study_file(path), path.absolute().parent
 
 
 def _row(trial: FrozenTrial, sign: int) -> dict[str, Any]:

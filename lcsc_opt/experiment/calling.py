@@ -21,7 +21,7 @@ from lcsc_opt.base.inputs import read_arguments
 from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
-from lcsc_opt.base.study_file import StudyFile, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, Budget, BudgetSpec, experiment_name
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.opened import Database
@@ -187,11 +187,11 @@ def search(
         if space is not None or given.rows != AUTO:
             content["space"] = _space(plain(space), given.rows)
         content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
-        searches_of(call.points(content))  # refuses what is wrong before any function is called
+        searches_of([_study_file(content)])  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, contents.experiments.get(experiment))
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
-        chosen = studies_of(call.points(content), database, objectives)
+        chosen = studies_of(_study_file(content), database, objectives)
         run_studies(
             chosen,
             database,
@@ -326,13 +326,14 @@ class _Call:
         content["held_out"] = self.held_out
         return content
 
-    def points(self, content: Mapping[str, Any]) -> tuple[StudyFile, ...]:
-        """The study file with this content; without its optimizers, if none are given.
 
-        Raises:
-            StudySpecError: something in it is wrong.
-        """
-        return parse_studies(dict(content), source="lcsc_opt.search")
+def _study_file(content: Mapping[str, Any]) -> StudyFile:
+    """The study file with this content; without its optimizers, if none are given.
+
+    Raises:
+        StudySpecError: something in it is wrong.
+    """
+    return parse_study_file(content, source="lcsc_opt.search")
 
 
 @dataclasses.dataclass(frozen=True)

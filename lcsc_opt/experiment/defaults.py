@@ -19,14 +19,14 @@ from lcsc_opt.optimizers.registry import configure
 
 
 def completed(
-    point: StudyFile,
+    study_file: StudyFile,
     stored: Callable[[], Mapping[str, Mapping[str, Any]]],
     objective: Callable[[], Objective],
 ) -> list[StudyFile]:
     """The study file with nothing left open; several if its optimizers have different rows by default.
 
     Args:
-        point: the study file, or a point of its sweep.
+        study_file: the study file.
         stored: gives name → attributes of the stored studies, which keep what they have.
         objective: gives what is searched. Both are called only if something is to be chosen.
 
@@ -36,16 +36,16 @@ def completed(
 
     @functools.cache
     def specifications() -> dict[str, Mapping[str, Any]]:
-        return _specifications(point.name, stored())
+        return _specifications(study_file.name, stored())
 
-    chosen = list(point.optimizers)
+    chosen = list(study_file.optimizers)
     # an experiment keeps the searches that it has
     if not chosen and specifications().keys() - BASELINES.keys():
         chosen = [OptimizerSpec.model_validate(before["optimizer"]) for before in specifications().values()]
     if not chosen:
-        chosen = default_optimizers(point.name, objective())
-    if point.space.rows != AUTO:
-        return [point.model_copy(update={"optimizers": tuple(chosen)})]
+        chosen = default_optimizers(study_file.name, objective())
+    if study_file.space.rows != AUTO:
+        return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
         measures_layers = optimizer.name == LANDSCAPE  # distances in each of them
@@ -56,7 +56,9 @@ def completed(
         return default_rows(objective())
 
     return [
-        point.model_copy(update={"optimizers": tuple(group), "space": point.space.model_copy(update={"rows": rows})})
+        study_file.model_copy(
+            update={"optimizers": tuple(group), "space": study_file.space.model_copy(update={"rows": rows})}
+        )
         for rows, group in itertools.groupby(chosen, rows_of)
     ]
 

@@ -21,6 +21,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
@@ -34,7 +35,6 @@ from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
 from lcsc_opt.database.store import StoredStudy, has_succeeded, read_contents
 from lcsc_opt.evaluation.base import InProcessEvaluator, Outcome, persistently
-from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.evaluation.workers import open_workers
@@ -172,9 +172,9 @@ class Experiment:
         return any(has_succeeded(storage, name) for name in self.studies)
 
     @functools.cached_property
-    def _checkpoints(self) -> Any:
+    def _checkpoints(self) -> KnownCheckpoints | None:
         directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, self.database.contents.experiments)
+        return known_checkpoints(self._specs[0].objective, directory, self._before)
 
     def begun(self) -> StoredExperiment:
         """What is stored of the experiment, which begins or continues in the database with the first call.
@@ -254,27 +254,20 @@ class Experiment:
         self._evaluator = evaluator
 
     @property
-    def _known_now(self) -> Any:
+    def _known_now(self) -> KnownCheckpoints | None:
         """The checkpoints for workers, which must have those of this process."""
         trajectory = self.objective.trajectory
         if not isinstance(trajectory, Trajectory):
             return self._checkpoints
-        before = dict(self._before or {}) | {
-            "objective": self._specs[0].objective.model_dump(mode="json"),
-            "checkpoints": trajectory.sha256,
-            "steps": list(self.objective.steps),
-            "places": dict(self.objective.places),
-        }
-        directory = self._objectives.context.directory
-        return known_checkpoints(self.name, self._specs[0].objective, directory, {self.name: before})
+        return KnownCheckpoints(trajectory.sha256, trajectory.steps)
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
         rows = rule if candidate.coefficients.ndim > 1 else None
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
-        in_layout = InLayout(self._evaluator, self.layout)
-        return persistently(in_layout, self._specs[0].failures.retries)(candidate)
+        evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
+        return evaluate(dataclasses.replace(candidate, layout=self.layout))
 
     # searches
 

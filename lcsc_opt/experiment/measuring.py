@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, STANDARD_ERROR, Candidate, Noise, Yardstick
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, STANDARD_ERROR, Candidate, Noise, Yardstick
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.coefficients.profiles import last_alone, trainer_ema
 from lcsc_opt.database.experiment import TRAINER_EMA_SHA256, StoredExperiment
@@ -27,7 +27,7 @@ Evaluate = Callable[[Candidate, Rule | None], Outcome]
 class Measurer:
     """Measures models of one experiment, unless that is stored.
 
-    Held-out measurements that lack one of the objective's metrics are repeated.
+    Measurements that lack one of the metrics that are needed on their noise are repeated.
 
     Args:
         experiment: where measurements are stored.
@@ -72,8 +72,7 @@ class Measurer:
         """
         key = f"{model.key} {sample_key(self._images, noise, self._title)}"
         stored = self._experiment.measured(key)
-        needed = set(self.reported.signs) if noise.group == HELD_OUT.group else set()
-        if stored is not None and needed <= stored["values"].keys():
+        if stored is not None and self._needed(noise) <= stored["values"].keys():
             measurement = Measurement.from_json(stored, model)
         else:
             candidate = Candidate(
@@ -93,6 +92,14 @@ class Measurer:
             self._experiment.keep_measured(key, measurement.to_json())
         self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
+
+    def _needed(self, noise: Noise) -> set[str]:
+        """The metrics that a measurement must have: those of reports, or what the choice looks at."""
+        if noise.group == HELD_OUT.group:
+            return set(self.reported.signs)
+        if noise.group == SELECTION.group and self.reported.cross_check is not None:
+            return {self.reported.cross_check}
+        return set()
 
     def on_each(self, noises: Iterable[Noise], model: Model) -> Measurement:
         """One model on several groups of noise, joined; raises as :meth:`on`."""

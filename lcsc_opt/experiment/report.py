@@ -148,9 +148,11 @@ class _Choice:
             raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
         had = measurer.possible([SELECTION], trained)
         if of_grids:
-            ema = _as_ema(min(of_grids, key=_loss))
+            best = min(of_grids, key=_loss)
+            ema = _as_ema(best)
             had.append(ema)
-            found = {study: ema if _same(measured, ema) else measured for study, measured in found.items()}
+            found = {study: ema if measured is best else measured for study, measured in found.items()}
+            of_grids[of_grids.index(best)] = ema
             if of_searches:
                 ways = on_the_way(ema.model, min(of_searches, key=_loss).model)
                 of_searches += measurer.possible([SELECTION], ways)
@@ -170,10 +172,6 @@ def _loss(measured: Measurement) -> float:
 def _as_ema(measured: Measurement) -> Measurement:
     """The best average under the name by which everybody knows it."""
     return dataclasses.replace(measured, model=dataclasses.replace(measured.model, name=EMA))
-
-
-def _same(measured: Measurement, other: Measurement) -> bool:
-    return (measured.model.study, measured.model.trial) == (other.model.study, other.model.trial)
 
 
 def _part(choice: _Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:

@@ -36,7 +36,7 @@ class Comparison(Sequence[Mapping[str, Any]]):
 
     def __init__(self, studies: Sequence[Standing]) -> None:
         self._studies = studies
-        self._rows = comparison_rows({studies[0].experiment: studies})
+        self._rows = comparison_rows(studies)
 
     def __getitem__(self, index: Any) -> Any:
         return self._rows[index]

@@ -1,9 +1,8 @@
-"""Runs the experiments of a study file, one after the other. A dry run is a run that stops before the first trial."""
+"""Runs the experiment of a study file. A dry run is a run that stops before the first trial."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import (
-    EMA_GRID,
     LANDSCAPE,
     OF_EXPERIMENT,
     HeldOutSpec,
-    OptimizerSpec,
-    SpaceSpec,
     StudySpec,
 )
 from lcsc_opt.database.names import is_ranked, split_name
@@ -43,55 +39,41 @@ from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
 
 
-def studies_of(points: Sequence[StudyFile], database: Database, objectives: ObjectiveLoader) -> list[StudySpec]:
+def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveLoader) -> list[StudySpec]:
     """The studies of a study file; :mod:`lcsc_opt.experiment.defaults` chooses what it leaves open.
 
-    The objective of the first point of a sweep decides for all.
-
     Args:
-        points: the study file, or all points of its sweep.
+        study_file: the study file.
         database: of the run.
-        objectives: loads an objective, if something is to be chosen, and keeps it for the run.
+        objectives: loads the objective, if something is to be chosen, and keeps it for the run.
 
     Raises:
         StudySpecError: an unknown optimizer or option.
-        LcscError: the database cannot be opened, or an objective that must be known cannot be loaded.
+        LcscError: the database cannot be opened, or the objective must be known and cannot be loaded.
     """
 
-    @functools.cache
     def objective() -> Objective:
-        spec = any_study(points[0])
-        directory = objectives.context.directory
-        known = known_checkpoints(spec.experiment, spec.objective, directory, database.contents.experiments)
-        return objectives.load(spec.objective, None, known)
+        stored = database.contents.experiments.get(study_file.name)
+        known = known_checkpoints(study_file.objective, objectives.context.directory, stored)
+        return objectives.load(study_file.objective, None, known)
 
-    complete: list[StudyFile] = []
-    for point in points:
-        complete += completed(point, lambda: database.contents.studies, objective)
-    return searches_of(complete)
+    return searches_of(completed(study_file, lambda: database.contents.studies, objective))
 
 
-def any_study(point: StudyFile) -> StudySpec:
-    """A study that has the objective of a study file, before its optimizers are chosen: a grid, in one row."""
-    grid = OptimizerSpec(name=EMA_GRID)
-    [spec] = point.model_copy(update={"optimizers": (grid,), "seeds": (0,), "space": SpaceSpec()}).studies()
-    return spec
-
-
-def searches_of(points: Sequence[StudyFile]) -> list[StudySpec]:
-    """The studies that complete study files describe; those of a sweep point by point.
+def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
+    """The studies that complete study files describe.
 
     Args:
-        points: the study file, or all points of its sweep, which :func:`lcsc_opt.experiment.defaults.completed` gives.
+        study_files: those that :func:`lcsc_opt.experiment.defaults.completed` makes of one.
 
     Raises:
         StudySpecError: an unknown optimizer or option; or two choices of a device.
     """
     specs = []
-    for point in points:
-        for optimizer in point.optimizers:
+    for study_file in study_files:
+        for optimizer in study_file.optimizers:
             configure(optimizer)  # raises if an option is wrong
-        for spec in point.studies():
+        for spec in study_file.studies():
             if spec.optimizer.name == LANDSCAPE:
                 specs.append(landscape_spec(spec))
             elif spec.is_grid:  # its list is the same wherever searches begin
@@ -112,15 +94,15 @@ def run_studies(
     retry_failed: bool = False,
     callbacks: Sequence[TrialCallback] = (),
 ) -> None:
-    """Run searches, experiment after experiment, and report each. One that fails does not stop the others.
+    """Run the searches of an experiment, and report it. A search that fails does not stop the others.
 
     A missing database is created when the first search has been rehearsed.
 
     Args:
         specs: of the searches.
         database: of the run.
-        objectives: loads their objectives.
-        on_end: called with one line when a search has ended or cannot run, with the answer of each experiment, and
+        objectives: loads their objective.
+        on_end: called with one line when a search has ended or cannot run, with the answer of the experiment, and
             with the database's URL at the end, if there is a database.
         on_finished: called with that line of a search that had finished before.
         accept_changes: continue although the code, the versions or the reference have changed.
@@ -128,80 +110,49 @@ def run_studies(
         callbacks: as of :meth:`Experiment.search`.
 
     Raises:
-        LcscError: the database cannot be opened, no objective could be loaded and rehearsed, or the only search failed.
+        LcscError: the database cannot be opened, the objective cannot be loaded and rehearsed, the only search failed,
+            or all searches ended and cannot be reported.
         SearchFailedError: some of several searches failed; the message says which, and why.
         Exception: what a callback raises, which ends the run.
     """
     failed: dict[str, str] = {}
-    unreported: dict[str, str] = {}  # experiments
-    is_alone = len(specs) == 1
-    experiments = _by_experiment(specs)
+    unreported = ""
     try:
-        for of_experiment in experiments:
-            with Experiment(
-                of_experiment,
-                database,
-                objectives,
-                accept_changes=accept_changes,
-                retry_failed=retry_failed,
-            ) as experiment:
-                for spec in of_experiment:
-                    try:
-                        if experiment.is_finished(spec):
-                            experiment.check_finished(spec)
-                            outcome = outcome_of_finished(database, spec)
-                            on_finished(f"{spec.name}: {outcome}")
-                        else:
-                            outcome = experiment.search(spec, callbacks)
-                    except LcscError as error:
-                        if is_alone or (experiment.is_hopeless and len(experiments) == 1):
-                            raise
-                        outcome = str(error).removeprefix(f"{spec.name}: ")
-                        failed[spec.name] = outcome
-                    on_end(f"{spec.name}: {outcome}")
-                if all(spec.name in failed for spec in of_experiment):
-                    continue
+        with Experiment(
+            specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
+        ) as experiment:
+            for spec in specs:
                 try:
-                    _reported(experiment, on_end)
+                    if experiment.is_finished(spec):
+                        experiment.check_finished(spec)
+                        outcome = outcome_of_finished(database, spec)
+                        on_finished(f"{spec.name}: {outcome}")
+                    else:
+                        outcome = experiment.search(spec, callbacks)
                 except LcscError as error:
-                    if not failed and len(experiments) == 1:
+                    if len(specs) == 1 or experiment.is_hopeless:
                         raise
-                    unreported[experiment.name] = str(error).removeprefix(f"{experiment.name}: ")
+                    outcome = str(error).removeprefix(f"{spec.name}: ")
+                    failed[spec.name] = outcome
+                on_end(f"{spec.name}: {outcome}")
+            try:
+                report = experiment.report() if len(failed) < len(specs) else None
+            except LcscError as error:
+                if not failed:
+                    raise
+                unreported = f"; no new report: {error}"
+            else:
+                if report is not None:
+                    on_end(f"{experiment.name}: {answer_line(report)}")
     finally:
         if database.storage is not None:
             on_end(f"database: {masked(database.url)}")
-    lines = []
     if failed:
-        lines.append(f"{len(failed)} of {len(specs)} studies did not finish: {_by_reason(failed)}")
-    if unreported:
-        lines.append(f"no new report: {_by_reason(unreported)}")
-    if lines:
-        raise SearchFailedError("; ".join(lines))
-
-
-def _by_reason(failed: Mapping[str, str]) -> str:
-    """Names and why they failed, each reason once."""
-    names_of: dict[str, list[str]] = {}
-    for name, reason in failed.items():
-        names_of.setdefault(reason, []).append(name)
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
-
-
-def _reported(experiment: Experiment, on_end: Callable[[str], None]) -> None:
-    """Report an experiment, and say its answer."""
-    if experiment.is_hopeless or experiment.database.storage is None:
-        return
-    report = experiment.report()
-    if report is not None:
-        on_end(f"{experiment.name}: {answer_line(report)}")
-
-
-def _by_experiment(specs: Sequence[StudySpec]) -> list[list[StudySpec]]:
-    """The searches of each experiment, in their order."""
-    experiments: dict[str, list[StudySpec]] = {}
-    for spec in specs:
-        experiments.setdefault(spec.experiment, []).append(spec)
-    return list(experiments.values())
+        names_of: dict[str, list[str]] = {}
+        for name, reason in failed.items():
+            names_of.setdefault(reason, []).append(name)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
+        raise SearchFailedError(f"{len(failed)} of {len(specs)} studies did not finish: {reasons}{unreported}")
 
 
 def rehearse_studies(
@@ -212,7 +163,7 @@ def rehearse_studies(
     accept_changes: bool = False,
     retry_failed: bool = False,
 ) -> dict[str, Attributes]:
-    """Do all that comes before the first trial of each experiment, and say how long a run takes; write nothing.
+    """Do all that comes before the first trial of an experiment, and say how long a run takes; write nothing.
 
     Arguments are those of :func:`run_studies`.
 
@@ -222,22 +173,18 @@ def rehearse_studies(
     Raises:
         LcscError: the first thing that is wrong.
     """
-    attributes: dict[str, Attributes] = {}
-    searches = 0.0
-    reports = 0.0
-    for of_experiment in _by_experiment(specs):
-        with Experiment(
-            of_experiment, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
-        ) as experiment:
-            attributes |= experiment.rehearse()
-            if experiment.pace is not None:  # it has no pace where each search has a result already
-                searches += searches_seconds(experiment.to_search, experiment.objective, experiment.pace)
-                reports += report_seconds(of_experiment, experiment.objective, experiment.pace)
-    if searches:
-        estimate = f"{specs[0].sweep}: the whole run takes up to {about(searches + reports)}"
-        if reports:
-            estimate += f", of which reports take {about(reports)}"
-        notice(estimate)
+    with Experiment(
+        specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
+    ) as experiment:
+        attributes = experiment.rehearse()
+        if experiment.pace is None:  # each search has a result already
+            return attributes
+        searches = searches_seconds(experiment.to_search, experiment.objective, experiment.pace)
+        reports = report_seconds(specs, experiment.objective, experiment.pace)
+    estimate = f"{experiment.name}: the whole run takes up to {about(searches + reports)}"
+    if reports:
+        estimate += f", of which reports take {about(reports)}"
+    notice(estimate)
     return attributes
 
 
@@ -308,7 +255,7 @@ def objective_of(
     spec = spec_of(study, contents)
     stored = contents.experiments[spec.experiment]
     context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
-    known = known_checkpoints(spec.experiment, spec.objective, context.directory, contents.experiments)
+    known = known_checkpoints(spec.objective, context.directory, stored)
     return loader_of(spec.objective, spec.space.rows, context, known)()
 
 

@@ -9,11 +9,13 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.base.study_spec import GRIDS
+from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.views.answer import named
 
 _COMPARE_IMAGES = "Compare images of both models before you use it"
 _SINGLE_IMAGE_METRICS = ("precision", "near", "hinge")  # the metrics that keep: precision guards
@@ -51,9 +53,10 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     if not report.is_found or best is None:
         return
     against = best.model.name
+    best_had = named(best.model)
     costs = report.costs(report.answer, against)
     if costs:
-        line = f"the answer has a cost, compared with {against}: {_changes(costs)}. {_COMPARE_IMAGES}"
+        line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
         can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
         yield f"{line}, or search with keep: precision" if can_be_kept and kept is None else line
     unconfirmed = [
@@ -63,25 +66,25 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     ]
     if unconfirmed:
         yield (
-            f"the gain over {against} does not show in what the search did not see: {_changes(unconfirmed)}. "
+            f"the gain over {best_had} does not show in what the search did not see: {_changes(unconfirmed)}. "
             f"{_COMPARE_IMAGES}"
         )
     if len(report.parts) > 1:
-        yield from _in_another_sampler(report, against)
+        yield from _in_another_sampler(report, best.model)
 
 
-def _in_another_sampler(report: Report, against: str) -> Iterator[str]:
+def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
     """The warning that the loss or a judge of it is worse than the best that the user had, in the second sampler."""
-    here = {row.metric: row for row in report.rows(report.answer, against)}
-    rows = report.rows(report.answer, against, part=1)
+    here = {row.metric: row for row in report.rows(report.answer, best.name)}
+    rows = report.rows(report.answer, best.name, part=1)
     decisive = [row for row in rows if row is rows[0] or row.is_judge]
     turned = [row for row in decisive if row.lost and (here[row.metric].gain or 0.0) > 0]
     if turned:
         first, second = report.parts
+        changes_here = _changes([here[row.metric] for row in turned])
         yield (
-            f"in another sampler the answer is worse than {against}: {_changes(turned)} with {second.sampler}; with "
-            f"{first.sampler}, {_changes([here[row.metric] for row in turned])}. Use it only with the sampler that it "
-            "was searched with"
+            f"in another sampler the answer is worse than {named(best)}: {_changes(turned)} with {second.sampler}; "
+            f"with {first.sampler}, {changes_here}. Use it only with the sampler that it was searched with"
         )
 
 

@@ -110,7 +110,10 @@ def _results_section(chosen: Chosen, recipe: Recipe) -> str:
         title = f"On held-out noise{sampled}{sampler}"
         table = _table(*report_table(report, chosen.model.name, part=part))
         text += f"\n{title}; brackets are 95 % intervals over this noise:\n\n{table}"
-    return text + "".join(f"\n{warning}\n" for warning in report.warnings)
+    notes = list(report.warnings)
+    if report.metrics.cross_check_text is not None:
+        notes.append(f"The cross-check is {report.metrics.cross_check_text}")
+    return text + "".join(f"\n{note}.\n" for note in notes)
 
 
 def _coefficients_table(recipe: Recipe) -> str:

@@ -274,7 +274,7 @@ def _weights_of_sum(loss: LossSetting, *, unguarded: bool) -> dict[MetricName, f
         if metric in weights:
             raise MetricError(f"loss: {metric} is named twice")
         weights[metric] = abs(_checked_weight(metric, weight))
-    weights = {metric: weight for metric, weight in weights.items() if weight}  # a sweep may begin at zero
+    weights = {metric: weight for metric, weight in weights.items() if weight}
     if not weights:
         raise MetricError("loss: names no metric; the default is fdr")
     formulas = {metric.formula for metric in weights}

@@ -12,7 +12,6 @@ from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.checkpoints.finding import as_patterns
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
@@ -24,10 +23,10 @@ _CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints a
 
 
 class ObjectiveLoader:
-    """Loads objectives and keeps the last one, so experiments with one objective should follow each other.
+    """Loads the objective of an experiment, and keeps it.
 
     Args:
-        context: where their files are looked for, and the functions that the caller handed over.
+        context: where its files are looked for, and the functions that the caller handed over.
 
     Attributes:
         context: the same.
@@ -35,7 +34,6 @@ class ObjectiveLoader:
 
     def __init__(self, context: BuildContext) -> None:
         self.context = context
-        self._key: str | None = None
         self._rows: Rule | None = None
         self._objective: Objective | None = None
 
@@ -50,11 +48,8 @@ class ObjectiveLoader:
         Raises:
             LcscError: it cannot be loaded.
         """
-        key = spec.model_dump_json()
-        if self._objective is None or self._key != key:
-            self._objective = None  # frees its memory first
+        if self._objective is None:
             self._objective = loader_of(spec, rows, self.context, checkpoints)()
-            self._key = key
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
         self._rows = rows
@@ -87,31 +82,25 @@ def loader_of(
 
 
 def known_checkpoints(
-    experiment: str, spec: ObjectiveSpec, directory: Path | None, experiments: Mapping[str, Attributes]
+    spec: ObjectiveSpec, directory: Path | None, stored: Attributes | None
 ) -> KnownCheckpoints | None:
-    """The checkpoints that this experiment began with, or another point of its sweep that names the same files.
+    """The checkpoints that an experiment began with; ``None`` if it is new, or chooses others now.
 
     Args:
-        experiment: its name.
         spec: the objective of the study file.
         directory: of the study file.
-        experiments: name → attributes of the stored ones.
+        stored: the attributes of the stored experiment; ``None`` of a new one.
     """
-    sweep = split_point(experiment)[0]
-    own_first = sorted(experiments, key=lambda name: name != experiment)
-    for name in own_first:
-        stored = experiments[name]
-        before = stored["objective"]["settings"]
-        now = spec.settings
-        if split_point(name)[0] != sweep or not stored.get("checkpoints") or stored["objective"]["file"] != spec.file:
-            continue
-        same_choice = all(before.get(setting) == now.get(setting) for setting in _CHOOSING)
-        has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
-        if same_choice and not (has_moved and name != experiment):  # another point may be on other checkpoints
-            texts: Any = now.get(CHECKPOINTS) or ()
-            has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved)
-    return None
+    if stored is None or not stored.get("checkpoints") or stored["objective"]["file"] != spec.file:
+        return None
+    before = stored["objective"]["settings"]
+    now = spec.settings
+    if any(before.get(setting) != now.get(setting) for setting in _CHOOSING):
+        return None
+    texts: Any = now.get(CHECKPOINTS) or ()
+    has_moved = before.get(CHECKPOINTS) != now.get(CHECKPOINTS)
+    has_moved = has_moved or not set(moved(directory, stored)).isdisjoint(as_patterns(texts))
+    return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), has_moved)
 
 
 def moved(directory: Path | None, stored: Attributes) -> list[str]:

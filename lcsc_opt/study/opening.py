@@ -29,7 +29,6 @@ from lcsc_opt.database.history import NODES
 from lcsc_opt.database.states import Attributes, compared_trials, is_searched
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
-from lcsc_opt.evaluation.layouts import InLayout
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
@@ -177,7 +176,7 @@ class Search:
         in_flight = stored["parallelism"]["in_flight"]
         # grids ask what they list, and our other optimizers begin at the origin by themselves
         suggests_origin = self.spec.optimizer.name == "LCSC" or self.spec.optimizer.name not in OURS
-        evaluator = InLayout(evaluator_of(self._objective, pool, in_flight), layout)
+        evaluator = evaluator_of(self._objective, pool, in_flight)
         with contextlib.closing(evaluator), self._new_driver(BudgetSpec(**stored["optimizer_budget"])) as driver:
             loop = Loop(
                 study,
@@ -188,6 +187,7 @@ class Search:
                 first=self._origin if suggests_origin else None,
                 images_per_evaluation=self._objective.samples.per_evaluation,
                 yardstick=yardstick,
+                layout=layout,
                 in_flight=in_flight,
                 workers=stored["parallelism"]["workers"],
                 failures=self.spec.failures,

@@ -14,14 +14,13 @@ from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.imports import import_extra
 
 
-def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, **options: Any) -> nn.Module:
+def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None) -> nn.Module:
     """A ``UNet2DModel`` without attention, one layer a block: ``(x [N, C, H, W], t [N]) -> .sample [N, C, H, W]``.
 
     Args:
         image_shape: ``[C, H, W]``, square; the sides can be halved once for each width after the first.
         widths: channels at each resolution, multiples of four; each width after the first halves the resolution. By
             default the sides are halved once, and again while they stay whole and at least eight pixels.
-        options: further arguments of ``UNet2DModel``.
 
     Raises:
         TrainingError: without widths, the images are not square, or cannot be halved once.
@@ -44,7 +43,6 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int] | None = None, 
         "up_block_types": ["UpBlock2D"] * len(widths),
         "add_attention": False,
     }
-    settings.update(options)
     model: nn.Module = import_extra("diffusers").UNet2DModel(**settings)
     return model
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
-from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext
+from lcsc_opt.base.paths import DEFAULT_FILES
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings, parse_yaml
@@ -21,8 +21,7 @@ from lcsc_opt.base.study_spec import experiment_name
 from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.sampling.latents import DecoderSettings, load_autoencoder
-from lcsc_opt.training.data import BUNDLED, encode, load_images, train_autoencoder, write_images
+from lcsc_opt.training.data import BUNDLED, load_images, write_images
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
@@ -101,11 +100,7 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         teacher = TrainedModel.read(training.teacher, "--teacher")
         denoiser = teacher.denoiser()
     begin = _beginning(training, teacher)
-    images = pixels
-    decoder = None
-    if training.autoencoder is not None or recipe.latent:
-        images, decoder = _latents(training, pixels, accelerator)
-    shape = images.shape[1:]
+    shape = pixels.shape[1:]
     if teacher is not None:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
@@ -118,15 +113,14 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
         study = sibling_path(training.out, ".yaml")
         if not (resume and study.exists()):
-            write_atomically(study, _study_text(training, reference, decoder).encode(), error=TrainingError)
+            write_atomically(study, _study_text(training, reference).encode(), error=TrainingError)
     accelerator.wait_for_everyone()
     trainer = Trainer(
         training,
         network,
-        images,
+        pixels,
         accelerator=accelerator,
         noise_scale=noise_scale,
-        decoder=None if decoder is None else DecoderSettings.model_validate(decoder).build(shape[0], BuildContext()),
         keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=denoiser,
     )
@@ -134,37 +128,16 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
     return network
 
 
-def _latents(training: Training, pixels: Tensor, accelerator: Any) -> tuple[Tensor, dict[str, Any]]:
-    """The latents of the images, and the settings ``decoder`` of a study file that undo the encoding.
-
-    A small autoencoder is trained first, by one process, if the request names none.
-    """
-    folder = training.autoencoder
-    if folder is not None:
-        autoencoder = load_autoencoder(folder)
-    else:
-        folder = sibling_path(training.out, ".model") / "autoencoder"
-        with accelerator.main_process_first():
-            autoencoder = train_autoencoder(
-                pixels, folder, seed=training.seed, device=accelerator.device, steps=training.steps
-            )
-    latents, scaling = encode(autoencoder, pixels, device=accelerator.device)
-    return latents, {"autoencoder": str(folder.absolute()), **scaling}
-
-
 def _check(training: Training) -> None:
     """Refuse requests that are wrong whatever the files contain."""
     name = training.recipe.name
-    needs = training.recipe.needs
     if training.steps < 2 * training.checkpoint_every:
         raise TrainingError(
             f"--checkpoint-every {training.checkpoint_every}: {training.steps} steps leave fewer than two checkpoints"
         )
-    if needs == "teacher" and training.teacher is None:
+    if training.recipe.needs_teacher and training.teacher is None:
         raise TrainingError(f"{name} needs a diffusion model: name its folder with --teacher")
-    if needs == "from" and training.begin is None:
-        raise TrainingError(f"{name} needs a diffusion model: name its folder with --from")
-    if needs != "teacher" and training.teacher is not None:
+    if not training.recipe.needs_teacher and training.teacher is not None:
         raise TrainingError(f"--teacher: {name} has no teacher")
     if training.begin is not None and training.network is not None:
         raise TrainingError("--network: the model of --from decides the network")
@@ -219,7 +192,6 @@ def _described(training: Training) -> dict[str, Any]:
         "teacher": training.teacher,
         "from": training.begin,
         "network": training.network,
-        "autoencoder": training.autoencoder,
     }
     for name, path in paths.items():
         described[name] = None if path is None else str(path)
@@ -248,17 +220,15 @@ def _network(training: Training, shape: Sequence[int], begin: TrainedModel | Non
         _check_fits(begin.folder, shape, "--from")
         network = begin.folder.network()
         network.load_state_dict(begin.network.state_dict())
-    else:
-        network = _untrained_network(training, shape)
-    training.recipe.prepare(network)
-    return network
+        return network
+    return _untrained_network(training, shape)
 
 
 def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
     """The architecture that the request names, or a small U-Net, with weights drawn from the training's seed."""
     seed = derive_seed(training.seed, "weights")
     if training.network is None:
-        network = small_unet(shape, **training.recipe.network_options)
+        network = small_unet(shape)
         initialize(network, torch.Generator().manual_seed(seed))
         return network
     folder = DiffusersFolder.read(training.network)
@@ -271,16 +241,16 @@ def _untrained_network(training: Training, shape: Sequence[int]) -> nn.Module:
 
 
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
-    """Refuse a network whose images, or latents, have another shape."""
+    """Refuse a network whose images have another shape."""
     expected = folder.image_shape()
     if expected != tuple(shape):
         raise TrainingError(
             f"{option}: {folder.path} is for {list(expected)}, and the training data is {list(shape)}; "
-            "give images of that size, or another network or autoencoder"
+            "give images of that size, or another network"
         )
 
 
-def _study_text(training: Training, reference: str | None, decoder: Mapping[str, Any] | None) -> str:
+def _study_text(training: Training, reference: str | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
     model = sibling_path(training.out, ".model").name
     settings: dict[str, Any] = {
@@ -295,10 +265,6 @@ def _study_text(training: Training, reference: str | None, decoder: Mapping[str,
         settings["loss"] = "fid"
     settings["reference"] = reference or f"{model}/images.npz"
     settings["images"] = 1000
-    if decoder is not None:
-        settings["decoder"] = dict(decoder)
-        if training.autoencoder is None:  # the one that was trained here is in the model's folder
-            settings["decoder"]["autoencoder"] = f"{model}/autoencoder"
     study = {
         "name": experiment_name(sibling_path(training.out, "").name) or "training",
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},

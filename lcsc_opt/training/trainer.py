@@ -32,7 +32,7 @@ from lcsc_opt.base.paths import MANIFEST
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.sampling import DiffusersSampler, ImageNoise, LatentDecoder, NetworkSettings, build_scheduler
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, NetworkSettings, build_scheduler
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
@@ -60,7 +60,6 @@ class Training:
         teacher: the folder of a diffusion model that is distilled.
         begin: the folder of a model whose weights the training starts from.
         network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
-        autoencoder: the folder of an autoencoder; the model is then trained on its latents.
         seed: the seed of all random numbers.
         precision: the precision of matrix products and convolutions.
         samples_every: steps between two sheets of samples; ``None`` writes none.
@@ -74,7 +73,6 @@ class Training:
     teacher: Path | None = None
     begin: Path | None = None
     network: Path | None = None
-    autoencoder: Path | None = None
     seed: int = 0
     precision: Precision = "fp32"
     samples_every: int | None = None
@@ -157,10 +155,9 @@ class Trainer:
     Args:
         training: what is trained, and how long.
         network: with its first weights.
-        images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8; or latents.
+        images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         accelerator: from :func:`new_accelerator`.
         noise_scale: factor of ln(sigma) in the network's noise input.
-        decoder: latents → images, for the samples.
         keeps_start: whether the first weights are saved as the checkpoint of step 0.
         teacher: the teacher of a distillation; a module, if it has weights.
     """
@@ -173,7 +170,6 @@ class Trainer:
         *,
         accelerator: Any,
         noise_scale: float = 250.0,
-        decoder: LatentDecoder | None = None,
         keeps_start: bool = False,
         teacher: Denoiser | None = None,
     ) -> None:
@@ -212,9 +208,9 @@ class Trainer:
         self.curve = LearningCurve(sibling_path(training.out, ".jsonl"), write=accelerator.is_main_process)
         self.sampler = None
         if training.samples_every is not None and accelerator.is_main_process:
-            self.sampler = self._new_sampler(decoder)
+            self.sampler = self._new_sampler()
 
-    def _new_sampler(self, decoder: LatentDecoder | None) -> DiffusersSampler:
+    def _new_sampler(self) -> DiffusersSampler:
         """A sampler with a copy of the network, so that sampling leaves the mode and graphs of training alone."""
         recipe = self.training.recipe
         return DiffusersSampler(
@@ -223,7 +219,6 @@ class Trainer:
             **recipe.sampler,
             image_shape=tuple(self.images.shape[1:]),
             noise=ImageNoise(0),
-            decoder=decoder,
             timestep_scale=recipe.timestep_scale(self.noise_scale),
             settings=NetworkSettings(device=str(self.accelerator.device)),
         )

@@ -1,4 +1,4 @@
-"""Which optimizer is ahead, at what cost, by more than chance or not, in which metrics, and over a sweep."""
+"""Which optimizer is ahead, at what cost, by more than chance or not, and in which metrics."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Floats, Standing, as_known, ema_grid
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import TRAINED, label
-from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import UNKNOWN, metric_place, number, signed
+from lcsc_opt.views import UNKNOWN, number, signed
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
 ANSWER = "answer"  # its row in tables
-_METRIC_ORDER = ("fid_held_out", "fid", "precision", "recall")  # unseen images, other features, fidelity, diversity
 _ALIKE = "not distinguishable"
 
 
@@ -147,7 +144,6 @@ class Ranked:
             them: of a maximized score, higher ones are better.
         held_out: loss on held-out noise, of the seeds that have one.
         held_out_images: the numbers of images of the held-out losses, each once.
-        metrics: held-out metric → its value, of the seeds that have it; precision and recall first.
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
             compare.
         to_ema: axis → the cost of being as good as EMA* on the search's noise.
@@ -166,7 +162,6 @@ class Ranked:
     searched: Spread | None
     held_out: Spread | None
     held_out_images: tuple[int, ...]
-    metrics: Mapping[str, Spread]
     below_ema: float | None
     to_ema: Mapping[str, Reach]
     to_value: Mapping[str, Reach]
@@ -207,7 +202,6 @@ def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[
 
 def _without_search(optimizer: str, title: str, measured: Measurement, report: Report, verdict: str) -> Ranked:
     """A model of the report as an optimizer without a study."""
-    metrics = {row.metric: Spread.of([row.value]) for row in report.rows(measured.model.name)[1:]}
     return Ranked(
         optimizer=optimizer,
         label=title,
@@ -219,7 +213,6 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
         searched=None,
         held_out=Spread.of([report.shown(measured)]),
         held_out_images=(measured.images,) if measured.images else (),
-        metrics={metric: spread for metric, spread in metrics.items() if spread is not None},
         below_ema=as_known(_share_below([measured.loss], report.ema), report.sign),
         to_ema={},
         to_value={},
@@ -280,7 +273,6 @@ def _ranked(
         searched=Spread.of(study.searched for study in group),
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
         held_out_images=tuple(sorted({measured.images for measured in found if measured.images})),
-        metrics={} if report is None else _metrics(report, found),
         below_ema=as_known(below_ema, sign),
         to_ema=to_ema,
         to_value=to_value,
@@ -310,20 +302,6 @@ def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:
     return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
 
 
-def _metrics(report: Report, found: Sequence[Measurement]) -> dict[str, Spread]:
-    """Metric → mean and spread over the models that have it, without the loss; precision and recall first."""
-    values: dict[str, list[float]] = {}
-    for measured in found:
-        for row in report.rows(measured.model.name)[1:]:
-            values.setdefault(row.metric, []).append(row.value)
-    spreads = {}
-    for metric in sorted(values, key=lambda metric: metric_place(metric, _METRIC_ORDER)):
-        spread = Spread.of(values[metric])
-        if spread is not None:
-            spreads[metric] = spread
-    return spreads
-
-
 def _share_below(losses: Sequence[float], ema: Measurement | None) -> float | None:
     """The mean of the losses relative to EMA*'s, minus one.
 
@@ -350,36 +328,6 @@ def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reac
             median = statistics.median([*reached, *[math.inf] * missed])
         reaches[axis] = Reach(median, len(reached), len(costs))
     return reaches
-
-
-def points_of(reader: HistoryReader, name: str, *, siblings: bool = False) -> dict[str, tuple[Standing, ...]]:
-    """Experiment → its studies: of one experiment, or of all points of a sweep, in the order in which they were begun.
-
-    Args:
-        reader: the reader of the studies.
-        name: the name of an experiment, or of a sweep.
-        siblings: also the other points of the sweep that the experiment belongs to.
-
-    Raises:
-        StudyStoreError: there is neither.
-    """
-    sweep = split_point(name)[0]
-    points = [experiment for experiment in reader.experiments() if split_point(experiment)[0] == sweep]
-    is_one_point = name in points and not siblings
-    if is_one_point or not points:
-        points = [name]
-    return {point: reader.read(point) for point in points}
-
-
-def varied_keys(points: Mapping[str, Sequence[Standing]]) -> list[str]:
-    """The short names of all keys that the points vary, in the order in which they first appear."""
-    return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
-
-
-def metric_names(ranked: Sequence[Ranked]) -> list[str]:
-    """All held-out metrics of these optimizers but the loss, precision and recall first."""
-    longest_first = sorted(ranked, key=lambda row: len(row.metrics), reverse=True)
-    return list(dict.fromkeys(name for row in longest_first for name in row.metrics))
 
 
 def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:

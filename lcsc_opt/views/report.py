@@ -32,7 +32,7 @@ from lcsc_opt.views.figures.study import distances_figure, has_movement, own_fig
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.landscape import CAPTION, Landscape
-from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, points_of, ranking, spread_text
+from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
@@ -82,7 +82,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         confidence=f"{CONFIDENCE:.0%}",
         curves=_curves(studies),
         summaries=studies_table(studies),
-        trade_off=_trade_off(reader, experiment),
+        trade_off=_trade_off(studies),
         distances=_distances(reader, studies),
         landscapes=_landscapes(reader, experiment),
         landscape_caption=CAPTION,
@@ -142,10 +142,9 @@ def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
     return [(AXES[axis], _drawn(comparison_figure(studies, axis))) for axis in axes]
 
 
-def _trade_off(reader: HistoryReader, experiment: str) -> _Drawn | None:
-    """Two metrics of all points of the experiment's sweep; ``None`` where no two were measured."""
-    points = points_of(reader, experiment, siblings=True)
-    figure = trade_off_figure([study for studies in points.values() for study in studies])
+def _trade_off(studies: Sequence[Standing]) -> _Drawn | None:
+    """Two metrics of the report; ``None`` where no two were measured."""
+    figure = trade_off_figure(studies)
     if figure is None:
         return None
     return _drawn(figure)

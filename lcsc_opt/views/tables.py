@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import Interval, MetricRow
@@ -162,7 +161,7 @@ def settings_table(studies: Sequence[Standing]) -> TextTable | None:
 
 
 def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Path with dots, as in ``vary``, → value as text."""
+    """Path with dots, as in an override, → value as text."""
     by_path: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -174,20 +173,12 @@ def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
     return by_path
 
 
-def comparison_rows(points: Mapping[str, Sequence[Standing]]) -> list[dict[str, Any]]:
-    """What ``lcsc compare --format json`` prints: a row of each study, and of the answer, with the report's warnings.
-
-    Rows of a sweep's points have their values in ``varied``.
-    """
-    rows = []
-    for experiment, studies in points.items():
-        varied = split_point(experiment)[1]
-        of_point = [study.as_row() for study in studies]
-        if studies[0].report is not None:
-            of_point.append(answer_row(experiment, studies[0].report))
-        if varied:
-            of_point = [{**row, "varied": varied} for row in of_point]
-        rows += of_point
+def comparison_rows(studies: Sequence[Standing]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints: a row of each study, and of the answer with the report's warnings."""
+    rows = [study.as_row() for study in studies]
+    report = studies[0].report
+    if report is not None:
+        rows.append(answer_row(studies[0].experiment, report))
     return rows
 
 

@@ -14,9 +14,8 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import dump_yaml, parse_yaml
-from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_studies, storage_of_folder
+from lcsc_opt.base.study_file import DEFAULT_STORAGE, StudyFile, parse_study_file, read_study_file, storage_of_folder
 from lcsc_opt.base.study_spec import BudgetSpec, OptimizerSpec, SpaceSpec, experiment_name
-from tests.study_examples import read_study_file
 
 MINIMAL = """
 name: digits
@@ -29,7 +28,7 @@ TOP = f"expected one of {', '.join(StudyFile.model_fields)}"
 
 
 def study(**changes: Any) -> StudyFile:
-    return parse_studies(content(changes), source="test")[0]
+    return parse_study_file(content(changes), source="test")
 
 
 def content(changes: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -41,7 +40,7 @@ def content(changes: Mapping[Any, Any]) -> dict[Any, Any]:
 def complaint(changes: Mapping[Any, Any]) -> str:
     """What is said of such a study file: one line, after the name of its source."""
     with pytest.raises(StudySpecError) as caught:
-        parse_studies(content(changes), source="some/study.yaml")
+        parse_study_file(content(changes), source="some/study.yaml")
     source, _, message = str(caught.value).partition(": ")
     assert source == "some/study.yaml"
     assert "\n" not in message
@@ -249,18 +248,10 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_tilde_removes_a_key(minimal: Path) -> None:
-    given = ["held_out.images=30", "objective.settings.images=500", "objective.settings.nfe=2"]
-    assert read_study_file(minimal, given).held_out is not None
-    spec = read_study_file(minimal, [*given, "~held_out", "~objective.settings.images"])
-    assert spec.held_out is None
-    assert spec.objective.settings == {"nfe": 2}
-
-
 @pytest.mark.parametrize("seed", [-1, 0.5])
 def test_a_callers_seed_is_checked_as_the_files_are(minimal: Path, seed: Any) -> None:
-    with pytest.raises(StudySpecError, match=r"^seed: Input should be "):
-        read_study_file(minimal).studies([seed])
+    with pytest.raises(StudySpecError, match=r"^digits: seeds\[0\]: Input should be "):
+        read_study_file(minimal).with_choices(seeds=[seed])
 
 
 def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
@@ -273,34 +264,6 @@ def test_a_folder_has_the_database_of_its_study_files(tmp_path: Path) -> None:
     assert storage_of_folder(tmp_path, "renamed/LCSC/0") == "sqlite:///mine.db"
     (tmp_path / "second.yml").write_text(study.format("second"))
     assert storage_of_folder(tmp_path) is None, "which of two is not known"
-    assert storage_of_folder(tmp_path, "second,images=20/LCSC/0") == "sqlite:///second.db"
+    assert storage_of_folder(tmp_path, "second/LCSC/0") == "sqlite:///second.db"
     (tmp_path / "third.yaml").write_text("name: third\nobjective: {file: FILL IN}")
     assert storage_of_folder(tmp_path, "third/LCSC/0") == DEFAULT_STORAGE, "where lcsc run puts it"
-
-
-def test_overrides_take_the_place_of_what_the_file_says(minimal: Path) -> None:
-    given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
-    spec = read_study_file(minimal, given)
-    assert spec.objective.settings == {"images": 500}
-    assert (spec.seeds, spec.budget.evaluations, spec.optimizers[0].name) == ((0, 1), 9, "CMA")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("sedes=[0]", "sedes: unknown key (did you mean 'seeds'?)"),
-        ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"),
-        ("~sedes", "~sedes: there is no key 'sedes'"),
-        ("~objective.file.name", "~objective.file.name: there is no key 'name'"),
-        ("~", "there is no key ''"),
-        ("~name", "name"),  # without which there is no study
-        ("objective..file=a", "expected KEY=VALUE"),
-        ("seeds=[0", "seeds=[0: not valid YAML"),
-        ("name.first=1", "'digits' has no key 'first'; set name itself"),
-    ],
-)
-def test_overrides_are_checked_as_the_file_is(minimal: Path, override: str, message: str) -> None:
-    with pytest.raises(StudySpecError) as caught:
-        read_study_file(minimal, [override])
-    assert message in str(caught.value)
-    assert override in str(caught.value)

@@ -17,17 +17,14 @@ from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
-from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.sampling.latents import DecoderSettings
-from lcsc_opt.training import data, preparing
+from lcsc_opt.training import preparing
 from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.recipes import RECIPES
@@ -35,7 +32,7 @@ from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
-from tests.unet_examples import autoencoder, unet
+from tests.unet_examples import unet
 
 SHORT = ["--data", "digits", "--steps", "4", "--checkpoint-every", "2", "batch_size=4"]
 QUICK = [*SHORT, "--samples-every", "0"]  # where no sample is looked at
@@ -46,10 +43,9 @@ pytestmark = pytest.mark.usefixtures("new_accelerator")
 
 @pytest.fixture
 def folder(workplace: Path) -> Path:
-    """With a diffusion model, a tiny network, and an autoencoder of 8×8 images."""
+    """With a diffusion model and a tiny network."""
     unet(0).save_config(workplace / "network")
     save_model("edm.model", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
-    autoencoder().save_pretrained("autoencoder")
     return workplace
 
 
@@ -60,8 +56,7 @@ def save_model(folder: str, scheduler: dict[str, Any]) -> None:
 
 
 def options(recipe: str) -> list[str]:
-    needs = {"cd": ["--teacher", "edm.model"], "ect": ["--from", "edm.model"], "slct": ["--autoencoder", "autoencoder"]}
-    return needs.get(recipe, ["--network", "network"])
+    return ["--teacher", "edm.model"] if recipe == "cd" else ["--network", "network"]
 
 
 def study_settings() -> dict[str, Any]:
@@ -114,11 +109,11 @@ def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> 
 
 def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     """EDM's ln(sigma) / 4 where the scheduler of consistency models has 250 ln(sigma)."""
-    assert lcsc(["train", "ect", *QUICK, *options("ect"), "-o", "run.trajectory", "sigma_max=3"]) == 0
+    assert lcsc(["train", "ict", *QUICK, "--from", "edm.model", "-o", "run.trajectory", "sigma_max=3"]) == 0
     objective, network = study_objective(), unet(0)
     network.load_state_dict(Trajectory.open("run.trajectory").merge([0.0, 1.0]))
     z = objective.sampler.noise.batch(SEARCH, 0, 5, (1, 8, 8))
-    function = ConsistencyFunction(network, sigma_min=0.0, noise_scale=0.25)
+    function = ConsistencyFunction(network, noise_scale=0.25)
     with torch.no_grad():
         expected = function(3 * z, torch.full((5,), 3.0)).clamp(-1, 1)
     assert (objective.images([0.0, 1.0], SEARCH, 5) - expected).abs().max() < 1e-5
@@ -130,40 +125,6 @@ def test_a_trajectory_stands_for_the_model_beside_it(folder: Path) -> None:
         given = ["--teacher", name, "--network", "network", "-o", f"of-{name}.trajectory"]
         assert lcsc(["train", "cd", *QUICK, *given]) == 0
     assert len({Trajectory.open(path).sha256 for path in folder.glob("of-*.trajectory")}) == 1
-
-
-def test_the_small_autoencoder_brings_images_back(
-    workplace: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data, "BATCH", 8)
-    own, digits = workplace / "own", bundled_images("digits")[0][:500]
-    how: dict[str, Any] = {"seed": 0, "device": torch.device("cpu"), "steps": 120}
-    trained: Any = data.train_autoencoder(digits, own, **how)
-    values, scaling = data.encode(trained, digits, device=how["device"])
-    assert values.shape == (500, 2, 4, 4)
-    assert torch.allclose(values.mean((0, 2, 3)), torch.zeros(2), atol=1e-4)
-    assert torch.allclose(values.std((0, 2, 3)), torch.full((2,), 0.5), atol=1e-3)
-    with torch.no_grad():
-        images = DecoderSettings(autoencoder=str(own), **scaling).build(2, BuildContext())(values[:200])
-        expected = trained.decode(trained.encode(digits[:200]).latent_dist.mode()).sample
-    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
-    assert float((images - digits[:200]).square().mean()) < 0.35 * float(digits.var())
-    capsys.readouterr()
-    again: Any = data.train_autoencoder(digits, own, **how)
-    assert torch.equal(again.state_dict()["quant_conv.weight"], trained.state_dict()["quant_conv.weight"])
-    assert capsys.readouterr().err == ""  # it is read
-
-
-def test_slct_trains_an_autoencoder_no_longer_than_itself(
-    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-    monkeypatch.setattr(data, "descend", lambda *_, steps, **__: made.append(steps))
-    monkeypatch.setattr(data, "STEPS", 5)
-    for steps in ("4", "6"):
-        said = typed("train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory").err
-        assert "training a small autoencoder of these images first" in said
-    assert made == [4, 5]
 
 
 def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
@@ -253,9 +214,6 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(made)
         save_images([(8, 8), (8, 10)])
         Path("empty").mkdir()
-        Path("odd").mkdir()
-        for i in range(3):
-            Image.fromarray(np.full((9, 9), i * 50, dtype=np.uint8)).save(f"odd/{i}.png")
         save_model("cm.model", {"_class_name": "CMStochasticIterativeScheduler"})
         save_model("ddpm.model", {"_class_name": "DDPMScheduler"})
         unet(1, channels=3).save_pretrained("ddpm.model/unet")
@@ -278,9 +236,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cd"], "cd needs a diffusion model: name its folder with --teacher"),
         (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and the training data is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
-        (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect starts from edm"),
-        (["slct", "--autoencoder", "network"], "network is a UNet2DModel; expected the folder of"),
-        (["slct", "--data", "odd", "--autoencoder", "autoencoder"], "[1, 9, 9] come back as [1, 8, 8]"),
+        (["edm", "--from", "cm.model"], "--from: cm.model is a consistency model, and edm starts from edm"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_trained(

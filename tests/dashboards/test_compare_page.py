@@ -93,27 +93,6 @@ def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Si
     assert places == sorted(places)
 
 
-def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> None:
-    assert draw(site)["sweep"]["children"] == ""
-    for images, held_out in ((200, 9.0), (1000, 4.0)):
-        write_study(url, f"sweep,images={images}/EMAGrid/0", [12.0], held_out=10.0)
-        write_study(url, f"sweep,images={images}/LCSC/0", [3.0], held_out=held_out)
-    drawn = draw(site, experiment="sweep,images=200")
-    shown = json.dumps(drawn["sweep"]["children"])
-    assert all(json.dumps(text) in shown for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"))
-    assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
-    assert shown.count('"shown"') == 2
-    lines = drawn["sweep"]["children"]["props"]["children"][1]["props"]["children"]["props"]["figure"]["data"]
-    assert [(line["name"], line["x"][-2:]) for line in lines[:2]] == [
-        ("EMA*", ["images", "held-out loss"]),
-        ("LCSC", ["images", "held-out loss"]),
-    ]
-    assert [line["y"] for line in lines] == [[0, 1.0], [0, 5 / 6], [1.0, 1.0], [1.0, 0.0]]
-    write_study(url, "sweep,images=300/LCSC/0", [3.0])
-    news = draw(site, experiment="sweep,images=200", triggered="refresh", seen=drawn["seen"]["data"])
-    assert "300" in json.dumps(news["sweep"])
-
-
 def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site: Site, url: str) -> None:
     write_study(url, "digits/CMA/0", [4.0], held_out=4.0)
     shown = draw(site, only=["CMA"])

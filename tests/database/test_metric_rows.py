@@ -1,20 +1,16 @@
-"""The rows of a held-out report: gains with the right sign, what counts as lost, and the one warning."""
+"""One model against another: gains with the right sign, their intervals, and what counts as lost."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 
 import numpy as np
 import pytest
-from lcsc_opt.study.report_rows import metric_rows
-from lcsc_opt.study.report_warnings import turned, warning_of
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each
-from lcsc_opt.base.records import Evaluation, SamplerTitle, Yardstick
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-from lcsc_opt.database.report import Measurement, MetricRow, Model, doubted_rows
-from lcsc_opt.objective.contract import ReportedMetrics
+from lcsc_opt.base.records import Evaluation, ReportedMetrics
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.metric_rows import MetricRow, metric_rows
 
 SIGNS = {"precision": -1, "near": 1}
 NOTHING = ReportedMetrics()
@@ -36,10 +32,6 @@ def model(losses: list[float], **metrics: list[float]) -> Measurement:
     return on_groups(evaluations)
 
 
-def called(name: str, measured: Measurement) -> Measurement:
-    return dataclasses.replace(measured, model=Model(name, np.ones(1)))
-
-
 EMA = model([28.0], precision=[0.62], near=[2.87])
 
 
@@ -47,14 +39,6 @@ def rows(found: Measurement, ema: Measurement = EMA, real: dict[str, float] | No
     signs = {name: sign for name, sign in {**SIGNS, CLIP: 1}.items() if name in found.metrics}
     reported = ReportedMetrics(signs=signs, real_halves=real or {}, cross_check=CLIP)
     return [*metric_rows(found, ema, reported=reported)]
-
-
-def against_last(found: Measurement, losses: list[float], **metrics: list[float]) -> list[list[MetricRow]]:
-    return [rows(found, called(LAST_CHECKPOINT, model(losses, **metrics)))]
-
-
-def doubted(rows: list[MetricRow]) -> list[str]:
-    return [row.metric for row in doubted_rows(rows)]
 
 
 def lost(found: list[MetricRow]) -> list[str]:
@@ -75,13 +59,7 @@ def test_gains_are_positive_where_the_answer_is_better() -> None:
 )
 def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
     found = rows(model([2.5], precision=[precision], near=[near]))
-    assert lost(found) == doubted(found) == expected
-    assert (warning_of(found) is not None) is bool(expected)
-
-
-def test_what_is_as_good_as_real_images_is_not_lost() -> None:
-    ema = model([28.0], precision=[0.6], near=[2.0])
-    assert lost(rows(model([2.5], precision=[0.3], near=[2.1]), ema, {"precision": 0.4, "near": 2.2})) == ["precision"]
+    assert lost(found) == expected
 
 
 def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
@@ -101,110 +79,6 @@ def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_n
     assert found == [("loss", 1, 28.0, 25.5), ("kid", None, 0.2, None)]
 
 
-def test_the_warning_says_what_moved_and_what_to_do() -> None:
-    found = rows(model([2.5], precision=[0.557], near=[2.87]))
-    assert warning_of(found) == (
-        "compared with EMA*: loss 28 → 2.5, but precision 0.62 → 0.557: the loss gained at the cost of other metrics; "
-        "compare images of the two models before you use the answer, or search with keep: precision"
-    )
-    assert (warning_of(found, yardstick=Yardstick({}, kept="near", bound=9.0)) or "").endswith(
-        "images of the two models before you use the answer"
-    )
-    both = rows(model([2.5], precision=[0.5], **{CLIP: [6.0]}), model([28.0], precision=[0.62], **{CLIP: [5.0]}))
-    assert "but fid@clip 5 → 6 and precision 0.62 → 0.5: the gain may exist only" in (warning_of(both) or "")
-    assert doubted(both) == [CLIP, "precision"]
-
-
-def test_better_than_ema_and_worse_than_the_last_checkpoint_is_a_warning() -> None:
-    answer = model([2.5], **{CLIP: [3.0]})
-    found = rows(answer, model([28.0], **{CLIP: [9.0]}))
-    assert warning_of(found, against_last(answer, [1.5], **{CLIP: [3.5]})) == (
-        "better than EMA*, but worse than the last checkpoint: loss 1.5 → 2.5; use the last checkpoint"
-    )
-    lost_to_last = warning_of(found, against_last(answer, [3.5], **{CLIP: [2.0]})) or ""
-    assert "worse than the last checkpoint: fid@clip 2 → 3;" in lost_to_last
-    better = against_last(answer, [2.6], **{CLIP: [3.5]})
-    assert warning_of(found, better) is None
-    uncertain = against_last(model([2.5, 1.0], **{CLIP: [3.0, 3.0]}), [1.5, 1.2], **{CLIP: [3.5, 3.5]})
-    assert not uncertain[0][0].lost
-    assert "worse than the last checkpoint: loss 1.35 → 1.75, which may be chance; use" in (
-        warning_of(found, uncertain) or ""
-    )
-    own_ema = rows(answer, called(TRAINER_EMA, model([1.0], **{CLIP: [3.5]})))
-    warning = warning_of(found, [*better, own_ema]) or ""
-    assert warning.startswith("better than EMA*, but worse than the trainer's EMA: loss 1 → 2.5; use the trainer's EMA")
-    score = model([-0.85], accuracy=[0.85])
-    last = called(LAST_CHECKPOINT, model([-0.9], accuracy=[0.9]))
-    lost = metric_rows(score, last, reported=NOTHING, study_sign=-1)
-    alone = metric_rows(score, reported=NOTHING, study_sign=-1)
-    assert (warning_of(alone, [lost]) or "").startswith("worse than the last checkpoint: accuracy 0.9 → 0.85;")
-
-
-@pytest.mark.parametrize(
-    ("searched_below_ema", "advice"),
-    [(True, "or search again with more data or fewer evaluations:"), (False, "or search again with more evaluations:")],
-)
-def test_a_search_that_lost_was_too_short_or_overfitted(searched_below_ema: bool, advice: str) -> None:
-    answer = model([2.5])
-    lost = against_last(answer, [1.5])
-    warning = warning_of(rows(answer), lost, searched_below_ema=searched_below_ema) or ""
-    assert f"loss 1.5 → 2.5; use the last checkpoint, {advice}" in warning
-
-
-def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
-    samplers = (SamplerTitle("DDIM, 3 model calls an image", "a"), SamplerTitle("DDIM, 12 model calls an image", "b"))
-    found = rows(model([2.5], **{CLIP: [84.0]}), model([28.0], **{CLIP: [268.0]}))
-    elsewhere = rows(model([9.0], **{CLIP: [100.0]}), model([10.0], **{CLIP: [69.0]}))
-    assert turned(found, elsewhere, samplers) == (
-        "compared with EMA*, the answer is worse in another sampler: fid@clip 268 → 84 with DDIM, 3 model calls "
-        "an image, but fid@clip 69 → 100 with DDIM, 12 model calls an image; use the answer only with the sampler that "
-        "it was searched with"
-    )
-    assert turned(elsewhere, found, samplers) is None
-    assert turned(found, rows(model([9.0], **{CLIP: [69.5]}), model([10.0], **{CLIP: [69.0]})), samplers) is None
-    assert "loss 28 → 2.5 with" in (turned(found, rows(model([11.0]), model([10.0])), samplers) or "")
-
-
-@pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
-def test_precision_that_was_to_be_kept_and_is_lost_beyond_its_error_is_told(images: int, held: bool) -> None:
-    error = (0.6 * 0.4 / images) ** 0.5
-    found = rows(model([29.0], precision=[0.60], precision_stderr=[error], near=[2.8]))
-    line = "keep: precision is 0.6, beyond its bound of {} by more than the error; continue"
-    expected = ("none" if held else line.format("0.62"), line.format("0.7"), "none")
-    for bound, told in zip((0.62, 0.7, 0.605), expected, strict=True):
-        yardstick = Yardstick({}, kept="precision", sign=-1, bound=bound)
-        assert (warning_of(found, yardstick=yardstick) or "none").startswith(told)
-
-
-def test_nothing_is_doubted_if_the_loss_did_not_gain_or_nothing_compares() -> None:
-    worse = model([29.0], precision=[0.1], near=[9.0])
-    alone = metric_rows(worse, reported=ReportedMetrics(signs=SIGNS))
-    assert warning_of(rows(worse)) is warning_of(alone) is None
-    assert alone[1] == MetricRow("precision", -1, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("losses", "others", "phrase"),
-    [
-        ([1.0], [3.0], None),
-        ([1.0], [4.0], "fid@clip 4 → 4: the gain may exist only"),
-        ([1.0], [5.0], "fid@clip 4 → 5: the gain may"),
-        ([2.0], [9.0], None),
-        ([3.0], [9.0], None),
-        # the noise of a group moves the answer and its baseline alike, so that differences are all but exact
-        ([1.0, 1.3], [3.9, 5.9], None),
-        ([1.0, 1.3], [4.1, 6.1], "fid@clip 5 → 5.1: the gain may exist only"),
-        ([1.0, 1.3], [3.7, 6.2], "fid@clip 5 → 4.95, perhaps by chance: run lcsc evaluate with more --groups"),
-        ([1.9, 2.35], [4.1, 6.1], "neither gain is certain"),
-        ([1.9, 2.35], [3.9, 5.9], None),
-    ],
-)
-def test_a_cross_check_must_gain_for_certain(losses: list[float], others: list[float], phrase: str | None) -> None:
-    ema = model([2.0, 2.3], **{CLIP: [4.0, 6.0]}) if len(losses) > 1 else model([2.0], **{CLIP: [4.0]})
-    found = warning_of(rows(model(losses, **{CLIP: others}), ema))
-    assert found is None if phrase is None else phrase in (found or "")
-
-
 def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:
     answer, ema = (model([-hits], hits=[hits], hits_stderr=[error]) for hits, error in ((0.9, 0.03), (0.8, 0.04)))
     loss, hits = rows(answer, ema)
@@ -212,7 +86,6 @@ def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:
     assert (hits.metric, hits.sign) == ("hits", -1), "it is the loss times -1"
     for row in (loss, hits):
         assert (row.gain, row.gain_spread) == (pytest.approx(0.1), pytest.approx(0.05))
-        assert row.is_certain
     assert [row.lost for row in rows(ema, answer)] == [True, True]
 
 
@@ -314,18 +187,20 @@ def test_models_that_are_alike_are_rarely_called_worse(kind: str, groups: int) -
     assert share_called_worse(kind, groups, shift=5.0) == 1
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.34, False), (0.36, True)])
-def test_a_few_more_values_outside_are_not_called_worse(share: float, expected: bool) -> None:
-    baseline = model([2.0], outside=[0.30])
-    found = metric_rows(model([1.0], outside=[share]), baseline, reported=ReportedMetrics(signs={"outside": 1}))
+@pytest.mark.parametrize(("levels", "expected"), [(0.9, False), (1.2, True)])
+def test_a_grey_level_more_outside_is_not_called_worse(levels: float, expected: bool) -> None:
+    found = metric_rows(
+        model([1.0], outside=[0.1 + levels]),
+        model([2.0], outside=[0.1]),
+        reported=ReportedMetrics(signs={"outside": 1}),
+    )
     assert [row.lost for row in found if row.metric == "outside"] == [expected]
 
 
-@pytest.mark.parametrize(("unseen", "expected"), [(3.0, ["fid_held_out"]), (2.0, ["fid_held_out"]), (1.0, [])])
-def test_a_gain_that_unseen_real_images_do_not_show_is_doubted(unseen: float, expected: list[str]) -> None:
-    ema = model([2.0], fid_held_out=[2.0])
-    found = metric_rows(model([1.0], fid_held_out=[unseen]), ema, reported=ReportedMetrics(signs={"fid_held_out": 1}))
-    assert doubted([*found]) == expected
+@pytest.mark.parametrize("metric", [CLIP, "fid_held_out", "fid_held_out@pixels"])
+def test_features_and_real_images_that_no_search_saw_are_judges(metric: str) -> None:
+    found = metric_rows(model([1.0], **{metric: [3.0]}), reported=ReportedMetrics(signs={metric: 1}, cross_check=CLIP))
+    assert [row.is_judge for row in found] == [False, True]
 
 
 def test_a_perfect_score_has_no_second_row_of_the_other_direction() -> None:
@@ -337,7 +212,7 @@ def test_a_perfect_score_has_no_second_row_of_the_other_direction() -> None:
 
 def test_a_metric_that_has_the_value_of_the_score_by_chance_has_no_direction() -> None:
     baseline = model([-0.8], acc=[0.8], auc=[0.95])
-    found = metric_rows(model([-0.9], acc=[0.9], auc=[0.9]), baseline, reported=NOTHING, study_sign=-1)
+    found = metric_rows(model([-0.9], acc=[0.9], auc=[0.9]), baseline, reported=NOTHING, sign=-1)
     assert [(row.metric, row.sign, row.lost) for row in found] == [("acc", -1, False), ("auc", None, False)]
     found = metric_rows(model([0.1], error=[0.1], ece=[0.1]), reported=NOTHING)
     assert [(row.metric, row.sign) for row in found] == [("loss", 1), ("ece", None)]

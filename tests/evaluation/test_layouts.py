@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
-from lcsc_opt.evaluation.base import Failure, InProcessEvaluator, Outcome
-from lcsc_opt.evaluation.layouts import ROUNDS, Choice, InLayout, fastest_layout
+from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.layouts import ROUNDS, Choice, fastest_layout
 from lcsc_opt.objective.contract import Objective
 
 CANDIDATE = Candidate(np.array([0.5, 0.5]), gradient=True)
@@ -43,26 +42,19 @@ def chosen(objective: Laid) -> Choice:
 
 
 def test_the_faster_layout_is_chosen_by_candidates_like_those_of_the_search() -> None:
-    objective = Laid(contiguous=[1.0] * ROUNDS, channels_last=[9.0, *[0.5] * ROUNDS])
+    objective = Laid(contiguous=[1.0] * (1 + ROUNDS), channels_last=[9.0, *[0.5] * ROUNDS])
     choice = chosen(objective)
     assert (choice.layout, choice.relative_seconds) == (CHANNELS_LAST, 0.5)
     assert all(candidate.gradient for candidate in objective.seen)
     turns = [candidate.layout for candidate in objective.seen]
-    first_one, two_that_agree = [CHANNELS_LAST], [CONTIGUOUS, CHANNELS_LAST, CHANNELS_LAST, CONTIGUOUS]
-    assert turns == first_one + two_that_agree
-
-
-def test_rounds_that_do_not_agree_are_followed_by_others() -> None:
-    objective = Laid(contiguous=[1.0, 0.4, 1.0, 1.0, 1.0], channels_last=[9.0, 0.5, 0.5, 0.99, 0.5, 1.0])
-    assert chosen(objective).layout == CONTIGUOUS
-    assert len(objective.seen) == 2 * ROUNDS + 1
+    assert turns == [CONTIGUOUS, CHANNELS_LAST, CHANNELS_LAST, CONTIGUOUS] * 2
 
 
 @pytest.mark.parametrize(
     ("contiguous", "channels_last"),
     [
         ([1.0] * 6, [0.97] * 6),  # a tie
-        ([7.0, 1.0, 8.0, 7.0, 7.0], [1.4] * 6),  # something else ran beside
+        ([7.0, 8.0, 1.0, 7.0], [1.4] * 6),  # something else ran beside
         ([1.0] * 5, [0.1, *[1.0] * 5]),  # a first evaluation
     ],
 )
@@ -100,12 +92,5 @@ def test_where_an_evaluation_fails_no_other_follows() -> None:
 
 def test_slow_evaluations_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcsc_opt.evaluation.layouts.MOST_SECONDS", 0.0)
-    objective = Laid(contiguous=[1.0], channels_last=[9.0, 0.5])
+    objective = Laid(contiguous=[1.0] * 2, channels_last=[9.0, 0.5])
     assert chosen(objective).layout == CHANNELS_LAST
-
-
-def test_every_candidate_is_evaluated_in_the_layout() -> None:
-    objective = Laid(contiguous=[], channels_last=[1.0])
-    with contextlib.closing(InLayout(InProcessEvaluator(objective), CHANNELS_LAST)) as evaluator:
-        evaluator.submit(CANDIDATE).result()
-    assert [candidate.layout for candidate in objective.seen] == [CHANNELS_LAST]

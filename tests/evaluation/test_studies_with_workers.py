@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lcsc_opt.experiment.running import listed
 
 from lcsc_opt.base import accelerator
-from lcsc_opt.base.study_file import read_studies
+from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy, our_studies
+from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
 from tests.commands import Typed
 from tests.evaluation.staged_examples import IMAGES, SLOW_SECONDS, STEPS, Stages, is_running, study_file, wait_for
@@ -71,7 +71,7 @@ def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
 def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
-    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], **settings))))
+    [spec] = searches_of([read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings)))])
     found = parallelism(spec, Stages())
     assert (found["in_flight"], found["spread_images"]) == expected
 
@@ -89,7 +89,7 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
 def test_a_grid_may_spend_no_more_than_its_candidates(
     folder: Path, optimizer: str, budget: dict[str, int], expected: int
 ) -> None:
-    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))))
+    [spec] = searches_of([read_study_file(Path(study_file(folder, optimizers=[optimizer], budget=budget)))])
     assert usable_budget(spec, Stages()).total == expected
 
 
@@ -109,7 +109,7 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
 def test_a_budget_that_ends_before_a_grid_does_is_told(
     folder: Path, optimizer: str, budget: dict[str, int], expected: str | None
 ) -> None:
-    [spec] = listed(read_studies(Path(study_file(folder, optimizers=[optimizer], budget=budget))))
+    [spec] = searches_of([read_study_file(Path(study_file(folder, optimizers=[optimizer], budget=budget)))])
     assert (why_incomplete(spec, Stages()) is None) == (expected is None)
     assert (expected or "") in (why_incomplete(spec, Stages()) or "")
 

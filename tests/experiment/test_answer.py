@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lcsc_opt.study.choice import choose, on_the_way, share_gained
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +15,10 @@ from torch.nn import functional as F
 import lcsc_opt
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.report import Measurement, Model
+from lcsc_opt.database.connection import reading
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.experiment.answer import choose, on_the_way, share_gained
 from tests.commands import Typed
 
 GROUPS = 10
@@ -39,44 +41,44 @@ def without_error(name: str, loss: float) -> Measurement:
     return Measurement.of(Model(name, np.ones(1)), Evaluation(loss), images=0, seed=0)
 
 
-def chosen(had: list[Measurement], *found: Measurement, judge: str | None = None) -> tuple[str, str | None]:
-    answer, best_had = choose(had, found, judge=judge)
-    return answer.model.name, None if best_had is None else best_had.model.name
+def chosen(had: list[Measurement], *found: Measurement, judge: str | None = None) -> str:
+    return choose(had, found, judge=judge).model.name
 
 
 def test_what_is_found_is_the_answer_only_by_more_than_a_standard_error_of_the_difference() -> None:
     had = [measured("last", 1.2, noise=0.3), measured("EMA*", 1.0, noise=0.3)]
-    assert chosen(had, measured("found", 0.97, noise=0.3)) == ("found", "EMA*"), "what all share cancels"
-    assert chosen(had, measured("found", 0.97, own=0.1)) == ("EMA*", "EMA*")
-    assert chosen(had, measured("found", 1.1)) == ("EMA*", "EMA*")
-    assert chosen(had) == ("EMA*", "EMA*")
-    assert chosen([], measured("a", 2.0), measured("b", 1.0)) == ("b", None)
+    assert chosen(had, measured("found", 0.97, noise=0.3)) == "found", "what all share cancels"
+    assert chosen(had, measured("found", 0.97, own=0.1)) == "EMA*"
+    assert chosen(had, measured("found", 1.1)) == "EMA*"
+    assert chosen(had) == "EMA*"
+    assert chosen([], measured("a", 2.0), measured("b", 1.0)) == "b"
 
 
 def test_the_best_of_what_is_found_is_taken_also_a_point_on_the_way() -> None:
-    assert chosen([measured("EMA*", 1.0)], measured("trial", 0.9), measured("½", 0.8))[0] == "½"
+    assert chosen([measured("EMA*", 1.0)], measured("trial", 0.9), measured("½", 0.8)) == "½"
 
 
 def test_a_judge_in_other_features_counts_as_much_as_the_loss() -> None:
     had = [measured("EMA*", 1.0, 4.0)]
     cheats, honest = measured("cheats", 0.7, 6.0), measured("honest", 0.9, 3.6)
-    assert chosen(had, cheats, judge="fid@other")[0] == "EMA*"
-    assert chosen(had, cheats)[0] == "cheats"
-    assert chosen(had, cheats, honest, judge="fid@other")[0] == "honest"
+    assert chosen(had, cheats, judge="fid@other") == "EMA*"
+    assert chosen(had, cheats) == "cheats"
+    assert chosen(had, cheats, honest, judge="fid@other") == "honest"
+    assert chosen(had, cheats, measured("other", 0.9), judge="fid@other") == "cheats", "not all were measured with it"
     assert share_gained(had[0], honest, "fid@other") == pytest.approx(0.1)
 
 
 def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:
     had = [without_error("EMA*", -0.80)]  # an accuracy, times −1
-    assert chosen(had, without_error("found", -0.81))[0] == "EMA*"
-    assert chosen(had, without_error("found", -0.83))[0] == "found"
+    assert chosen(had, without_error("found", -0.81)) == "EMA*"
+    assert chosen(had, without_error("found", -0.83)) == "found"
     assert share_gained(without_error("EMA*", 0.0), without_error("found", -0.5), None) == 0.5
 
 
 def test_points_on_the_way_sum_to_one_also_between_one_row_and_several() -> None:
     start, end = np.array([0.2, 0.3, 0.5]), np.array([[1.5, -1.0, 0.5], [0.0, 0.0, 1.0]])
-    points = on_the_way(Model("EMA*", start, label="EMA* (0.9)"), Model("trial 3", end))
-    assert [point.name for point in points] == [f"{part} of the way from EMA* (0.9) to trial 3" for part in "¼½¾"]
+    points = on_the_way(Model("EMA*", start, label="EMA 0.9"), Model("LCSC, trial 3", end))
+    assert [point.name for point in points] == [f"{part} of the way from EMA* to LCSC, trial 3" for part in "¼½¾"]
     for point in points:
         np.testing.assert_allclose(point.coefficients.sum(axis=1), 1)
     np.testing.assert_allclose(points[1].coefficients, (start + end) / 2)
@@ -148,9 +150,8 @@ def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any,
     assert loss_of(answer) < 0.95 * loss_of(searched.merge())
     assert loss_of(answer) <= 1.01 * min(loss_of(trained()[400]), loss_of(overfitted.studies[0].merge()))
     sentence = repr(overfitted).splitlines()[0]
-    assert sentence.startswith("The answer is EMA* (EMA ")
-    assert "nothing certainly better was found" in sentence
-
+    assert sentence.startswith("The answer is EMA* (average of the last ")
+    assert sentence.endswith("nothing certainly better was found.")
     assert sentence.split(",")[0] in typed("compare", "few").err
     said = typed("export", "few", "-o", "answer.safetensors")
     assert "answer.safetensors: EMA*" in said.err
@@ -168,8 +169,10 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
     net.load_state_dict(overfitted.studies[0].merge())
     values = squared(net, UNSEEN).detach()
     assert last["held_out"] == pytest.approx(float(values[1::2].mean()), rel=1e-5)
-    report = lcsc_opt.load_study(overfitted.studies[0].name, overfitted.storage)._summary.held_out
-    assert report.selection[report.answer.model.name] <= float(values[0::2].mean()) * (1 + 1e-5)
+    with reading(overfitted.storage) as storage:
+        report = HistoryReader(storage).read_study(overfitted.studies[0].name).report
+    assert report is not None
+    assert report.selection[report.answer] <= float(values[0::2].mean()) * (1 + 1e-5)
 
 
 @pytest.mark.usefixtures("workplace")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base.study_file import StudyFile, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.objective.contract import CoefficientFunction, Objective, Samples
 from tests.commands import Typed
@@ -41,8 +41,7 @@ def objective(*, images: bool, gradient: bool) -> Objective:
 
 
 def spec(**changes: Any) -> StudyFile:
-    [parsed] = parse_studies({"name": "s", "objective": {"file": "function.py"}, **changes}, source="test")
-    return parsed
+    return parse_study_file({"name": "s", "objective": {"file": "function.py"}, **changes}, source="test")
 
 
 def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:

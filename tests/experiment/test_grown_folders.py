@@ -147,16 +147,14 @@ def trainers_ema() -> Measurement:
     return measured
 
 
-def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
+def test_experiments_on_the_same_checkpoints_share_a_packed_trajectory(place: Path) -> None:
     save(*STEPS)
-    sweep = [*RUN, "vary.space=[affine,convex]", "held_out=null"]
-    assert lcsc([*sweep, "space=affine"]) == 0
+    for space in ("affine", "convex"):
+        assert lcsc([*RUN, f"name=grown-{space}", f"space={space}", "~held_out"]) == 0
+    assert len(list(Path("studies.files").glob("*.trajectory"))) == 1
     grow()
-    assert lcsc(sweep) == 0
-    assert load_study("grown,space=convex/LCSC/0").steps == STEPS
-    shutil.copytree("runs", "others")
-    assert lcsc([*RUN, "vary.objective.settings.checkpoints=[others]"]) == 0
-    assert load_study("grown,checkpoints=others/LCSC/0").steps == (*STEPS, 40)
+    assert lcsc([*RUN, "name=grown-affine", "space=affine", "~held_out", "--budget", "5"]) == 0
+    assert load_study("grown-affine/LCSC/0").steps == STEPS
 
 
 def test_other_weights_without_a_packed_copy_are_refused(begun: None, typed: Typed) -> None:

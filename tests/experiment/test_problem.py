@@ -9,10 +9,10 @@ import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.experiment.problem import Changes, Problem, check_search
-from lcsc_opt.experiment.running import listed
+from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.study.opening import Search
 
@@ -27,7 +27,7 @@ STUDY: dict[str, Any] = {
 
 
 def spec(**changes: Any) -> StudySpec:
-    [made] = listed(parse_studies({**STUDY, **changes}, source="test"))
+    [made] = searches_of([parse_study_file({**STUDY, **changes}, source="test")])
     return made
 
 

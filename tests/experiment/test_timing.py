@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
 from lcsc_opt.experiment.rehearsal import rehearse
-from lcsc_opt.experiment.running import listed
+from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective, Samples
 
@@ -40,7 +40,7 @@ class Images(Objective):
 
 def planned(optimizers: list[str], **changes: Any) -> list[StudySpec]:
     content = {"name": "e", "objective": {"file": "a.py"}, "optimizers": optimizers, "budget": "1 min", **changes}
-    return listed(parse_studies(content, source="test"))
+    return searches_of([parse_study_file(content, source="test")])
 
 
 def test_an_optimizer_plans_with_what_fits_into_the_time() -> None:

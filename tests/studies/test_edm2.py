@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.paths import SHIPPED
-from lcsc_opt.base.study_file import read_studies
+from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
 from tests import tiny_pipelines
@@ -54,7 +54,7 @@ def write_snapshots(name: str, checkpoints: str) -> int:
 def changes(request: pytest.FixtureRequest, workplace: Path) -> list[str]:
     """The release of one size in an empty folder, and what is smaller than in the study file."""
     name = request.param
-    [spec] = read_studies(FOLDER / f"{name}.yaml")
+    spec = read_study_file(FOLDER / f"{name}.yaml")
     given = dict(spec.objective.settings)
     write_snapshots(name, str(given["checkpoints"]))
     settings(Path())
@@ -71,7 +71,7 @@ def test_every_file_reports_as_many_images_as_the_paper() -> None:
     files = sorted(FOLDER.glob("*.yaml"))
     assert [path.stem for path in files] == sorted(NAMES)
     for path in files:
-        [spec] = read_studies(path)
+        spec = read_study_file(path)
         assert spec.name.startswith(f"edm2_{path.stem}_")
         assert spec.held_out is not None
         assert spec.held_out.images == 50_000
@@ -83,7 +83,7 @@ def test_a_rehearsal_and_a_few_trials_run_on_the_released_files(
 ) -> None:
     name = request.node.callspec.params["changes"]
     path = FOLDER / f"{name}.yaml"
-    [spec] = read_studies(path)
+    spec = read_study_file(path)
     assert lcsc(["run", str(path), *changes, "--dry-run"]) == 0, capsys.readouterr().err
     assert f"{spec.name}/EMAGrid/0" in capsys.readouterr().out
     assert not Path("studies.db").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.base.study_file import StudyFile, read_studies
+from lcsc_opt.base.study_file import StudyFile, read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.sampling.function import FunctionSampler
@@ -64,14 +65,19 @@ def of(spec: StudyFile) -> dict[str, Any]:
     return dict(spec.objective.settings)
 
 
+def looped(path: Path, key: str) -> list[int]:
+    """The values in the loop of a study file's comment; the file has one of them."""
+    loop = re.search(rf"^# for {key} in ([\d ]+);", path.read_text(), re.MULTILINE)
+    return [int(value) for value in loop[1].split()] if loop is not None else []
+
+
 def last_steps(path: Path) -> list[int]:
-    selects = [of(spec)["select"] for spec in read_studies(path)]
-    return list(dict.fromkeys(select.get("last_step", 620_000) for select in selects))
+    return looped(path, "step") or [of(read_study_file(path))["select"].get("last_step", 620_000)]
 
 
 def write_files(path: Path) -> None:
     """Checkpoints at both ends of each window, and one before."""
-    given = of(read_studies(path)[0])
+    given = of(read_study_file(path))
     window, folder = given["select"]["window"], Path(given["checkpoints"]).parent
     steps = {step for last in last_steps(path) for step in (last - window - 100, last - window, last - 1000, last)}
     write = code_bases.write_ddim if folder.name == "cifar10-dm" else code_bases.write_openai
@@ -84,18 +90,19 @@ def write_files(path: Path) -> None:
 def test_every_file_has_the_papers_settings() -> None:
     assert {path.stem for path in FILES} == set(PAPER)
     for path in FILES:
-        specs = read_studies(path)
+        spec = read_study_file(path)
+        given = of(spec)
         window, interval, images, steps, nfe = PAPER[path.stem]
         assert last_steps(path) == steps
-        assert list(dict.fromkeys(of(spec).get("nfe", 1) for spec in specs)) == nfe
-        for spec in specs:
-            given = of(spec)
-            assert spec.name.startswith(f"paper_full_{path.stem}")
-            assert (given["select"]["window"], given["select"]["interval"]) == (window, interval)
-            assert (given["images"], spec.budget.total) == (images, 2000)
-            assert spec.held_out is not None
-            assert spec.held_out.images == 50_000
-            assert [optimizer.name for optimizer in spec.optimizers][:2] == ["EMAGrid", "LCSC"]
+        assert given["select"].get("last_step", 620_000) == steps[-1]
+        assert (looped(path, "nfe") or [given.get("nfe", 1)]) == nfe
+        assert given.get("nfe", 1) == nfe[0]
+        assert spec.name == f"paper_full_{path.stem}"
+        assert (given["select"]["window"], given["select"]["interval"]) == (window, interval)
+        assert (given["images"], spec.budget.total) == (images, 2000)
+        assert spec.held_out is not None
+        assert spec.held_out.images == 50_000
+        assert [optimizer.name for optimizer in spec.optimizers][:2] == ["EMAGrid", "LCSC"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -107,7 +114,7 @@ def test_a_rehearsal_finds_the_published_files_and_needs_the_weights(
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: None)
     assert lcsc(["run", f"paper/full/{path.stem}", "--dry-run"]) == 2
     said = capsys.readouterr().err
-    last = last_steps(path)[0]
+    last = last_steps(path)[-1]
     assert f"selected 3: steps {last - PAPER[path.stem][0]} to {last}," in said
     assert "give the weights of torch-fidelity's Inception" in said
     assert not (workplace / "studies.db").exists()
@@ -117,7 +124,7 @@ def test_a_rehearsal_finds_the_published_files_and_needs_the_weights(
 def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, capsys: Any) -> None:
     write_files(path)
     settings(Path())
-    last = last_steps(path)[-1]
+    last = last_steps(path)[0]
     select = [] if path.stem == "enhance" else [f"objective.settings.select.last_step={last}"]
     fewer = {"loss": PIXELS, "reference": "reference.npz", "held_out_metrics": [], "images": 6, "batch_size": 3}
     fewer |= {"device": "cpu", "dtype": "fp32"}
@@ -125,14 +132,14 @@ def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, ca
     changes = [f"objective.settings.{key}={json.dumps(value)}" for key, value in fewer.items()]
     command = ["run", str(path), *changes, *select, *nfe, "optimizers=[LCSC]", "held_out.images=6", "held_out.top=1"]
     assert lcsc([*command, "--budget", "3"]) == 0, capsys.readouterr().err
-    assert lcsc(["compare", read_studies(path, [*select, *nfe])[0].name, "--format", "json"]) == 0
+    assert lcsc(["compare", f"paper_full_{path.stem}", "--format", "json"]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert row["evaluations"] == 3
     assert math.isfinite(row["held_out"])
     [packed] = [Trajectory.open(folder) for folder in Path("studies.files").iterdir() if folder.suffix == ".trajectory"]
     window = PAPER[path.stem][0]
     assert packed.steps == (last - window, last - 1000, last)
-    raw = code_bases.weights(network(of(read_studies(path)[0]))(), last)
+    raw = code_bases.weights(network(of(read_study_file(path)))(), last)
     assert all(torch.equal(tensor, raw[name]) for name, tensor in packed.checkpoint(2).items())  # no average's
 
 

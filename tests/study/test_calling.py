@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lcsc_opt
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
@@ -431,7 +431,7 @@ def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> 
 )
 def test_times_are_read_as_people_write_them(budget: str, seconds: float) -> None:
     assert BudgetSpec.of(budget) == BudgetSpec(seconds=seconds)
-    [spec] = parse_studies({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
+    spec = parse_study_file({"name": "s", "objective": {"file": "a.py"}, "budget": budget}, source="test")
     assert spec.budget == BudgetSpec(seconds=seconds)
 
 

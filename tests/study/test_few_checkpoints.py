@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import lcsc_opt
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.experiment.running import listed
+from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.study.planning import default_options
 from lcsc_opt.views.study_status import overview
 
@@ -35,7 +35,7 @@ TARGET = torch.tensor([[0.3, -0.2]])
 def test_what_a_new_study_adds(spec: object, checkpoints: int, has_rows: bool, defaults: dict[str, float]) -> None:
     content: dict[str, Any] = {"name": "few", "objective": {"file": "function.py"}, "budget": {"evaluations": 5}}
     content |= {"optimizers": [spec], "space": {"rows": "layers"} if has_rows else "affine"}
-    [study] = listed(parse_studies(content, source="here"))
+    [study] = searches_of([parse_study_file(content, source="here")])
     assert default_options(study.optimizer, study.space.rows, checkpoints) == defaults
     assert study.optimizer.with_defaults(defaults).options == {**defaults, **study.optimizer.options}
 

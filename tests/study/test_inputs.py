@@ -14,7 +14,7 @@ from torch import nn
 
 import lcsc_opt
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.study_file import StudyFile, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.database.urls import storage_url
 from tests.commands import Typed
@@ -48,8 +48,7 @@ def names(studies: Any) -> list[str]:
 
 
 def study_file(**changes: Any) -> StudyFile:
-    [point] = parse_studies({**STUDY, **changes}, source="test")
-    return point
+    return parse_study_file({**STUDY, **changes}, source="test")
 
 
 # storages

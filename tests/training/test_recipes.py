@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import StudySpecError, TrainingError
 from lcsc_opt.training.preparing import parse_recipe
 from lcsc_opt.training.recipes import RECIPES, Batch, TrainingRecipe
-from lcsc_opt.training.recipes.consistency import Cd, Ct, Ect, Ict, Slct
+from lcsc_opt.training.recipes.consistency import Cd, Ct, Ict
 from lcsc_opt.training.recipes.diffusion import Ddpm, Edm, Flow
 
 N, PIXELS = 5, 4
@@ -188,50 +188,12 @@ def test_chances_of_noise_levels_are_lognormal(count: int, mean: float, std: flo
     assert found.tolist() == pytest.approx((below[1:] - below[:-1]).tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize(("step", "stage"), [(0, 1), (60, 5)])
-def test_ect_is_its_loss(step: int, stage: int) -> None:
-    generator = draws()
-    t = (2 * column(torch.randn(N, generator=generator)) - 1.1).exp()
-    e = flat(normal(generator))
-    r = (t * (1 - (1 + 8 / (1 + t.exp())) / 2**stage)).clamp(min=0)
-    target = torch.where(r > 0, f(STUDENT, X + r * e, r, low=0), X)
-    expected = ((1 / t**2 + 1 / 0.5**2) * pseudo_huber(f(STUDENT, X + t * e, t, low=0) - target)).mean()
-    assert bool((r == 0).any()) == (stage == 1)  # the first stage begins as a diffusion model
-    assert loss(Ect(), step=step) == pytest.approx(float(expected), rel=1e-3)
-
-
 def test_flow_is_the_velocity_of_straight_paths_between_coupled_pairs() -> None:
     generator, (a, b) = draws(), STUDENT
     noise = normal(generator)
     share, x_0 = column(torch.rand(N, generator=generator)), flat(best_order(noise))
     velocity = -(a * (share * x_0 + (1 - share) * X) + b * 1000 * share)  # the paper's t is 1 - share
     assert loss(Flow()) == pytest.approx(float((velocity - (X - x_0)).square().mean()), rel=1e-4)
-
-
-@pytest.mark.parametrize(("step", "count"), [(0, 10), (40, 40)])
-def test_slct_is_the_cauchy_loss_and_a_diffusion_loss_where_there_is_little_noise(step: int, count: int) -> None:
-    generator = draws()
-    n, low, high = lognormal_pairs(count, generator)
-    z = flat(best_order(normal(generator)))
-    c = 0.03456 if count == 10 else math.exp(-1.15 * math.log(count) - 0.85)
-    student = f(STUDENT, X + high * z, high)
-    squares = (student - f(STUDENT, X + low * z, low)).square().mean(1, keepdim=True)
-    consistency = ((1 + squares / (2 * c**2)).log() / (high - low)).mean()
-    early = n < 0.6 * count
-    diffusion = ((1 / high**2 + 1 / 0.5**2) * (student - X).square().mean(1, keepdim=True))[early].mean()
-    assert 0 < int(early.sum()) < N
-    found = loss(Slct(diffusion_share=0.6), step=step)
-    assert found == pytest.approx(float(consistency + 5 * diffusion), rel=1e-3)
-
-
-def test_slct_trains_no_scale_of_a_normalization() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.GroupNorm(1, 4), nn.LayerNorm(2))
-    with torch.no_grad():
-        network[1].weight.fill_(3.0)  # type: ignore[operator, union-attr]
-    Slct().prepare(network)
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    assert trained == {"0.weight", "0.bias", "1.bias", "2.bias"}
-    assert torch.equal(network.state_dict()["1.weight"], torch.ones(4))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_re
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
-ROWS = 4096  # features whose moments are merged at once
+ROWS = 4096  # of a file of features, whose moments are added at once
 DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 1_000  # images, of which a part is held out by default
 
@@ -143,7 +143,7 @@ class ReferenceSettings(FrozenModel):
         """
         self.check()
         builder = _Builder(alias, extractor, batch_size, folder)
-        images = builder.image_set(self.train)
+        images = _image_set(self.train, folder)
         if images is None and self.held_out_fraction:
             raise MetricError(
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
@@ -157,7 +157,7 @@ class ReferenceSettings(FrozenModel):
         seen = builder.of(self.train, images, features=features)
         if not held_out or self.held_out is None:
             return seen
-        unseen_images = builder.image_set(self.held_out)
+        unseen_images = _image_set(self.held_out, folder)
         if unseen_images is None:
             return seen.with_unseen(builder.of(self.held_out, None, features=True))
         return builder.with_unseen(seen, unseen_images)
@@ -217,31 +217,24 @@ def _divided(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     return train, held_out
 
 
+@dataclasses.dataclass(frozen=True)
 class _Builder:
-    """Makes references in the features of one extractor."""
+    """Makes references in the features of one extractor, of ``batch_size`` images at once, and keeps them in a folder.
 
-    def __init__(
-        self,
-        alias: str,
-        extractor: FeatureExtractor,
-        batch_size: int,
-        folder: Path,
-    ) -> None:
-        self._alias = alias
-        self._extractor = extractor
-        self._batch_size = batch_size
-        self._folder = folder
+    ``alias`` is the extractor's name in metrics.
+    """
 
-    def image_set(self, source: str) -> ImageSet | None:
-        """The images of a folder, a zip file or a data set; ``None`` for a file that holds something else."""
-        return _image_set(source, self._folder)
+    alias: str
+    extractor: FeatureExtractor
+    batch_size: int
+    folder: Path
 
     def of(self, source: str, images: ImageSet | None, *, features: bool) -> Reference:
         """The reference of images, or of the file that ``source`` names."""
         if images is not None:
             return self.of_images(images, features=features)
         path = expanded_path(source, error=MetricError)
-        statistics, rows, pixels = read_reference_file(path, self._alias, images=features)
+        statistics, rows, pixels = read_reference_file(path, self.alias, images=features)
         if rows is not None:
             return self._of_rows(rows)
         if statistics is not None:
@@ -249,46 +242,48 @@ class _Builder:
         if pixels is None:
             if statistics is None or features:
                 raise MetricError(f"{path}: {NO_FEATURES}")
-            return Reference.of_gaussian(self._extractor, statistics.gaussian, statistics.count)
+            return Reference.of_gaussian(self.extractor, statistics.gaussian, statistics.count)
         of_pixels = self.of_images(pixels, features=features)
         if statistics is None:
             return of_pixels
         # ADM's files hold both: FID compares with their statistics, and other metrics with their images.
-        reference = Reference.of_gaussian(self._extractor, statistics.gaussian, statistics.count)
+        reference = Reference.of_gaussian(self.extractor, statistics.gaussian, statistics.count)
         identity = _digest(str(reference.identity), str(of_pixels.identity))
         return dataclasses.replace(reference, identity=identity, features=of_pixels.features, size=of_pixels.size)
 
     def _check_extractor(self, path: Path, name: str | None) -> None:
         """Raise MetricError if a file says that its statistics are of another extractor."""
-        made_name = getattr(self._extractor, "made_name", None)
-        if name not in (None, self._extractor.name, made_name):
+        made_name = getattr(self.extractor, "made_name", None)
+        if name not in (None, self.extractor.name, made_name):
             raise MetricError(
-                f"{path}: was computed with {name} and not with {self._extractor.name}; "
+                f"{path}: was computed with {name} and not with {self.extractor.name}; "
                 "give the images, or statistics of the same extractor"
             )
 
     def _of_rows(self, rows: Rows) -> Reference:
         """The reference of the features ``[M, D]`` of a file."""
-        moments = _moments(rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
-        identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), self._extractor.name)
+        moments = Moments()
+        for first in range(0, len(rows), ROWS):
+            moments.update(torch.from_numpy(rows[first : first + ROWS]))
+        identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), self.extractor.name)
         gaussian = FrechetReference(moments.mean, moments.covariance)
-        return Reference(self._extractor, gaussian, moments.count, identity, rows)
+        return Reference(self.extractor, gaussian, moments.count, identity, rows)
 
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept."""
         if images.count < 2:
             raise MetricError("reference: one image is not a distribution; give at least two")
         images = self._enough(images)
-        identity = _digest(images.content, self._extractor.name)
-        statistics_file = self._folder / f"{identity[:32]}.npz"
-        features_file = self._folder / f"{identity[:32]}.npy"
+        identity = _digest(images.content, self.extractor.name)
+        statistics_file = self.folder / f"{identity[:32]}.npz"
+        features_file = self.folder / f"{identity[:32]}.npy"
         rows = _mapped(features_file) if features else None
         if not statistics_file.exists() or (features and rows is None):
             self._compute(images, statistics_file, features_file if features else None)
             rows = _mapped(features_file) if features else None
-        statistics, _, _ = read_reference_file(statistics_file, self._alias, images=False)
+        statistics, _, _ = read_reference_file(statistics_file, self.alias, images=False)
         assert statistics is not None  # written by _compute
-        return Reference(self._extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
+        return Reference(self.extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
 
     def with_unseen(self, seen: Reference, images: ImageSet) -> Reference:
         """The reference with further images, of which a half chooses the answer and the other half is for reports.
@@ -300,18 +295,28 @@ class _Builder:
 
     def _enough(self, images: ImageSet) -> ImageSet:
         """As many of the images as the extractor's statistics need."""
-        enough = getattr(self._extractor, "enough_images", images.count)
+        enough = getattr(self.extractor, "enough_images", images.count)
         return images if images.count <= enough else images.part(enough / images.count, held_out=True)
 
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""
-        feature_count = images.count if features_file is not None else 0
-        rows: Rows = np.empty((feature_count, self._extractor.dimension), dtype=np.float32)
-        moments = _moments(self._extracted(images, rows))
+        moments = Moments()
+        kept: list[Rows] = []
+        with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
+            for batch in images.batches(self.batch_size):
+                with torch.no_grad():
+                    features = checked_features(self.extractor, self.extractor(batch), len(batch)).float().cpu()
+                moments.update(features)
+                if features_file is not None:
+                    kept.append(np.ascontiguousarray(features.numpy()))
+                advance(len(batch))
         if features_file is not None:
             header = io.BytesIO()
-            np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
-            write_atomically(features_file, header.getvalue(), rows.data.cast("B"), error=MetricError)
+            shape = (images.count, self.extractor.dimension)
+            np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            write_atomically(
+                features_file, header.getvalue(), *(rows.data.cast("B") for rows in kept), error=MetricError
+            )
         if statistics_file.exists():  # FID stays what it was, to the last bit
             return
         content = io.BytesIO()
@@ -320,23 +325,9 @@ class _Builder:
             mu=moments.mean,
             sigma=moments.covariance,
             count=np.array(moments.count),
-            extractor=np.array(self._extractor.name),
+            extractor=np.array(self.extractor.name),
         )
         write_atomically(statistics_file, content.getvalue(), error=MetricError)
-
-    def _extracted(self, images: ImageSet, all_rows: Rows) -> Iterator[Rows]:
-        """Features of all images, batch by batch; also written into ``all_rows``, unless that is empty."""
-        done = 0
-        with progress(f"features of the reference ({self._extractor.name})", images.count) as advance:
-            for batch in images.batches(self._batch_size):
-                with torch.no_grad():
-                    features = checked_features(self._extractor, self._extractor(batch), len(batch))
-                rows: Rows = features.float().cpu().numpy()
-                if len(all_rows):
-                    all_rows[done : done + len(rows)] = rows
-                done += len(rows)
-                advance(len(rows))
-                yield rows
 
 
 def _mapped(features_file: Path) -> Rows | None:
@@ -346,23 +337,6 @@ def _mapped(features_file: Path) -> Rows | None:
     except (OSError, ValueError, EOFError):
         return None
     return rows
-
-
-def _moments(batches: Iterable[Rows]) -> Moments:
-    """The moments of all batches, merged a few thousand rows at a time."""
-    merged = Moments()
-    pending: list[Rows] = []
-    pending_count = 0
-    for batch in batches:
-        pending.append(batch)
-        pending_count += len(batch)
-        if pending_count >= ROWS:
-            merged = merged.merge(Moments.of(np.concatenate(pending)))
-            pending = []
-            pending_count = 0
-    if pending:
-        merged = merged.merge(Moments.of(np.concatenate(pending)))
-    return merged
 
 
 def _digest(*parts: str) -> str:

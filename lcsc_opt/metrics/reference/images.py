@@ -1,8 +1,7 @@
 """Sets of real images of one size from a folder, a zip file, an array or a data set, identified by their content.
 
-A folder is read as torchvision's ``ImageFolder`` reads it: folders and files that are symbolic links are followed. A
-photograph is turned upright by its EXIF orientation, as Hugging Face's ``datasets`` does; torch-fidelity does not. Of a
-file with several frames, the first one is read.
+A folder is read as torchvision's ``ImageFolder`` reads it: files with its endings, through symbolic links, and pixels
+as they are stored. Of a file with several frames, the first one is read.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -25,7 +22,7 @@ from typing import NamedTuple, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
@@ -34,24 +31,7 @@ from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 
-NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})
-"""Formats that Pillow registers and leaves to other programs."""
-EXIF_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # Pillow decodes a PNG to look for these
-DEEP_MODES = ("I", "F")  # more than 8 bits a channel
-# how Pillow decodes colours of a file: RGB;16B of PNG and TIFF, and PPM's with the largest value
-DEEP_IN_FILE = re.compile(r"'(RGB|RGBA|RGBX|LA|CMYK)(;(9|1[0-9]|32)|', [0-9]{4,})")
-GREY_MODES = frozenset({"1", "L"})
-UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    MemoryError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # torchvision's
 _OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part for training
     f"{kind}-{split}".lower(): (kind, split == "train")
     for kind in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
@@ -61,16 +41,7 @@ DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two updates of the progress bar
-NAMED = 3  # names that one message lists
 MIXER = np.uint32(2654435761)  # an odd number (Knuth, The Art of Computer Programming, Section 6.4)
-
-
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """The endings of file names, such as ``.png``, of all formats that this machine's Pillow reads."""
-    Image.init()
-    readable = Image.OPEN.keys() - NOT_READ
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,17 +84,19 @@ class ImageSet:
         """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
         All files are read once for their size and content. The result is kept in ``folder`` until a file changes its
-        name, length or time. A notice counts the files that are not read as images, and one the images of which only
-        the first frame is read.
+        name, length or time. A notice counts the files that are not read as images.
 
         Raises:
             MetricError: there are no images, one cannot be read, or they differ in size.
         """
-        files = _in_zip(path) if path.is_file() else _in_folder(path)
-        entries = [file for file in files if ImageSet.is_image(file.name)]
-        other_names = [file.name for file in files if not ImageSet.is_image(file.name)]
+        every_file = _in_zip(path) if path.is_file() else _in_folder(path)
+        files = [file for file in every_file if not _is_hidden(file.name)]
+        entries = [file for file in files if PurePath(file.name).suffix.lower() in IMAGE_SUFFIXES]
         if not entries:
-            raise MetricError(f"{path}: holds no images{_of_other_files(other_names)}")
+            raise MetricError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        if len(entries) < len(files):
+            notice(f"{path}: {len(files) - len(entries):,} of {len(files):,} files are not read, as they are no images")
+        entries.sort(key=lambda entry: entry.name)
         listing = hashlib.sha256(os.fsencode(path.resolve()))
         for entry in entries:
             listing.update(os.fsencode(f"\n{entry.name}\t{entry.stamp}"))
@@ -135,10 +108,6 @@ class ImageSet:
             scan = _scan(path, entries)
             height, width = scan.size
             write_atomically(kept_file, json.dumps(scan).encode(), error=MetricError)
-        if other_names:
-            notice(f"{path}: not read as images: {_counted(other_names)}")
-        if scan.animated:
-            notice(f"{path}: only the first frame is read of {_counted(scan.animated)}")
         mode = "L" if scan.grey else "RGB"  # Pillow's
 
         def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
@@ -168,11 +137,6 @@ class ImageSet:
         if pixels.ndim == 3:  # grey, as MNIST's
             pixels = pixels[..., None]
         return cls.of_array(pixels, source=name)
-
-    @staticmethod
-    def is_image(name: PurePath | str) -> bool:
-        """Whether a name, or a relative path, is that of an image."""
-        return PurePath(name).suffix.lower() in image_suffixes()
 
     @property
     def count(self) -> int:
@@ -223,62 +187,30 @@ class _Entry(NamedTuple):
     read: Callable[[], bytes]
 
 
-def _in_folder(folder: Path) -> list[_Entry]:
-    """All files that are not hidden, by their names in the folder."""
-    entries = []
-    for path in sorted(_files_below(folder, above=frozenset())):
-        stat = path.stat()
-        name = path.relative_to(folder).as_posix()
-        entries.append(_Entry(name, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes))
-    return entries
+def _in_folder(folder: Path) -> Iterator[_Entry]:
+    """All files of a folder and its subfolders."""
+    for directory, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(directory, name)
+            if path.is_file():
+                stat = path.stat()
+                stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+                yield _Entry(path.relative_to(folder).as_posix(), stamp, path.read_bytes)
 
 
-def _files_below(folder: Path, *, above: frozenset[Path]) -> Iterator[Path]:
-    """The files of a folder and its subfolders, through symbolic links, without hidden ones.
-
-    Args:
-        folder: where to look.
-        above: the real paths of the folders that led here; a link back to one of them is not followed again.
-    """
-    real = folder.resolve()
-    if real in above:
-        return
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _files_below(path, above=above | {real})
-        elif path.is_file():
-            yield path
-
-
-def _in_zip(path: Path) -> list[_Entry]:
-    """All files that are not hidden, by their names in the archive."""
+def _in_zip(path: Path) -> Iterator[_Entry]:
+    """All files of an archive."""
     try:
         archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
+    except Exception as error:  # a parser of foreign bytes may raise anything
         raise MetricError(f"{path}: is not a zip file ({error})") from error
-    entries = []
-    for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        is_hidden = any(part.startswith(".") for part in PurePath(info.filename).parts)
-        if not (is_hidden or info.is_dir()):
-            stamp = f"{info.file_size} {info.CRC}"
-            entries.append(_Entry(info.filename, stamp, functools.partial(archive.read, info)))
-    return entries
+    for info in archive.infolist():
+        if not info.is_dir():
+            yield _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info))
 
 
-def _counted(names: Sequence[str]) -> str:
-    """How many files these are, and the names of the first ones."""
-    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
-    ellipsis = ", ..." if len(names) > NAMED else ""
-    return f"{files} ({', '.join(names[:NAMED])}{ellipsis})"
-
-
-def _of_other_files(names: Sequence[str]) -> str:
-    """The end of the message about a folder without images."""
-    if not names:
-        return ""
-    return f" among {_counted(names)}"
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePath(name).parts)
 
 
 class _Scan(NamedTuple):
@@ -289,27 +221,20 @@ class _Scan(NamedTuple):
         grey: whether all images are grey.
         content: a SHA-256 of all images.
         hash_prefixes: those of the images, in hexadecimal.
-        animated: the names of the files with more than one frame.
     """
 
     size: tuple[int, int]
     grey: bool
     content: str
     hash_prefixes: str
-    animated: list[str]
 
 
 class _Header(NamedTuple):
-    """One image file without its pixels: a SHA-256 of its bytes, height and width, Pillow's mode, its frames.
-
-    ``is_deep``: it has more than 8 bits a channel, of which Pillow drops the lower ones in colours.
-    """
+    """One image file without its pixels: a SHA-256 of its bytes, height and width, whether it is grey."""
 
     digest: bytes
     size: tuple[int, int]
-    mode: str
-    is_deep: bool
-    frames: int
+    grey: bool
 
 
 def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
@@ -317,56 +242,45 @@ def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
     digest = hashlib.sha256()
     hash_prefixes = bytearray()
     grey = True
-    animated: list[str] = []
-    first_size: tuple[int, int] | None = None
+    first_size = _header(entries[0]).size
     with progress(f"reading {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(entries), SCANNED):
             part = entries[start : start + SCANNED]
             for entry, header in zip(part, threads.map(_header, part), strict=True):
-                size = header.size
-                if first_size is None:
-                    first_size = size
-                if size != first_size:
+                if header.size != first_size:
+                    height, width = header.size
                     raise MetricError(
                         f"{path}: images differ in size: {entries[0].name} is {first_size[0]}x{first_size[1]} and "
-                        f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first: how "
+                        f"{entry.name} {height}x{width}; bring them to the size of the samples first: how "
                         "they are scaled changes FID"
                     )
-                if header.is_deep:
-                    raise MetricError(
-                        f"{path}: {entry.name} has more than 8 bits per channel; convert it to 8 bits first"
-                    )
-                if header.frames > 1:
-                    animated.append(entry.name)
-                grey = grey and header.mode in GREY_MODES
+                grey = grey and header.grey
                 digest.update(header.digest)
                 hash_prefixes += header.digest[:4]
             advance(len(part))
-    return _Scan(first_size or (0, 0), grey, digest.hexdigest(), hash_prefixes.hex(), animated)
+    return _Scan(first_size, grey, digest.hexdigest(), hash_prefixes.hex())
 
 
 def _header(entry: _Entry) -> _Header:
-    """What is known of one file before its pixels are needed."""
+    """What is known of one file before its pixels are needed. Raises MetricError for more than 8 bits a channel."""
     with _opened(entry) as (image, content):
-        mode = image.mode
-        is_deep = mode.startswith(DEEP_MODES) or DEEP_IN_FILE.search(str(getattr(image, "tile", ""))) is not None
-        frames = getattr(image, "n_frames", 1)
-        may_be_turned = image.format != "PNG" or any(mark in content for mark in EXIF_IN_PNG)
-        if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            ImageOps.exif_transpose(image, in_place=True)
-        return _Header(hashlib.sha256(content).digest(), (image.height, image.width), mode, is_deep, frames)
+        # of deep colours Pillow drops the lower bits, and only its decoder's name tells, such as RGB;16B
+        is_deep = image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
+        header = _Header(hashlib.sha256(content).digest(), (image.height, image.width), image.mode in ("1", "L"))
+    if is_deep:
+        raise MetricError(f"{entry.name} has more than 8 bits per channel; convert it to 8 bits first")
+    return header
 
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
-    """``[H, W, C]`` of one file, upright; a palette or transparency becomes plain colours, as in torch-fidelity."""
+    """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
     with _opened(entry) as (image, _):
-        ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 @contextlib.contextmanager
-def _opened(entry: _Entry) -> Iterator[tuple[Image.Image, bytes]]:
+def _opened(entry: _Entry) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
     """An image and the bytes of its file; errors while this is open become a MetricError that names the file."""
     try:
         content = entry.read()

@@ -17,7 +17,6 @@ from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunc
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
 Coupling = Literal["optimal-transport", "independent"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +28,7 @@ class Batch:
     """The arguments of the loss of one step.
 
     Attributes:
-        images: ``[N, C, H, W]`` in [-1, 1], or latents.
+        images: ``[N, C, H, W]`` in [-1, 1].
         step: how many steps came before.
         steps: the number of steps of the whole training.
         network: the one that is trained.
@@ -96,10 +95,8 @@ class TrainingRecipe(FrozenModel):
     optimizer: ClassVar[Literal["Adam", "RAdam"]] = "Adam"
     noise_scale: ClassVar[float] = SONG_NOISE
     curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
-    needs: ClassVar[Literal["teacher", "from"] | None] = None
-    latent: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
     sampler: ClassVar[dict[str, Any]] = {"steps": 10}  # the setting of a study of the model
-    network_options: ClassVar[dict[str, Any]] = {}  # of a small U-Net, in place of its defaults
 
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
@@ -124,14 +121,6 @@ class TrainingRecipe(FrozenModel):
         if cls.kind == "consistency":
             return noise_scale / SONG_NOISE
         return 1.0
-
-    def prepare(self, network: nn.Module) -> None:
-        """Fix some of the network's weights before its first step, if the recipe does that."""
-
-
-def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, Table 1), ``[N]``."""
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def column(values: Tensor) -> Tensor:

@@ -7,22 +7,11 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
-from lcsc_opt.training.recipes.base import (
-    Batch,
-    Count,
-    Coupling,
-    Finite,
-    NonNegative,
-    Positive,
-    TrainingRecipe,
-    column,
-    denoising_weight,
-)
+from lcsc_opt.training.recipes.base import Batch, Count, Finite, Positive, TrainingRecipe, column
 
-_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _HUBER = 0.00054  # c / sqrt(CHW) of Song & Dhariwal 2023, Sec. 3.3
 
 
@@ -46,7 +35,15 @@ class ConsistencyRecipe(TrainingRecipe):
 
     def scheduler(self) -> dict[str, Any]:
         """Multistep consistency sampling (Song et al. 2023, Alg. 1)."""
-        return _scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
+        return {
+            "_class_name": "CMStochasticIterativeScheduler",
+            "num_train_timesteps": 40,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "sigma_data": self.sigma_data,
+            "rho": 7.0,
+            "clip_denoised": True,
+        }
 
     def _function(self, batch: Batch, *, target: bool = False) -> ConsistencyFunction:
         """F of the student or of its target (Song et al. 2023, Eq. 5)."""
@@ -113,7 +110,7 @@ class Cd(ConsistencyRecipe):
     """
 
     name = "cd"
-    needs = "teacher"
+    needs_teacher = True
 
     levels: Annotated[int, Field(ge=2)] = 18
     rate: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -163,13 +160,13 @@ class Ict(ConsistencyRecipe):
 
     def loss(self, batch: Batch) -> Tensor:
         """Eq. 7: E d(f(x + sigma_{i+1} z, sigma_{i+1}), f(x + sigma_i z, sigma_i)) / (sigma_{i+1} - sigma_i)."""
-        low, high, _ = self._draw_interval(batch)
+        low, high = self._draw_interval(batch)
         z = batch.normal()
         function = self._function(batch)
         with torch.no_grad():
             target = function(batch.images + column(low) * z, low)
         student = function(batch.images + column(high) * z, high)
-        return (_pseudo_huber(student - target, _HUBER) / (high - low)).mean()
+        return (_pseudo_huber(student - target) / (high - low)).mean()
 
     def discretization(self, step: int, steps: int) -> int:
         """N(k) - 1, the number of intervals between noise levels at a step: it doubles on a schedule."""
@@ -189,153 +186,13 @@ class Ict(ConsistencyRecipe):
         quantiles = torch.erf((levels.log() - self.noise_mean) / (math.sqrt(2) * self.noise_std))
         return levels, quantiles.diff() / 2
 
-    def _draw_interval(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """``[N]`` lower and ``[N]`` upper ends of the images' intervals, and the indices ``[N]`` of these."""
+    def _draw_interval(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``[N]`` lower and ``[N]`` upper ends of the images' intervals."""
         levels, weights = self.levels(batch.step, batch.steps)
         device = batch.images.device
         levels = levels.float().to(device)
         interval = torch.multinomial(weights.to(device), len(batch.images), replacement=True, generator=batch.generator)
-        return levels[interval], levels[interval + 1], interval
-
-
-class Ect(TrainingRecipe):
-    """Easy consistency tuning (Geng et al. 2024): a diffusion model that becomes a consistency model.
-
-    The network at noise level t and, without a gradient, at r < t with the same noise; r nears t in stages. Where r is
-    0 the target is the image itself, and the loss that of a diffusion model: tuning begins there.
-
-    Attributes:
-        sigma_max: where sampling begins; training draws any level.
-        sigma_data: the data's standard deviation.
-        noise_mean: P_mean, of the logarithm of the noise levels.
-        noise_std: P_std of it.
-        shrink: q: the gap of r and t is divided by it at every stage.
-        stages: equal parts of the training, the first with q^1; the number is ours.
-        gap_height: k of n(t) = 1 + k sigmoid(-b t), how much wider the gap is at little noise.
-        gap_slope: b.
-        huber: c / sqrt(CHW) of the loss sqrt(|x|^2 + c^2) - c.
-    """
-
-    name = "ect"
-    kind = "consistency"
-    begins_from = ("edm",)
-    optimizer = "RAdam"
-    curriculum = True
-    needs = "from"
-    sampler: ClassVar[dict[str, Any]] = {"steps": 1}
-
-    learning_rate: Positive = 3e-4
-    sigma_max: Positive = 20.0
-    sigma_data: Positive = 0.5
-    noise_mean: Finite = -1.1
-    noise_std: Positive = 2.0
-    shrink: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
-    stages: Count = 8
-    gap_height: NonNegative = 8.0
-    gap_slope: NonNegative = 1.0
-    huber: Positive = _HUBER
-
-    def loss(self, batch: Batch) -> Tensor:
-        """E w(t) d(f(x + t e, t), sg f(x + r e, r)) with w(t) = 1 / t^2 + 1 / sigma_data^2.
-
-        In stage a = 1, 2, … r is t (1 - n(t) / q^a), and at least 0.
-        """
-        t = (batch.normal_each() * self.noise_std + self.noise_mean).exp()
-        stage = 1 + batch.step * self.stages // batch.steps
-        gap = (1 + self.gap_height * torch.sigmoid(-self.gap_slope * t)) / self.shrink**stage
-        r = (t * (1 - gap)).clamp(min=0)
-        noise = batch.normal()
-        function = batch.function(self.sigma_data)
-        with torch.no_grad():
-            level = torch.where(r > 0, r, t)  # where r is 0 any valid level does: the result is not used
-            denoised = function(batch.images + column(r) * noise, level)
-            target = torch.where(column(r) > 0, denoised, batch.images)  # f(x, 0) = x
-        difference = function(batch.images + column(t) * noise, t) - target
-        loss: Tensor = (denoising_weight(t, self.sigma_data) * _pseudo_huber(difference, self.huber)).mean()
-        return loss
-
-    def scheduler(self) -> dict[str, Any]:
-        """Multistep consistency sampling, with the boundary at no noise."""
-        return _scheduler(sigma_min=0.0, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
-
-
-class Slct(Ict):
-    """Improved training of latent consistency models (Dao et al. 2025), with a loss robust to outliers of latents.
-
-    The abstract names the techniques; the numbers beyond it are those of the authors' published experiments
-    (github.com/quandao10/LCT): c as a function of the number of noise levels, the lowest quarter of these, and the
-    weight 5 of the diffusion loss.
-
-    Attributes:
-        diffusion_share: the share of the noise levels, the lowest ones, at which the image itself is a second target.
-        diffusion_weight: the weight of that loss.
-        coupling: the coupling of noise and images in a batch.
-    """
-
-    name = "slct"
-    latent = True
-    network_options: ClassVar[dict[str, Any]] = {"norm_num_groups": 1}  # which makes it layer normalization
-
-    diffusion_share: Annotated[float, Field(ge=0, le=1)] = 0.25
-    diffusion_weight: NonNegative = 5.0
-    coupling: Coupling = "optimal-transport"
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The Cauchy loss of iCT's difference, and the diffusion loss of the student where there is little noise.
-
-        The Cauchy loss is ln(1 + m / (2 c^2)) of the mean square m, which does not depend on the size of the latents.
-        """
-        low, high, interval = self._draw_interval(batch)
-        count = self.discretization(batch.step, batch.steps)
-        noise = batch.normal(self.coupling)
-        function = self._function(batch)
-        with torch.no_grad():
-            target = function(batch.images + column(low) * noise, low)
-        student = function(batch.images + column(high) * noise, high)
-
-        mean_squares = (student - target).flatten(1).square().mean(1)
-        c = self._robustness(count)
-        consistency = (torch.log1p(mean_squares / (2 * c**2)) / (high - low)).mean()
-
-        has_little_noise = interval < math.floor(self.diffusion_share * count)
-        squared_errors = (student - batch.images).square().flatten(1).mean(1)
-        errors = denoising_weight(high, self.sigma_data) * squared_errors
-        diffusion = (errors * has_little_noise).sum() / has_little_noise.sum().clamp(min=1)
-        total: Tensor = consistency + self.diffusion_weight * diffusion
-        return total
-
-    def _robustness(self, count: int) -> float:
-        """C of the Cauchy loss with ``count`` intervals between noise levels."""
-        if count > self.first_discretization:
-            return math.exp(-1.15 * math.log(count) - 0.85)
-        return _HUBER * math.sqrt(4 * 32 * 32)  # iCT's, of the latents of 256×256 images
-
-    def prepare(self, network: nn.Module) -> None:
-        """Non-scaling layer normalization: the scales are one, and stay so."""
-        for module in network.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, _NORMS) and weight is not None:
-                with torch.no_grad():
-                    weight.fill_(1.0)
-                weight.requires_grad_(requires_grad=False)
-
-    def scheduler(self) -> dict[str, Any]:
-        """Multistep consistency sampling; latents have no bounds to clip to."""
-        scheduler = super().scheduler()
-        scheduler["clip_denoised"] = False
-        return scheduler
-
-
-def _scheduler(*, sigma_min: float, sigma_max: float, sigma_data: float) -> dict[str, Any]:
-    return {
-        "_class_name": "CMStochasticIterativeScheduler",
-        "num_train_timesteps": 40,
-        "sigma_min": sigma_min,
-        "sigma_max": sigma_max,
-        "sigma_data": sigma_data,
-        "rho": 7.0,
-        "clip_denoised": True,
-    }
+        return levels[interval], levels[interval + 1]
 
 
 def _squared_l2(difference: Tensor) -> Tensor:
@@ -343,7 +200,7 @@ def _squared_l2(difference: Tensor) -> Tensor:
     return difference.flatten(1).square().sum(1).mean()
 
 
-def _pseudo_huber(difference: Tensor, scale: float) -> Tensor:
-    """``[N, C, H, W]`` → ``[N]``: sqrt(|x|^2 + c^2) - c with c = ``scale`` sqrt(CHW)."""
-    c = scale * math.sqrt(difference[0].numel())
+def _pseudo_huber(difference: Tensor) -> Tensor:
+    """``[N, C, H, W]`` → ``[N]``: sqrt(|x|^2 + c^2) - c."""
+    c = _HUBER * math.sqrt(difference[0].numel())
     return (difference.flatten(1).square().sum(1) + c * c).sqrt() - c

@@ -12,16 +12,7 @@ from torch import Tensor
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.sampling.consistency import EDM_NOISE
 from lcsc_opt.sampling.network import network_output
-from lcsc_opt.training.recipes.base import (
-    Batch,
-    Count,
-    Coupling,
-    Finite,
-    Positive,
-    TrainingRecipe,
-    column,
-    denoising_weight,
-)
+from lcsc_opt.training.recipes.base import Batch, Count, Coupling, Finite, Positive, TrainingRecipe, column
 
 _FLOW_TIMESTEPS = 1000  # the timestep of a network of diffusers is 1000 times the share of noise
 
@@ -90,10 +81,13 @@ class Edm(TrainingRecipe):
     noise_std: Positive = 1.2
 
     def loss(self, batch: Batch) -> Tensor:
-        """E lambda(sigma) |D(y + n; sigma) - y|^2, ln(sigma) ~ N(P_mean, P_std^2)."""
+        """E lambda(sigma) |D(y + n; sigma) - y|^2, ln(sigma) ~ N(P_mean, P_std^2).
+
+        lambda(sigma) is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
+        """
         sigma = (batch.normal_each() * self.noise_std + self.noise_mean).exp()
         denoised = batch.function(self.sigma_data)(batch.images + column(sigma) * batch.normal(), sigma)
-        weight = column(denoising_weight(sigma, self.sigma_data))
+        weight = column((sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2)
         loss: Tensor = (weight * (denoised - batch.images).square()).mean()
         return loss
 

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.bundled_images import bundled_images
-from lcsc_opt.metrics.reference.images import ImageSet, image_suffixes
+from lcsc_opt.metrics.reference.images import ImageSet
 from tests.metrics import examples
 
 
@@ -120,14 +120,10 @@ def deep_png(path, colour, channels):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
-@pytest.mark.parametrize("kind", ["grey", "colour", "transparent", "ppm"])
-def test_more_than_8_bits_a_channel_are_refused(tmp_path, kind):
-    if kind == "ppm":
-        (tmp_path / "deep.ppm").write_bytes(b"P6 8 6 4095\n" + bytes(2 * 3 * 8 * 6))
-    else:
-        colour, channels = {"grey": (0, 1), "colour": (2, 3), "transparent": (6, 4)}[kind]
-        deep_png(tmp_path / "deep.png", colour, channels)
-    with pytest.raises(MetricError, match=r"deep.p.* has more than 8 bits"):
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (6, 4)], ids=["grey", "colour", "transparent"])
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, colour, channels):
+    deep_png(tmp_path / "deep.png", colour, channels)
+    with pytest.raises(MetricError, match=r"deep.png has more than 8 bits"):
         read(tmp_path)
 
 
@@ -153,10 +149,10 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
 def test_whatever_a_damaged_file_makes_pillow_raise_names_it(tmp_path, monkeypatch, error):
     folder = write(tmp_path / "real", pixels(1), suffix=".jpg")
 
-    def getexif(image):
+    def open_image(file):
         raise error
 
-    monkeypatch.setattr(Image.Image, "getexif", getexif)
+    monkeypatch.setattr(Image, "open", open_image)
     with pytest.raises(MetricError, match=r"000.jpg: cannot be read as an image"):
         read(folder)
 
@@ -170,13 +166,12 @@ def test_a_file_that_is_cut_off_later_is_named(tmp_path):
         list(found.batches(2))
 
 
-def test_linked_folders_and_files_are_followed_and_a_link_upwards_ends(tmp_path):
+def test_linked_folders_and_files_are_followed(tmp_path):
     images = pixels(6)
     folder = write(tmp_path / "real", images[:4])
     elsewhere = write(tmp_path / "disk2" / "dogs", images[4:])
     (folder / "dogs").symlink_to(elsewhere, target_is_directory=True)
     (folder / "first.png").symlink_to(folder / "class-0" / "000.png")
-    (elsewhere / "back").symlink_to(folder, target_is_directory=True)
     (folder / "gone").symlink_to(tmp_path / "nowhere")
     assert read(folder).count == 7
 
@@ -184,22 +179,6 @@ def test_linked_folders_and_files_are_followed_and_a_link_upwards_ends(tmp_path)
 def test_a_folder_that_is_a_link_itself_is_read(tmp_path):
     (tmp_path / "link").symlink_to(write(tmp_path / "real", pixels()), target_is_directory=True)
     assert read(tmp_path / "link").count == 5
-
-
-@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".tga", ".jp2", ".avif", ".qoi", ".PBM"])
-def test_every_format_that_pillow_reads_is_read(tmp_path, suffix):
-    if suffix.lower() not in image_suffixes():
-        pytest.skip(f"this Pillow reads no {suffix}")
-    if Image.registered_extensions()[suffix.lower()] not in Image.SAVE:
-        pytest.skip(f"this Pillow writes no {suffix}")
-    folder = write(tmp_path / "real", pixels(2), suffix)
-    Image.fromarray(pixels(1)[0]).save(folder / "other.png")
-    assert read(folder).count == 3
-
-
-def test_formats_that_start_another_program_are_not_read():
-    assert not {".eps", ".ps", ".wmf", ".mpg", ".h5"} & image_suffixes()
-    assert {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"} <= image_suffixes()
 
 
 def write_others(folder):
@@ -218,7 +197,7 @@ def in_zip(folder):
 
 
 @pytest.mark.parametrize("place", [lambda folder: folder, in_zip])
-def test_files_that_are_not_read_are_counted_and_named_each_time(tmp_path, caplog, place):
+def test_files_that_are_not_read_are_counted_each_time(tmp_path, caplog, place):
     folder = write(tmp_path / "real", pixels())
     write_others(folder)
     path = place(folder)
@@ -226,46 +205,7 @@ def test_files_that_are_not_read_are_counted_and_named_each_time(tmp_path, caplo
         caplog.clear()
         with caplog.at_level("INFO", logger="lcsc_opt"):
             assert read(path).count == 5
-        assert caplog.messages == [
-            f"{path}: not read as images: 3 files (class-0/notes.txt, labels.json, list.csv)",
-        ]
-
-
-def test_many_unread_files_are_one_line(tmp_path, caplog):
-    folder = write(tmp_path / "real", pixels())
-    for i in range(5):
-        (folder / f"{i}.eps").write_text("no image")
-    with caplog.at_level("INFO", logger="lcsc_opt"):
-        read(folder)
-    assert caplog.messages == [f"{folder}: not read as images: 5 files (0.eps, 1.eps, 2.eps, ...)"]
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".tiff"])
-def test_files_with_further_frames_are_counted_and_named_each_time(tmp_path, caplog, suffix):
-    folder = write(tmp_path / "real", pixels())
-    first, *others = [Image.fromarray(image) for image in pixels(3)]
-    first.save(folder / f"moving{suffix}", save_all=True, append_images=others)
-    for _ in range(2):
-        caplog.clear()
-        with caplog.at_level("INFO", logger="lcsc_opt"):
-            assert read(folder).count == 6
-        assert caplog.messages == [f"{folder}: only the first frame is read of 1 file (moving{suffix})"]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_as_hugging_face_turns_them(tmp_path, suffix, orientation):
-    gradient = np.linspace(0, 255, 16 * 8).reshape(16, 8, 1).repeat(3, axis=2).astype(np.uint8)
-    path = tmp_path / "real" / f"photo{suffix}"
-    path.parent.mkdir()
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    Image.fromarray(gradient).save(path, exif=exif)
-    with Image.open(path) as image:
-        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # as datasets.Image decodes
-    found = read(path.parent)
-    assert found.size == upright.shape[:2]
-    assert np.array_equal(all_bytes(found)[0], upright)
+        assert caplog.messages == [f"{path}: 3 of 8 files are not read, as they are no images"]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 2), (0, 3, 4, 3)])

@@ -1,0 +1,97 @@
+"""Overrides: values of a study file that the command line replaces (``KEY=VALUE``) or removes (``~KEY``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import excerpt, near_miss, parse_yaml
+
+
+def with_overrides(content: Any, overrides: Sequence[str]) -> Any:
+    """The content of a study file with other values.
+
+    Args:
+        content: the content; it is left as it is.
+        overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML.
+            ``~held_out`` removes a key.
+
+    Raises:
+        StudySpecError: an override has another form, or no place in the content.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if path.startswith("~") and not equals:
+            content = _removed(content, path[1:].split("."), override)
+            continue
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise StudySpecError(
+                f"{override}: expected KEY=VALUE, as in objective.settings.images=500, or ~KEY, as in ~held_out"
+            )
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise StudySpecError(f"{override}: not valid YAML: {error}") from error
+        content = _replaced(content, (), keys, value, override)
+    return content
+
+
+def _replaced(content: Any, path: tuple[str, ...], keys: Sequence[str], value: Any, where: str) -> Any:
+    """A copy of a part of the content with one value replaced; missing mappings on the way to it are created.
+
+    Args:
+        content: the part.
+        path: of keys to it.
+        keys: of the value in it. In a list of names, as that of optimizers, a key is one of the names, and the next key
+            an option of it.
+        value: the new one.
+        where: begins the message of an error.
+
+    Raises:
+        StudySpecError: a value on the path has no keys, or a list has no entry of that name.
+    """
+    if not keys:
+        return value
+    if content is None:
+        content = {}
+    if isinstance(content, list):
+        return _replaced_in_list(content, path, keys, value, where)
+    key = keys[0]
+    if not isinstance(content, Mapping):
+        advice = f"set {'.'.join(path)} itself" if path else "expected a mapping of settings"
+        raise StudySpecError(f"{where}: {excerpt(content)} has no key {key!r}; {advice}")
+    return {**content, key: _replaced(content.get(key), (*path, key), keys[1:], value, where)}
+
+
+def _replaced_in_list(
+    entries: list[Any], path: tuple[str, ...], keys: Sequence[str], value: Any, where: str
+) -> list[Any]:
+    """As :func:`_replaced`, of a list of names, each as ``LCSC`` or ``LCSC: {…}``; the first key is one of them."""
+    has_name = [entry == keys[0] or (isinstance(entry, Mapping) and list(entry) == [keys[0]]) for entry in entries]
+    if not any(has_name):
+        raise StudySpecError(f"{where}: {excerpt(entries)} has no {keys[0]!r}")
+    result = []
+    for entry, is_meant in zip(entries, has_name, strict=True):
+        if is_meant:
+            options = entry if isinstance(entry, Mapping) else {}
+            result.append(_replaced(options, path, keys, value, where))
+        else:
+            result.append(entry)
+    return result
+
+
+def _removed(content: Any, keys: Sequence[str], where: str) -> Any:
+    """A copy of the content without one key; ``where`` begins the message of an error.
+
+    Raises:
+        StudySpecError: there is no such key.
+    """
+    first = keys[0]
+    if not isinstance(content, Mapping) or first not in content:
+        names = [str(key) for key in content] if isinstance(content, Mapping) else []
+        raise StudySpecError(f"{where}: there is no key {first!r}{near_miss(first, names)}")
+    if len(keys) == 1:
+        return {key: value for key, value in content.items() if key != first}
+    return {**content, first: _removed(content[first], keys[1:], where)}

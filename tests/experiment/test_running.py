@@ -1,0 +1,103 @@
+"""One study file stands for several experiments, by overrides in a loop; each loads its objective once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lcsc_opt
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import our_studies
+from tests.commands import Typed
+
+OBJECTIVE = """
+from pathlib import Path
+
+import numpy as np
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Cost, Evaluation
+from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.objective.contract import Objective
+
+
+class Settings(FrozenModel):
+    images: int = 5
+    shift: float = 0.0
+
+
+class Shifted(Objective):
+    steps = (1, 2, 3, 4)
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def evaluate(self, candidate):
+        loss = float(np.square(candidate.coefficients - self.settings.shift).sum())
+        return Evaluation(loss, {}, Cost(images=self.settings.images, seconds=0.1))
+
+    def describe(self):
+        return self.settings.model_dump()
+
+
+def build(settings):
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    if checked.images > 100:
+        raise ObjectiveError("images: more than there are")
+    with Path("built.txt").open("a") as file:
+        file.write(f"{checked.images} {checked.shift}\\n")
+    return Shifted(checked)
+"""
+STUDY = """
+name: shifted
+objective: {file: shifted.py, settings: {shift: 0.1}}
+optimizers: [EMAGrid, LCSC]
+budget: {evaluations: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(workplace: Path) -> Path:
+    (workplace / "shifted.py").write_text(OBJECTIVE)
+    (workplace / "shifted.yaml").write_text(STUDY)
+    return workplace
+
+
+def built() -> list[str]:
+    return Path("built.txt").read_text().splitlines() if Path("built.txt").exists() else []
+
+
+def studies() -> list[str]:
+    return sorted(our_studies(open_storage("sqlite:///studies.db", write=False)))
+
+
+def test_a_loop_over_values_makes_experiments_that_continue(typed: Typed) -> None:
+    every = []
+    for images in (2, 3):
+        name = f"shifted-{images}"
+        change = [f"name={name}", f"objective.settings.images={images}"]
+        assert lcsc(["run", "shifted.yaml", *change]) == 0
+        assert typed("run", "shifted.yaml", *change).err.count("finished already") == 2
+        assert {row["study"] for row in typed.json("compare", name)} == {f"{name}/EMAGrid/0", f"{name}/LCSC/0"}
+        every += [f"{name}/EMAGrid/0", f"{name}/LCSC/0"]
+    assert studies() == every
+    assert built() == ["2 0.1", "3 0.1"]
+
+
+def test_the_objective_is_loaded_once_for_what_is_left_open_and_for_the_searches() -> None:
+    assert lcsc(["run", "shifted.yaml", "~optimizers", "budget.evaluations=2"]) == 0
+    assert [name.split("/")[1] for name in studies()] == ["EMAGrid", "LCSCQuadratic"]
+    assert built() == ["5 0.1"]
+
+
+def test_an_objective_that_cannot_be_loaded_stops_a_run_before_anything_is_written(typed: Typed) -> None:
+    wrong = "objective.settings.images=101"
+    assert "images: more than there are" in typed.refused("run", "shifted.yaml", wrong)
+    assert not Path("studies.db").exists()
+
+
+def test_from_python_the_studies_of_a_file_are_run() -> None:
+    names = [study.name for study in lcsc_opt.run("shifted.yaml", budget=3)]
+    assert names == ["shifted/EMAGrid/0", "shifted/LCSC/0"]

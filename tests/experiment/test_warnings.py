@@ -1,0 +1,128 @@
+"""What a report warns of: costs of the answer against the best that the user had, and searches that overfitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lcsc_opt.base.records import ReportedMetrics, Yardstick
+from lcsc_opt.database.report import Part, Report
+from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.warnings import warnings_of
+from tests.history_examples import measured, report_of
+
+CLIP = "fid@clip"
+METRICS = ReportedMetrics(signs={"fid": 1, "precision": -1, "near": 1, CLIP: 1, "fid_held_out": 1}, cross_check=CLIP)
+SEARCH = "digits/LCSC/0"
+Metrics = dict[str, float]
+
+
+def report(found: Metrics, had: Metrics, *, others: Sequence[Metrics] = (), **more: Any) -> Report:
+    """Of the answer and the last checkpoint, with their FID as loss; ``others`` is the same in another sampler."""
+    in_parts = [_of(found, had), *(_of(*others) for _ in others[:1])]
+    titles = ("DDIM, 3 model calls", "DDIM, 12 model calls")
+    parts = [Part(title, one.models) for title, one in zip(titles, in_parts, strict=False)]
+    found_it = in_parts[0].found[SEARCH]
+    return report_of(
+        {SEARCH: measured(found["fid"], **found)},
+        measured(had["fid"], name="last checkpoint", **had),
+        **{"parts": tuple(parts), "answer": found_it, "metrics": METRICS, **more},
+    )
+
+
+def _of(found: Metrics, had: Metrics) -> Report:
+    last = measured(had["fid"], name="last checkpoint", **had)
+    return report_of({SEARCH: measured(found["fid"], **found)}, last, metrics=METRICS)
+
+
+def warned(made: Report, searches: Sequence[Searched] = (), yardstick: Yardstick | None = None) -> str:
+    return "\n".join(warnings_of(made, searches, yardstick))
+
+
+def test_an_improvement_in_everything_is_no_cost() -> None:
+    better = report({"fid": 2.5, "precision": 0.7, CLIP: 4.0}, {"fid": 28.0, "precision": 0.6, CLIP: 5.0})
+    assert warned(better) == ""
+
+
+def test_costs_are_named_with_both_values_and_what_to_do() -> None:
+    costly = report({"fid": 2.5, "precision": 0.557, "near": 2.87}, {"fid": 28.0, "precision": 0.62, "near": 2.87})
+    assert warned(costly) == (
+        "the answer has a cost, compared with the last checkpoint: precision 0.62 → 0.557. Compare images of both "
+        "models before you use it, or search with keep: precision"
+    )
+    kept = Yardstick({}, kept="near", bound=9.0)
+    assert "search with keep" not in warned(costly, yardstick=kept)
+    within_the_error = report({"fid": 2.5, "precision": 0.615}, {"fid": 28.0, "precision": 0.62})
+    assert warned(within_the_error) == ""
+
+
+@pytest.mark.parametrize("judge", [CLIP, "fid_held_out"])
+@pytest.mark.parametrize(("value", "phrase"), [(3.9, ""), (4.0, "does not show in"), (5.0, "has a cost")])
+def test_a_gain_has_to_show_in_what_no_search_saw(judge: str, value: float, phrase: str) -> None:
+    said = warned(report({"fid": 2.5, judge: value}, {"fid": 28.0, judge: 4.0}))
+    assert phrase in said
+    assert bool(said) == bool(phrase)
+
+
+def test_the_costs_are_against_the_best_that_was_there_in_the_metric_of_the_sentence() -> None:
+    ema = measured(20.0, trial=1, fid=20.0, precision=0.5)
+    last = measured(28.0, name="last checkpoint", fid=28.0, precision=0.9)
+    found = measured(2.5, fid=2.5, precision=0.6)
+    made = report_of({SEARCH: found, "digits/EMAGrid/0": ema}, last, metrics=METRICS)
+    assert (made.answer, warned(made)) == ("LCSC, trial 0", "")
+
+
+def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
+    here = ({"fid": 2.5, CLIP: 84.0}, {"fid": 28.0, CLIP: 268.0})
+    turned = report(*here, others=({"fid": 9.0, CLIP: 100.0}, {"fid": 10.0, CLIP: 69.0}))
+    assert warned(turned) == (
+        "in another sampler the answer is worse than the last checkpoint: fid@clip 69 → 100 with DDIM, 12 model calls; "
+        "with DDIM, 3 model calls, fid@clip 268 → 84. Use it only with the sampler that it was searched with"
+    )
+    alike = report(*here, others=({"fid": 9.0, CLIP: 69.5}, {"fid": 10.0, CLIP: 69.0}))
+    assert warned(alike) == ""
+
+
+@pytest.mark.parametrize(("images", "held"), [(5000, False), (500, True)])
+def test_a_bound_that_was_to_be_kept_and_is_missed_beyond_its_error_is_told(images: int, held: bool) -> None:
+    error = (0.6 * 0.4 / images) ** 0.5
+    metrics = {"fid": 2.5, "precision": 0.60, "precision_stderr": error}
+    made = report(metrics, {"fid": 28.0, "precision": 0.60})
+    for bound, is_told in ((0.62, not held), (0.7, True), (0.605, False)):
+        said = warned(made, yardstick=Yardstick({}, kept="precision", sign=-1, bound=bound))
+        assert (f"keep: precision of the answer is 0.6, beyond its bound of {bound}" in said) == is_told
+
+
+def trial(loss: float, unseen: float | None = None, *, number: int = 0) -> FrozenTrial:
+    attributes: dict[str, Any] = {} if unseen is None else {"unseen": unseen}
+    made = create_trial(state=TrialState.COMPLETE, value=loss, user_attrs=attributes)
+    made.number = number
+    return made
+
+
+def searched(*losses: float, optimizer: str = "LCSC", unseen: Sequence[float | None] | None = None) -> Searched:
+    trials = [trial(loss, seen) for loss, seen in zip(losses, unseen or [None] * len(losses), strict=True)]
+    return Searched(f"digits/{optimizer}/0", trials, None)
+
+
+@pytest.mark.parametrize(("of_search", "advice"), [(3.0, "with fewer evaluations"), (5.0, "with more evaluations")])
+def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_search: float, advice: str) -> None:
+    nothing = report({"fid": 9.0}, {"fid": 8.0}, answer="last checkpoint")
+    searches = [searched(4.0, optimizer="EMAGrid"), searched(of_search, 7.0)]
+    assert advice in warned(nothing, searches)
+    assert warned(report({"fid": 2.0}, {"fid": 8.0}), searches) == ""
+
+
+@pytest.mark.parametrize("optimizer", ["LCSC", "Grid"])
+@pytest.mark.parametrize("rises", [True, False])
+def test_a_search_that_fits_the_images_of_the_reference_is_warned_of(optimizer: str, rises: bool) -> None:
+    numbers = np.arange(20)
+    unseen = (3 + numbers**2 / 100).tolist() if rises else [2.0] * 20
+    search = searched(*(1 / (1 + numbers)).tolist(), optimizer=optimizer, unseen=unseen)
+    said = warned(report({"fid": 2.0}, {"fid": 8.0}), [search])
+    is_overfitted = rises and optimizer == "LCSC"  # candidates of a grid fit nothing
+    assert ("overfitting the reference images" in said) == is_overfitted
