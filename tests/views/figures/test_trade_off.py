@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
