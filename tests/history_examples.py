@@ -26,7 +26,7 @@ def measured(
     trial: int | None = None,
     images: int = 0,
     seeds: Sequence[int] = (0,),
-    **metrics: float,
+    **metrics: Any,
 ) -> Measurement:
     """A measurement with the same values on each group of noise."""
     values = {metric: (value,) * len(seeds) for metric, value in {**metrics, "loss": loss}.items()}
@@ -42,9 +42,11 @@ def report_of(
 ) -> Report:
     """A report of the best models of searches, study → what was measured, which get the names that reports give them.
 
-    The best of a grid is EMA*, which the user had, as ``had``. The answer is the best of all, unless it is named.
+    The best of all grids is EMA*, which the user had, as ``had``. The answer is the best of all, unless it is named.
     """
-    named = {study: _as_found(study, measurement) for study, measurement in found.items()}
+    grids = [study for study in found if split_name(study)[1] == EMA_GRID]
+    best_grid = min(grids, key=lambda study: found[study].loss, default=None)
+    named = {study: _as_found(study, found[study], is_ema=study == best_grid) for study in found}
     averages = [measurement for measurement in named.values() if measurement.model.name == EMA]
     of_user = {measurement.model.name: measurement for measurement in (*had, *averages)}
     models = of_user | {measurement.model.name: measurement for measurement in named.values()}
@@ -62,10 +64,9 @@ def report_of(
     )
 
 
-def _as_found(study: str, measurement: Measurement) -> Measurement:
+def _as_found(study: str, measurement: Measurement, *, is_ema: bool) -> Measurement:
     trial = measurement.model.trial or 0
-    is_average = split_name(study)[1] == EMA_GRID
-    name = EMA if is_average else name_of_trial(study, trial)
+    name = EMA if is_ema else name_of_trial(study, trial)
     model = dataclasses.replace(measurement.model, name=name, study=study, trial=trial)
     return dataclasses.replace(measurement, model=model)
 

@@ -183,7 +183,7 @@ class MetricSuite:
             return None
         extractor = self.references[metric.extractor].extractor
         network = getattr(extractor, "in_words", "features that the loss does not use")
-        return f"{metric}: {network}; it has half of the choice of the answer"
+        return f"{metric}: {network}; it counts for half in the choice of the answer"
 
     @functools.cached_property
     def evaluation_metrics(self) -> tuple[MetricName, ...]:

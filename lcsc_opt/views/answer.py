@@ -8,21 +8,16 @@ from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.views.ranking import Ranked, headline
+from lcsc_opt.views.ranking import headline, ranking
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
 
-def first_line(studies: Sequence[Standing], ranked: Sequence[Ranked]) -> str:
-    """What people read first: the answer, where a report has chosen one; else who is ahead.
-
-    Args:
-        studies: of one experiment.
-        ranked: their ranking.
-    """
+def first_line(studies: Sequence[Standing]) -> str:
+    """What people read first of an experiment: the answer, where a report has chosen one; else who is ahead."""
     report = studies[0].report
     if report is None:
-        return headline(ranked, studies[0].metric)
+        return headline(ranking(studies), studies[0].metric)
     return answer_line(report)
 
 
@@ -33,36 +28,40 @@ def answer_line(report: Report) -> str:
     """
     metric = report.headline_metric
     answer = report.of_answer
-    value = _value(report, answer, metric)
+    value = value_of(report, answer, metric)
     line = f"The answer is {named(answer.model)}, with {metric} {value:.4g}"
     best = report.best_had(metric)
+    loss, *metrics = report.rows(answer.model.name)
     if not report.is_found:
-        line += ": nothing certainly better was found"
-        if best is not None and best.model.name != answer.model.name:
-            line += f", though {named(best.model)} has {_value(report, best, metric):.4g}"
-            if not _is_certainly_better(report, best, metric):
-                line += ", perhaps by chance"
-        return f"{line}."
+        better = _better_alone(report, metric) or _better_alone(report, loss.metric)
+        return f"{line}: nothing certainly better was found{better}."
     if best is None:
         return f"{line}."
-    had = _value(report, best, metric)
+    had = value_of(report, best, metric)
     line += f": {_compared(value, had)} the best model you had, {named(best.model)}, with {had:.4g}."
     others: dict[str, list[str]] = {}
-    loss, *metrics = report.rows(answer.model.name)
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
             continue
-        values = f"{_value(report, other, row.metric):.4g} → {_value(report, answer, row.metric):.4g}"
+        values = f"{value_of(report, other, row.metric):.4g} → {value_of(report, answer, row.metric):.4g}"
         others.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
     sentences = [f"By {in_words(values)}, the best you had was {name}." for name, values in others.items()]
     return " ".join([line, *sentences])
 
 
-def _is_certainly_better(report: Report, best: Measurement, metric: str) -> bool:
-    """Whether a model is better than the answer in a metric by more than the error; the loss has the first row."""
+def _better_alone(report: Report, metric: str) -> str:
+    """What else the user had that is better than the answer in this metric, and by how much; empty if nothing is."""
+    best = report.best_had(metric)
+    if best is None:
+        return ""
+    value = f"{value_of(report, best, metric):.4g}"
+    if value == f"{value_of(report, report.of_answer, metric):.4g}":
+        return ""
     rows = report.rows(report.answer, best.model.name)
-    return next((row for row in rows if row.metric == metric), rows[0]).lost
+    is_certain = next((row for row in rows if row.metric == metric), rows[0]).lost
+    chance = "" if is_certain else ", perhaps by chance"
+    return f", though {named(best.model)} has a better {metric} ({value}){chance}"
 
 
 def _compared(value: float, had: float) -> str:
@@ -73,7 +72,8 @@ def _compared(value: float, had: float) -> str:
     return f"{abs(100 * share):.0f} % {'below' if share < 0 else 'above'}"
 
 
-def _value(report: Report, measured: Measurement, metric: str) -> float:
+def value_of(report: Report, measured: Measurement, metric: str) -> float:
+    """A metric of a model, or its loss, as a user knows it; the loss where this metric was not measured."""
     value = measured.value(metric)
     return report.shown(measured) if value is None or metric == "loss" else value
 

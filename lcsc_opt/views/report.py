@@ -19,30 +19,28 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import Standing
-from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.history import Standing, Trials, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, count, number, percent, unbroken
-from lcsc_opt.views.answer import first_line
+from lcsc_opt.views.answer import first_line, value_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
-from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
-from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
+from lcsc_opt.views.study_status import FailureReason, rate, rate_text, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
 """Header, rows, and the index of the best row."""
 _Drawn = dict[str, Any]
 """A figure for the page: what plotly draws, and its height."""
-_Shown = tuple[str, StoredImage, str]
-"""A title, an image, and the loss of its model as text, which is empty for real images."""
+_Shown = tuple[StoredImage, str]
+"""An image, and a value of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
@@ -65,17 +63,17 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     ranked = ranking(studies)
     held_out = studies[0].report
     images = StoredImage.of_experiment(storage, experiment, held_out, artifact_directory(storage.url))
-    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
+    metric = loss_name(studies)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     page = environment.get_template("report.html.jinja").render(
         experiment=experiment,
-        opening=_opening(held_out, metric, images),
+        opening=_opening(held_out, images),
         answer=[] if held_out is None else _tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,
-        headline=first_line(studies, ranked),
+        headline=first_line(studies),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
@@ -85,8 +83,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         summaries=studies_table(studies),
         trade_off=_trade_off(studies),
         distances=_distances(reader, studies),
-        landscapes=_landscapes(reader, experiment),
-        landscape_caption=CAPTION,
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
@@ -99,7 +95,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     return path
 
 
-def _opening(report: Report | None, metric: str, images: Sequence[StoredImage]) -> list[_Shown]:
+def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Shown]:
     """What a page begins with: samples of the best that the user had, and of the answer from the same noise.
 
     Real images stand beside them where there are some. Empty without both.
@@ -109,15 +105,11 @@ def _opening(report: Report | None, metric: str, images: Sequence[StoredImage]) 
     if report is None or best is None or not {"before", "answer"} <= unselected.keys():
         return []
 
-    def loss_of(measured: Measurement) -> str:
-        return f"held-out {metric} {number(report.shown(measured))}"
-
-    shown = [
-        ("Before", unselected["before"], loss_of(best)),
-        ("After", unselected["answer"], loss_of(report.of_answer)),
-    ]
+    metric = report.headline_metric
+    values = [f"held-out {metric} {number(value_of(report, model, metric))}" for model in (best, report.of_answer)]
+    shown = [(unselected["before"], values[0]), (unselected["answer"], values[1])]
     if "real" in unselected:
-        shown.append(("To compare", unselected["real"], ""))
+        shown.append((unselected["real"], ""))
     return shown
 
 
@@ -129,8 +121,8 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
     header += [f"{axis} to EMA*" for axis in axes]
     rows: list[list[object]] = []
     for row in ranked:
-        difference = UNKNOWN if row.difference is None else row.difference.text()
-        cells: list[object] = [row.label, row.seeds, spread_text(row.held_out), spread_text(row.searched)]
+        difference = UNKNOWN if row.difference is None else row.difference.text
+        cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
         cells += [percent(row.below_ema), difference, row.verdict]
         for axis in axes:
             reach = row.to_ema.get(axis)
@@ -163,26 +155,18 @@ def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | N
     return _drawn(distances_figure(reader, studies))
 
 
-def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Drawn]]:
-    names = Landscape.names(reader, experiment)
-    return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
-
-
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
-    names = set(_SECTION_TITLES)
-    if not has_movement(study):
-        names.remove("movement")
-    figures = own_figures(reader, study, studies, names)
+    figures = own_figures(reader, study, studies, _SECTION_TITLES)
     failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
-        "state": _state(Progress.of(study, reader.trials(study))),
+        "state": _state(study, reader.trials(study)),
         "metrics": metrics,
-        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
+        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items() if figure.data],
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 
@@ -192,13 +176,14 @@ def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
     return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
-def _state(progress: Progress) -> str:
+def _state(study: Standing, trials: Trials) -> str:
     """A study's progress as a sentence."""
-    state = f"{progress.state}: {count(progress.done, progress.total)} {progress.unit}"
-    if progress.rate is not None:
-        state += f", {progress.rate}"
-    if progress.failed:
-        state += f", {progress.failed} trials failed"
+    state = f"{study.progress_state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
+    pace = rate_text(study, rate(study, trials))
+    if pace is not None:
+        state += f", {pace}"
+    if study.summary.failed:
+        state += f", {study.summary.failed} trials failed"
     return f"{state}."
 
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import Interval, MetricRow
@@ -91,16 +92,18 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
     Args:
         report: of the experiment; there are no tables without one.
         metric: what the loss is called.
-        all_metrics: not only those that judge the answer, precision and recall.
+        all_metrics: not only those that judge the answer, the one that sentences name, precision and recall.
     """
+    if report is None:
+        return []
     tables = []
-    for number_of_part, part in enumerate(() if report is None else report.parts):
-        assert report is not None  # it has parts
+    for number_of_part, part in enumerate(report.parts):
         rows = report.rows(report.answer, part=number_of_part)
         if len(rows) < 2:
             continue
         shown = rows[1:]
-        main = [row for row in shown if _is_main(row)]
+        of_loss = part.models[0].metric_of_loss  # its column is the loss's
+        main = [row for row in shown if _is_main(row) or row.metric == report.headline_metric != of_loss]
         if main and not all_metrics:
             shown = tuple(main)
         lines = []
@@ -124,8 +127,9 @@ def _groups(report: Report, part: Part) -> dict[str, list[Measurement]]:
         if name in of_name:
             titles[of_name[name].model.title] = [of_name[name]]
     for study, name in report.found.items():
-        if name in of_name and name not in report.had:
-            titles.setdefault(label(split_name(study)[1]), []).append(of_name[name])
+        optimizer = split_name(study)[1]
+        if name in of_name and optimizer != EMA_GRID:  # its best is EMA*
+            titles.setdefault(label(optimizer), []).append(of_name[name])
     best_first = sorted(titles, key=lambda title: statistics.fmean(measured.loss for measured in titles[title]))
     groups = {title: titles[title] for title in best_first}
     if report.answer not in of_name:

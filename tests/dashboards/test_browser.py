@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import itertools
 import math
@@ -15,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport, MetricRow
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.report import write_report
 from tests import study_examples
 from tests.browser import Switched, Watched, chromium, watched
 from tests.dashboard_site import write_study, written
-from tests.history_examples import measured
-from tests.study_examples import add_result, attach, coefficients
+from tests.history_examples import measured, report_of
+from tests.study_examples import add_result, coefficients, write_images
 
 MARKUP = "<img src=x onerror=alert(1)>"
 DARK, LIGHT = "#14171A", "#FFFFFF"
@@ -43,10 +42,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     Image.new("L", (80, 40), 128).save(image := io.BytesIO(), "PNG")
     for seed in range(3):
         write_study(url, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=8.0 + seed / 10)
-        study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
-        for name in ("samples_1_EMA.png", "samples_2_LCSC.png", "images_1_EMA.png", "images_2_LCSC.png"):
-            attach(study, 3, name, image.getvalue())
+        write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
         write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
+    write_images(written(url), content=image.getvalue())
     return url
 
 
@@ -111,9 +109,8 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     view.page.goto(f"{home}/lcsc/")
     view.drawn("curves")
     assert view.page.url.startswith(f"{home}/lcsc/compare")
-    assert headline(view).startswith(
-        "Best held-out FID: LCSC with 3.1 ± 0.1, 61 % below EMA*; CMA cannot be distinguished from it"
-    )
+    line = "The answer is CMA, trial 0, with loss 2.9: 64 % below the best model you had, EMA*, with 8."
+    assert headline(view) == line
     for scheme, paper in (("dark", DARK), ("light", LIGHT)):
         view.page.emulate_media(color_scheme=scheme)
         view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{paper}'")
@@ -128,34 +125,23 @@ def test_every_page_opens_in_the_systems_colours_until_the_switch_is_used(view: 
     view.until("document.querySelector('.pane img')?.naturalWidth === 80")
 
 
-def widest_report() -> HeldOutReport:
+def write_widest_report(url: str, experiment: str) -> None:
     """With the intervals of all metrics, and the trainer's models."""
-    row = MetricRow(
-        "loss",
-        1,
-        0.008385,
-        against="EMA*",
-        baseline=0.06824,
-        gain=-0.0599,
-        lost=True,
-        real_halves=0.0003897,
-        interval=(0.008033, 0.008737),
-        baseline_interval=(0.04511, 0.09137),
-        gain_interval=(-0.0832, -0.0367),
-    )
-    names = ("fid@cross_check", "fid_held_out", "precision", "tones")
-    rows = (row, *(dataclasses.replace(row, metric=name) for name in names))
-    metrics: dict[str, Any] = dict.fromkeys(names, 0.06824)
-    baselines = tuple(measured(0.06824, name=name, **metrics) for name in ("EMA*", "last checkpoint", "trainer's EMA"))
-    return HeldOutReport(measured(0.008385, trial=0), baselines, rows)
+    names = ("loss", "fid@cross_check", "fid_held_out", "precision", "tones")
+    errors = {f"{name}{STANDARD_ERROR}": 0.004356 for name in names}
+    metrics: dict[str, Any] = {**dict.fromkeys(names[1:], 0.06824), **errors}
+    had = [measured(0.06824, name=name, **metrics) for name in ("EMA*", "last checkpoint", "trainer's EMA")]
+    found = {f"{experiment}/LCSC/0": measured(0.008385, **metrics)}
+    known = ReportedMetrics(signs=dict.fromkeys(names[1:], 1), real_halves=dict.fromkeys(names, 0.0003897))
+    write_study(url, f"{experiment}/LCSC/0", [3.0])
+    study_examples.write_report(written(url), report_of(found, *had, metrics=known), experiment)
 
 
 def test_among_many_experiments_and_studies_typing_finds_one_whose_table_fits_the_screen(
     page: Any, dashboard: Switched, url: str
 ) -> None:
-    storage, report = written(url), widest_report()
     for number in range(12):
-        study_examples.write_study(storage, f"experiment{number:02d}/LCSC/0", [3.0], held_out=report)
+        write_widest_report(url, f"experiment{number:02d}")
     home = dashboard.show(url)
     with watched(page, home) as view:
         for name, control, chosen in (
@@ -224,19 +210,19 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     )
     assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
 
-    assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
+    assert column(page, "optimizer") == ["answer: CMA, trial 0", "LCSC", "CMA", "EMA*"]
     heading = page.get_by_role("columnheader", name="Searched FID")
     for order in ("ascending", "descending"):
         heading.click()
         compare.until(f"document.querySelector('#ranking [col-id=searched]').ariaSort === '{order}'")
-    assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
+    assert column(page, "optimizer")[:3] == ["EMA*", "CMA", "LCSC"]
     page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
-    compare.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
+    compare.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 3")
     with page.expect_download() as download:
         page.click("text=Download as CSV")
     download.value.save_as(tmp_path / "ranking.csv")
     rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
-    assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
+    assert [row["optimizer"] for row in rows] == ["CMA", "LCSC", "answer: CMA, trial 0"]
     assert float(rows[0]["held_out"]) == pytest.approx(3.1)
 
     page.uncheck("text=logarithmic loss")
@@ -283,11 +269,11 @@ def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switc
 
 def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
     page = view.page
-    page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")
+    page.goto(f"{home}/lcsc/images?experiment=digits&zoom=200")
     view.until("document.querySelector('.pane img')?.naturalWidth === 80")
     view.until("(p => p.querySelector('img').width > 1.9 * p.clientWidth)(document.querySelector('.pane'))")
     assert page.evaluate("(p => p.scrollWidth > p.clientWidth)(document.querySelector('.pane'))")
-    assert "LCSC/1" in headline(view)
+    assert headline(view).startswith("The answer is CMA, trial 0")
     page.focus("#zoom")
     page.keyboard.press("Home")
     view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
@@ -310,9 +296,9 @@ def test_a_report_draws_visible_figures_and_fits_a_phone(page: Any, url: str, tm
     """Legends are below the curves, and no title is cut."""
     storage = open_storage(url, write=True)
     for name in ("EMAGrid", "LCSCGradient", "OnePlusOne"):
-        report = HeldOutReport(measured(2.5, trial=1, fid=2.5, precision=0.5))
+        found = measured(2.5, trial=1, fid=2.5, precision=0.5)
         groups = ["unet.down_blocks.0.resnets.1.time_emb_proj", "unet.up_blocks.0"]
-        study = study_examples.write_study(storage, f"narrow{MARKUP}/{name}/0", [], held_out=report)
+        study = study_examples.write_study(storage, f"narrow{MARKUP}/{name}/0", [], held_out=found)
         study.set_attribute("layer_groups", groups)
         for number in range(4):
             add_result(study, number, 4.0 - number, at=np.stack([coefficients(number)] * 2))

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.database.report import HeldOutReport, MetricRow
+from lcsc_opt.base.records import ReportedMetrics
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, write_study, written
-from tests.history_examples import measured
-from tests.study_examples import add_result
+from tests.history_examples import measured, report_of
+from tests.study_examples import add_result, write_report
 
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
 
@@ -66,8 +67,11 @@ def test_the_address_says_what_is_shown(site: Site, address: str, values: list[A
 
 def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     shown = draw(site)
-    assert shown["headline"]["children"] == "Best held-out FID: LCSC with 1.2 ± 0.1, 85 % below EMA*"
-    first, second = shown["ranking"]["rowData"]
+    line = "The answer is LCSC (seed 2), trial 0, with loss 1.1: 86 % below the best model you had, EMA*, with 8."
+    assert shown["headline"]["children"] == line
+    answer, first, second = shown["ranking"]["rowData"]
+    assert (answer["optimizer"], answer["held_out"]) == ("answer: LCSC (seed 2), trial 0", 1.1)
+    assert (answer["seeds_text"], answer["to_ema_text"]) == ("–", "")
     assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
     assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
     assert second["held_out"] == pytest.approx(8.1)
@@ -77,28 +81,25 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
 
 def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
     assert draw(site)["metrics"]["children"] == []
-    loss = MetricRow("loss", 1, 1.0, against="EMA*", baseline=2.0, gain=1.0)
-    kid = MetricRow("kid@my.features:wide_extractor", 1, 0.9)
-    for seed in range(3):
-        precision = MetricRow("precision", -1, 0.615, against="EMA*", baseline=0.7, gain=-0.1, lost=seed > 0)
-        warning = "it fell" if seed else None
-        report = HeldOutReport(measured(1.0), rows=(loss, kid, precision), warning=warning)
-        write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", report.to_json())
-    drawn = draw(site)
-    shown = json.dumps(drawn["metrics"]["children"])
-    texts = ("held-out FID", "precision ↑", "LCSC", "0.615\u00a0±\u00a00")
+    metrics: dict[str, Any] = {"kid@my.features:wide_extractor": 0.9, "precision": 0.615}
+    found = {f"digits/LCSC/{seed}": measured(1.0 + seed, trial=2, **metrics) for seed in range(3)}
+    last = measured(1.5, name=LAST_CHECKPOINT, **metrics)
+    report = report_of(found, last, metrics=ReportedMetrics(signs={"precision": -1}), warnings=("it fell",))
+    write_report(written(url), report)
+    shown = json.dumps(draw(site)["metrics"]["children"])
+    rows = ("answer: LCSC, trial 2", "last checkpoint", "LCSC", "0.615\u00a0±\u00a00")
+    texts = ("held-out FID", "precision\u00a0↑", *rows, "Warning: it fell.")
     places = [shown.index(json.dumps(text)) for text in texts]
     assert places == sorted(places)
-    assert "(doubtful: precision did not follow in 2 of 3 seeds; compare the images)" in drawn["headline"]["children"]
 
 
 def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site: Site, url: str) -> None:
     write_study(url, "digits/CMA/0", [4.0], held_out=4.0)
     shown = draw(site, only=["CMA"])
-    assert [row["optimizer"] for row in shown["ranking"]["rowData"]] == ["CMA", "EMA*"]
+    assert [row["optimizer"] for row in shown["ranking"]["rowData"]][1:] == ["CMA", "EMA*"]
     assert shown["only"]["options"] == ["LCSC", "CMA"]
     for nobody in (None, [], ["DE"]):
-        assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 3
+        assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 4
 
 
 def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
@@ -115,7 +116,7 @@ def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
 
 def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
     shown = draw(site, target=1.1, axis="images")["ranking"]
-    assert [row["to_value_text"] for row in shown["rowData"]] == ["20 (not reached 1 of 3)", "not reached 3 of 3"]
+    assert [row["to_value_text"] for row in shown["rowData"]] == ["", "20 (not reached 1 of 3)", "not reached 3 of 3"]
     assert "Images sampled to 1.1" in [column["headerName"] for column in shown["columnDefs"]]
     assert "to_value" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
 
@@ -144,15 +145,15 @@ def test_a_database_that_was_deleted_and_made_anew_is_shown(site: Site, tmp_path
     write_study(f"sqlite:///{tmp_path / 'other.db'}", "digits/LCSC/0", [9.0, None, 0.25], held_out=1.2)
     (tmp_path / "other.db").rename(file)
     news = draw(site, triggered="refresh", seen=seen)
-    assert [row["searched"] for row in news["ranking"]["rowData"]] == [0.25]
+    assert [row["searched"] for row in news["ranking"]["rowData"]] == [None, 0.25]
 
 
 def test_a_copy_from_before_that_took_the_place_of_the_database_is_shown(site: Site, url: str, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "studies.db", tmp_path / "before.db")
     add_result(write_study(url, "digits/LCSC/0", [], ended=False), 3, 0.5)
-    assert draw(site)["ranking"]["rowData"][0]["searched"] < 1.0
+    assert draw(site)["ranking"]["rowData"][1]["searched"] < 1.0
     (tmp_path / "before.db").replace(tmp_path / "studies.db")
-    assert draw(site)["ranking"]["rowData"][0]["searched"] == pytest.approx(1.1)
+    assert draw(site)["ranking"]["rowData"][1]["searched"] == pytest.approx(1.1)
 
 
 def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
@@ -192,8 +193,7 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
 
 def test_the_trade_off_is_of_the_metrics_that_were_chosen(site: Site, url: str) -> None:
     assert "No two held-out metrics" in json.dumps(draw(site)["trade-off-new"]["data"])
-    report = HeldOutReport(measured(3.0, trial=0, fid=3.0, precision=0.5, recall=0.25))
-    write_study(url, "digits/LCSC/0", []).set_attribute("held_out", report.to_json())
+    write_report(written(url), report_of({"digits/LCSC/0": measured(3.0, fid=3.0, precision=0.5, recall=0.25)}))
     shown = draw(site, across="recall", up="nothing")
     assert shown["trade-off-new"]["data"]["layout"]["xaxis"]["title"]["text"] == "held-out recall"
     assert shown["trade-off-new"]["data"]["layout"]["yaxis"]["title"]["text"] == "held-out fid"

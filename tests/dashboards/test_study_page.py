@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise
+from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise, ReportedMetrics
 from lcsc_opt.database.history import NODES
-from lcsc_opt.database.report import HeldOutReport, MetricRow
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures import study as study_figures
 from tests.dashboard_site import Site, write_study, written
-from tests.history_examples import measured
-from tests.study_examples import add_result
+from tests.history_examples import measured, report_of
+from tests.study_examples import add_result, write_report
 
 NAME = "digits/LCSC/0"
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times", "distances")}
@@ -72,17 +72,16 @@ def test_times_of_many_trials_are_means_of_consecutive_ones(url: str, monkeypatc
     assert shown["movement-new"]["data"]["data"][0]["y"] == [0, 2, 3, 6]
 
 
-def test_the_report_has_a_table_and_its_warning_is_said(url: str) -> None:
-    study = write_study(url, NAME, [4.0, 2.0])
+def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
+    write_study(url, NAME, [4.0, 2.0])
     assert draw(Site(url))["metrics"]["children"] == ""
-    near = MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True)
-    rows = (MetricRow("loss", 1, 2.5), near)
-    report = HeldOutReport(measured(2.5), rows=rows, warning="the loss <i>is</i> below")
-    study.set_attribute("held_out", report.to_json())
+    last = measured(2.0, name=LAST_CHECKPOINT, near=2.87)
+    known = ReportedMetrics(signs={"near": 1})
+    write_report(written(url), report_of({NAME: measured(2.5, trial=1, near=3.05)}, last, metrics=known))
     shown = draw(Site(url))
-    said = shown["headline"]["children"]  # a text, which a browser escapes
-    assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched. Warning: the loss <i>is</i> below"
-    assert '"-0.18 (worse)"' in json.dumps(shown["metrics"]["children"])
+    assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
+    texts = json.dumps(shown["metrics"]["children"], ensure_ascii=False)
+    assert all(json.dumps(cell) in texts for cell in ("LCSC, trial 1", "answer: last checkpoint", "-0.18 (worse)"))
 
 
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:

@@ -4,16 +4,19 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base.errors import LcscError, StudyStoreError
-from lcsc_opt.database.report import HeldOutReport, MetricRow
+from lcsc_opt.base.records import ReportedMetrics
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.report import write_report
-from tests.history_examples import measured, reported
-from tests.study_examples import PNG, attach, write_study
+from tests.history_examples import measured, report_of
+from tests.study_examples import write_images, write_study
+from tests.study_examples import write_report as store_report
 
 HOSTILE = "<script>document.title='broken'</script><img src=x onerror=alert(1)>&amp;\"'"
 
@@ -41,9 +44,9 @@ class Page(HTMLParser):
 @pytest.fixture
 def experiment(storage: RDBStorage) -> RDBStorage:
     for seed in range(2):
-        write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=reported(8.5, trial=1))
-        study = write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out=reported(2.5, trial=2))
-    attach(study, 2, "samples_2_LCSC.png", PNG)
+        write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=measured(8.5, trial=1))
+        write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out=measured(2.5 + seed, trial=2))
+    write_images(storage)
     write_study(storage, "digits/CMA/0", [3.0], ended=False)
     return storage
 
@@ -55,15 +58,15 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     own = text.replace(get_plotlyjs(), "")
     assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.", own), "no address of another machine outside of plotly.js"
     attributes = [known for _, known in page.elements]
-    (link,) = [value for known in attributes for name, value in known.items() if name in ("src", "href")]
-    assert str(link).startswith("data:image/png;base64,iVBORw0KGgog")
+    links = [value for known in attributes for name, value in known.items() if name in ("src", "href")]
+    assert {str(link)[:34] for link in links} == {"data:image/png;base64,iVBORw0KGgog"}
     assert [str(known["content"])[:18] for known in attributes if "http-equiv" in known] == ["default-src 'none'"]
     shown = " ".join(page.texts)
-    assert re.search(r"Best held-out \w+: LCSC with 2\.5( ± 0)?, 71 % below EMA\*", " ".join(shown.split()))
+    assert "The answer is LCSC, trial 2, with loss 2.5: 71 % below the best model you had, EMA*, with 8.5." in shown
     assert "Unfinished: digits/CMA/0." in shown
-    (alt,) = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
-    assert alt == "digits/LCSC/1, trial 2"
-    assert page.texts.count(alt) == 1, "written above it, not only in its alt"
+    alts = [str(attributes["alt"]) for tag, attributes in page.elements if tag == "img"]
+    assert alts == ["The best you had: EMA*", "The answer: LCSC, trial 2", "Real images", *alts[:2]]
+    assert [page.texts.count(alt) for alt in alts] == [2, 2, 1, 2, 2], "written above it, not only in its alt"
     for study in ("EMAGrid/0", "EMAGrid/1", "LCSC/0", "LCSC/1", "CMA/0"):
         assert shown.count(f"digits/{study}") >= 2
     assert "broken" in shown, "the reason of a failure"
@@ -72,7 +75,11 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("role") == "figure"]
     assert len(labels) == len(figures)
     assert all(labels)
-    assert {"Best so far against evaluations", "Distance between answers", "Coefficients, digits/LCSC/0"} <= {*labels}
+    assert {
+        "Best so far against evaluations",
+        "Distance between the best of each search",
+        "Coefficients, digits/LCSC/0",
+    } <= {*labels}
     assert "noscript" in [tag for tag, _ in page.elements]
     assert not [figure for figure in figures if "template" in figure["layout"]]
     templates = next(json.loads(text) for text in page.scripts if text.startswith('{"light"'))
@@ -87,32 +94,34 @@ def test_the_movement_is_drawn_where_the_best_coefficients_moved(storage: RDBSto
 
 
 def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_have_a_heading(
-    storage: RDBStorage, tmp_path: Path
+    experiment: RDBStorage, tmp_path: Path
 ) -> None:
-    study = write_study(storage, "digits/LCSC/0", [9.0, 2.0], held_out=reported(2.5, trial=1))
-    for name in ("images_1_EMA", "images_2_LCSC", "samples_1_EMA", "samples_2_LCSC", "samples_3_real"):
-        attach(study, 1, f"{name}.png", PNG)
-    text = write_report(storage, "digits", tmp_path / "report.html").read_text()
+    text = write_report(experiment, "digits", tmp_path / "report.html").read_text()
     opening, _, rest = text.partition("not selected")
-    pair = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
+    pair = ["The best you had: EMA*", "The answer: LCSC, trial 2"]
     assert [known["alt"] for tag, known in Page(opening).elements if tag == "img"] == [*pair, "Real images"]
+    shown = " ".join(" ".join(Page(opening).texts).split())
+    assert f"{pair[0]} held-out loss 8.5 {pair[1]} held-out loss 2.5 Real images The first samples" in shown
     between, _, most_different = rest.partition("<h2>Pairs that differ most</h2>")
     assert "<img" not in between
     assert [known["alt"] for tag, known in Page(most_different).elements if tag == "img"] == pair
 
 
-def test_a_report_has_what_was_measured_of_each_answer(storage: RDBStorage, tmp_path: Path) -> None:
-    row = MetricRow(HOSTILE, -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True, real_halves=0.9)
-    answer = measured(2.5, trial=1, precision=0.5)
-    report = HeldOutReport(answer, rows=(MetricRow("loss", 1, 2.5), row), warning="it lost")
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
+def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage: RDBStorage, tmp_path: Path) -> None:
+    values: list[dict[str, Any]] = [{"precision": 0.5, HOSTILE: 0.557}, {"precision": 0.4, HOSTILE: 0.62}]
+    found = {"digits/LCSC/0": measured(2.5, trial=1, **values[0])}
+    last = measured(9.0, name=LAST_CHECKPOINT, **values[1])
+    known = ReportedMetrics(signs={HOSTILE: -1}, real_halves={HOSTILE: 0.9}, cross_check_text="it saw nothing")
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    store_report(storage, report_of(found, last, metrics=known, warnings=("it lost",)))
     write_study(storage, "other/CMA/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())
-    assert "metric found EMA* gain real images" in shown
-    assert f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9" in shown
+    header = "metric answer: LCSC, trial 1 last checkpoint gain real images"
+    assert shown.count(header) == 2, "of the answer, and of the search that found it"
+    assert shown.count(f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9") == 2
     assert "Warning: it lost." in shown
-    assert f"Evaluation metrics, held out optimizer held-out FID {HOSTILE} ↑ LCSC 2.5 0.557 real images – 0.9" in shown
+    assert "it saw nothing." in shown
     titles = [figure["layout"].get("xaxis", {}).get("title", {}).get("text") for figure in page.figures()]
     assert titles.count("held-out precision") == 1
     assert "No result yet." in write_report(storage, "other", tmp_path / "other.html").read_text()

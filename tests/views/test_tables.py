@@ -2,78 +2,100 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from lcsc_opt.database.names import LAST_CHECKPOINT
-from lcsc_opt.database.report import HeldOutReport, MetricRow
-from lcsc_opt.views import percent
+from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
+from lcsc_opt.database.names import EMA, LAST_CHECKPOINT
+from lcsc_opt.views import percent, unbroken
 from lcsc_opt.views.ranking import Difference
-from lcsc_opt.views.tables import comparison_table, report_table
-from tests.history_examples import history, measured
+from lcsc_opt.views.tables import comparison_rows, comparison_tables, report_table
+from tests.history_examples import history, in_one_report, measured, report_of
+
+ANSWER = "LCSC, trial 0"
+SIGNS = {"precision": -1, "near": 1}
 
 
-def report_of(*rows: MetricRow) -> HeldOutReport:
-    return HeldOutReport(measured(2.5), rows=rows)
-
-
-def test_the_columns_are_those_that_some_metric_has() -> None:
-    rows = (
-        MetricRow("loss", 1, 2.5, against="EMA*", baseline=28.0, gain=25.5),
-        MetricRow("precision", -1, 0.557, against="EMA*", baseline=0.62, gain=-0.063, lost=True),
-        MetricRow("near", 1, 3.05, against="EMA*", baseline=2.87, gain=-0.18, lost=True, real_halves=2.2),
-    )
+def test_a_model_is_compared_with_the_best_that_the_user_had_and_the_others_are_beside_it() -> None:
     last = measured(2.0, name=LAST_CHECKPOINT, precision=0.7)
-    ema = measured(28.0, name="EMA*")
-    header, texts = report_table(HeldOutReport(measured(2.5), (last, ema), rows))
-    assert header == ("metric", "found", "EMA*", "gain", "last checkpoint", "real images")
+    ema = measured(1.9, name=EMA, precision=0.62, near=2.87)
+    found = {"digits/LCSC/0": measured(1.5, precision=0.557, near=3.05), "digits/CMA/0": measured(1.7, precision=0.6)}
+    report = report_of(found, last, ema, metrics=ReportedMetrics(signs=SIGNS, real_halves={"near": 2.2}))
+    header, texts = report_table(report, ANSWER)
+    assert header == ("metric", f"answer: {ANSWER}", LAST_CHECKPOINT, "gain", EMA, "real images")
     assert texts == [
-        ["loss ↓", "2.5", "28", "+25.5", "2", "–"],
-        ["precision ↑", "0.557", "0.62", "-0.063 (worse)", "0.7", "–"],
-        ["near ↓", "3.05", "2.87", "-0.18 (worse)", "–", "2.2"],
+        ["loss ↓", "1.5", "2", "+0.5", "1.9", "–"],
+        ["precision ↑", "0.557", "0.7", "-0.143 (worse)", "0.62", "–"],
+        ["near ↓", "3.05", "–", "–", "2.87", "2.2"],
     ]
-    alone = report_table(report_of(MetricRow("near", None, 3.0, 0.1)))
-    assert alone == (("metric", "found"), [["near", "3 ± 0.1"]])
+    header, texts = report_table(report, "CMA, trial 0")
+    assert header == ("metric", "CMA, trial 0", LAST_CHECKPOINT, "gain", EMA, f"answer: {ANSWER}")
+    assert texts[0] == ["loss ↓", "1.7", "2", "+0.3", "1.9", "1.5"]
+    alone = report_of({"digits/LCSC/0": measured(2.5, near=3.0)})
+    assert report_table(alone, ANSWER) == (
+        ("metric", f"answer: {ANSWER}"),
+        [["loss ↓", "2.5"], ["near", "3"]],
+    )
 
 
-def test_intervals_are_shown_in_place_of_deviations() -> None:
-    rows = [
-        MetricRow(
-            "loss", 1, 2.5, 0.1, "EMA*", 28.0, 0.5, 25.5, 0.4, False, None, False, (2.3, 2.7), (27, 29), (24.5, 26)
-        ),
-        MetricRow("near", 1, 3.05, 0.2, "EMA*", 2.87, 0.3, -0.18, 0.01, lost=True),
+def test_intervals_are_shown_where_they_are_known() -> None:
+    errors: dict[str, Any] = {f"near{STANDARD_ERROR}": 0.5}
+    found = {"digits/LCSC/0": measured(2.0, near=3.0, **errors)}
+    report = report_of(found, measured(5.0, name=EMA, near=6.0, **errors), metrics=ReportedMetrics(signs=SIGNS))
+    header, texts = report_table(report, ANSWER)
+    assert header == ("metric", f"answer: {ANSWER} [95 %]", "EMA* [95 %]", "gain [95 %]")
+    assert texts == [
+        ["loss ↓", "2", "5", "+3"],
+        ["near ↓", "3 [2.02, 3.98]", "6 [5.02, 6.98]", "+3 [+1.61, +4.39]"],
     ]
-    header, texts = report_table(report_of(*rows))
-    assert header == ("metric", "found [95 %]", "EMA* [95 %]", "gain [95 %]")
-    assert texts[0][1:] == ["2.5 [2.3, 2.7]", "28 [27, 29]", "+25.5 [+24.5, +26]"]
-    assert texts[1][1:] == ["3.05 ± 0.2", "2.87 ± 0.3", "-0.18 ± 0.01 (worse)"]
+    assert unbroken("near ↓") == "near\u00a0↓"
+    assert unbroken("3 [2.02, 3.98]") == "3 [2.02,\u00a03.98]"
 
 
 def test_nothing_gained_has_no_minus() -> None:
     """0.5 is the precision of both; higher is better, so the gain is -1 * 0.0."""
-    row = MetricRow("precision", -1, 0.5, against="EMA*", baseline=0.5, gain=-0.0, gain_interval=(-0.0, 0.25))
-    _, [[*_, gain]] = report_table(report_of(row))
-    assert gain == "+0 [+0, +0.25]"
-    assert Difference(-0.0, -0.0, 1.0).text() == "+0 [0, 1]"
+    found = {"digits/LCSC/0": measured(2.0, precision=0.5)}
+    report = report_of(found, measured(5.0, name=EMA, precision=0.5), metrics=ReportedMetrics(signs=SIGNS))
+    _, [_, [*_, gain]] = report_table(report, ANSWER)
+    assert gain == "+0"
+    assert Difference(-0.0, -0.0, 1.0).text == "+0 [+0, +1]"
     assert percent(-0.0001) == "+0.0 %"
 
 
-def test_a_comparison_has_the_judges_precision_and_recall_and_with_all_metrics_the_others() -> None:
-    rows: list[dict[str, Any]] = [
-        {"metric": "loss", "sign": 1, "value": 2.0},
-        {"metric": "kid", "sign": 1, "value": 0.1},
-        {"metric": "recall", "sign": -1, "value": 0.5, "real_halves": 0.9},
-        {"metric": "fid@clip", "sign": 1, "value": 4.0, "cross_check": True},
-        {"metric": "fid_held_out", "sign": 1, "value": 3.0, "real_halves": 1.0},
+def test_a_comparison_begins_with_the_answer_and_has_what_judges_it_precision_and_recall() -> None:
+    metrics: dict[str, Any] = {"kid": 0.1, "recall": 0.5, "fid@clip": 4.0, "fid_held_out": 3.0}
+    signs = dict.fromkeys(metrics, 1) | {"recall": -1}
+    reported = ReportedMetrics(signs=signs, cross_check="fid@clip", real_halves={"fid_held_out": 1.0, "recall": 0.9})
+    found = {
+        "digits/EMAGrid/0": measured(8.0, **metrics),
+        "digits/EMAGrid/1": measured(9.0, **metrics),
+        "digits/LCSC/0": measured(2.0, **metrics),
+        "digits/LCSC/1": measured(4.0, **metrics),
+    }
+    report = report_of(found, measured(9.5, name=LAST_CHECKPOINT, **metrics), metrics=reported)
+    [(title, (header, rows))] = comparison_tables(report, "FID")
+    assert (title, header) == ("held out", ("model", "held-out FID", "recall ↑", "fid@clip ↓", "fid_held_out ↓"))
+    assert rows == [
+        ["answer: LCSC, trial 0", "2", "0.5", "4", "3"],
+        ["LCSC", "3 ± 1.4", "0.5 ± 0", "4 ± 0", "3 ± 0"],
+        ["EMA*", "8", "0.5", "4", "3"],
+        ["last checkpoint", "9.5", "0.5", "4", "3"],
+        ["real images", "–", "0.9", "–", "1"],
     ]
-    metrics = {row["metric"]: row["value"] for row in rows[1:]}
-    report = HeldOutReport(measured(2.0, **metrics), rows=tuple(MetricRow(**row) for row in rows))
-    study = history([3.0], held_out=2.0)
-    study = dataclasses.replace(study, held_out=report)
-    main = comparison_table([study])
-    assert main is not None
-    assert main[0] == ("optimizer", "held-out FID", "fid_held_out ↓", "fid@clip ↓", "recall ↑")
-    assert main[1] == [["LCSC", "2", "3", "4", "0.5"], ["real images", "–", "1", "–", "0.9"]]
-    everything = comparison_table([study], all_metrics=True)
-    assert everything is not None
-    assert {*everything[0]} - {*main[0]} == {"kid ↓"}
+    [(_, (everything, _))] = comparison_tables(report, "FID", all_metrics=True)
+    assert {*everything} - {*header} == {"kid ↓"}
+    assert comparison_tables(report_of({"digits/LCSC/0": measured(2.0)}), "FID") == comparison_tables(None, "FID") == []
+
+
+def test_a_comparison_has_the_metric_that_the_sentence_names() -> None:
+    report = report_of({"digits/LCSC/0": measured(0.2, fid=4.0, kid=0.1, precision=0.5)})
+    [(_, (header, _))] = comparison_tables(report, "loss")
+    assert header == ("model", "held-out loss", "fid", "precision")
+
+
+def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
+    (study,) = in_one_report([history([3.0], held_out=2.0)], measured(5.0, name=LAST_CHECKPOINT), warnings=("it lost",))
+    of_study, answer = comparison_rows([study])
+    assert answer.keys() > of_study.keys()
+    assert (answer["study"], answer["optimizer"], answer["model"]) == ("digits", "answer", "LCSC, trial 0")
+    assert (answer["held_out"], answer["warnings"]) == (2.0, ["it lost"])
+    assert [row["gain"] for row in answer["held_out_rows"]] == [3.0]
