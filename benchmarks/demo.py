@@ -30,7 +30,7 @@ from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import ema_grid
+from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
@@ -64,8 +64,8 @@ def main() -> None:
     storage = open_storage(url, write=False)
     samples = samples_of(storage, url)
     found = recognized(samples)
-    ranked = ranking(HistoryReader(storage).read("demo"))
-    rows = [line(summary, found) for summary in ranked if summary.optimizer != ANSWER]
+    studies = HistoryReader(storage).read("demo")
+    rows = [line(row, studies, found) for row in ranking(studies) if row.optimizer != ANSWER]
     rows.append(["real digits, held out", f"{found['real']:,}", *[""] * (len(COLUMNS) - 2)])
     page = [
         "# The demo",
@@ -136,10 +136,17 @@ def recognized(samples: Mapping[str, Tensor]) -> dict[str, int]:
     return counts
 
 
-def line(summary: Ranked, found: Mapping[str, int]) -> list[str]:
+def line(summary: Ranked, studies: Sequence[Standing], found: Mapping[str, int]) -> list[str]:
     """One line of the table."""
     name = "EMA*" if summary.label.startswith("EMA*") else summary.label
-    metrics = [f"{summary.metrics[metric][0]:.3g}" for metric in METRICS]
+    report = studies[0].report
+    models = {study.optimizer: study.found for study in studies}
+    measured = None if report is None else models.get(summary.optimizer, report.measured(summary.optimizer))
+    if report is None or measured is None or report.metrics.cross_check is None:
+        raise SystemExit("the demo has no whole report")
+    values = {metric.partition("@")[0]: value for metric, value in measured.metrics.items()}
+    values["fid@cross_check"] = measured.metrics[report.metrics.cross_check]
+    metrics = [f"{values[metric]:.3g}" for metric in METRICS]
     below = "" if summary.below_ema is None else f"{100 * summary.below_ema:+.0f} %"
     loss = "–" if summary.held_out is None else f"{summary.held_out[0]:.2f}"
     costs = [f"{summary.evaluations:.0f}", f"{summary.images:,.0f}", f"{summary.seconds:.0f}"]

@@ -37,7 +37,7 @@ from store import RESULT, attributes
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -283,7 +283,7 @@ def make_long(url: str, trials: int, name: str = LONG) -> None:
         "optimizers": [optimizer],
         "budget": {"evaluations": trials},
     }
-    run_listed(searches_of(parse_studies(spec, source="benchmark")), url)
+    run_listed(searches_of([parse_study_file(spec, source="benchmark")]), url)
 
 
 def trial_count(url: str, name: str = LONG) -> int:

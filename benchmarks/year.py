@@ -33,7 +33,7 @@ from common import RESULTS, machine, markdown, parse, run_listed
 from werkzeug.test import Client
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import parse_studies
+from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.experiment.running import searches_of, spec_of
@@ -110,7 +110,7 @@ def search(storage: optuna.storages.RDBStorage, name: str, *, checkpoints: int, 
         "optimizers": ["LCSC"],
         "budget": {"evaluations": trials},
     }
-    run_listed(searches_of(parse_studies(spec, source="benchmark")), storage.url)
+    run_listed(searches_of([parse_study_file(spec, source="benchmark")]), storage.url)
 
 
 def copy_short(file: Path) -> None:

@@ -14,7 +14,7 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import Standing
+from lcsc_opt.database.history import Standing, loss_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views import UNKNOWN, count, number, percent
 from lcsc_opt.views.answer import first_line
@@ -87,14 +87,14 @@ def build(storage: RDBStorage) -> dash.Dash:
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
             return *[no_update] * 12, interval, no_update
-        new_columns: Any = _columns(shown.metric, axis, target)
+        new_columns: Any = _columns(loss_name(shown.studies), axis, target)
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
         ranked = ranking(shown.studies, value=target)
         metrics = metrics_of(shown.studies)
         return (
             "",
-            first_line(shown.studies, ranked),
+            first_line(shown.studies),
             comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
             new_columns,
             [_row(row, axis) for row in ranked],
@@ -154,11 +154,6 @@ class Shown:
         optimizers = list(dict.fromkeys(study.optimizer for study in studies if study.optimizer != EMA_GRID))
         chosen = [name for name in only if name in optimizers]  # another experiment may not have them
         return cls(optimizers, _of_optimizers(studies, chosen))
-
-    @property
-    def metric(self) -> str:
-        """What the loss is called."""
-        return next((study.metric for study in self.studies if study.metric != "loss"), "loss")
 
 
 def _download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
@@ -253,7 +248,7 @@ def _metrics(shown: Shown) -> Any:
     report = shown.studies[0].report
     sections: list[Any] = [
         parts.section(f"Evaluation metrics, {title}", parts.table(*table))
-        for title, table in comparison_tables(report, shown.metric)
+        for title, table in comparison_tables(report, loss_name(shown.studies))
     ]
     if report is not None:
         sections += [html.P(f"Warning: {warning}.") for warning in report.warnings]

@@ -18,7 +18,7 @@ from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.theme import Theme, empty_figure
-from lcsc_opt.views.study_status import FailureReason, Progress, duration
+from lcsc_opt.views.study_status import FailureReason, duration, rate, rate_text, seconds_left
 from lcsc_opt.views.tables import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -53,7 +53,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             return problem, "", *_blank(problem, theme), parts.IDLE_MS, None
         studies = reader.read(study.experiment)
         trials = reader.trials(study)
-        progress = Progress.of(study, trials)
+        per_second = rate(study, trials)
         signatures = _signatures(study, studies, theme)
         changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
         figures = own_figures(reader, study, studies, changed, theme=theme)
@@ -61,9 +61,9 @@ def build(storage: RDBStorage) -> dash.Dash:
             figures["distances"] = distances_figure(reader, studies, theme=theme)
         return (
             "",
-            _headline(study, progress),
+            _headline(study, per_second),
             _metrics(study),
-            _progress(study, trials, progress),
+            _progress(study, trials, per_second),
             _nodes(study),
             _failures(reader.failures(study)),
             parts.study_link(study, "images", "Images of its experiment"),
@@ -98,11 +98,12 @@ def _content() -> list[Any]:
     ]
 
 
-def _headline(study: Standing, progress: Progress) -> str:
+def _headline(study: Standing, per_second: float | None) -> str:
     """The state of a study, in one line."""
-    state = f"{study.study} is {progress.state}"
-    if progress.seconds_left is not None:
-        state += f", {duration(progress.seconds_left)} left"
+    state = f"{study.study} is {study.progress_state}"
+    left = seconds_left(study, per_second)
+    if left is not None:
+        state += f", {duration(left)} left"
     return f"{state}: {_best(study)}"
 
 
@@ -149,21 +150,23 @@ def _signatures(study: Standing, studies: Sequence[Standing], theme: Theme) -> d
     }
 
 
-def _progress(study: Standing, trials: Trials, progress: Progress) -> list[Any]:
+def _progress(study: Standing, trials: Trials, per_second: float | None) -> list[Any]:
     """The state of a study in numbers, and what it is evaluating."""
+    left = seconds_left(study, per_second)
     tiles = {
-        "State": progress.state,
-        progress.unit.capitalize(): count(progress.done, progress.total),
-        "Rate": progress.rate or UNKNOWN,
-        "Time left": UNKNOWN if progress.seconds_left is None else duration(progress.seconds_left),
+        "State": study.progress_state,
+        study.budget_unit.capitalize(): count(study.budget_spent, study.budget_total),
+        "Rate": rate_text(study, per_second) or UNKNOWN,
+        "Time left": UNKNOWN if left is None else duration(left),
         "Workers": f"{study.workers}, {_coordinator(study)}",
-        "Failed trials": _failed_trials(progress),
+        "Failed trials": _failed_trials(study),
     }
     shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
     content: list[Any] = []
-    if progress.share is not None:
+    if study.budget_total:
         label: Any = {"aria-label": "progress"}
-        content.append(html.Progress(value=str(progress.share), max="1", **label))
+        share = min(study.budget_spent / study.budget_total, 1.0)
+        content.append(html.Progress(value=str(share), max="1", **label))
     return [*content, html.Dl(shown, className="tiles"), *_evaluating(study, trials)]
 
 
@@ -171,10 +174,9 @@ def _coordinator(study: Standing) -> str:
     return f"run from {study.holder}" if study.holder else "not running"
 
 
-def _failed_trials(progress: Progress) -> str:
-    if not progress.retried:
-        return f"{progress.failed:,}"
-    return f"{progress.failed:,}, {progress.retried} tried again"
+def _failed_trials(study: Standing) -> str:
+    failed = f"{study.summary.failed:,}"
+    return f"{failed}, {study.summary.retried} tried again" if study.summary.retried else failed
 
 
 def _evaluating(study: Standing, trials: Trials) -> list[Any]:

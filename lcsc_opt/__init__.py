@@ -5,7 +5,7 @@
     import lcsc_opt
 
     (study,) = lcsc_opt.run("digits", optimizers=["LCSCGradient"], seeds=[0])
-    study.held_out, study.coefficients      # the answer's loss on noise that no search saw, and its [K] coefficients
+    study.held_out, study.coefficients      # of its best: the loss on noise that no search saw, and [K] coefficients
     network.load_state_dict(study.merge())  # the merged weights
 
 Every name is imported when it is first used, so that ``import lcsc_opt`` costs nothing and loads no torch. The import

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import RESULTS
 
-from lcsc_opt.base.study_file import StudyFile, parse_studies
+from lcsc_opt.base.study_file import StudyFile, parse_study_file
 
 PER_EVALUATION = 1000
 """Images of one plain evaluation."""
@@ -143,7 +143,7 @@ def study_file(cell: Cell, contender: Contender, seed: int) -> StudyFile:
     }
     if cell.top:
         content["held_out"] = {"images": cell.held_out, "top": cell.top}
-    return parse_studies(content, source="benchmark")[0]
+    return parse_study_file(content, source="benchmark")
 
 
 def slug(label: str) -> str:

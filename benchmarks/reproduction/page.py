@@ -18,7 +18,8 @@ INTRODUCTION = """# The paper, table by table
 Liu et al. 2024, *Linear Combination of Saved Checkpoints Makes Consistency and Diffusion Models Better*, first
 version, next to what two cores can do: models of 8×8 digits and of crops of photographs that are trained here, in
 place of CIFAR-10 and ImageNet-64. `make paper` runs the study files of `studies/paper/` and writes this page; no
-number in it is written by hand.
+number in it is written by hand. A file whose first lines have a loop is an experiment for each of its values; run that
+loop to repeat one table.
 
 A number of ours is a ratio of FIDs on noise that no search saw, if it does not say otherwise: to EMA*, the best of all
 EMA rates on the same images, or of one setting to another. It is the geometric mean over seeds of the search, with a

@@ -1,6 +1,6 @@
 """The tables of the paper: their rows and claims.
 
-A setting is given by positions in the lists that a study file varies, so that a quicker run may vary other values.
+A setting is given by positions in the lists of varied values, so that a quicker run may have other values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 Where = Mapping[str, int]
-"""Short name of a varied key → position of its value in the study file's list."""
+"""Short name of a varied key → position of its value in the list."""
 
 
 @dataclasses.dataclass(frozen=True)

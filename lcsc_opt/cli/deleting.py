@@ -21,9 +21,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies with their trials, or whole experiments with all that was measured.
+    """Delete studies with their trials, or whole experiments.
 
-    A study that is being run is not deleted. A report that has a deleted study goes, too: lcsc run makes it again.
+    With its last study goes all that was measured. A study that is being run is not deleted. A report that has a
+    deleted study goes, too: lcsc run makes it again.
     """
     from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked

@@ -159,4 +159,5 @@ def print_report(report: Report | None, study: str | None = None) -> None:
             title += f", noise groups {', '.join(map(str, measured.seeds))}"
         title += f", {part.sampler}" if part.sampler else ""
         header, rows = report_table(report, name, part=index)
-        print_table(header, rows, title=title, optional=(*header[2:],))
+        others = [column for column in header[2:] if not column.startswith("gain")]
+        print_table(header, rows, title=title, optional=others)

@@ -45,6 +45,7 @@ def compare(
 
     Prints a table over seeds; --plot draws curves, or with --axis METRIC:METRIC a trade-off.
     """
+    from lcsc_opt.database.history import loss_name
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.answer import answer_line
     from lcsc_opt.views.tables import comparison_rows, comparison_tables
@@ -63,8 +64,7 @@ def compare(
         if report is not None:
             say(answer_line(report))
         _print_ranking(experiment, studies)
-        metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
-        for title, (header, rows) in comparison_tables(report, metric, all_metrics=all_metrics):
+        for title, (header, rows) in comparison_tables(report, loss_name(studies), all_metrics=all_metrics):
             print_table(header, rows, title=f"\nevaluation metrics, {title}", optional=header[2:])
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
@@ -80,7 +80,7 @@ def compare(
 
 def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
     """Print a row for each optimizer. What was searched, on other noise and fewer images, stands last."""
-    from lcsc_opt.views.ranking import ranking
+    from lcsc_opt.views.ranking import ranking, spread_text
 
     ranked = ranking(studies)
     samples_images = any(row.held_out_images for row in ranked)
@@ -90,20 +90,13 @@ def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
     header += ["against EMA*", "evaluations", "images", "seconds", "searched"]
     rows = []
     for row in ranked:
-        cells: list[object] = [row.label, row.seeds, _mean(row.held_out)]
+        cells: list[object] = [row.label, row.seeds, spread_text(row.held_out)]
         if samples_images:
             cells.append(", ".join(f"{count:,}" for count in row.held_out_images) or "–")
         cells.append(percent(row.below_ema))
-        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", _mean(row.searched)]
+        cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", spread_text(row.searched)]
         rows.append(cells)
     print_table(header, rows, title=title, optional=_OPTIONAL)
-
-
-def _mean(mean_and_spread: tuple[float | None, float | None] | None) -> str:
-    """A mean and its spread over seeds."""
-    if mean_and_spread is None:
-        return number(None, None)
-    return number(*mean_and_spread)
 
 
 def _check_plot(path: Path, axis: str | None) -> None:
@@ -160,9 +153,10 @@ def evaluate(
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
-    """Report an experiment again: all of its models on noise that no search saw, and the answer.
+    """Report an experiment again, on noise that no search saw.
 
-    The first report becomes the experiment's where it is no smaller than planned; later ones with --keep.
+    All models are measured, and the answer is chosen among them. The first report becomes the experiment's where it is
+    no smaller than planned; later ones with --keep.
     """
     from lcsc_opt.database.opened import Database
     from lcsc_opt.experiment.running import evaluate_again

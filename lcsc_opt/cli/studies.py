@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,19 +36,6 @@ if TYPE_CHECKING:
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")
-
-
-class StudyOrder(str, enum.Enum):
-    """What a list of studies is sorted by."""
-
-    CREATED = "created"
-    NAME = "name"
-    SEARCHED = "searched"
-    HELD_OUT = "held-out"
-    EVALUATIONS = "evaluations"
-    SECONDS = "seconds"
-
-
 _LARGEST = 3  # coefficients that are shown of each layer group
 
 
@@ -231,10 +217,6 @@ def _print_rehearsed(
 def list_(
     catalog: Annotated[bool, typer.Option("--catalog", help="List objectives, studies and dashboards.")] = False,
     experiment: Annotated[str | None, typer.Option(help="Only the studies of this experiment.")] = None,
-    sort: Annotated[
-        StudyOrder, typer.Option(help="created is oldest first; losses are lowest first, costs highest first.")
-    ] = StudyOrder.CREATED,
-    limit: Annotated[int | None, typer.Option(min=1, help="Show only the first N studies in this order.")] = None,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
@@ -245,7 +227,7 @@ def list_(
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.store import read_contents
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.views.study_status import sorted_studies, studies_table
+    from lcsc_opt.views.study_status import studies_table
 
     database = open_database(storage)
     reader = HistoryReader(database)
@@ -255,13 +237,12 @@ def list_(
     else:
         studies = reader.read(experiment)
         foreign = 0
-    listed = sorted_studies(studies, sort.value)[:limit]
     if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
-        print_json([study.as_row() for study in listed])
+        print_json([study.as_row() for study in studies])
         return
-    print_table(*studies_table(listed), optional=("evaluations", "seconds", "images", "failed"))
+    print_table(*studies_table(studies), optional=("evaluations", "seconds", "images", "failed"))
 
 
 def _print_catalog(output: str) -> None:

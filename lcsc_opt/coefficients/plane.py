@@ -1,4 +1,4 @@
-"""The plane through three models: the coefficients of its points, and where on it other coefficients lie.
+"""The plane through three models, for the landscape of the loss.
 
 A point (x, y) stands for θ₀ + x (θ₁ - θ₀) + y (θ₂ - θ₀), where θ₀, θ₁, θ₂ are the corners (Liu et al. 2024, Fig. 3, 6).
 """
@@ -6,7 +6,7 @@ A point (x, y) stands for θ₀ + x (θ₁ - θ₀) + y (θ₂ - θ₀), where �
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,11 +17,9 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
 DEFAULT_SIZE = 21
-MARGIN = 0.75  # beyond the corners, in units of their distance; with 21 points on a side, they are points of the grid
-SMALLEST_SIZE = 2
-LARGEST_SIZE = 501
+MARGIN = 0.75  # beyond the corners, in units of their distance; with 11 or 21 points on a side, they are among them
 _THREE_CORNERS = "three steps of checkpoints or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999"
-_FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
+_FLAT = 1e-9  # a triangle whose shorter extent is below this counts as a line
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,8 +56,7 @@ class Plane:
             rows.append(coefficients)
             labels.append(label)
         plane = cls(np.stack(rows), tuple(labels))
-        longer, shorter = np.linalg.svd(plane.directions, compute_uv=False)
-        if len(steps) < 3 or shorter <= _FLAT * longer:
+        if np.linalg.matrix_rank(plane.directions, tol=_FLAT) < 2:
             raise StudySpecError(f"corners: {', '.join(labels)} lie on one line; choose three that span a plane")
         return plane
 
@@ -72,34 +69,11 @@ class Plane:
         """``[K]`` of a point."""
         return close_sum(self.corners[0] + x * self.directions[0] + y * self.directions[1])
 
-    def project(self, coefficients: Floats, products: Floats) -> Floats:
-        """``[n, 2]``: for each of n models, the nearest point of the plane.
-
-        Args:
-            coefficients: ``[n, K]`` or ``[n, S, K]`` of the models; each row sums to one.
-            products: ``[2, K]`` or ``[2, S, K]`` of :meth:`products`.
-        """
-        count = len(self.corners[0])
-        inner = products.reshape(2, -1, count)
-        moved = (coefficients - self.corners[0]).reshape(len(coefficients), -1, count)
-        if moved.shape[1] == 1:  # all layer groups move alike
-            inner = inner.sum(axis=1, keepdims=True)
-        elif inner.shape[1] == 1:  # one measure of distances for all layer groups
-            moved = moved.mean(axis=1, keepdims=True)
-        products_of_moved = np.tensordot(inner, moved, axes=([1, 2], [1, 2]))
-        products_of_directions = inner.sum(axis=1) @ self.directions.T
-        points, *_ = np.linalg.lstsq(products_of_directions, products_of_moved, rcond=None)
-        return np.asarray(np.round(points.T, 12) + 0.0)  # no -0, and no 1e-15 at a corner
-
-    def products(self, gram: Floats | None) -> Floats:
-        """``[2, K]`` inner products of each direction with each checkpoint, by which distances are measured.
-
-        ``gram`` ``[K, K]`` of the centered checkpoints measures them between weights; without it, they are between
-        coefficients. ``[2, S, K]`` from ``[S, K, K]``, with a row for each layer group.
-        """
-        if gram is None:
-            return self.directions
-        return np.moveaxis(self.directions @ gram, -2, 0)
+    def project(self, coefficients: Floats) -> Floats:
+        """``[n, 2]``: for each of n models, ``[n, K]``, the point of the plane whose coefficients are nearest."""
+        moved = coefficients - self.corners[0]
+        points, *_ = np.linalg.lstsq(self.directions.T, moved.T, rcond=None)
+        return np.asarray(points.T)
 
 
 def named_model(name: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, str] | None:
@@ -123,20 +97,10 @@ def _corner(corner: int | str, steps: tuple[int, ...]) -> tuple[Coefficients, st
 
 
 def plane_grid(size: int) -> tuple[Floats, list[tuple[float, float]]]:
-    """The grid of a landscape, which reaches :data:`MARGIN` beyond the corners.
-
-    Returns:
-        ``[size]`` the values of x, and of y. The points that a landscape visits, in this order: the corners, then the
-        grid from coarse to fine, so that an interrupted landscape shows the whole plane with less detail.
-    """
+    """The ``[size]`` values of x, and of y, and all points: from coarse to fine, so that few show the whole plane."""
     axis = np.asarray(np.round(np.linspace(-MARGIN, 1 + MARGIN, size), 12))
-
-    def coarseness(index: tuple[int, ...]) -> int:
-        """The largest power of two that divides both indices; more than any for the origin."""
-        common = math.gcd(*index)
-        return common & -common or 2**30
-
-    order = sorted(np.ndindex(size, size), key=lambda index: -coarseness(index))
-    corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
-    points = [(float(axis[column]), float(axis[row])) for row, column in order]
-    return axis, corners + [point for point in points if point not in corners]
+    points: list[tuple[float, float]] = []
+    for stride in (8, 4, 2, 1):
+        coarse = axis[::stride].tolist()
+        points += itertools.product(coarse, coarse)
+    return axis, list(dict.fromkeys(points))

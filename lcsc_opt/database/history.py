@@ -246,6 +246,11 @@ class Standing:
         }
 
 
+def loss_name(studies: Sequence[Standing]) -> str:
+    """What the loss of an experiment is called, as far as one of its searches knows."""
+    return next((study.metric for study in studies if study.metric != "loss"), "loss")
+
+
 def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     """The grid whose best is EMA*, the best plain average of the checkpoints: an EMA, a uniform one, or the last one.
 

@@ -133,14 +133,11 @@ class HistoryReader:
         """The searches of an experiment as they are now, in order of creation, without landscapes.
 
         Raises:
-            StudyStoreError: there is no such experiment, and the message lists all; or it has no search.
+            StudyStoreError: there is no such experiment, and the message lists all.
         """
         names = self.searches()
         names_of_experiment = [name for name in names if split_name(name)[0] == experiment]
         if not names_of_experiment:
-            if any(split_name(name)[0] == experiment for name in self.names()):
-                landscape_alone = f"{experiment}: has a landscape and no search, so there is nothing to compare"
-                raise StudyStoreError(f"{landscape_alone}; lcsc dashboard shows the landscape")
             experiments = sorted({split_name(name)[0] for name in names})
             listed = ", ".join(experiments) or "none"
             guess = near_miss(experiment, experiments)

@@ -15,7 +15,7 @@ user attributes        ``coefficients`` [K] or [S, K] (see :mod:`lcsc_opt.databa
 study user attributes  when it is made: ``specification`` (but what its experiment has), ``environment``,
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
                        that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
-                       ``parallelism``, ``plane`` of landscapes, ``layer_groups`` [S] by name; later:
+                       ``parallelism``, ``layer_groups`` [S] by name; later:
                        ``holder``, ``search_ended``, ``last_checks``, ``retry``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================

@@ -12,7 +12,7 @@ from typing import Any
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LANDSCAPE, LAYERS, OptimizerSpec
+from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LAYERS, OptimizerSpec
 from lcsc_opt.database.names import BASELINES, is_ranked, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.registry import configure
@@ -48,8 +48,7 @@ def completed(
         return [study_file.model_copy(update={"optimizers": tuple(chosen)})]
 
     def rows_of(optimizer: OptimizerSpec) -> Any:
-        measures_layers = optimizer.name == LANDSCAPE  # distances in each of them
-        if not (configure(optimizer).needs_gradient or measures_layers):
+        if not configure(optimizer).needs_gradient:
             return None
         if optimizer.name in specifications():
             return specifications()[optimizer.name]["space"]["rows"]

@@ -131,9 +131,7 @@ class Experiment:
         """
         if self._accept or self._before is None:
             return
-        code_before = self._before[PROBLEM]["decides"]["code"]
-        code = {**code_before, **code_now(spec.objective, self._objectives.context.directory)}
-        changed = "; ".join(code_changes(code_before, {name: code[name] for name in code_before}))
+        changed = self._code_changes("decides")
         if not changed and checkpoints_written_again(self._before, self._objectives.context.files):
             changed = "its checkpoints were written again"
         if changed:
@@ -141,6 +139,12 @@ class Experiment:
                 f"{spec.name}: finished before this changed: {changed}. Give the new search another name: lcsc run "
                 f"FILE name=NEW; {ACCEPT}"
             )
+
+    def _code_changes(self, part: str) -> str:
+        """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded."""
+        before = {} if self._before is None else self._before[PROBLEM][part]["code"]
+        now = {**before, **code_now(self._specs[0].objective, self._objectives.context.directory)}
+        return "; ".join(code_changes(before, {name: now[name] for name in before}))
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -338,6 +342,7 @@ class Experiment:
         before = self.studies.get(spec.name)
         now = environment()
         changed = check_search(spec, self.studies, now, accept=self._accept)
+        check(spec, objective)  # what is wrong with this search alone stops no other
         if spec.workers == "auto":  # as many as this machine has devices
             spec = spec.model_copy(update={"workers": spec.worker_count})
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
@@ -485,7 +490,8 @@ class Experiment:
             if is_ranked(name) and attributes.get("search_ended")
         }
         is_of_all = ended.items() <= report.evaluations.items() and report.evaluations.keys() <= self.studies.keys()
-        return is_of_all and plan.is_met(report) and reported == problem.reported["settings"]
+        is_same = reported == problem.reported["settings"] and not self._code_changes("reported")
+        return is_of_all and plan.is_met(report) and is_same
 
     def evaluate(self, plan: ReportPlan, *, keep: bool = True) -> Report:
         """Measure all models of the experiment, and choose the answer; with ``keep``, store the report and images.

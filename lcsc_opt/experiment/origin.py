@@ -12,7 +12,7 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.arrays import coefficients_of
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import REPORT, Report
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.database.store import StoredStudy
@@ -22,7 +22,7 @@ from lcsc_opt.trajectory import Trajectory
 
 def ended_grid(studies: Mapping[str, Attributes]) -> str | None:
     """The name of the first EMA grid of these studies that has ended, whose best is EMA*; ``None`` if none has."""
-    for name in filter(is_ranked, studies):
+    for name in studies:
         if split_name(name)[1] == EMA_GRID and studies[name].get("search_ended") is not None:
             return name
     return None

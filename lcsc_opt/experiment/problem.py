@@ -17,8 +17,8 @@ from typing import Any
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_spec import LANDSCAPE, ObjectiveSpec, StudySpec
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.model_files import MODEL_FILES
@@ -188,15 +188,12 @@ def check_search(
     for name, stored in studies.items():
         _, optimizer, _ = split_name(name)
         is_same = name == spec.name
-        is_other_seed = spec.name not in studies and is_ranked(name) and optimizer == spec.optimizer.name
+        is_other_seed = spec.name not in studies and optimizer == spec.optimizer.name
         if not (is_same or is_other_seed):
             continue
         changed = "; ".join(differences(_of_search(stored["specification"]), now))
         if changed:
-            what_to_give = "another name"
-            if spec.optimizer.name == LANDSCAPE:  # which is named by its seed
-                what_to_give = "another --seed"
-            raise StudyStoreError(f"{spec.name}: differs from the stored {name}: {changed}. Give it {what_to_give}")
+            raise StudyStoreError(f"{spec.name}: differs from the stored {name}: {changed}. Give it another name")
     if spec.name not in studies:
         return ""
     before = studies[spec.name]["environment"]

@@ -189,11 +189,11 @@ class Result:
 
     def __repr__(self) -> str:
         studies = self._histories()
-        return f"{first_line(studies, ranking(studies))}\n{self.compare()!r}"
+        return f"{first_line(studies)}\n{self.compare()!r}"
 
     def _repr_html_(self) -> str:
         studies = self._histories()
-        sentence = html.escape(first_line(studies, ranking(studies)))
+        sentence = html.escape(first_line(studies))
         return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
 
     def _histories(self) -> tuple[Standing, ...]:

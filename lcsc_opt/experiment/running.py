@@ -17,10 +17,12 @@ from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import (
     LANDSCAPE,
     OF_EXPERIMENT,
+    BudgetSpec,
     HeldOutSpec,
     StudySpec,
 )
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.coefficients.plane import DEFAULT_SIZE
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes
@@ -34,7 +36,6 @@ from lcsc_opt.experiment.timing import report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints, loader_of
 from lcsc_opt.optimizers.registry import configure
-from lcsc_opt.study.landscape import landscape_spec
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
 
@@ -75,12 +76,25 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
             configure(optimizer)  # raises if an option is wrong
         for spec in study_file.studies():
             if spec.optimizer.name == LANDSCAPE:
-                specs.append(landscape_spec(spec))
+                specs.append(_landscape(spec))
             elif spec.is_grid:  # its list is the same wherever searches begin
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
     return specs
+
+
+def _landscape(spec: StudySpec) -> StudySpec:
+    """A landscape evaluates all of its points, and nothing is chosen among them."""
+    size: Any = spec.optimizer.options.get("size", DEFAULT_SIZE)
+    changes = {
+        "budget": BudgetSpec(evaluations=size**2),
+        # models far from the corners often cannot sample
+        "failures": spec.failures.model_copy(update={"in_a_row": None}),
+        "held_out": None,
+        "start": None,
+    }
+    return spec.model_copy(update=changes)
 
 
 def run_studies(
@@ -219,7 +233,7 @@ def evaluate_again(
     """
     database.existing()  # raises if there is none
     contents = database.contents
-    specs = [spec_of(study, contents) for study in contents.of(name) if is_ranked(study)]
+    specs = [spec_of(study, contents) for study in contents.of(name)]
     if not specs:
         others = ", ".join(contents.experiments) or "none"
         raise StudyStoreError(f"{name}: no such experiment; the database holds: {others}")

@@ -70,8 +70,7 @@ class Chosen:
         studies = reader.read(name)  # raises where there is no such experiment
         report = studies[0].report
         if report is not None:
-            answer = report.of_answer
-            return cls._of(storage, contents, name, answer.model, report, {})
+            return cls._of(storage, contents, name, report.of_answer.model, report)
         best = best_searched(studies)
         if best is None:
             raise StudyStoreError(f"{name}: no comparable trial has finished yet; continue the search")
@@ -86,31 +85,25 @@ class Chosen:
         if number is None and found is not None:
             number = found.model.trial
         trial = study.trial_or_best(number)
-        measured: dict[str, Any] = {"metrics": trial.user_attrs.get("metrics", {})}
-        if trial.value is not None:
-            measured["loss"] = study.sign * trial.value
         model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
         if found is not None and found.model.trial == trial.number:
             model = found.model
-        return cls._of(storage, contents, experiment, model, report, measured)
+        return cls._of(storage, contents, experiment, model, report)
 
     @classmethod
     def _of(
-        cls,
-        storage: RDBStorage,
-        contents: Contents,
-        experiment: str,
-        model: Model,
-        report: Report | None,
-        measured: Mapping[str, Any],
+        cls, storage: RDBStorage, contents: Contents, experiment: str, model: Model, report: Report | None
     ) -> Chosen:
-        on_held_out = None if report is None else report.measured(model.name)
-        if report is not None and on_held_out is not None:
-            held_out = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
-            measured = {**measured, "held_out": held_out}
+        measured: dict[str, Any] = {}
         rows = None
         if model.study is not None:
             rows = contents.studies[model.study]["specification"]["space"]["rows"]
+        if model.study is not None and model.trial is not None:
+            trial = StoredStudy.open(storage, model.study).trial(model.trial)
+            measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
+        on_held_out = None if report is None else report.measured(model.name)
+        if report is not None and on_held_out is not None:
+            measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
         files = files_directory(storage.url)
         first = next(iter(contents.of(experiment)))

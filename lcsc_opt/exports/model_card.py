@@ -101,7 +101,7 @@ def _results_section(chosen: Chosen, recipe: Recipe) -> str:
         lines.append([f"`{metric}`", *(f"{value:.6g}" if isinstance(value, (int, float)) else "" for value in values)])
     text = f"## Results\n\n{_table(['metric', 'noise of the search', 'held-out noise'], lines)}"
     report = chosen.report
-    if report is None:
+    if report is None or report.measured(chosen.model.name) is None:
         return text
     for part, found in enumerate(report.parts):
         sampler = "" if found.sampler is None else f", sampled with {found.sampler}"
@@ -110,7 +110,7 @@ def _results_section(chosen: Chosen, recipe: Recipe) -> str:
         title = f"On held-out noise{sampled}{sampler}"
         table = _table(*report_table(report, chosen.model.name, part=part))
         text += f"\n{title}; brackets are 95 % intervals over this noise:\n\n{table}"
-    notes = list(report.warnings)
+    notes = list(report.warnings) if chosen.model.name == report.answer else []
     if report.metrics.cross_check_text is not None:
         notes.append(f"The cross-check is {report.metrics.cross_check_text}")
     return text + "".join(f"\n{note}.\n" for note in notes)

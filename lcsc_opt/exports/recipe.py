@@ -150,9 +150,12 @@ class Recipe(pydantic.BaseModel):
             StudyStoreError: the checkpoints are not those of the experiment.
         """
         if objective.trajectory is None:
+            advice = ""
+            if chosen.model.trial is not None:
+                of_study = f'lcsc_opt.load_study("{chosen.study}").coefficients'
+                advice = f"; in Python: lcsc_opt.Trajectory.open(PATH).merge({of_study})"
             raise ObjectiveError(
-                f"{chosen.experiment}: its objective combines no weights, so there is no model to export; in Python: "
-                f'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("{chosen.study}").coefficients)'
+                f"{chosen.experiment}: its objective combines no weights, so there is no model to export{advice}"
             )
         trajectory = packed_trajectory(objective)
         coefficients = chosen.model.coefficients

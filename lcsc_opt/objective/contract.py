@@ -114,9 +114,6 @@ class Mergeable(Protocol):
             TrajectoryError: the one that the user named cannot be read, or is of another model.
         """
 
-    def gram(self) -> npt.NDArray[np.float64]:
-        """Inner products of the checkpoints minus their mean: ``[K, K]``; in rows ``[S, K, K]``."""
-
     @property
     def varying(self) -> frozenset[str]:
         """The names of the tensors that differ between checkpoints."""
@@ -235,12 +232,6 @@ class Objective(abc.ABC):
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - for subclasses
         """Name → tensor of the merged model that is computed, not merged; exports contain them."""
         return {}
-
-    def gram(self) -> npt.NDArray[np.float64] | None:
-        """Inner products of the checkpoints minus their mean, ``[K, K]`` or ``[S, K, K]``; ``None`` without weights."""
-        if self.trajectory is None:
-            return None
-        return self.trajectory.gram()
 
     @property
     def layer_groups(self) -> LayerGroups | None:

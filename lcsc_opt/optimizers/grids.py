@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, Plane, plane_grid
+from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     decay_coefficients,
@@ -150,7 +150,7 @@ class PlaneGrid(ConfiguredOptimizer):  # type: ignore[misc]
         self,
         *,
         corners: Annotated[Sequence[int | str], Field(min_length=3, max_length=3)] | None = None,
-        size: Annotated[int, Field(ge=SMALLEST_SIZE, le=LARGEST_SIZE)] = DEFAULT_SIZE,
+        size: Annotated[int, Field(ge=2, le=501)] = DEFAULT_SIZE,
     ) -> None:
         super().__init__(_Grid, locals(), as_config=True)
 

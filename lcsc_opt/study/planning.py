@@ -16,7 +16,6 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_spec import (
     DEFAULT_BUDGET,
-    LANDSCAPE,
     OF_EXPERIMENT,
     BudgetSpec,
     OptimizerSpec,
@@ -29,7 +28,6 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.gradient import MANY_CHECKPOINTS, STEP_WITH_FEW_CHECKPOINTS
 from lcsc_opt.optimizers.registry import build_optimizer, configure
-from lcsc_opt.study.landscape import plane_attribute
 from lcsc_opt.trajectory import Trajectory
 
 FEWEST_REAL_IMAGES = 10  # per effective dimension of the features (docs/optimizers.md)
@@ -251,7 +249,7 @@ def first_attributes(
     if budget.seconds is not None:
         optimizer_budget = BudgetSpec(evaluations=planned or DEFAULT_BUDGET)
     groups = objective.layer_groups
-    attributes = {
+    return {
         "maximize": is_maximized(objective),
         "budget": budget.model_dump(),
         "optimizer_budget": optimizer_budget.model_dump(),
@@ -261,9 +259,6 @@ def first_attributes(
         "steps": list(objective.steps),
         "layer_groups": None if groups is None else list(groups.names),
     }
-    if spec.optimizer.name == LANDSCAPE:
-        attributes["plane"] = plane_attribute(spec.optimizer, objective)
-    return attributes
 
 
 def is_maximized(objective: Objective) -> bool:

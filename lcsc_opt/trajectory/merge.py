@@ -113,8 +113,8 @@ class Merger:
         by_checkpoint: npt.NDArray[np.float64] = projected.cpu()[:, self.slots].numpy()
         return by_checkpoint[0] if self._groups is None else by_checkpoint
 
-    def float64_tiles(self) -> Generator[tuple[int, Tensor]]:
-        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time, each with its row."""
+    def float64_tiles(self) -> Generator[Tensor]:
+        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
         order = torch.tensor(self.slots, device=self.source.device)
         blocks = tiled_blocks(
             self.source,
@@ -127,7 +127,7 @@ class Merger:
         with contextlib.closing(blocks):
             for _, tiles in blocks:
                 for tile in tiles:
-                    yield tile.row, tile.columns.index_select(0, order).double()
+                    yield tile.columns.index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""

@@ -369,19 +369,6 @@ class Trajectory:
         with self._unchanged():
             return self._merger.project(gradients)
 
-    def gram(self) -> npt.NDArray[np.float64]:
-        """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.
-
-        For directions d, e with sum zero, ``d @ gram @ e`` is the inner product of the changes they make to
-        the weights. With :attr:`layer_groups`, ``[S, K, K]``: those of the weights of each group.
-        """
-        groups = 1 if self.layer_groups is None else len(self.layer_groups)
-        products = np.zeros((groups, len(self), len(self)))
-        for row, tile in self._float64_tiles():
-            centered = tile - tile.mean(dim=0)
-            products[row] += (centered @ centered.t()).cpu().numpy()
-        return products[0] if self.layer_groups is None else products
-
     def samples(self) -> Tensor:
         """The first numbers of the tensors that vary, by which checkpoints are compared: ``[K, n]`` float64."""
         specs = [spec for spec in self.tensors if spec.merged and spec.name in self.varying and spec.numel]
@@ -395,8 +382,9 @@ class Trajectory:
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
         squares = np.zeros(len(self) - 1)
-        for _, tile in self._float64_tiles():
-            squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
+        with self._unchanged(), contextlib.closing(self._merger.float64_tiles()) as tiles:
+            for tile in tiles:
+                squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
         return np.sqrt(squares)
 
     def identical(self) -> list[str]:
@@ -454,10 +442,6 @@ class Trajectory:
                 if hashlib.sha256(row.data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
-
-    def _float64_tiles(self) -> Iterator[tuple[int, Tensor]]:
-        with self._unchanged(), contextlib.closing(self._merger.float64_tiles()) as tiles:
-            yield from tiles
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 UNKNOWN = "–"  # in place of a number
 
@@ -34,14 +33,6 @@ def unbroken(text: str) -> str:
     """A cell of a table in which lines break only between words, and between a number and its interval."""
     text = re.sub(r" (±) | (?=[↓↑]$)", lambda found: found[0].replace(" ", "\u00a0"), text)
     return re.sub(r"\[[^]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
-
-
-def metric_place(metric: str, order: Sequence[str]) -> int:
-    """Where a metric, in whatever features, is in an order of metrics; those that it does not name come last."""
-    formula = metric.partition("@")[0]
-    if formula not in order:
-        return len(order)
-    return order.index(formula)
 
 
 def count(amount: int, total: int | None) -> str:

@@ -8,21 +8,16 @@ from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.views.ranking import Ranked, headline
+from lcsc_opt.views.ranking import headline, ranking
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
 
-def first_line(studies: Sequence[Standing], ranked: Sequence[Ranked]) -> str:
-    """What people read first: the answer, where a report has chosen one; else who is ahead.
-
-    Args:
-        studies: of one experiment.
-        ranked: their ranking.
-    """
+def first_line(studies: Sequence[Standing]) -> str:
+    """What people read first of an experiment: the answer, where a report has chosen one; else who is ahead."""
     report = studies[0].report
     if report is None:
-        return headline(ranked, studies[0].metric)
+        return headline(ranking(studies), studies[0].metric)
     return answer_line(report)
 
 

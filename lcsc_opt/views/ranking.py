@@ -154,19 +154,19 @@ class Ranked:
 
     optimizer: str
     label: str
-    seeds: int
-    finished: int
-    evaluations: float
-    images: float
-    seconds: float
-    searched: Spread | None
     held_out: Spread | None
     held_out_images: tuple[int, ...]
     below_ema: float | None
-    to_ema: Mapping[str, Reach]
-    to_value: Mapping[str, Reach]
-    difference: Difference | None
     verdict: str
+    seeds: int = 0
+    finished: int = 0
+    evaluations: float = 0.0
+    images: float = 0.0
+    seconds: float = 0.0
+    searched: Spread | None = None
+    to_ema: Mapping[str, Reach] = dataclasses.field(default_factory=dict)
+    to_value: Mapping[str, Reach] = dataclasses.field(default_factory=dict)
+    difference: Difference | None = None
 
 
 def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[Ranked]:
@@ -205,35 +205,18 @@ def _without_search(optimizer: str, title: str, measured: Measurement, report: R
     return Ranked(
         optimizer=optimizer,
         label=title,
-        seeds=0,
-        finished=0,
-        evaluations=0,
-        images=0,
-        seconds=0,
-        searched=None,
         held_out=Spread.of([report.shown(measured)]),
         held_out_images=(measured.images,) if measured.images else (),
         below_ema=as_known(_share_below([measured.loss], report.ema), report.sign),
-        to_ema={},
-        to_value={},
-        difference=None,
         verdict=verdict,
     )
 
 
 def _rank(group: Sequence[Standing]) -> tuple[float, float]:
-    """A key that sorts by held-out loss, then by searched loss; unknown losses come last."""
-    held_out = _mean_or_infinite(study.held_out_loss for study in group)
-    searched = _mean_or_infinite(study.lowest_loss for study in group)
-    return held_out, searched
-
-
-def _mean_or_infinite(losses: Iterable[float | None]) -> float:
-    """The mean of the losses that are known; infinite if none is."""
-    spread = Spread.of(losses)
-    if spread is None:
-        return math.inf
-    return spread.mean
+    """A key that sorts by the mean held-out loss, then by the searched one; unknown losses come last."""
+    held_out = Spread.of(study.held_out_loss for study in group)
+    searched = Spread.of(study.lowest_loss for study in group)
+    return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
 
 
 def _ranked(
@@ -246,13 +229,13 @@ def _ranked(
     losses = _held_out_losses(group)
     report = group[0].report
     found = [study.found for study in group if study.found is not None]
-    difference = _difference_from(best, group)
+    difference = None
+    verdict = "no held-out value"
     if group is best:
         verdict = "best"
-    elif difference is not None:
+    elif losses and best is not None:
+        difference = Difference.of(losses, _held_out_losses(best))
         verdict = difference.verdict
-    else:
-        verdict = "no held-out value"
     to_ema = {}
     if grid is not None and grid.lowest_loss is not None:
         to_ema = _cost_to_reach(group, grid.lowest_loss)
@@ -287,14 +270,6 @@ def _common_label(group: Sequence[Standing]) -> str:
     if len(labels) == 1:
         return labels.pop()
     return label(group[0].optimizer)
-
-
-def _difference_from(best: Sequence[Standing] | None, group: Sequence[Standing]) -> Difference | None:
-    """The group's difference from the best one; ``None`` where they are the same or one of both is not known."""
-    losses = _held_out_losses(group)
-    if not losses or best is None or best is group:
-        return None
-    return Difference.of(losses, _held_out_losses(best))
 
 
 def _held_out_losses(studies: Sequence[Standing]) -> dict[int, float]:

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import Standing
+from lcsc_opt.database.history import Standing, Trials, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
@@ -28,12 +28,11 @@ from lcsc_opt.views.answer import first_line, value_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.study import distances_figure, has_movement, own_figures
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
-from lcsc_opt.views.landscape import CAPTION, Landscape
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
-from lcsc_opt.views.study_status import FailureReason, Progress, studies_table
+from lcsc_opt.views.study_status import FailureReason, rate, rate_text, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -64,7 +63,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
     ranked = ranking(studies)
     held_out = studies[0].report
     images = StoredImage.of_experiment(storage, experiment, held_out, artifact_directory(storage.url))
-    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
+    metric = loss_name(studies)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.filters |= {"short_metric": short_metric, "unbroken": unbroken}
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
@@ -74,7 +73,7 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         answer=[] if held_out is None else _tables(held_out, held_out.answer),
         warnings=() if held_out is None else held_out.warnings,
         cross_check=None if held_out is None else held_out.metrics.cross_check_text,
-        headline=first_line(studies, ranked),
+        headline=first_line(studies),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
@@ -84,8 +83,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         summaries=studies_table(studies),
         trade_off=_trade_off(studies),
         distances=_distances(reader, studies),
-        landscapes=_landscapes(reader, experiment),
-        landscape_caption=CAPTION,
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
@@ -158,26 +155,18 @@ def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | N
     return _drawn(distances_figure(reader, studies))
 
 
-def _landscapes(reader: HistoryReader, experiment: str) -> list[tuple[str, _Drawn]]:
-    names = Landscape.names(reader, experiment)
-    return [(name, _drawn(Landscape.read(reader, name).figure())) for name in names]
-
-
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
-    names = set(_SECTION_TITLES)
-    if not has_movement(study):
-        names.remove("movement")
-    figures = own_figures(reader, study, studies, names)
+    figures = own_figures(reader, study, studies, _SECTION_TITLES)
     failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
-        "state": _state(Progress.of(study, reader.trials(study))),
+        "state": _state(study, reader.trials(study)),
         "metrics": metrics,
-        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items()],
+        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items() if figure.data],
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 
@@ -187,13 +176,14 @@ def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
     return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
-def _state(progress: Progress) -> str:
+def _state(study: Standing, trials: Trials) -> str:
     """A study's progress as a sentence."""
-    state = f"{progress.state}: {count(progress.done, progress.total)} {progress.unit}"
-    if progress.rate is not None:
-        state += f", {progress.rate}"
-    if progress.failed:
-        state += f", {progress.failed} trials failed"
+    state = f"{study.progress_state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
+    pace = rate_text(study, rate(study, trials))
+    if pace is not None:
+        state += f", {pace}"
+    if study.summary.failed:
+        state += f", {study.summary.failed} trials failed"
     return f"{state}."
 
 

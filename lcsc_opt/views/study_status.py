@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,81 +22,27 @@ EVALUATION = "evaluation"  # the part that stands for all of a trial whose objec
 RECENT = 50  # trials that the rate is computed from
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """The progress of a study.
-
-    Attributes:
-        state: ``running``, ``finished``, ``interrupted`` or ``empty``.
-        unit: the unit of the budget: ``evaluations``, ``images`` or ``seconds``.
-        done: how much of the budget was spent.
-        total: the budget; ``None`` if none is stored.
-        per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.
-        seconds_left: at that rate; ``None`` unless the study is running.
-        failed: trials that failed.
-        retried: trials that succeeded after a failed attempt.
-    """
-
-    state: str
-    unit: str
-    done: int
-    total: int | None
-    per_hour: float | None
-    seconds_left: float | None
-    failed: int
-    retried: int
-
-    @property
-    def share(self) -> float | None:
-        """The share of the budget that was spent, from 0 to 1."""
-        if not self.total:
-            return None
-        return min(self.done / self.total, 1.0)
-
-    @property
-    def rate(self) -> str | None:
-        """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
-        if self.per_hour is None or self.unit == "seconds":
-            return None
-        return f"{self.per_hour:,.0f} {self.unit} an hour"
-
-    @classmethod
-    def of(cls, study: Standing, trials: Trials) -> Progress:
-        """The progress of a study with these trials, its rate, and the time that it still needs."""
-        done = study.budget_spent
-        total = study.budget_total
-        state = study.progress_state
-        charge_per_trial = done / max(study.evaluations, 1)
-        rate = _rate(trials[is_finished(trials)], charge_per_trial)
-        seconds_left = None
-        if state == "running" and total and rate:
-            seconds_left = max((total - done) / rate, 0.0)
-        return cls(
-            state=state,
-            unit=study.budget_unit,
-            done=done,
-            total=total,
-            per_hour=None if rate is None else 3600 * rate,
-            seconds_left=seconds_left,
-            failed=study.summary.failed,
-            retried=study.summary.retried,
-        )
-
-
-def _rate(trials: Trials, units: float) -> float | None:
-    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them.
-
-    Args:
-        trials: ``[n]``, those that count.
-        units: that a trial was charged, in the mean.
-    """
-    clock = np.sort(wall_clock(trials))[-RECENT:]
-    if len(clock) < 2:
+def rate(study: Standing, trials: Trials) -> float | None:
+    """Units of the budget per second over the last trials; ``None`` until time has passed between two of them."""
+    clock = np.sort(wall_clock(trials[is_finished(trials)]))[-RECENT:]
+    if len(clock) < 2 or clock[-1] <= clock[0]:
         return None
-    elapsed = float(clock[-1] - clock[0])
-    if elapsed <= 0:
+    charge_per_trial = study.budget_spent / study.evaluations
+    return float((len(clock) - 1) * charge_per_trial / (clock[-1] - clock[0]))
+
+
+def rate_text(study: Standing, per_second: float | None) -> str | None:
+    """``8,349 images an hour``; ``None`` until it is known, and for a budget of time."""
+    if per_second is None or study.budget_unit == "seconds":
         return None
-    return (len(clock) - 1) * units / elapsed
+    return f"{3600 * per_second:,.0f} {study.budget_unit} an hour"
+
+
+def seconds_left(study: Standing, per_second: float | None) -> float | None:
+    """The time that a running study still needs at this rate."""
+    if study.progress_state != "running" or not study.budget_total or not per_second:
+        return None
+    return max((study.budget_total - study.budget_spent) / per_second, 0.0)
 
 
 def duration(seconds: float) -> str:
@@ -153,29 +98,6 @@ def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[li
     return header, rows
 
 
-def sorted_studies(studies: Sequence[Standing], order: str) -> list[Standing]:
-    """Studies in another order than that of their creation; those without the value come last.
-
-    Args:
-        studies: in the order in which they were created.
-        order: ``created``, ``name``, ``searched`` and ``held-out`` from the best, or ``evaluations`` and
-            ``seconds`` from the highest.
-    """
-    values: dict[str, Callable[[Standing], Any]] = {
-        "created": lambda _: 0,
-        "name": lambda study: study.study,
-        "searched": lambda study: _or_infinite(study.lowest_loss),
-        "held-out": lambda study: _or_infinite(study.held_out_loss),
-        "evaluations": lambda study: -study.evaluations,
-        "seconds": lambda study: -study.seconds,
-    }
-    return sorted(studies, key=values[order])
-
-
-def _or_infinite(loss: float | None) -> float:
-    return math.inf if loss is None else loss
-
-
 def seconds_outside(study: Standing, trials: Trials) -> Floats:
     """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
@@ -204,6 +126,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     failures = reader.failures(standing)
     specification = attributes.get("specification", {})
     space = specification.get("space", {})
+    options = specification.get("optimizer", {}).get("options", {})
+    defaults = attributes.get("optimizer_defaults", {})  # with which the study began besides
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
@@ -211,7 +135,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         **standing.as_row(),
         "budget": dict(standing.budget),
         "checkpoints": len(standing.steps),
-        "optimizer_options": _optimizer_options(attributes),
+        "optimizer_options": {**defaults, **options},
         "space": {key: value for key, value in space.items() if value is not None},
         "objective": specification.get("objective", {}),
         "start": standing.start,
@@ -248,12 +172,6 @@ def _coefficients(study: Standing, coefficients: Coefficients | None, space: Map
         "coefficients": coefficients.tolist(),
         "layer_groups": layer_groups,
     }
-
-
-def _optimizer_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the study file, and those that the study began with besides."""
-    optimizer = attributes.get("specification", {}).get("optimizer", {})
-    return {**attributes.get("optimizer_defaults", {}), **optimizer.get("options", {})}
 
 
 _ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics", "other": "optimizer and database"}

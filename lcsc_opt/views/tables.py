@@ -94,9 +94,10 @@ def comparison_tables(report: Report | None, metric: str, *, all_metrics: bool =
         metric: what the loss is called.
         all_metrics: not only those that judge the answer, the one that sentences name, precision and recall.
     """
+    if report is None:
+        return []
     tables = []
-    for number_of_part, part in enumerate(() if report is None else report.parts):
-        assert report is not None  # it has parts
+    for number_of_part, part in enumerate(report.parts):
         rows = report.rows(report.answer, part=number_of_part)
         if len(rows) < 2:
             continue

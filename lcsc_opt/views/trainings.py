@@ -26,8 +26,8 @@ ALIVE_SECONDS = 900.0  # after so long without a new line, a training does not c
 
 
 @dataclasses.dataclass(frozen=True)
-class _Line:
-    """One line of a learning curve."""
+class Line:
+    """One line of a learning curve: the mean loss since the line before, and the seconds of training until then."""
 
     step: int
     loss: float
@@ -44,9 +44,7 @@ class TrainingHistory:
         recipe: the recipe's name.
         data: the name of the training images.
         total: how many steps were asked for.
-        steps: the step of each line of the curve.
-        losses: for each line, the mean loss since the line before.
-        seconds: for each line, seconds of training until then.
+        lines: of the curve.
         sheets: the steps that have samples.
         running: whether a line was written lately, and the last step is not reached.
     """
@@ -56,9 +54,7 @@ class TrainingHistory:
     recipe: str
     data: str
     total: int
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
-    seconds: tuple[float, ...]
+    lines: tuple[Line, ...]
     sheets: tuple[int, ...]
     running: bool
 
@@ -79,21 +75,20 @@ class TrainingHistory:
     def headline(self) -> str:
         """The training's progress, in one line."""
         title = f"{self.name}: {self.recipe} on {self.data}"
-        if not self.steps:
+        if not self.lines:
             return f"{title}, {self.total:,} steps; no checkpoint yet"
-        step = self.steps[-1]
-        progress = f"{title}, step {step:,} of {self.total:,}, loss {self.losses[-1]:.4g}"
-        is_finished = step >= self.total
+        last = self.lines[-1]
+        progress = f"{title}, step {last.step:,} of {self.total:,}, loss {last.loss:.4g}"
+        is_finished = last.step >= self.total
         if not is_finished and not self.running:
             return f"{progress}: stopped; --resume continues it"
         if is_finished:
             progress += ": finished"
-        seconds = self.seconds[-1]
-        rate = step / seconds if seconds > 0 else 0.0
-        if rate:
+        if last.step > 0 and last.seconds > 0:
+            rate = last.step / last.seconds
             progress += f", {rate:.3g} steps a second"
             if not is_finished:
-                progress += f", {(self.total - step) / rate:,.0f} s left"
+                progress += f", {(self.total - last.step) / rate:,.0f} s left"
         return progress
 
     def sheet(self, step: int) -> bytes | None:
@@ -106,14 +101,14 @@ class TrainingHistory:
     def figure(self, theme: Theme) -> go.Figure:
         """The loss against the step; logarithmic if all losses are above zero."""
         curve = go.Scatter(
-            x=list(self.steps),
-            y=list(self.losses),
+            x=[line.step for line in self.lines],
+            y=[line.loss for line in self.lines],
             mode="lines",
             name=self.recipe,
             line={"color": BLUE, "width": 1.5},
             hovertemplate="step %{x:,}<br>loss %{y:.4g}<extra></extra>",
         )
-        is_positive = all(loss > 0 for loss in self.losses)
+        is_positive = all(line.loss > 0 for line in self.lines)
         panel = Panel([curve], y=Axis("mean loss since the checkpoint before", logarithmic=is_positive))
         x = Axis("training step", options={"range": [0, self.total]})
         return draw([panel], x=x, theme=theme, view=self.name)
@@ -132,21 +127,19 @@ def _read(folder: Path, curve: Path, changed: float) -> TrainingHistory:
         recipe=str(description["recipe"]),
         data=str(description["data"]),
         total=total,
-        steps=tuple(line.step for line in lines),
-        losses=tuple(line.loss for line in lines),
-        seconds=tuple(line.seconds for line in lines),
+        lines=tuple(lines),
         sheets=tuple(sorted(_sheets(place))),
         running=time.time() - changed < ALIVE_SECONDS and not is_finished,
     )
 
 
-def _lines(curve: Path) -> list[_Line]:
+def _lines(curve: Path) -> list[Line]:
     """The valid lines of a curve; the last one may be half-written."""
     lines = []
     for text in curve.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
             content = json.loads(text)
-            line = _Line(int(content["step"]), float(content["loss"]), float(content["seconds"]))
+            line = Line(int(content["step"]), float(content["loss"]), float(content["seconds"]))
             if math.isfinite(line.loss) and math.isfinite(line.seconds):
                 lines.append(line)
     return lines

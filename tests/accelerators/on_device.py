@@ -115,7 +115,6 @@ def test_merges_are_those_of_the_cpu(trajectory: Trajectory, how: Any) -> None:
     gradients = {name: torch.ones(state_dict(1)[name].shape) for name in COMBINED}
     there = {name: tensor.to(DEVICE) for name, tensor in gradients.items()}
     np.testing.assert_allclose(placed.project(there), trajectory.project(gradients), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(placed.gram(), trajectory.gram(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("how", ["resident", "streamed"])

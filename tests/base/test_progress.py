@@ -103,7 +103,7 @@ gc.freeze()  # no fork collects what was imported
 def script():
     import lcsc_opt
     from lcsc_opt.base import progress
-    from lcsc_opt.study import api
+    from lcsc_opt.experiment import api
 
     progress.notice("before")
     api.run_studies = lambda *_, **__: progress.notice("a notice")

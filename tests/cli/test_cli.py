@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,12 +12,15 @@ import optuna
 import pytest
 import torch
 import yaml
-from lcsc_opt.experiment.api import load_study
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.experiment.api import load_study
+from lcsc_opt.exports.images import attach_images
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 
@@ -87,12 +91,15 @@ def stored(name: str, storage: str = "sqlite:///studies.db") -> optuna.Study:
 def test_run_compare_and_export_end_to_end(ran: Path, typed: Typed) -> None:
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC"]) == 0
     names = optuna.get_all_study_names("sqlite:///studies.db")
-    assert sorted(names) == ["tiny/CMA/0", "tiny/EMAGrid/0", "tiny/LCSC/0", "tiny/LCSC/1"]
+    assert sorted(names) == ["tiny", "tiny/CMA/0", "tiny/EMAGrid/0", "tiny/LCSC/0", "tiny/LCSC/1"]
 
-    rows = typed.json("compare", "tiny")
+    *rows, answer = typed.json("compare", "tiny")
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
-    keys |= {"maximized", "sampler"}
-    assert all(set(row) == {*keys, "held_out_rows", "held_out_images", "warnings"} for row in rows)
+    keys |= {"maximized", "sampler", "held_out_rows", "held_out_images"}
+    assert all(set(row) == keys for row in rows)
+    assert set(answer) == {*keys, "model", "warnings"}
+    assert (answer["study"], answer["optimizer"]) == ("tiny", "answer")
+    assert answer["held_out"] == min(row["held_out"] for row in rows)
     assert {row["state"] for row in rows} == {"finished"}
     by_name = {row["study"]: row for row in rows}
     assert by_name["tiny/CMA/0"]["evaluations"] == 15
@@ -120,7 +127,7 @@ def test_a_finished_experiment_run_again_does_nothing(ran: Path, typed: Typed) -
     assert "finished already" in typed(*command).err
     assert Path("studies.db").read_bytes() == before
     write_study(ran, optimizers=[{"LCSC": {"mutation": 0.5}}])
-    assert "specification.optimizer.options.mutation was 0.02, is now 0.5" in typed.refused(*command)
+    assert "optimizer.options.mutation was 0.02, is now 0.5" in typed.refused(*command)
     assert Path("studies.db").read_bytes() == before
 
 
@@ -163,9 +170,7 @@ def test_a_search_starts_at_the_best_coefficients_of_a_stored_study(ran: Path, t
         assert first.user_attrs["coefficients"] == best.user_attrs["coefficients"]
         assert typed.json("show", f"{name}/EMAGrid/0")["start"] is None
         said = typed("run", source, f"name={name}", "start=tiny/CMA/0", "--optimizer", "LCSC", "--seed", "1", status=2)
-        assert (
-            f'not be comparable with those of {name}/LCSC/0: start was "tiny/LCSC/0", is now "tiny/CMA/0"' in said.err
-        )
+        assert f'differs from the stored {name}/LCSC/0: start was "tiny/LCSC/0", is now "tiny/CMA/0"' in said.err
     command = ["run", "tiny.yaml", "name=other", "start=tiny/LCSC/9", "--optimizer", "LCSC", "--seed", "0"]
     assert "tiny/LCSC/9: no such study" in typed(*command, "--dry-run", status=2).err
     assert "tiny/LCSC/9: no such study" in typed(*command, status=2).err
@@ -186,18 +191,21 @@ def test_studies_are_listed_and_shown(ran: Path, typed: Typed) -> None:
 
 
 def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_one(ran: Path, typed: Typed) -> None:
-    report = typed.json("evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep")
-    assert report["found"]["images"] == 0  # a function samples no images
-    assert len([name for name in report["selection"] if name.startswith("trial")]) == 4
-    assert stored("tiny/LCSC/0").user_attrs["held_out"] == report
+    before = stored("tiny").user_attrs["report"]
+    said = typed("evaluate", "tiny", "--top", "9")
+    assert [text in said.out for text in ("held out", "images", "noise")] == [True, False, False]
+    assert "tiny: this is a preview; --keep stores it in place of the report" in said.err
+    assert stored("tiny").user_attrs["report"] == before
+    report = typed.json("evaluate", "tiny", "--images", "20", "--top", "9", "--keep")
+    assert stored("tiny").user_attrs["report"] == report
+    assert [part["models"][0]["images"] for part in report["parts"]] == [0], "a function samples no images"
+    assert len([name for name in report["selection"] if name.startswith("LCSC, trial")]) == 3
     study = load_study("tiny/CMA/0")
     assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
     assert study.trials[[row["loss"] for row in study.trials].index(study.searched)]["coefficients"] == pytest.approx(
         study.coefficients.tolist()
     )
-    printed = typed("evaluate", "tiny/CMA/0").out
-    assert [text in printed for text in ("held out", "images", "noise")] == [True, False, False]
-    assert "a held-out function has one" in typed("evaluate", "tiny/CMA/0", "--groups", "2", status=1).err
+    assert "a held-out function has one" in typed("evaluate", "tiny", "--groups", "2", status=1).err
     said = typed.refused("export", "tiny/EMAGrid/0", "-o", "x.safetensors")  # it has no model
     assert 'lcsc_opt.Trajectory.open(PATH).merge(lcsc_opt.load_study("tiny/EMAGrid/0").coefficients)' in said
     assert not Path("x.safetensors").exists()
@@ -211,7 +219,7 @@ def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None
     (tiny.parent / "my_losses.py").unlink()
     typed(*command)  # finished: it is not even loaded
     (tiny.parent / "my_losses.py").write_text(MODULE)
-    assert "no held_out function was given" in typed.refused("evaluate", "tiny/CMA/0")
+    assert "no held_out function was given" in typed.refused("evaluate", "tiny")
 
 
 def of(callable_: str, **changes: object) -> dict[str, object]:
@@ -267,13 +275,20 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert len(study.trials) == 4  # 260 images, 65 each
     assert study.best_trial.user_attrs["cost"]["images"] == 65
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
-    chosen = study.trials[study.user_attrs["held_out"]["found"]["model"]["trial"]]
-    artifacts = optuna.artifacts.get_all_artifact_meta(study, storage=study._storage)
+    chosen = study.trials[typed.json("show", "small/LCSC/0")["chosen_trial"]]
+    experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), "small")
+    report = experiment.report
+    assert report is not None
+    assert not report.is_found
+    assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
+    report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
+    attach_images(experiment, load_study("small/LCSC/0").objective, report)
+    artifacts = optuna.artifacts.get_all_artifact_meta(stored("small"), storage=study._storage)
     assert sorted(meta.filename for meta in artifacts) == [
-        "images_1_EMA.png",
-        "images_2_LCSC.png",
-        "samples_1_EMA.png",
-        "samples_2_LCSC.png",
+        "images_1_before.png",
+        "images_2_answer.png",
+        "samples_1_before.png",
+        "samples_2_answer.png",
         "samples_3_real.png",
     ]
 

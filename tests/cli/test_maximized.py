@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import as_known, sign_of
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.landscape import Landscape
-from lcsc_opt.views.ranking import headline, ranking
+from lcsc_opt.views.ranking import ANSWER, ranking
 
 MODULE = """
 import torch
@@ -62,7 +64,6 @@ COMMANDS = [
     ["list"],
     ["show", "up/LCSC/0"],
     ["export", "up/LCSC/0", "-o", "answer.safetensors"],
-    ["evaluate", "up/LCSC/0"],
 ]
 
 
@@ -82,6 +83,10 @@ def test_every_command_shows_the_score(database: HistoryReader, capfd: pytest.Ca
         text = printed.out + printed.err
         assert f"{best:.4g}" in text, command
         assert f"-{best:.4g}" not in text, command
+    for command in (["evaluate", "up"], ["export", "up", "-o", "of_all.safetensors"]):
+        assert lcsc(command) == 0
+        printed = capfd.readouterr()
+        assert not re.search(r"[^+]-0\.", printed.out + printed.err), command
 
 
 def test_a_comparison_shows_the_score(database: HistoryReader, capfd: pytest.CaptureFixture[str]) -> None:
@@ -100,16 +105,16 @@ def test_programs_get_the_score_and_are_told_so(database: HistoryReader, capfd: 
         assert lcsc([*command, "--format", "json"]) == 0
         for row in json.loads(capfd.readouterr().out):
             assert row["maximized"] is True
-            assert min(row["searched"], row["held_out"]) > 0
+            assert row["held_out"] > 0
+            assert row["searched"] is None or row["searched"] > 0
             score, *others = row["held_out_rows"]
             assert (score["metric"], score["sign"], others) == ("accuracy", -1, [])
             assert score["value"] == pytest.approx(row["held_out"])
-    for command in (["show", "up/LCSC/0"], ["evaluate", "up/LCSC/0"]):
-        capfd.readouterr()
-        assert lcsc([*command, "--format", "json"]) == 0
-        shown = json.loads(capfd.readouterr().out)
-        report = shown.get("held_out_report", shown)
-        assert min(report["selection"].values()) > 0
+    capfd.readouterr()
+    assert lcsc(["show", "up/LCSC/0", "--format", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["held_out"] > 0
+    assert lcsc(["evaluate", "up", "--format", "json"]) == 0
+    assert min(json.loads(capfd.readouterr().out)["selection"].values()) > 0
 
 
 def test_python_and_callbacks_get_the_score(database: HistoryReader) -> None:
@@ -140,31 +145,34 @@ def test_a_landscape_shows_the_score(database: HistoryReader) -> None:
     assert lcsc(["run", "up.yaml", "optimizers=[{Landscape: {size: 5, corners: [1, 3, 6]}}]"]) == 0
     landscape = Landscape.read(database, "up/Landscape/0")
     assert np.nanmin(landscape.values) > 0
-    assert landscape.best is not None
-    assert (landscape.best.name, landscape.best.loss) == ("highest on the plane", np.nanmax(landscape.values))
-    texts = [text for row in landscape.figure().data[0].text for text in row]
-    assert max(texts) == f"{landscape.best.loss:.4g}"
+    highest = f"{np.nanmax(landscape.values):.4g}"
+    assert f"highest {landscape.study.metric} {highest}" in landscape.headline
+    texts = [text for row in landscape.figure(database).data[0].text for text in row]
+    assert max(texts) == highest
 
 
 def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
     studies = database.read("up")
     rows = ranking(studies)
+    assert rows[0].optimizer == ANSWER
     assert rows == sorted(rows, key=lambda row: -row.held_out.mean if row.held_out else 0.0), "the highest is first"
     assert LAST_CHECKPOINT in [row.optimizer for row in rows]
-    rows = [row for row in rows if row.optimizer != LAST_CHECKPOINT]
+    rows = [row for row in rows if row.optimizer not in (ANSWER, LAST_CHECKPOINT)]
     for row in rows:
         assert row.searched is not None
         assert row.searched.mean > 0
     study = next(study for study in studies if study.optimizer == rows[0].optimizer)
     assert study.held_out_loss is not None
     assert study.reported == -study.held_out_loss
-    assert headline(rows, study.metric).startswith(f"Best held-out score: {study.label} with {study.reported:.4g}")
+    assert first_line(studies) == (
+        f"The answer is {study.label}, with accuracy {study.reported:.4g}: nothing certainly better was found."
+    )
     for trace in comparison_figure(studies).data:
         assert min(trace.y) > 0
 
 
 def test_a_loss_keeps_its_sign() -> None:
-    for attributes in ({}, {"fingerprint": {}}, {"fingerprint": {"objective": {"maximize": False}}}):
+    for attributes in ({}, {"maximize": False}):
         assert as_known(-0.5, sign_of(attributes)) == -0.5
-    assert as_known(-0.5, sign_of({"fingerprint": {"objective": {"maximize": True}}})) == 0.5
+    assert as_known(-0.5, sign_of({"maximize": True})) == 0.5
     assert as_known(None, -1) is None

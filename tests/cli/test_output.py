@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.cli.output import print_json, print_report, print_table
-from lcsc_opt.database.report import HeldOutReport, MetricRow
-from tests.history_examples import measured
+from lcsc_opt.database.measurement import Measurement, Model
+from tests.history_examples import report_of
 
 NAMES = ("study", "state", "evaluations", "searched", "images", "optimizer options")
 CELLS = ("mine/LCSCQuadratic/0", "unfinished", "27/40", "1.713 ± 0.012", "120,000", "two words")
@@ -118,20 +119,17 @@ def test_a_report_fits_the_terminal(
     terminal: Terminal, capsys: pytest.CaptureFixture[str], width: int, dropped: str
 ) -> None:
     """The answer and the gain stay where there is no room for the baseline's interval."""
-    numbers = {
-        "fid@cross_check": (1, 8.45, 51.29, 42.8),
-        "precision": (-1, 0.3235, 0.313, 0.0105),
-    }
-    rows = []
-    for metric, (sign, value, baseline, gain) in numbers.items():
-        row = MetricRow(metric, sign, value, against="EMA*", baseline=baseline, gain=gain)
-        row = dataclasses.replace(row, interval=(0.2961, 0.3512), baseline_interval=(48.77, 53.81))
-        rows.append(dataclasses.replace(row, gain_interval=(-0.03, 0.051)))
+    models = []
+    for name, fid, precision in (("LCSC, trial 3", 8.45, 0.3235), ("EMA*", 51.29, 0.313)):
+        values = {"loss": (fid,), "fid@cross_check": (fid,), "precision": (precision,)}
+        without = {metric: ((value, 1.05 * value) * 5,) for metric, (value,) in values.items()}
+        models.append(Measurement(Model(name, np.ones(1), trial=3), 0, (0,), values, without))
+    signs = {"fid@cross_check": 1, "precision": -1}
     written = terminal(width)
-    print_report(HeldOutReport(measured(8.633), rows=tuple(rows)))
+    print_report(report_of({"digits/LCSC/0": models[0]}, models[1], metrics=ReportedMetrics(signs=signs)))
     assert longest(written.getvalue()) <= width
-    assert "8.45 [0.2961, 0.3512]" in written.getvalue()
-    assert ("+0.0105 [-0.03, +0.051]" in written.getvalue()) == (width >= 80)
-    assert {"8.45", "[0.2961,", "0.3512]", "+42.8"} <= set(written.getvalue().split())
+    assert "8.45 [7.016, 9.884]" in written.getvalue()
+    assert ("+42.8 [+35.6, +50.1]" in written.getvalue()) == (width >= 80)
+    assert {"8.45", "[7.016,", "9.884]", "+42.8", "+0.0105"} <= set(written.getvalue().split())
     said = capsys.readouterr().err
     assert said.partition("; ")[0].partition(": ")[2] == dropped

@@ -39,7 +39,7 @@ RUN_IT = [
     ["run", "own.yaml", "--dry-run"],
     ["run", "own.yaml", "--budget", "4"],
     ["run", "own/LCSC/0", "--budget", "5"],
-    ["evaluate", "own/LCSC/0", "--top", "1"],
+    ["evaluate", "own", "--top", "1"],
     ["run", "own/LCSC/0", "name=more", "start=own/LCSC/0", "--budget", "4"],
 ]
 READ_ONLY = [
@@ -48,6 +48,7 @@ READ_ONLY = [
     ["compare", "own"],
     ["report", "own", "-o", "report.html"],
     ["export", "own/LCSC/0", "-o", "best.safetensors"],
+    ["export", "own", "-o", "answer.safetensors"],
     ["apply", "best.safetensors", "model10.pt", "model20.pt", "model30.pt", "-o", "same.safetensors"],
     ["init", "score", "model*.pt", "model=own_program:score", "score=own_program:score"],
     ["trajectory", "pack", "model10.pt", "model20.pt", "-o", "packed.trajectory"],

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optuna
 import pytest
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, Noise
-from lcsc_opt.database.history import Standing, best_ema
+from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
 from lcsc_opt.views.ranking import ranking
-from tests.history_examples import history
-from tests.study_examples import STEPS, add_result, coefficients, write_study
+from tests.history_examples import history, measured, report_of
+from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_study
 
 
 def read(study: StoredStudy) -> Standing:
@@ -31,7 +33,7 @@ def test_a_finished_study(storage: RDBStorage) -> None:
     reader = HistoryReader(storage)
     found = reader.read_study(study.name)
     assert (found.study, found.optimizer, found.seed, found.state) == ("digits/LCSC/3", "LCSC", 3, "finished")
-    assert (found.searched, found.held_out, found.chosen) == (1.0, None, 4)
+    assert (found.searched, found.found, found.chosen) == (1.0, None, 4)
     assert (found.evaluations, found.summary.failed, found.images, found.seconds) == (6, 1, 50, 3.0)
     assert (found.steps, found.budget) == (STEPS, {"evaluations": 9})
     assert (answer := reader.answer(found)) is not None
@@ -62,7 +64,7 @@ def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str)
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
     study = write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)
     assert read(study).metric == name
-    study.set_attribute("yardsticks", {"100 search 0": {"metrics": {}, "kept": "precision"}})
+    write_experiment(storage, "digits").keep_yardstick("100 search 0", {"metrics": {}, "kept": "precision"})
     found = read(study)
     assert (found.metric, found.keeps) == ("loss", True), "it may have a penalty"
 
@@ -122,13 +124,14 @@ def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:
 # an experiment
 
 
-def test_the_best_ema_is_the_finished_grid_with_the_lowest_held_out_loss() -> None:
-    grids = ((1.0, 3.0), (2.0, 2.5), (0.5, None), (0.7, None))
-    one, two, three, four = (history([loss], optimizer="EMAGrid", held_out=held_out) for loss, held_out in grids)
-    power = history([0.1], optimizer="Grid", held_out=0.1)
-    stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
-    empty = history([None], optimizer="EMAGrid")
-    assert best_ema([power, empty, stopped, one, two, three]) is two
-    assert best_ema([four, one]) is one
-    assert best_ema([four, three]) is three
-    assert best_ema([power, empty, stopped]) is None
+def test_ema_star_is_of_the_reports_grid_else_of_the_finished_one_with_the_lowest_searched_loss() -> None:
+    one, two = (history([loss], optimizer="EMAGrid", seed=seed) for seed, loss in enumerate((1.0, 0.5)))
+    others = [
+        history([0.1], optimizer="Grid"),
+        history([0.2], optimizer="EMAGrid", ended=False),  # its best may be to come
+        history([None], optimizer="EMAGrid"),
+    ]
+    assert ema_grid([*others, one, two]) is two
+    assert ema_grid(others) is None
+    reported = dataclasses.replace(one, report=report_of({one.study: measured(3.0)}))
+    assert ema_grid([*others, two, reported]) is reported

@@ -18,10 +18,9 @@ from lcsc_opt.coefficients.profiles import (
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.report import HeldOutReport
 from lcsc_opt.database.store import StoredStudy
-from tests.history_examples import measured, reported
-from tests.study_examples import STEPS, add_result, coefficients, write_study
+from tests.history_examples import measured, report_of, reported
+from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_report, write_study
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
 
@@ -79,12 +78,12 @@ def test_a_refresh_changes_what_has_changed(any_storage: RDBStorage) -> None:
     assert trials["loss"].tolist()[:3] == [4.0, 2.0, 1.0]
     assert (second[1].searched, second[1].metric) == (1.0, "FID")
     study.set_attribute("search_ended", {"evaluations": 4})
-    study.set_attribute("held_out", HeldOutReport(measured(2.5, trial=1, images=7)).to_json())
+    write_report(any_storage, report_of({"digits/LCSC/1": measured(2.5, trial=1, images=7)}))
     third = reader.read("digits")[1]
     assert third.revision > second[1].revision
     assert (third.ended, third.chosen) == (True, 1)
-    assert third.held_out is not None
-    assert (third.held_out.loss, third.held_out.sample) == (2.5, (7, (0,)))
+    assert third.found is not None
+    assert (third.found.loss, third.found.images, third.found.seeds) == (2.5, 7, (0,))
 
 
 def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) -> None:
@@ -127,14 +126,15 @@ def test_a_study_that_was_deleted_and_made_again_is_read_anew(
 
 @pytest.mark.parametrize(("grid", "label"), [("EMAGrid", "EMA*"), ("Grid", "best of the grid")])
 def test_a_baseline_says_which_average_is_its_answer(storage: RDBStorage, grid: str, label: str) -> None:
-    study = StoredStudy.open_or_create(storage, f"digits/{grid}/0", {"steps": STEPS})
+    write_experiment(storage, "digits")
+    study = StoredStudy.open_or_create(storage, f"digits/{grid}/0", {})
     reader, found = HistoryReader(storage), []
     for number, asked in enumerate([ema_coefficients(STEPS, 0.99), *plain_averages(STEPS)[-2:]]):
         key = study.add_candidate(Candidate(asked))
         study.finish(key, Evaluation(3.0 - number, {}, COST))
         found.append(reader.read_study(study.name).label)
     assert found == [f"{label} ({name})" for name in ("EMA 0.99", "last checkpoint", "average of all 3")]
-    study.set_attribute("held_out", reported(2.5, trial=1).to_json())
+    write_report(storage, reported(2.5, trial=1, study=study.name))
     assert reader.read_study(study.name).label == f"{label} (last checkpoint)"
 
 

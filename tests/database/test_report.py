@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import HELD_OUT, Evaluation
-from lcsc_opt.database.report import HeldOutReport, Measurement, MetricRow, Model, sample_key
+from lcsc_opt.base.records import HELD_OUT, Evaluation, ReportedMetrics
+from lcsc_opt.base.study_spec import HeldOutSpec
+from lcsc_opt.database.measurement import Measurement, Model, sample_key
+from lcsc_opt.database.report import Report, ReportPlan
+from tests.history_examples import measured, report_of
 
 
 def model(**fields: Any) -> Model:
@@ -36,22 +39,56 @@ def test_the_standard_error_of_a_loss_is_that_of_the_metric_which_it_is_up_to_th
 
 def test_what_is_stored_is_read_again() -> None:
     found = Measurement.joined([evaluated(2.5, near=3.05), evaluated(2.625, seed=1, near=3.1)])
-    own = Measurement(model(study="digits/EMAGrid/0", trial=3, label="EMA* (0.9)"), 50, (0,), {"loss": (2.5625,)})
-    made = HeldOutReport(
-        found,
-        baselines=(own, found),
-        rows=(MetricRow("loss", 1, 2.5625, against="EMA*", baseline=2.5625, gain=0.0, gain_interval=(-0.5, 0.5)),),
-        selection={"trial 4": 2.4, "trial 1": 2.3},
-        answer=found,
-        had=own,
-        warning="it lost",
-        also=HeldOutReport(own),
+    own = Measurement(model(study="digits/EMAGrid/0", trial=3, label="EMA 0.9"), 50, (0,), {"loss": (2.5625,)})
+    made = report_of(
+        {"digits/LCSC/0": found, "digits/EMAGrid/0": own},
+        selection={"EMA*": 2.4, "LCSC, trial 0": 2.3},
+        sampler="DDIM",
+        metrics=ReportedMetrics(
+            signs={"near": 1}, cross_check="near", cross_check_text="near, elsewhere", real_halves={"near": 2.0}
+        ),
+        sign=-1,
+        warnings=("it lost",),
     )
-    read = HeldOutReport.from_json(json.loads(json.dumps(made.to_json())))
+    read = Report.from_json(json.loads(json.dumps(made.to_json())))
     assert read == made
-    assert read is not None
-    np.testing.assert_array_equal(read.found.model.coefficients, found.model.coefficients)
-    assert HeldOutReport.from_json(None) is None
+    np.testing.assert_array_equal(read.of_answer.model.coefficients, found.model.coefficients)
+    assert Report.from_json(None) is None
+
+
+def test_the_best_that_the_user_had_is_that_of_the_metric_which_a_sentence_names() -> None:
+    had = [measured(3.0, name="EMA*", fid=30.0, hits=0.5), measured(2.0, name="last checkpoint", fid=40.0, hits=0.75)]
+    report = report_of(
+        {"digits/LCSC/0": measured(1.0, fid=20.0, hits=0.25)},
+        *had,
+        metrics=ReportedMetrics(signs={"fid": 1, "hits": -1}),
+    )
+    assert (report.answer, report.is_found, report.headline_metric) == ("LCSC, trial 0", True, "fid")
+    best = {metric: report.best_had(metric) for metric in ("fid", "loss", "hits", "kid")}
+    names = {metric: model and model.model.name for metric, model in best.items()}
+    assert names == {"fid": "EMA*", "loss": "last checkpoint", "hits": "last checkpoint", "kid": None}
+    assert [row.metric for row in report.costs(report.answer, "EMA*")] == ["hits"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "is_met"),
+    [
+        (ReportPlan(50, 20), True),
+        (ReportPlan(60, 20), False),
+        (ReportPlan(50, 3), False),
+        (ReportPlan(50, 20, (0, 1)), False),
+    ],
+)
+def test_a_plan_is_met_by_a_report_of_the_same_size(plan: ReportPlan, is_met: bool) -> None:
+    assert plan.is_met(report_of({"digits/LCSC/0": measured(1.0, images=50)})) is is_met
+
+
+def test_a_larger_report_with_other_noise_is_kept_by_the_plan_of_a_study_file() -> None:
+    report = report_of({"digits/LCSC/0": measured(1.0, images=50, seeds=(0, 1))})
+    of_file = HeldOutSpec(images=20, top=3)
+    assert ReportPlan.of(of_file, None, own_images=None, samples=True) == ReportPlan(20, 3)
+    assert ReportPlan.of(of_file, report, own_images=None, samples=True) == ReportPlan(50, 3, (0, 1))
+    assert ReportPlan.of(of_file, None, own_images=None, samples=False) == ReportPlan(0, 3)
 
 
 def test_a_measurement_is_stored_without_its_model() -> None:

@@ -25,7 +25,9 @@ def test_a_newer_version_is_one_sentence(workplace: object, typed: Typed) -> Non
     study = write_study(optuna_storage, NAME, [4.0])
     study.set_attribute("created_by", "lcsc_opt 9.1.0")
     study.set_attribute("schema", SCHEMA + 1)
-    with pytest.raises(StudyStoreError, match="upgrade lcsc_opt"):
+    with pytest.raises(
+        StudyStoreError, match=f"in schema {SCHEMA + 1}, and lcsc_opt .* reads schema {SCHEMA}; use that version"
+    ):
         StoredStudy.open(optuna_storage, NAME)
     for command in (["list"], ["show", NAME], ["run", NAME], ["run", "digits", "--optimizer", "LCSC"]):
         said = typed.refused(*command)

@@ -18,7 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.experiment.running import searches_of
 from lcsc_opt.study.planning import parallelism, usable_budget, why_incomplete
@@ -129,9 +129,9 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
         assert other.value == pytest.approx(one.value, rel=1e-9)
     workers = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
     assert len(workers) == 1  # the same three for every candidate
-    report = HeldOutReport.from_json(spread.attributes["held_out"])
-    assert report is not None
-    assert set(report.found.metrics.values()) == set(next(iter(workers)))  # the same three have reported
+    found = HistoryReader(spread.storage).read_study(spread.name).found
+    assert found is not None
+    assert set(found.metrics.values()) == set(next(iter(workers)))  # the same three have reported
 
 
 def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
     began = begun_with(f"e/{optimizer}/0")
     file = study_file(folder, **study, workers=continued_on, budget={"evaluations": 14})
     said = typed("run", file).err
-    assert f"workers was {begun_on}, is now {continued_on} (candidates are still asked {began[0]} at" in said
+    assert f"continues with other workers; candidates are still asked {began[0]} at a time" in said
     assert begun_with(f"e/{optimizer}/0") == began
     found, expected = asked(f"e/{optimizer}/0"), asked(f"whole/{optimizer}/0")
     assert len(found) == 14

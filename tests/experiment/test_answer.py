@@ -151,7 +151,7 @@ def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any,
     assert loss_of(answer) <= 1.01 * min(loss_of(trained()[400]), loss_of(overfitted.studies[0].merge()))
     sentence = repr(overfitted).splitlines()[0]
     assert sentence.startswith("The answer is EMA* (average of the last ")
-    assert sentence.endswith("nothing certainly better was found.")
+    assert "nothing certainly better was found" in sentence
     assert sentence.split(",")[0] in typed("compare", "few").err
     said = typed("export", "few", "-o", "answer.safetensors")
     assert "answer.safetensors: EMA*" in said.err

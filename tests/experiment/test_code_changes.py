@@ -100,6 +100,20 @@ def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Type
     assert all(now[name] == 32 * before[name] for name in before.keys() & now.keys())
 
 
+def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed) -> None:
+    study = STUDY.replace('held_out: "edited_loss:lose"', 'held_out: "edited_extractor:test"')
+    Path("edited.yaml").write_text(f"{study}held_out: {{images: 20}}\n")
+    test = "def test(coefficients):\n    return FACTOR * float((coefficients ** 2).sum())\n"
+    answers = []
+    for factor in (1, 1, 4):
+        write("edited_extractor", test.replace("FACTOR", str(factor)))
+        answers.append(typed("run", "edited.yaml", "name=reported").err.splitlines()[-2])
+    assert answers[0] == answers[1] != answers[2]
+    report = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "reported").report
+    assert report is not None
+    assert f"with loss {report.of_answer.loss:.4g}" in answers[2]
+
+
 @pytest.mark.parametrize("command", [["run", "edited.yaml"], ["run", "edited.yaml", "seeds=[1]"]])
 def test_what_finished_with_other_code_is_not_returned_and_no_seed_is_added(
     place: Path, typed: Typed, command: list[str]

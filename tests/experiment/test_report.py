@@ -290,9 +290,7 @@ def test_the_last_checkpoint_is_scored_first_and_printed(
     """As the report will score it, or as the search does where there will be none."""
     experiment, objective = stored(storage), Measured()
     for _ in range(2):
-        measurer = Measurer(
-            experiment, objective, evaluating(objective), lambda _: None, lambda **_: None, images=images or 0
-        )
+        measurer = Measurer(experiment, objective, evaluating(objective), lambda _: None, images=images or 0)
         score_as_trained(experiment, objective, measurer, images)
         on_what = "search noise" if images is None else "held-out noise on 20 items"
         expected = f"lcsc: small: last checkpoint, step 300, {on_what}: fid 0.625, kid 0.3125; compare this with"

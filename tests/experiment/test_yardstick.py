@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 import lcsc_opt
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.coefficients.profiles import plain_averages, power_ema_coefficients
 from lcsc_opt.database.connection import open_storage
@@ -210,6 +211,23 @@ def test_a_search_is_continued_with_what_the_experiment_has_stored() -> None:
     run(specification(), budget=TRIALS * IMAGES)
     assert yardstick() == before
     assert sampled_images() == sampled + 2 * IMAGES
+
+
+def test_it_stays_while_losses_are_relative_to_it_though_what_was_measured_is_forgotten(folder: Path) -> None:
+    content = specification(held_out={"images": 70, "top": 1})
+    run(content)
+    before = yardstick()
+    held_out = {name: stored for name, stored in experiment().attributes.items() if "held-out" in name}
+    write_parts(folder, "SystemExit")
+    sys.modules.pop("counting_parts", None)
+    importlib.invalidate_caches()
+    with pytest.raises(StudyStoreError, match="counting_parts changed"):
+        run(content)
+    sampled = sampled_images()
+    run(content, budget=(TRIALS + 1) * IMAGES, accept_changes=True)
+    assert yardstick() == before
+    assert sampled_images() > sampled + IMAGES + 2 * 70, "what reports measure is measured again"
+    assert {name: experiment().attributes[name] for name in held_out} == held_out, "and found to be the same"
 
 
 def test_an_average_that_cannot_be_scored_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import resource
@@ -21,13 +22,17 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport
+from lcsc_opt.database.measurement import Model
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment.answer import on_the_way
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Content, Destination
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
-from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
+from tests.history_examples import measured, report_of
+from tests.model_studies import EMA_STUDY, STEPS, STUDY, state_dict, write_model_study
+from tests.study_examples import write_report
 
 STORAGE = "sqlite:///studies.db"
 
@@ -64,18 +69,19 @@ def assert_same_weights(left: str, right: str) -> None:
     torch.testing.assert_close(load_file(left), load_file(right))
 
 
-def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
-    assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
+def test_a_studys_best_is_exported_with_its_recipe_and_a_better_answer_is_named(finished: Path, typed: Typed) -> None:
+    said = typed("export", STUDY, "-o", "best.safetensors").err
+    assert f"{STUDY} is worse than EMA*, or not certainly better; lcsc export small writes the best known model" in said
+    found = HistoryReader(open_storage(f"sqlite:///{finished / 'studies.db'}", write=False)).read_study(STUDY).found
+    assert found is not None
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
-    chosen = study.trials[study.user_attrs["held_out"]["found"]["model"]["trial"]]
+    chosen = study.trials[found.model.trial or 0]
     recipe = recipe_in("best.safetensors")
     trajectory = Trajectory.open(finished / "run.trajectory")
     assert recipe["coefficients"] == coefficients_of(chosen).tolist()
     assert (recipe["study"], recipe["trial"], recipe["loss"]) == (STUDY, chosen.number, chosen.value)
     assert recipe["metrics"] == chosen.user_attrs["metrics"]
-    report = HeldOutReport.from_json(study.user_attrs["held_out"])
-    assert report is not None
-    assert recipe["held_out"] == {**report.found.means(1), "sampler": None}
+    assert recipe["held_out"] == {**found.means(1), "sampler": None}
     assert recipe["steps"] == list(STEPS)
     assert recipe["checkpoint_sha256"] == list(trajectory.checkpoint_sha256)
     assert recipe["trajectory_sha256"] == trajectory.sha256
@@ -85,6 +91,61 @@ def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
     merged = trajectory.merge(recipe["coefficients"])
     torch.testing.assert_close(load_file("best.safetensors"), merged)
     assert not list(Path().glob(".*"))  # nothing half-written is left
+
+
+def test_the_answer_of_an_experiment_is_exported_also_if_it_was_there_before(finished: Path, typed: Typed) -> None:
+    said = typed("export", "small", "-o", "answer.safetensors").err
+    assert "answer.safetensors: EMA* (average of all 5) of small, searched " in said
+    assert "lcsc: small: no search got below EMA*" in said, "the report's warnings"
+    recipe = recipe_in("answer.safetensors")
+    study = optuna.load_study(study_name=EMA_STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
+    chosen = study.trials[recipe["trial"]]
+    assert (recipe["study"], recipe["loss"], recipe["metrics"]) == (
+        EMA_STUDY,
+        chosen.value,
+        chosen.user_attrs["metrics"],
+    )
+    assert recipe["coefficients"] == coefficients_of(chosen).tolist() == [0.2] * 5
+    assert set(recipe["held_out"]["metrics"]) == {"fid", "kid"}
+    typed("export", EMA_STUDY, "-o", "grid.safetensors")
+    assert recipe_in("grid.safetensors") == recipe
+    assert "--trial belongs to a study" in typed.refused("export", "small", "--trial", "3", "-o", "best.safetensors")
+    assert "bigger: no such experiment; the database holds: small" in typed.refused("export", "bigger", "-o", "a.json")
+
+
+def test_without_a_report_the_best_searched_trial_of_all_is_exported(workplace: Path, typed: Typed) -> None:
+    typed("run", str(write_model_study(workplace, budget={"evaluations": 3})))
+    assert "average of all 5" not in typed("export", "small", "-o", "answer.json").err
+    recipe = Recipe.read(Path("answer.json"))
+    assert (recipe.study, recipe.held_out) == (EMA_STUDY, None)
+
+
+def test_an_answer_between_two_models_is_exported_and_made_again_from_its_recipe(workplace: Path, typed: Typed) -> None:
+    typed("run", str(write_model_study(workplace, space={"rows": "layers"}, budget={"evaluations": 12})))
+    storage = open_storage(STORAGE, write=True)
+    reader = HistoryReader(storage)
+    grid, search = reader.read("small")
+    averaged, found = reader.answer(grid), reader.answer(search)
+    assert averaged is not None
+    assert found is not None
+    ema = Model("EMA*", averaged, study=EMA_STUDY)
+    half = on_the_way(ema, Model("LCSC, trial 3", found, study=STUDY))[1]
+    of_found = {STUDY: dataclasses.replace(measured(2.0, trial=3), model=Model("", found))}
+    of_ema = dataclasses.replace(measured(3.0), model=ema)
+    of_answer = dataclasses.replace(measured(1.5, images=40, fid=1.5), model=half)
+    report = report_of(of_found, of_ema)
+    parts = (dataclasses.replace(report.parts[0], models=(*report.models, of_answer)),)
+    write_report(storage, dataclasses.replace(report, parts=parts, answer=half.name), "small")
+    assert (
+        "½ of the way from EMA* to LCSC, trial 3 of small, held-out 1.5" in typed("export", "small", "-o", "a.pt").err
+    )
+    recipe = Recipe.read(Path("a.pt"))
+    assert np.array_equal(recipe.coefficients, half.coefficients)
+    assert half.coefficients.shape == (3, 5)
+    assert (recipe.trial, recipe.loss, (recipe.held_out or {})["images"]) == (None, None, 40)
+    typed("apply", "a.pt", "checkpoints", "-o", "again.safetensors")
+    merged = Trajectory.open("run.trajectory").in_rows("layers").merge(half.coefficients)
+    torch.testing.assert_close(load_file("again.safetensors"), merged)
 
 
 def test_a_recipe_is_printed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 
+from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.cli import run
-from lcsc_opt.database.report import HeldOutReport, MetricRow
+from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.model_card import model_card
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
-from tests.history_examples import measured
+from tests.history_examples import measured, report_of
 from tests.model_studies import STUDY, like, write_model_study
 from tests.unet_examples import unet
 
@@ -59,15 +60,19 @@ def test_an_exported_folder_has_a_card_that_says_how_it_was_made(typed: Typed, f
     assert (card.data.license, card.data.base_model) == ("openrail++", "owner/pretrained")
     assert (card.data.library_name, card.data.tags) == ("diffusers", ["lcsc", "merge"])
     assert card.text.startswith("\n# best\n")
-    measured = dict(re.findall(r"^\| `(fid|kid)` \| \S* \| (\S+) \|$", card.text, re.MULTILINE))
-    assert measured == {metric: f"{recipe['held_out']['metrics'][metric]:.6g}" for metric in ("fid", "kid")}
+    results = dict(re.findall(r"^\| `(fid|kid)` \| \S* \| (\S+) \|$", card.text, re.MULTILINE))
+    assert results == {metric: f"{recipe['held_out']['metrics'][metric]:.6g}" for metric in ("fid", "kid")}
     assert f"| `loss` | {recipe['loss']:.6g} | {recipe['held_out']['loss']:.6g} |" in card.text
+    assert "of the experiment\n`small`" in card.text
+    assert "| metric | LCSC, trial " in card.text
+    assert "no search got below EMA*" not in card.text, "a warning about the answer, which is another model"
     table = re.findall(r"^\| (\d+) \| (\S+) \| `(\w+)` \|$", card.text, re.MULTILINE)
     assert [int(step) for step, _, _ in table] == recipe["steps"]
     assert [float(value) for _, value, _ in table] == recipe["coefficients"]
     assert str(finished) not in str(card), "no paths of this machine"
     _, card = exported(typed, finished, "--trial", "3")
     assert "trial 3 of" in card.text
+    assert "On held-out noise" not in card.text, "it was not measured"
 
 
 def test_only_a_folder_has_a_card(typed: Typed) -> None:
@@ -84,28 +89,23 @@ def test_a_card_has_a_column_for_each_row_and_the_intervals_of_the_report(typed:
     trajectory = Trajectory.open(finished / "run.trajectory")
     trajectory.sources = ("elsewhere/step-10",)
     objective: Any = SimpleNamespace(trajectory=trajectory, sampler=None)
-    row = dataclasses.replace(
-        MetricRow("kid", 1, 2.0, against="EMA*", baseline=4.5, gain=2.5),
-        interval=(1.75, 2.25),
-        baseline_interval=(4, 5),
-        gain_interval=(2, 3),
+    values = {"loss": (2.5,), "kid": (2.0,)}
+    report = report_of(
+        {STUDY: Measurement(Model("", np.ones(1), trial=3), 2000, (0,), values, {"kid": ((1.9, 2.1) * 5,)})},
+        Measurement(Model("EMA*", np.ones(1)), 2000, (0,), {"loss": (4.5,), "kid": (4.5,)}, {"kid": ((4.4, 4.6) * 5,)}),
+        warnings=("precision is lost",),
+        metrics=ReportedMetrics(signs={"kid": 1}, cross_check="kid", cross_check_text="kid in other features"),
     )
-    report = HeldOutReport(measured(2.5, images=2000), rows=(row,), warning="precision is lost")
-    study: Any = SimpleNamespace(
-        attributes={
-            "held_out": report.to_json(),
-            "specification": {"objective": {"settings": {}}},
-        }
-    )
-    text = model_card("best", study, objective, recipe.model_copy(update=in_rows), library="diffusers")
+    chosen: Any = SimpleNamespace(model=report.of_answer.model, experiment="small", report=report)
+    text = model_card("best", chosen, objective, recipe.model_copy(update=in_rows), library="diffusers")
     card = huggingface_hub.ModelCard(text)
     assert (card.data.license, card.data.base_model) == (None, None)
     assert "| step | `conv` | `norm` | SHA-256 |" in card.text
     assert f"| {recipe.steps[0]} | {one[0]!r} | {other[0]!r} |" in card.text
-    assert "| metric | found [95 %] | EMA* [95 %] | gain [95 %] |" in card.text
-    assert "| kid ↓ | 2 [1.75, 2.25] | 4.5 [4, 5] | +2.5 [+2, +3] |" in card.text
-    assert "on held-out noise, 2,000 images" in card.text
-    assert "precision is lost" in card.text
-    study.attributes["held_out"] = HeldOutReport(measured(2.5, images=0), rows=(row,)).to_json()
-    text = model_card("best", study, objective, recipe.model_copy(update=in_rows), library="diffusers")
-    assert "best trial on held-out noise; brackets" in text, "a score samples no images"
+    assert "| metric | answer: LCSC, trial 3 [95 %] | EMA* [95 %] | gain [95 %] |" in card.text
+    assert "| kid ↓ | 2 [1.321, 2.679] | 4.5 [3.821, 5.179] | +2.5 [+2.5, +2.5] |" in card.text
+    assert "On held-out noise, 2,000 images; brackets" in card.text
+    assert "precision is lost.\n\nThe cross-check is kid in other features.\n" in card.text
+    chosen.report = report_of({STUDY: measured(2.5, trial=3)})
+    text = model_card("best", chosen, objective, recipe.model_copy(update=in_rows), library="diffusers")
+    assert "On held-out noise; brackets" in text, "a score samples no images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,22 +22,19 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports import Recipe, writing
+from lcsc_opt.exports.chosen import Chosen
 from lcsc_opt.exports.merging import export, merge, rebuild
 from lcsc_opt.exports.writing import Destination
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.history_examples import reported
+from tests.study_examples import write_experiment, write_report
 from tests.trajectory.trajectory_examples import same_bits
 from tests.unet_examples import unet
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
-ATTRIBUTES = {
-    "steps": STEPS,
-    "fingerprint": {"objective": {}, "environment": {}},
-    "specification": {"objective": {"settings": {}}},
-    "directory": None,
-}
+NAME = "small/LCSC/0"
 
 
 def pack_random(path: Path, weights: dict[str, Tensor]) -> Trajectory:
@@ -57,9 +55,17 @@ def objective_over(trajectory: Any, network: Any = None) -> Objective:
 
 @pytest.fixture
 def study(url: str) -> StoredStudy:
-    made = StoredStudy.open_or_create(open_storage(url, write=True), "small/LCSC/0", ATTRIBUTES)
+    storage = open_storage(url, write=True)
+    write_experiment(storage, "small", steps=list(STEPS))
+    made = StoredStudy.open_or_create(storage, NAME, {"specification": {"space": {"rows": None}}})
     made.finish(made.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {"fid": 2.5}))
     return made
+
+
+@pytest.fixture
+def chosen(study: StoredStudy) -> Chosen:
+    """Its best trial."""
+    return Chosen.of(study.storage, NAME)
 
 
 def assert_same_weights(left: Path, right: Path) -> None:
@@ -76,30 +82,31 @@ def objective(network: Any, tmp_path: Path) -> Objective:
     return objective_over(pack_random(tmp_path / "run.trajectory", network.state_dict()), network)
 
 
-def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> None:
+def test_which_trial_of_a_study_is_chosen(study: StoredStudy) -> None:
     study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5))
     study.add_candidate(Candidate(COEFFICIENTS))  # is being evaluated
-    assert Recipe.of_trial(study, objective).trial == 1  # the best so far
-    study.set_attribute("held_out", reported(2.0, trial=0).to_json())
-    assert Recipe.of_trial(study, objective).trial == 0  # chosen on other noise
-    assert Recipe.of_trial(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
+    assert Chosen.of(study.storage, NAME).model.trial == 1  # the best so far
+    write_report(study.storage, reported(2.0, trial=0, study=NAME), "small")
+    assert Chosen.of(study.storage, NAME).model.trial == 0  # chosen on other noise
+    assert Chosen.of(study.storage, NAME, 1).model.coefficients.tolist() == COEFFICIENTS[::-1].tolist()
     with pytest.raises(StudyStoreError, match="trial 2 is not complete"):
-        Recipe.of_trial(study, objective, number=2)
+        Chosen.of(study.storage, NAME, 2)
     with pytest.raises(StudyStoreError, match="there is no trial 3; it has 3, from 0"):
-        Recipe.of_trial(study, objective, number=3)
+        Chosen.of(study.storage, NAME, 3)
 
 
-def test_other_checkpoints_than_the_study_searched_are_refused(study: StoredStudy, objective: Objective) -> None:
-    study.set_attribute("fingerprint", {"objective": {"trajectory": "another"}})
+def test_other_checkpoints_than_the_experiment_searched_are_refused(chosen: Chosen, objective: Objective) -> None:
+    decides = {**chosen.stored["problem"]["decides"], "objective": {"trajectory": "another"}}
+    others = dataclasses.replace(chosen, stored={**chosen.stored, "problem": {"decides": decides}})
     with pytest.raises(StudyStoreError, match="holds other checkpoints than those it was searched on"):
-        Recipe.of_trial(study, objective)
+        Recipe.of_chosen(others, objective)
 
 
 def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
-    study: StoredStudy, objective: Objective, network: Any, tmp_path: Path
+    chosen: Chosen, objective: Objective, network: Any, tmp_path: Path
 ) -> None:
     weights, first = "diffusion_pytorch_model.safetensors", tmp_path / "first.safetensors"
-    recipe = export(study, objective, Destination.of(tmp_path / "best", dtype="bfloat16"))
+    recipe = export(chosen, objective, Destination.of(tmp_path / "best", dtype="bfloat16"))
     first.write_bytes((tmp_path / "best" / weights).read_bytes())
     assert {tensor.dtype for tensor in load_file(first).values()} == {torch.bfloat16}
     assert Recipe.read(tmp_path / "best") == Recipe.read(first) == recipe
@@ -115,10 +122,10 @@ def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
 
 
 def test_a_large_model_is_written_in_shards_that_from_pretrained_loads(
-    study: StoredStudy, objective: Objective, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: Chosen, objective: Objective, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "SHARD_BYTES", 5_000)
-    recipe = export(study, objective, Destination.of(tmp_path / "best"))
+    recipe = export(chosen, objective, Destination.of(tmp_path / "best"))
     assert len(list((tmp_path / "best").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 2
     loaded = type(network).from_pretrained(tmp_path / "best")
     expected = merge(objective.trajectory, recipe)  # type: ignore[arg-type]
@@ -130,7 +137,7 @@ def test_a_large_model_is_written_in_shards_that_from_pretrained_loads(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_of_transformers_is_written_as_its_folder(study: StoredStudy, tmp_path: Path, tied: bool) -> None:
+def test_a_model_of_transformers_is_written_as_its_folder(chosen: Chosen, tmp_path: Path, tied: bool) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=8, n_positions=4, tie_word_embeddings=tied)
@@ -138,7 +145,7 @@ def test_a_model_of_transformers_is_written_as_its_folder(study: StoredStudy, tm
     weights = read_checkpoint(tmp_path / "original").tensors
     objective = objective_over(pack_random(tmp_path / "run.trajectory", weights))
     to = Destination.of(tmp_path / "best", config=tmp_path / "original")
-    expected = merge(objective.trajectory, export(study, objective, to))  # type: ignore[arg-type]
+    expected = merge(objective.trajectory, export(chosen, objective, to))  # type: ignore[arg-type]
     loader: Any = GPT2LMHeadModel
     loaded, info = loader.from_pretrained(tmp_path / "best", output_loading_info=True)
     assert not any(info.values()), info
@@ -146,7 +153,7 @@ def test_a_model_of_transformers_is_written_as_its_folder(study: StoredStudy, tm
     rest = {name: tensor for name, tensor in weights.items() if name != "transformer.wte.weight"}
     other = objective_over(pack_random(tmp_path / "other.trajectory", rest))
     with pytest.raises(ObjectiveError, match=r"lacks 'transformer\.wte\.weight'"):
-        export(study, other, to)
+        export(chosen, other, to)
 
 
 def write_language_model(folder: Path) -> None:
@@ -166,9 +173,7 @@ def write_language_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["original", "original/config.json", None])
-def test_a_language_model_is_exported_with_its_tokenizer(
-    study: StoredStudy, tmp_path: Path, config: str | None
-) -> None:
+def test_a_language_model_is_exported_with_its_tokenizer(chosen: Chosen, tmp_path: Path, config: str | None) -> None:
     from transformers import AutoTokenizer
 
     write_language_model(tmp_path / "original")
@@ -176,9 +181,10 @@ def test_a_language_model_is_exported_with_its_tokenizer(
     objective = objective_over(pack_random(tmp_path / "run.trajectory", weights))
     given = None if config is None else tmp_path / config
     if config is None:  # the setting of a score names it, beside the study file
-        study.set_attribute("specification", {"objective": {"settings": {"model": "original"}}})
-        study.set_attribute("directory", str(tmp_path))
-    export(study, objective, Destination.of(tmp_path / "best", dtype="bf16", config=given))
+        objective_spec = {"file": "score.py", "settings": {"model": "original"}}
+        stored = {**chosen.stored, "objective": objective_spec, "directory": str(tmp_path)}
+        chosen = dataclasses.replace(chosen, stored=stored)
+    export(chosen, objective, Destination.of(tmp_path / "best", dtype="bf16", config=given))
     described = json.loads((tmp_path / "best" / "config.json").read_text())
     assert {described.get("dtype"), described.get("torch_dtype")} - {None} == {"bfloat16"}
     loader: Any = AutoTokenizer
@@ -195,7 +201,7 @@ def test_a_language_model_is_exported_with_its_tokenizer(
 
 @pytest.mark.parametrize("with_config", [True, False])
 def test_a_folder_of_an_adapter_is_refused_and_the_file_that_it_needs_is_named(
-    study: StoredStudy, tmp_path: Path, with_config: bool
+    chosen: Chosen, tmp_path: Path, with_config: bool
 ) -> None:
     write_language_model(tmp_path / "original")
     module = "base_model.model.transformer.h.0.attn.c_attn"
@@ -205,22 +211,22 @@ def test_a_folder_of_an_adapter_is_refused_and_the_file_that_it_needs_is_named(
     with pytest.raises(
         ObjectiveError, match=r"adapter.*best/adapter_model\.safetensors.*adapter_config\.json"
     ) as refusal:
-        export(study, adapter, to)
+        export(chosen, adapter, to)
     assert "diffusers or transformers" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    export(study, adapter, Destination.of(tmp_path / "best" / "adapter_model.safetensors"))
+    export(chosen, adapter, Destination.of(tmp_path / "best" / "adapter_model.safetensors"))
     merged = load_file(tmp_path / "best" / "adapter_model.safetensors")
     assert merged.keys() == weights.keys()
 
 
 @pytest.mark.parametrize("name", ["DDPMPipeline", "__import__('os')"])
 def test_a_configuration_of_something_else_is_refused(
-    name: str, study: StoredStudy, objective: Objective, tmp_path: Path
+    name: str, chosen: Chosen, objective: Objective, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"_class_name": name}))
     with pytest.raises(ObjectiveError, match="not a model in this version of diffusers"):
-        export(study, objective, Destination.of(tmp_path / "best", config=config))
+        export(chosen, objective, Destination.of(tmp_path / "best", config=config))
 
 
 @pytest.fixture
@@ -231,21 +237,19 @@ def lora(tmp_path: Path) -> Trajectory:
     return pack_random(tmp_path / "lora.trajectory", weights)
 
 
-def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
-    study: StoredStudy, lora: Trajectory, tmp_path: Path
-) -> None:
+def test_a_lora_keeps_the_alphas_that_it_was_searched_with(chosen: Chosen, lora: Trajectory, tmp_path: Path) -> None:
     """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
     searched: Any = objective_over(lora)
     searched.sampler = SimpleNamespace(alphas=LoraAlphas.model_validate({"configs": {"unet": {"lora_alpha": 6.0}}}))
     best, again = tmp_path / "best.safetensors", tmp_path / "again.safetensors"
-    export(study, searched, Destination.of(best, form="lora"))
+    export(chosen, searched, Destination.of(best, form="lora"))
     merged = {name: w * (3 if "lora_B" in name else 1) for name, w in lora.merge(COEFFICIENTS).items()}
     torch.testing.assert_close(load_file(best), merged)
     assert lcsc(["apply", str(best), str(lora.path), "-o", str(again)]) == 0  # in the form that was exported
     assert_same_weights(again, best)
 
 
-def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, tmp_path: Path) -> None:
+def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(chosen: Chosen, tmp_path: Path) -> None:
     """The fourth block of input is the first layer of the second block where each has two layers."""
     stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     weights = {f"{stem}.lora_down.weight": torch.zeros(2, 8), f"{stem}.lora_up.weight": torch.zeros(8, 2)}
@@ -256,7 +260,7 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, 
     best, again, other = (
         Destination.of(tmp_path / f"{n}.safetensors", form="lora") for n in ("best", "again", "other")
     )
-    recipe = export(study, objective, best)
+    recipe = export(chosen, objective, best)
     expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     assert set(load_file(best.path)) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
     rebuild(Recipe.read(best.path), [trajectory.path], again)

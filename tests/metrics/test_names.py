@@ -36,7 +36,7 @@ def test_unknown_names_are_refused_with_a_near_miss(name, message):
 def test_a_loss_is_one_metric_or_a_weighted_sum():
     assert Loss.parse("kid@clip").weights == {MetricName("kid", "clip"): 1.0}
     assert Loss.parse({"fid": 1, "kid": 100.0}).weights == {MetricName("fid"): 1.0, MetricName("kid"): 100.0}
-    assert Loss.parse({"fid": 1, "near": 0}).weights == {MetricName("fid"): 1.0}, "as where a sweep begins"
+    assert Loss.parse({"fid": 1, "near": 0}).weights == {MetricName("fid"): 1.0}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_an_objective_is_called_with_coefficients_and_gives_its_loss() -> None:
 
 
 def test_an_objective_without_images_or_weights_says_so() -> None:
-    assert (Recorder().samples.per_evaluation, Recorder().trajectory, Recorder().gram()) == (0, None, None)
+    assert (Recorder().samples.per_evaluation, Recorder().trajectory) == (0, None)
 
 
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])

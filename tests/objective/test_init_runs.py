@@ -55,8 +55,8 @@ def runs(
     said = capsys.readouterr().err
     assert status == 0, said
     for optimizer in ("EMAGrid", search):
-        (ending,) = [line for line in said.splitlines() if line.startswith(f"{study['name']}/{optimizer}/0: best")]
-        assert ("held-out" in ending) == has_report
+        assert f"\n{study['name']}/{optimizer}/0: best " in said
+    assert (f"\n{study['name']}: The answer is " in said) == has_report
 
 
 def real_images(folder: str, count: int = 12, side: int = 8) -> None:

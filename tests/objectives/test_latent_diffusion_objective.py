@@ -19,8 +19,8 @@ from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.lora import lora_modules
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.report import HeldOutReport
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.lora import to_diffusers
@@ -154,9 +154,9 @@ def test_a_reward_on_prompts_with_a_distance_keeps_the_contract_with_its_gradien
     assert evaluation.loss == pytest.approx(-reward + 0.1 * fid, rel=1e-6)
 
 
-@pytest.mark.parametrize(("optimizer", "held_out"), [("LCSCGradient", 24), ("LCSC", 120)])
+@pytest.mark.parametrize(("optimizer", "held_out"), [("LCSCGradient", 24), ({"LCSC": {"mutation": 5.0}}, 120)])
 def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_warned_of(
-    place: Path, optimizer: str, held_out: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: Path, optimizer: Any, held_out: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = {
         **{"pipeline": str(place / "pipeline"), "prompts": str(place / "prompts.txt")},
@@ -185,16 +185,17 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_w
     finally:
         hook.remove()
     assert calls == [1, 1, 1], "each prompt once in the whole study"
-    assert study.name == f"rewarded/{optimizer}/0"
     storage = open_storage("sqlite:///studies.db", write=False)
-    report = HeldOutReport.from_json(StoredStudy.open(storage, study.name).attributes["held_out"])
+    report = StoredExperiment.open(storage, "rewarded").report
     assert report is not None
-    rows = {row.metric: row for row in report.rows}
+    found = report.found[study.name]
+    rows = {row.metric: row for row in report.rows(found, LAST_CHECKPOINT)}
     assert rows["reward"].gain == pytest.approx(-(rows["held_out_reward"].gain or 0))
     assert (rows["reward"].gain or 0) > 0
-    if optimizer == "LCSC":  # whose gain is beyond the error; 10 steps are few for a gradient
+    if study.name == "rewarded/LCSC/0":  # whose gain is beyond the error; 10 steps are few for a gradient
         assert rows["held_out_reward"].lost
-        assert "held_out_reward" in (report.warning or "")
+        assert report.is_found
+        assert any("held_out_reward" in warning for warning in report.warnings)
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 

@@ -245,7 +245,7 @@ def test_a_command_scores_a_model_on_the_disk(workplace: Path, example: Any, typ
     save_models()
     Path("evaluate.py").write_text(PROGRAM)
     Path("study.yaml").write_text(yaml.safe_dump(study("command:accuracy", maximize=True)))
-    assert "held-out 0.75" in typed("run", "study.yaml").err
+    assert "with accuracy 0.75" in typed("run", "study.yaml").err
 
 
 @pytest.mark.parametrize("example", ["command"], indirect=True)

@@ -150,7 +150,7 @@ def test_a_stopped_search_is_reported_and_again_when_it_has_continued(workplace:
     stored = optuna.load_study(study_name=study.name, storage=study.storage)
     best = sorted(stored.trials, key=lambda trial: (trial.value, trial.number))[:2]
     with reading(study.storage) as storage:
-        found = HistoryReader(storage).read_summary(study.name).found
+        found = HistoryReader(storage).read_study(study.name).found
     assert found is not None
     assert found.model.trial in [trial.number for trial in best], "the first report is replaced"
 

@@ -50,7 +50,6 @@ def test_projections_are_those_of_each_group(grouped: Trajectory) -> None:
         gradients_of_row = {name: gradient for name, gradient in gradients.items() if ROW_OF[name] == row}
         np.testing.assert_allclose(projected, dense(gradients_of_row), rtol=0, atol=1e-5)
     np.testing.assert_allclose(projections.sum(axis=0), grouped.in_rows(None).project(gradients), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(grouped.gram().sum(axis=0), grouped.in_rows(None).gram(), rtol=1e-9)
 
 
 def test_rows_for_other_groups_are_refused(grouped: Trajectory, tmp_path: object) -> None:

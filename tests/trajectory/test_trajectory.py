@@ -141,13 +141,11 @@ def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, messag
 
 
 @pytest.mark.parametrize("block", [1, tiles.TILE_BYTES])
-def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
+def test_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
     monkeypatch.setattr(tiles, "TILE_BYTES", block)
     monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
-    centered = rows - rows.mean(axis=0)
-    np.testing.assert_allclose(trajectory.gram(), centered @ centered.T, rtol=1e-12, atol=1e-12)
     expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)
     np.testing.assert_allclose(trajectory.difference_norms(), expected, rtol=1e-12)
 

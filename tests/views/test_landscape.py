@@ -13,13 +13,12 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import Plane, plane_grid
-from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.landscape import CAPTION, Landscape
+from lcsc_opt.views.landscape import Landscape, landscapes
 from lcsc_opt.views.report import write_report
 from tests.dashboard_site import Site
-from tests.history_examples import reported
+from tests.history_examples import measured
 from tests.study_examples import STEPS, add_result, coefficients, write_study
 
 NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>%{x}"
@@ -37,8 +36,6 @@ def write_landscape(
     loss: Callable[[float, float], float | None] = bowl,
     size: int = 3,
     points: int | None = None,
-    products: Any = None,
-    images: int = 10,
 ) -> None:
     """A landscape as the runner writes it, of which ``points`` are evaluated; where the loss is None it failed."""
     plane, (_, planned) = Plane.through(STEPS, STEPS), plane_grid(size)
@@ -46,110 +43,91 @@ def write_landscape(
         "steps": STEPS,
         "budget": {"evaluations": len(planned), "images": None},
         "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size}}},
-        "plane": {"products": stored_array(plane.directions if products is None else products)},
     }
     study = StoredStudy.open_or_create(storage, name, attributes)
     for number, (x, y) in enumerate(planned[:points]):
-        add_result(study, number, loss(x, y), images=images, at=plane.at(x, y))
+        add_result(study, number, loss(x, y), at=plane.at(x, y))
 
 
 def read(storage: RDBStorage, name: str = NAME) -> Landscape:
     return Landscape.read(HistoryReader(storage), name)
 
 
-@pytest.mark.parametrize("size", [11, 4])  # of 4, the corners lie between the points of the grid
+def figure(storage: RDBStorage, name: str = NAME) -> Any:
+    return read(storage, name).figure(HistoryReader(storage))
+
+
+@pytest.mark.parametrize("size", [11, 4])
 def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> None:
     write_landscape(storage, size=size)
     found = read(storage)
     np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
-    corners = {point.name: point.loss for point in found.corners}
-    assert corners == {"step 100": bowl(0, 0), "step 200": bowl(1, 0), "step 300": bowl(0, 1)}
-    assert found.best is not None
-    assert found.best.loss == np.nanmin([*found.values.ravel(), bowl(0, 1)])
+    assert found.plane.labels == ("step 100", "step 200", "step 300")
 
 
 def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
     write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
     found = read(storage)
-    assert (found.study.evaluations, found.total) == (7, 12)
     assert np.isnan(found.values[0, 0])
-    assert "7 of 12 points" in read(storage).figure().layout.title.text
+    assert found.headline == f"{NAME}: lowest FID 1.25 at (0.5, 0.5), 7 of 9 points"
     write_landscape(storage, "digits/Landscape/1", points=0)
-    empty = read(storage, "digits/Landscape/1").figure(theme="dark")
-    assert "Continue: lcsc run" in empty.layout.annotations[0].text.replace("<br>", " ")
+    empty = figure(storage, "digits/Landscape/1")
+    assert "Continue it: lcsc run" in empty.layout.annotations[0].text.replace("<br>", " ")
 
 
-def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
+def test_trials_are_drawn_at_the_nearest_coefficients_and_the_answer_is_large(storage: RDBStorage) -> None:
     write_landscape(storage)
-    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out=reported(2.75, trial=0))
-    found = read(storage)
-    (search,) = found.searches
+    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out=measured(2.75, trial=0))
+    (drawn,) = [trace for trace in figure(storage).data if trace.name == "LCSC/0"]
     # with three checkpoints as corners x and y are the coefficients of the second and the third one
-    np.testing.assert_allclose(search.positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
-    assert search.trials["number"].tolist() == [0, 2, 3]
-    assert found.named_points[-1].name == "LCSC/0, trial 0", "the answer was chosen on other noise"
-    assert found.named_points[-1].loss == 4.0
-
-
-def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:
-    theta = np.random.default_rng(0).normal(size=(3, 9))
-    directions = theta[1:] - theta[0]
-    write_landscape(storage, products=directions @ (theta - theta.mean(axis=0)).T)
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    found = read(storage)
-    expected = [np.linalg.lstsq(directions.T, coefficients(n) @ theta - theta[0], rcond=None)[0] for n in (0, 1)]
-    np.testing.assert_allclose(found.searches[0].positions, expected, atol=1e-9)
+    expected = [coefficients(n)[1:] for n in (0, 2, 3)]
+    np.testing.assert_allclose(np.stack([drawn.x, drawn.y], axis=1), expected, atol=1e-12)
+    assert list(drawn.marker.size) == [15, 5, 5], "the answer was chosen on other noise"
+    assert drawn.text[0] == "digits/LCSC/0, trial 0: 4"
 
 
 def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
     storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcsc_opt.views.landscape.MOST_CANDIDATES", 5)
+    monkeypatch.setattr("lcsc_opt.views.landscape.MOST_TRIALS", 5)
     write_landscape(storage)
     searches: Any = {"digits/EMAGrid/0": [1.0], "digits/CMA/0": [3.0] + [4.0] * 7, "digits/LCSC/0": [None]}
     for name, losses in {**searches, "faces/LCSC/0": [2.0]}.items():
         write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
-    found = read(storage)
-    assert [search.study.study for search in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
-    assert len(found.searches[1].trials) == 5
-    assert Landscape.names(HistoryReader(storage), "faces") == []
+    assert [search.study for search in read(storage).searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
+    assert len(figure(storage).data[2].x) == 5
+    assert landscapes(HistoryReader(storage), "faces") == []
 
 
 def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage, tmp_path: Path) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=reported(2.5, trial=1))
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=measured(2.5, trial=1))
     with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape"):
         read(storage, "digits/LCSC/0")
     write_landscape(storage, loss=lambda *_: 0.1)
     reader = HistoryReader(storage)
     assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
-    page = write_report(storage, "digits", tmp_path / "digits.html").read_text()
-    ranked, _, rest = page.partition("<h2>Landscape</h2>")
-    assert "Landscape" not in ranked
-    assert rest.startswith(f'\n<p class="note">{CAPTION}</p>\n<h3>digits/Landscape/0</h3>')
-    assert "<summary>digits/Landscape/0</summary>" not in rest
+    assert "Landscape" not in write_report(storage, "digits", tmp_path / "digits.html").read_text()
 
 
 @pytest.mark.parametrize("loss", [lambda x, y: bowl(x, y) ** 3, lambda x, y: x])
-def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStorage, loss: Any) -> None:
-    write_landscape(storage, loss=loss, images=500)
+def test_the_figure_shows_plane_corners_and_trials(storage: RDBStorage, loss: Any) -> None:
+    write_landscape(storage, loss=loss)
     for name, searched in (("EMAGrid/0", [3.0]), ("LCSC/0", [4.0, 2.0]), ("LCSC/1", [4.0, 2.5])):
-        write_study(storage, f"digits/{name}", searched, images=1000)
-    data = read(storage)
-    made = data.figure()
-    (contour,) = [trace for trace in made.data if trace.type == "contour"]
-    assert contour.colorbar.ticktext[-1] == f"{data.values.max():.3g}"
-    named = [trace.name for trace in made.data if trace.showlegend is not False]
-    assert named == ["EMA*", "LCSC", "corners", "lowest on the plane"]
-    assert made.data[-1].hovertext == (f"lowest on the plane: {data.values.min():.4g}",)
+        write_study(storage, f"digits/{name}", searched)
+    made = figure(storage)
+    assert made.data[0].colorbar.ticktext[-1] == f"{read(storage).values.max():.3g}"
+    assert made.data[0].type == "contour"
+    assert [trace.name for trace in made.data[2:]] == ["LCSC/0", "LCSC/1", "corners"]
+    assert made.data[1].name.startswith("EMA*")
 
 
 def test_markup_is_inert(storage: RDBStorage) -> None:
     write_landscape(storage, f"{HOSTILE}/Landscape/0")
     write_study(storage, f"{HOSTILE}/LCSC/0", [2.0], metric=HOSTILE)
-    made = read(storage, f"{HOSTILE}/Landscape/0").figure()
+    made = figure(storage, f"{HOSTILE}/Landscape/0")
     assert "<script" not in json.dumps(json.loads(made.to_json()))
-    assert not [trace for trace in made.data if "%{x}" in (trace.hovertemplate or "")]
+    assert not [trace for trace in made.data if HOSTILE in (trace.hovertemplate or "")]
 
 
 # the page
@@ -167,11 +145,11 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
         asked = site.call("landscape", "landscape.value", url=query)["landscape"]
         assert asked == {"value": chosen, "options": [NAME]}
     shown = draw(site)
-    assert shown["headline"]["children"] == f"{NAME}: lowest FID on the plane 1 at (0.5, 1)"
-    assert "LCSC/0, trial 0" in str(shown["points"]["children"])
+    assert shown["headline"]["children"] == f"{NAME}: lowest FID 1 at (0.5, 1), 121 of 121 points"
+    assert "LCSC/0, trial 0" in str(shown["plane-new"])
     assert "plane-new" not in draw(site, triggered="refresh", seen=shown["seen"]["data"])
     write_study(storage, "digits/CMA/0", [1.75])
-    assert "CMA/0, trial 0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["points"]["children"])
+    assert "CMA/0, trial 0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["plane-new"])
 
 
 def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:

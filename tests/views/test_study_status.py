@@ -15,12 +15,13 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.views.study_status import (
     FailureReason,
-    Progress,
     overview,
+    rate,
+    rate_text,
+    seconds_left,
     seconds_outside,
     seconds_per_trial,
     shares_of_time,
-    sorted_studies,
 )
 from tests.history_examples import history, measured, reported, standing, trial_array
 from tests.study_examples import coefficients, write_report, write_study
@@ -28,36 +29,36 @@ from tests.study_examples import coefficients, write_report, write_study
 ALIVE = "node1"
 
 
-def progress(losses: Sequence[float | None], *, running: int = 0, **changes: Any) -> Progress:
-    """That of a study of these trials."""
+def left(losses: Sequence[float | None], *, running: int = 0, **changes: Any) -> tuple[float | None, float | None]:
+    """The rate, and the time left, of a study of these trials."""
     trials = trial_array(losses, running=running)
-    return Progress.of(standing(trials, **changes), trials)
+    study = standing(trials, **changes)
+    per_second = rate(study, trials)
+    return per_second, seconds_left(study, per_second)
 
 
 def test_a_running_study_says_how_long_it_will_take() -> None:
-    found = progress([3.0, 2.0, None, 1.0], ended=False, running=1, holder=ALIVE, budget={"evaluations": 10})
-    assert (found.state, found.unit, found.done, found.total, found.share) == ("running", "evaluations", 4, 10, 0.4)
-    assert found.per_hour == pytest.approx(3600 / 1.5)
-    assert found.seconds_left == pytest.approx(6 * 1.5)
-    assert (found.failed, found.retried) == (1, 0)
+    found = left([3.0, 2.0, None, 1.0], ended=False, running=1, holder=ALIVE, budget={"evaluations": 10})
+    assert found == (pytest.approx(1 / 1.5), pytest.approx(6 * 1.5))
 
 
 def test_a_budget_in_images_is_counted_in_images() -> None:
-    found = progress([3.0, 2.0, 1.0], ended=False, holder=ALIVE, budget={"images": 100})
-    assert (found.unit, found.done, found.total) == ("images", 30, 100)
-    assert (found.per_hour, found.seconds_left) == (pytest.approx(10 * 3600 / 1.5), pytest.approx(7 * 1.5))
+    found = left([3.0, 2.0, 1.0], ended=False, holder=ALIVE, budget={"images": 100})
+    assert found == (pytest.approx(10 / 1.5), pytest.approx(7 * 1.5))
 
 
 @pytest.mark.parametrize(
-    ("budget", "rate"),
+    ("budget", "text"),
     [
         ({"images": 100}, "24,000 images an hour"),
         ({"evaluations": 9}, "2,400 evaluations an hour"),
         ({"seconds": 9}, None),
     ],
 )
-def test_a_rate_has_its_unit_and_time_has_none(budget: dict[str, float], rate: str | None) -> None:
-    assert progress([3.0, 2.0, 1.0], ended=False, budget=budget).rate == rate
+def test_a_rate_has_its_unit_and_time_has_none(budget: dict[str, float], text: str | None) -> None:
+    trials = trial_array([3.0, 2.0, 1.0])
+    study = standing(trials, ended=False, budget=budget)
+    assert rate_text(study, rate(study, trials)) == text
 
 
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
@@ -69,11 +70,9 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
 
 
 def test_a_study_that_does_not_run_has_no_time_left_and_an_empty_one_no_rate() -> None:
-    for ended, state in ((True, "finished"), (False, "interrupted")):
-        found = progress([2.0, 1.0], ended=ended)
-        assert (found.state, found.seconds_left) == (state, None)
-    found = progress([], ended=False, budget={})
-    assert (found.state, found.done, found.total, found.per_hour, found.share) == ("empty", 0, None, None, None)
+    for ended in (True, False):
+        assert left([2.0, 1.0], ended=ended, budget={"evaluations": 9})[1] is None
+    assert left([], ended=False, budget={}) == (None, None)
 
 
 def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
@@ -81,7 +80,7 @@ def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
     for column in ("started", "ended"):
         trials[column][75:] += 9 * 3600
     study = standing(trials, ended=False, holder=ALIVE, budget={"evaluations": 200})
-    assert Progress.of(study, trials).per_hour == pytest.approx(1200)
+    assert rate(study, trials) == pytest.approx(1 / 3)
 
 
 def test_failures_are_grouped_by_reason() -> None:
@@ -93,19 +92,19 @@ def test_failures_are_grouped_by_reason() -> None:
 
 def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> None:
     trials = trial_array([3.0, 2.0], running=1, columns={"retried": [0, 1, 0]})
-    assert Progress.of(standing(trials), trials).retried == 1
+    assert standing(trials).summary.retried == 1
 
 
-@pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0)])
-def test_the_answer_is_the_chosen_trial_and_without_one_the_best(trial: int | None, answer: int) -> None:
-    study = history([3.0, 1.0, 2.0, None], report=None if trial is None else reported(5.0, trial=trial))
-    assert (study.chosen, study.best) == (answer, 1)
+@pytest.mark.parametrize("trial", [None, 2, 0])
+def test_the_answer_is_the_chosen_trial_and_without_one_the_best(trial: int | None) -> None:
+    report = None if trial is None else reported(5.0, trial=trial)
+    study = history([3.0, 1.0, 2.0, None], report=report)
+    assert (study.chosen, study.best) == (1 if trial is None else trial, 1)
 
 
 def test_everything_about_a_study_is_json(url: str) -> None:
-    study = write_study(
-        open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(5.0, trial=0)
-    )
+    held_out = measured(5.0, trial=0)
+    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=held_out)
     found = overview(study)
     assert json.loads(json.dumps(found)) == found
     expected = {
@@ -195,14 +194,3 @@ def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() 
     trials = trial_array([3.0, 2.0], seconds=1.0, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
     outside = seconds_outside(standing(trials, workers=2), trials)
     assert outside.tolist() == pytest.approx([0.5, 2.0]), "the second one waited for 2 s"
-
-
-def test_studies_are_sorted_with_unknown_losses_last() -> None:
-    studies = [history([3.0], seed=0), history([], seed=1), history([2.0, 1.0], seed=2)]
-
-    def seeds(order: str) -> list[int]:
-        return [study.seed for study in sorted_studies(studies, order)]
-
-    assert seeds("created") == [0, 1, 2]
-    assert seeds("searched") == [2, 0, 1]
-    assert seeds("evaluations") == [2, 0, 1]

@@ -209,13 +209,8 @@ def field(label: str, control: Any, *, group: bool = False) -> Content:
 def graph(name: str, *, label: str) -> html.Div:
     """A place for a figure; ``label`` tells those who cannot see it what it shows."""
     place: Any = dcc.Graph(id=name, config=cast("Any", CONFIG), figure=_BLANK)
-    return described([place, dcc.Store(id=f"{name}-new")], label=label)
-
-
-def described(content: Content, *, label: str) -> html.Div:
-    """A figure; ``label`` tells those who cannot see it what it shows."""
     attributes: Any = {"aria-label": label}
-    return html.Div(content, role="figure", **attributes)
+    return html.Div([place, dcc.Store(id=f"{name}-new")], role="figure", **attributes)
 
 
 def section(title: str, *content: Content) -> html.Section:

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lcsc_opt.database.history import Standing, ema_grid
+from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.views.curves import AXES, Curve, curves, default_axis
 from lcsc_opt.views.figures.panels import Axis, Level, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, empty_figure, inert, style, with_alpha
@@ -47,13 +47,12 @@ def comparison_figure(
         traces += _range_traces(line)
     for line in lines:
         traces.append(_line_trace(line))
-    metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
     x_options: dict[str, Any] = {}
     if axis == "evaluations" and not log_x and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
     panel = Panel(
         traces,
-        y=Axis(f"best {inert(metric)} so far", logarithmic=log_y, tick_format="~g"),
+        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=log_y, tick_format="~g"),
         level=level,
     )
     view = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"

@@ -68,18 +68,14 @@ class Panel:
         y: the vertical axis.
         title: above the panel.
         height: pixels.
-        shares_y: whether its vertical range is that of the other panels that share it.
         level: a value that the traces are compared with.
-        notes: annotations of plotly, in the coordinates of the axes.
     """
 
     traces: Sequence[BaseTraceType]
     y: Axis = Axis()
     title: str = ""
     height: int = 240
-    shares_y: bool = False
     level: Level | None = None
-    notes: Sequence[Mapping[str, Any]] = ()
 
 
 def draw(
@@ -88,7 +84,6 @@ def draw(
     x: Axis,
     theme: Theme,
     view: str,
-    title: str = "",
     **layout: Any,
 ) -> go.Figure:
     """The figure of at least one panel.
@@ -98,7 +93,6 @@ def draw(
         x: the horizontal axis, which they share; its title is below the last one.
         theme: light or dark.
         view: while it stays the same, a refresh keeps what a reader zoomed or switched off.
-        title: the title of the whole figure.
         layout: whatever else plotly knows of a layout.
     """
     heights = [panel.height for panel in panels]
@@ -116,7 +110,6 @@ def draw(
     drawn.update_annotations(font_size=13, x=0, xanchor="left", align="left")  # the panels' titles
     drawn.update_xaxes(dataclasses.replace(x, title="").layout())
     drawn.update_xaxes(title_text=x.title, row=len(panels), col=1)
-    shared_y: str | None = None
     for row, panel in enumerate(panels, start=1):
         suffix = "" if row == 1 else str(row)  # in plotly's names of axes: x, x2, x3
         drawn.update_yaxes(panel.y.layout(), row=row, col=1)
@@ -124,16 +117,9 @@ def draw(
             drawn.add_trace(trace, row=row, col=1)
             if len(panels) > 1:
                 _place_colorbar(drawn.data[-1], panel, top=drawn.layout[f"yaxis{suffix}"].domain[1])
-        if panel.shares_y:
-            if shared_y is None:
-                shared_y = f"y{suffix}"
-            else:  # an axis cannot match itself
-                drawn.update_yaxes(matches=shared_y, row=row, col=1)
-        for note in panel.notes:
-            drawn.add_annotation({"xref": f"x{suffix}", "yref": f"y{suffix}", **note})
         if panel.level is not None:
             _add_level(drawn, panel.level, suffix, logarithmic=panel.y.logarithmic)
-    drawn.update_layout(figure_layout(theme, view=view, title=title, height=height), margin={"t": top})
+    drawn.update_layout(figure_layout(theme, view=view, height=height), margin={"t": top})
     return drawn.update_layout(layout)
 
 

@@ -1,4 +1,4 @@
-"""The figures of one study, and of the answers of several, drawn from their histories."""
+"""The figures of one study, and of the distances between the answers of several."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def own_figures(
         compared.append(ema)
     draw_figure: dict[str, Callable[[], go.Figure]] = {
         "best_so_far": lambda: comparison_figure(compared, theme=theme),
-        "coefficients": lambda: coefficients_figure(reader, [study], ema, theme=theme),
+        "coefficients": lambda: coefficients_figure(reader, study, ema, theme=theme),
         "movement": lambda: _movement_figure(reader, study, theme),
         "times": lambda: _times_figure(study, reader.trials(study), theme),
     }
@@ -74,51 +74,33 @@ def own_figures(
 
 
 def coefficients_figure(
-    reader: HistoryReader,
-    studies: Sequence[Standing],
-    ema: Standing | None = None,
-    *,
-    theme: Theme = "light",
+    reader: HistoryReader, study: Standing, ema: Standing | None = None, *, theme: Theme = "light"
 ) -> go.Figure:
-    """The answers' coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7); seeds: Fig. 8.
+    """The answer's coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7, 8).
 
-    A panel for each answer. A bar covers the training that its checkpoint stands for. Where checkpoints are not equally
-    far apart its height is per training step, so that its area is the coefficient. With a row of coefficients for each
-    layer group, bars are their mean, and a heat map under them has the rows, in the order of the way through the
-    network where names tell it.
+    A bar covers the training that its checkpoint stands for. Where checkpoints are not equally far apart its height is
+    per training step, so that its area is the coefficient. With a row of coefficients for each layer group, bars are
+    their mean, and a heat map under them has the rows, in the order of the way through the network where names tell it.
     """
-    ema_coefficients = None if ema is None else reader.answer(ema)
-    panels: list[Panel] = []
-    drawn_studies = []
-    has_ema_line = False
-    for study in studies:
-        rows = reader.answer(study)
-        if rows is None:
-            continue
-        drawn_studies.append(study)
-        bars = [_bars(study, mean_of_rows(rows))]
-        if ema is not None and ema_coefficients is not None and ema.study != study.study:
-            bars.append(_ema_line(ema, ema_coefficients, in_legend=not has_ema_line))
-            has_ema_line = True
-        has_rows = rows.ndim > 1
-        panels.append(
-            Panel(
-                bars,
-                y=Axis(_coefficient_title(study, is_mean=has_rows)),
-                title=_heading(study, rows),
-                height=_MEANS_HEIGHT if has_rows else _BARS_HEIGHT,
-                shares_y=True,
-            )
-        )
-        if has_rows:
-            panels.append(_rows_panel(study, rows))
-    if not panels:
+    rows = reader.answer(study)
+    if rows is None:
         return empty_figure(_NO_RESULT, theme)
+    has_rows = rows.ndim > 1
+    traces: list[go.Bar | go.Scatter] = [_bars(study, mean_of_rows(rows))]
+    ema_coefficients = None if ema is None else reader.answer(ema)
+    if ema is not None and ema_coefficients is not None and ema.study != study.study:
+        traces.append(_ema_line(ema, ema_coefficients))
+    bars = Panel(
+        traces,
+        y=Axis(_coefficient_title(study, is_mean=has_rows)),
+        title=_heading(study, rows),
+        height=_MEANS_HEIGHT if has_rows else _BARS_HEIGHT,
+    )
     return draw(
-        panels,
+        [bars, _rows_panel(study, rows)] if has_rows else [bars],
         x=Axis(_STEP_TITLE, tick_format="~s"),
         theme=theme,
-        view=f"coefficients/{drawn_studies[0].study}/{len(drawn_studies)}",
+        view=f"coefficients/{study.study}",
         barmode="overlay",
         bargap=0,
         showlegend=ema_coefficients is not None,
@@ -141,7 +123,7 @@ def _bars(study: Standing, coefficients: Floats) -> go.Bar:
     )
 
 
-def _ema_line(ema: Standing, coefficients: Floats, *, in_legend: bool) -> go.Scatter:
+def _ema_line(ema: Standing, coefficients: Floats) -> go.Scatter:
     steps = ema.steps
     return go.Scatter(
         x=steps,
@@ -149,8 +131,6 @@ def _ema_line(ema: Standing, coefficients: Floats, *, in_legend: bool) -> go.Sca
         mode="lines",
         line={"color": GREY, "width": 2, "shape": "vh"},
         name="EMA*",
-        legendgroup="EMA*",
-        showlegend=in_legend,
         customdata=coefficients,
         hovertemplate=_COEFFICIENT_HOVER,
     )
@@ -253,11 +233,6 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
-def has_movement(study: Standing) -> bool:
-    """Whether there are enough improvements to see where the best coefficients went."""
-    return len(study.summary.improvements) >= _FEWEST_IMPROVEMENTS
-
-
 def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go.Figure:
     """The best coefficients at each improvement, first above last: where weight came from and went to.
 
@@ -266,7 +241,7 @@ def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go
     improved = np.array([point.number for point in study.summary.improvements], dtype=np.int64)
     if not len(improved):
         return empty_figure(_NO_RESULT, theme)
-    if not has_movement(study):
+    if len(improved) < _FEWEST_IMPROVEMENTS:
         return empty_figure("Fewer than three improvements: no movement to draw yet", theme)
     shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
     rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
@@ -276,12 +251,9 @@ def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go
     heat_map.update(text=[[f"trial {number}"] * len(study.steps) for number in shown])
     heat_map.update(hovertemplate="%{text}, step %{customdata:,}: %{z:.4g}<extra></extra>")
     ticks = thinned(np.array(shown), _MOST_TICKS).tolist()
-    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}))
-    title = ""
-    if len(improved) > len(shown):
-        title = f"{len(shown)} of {len(improved)} improvements"
-    x = Axis(_STEP_TITLE, tick_format="~s")
-    return draw([panel], x=x, theme=theme, view=f"movement/{study.study}", title=title)
+    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
+    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}), title=title)
+    return draw([panel], x=Axis(_STEP_TITLE, tick_format="~s"), theme=theme, view=f"movement/{study.study}")
 
 
 def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:

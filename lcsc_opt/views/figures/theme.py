@@ -125,7 +125,7 @@ def template(theme: Theme) -> go.layout.Template:
     )
 
 
-def figure_layout(theme: Theme, *, view: str, height: int, title: str = "") -> dict[str, Any]:
+def figure_layout(theme: Theme, *, view: str, height: int) -> dict[str, Any]:
     """What all figures have in common.
 
     While ``view`` stays the same, a refresh keeps what a reader zoomed or switched off.
@@ -134,7 +134,6 @@ def figure_layout(theme: Theme, *, view: str, height: int, title: str = "") -> d
         "template": template(theme),
         "uirevision": inert(view),
         "height": height,
-        "title": {"text": title, "font": {"size": 14}},
     }
 
 

@@ -1,4 +1,4 @@
-"""Two held-out metrics of the answers of an experiment, one against the other."""
+"""Two held-out metrics of the models of a report, one against the other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.history import Standing
+from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import TRAINED, short_metric
 from lcsc_opt.database.report import Report
-from lcsc_opt.views import metric_place
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import Theme, inert, style
 from lcsc_opt.views.ranking import ANSWER
@@ -22,8 +22,15 @@ _FIRST_UP = ("fid", "loss")
 
 def metrics_of(studies: Iterable[Standing]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
-    names = dict.fromkeys(name for study in studies for name in _values(study))
-    return sorted(names, key=lambda name: (metric_place(name, _FIRST_ACROSS), name == "loss"))
+    found = [study.found for study in studies if study.found is not None]
+    names = dict.fromkeys(name for measured in found for name in ("loss", *measured.metrics))
+    return sorted(names, key=lambda name: (_place(name, _FIRST_ACROSS), name == "loss"))
+
+
+def _place(metric: str, order: Sequence[str]) -> int:
+    """Where a metric, in whatever features, is in an order of metrics; those that it does not name come last."""
+    formula = metric.partition("@")[0]
+    return order.index(formula) if formula in order else len(order)
 
 
 def trade_off_figure(
@@ -49,14 +56,16 @@ def trade_off_figure(
     for name in (x, y):
         if name is not None and name not in names:
             raise LcscError(f"{name}: no answer has this held-out metric; available: {', '.join(names) or 'none'}")
-    y = y or min(names, key=lambda name: (name == x, metric_place(name, _FIRST_UP)), default=None)
+    y = y or min(names, key=lambda name: (name == x, _place(name, _FIRST_UP)), default=None)
     x = x or next((name for name in names if name != y), None)
-    if x is None or y is None:
+    report = studies[0].report if studies else None
+    if report is None or x is None or y is None:
         return None
-    searches = [_search(study, x, y) for study in studies if {x, y} <= _values(study).keys()]
-    others = [_without_search(studies[0].report, name, x, y) for name in (*TRAINED, ANSWER)]
+    marks = [_mark(report, study.found, study.optimizer, f"{study.label}/{study.seed}", x, y) for study in studies]
+    marks += [_mark(report, report.measured(name), name, name, x, y) for name in TRAINED]
+    marks.append(_mark(report, report.of_answer, ANSWER, ANSWER, x, y))
     panel = Panel(
-        [*searches, *(trace for trace in others if trace is not None)],
+        [mark for mark in marks if mark is not None],
         y=Axis(f"held-out {inert(short_metric(y))}", tick_format="~g"),
         height=280,
     )
@@ -68,70 +77,38 @@ def trade_off_figure(
     )
 
 
-def _search(study: Standing, x: str, y: str) -> go.Scatter:
-    """The best of a search in the report."""
-    look = style(study.optimizer)
-    values = _values(study)
-    return go.Scatter(
-        x=[values[x]],
-        y=[values[y]],
-        error_x=_error_bar(study, x),
-        error_y=_error_bar(study, y),
-        mode="markers",
-        name=inert(f"{study.label}/{study.seed}"),
-        cliponaxis=False,
-        marker={"symbol": look.marker, "size": 9, "color": look.colour},
-        customdata=[inert(f"{study.study}, trial {study.chosen}")],
-        hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
-    )
-
-
-def _error_bar(study: Standing, metric: str) -> dict[str, Any]:
-    """The distances from the value to the ends of its interval; none where that is not known."""
-    to_low, to_high = _error(study, metric)
-    shown = bool(to_low or to_high)
-    return {"array": [to_high], "arrayminus": [to_low], "thickness": 1, "width": 3, "visible": shown}
-
-
-def _error(study: Standing, metric: str) -> tuple[float, float]:
-    """How far below and above its value a held-out metric may be: to its 95 % interval, else by its deviation."""
-    if study.report is None or study.found is None:
-        return 0.0, 0.0
-    of_loss, *rows = study.report.rows(study.found.model.name)
-    is_loss = metric in ("loss", study.found.metric_of_loss)  # which has no row under another name
-    row = of_loss if is_loss else next((row for row in rows if row.metric == metric), None)
-    if row is not None and row.interval is not None:
-        low, high = row.interval
-        return row.value - low, high - row.value
-    if row is not None and row.spread is not None:
-        return row.spread, row.spread
-    return 0.0, 0.0
-
-
-def _without_search(report: Report | None, name: str, x: str, y: str) -> go.Scatter | None:
-    """A model of the trainer's, or the answer; ``None`` if the report has no such model with both metrics."""
-    if report is None:
-        return None
-    measured = report.of_answer if name == ANSWER else report.measured(name)
+def _mark(report: Report, measured: Measurement | None, optimizer: str, name: str, x: str, y: str) -> go.Scatter | None:
+    """A model of the report in the style of its optimizer; ``None`` if it has not both metrics."""
     if measured is None:
         return None
     values = {**measured.metrics, "loss": report.shown(measured)}
     if not {x, y} <= values.keys():
         return None
-    look = style(name)
+    look = style(optimizer)
     return go.Scatter(
         x=[values[x]],
         y=[values[y]],
+        error_x=_error_bar(report, measured, x),
+        error_y=_error_bar(report, measured, y),
         mode="markers",
         name=inert(name),
         cliponaxis=False,
         marker={"symbol": look.marker, "size": 9, "color": look.colour},
-        hovertemplate=f"{inert(name)}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
+        customdata=[inert(measured.model.title)],
+        hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     )
 
 
-def _values(study: Standing) -> dict[str, float]:
-    """Name → value of everything that was measured of the answer on held-out noise."""
-    if study.found is None or study.reported is None:
-        return {}
-    return {"loss": study.reported, **study.found.metrics}
+def _error_bar(report: Report, measured: Measurement, metric: str) -> dict[str, Any] | None:
+    """From the value to the ends of its 95 % interval, else by its deviation; ``None`` where neither is known."""
+    of_loss, *rows = report.rows(measured.model.name)
+    is_loss = metric in ("loss", measured.metric_of_loss)  # which has no row under another name
+    row = of_loss if is_loss else next((row for row in rows if row.metric == metric), None)
+    if row is None:
+        return None
+    if row.interval is not None:
+        low, high = row.interval
+        return {"array": [high - row.value], "arrayminus": [row.value - low], "thickness": 1, "width": 3}
+    if row.spread is not None:
+        return {"array": [row.spread], "thickness": 1, "width": 3}
+    return None

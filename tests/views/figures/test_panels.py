@@ -19,13 +19,6 @@ def test_panels_share_their_horizontal_axis_and_its_title_is_below_the_last_one(
     assert [trace.yaxis for trace in made.data] == ["y", "y2"]
 
 
-def test_panels_that_share_a_range_match_the_first_of_them_which_matches_none() -> None:
-    panels = [Panel(bars(1), shares_y=shares) for shares in (False, True, False, True)]
-    layout = draw(panels, x=Axis(), theme="light", view="four").layout
-    axes = (layout.yaxis, layout.yaxis2, layout.yaxis3, layout.yaxis4)
-    assert [axis.matches for axis in axes] == [None, None, None, "y2"]
-
-
 def test_the_scale_of_colours_is_beside_its_panel() -> None:
     heat_map = go.Heatmap(z=[[1, 2], [3, 4]])
     made = draw([Panel(bars(1)), Panel([heat_map], height=100)], x=Axis(), theme="light", view="two")

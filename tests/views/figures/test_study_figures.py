@@ -21,7 +21,6 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
-    has_movement,
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
@@ -52,18 +51,17 @@ def texts(figure: go.Figure) -> str:
 
 def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RDBStorage) -> None:
     for name, losses in (("EMAGrid/0", [9.0]), ("LCSC/0", [4.0, 2.0, 1.0]), ("LCSC/1", [4.0, 2.0])):
-        found = measured(2.75, trial=1) if name == "LCSC/0" else None
-        write_study(storage, f"digits/{name}", losses, held_out=found).set_attribute("steps", [100, 200, 400])
-    reader, (ema, first, second) = read(storage)
-    made = coefficients_figure(reader, [first, second], ema)
-    bars, line, other, _ = made.data
+        report = measured(2.75, trial=1) if name == "LCSC/0" else None
+        write_study(storage, f"digits/{name}", losses, held_out=report).set_attribute("steps", [100, 200, 400])
+    reader, (ema, study, _) = read(storage)
+    made = coefficients_figure(reader, study, ema)
+    bars, line = made.data
     assert (list(bars.x), list(bars.width), list(bars.offset)) == ([100, 200, 400], [100, 100, 200], [-100, -100, -200])
     assert list(bars.customdata) == coefficients(1).tolist()
     assert (line.name, line.mode) == ("EMA*", "lines")
-    assert (bars.yaxis, other.yaxis) == ("y", "y2")
     assert made.layout.yaxis.title.text == "coefficient per training step"
     assert f"2.75 held out, Σ|a| = {sum_abs(coefficients(1)):.2f}" in texts(made)
-    assert len(coefficients_figure(reader, [ema], ema).data) == 1, "EMA* is not drawn over itself"
+    assert len(coefficients_figure(reader, ema, ema).data) == 1, "EMA* is not drawn over itself"
 
 
 def test_bars_are_as_wide_as_the_intervals_between_checkpoints(storage: RDBStorage) -> None:
@@ -71,7 +69,7 @@ def test_bars_are_as_wide_as_the_intervals_between_checkpoints(storage: RDBStora
     ends = [120, 180, 260]
     stored.set_attribute("steps", ends)
     reader, (study,) = read(storage)
-    (bars,) = coefficients_figure(reader, [study]).data
+    (bars,) = coefficients_figure(reader, study).data
     np.testing.assert_allclose(np.array(bars.x) + bars.offset, (60, 120, 180))
     np.testing.assert_allclose(np.array(bars.x) + bars.offset + bars.width, ends)
     np.testing.assert_allclose(np.array(bars.y) * bars.width, coefficients(1))  # areas
@@ -90,7 +88,7 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
         study.finish(study.add_candidate(Candidate(answer)), Evaluation(1.0))
         study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
     reader, studies = read(storage)
-    bars, ema, heat = coefficients_figure(reader, studies[:1], studies[2]).data
+    bars, ema, heat = coefficients_figure(reader, studies[0], studies[2]).data
     assert list(heat.y) == [names[row] for row in (0, 5, 2, 3, 4, 6, 1)]
     np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
@@ -112,16 +110,14 @@ def test_the_movement_shows_the_improvements_in_their_order(
     assert (list(heat.x), list(heat.y)) == ([0, *STEPS], [0, 2, 4, 6])
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
-    assert has_movement(study)
     made = drawn(reader, "movement", many)
-    assert made.layout.title.text == "4 of 5 improvements"
+    assert made.layout.annotations[0].text == "4 of 5 improvements"
     assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
 
 
 def test_two_rows_are_no_movement(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0])
     reader, (study,) = read(storage)
-    assert not has_movement(study)
     assert not drawn(reader, "movement", study).data
 
 
@@ -139,8 +135,8 @@ def test_the_movement_of_rows_is_that_of_their_mean(storage: RDBStorage) -> None
 @pytest.mark.parametrize("name", ["digits/LCSC/0", "a-long-name-" * 8 + "x/LCSCGradient/12"])
 def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> None:
     write_study(storage, name, [4.0, 2.0], held_out=measured(2.75, trial=1))
-    reader, studies = read(storage, name.split("/")[0])
-    made = coefficients_figure(reader, studies)
+    reader, (study,) = read(storage, name.split("/")[0])
+    made = coefficients_figure(reader, study)
     lines = made.layout.annotations[0].text.split("<br>")
     assert "".join(lines).startswith(name[:30])
     assert max(map(len, lines)) <= 36

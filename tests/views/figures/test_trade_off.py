@@ -43,7 +43,7 @@ def test_what_was_found_the_trainers_models_and_the_answer_have_marks(reader: Hi
         "last checkpoint": ([0.4], [29.0]),
         "answer": ([0.5], [3.8]),
     }
-    assert made.data[0].customdata[0] == "digits/LCSC/0, trial 0"
+    assert [trace.customdata[0] for trace in made.data] == ["LCSC, trial 0", "EMA*", "last checkpoint", "LCSC, trial 0"]
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 

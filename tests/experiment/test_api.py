@@ -14,6 +14,7 @@ import lcsc_opt
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import lock
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.commands import Typed
 
@@ -77,7 +78,7 @@ def test_a_study_that_fails_does_not_stop_the_others(study_file: str, typed: Typ
     only = ["run", study_file, "--optimizer"]
     assert lcsc([*only, "CMA"]) == 0
     said = typed("run", study_file, "optimizers=[LCSC,CMA: {popsize: 5},DE]", status=1).err
-    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0: the stored study differs: " in said
+    assert "lcsc: 1 of 3 studies did not finish: several/CMA/0: differs from the stored several/CMA/0: " in said
     assert states(typed)["DE"][0] == "finished"
 
 
@@ -98,8 +99,9 @@ def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> 
         Path(study_file).write_text(yaml.safe_dump(edited))
         assert lcsc(["run", study_file]) == 0
     assert lcsc(["run", "several/LCSC/0", "--budget", "7"]) == 0
-    report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
-    assert len([name for name in report["selection"] if name.startswith("trial")]) == 4
+    report = StoredExperiment.open(open_storage(STORAGE, write=False), "several").report
+    assert report is not None
+    assert len([name for name in report.selection if name.startswith("LCSC, trial")]) == 4
 
 
 def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typed) -> None:
@@ -116,7 +118,7 @@ def test_another_seed_with_other_settings_is_refused(study_file: str, typed: Typ
     ):
         for how in ([], ["--dry-run"]):
             line = typed.refused(*other, override, *how)
-            assert "/1: its losses would not be comparable with those of several/" in line
+            assert "differs from the stored " in line
             assert said in line
         assert lcsc([*other, override, "name=b", "--dry-run"]) == 0
     assert list(our_studies(open_storage(STORAGE, write=False))) == before, "and what changes no loss is allowed"
@@ -131,10 +133,8 @@ from lcsc_opt.objective.contract import CoefficientFunction
 
 
 class Own(CoefficientFunction):
-    def fingerprint(self):
-        known = super().fingerprint()
-        known["objective"] |= {"reference": Path("reference").read_text(), "metrics": ["fid"]}
-        return known
+    def describe(self):
+        return {**super().describe(), "reference": Path("reference").read_text()}
 
 
 def build(settings):
