@@ -38,7 +38,8 @@ def answer_line(report: Report) -> str:
     if best is None:
         return f"{line}."
     had = value_of(report, best, metric)
-    line += f": {_compared(value, had, report.direction(metric))} the best model you had, {named(best.model)}, with {had:.4g}."
+    compared = _compared(value, had, report.direction(metric))
+    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}."
     others: dict[str, list[str]] = {}
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
