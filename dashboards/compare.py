@@ -37,6 +37,7 @@ from lcsc_opt.views.tables import comparison_tables, settings_table
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
+NO_REPORT = "No report yet. It is made when all searches have ended, or by lcsc evaluate EXPERIMENT."
 ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/evaluation_metrics.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
@@ -260,7 +261,8 @@ def _trade_off(studies: Sequence[Standing], across: str | None, up: str | None, 
     metrics = metrics_of(studies)
     x = across if across in metrics else None
     y = up if up in metrics else None
-    return trade_off_figure(studies, x, y, theme=theme) or empty_figure(ONE_METRIC, theme)
+    missing = NO_REPORT if studies[0].report is None else ONE_METRIC
+    return trade_off_figure(studies, x, y, theme=theme) or empty_figure(missing, theme)
 
 
 def _row(row: Ranked, axis: str) -> dict[str, Any]:

@@ -137,12 +137,12 @@ class Report:
 
     def best_had(self, metric: str) -> Measurement | None:
         """The best of what the user had, in this metric, on the sample of the report; ``None`` without any."""
-        sign = self._direction(metric)
+        sign = self.direction(metric)
         had = [measured for measured in map(self.measured, self.had) if measured is not None]
         compared = [(sign * value, measured) for measured in had if (value := measured.value(metric)) is not None]
         return min(compared, key=lambda pair: pair[0], default=(0.0, None))[1]
 
-    def _direction(self, metric: str) -> int:
+    def direction(self, metric: str) -> int:
         """1 if lower is better, −1 if higher is; a metric of which nobody knows counts as a distance."""
         if metric in self.metrics.signs:
             return self.metrics.signs[metric]

@@ -38,7 +38,8 @@ def answer_line(report: Report) -> str:
     if best is None:
         return f"{line}."
     had = value_of(report, best, metric)
-    line += f": {_compared(value, had)} the best model you had, {named(best.model)}, with {had:.4g}."
+    compared = _compared(value, had, report.direction(metric))
+    line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}."
     others: dict[str, list[str]] = {}
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
@@ -64,12 +65,13 @@ def _better_alone(report: Report, metric: str) -> str:
     return f", though {named(best.model)} has a better {metric} ({value}){chance}"
 
 
-def _compared(value: float, had: float) -> str:
-    """``12 % below``; ``against`` where a share means nothing."""
+def _compared(value: float, had: float, direction: int) -> str:
+    """``12 % below`` or ``above``, ``12 % worse than``; ``against`` where a share means nothing."""
     if not had or had * value <= 0:
         return "against"
     share = (value - had) / abs(had)
-    return f"{abs(100 * share):.0f} % {'below' if share < 0 else 'above'}"
+    better = "below" if share < 0 else "above"
+    return f"{abs(100 * share):.0f} % {'worse than' if direction * share > 0 else better}"
 
 
 def value_of(report: Report, measured: Measurement, metric: str) -> float:

@@ -192,7 +192,9 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
 
 
 def test_the_trade_off_is_of_the_metrics_that_were_chosen(site: Site, url: str) -> None:
-    assert "No two held-out metrics" in json.dumps(draw(site)["trade-off-new"]["data"])
+    write_study(url, "new/LCSC/0")
+    for experiment, said in (("new", "No report yet"), ("digits", "No two held-out metrics")):
+        assert said in json.dumps(draw(site, experiment=experiment)["trade-off-new"]["data"])
     write_report(written(url), report_of({"digits/LCSC/0": measured(3.0, fid=3.0, precision=0.5, recall=0.25)}))
     shown = draw(site, across="recall", up="nothing")
     assert shown["trade-off-new"]["data"]["layout"]["xaxis"]["title"]["text"] == "held-out recall"
