@@ -245,6 +245,8 @@ def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None
     typed(*command)  # finished: it is not even loaded
     (tiny.parent / "my_losses.py").write_text(MODULE)
     assert "no held_out function was given" in typed.refused("evaluate", "tiny")
+    write_study(tiny.parent)
+    assert "tiny: The answer is " in typed(*command).err, "it is given now"
 
 
 def of(callable_: str, **changes: object) -> dict[str, object]:

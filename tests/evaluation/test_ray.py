@@ -23,7 +23,7 @@ from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import RayWorkers
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.evaluation import node_objective
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
@@ -72,10 +72,12 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     assert any(node["alive"] and node["name"] in ("one", "two") for node in study.attributes["nodes"]["nodes"])
     more = ["run", file, "--storage", "sqlite:///r.db", "budget.evaluations=7"]
     assert lcsc([*more, "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert spec_of(study).ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc run goes there again
+    assert spec_of(name, read_contents(study.storage)).ray == RayWorkers(
+        ray=2, gpus=0, address=cluster.address
+    )  # lcsc run goes there again
     assert len(study.trials()) == 6
     assert lcsc([*more, "workers=2"]) == 0
-    assert spec_of(study).ray is None
+    assert spec_of(name, read_contents(study.storage)).ray is None
 
 
 def test_a_worker_without_gpus_sees_none_and_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
