@@ -26,7 +26,7 @@ def measured(
     trial: int | None = None,
     images: int = 0,
     seeds: Sequence[int] = (0,),
-    **metrics: float,
+    **metrics: Any,
 ) -> Measurement:
     """A measurement with the same values on each group of noise."""
     values = {metric: (value,) * len(seeds) for metric, value in {**metrics, "loss": loss}.items()}

@@ -152,8 +152,8 @@ class Recipe(pydantic.BaseModel):
         if objective.trajectory is None:
             advice = ""
             if chosen.model.trial is not None:
-                coefficients = f'lcsc_opt.load_study("{chosen.study}").coefficients'
-                advice = f"; in Python: lcsc_opt.Trajectory.open(PATH).merge({coefficients})"
+                of_study = f'lcsc_opt.load_study("{chosen.study}").coefficients'
+                advice = f"; in Python: lcsc_opt.Trajectory.open(PATH).merge({of_study})"
             raise ObjectiveError(
                 f"{chosen.experiment}: its objective combines no weights, so there is no model to export{advice}"
             )

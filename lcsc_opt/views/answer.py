@@ -51,13 +51,17 @@ def answer_line(report: Report) -> str:
 
 
 def _better_alone(report: Report, metric: str) -> str:
-    """What else the user had that is better in this metric; empty if nothing is."""
+    """What else the user had that is better than the answer in this metric, and by how much; empty if nothing is."""
     best = report.best_had(metric)
-    value = value_of(report, report.of_answer, metric)
-    if best is None or value_of(report, best, metric) == value:
+    if best is None:
         return ""
-    values = f"{value_of(report, best, metric):.4g} against {value:.4g}"
-    return f", though by {metric} alone {named(best.model)} is better, with {values}"
+    value = f"{value_of(report, best, metric):.4g}"
+    if value == f"{value_of(report, report.of_answer, metric):.4g}":
+        return ""
+    rows = report.rows(report.answer, best.model.name)
+    is_certain = next((row for row in rows if row.metric == metric), rows[0]).lost
+    chance = "" if is_certain else ", perhaps by chance"
+    return f", though {named(best.model)} has a better {metric} ({value}){chance}"
 
 
 def _compared(value: float, had: float) -> str:

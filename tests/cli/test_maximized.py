@@ -164,7 +164,7 @@ def test_rankings_and_figures_are_of_the_score(database: HistoryReader) -> None:
     study = next(study for study in studies if study.optimizer == rows[0].optimizer)
     assert study.held_out_loss is not None
     assert study.reported == -study.held_out_loss
-    assert first_line(studies, rows) == (
+    assert first_line(studies) == (
         f"The answer is {study.label}, with accuracy {study.reported:.4g}: nothing certainly better was found."
     )
     for trace in comparison_figure(studies).data:

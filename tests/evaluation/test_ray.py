@@ -72,9 +72,8 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     assert any(node["alive"] and node["name"] in ("one", "two") for node in study.attributes["nodes"]["nodes"])
     more = ["run", file, "--storage", "sqlite:///r.db", "budget.evaluations=7"]
     assert lcsc([*more, "--ray", f"127.0.0.1:{free_port()}"]) == 2
-    assert spec_of(name, read_contents(study.storage)).ray == RayWorkers(
-        ray=2, gpus=0, address=cluster.address
-    )  # lcsc run goes there again
+    stored = spec_of(name, read_contents(study.storage))
+    assert stored.ray == RayWorkers(ray=2, gpus=0, address=cluster.address)  # lcsc run goes there again
     assert len(study.trials()) == 6
     assert lcsc([*more, "workers=2"]) == 0
     assert spec_of(name, read_contents(study.storage)).ray is None

@@ -44,7 +44,7 @@ def spec(**changes: Any) -> StudyFile:
     return parse_study_file({"name": "s", "objective": {"file": "function.py"}, **changes}, source="test")
 
 
-def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Objective | None, *names: str) -> Chosen:
+def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Objective | None) -> Chosen:
     """Optimizers and rows; without an objective, none may be loaded."""
 
     def load() -> Objective:
@@ -53,7 +53,7 @@ def chosen(study: StudyFile, stored: Mapping[str, Mapping[str, Any]], made: Obje
 
     return [
         ([optimizer.name for optimizer in complete.optimizers], complete.space.rows)
-        for complete in completed(study, lambda: stored, load, optimizers=names)
+        for complete in completed(study, lambda: stored, load)
     ]
 
 
@@ -80,7 +80,6 @@ def test_without_weights_there_are_no_layers() -> None:
 def test_what_is_said_is_not_chosen_and_loads_nothing() -> None:
     said = spec(optimizers=["LCSCGradient", "CMA"], space="affine")
     assert chosen(said, {}, None) == [(["LCSCGradient", "CMA"], None)]
-    assert chosen(said, {}, None, "LCSC") == [(["LCSC"], None)]
     assert chosen(spec(optimizers=["LCSC"]), {}, None) == [(["LCSC"], None)], "rows are for gradients"
     rows = {"a": ["*"]}
     assert chosen(spec(optimizers=["LCSC"], space={"rows": rows}), {}, None) == [(["LCSC"], rows)]

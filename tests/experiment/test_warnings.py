@@ -18,7 +18,7 @@ from tests.history_examples import measured, report_of
 CLIP = "fid@clip"
 METRICS = ReportedMetrics(signs={"fid": 1, "precision": -1, "near": 1, CLIP: 1, "fid_held_out": 1}, cross_check=CLIP)
 SEARCH = "digits/LCSC/0"
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # name → value
 
 
 def report(found: Metrics, had: Metrics, *, others: Sequence[Metrics] = (), **more: Any) -> Report:

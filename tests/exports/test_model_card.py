@@ -11,8 +11,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from lcsc_opt.cli import run
 from lcsc_opt.base.records import ReportedMetrics
+from lcsc_opt.cli import run
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.exports import Recipe
 from lcsc_opt.exports.model_card import model_card

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.views.answer import answer_line
 from lcsc_opt.views.ranking import ANSWER, Difference, Reach, headline, ranking
@@ -159,15 +160,17 @@ def test_where_nothing_better_was_found_the_line_says_so() -> None:
     found = {"digits/LCSC/0": model(0.1, 10.0, 18.0)}
     had = [model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), model(0.2, 30.0, 19.0, name=TRAINER_EMA)]
     nothing = "nothing certainly better was found"
-    assert answer_line(report_of(found, *had, answer=LAST_CHECKPOINT)) == (
-        f"The answer is the last checkpoint, with fid 20: {nothing}, though by loss alone the trainer's EMA is better, "
-        "with 0.2 against 0.3."
+    assert answer_line(report_of(found, had[0], answer=LAST_CHECKPOINT)).endswith(
+        f"checkpoint, with fid 20: {nothing}."
     )
-    assert answer_line(report_of(found, had[0], answer=LAST_CHECKPOINT)).endswith(f"fid 20: {nothing}.")
-    assert answer_line(report_of(found, *had, answer=TRAINER_EMA)) == (
-        f"The answer is the trainer's EMA, with fid 30: {nothing}, though by fid alone the last checkpoint is better, "
-        "with 20 against 30."
-    )
+    line = answer_line(report_of(found, *had, answer=LAST_CHECKPOINT))
+    assert line.endswith(f"with fid 20: {nothing}, though the trainer's EMA has a better loss (0.2).")
+    signs = ReportedMetrics(signs={"fid": 1})
+    line = answer_line(report_of(found, *had, answer=TRAINER_EMA, metrics=signs))
+    assert line.endswith(f"with fid 30: {nothing}, though the last checkpoint has a better fid (20).")
+    close = [model(0.3, 20.0, 25.0, name=LAST_CHECKPOINT), model(0.299, 20.0, 25.0, name=TRAINER_EMA)]
+    line = answer_line(report_of(found, *close, answer=LAST_CHECKPOINT))
+    assert line.endswith("though the trainer's EMA has a better loss (0.299), perhaps by chance.")
 
 
 def test_of_a_score_higher_is_better_and_negative_values_have_no_share() -> None:

@@ -94,7 +94,7 @@ def test_a_comparison_has_the_metric_that_the_sentence_names() -> None:
 
 def test_rows_for_programs_end_with_the_answer_and_the_warnings() -> None:
     (study,) = in_one_report([history([3.0], held_out=2.0)], measured(5.0, name=LAST_CHECKPOINT), warnings=("it lost",))
-    of_study, answer = comparison_rows({"digits": [study]})
+    of_study, answer = comparison_rows([study])
     assert answer.keys() > of_study.keys()
     assert (answer["study"], answer["optimizer"], answer["model"]) == ("digits", "answer", "LCSC, trial 0")
     assert (answer["held_out"], answer["warnings"]) == (2.0, ["it lost"])

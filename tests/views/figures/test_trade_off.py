@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,14 +19,16 @@ from tests.study_examples import write_report, write_study
 @pytest.fixture
 def reader(url: str) -> HistoryReader:
     storage = open_storage(url, write=True)
-    found = {
-        "digits/LCSC/0": measured(3.8, trial=0, **{"fid@clip": 3.8, "precision@clip": 0.5}),
-        "digits/EMAGrid/0": measured(28.0, trial=0, **{"fid@clip": 28.0, "precision@clip": 0.62}),
-        "digits/CMA/0": measured(4.0, trial=0, **{"fid@clip": 4.0}),
+    metrics: dict[str, dict[str, Any]] = {
+        "LCSC": {"fid@clip": 3.8, "precision@clip": 0.5},
+        "EMAGrid": {"fid@clip": 28.0, "precision@clip": 0.62},
+        "CMA": {"fid@clip": 4.0},
+        "last": {"fid@clip": 29.0, "precision@clip": 0.4},
     }
+    last = measured(29.0, name="last checkpoint", **metrics.pop("last"))
+    found = {f"digits/{name}/0": measured(values["fid@clip"], **values) for name, values in metrics.items()}
     for name in (*found, "other/LCSC/0"):
         write_study(storage, name, [1.0])
-    last = measured(29.0, name="last checkpoint", **{"fid@clip": 29.0, "precision@clip": 0.4})
     write_report(storage, report_of(found, last))
     return HistoryReader(storage)
 
@@ -43,17 +47,16 @@ def test_what_was_found_the_trainers_models_and_the_answer_have_marks(reader: Hi
     assert made.layout.xaxis.title.text == "held-out precision@clip"
 
 
-def test_bars_are_the_intervals(url: str) -> None:
+def test_bars_are_the_intervals_also_of_a_loss_that_is_the_metric(url: str) -> None:
     storage = open_storage(url, write=True)
     write_study(storage, "digits/LCSC/0", [4.0])
-    found = measured(4.0, trial=0, seeds=(0, 1), precision=0.6, fid=4.0)
-    values = {**found.values, "precision": (0.5, 0.7)}
-    write_report(storage, report_of({"digits/LCSC/0": type(found)(found.model, 0, (0, 1), values)}))
+    errors: dict[str, Any] = {f"loss{STANDARD_ERROR}": 0.5, f"precision{STANDARD_ERROR}": 0.05}
+    found = measured(4.0, fid=4.0, precision=0.6, **errors)
+    write_report(storage, report_of({"digits/LCSC/0": found}))
     made = trade_off_figure(HistoryReader(storage).read("digits"))
     assert made is not None
-    bar = made.data[0].error_x
-    assert bar.array[0] > 0.05
-    np.testing.assert_allclose(bar.array, bar.arrayminus)
+    for bar, expected in ((made.data[0].error_x, 0.098), (made.data[0].error_y, 0.98)):
+        np.testing.assert_allclose([bar.array, bar.arrayminus], expected, rtol=1e-3)
 
 
 def test_any_two_metrics_can_be_chosen_and_fewer_make_no_figure(reader: HistoryReader) -> None:
