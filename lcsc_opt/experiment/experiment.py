@@ -221,6 +221,8 @@ class Experiment:
     def _note_changes(self, stored: StoredExperiment) -> None:
         """Note what was accepted, and forget what would be measured otherwise now."""
         changes = Problem(**stored.attributes[PROBLEM]).changes(self._problem)
+        if stored.report is not None and (changes.decides or changes.measures_otherwise):
+            notice(f"{self.name}: the stored report is forgotten: it was measured before the change")
         if changes.decides:
             change = {"at": time.time(), "changed": changes.decides}
             stored.set_attribute("changes", [*(stored.attributes.get("changes") or ()), change])

@@ -94,7 +94,8 @@ def measured() -> dict[str, float]:
 def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Typed) -> None:
     before = measured()
     write("edited_helper", "SCALE = 32\n")
-    typed("run", "edited.yaml", "--budget", "6", "--accept-changes")
+    said = typed("run", "edited.yaml", "--budget", "6", "--accept-changes").err
+    assert "edited: the stored report is forgotten: it was measured before the change" in said
     now = measured()
     assert before.keys() & now.keys()
     assert all(now[name] == 32 * before[name] for name in before.keys() & now.keys())
