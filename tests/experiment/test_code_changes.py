@@ -94,8 +94,7 @@ def measured() -> dict[str, float]:
 def test_what_other_code_has_measured_is_measured_again(place: Path, typed: Typed) -> None:
     before = measured()
     write("edited_helper", "SCALE = 32\n")
-    said = typed("run", "edited.yaml", "--budget", "6", "--accept-changes").err
-    assert "edited: the stored report is forgotten: it was measured before the change" in said
+    typed("run", "edited.yaml", "--budget", "6", "--accept-changes")
     now = measured()
     assert before.keys() & now.keys()
     assert all(now[name] == 32 * before[name] for name in before.keys() & now.keys())
@@ -113,6 +112,13 @@ def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed
     report = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "reported").report
     assert report is not None
     assert f"with loss {report.of_answer.loss:.4g}" in answers[2]
+
+
+def test_a_report_by_other_code_is_said_to_be_forgotten_also_for_a_preview(place: Path, typed: Typed) -> None:
+    typed("evaluate", "edited", "--images", "20", "--keep")
+    write("edited_helper", "SCALE = 32\n")
+    said = typed("evaluate", "edited", "--images", "20", "--accept-changes").err
+    assert "edited: the stored report is forgotten: it was measured before the change" in said
 
 
 @pytest.mark.parametrize("command", [["run", "edited.yaml"], ["run", "edited.yaml", "seeds=[1]"]])
