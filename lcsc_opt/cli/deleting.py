@@ -28,7 +28,7 @@ def delete(
     """
     from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
-    from lcsc_opt.database.names import is_ours, split_name
+    from lcsc_opt.database.names import split_name
     from lcsc_opt.database.store import StoredStudy, read_contents
     from lcsc_opt.database.urls import masked
 
@@ -36,8 +36,8 @@ def delete(
     contents = read_contents(database)
     studies: dict[str, None] = {}
     for name in names:
-        of_experiment = [] if is_ours(name) else list(contents.of(name))
-        studies |= dict.fromkeys(of_experiment or [name])
+        is_experiment = name in contents.experiments
+        studies |= dict.fromkeys(contents.of(name) if is_experiment else [name])
     chosen = [StoredStudy.open(database, name) for name in studies]
     running = locked(database, list(studies))
     if running:
@@ -50,7 +50,8 @@ def delete(
         with study.hold():
             study.delete()
         say(f"deleted: {study.name}")
-    for experiment in {split_name(name)[0] for name in studies} & contents.experiments.keys():
+    of_studies = {split_name(name)[0] for name in studies}
+    for experiment in of_studies.union(names) & contents.experiments.keys():
         _delete_rest(database, experiment)
     free = free_bytes(database)
     if free:

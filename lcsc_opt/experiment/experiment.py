@@ -223,6 +223,8 @@ class Experiment:
     def _note_changes(self, stored: StoredExperiment) -> None:
         """Note what was accepted, and forget what would be measured otherwise now."""
         changes = Problem(**stored.attributes[PROBLEM]).changes(self._problem)
+        if stored.report is not None and (changes.decides or changes.measures_otherwise):
+            notice(f"{self.name}: the stored report is forgotten: it was measured before the change")
         if changes.decides:
             change = {"at": time.time(), "changed": changes.decides}
             stored.set_attribute("changes", [*(stored.attributes.get("changes") or ()), change])
@@ -476,13 +478,13 @@ class Experiment:
         """Whether the report that was stored before this run is what the study file asks for; nothing is loaded."""
         if self._held_out is None or self._before is None or self.to_search:
             return self._held_out is None
-        if self._before["holds_out"] is False:
+        problem = Problem(**self._before[PROBLEM])
+        _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
+        if reported == problem.reported["settings"] and self._before["holds_out"] is False:
             return True
         report = Report.from_json(self._before.get(REPORT))
         if report is None:
             return False
-        problem = Problem(**self._before[PROBLEM])
-        _, reported = settings_of(self._specs[0].objective, problem.decides["objective"])
         plan = ReportPlan.of(
             self._held_out, report, own_images=self._before["report_images"], samples=report.images > 0
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,8 +113,8 @@ class Result:
         Raises:
             StudyStoreError: no study has a complete trial.
         """
-        best, _ = self._answer()
-        return next(study for study in self.studies if study.name == best.study)
+        name, _ = self._answer()
+        return dataclasses.replace(self.studies[0], name=name)  # another call may have found it
 
     @property
     def coefficients(self) -> Coefficients:
@@ -208,8 +209,8 @@ class Result:
             raise StudyStoreError(f"{self.name}: its studies were deleted; call search again")
         return studies
 
-    def _answer(self) -> tuple[Standing, Model | None]:
-        """The study that found the answer, or the first one; and the answer.
+    def _answer(self) -> tuple[str, Model | None]:
+        """The name of the study that found the answer, or of the first one; and the answer.
 
         Without a report the answer is ``None``, and the study the one of the lowest searched loss, of equal ones a
         grid.
@@ -221,12 +222,11 @@ class Result:
         report = studies[0].report
         if report is not None:
             answer = report.of_answer.model
-            found_in = next((study for study in studies if study.study == answer.study), studies[0])
-            return found_in, answer
+            return answer.study or studies[0].study, answer
         searched = best_searched(studies)
         if searched is None:
             raise StudyStoreError(f"{self.name}: no comparable trial has finished yet; continue the search")
-        return searched, None
+        return searched.study, None
 
 
 def _html_row(cells: Sequence[str], tag: str) -> str:

@@ -96,11 +96,11 @@ def _why_nothing_found(searches: Sequence[Searched]) -> Iterator[str]:
         return
     if min(others) < min(grids):
         yield (
-            "on their own noise the searches got below EMA*, and on other noise not certainly: they overfitted. Search "
-            "with more data, or with fewer evaluations"
+            "on their own noise the searches were better than EMA*, and on other noise not certainly: they overfitted. "
+            "Search with more data, or with fewer evaluations"
         )
     else:
-        yield "no search got below EMA*, not even on its own noise: search with more evaluations"
+        yield "no search was better than EMA*, not even on its own noise: search with more evaluations"
 
 
 def _changes(rows: Sequence[MetricRow]) -> str:

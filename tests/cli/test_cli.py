@@ -19,6 +19,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.api import load_study
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.trajectory import Trajectory
@@ -211,6 +212,30 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     assert not Path("x.safetensors").exists()
 
 
+def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_experiment(ran: Path, typed: Typed) -> None:
+    typed("run", "tiny.yaml", "name=other", "--optimizer", "CMA", "--seed", "0")
+    typed("run", "tiny.yaml", "optimizers=[Landscape]", "~held_out", "--budget", "3")
+    report = stored("tiny").user_attrs["report"]
+    typed("delete", "tiny/Landscape/0", "--yes")
+    assert stored("tiny").user_attrs["report"] == report, "it knows nothing of landscapes"
+    with StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/CMA/0").hold():
+        assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
+    said = typed("delete", "tiny/LCSC/0", "--yes").err
+    assert "tiny: its report is deleted, too; lcsc run makes it again" in said
+    only = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0"]
+    assert "tiny: The answer is " in typed(*only).err
+    assert set(stored("tiny").user_attrs["report"]["found"]) == {"tiny/EMAGrid/0", "tiny/CMA/0"}
+    said = typed("delete", "tiny", "--yes").err
+    assert "deleted: tiny/CMA/0" in said
+    assert "deleted: tiny, with what was measured" in said
+    assert optuna.get_all_study_names("sqlite:///studies.db") == ["other", "other/CMA/0"]
+    assert "tiny: no such study" in typed.refused("delete", "tiny", "--yes")
+    stored_experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), "other")
+    stored_experiment.storage.delete_study(stored_experiment.storage.get_study_id_from_name("other/CMA/0"))
+    typed("delete", "other", "--yes")  # as where somebody was interrupted
+    assert optuna.get_all_study_names("sqlite:///studies.db") == []
+
+
 def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, objective=of("loss", held_out=None))
     command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0", "--budget", "2"]
@@ -220,6 +245,8 @@ def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None
     typed(*command)  # finished: it is not even loaded
     (tiny.parent / "my_losses.py").write_text(MODULE)
     assert "no held_out function was given" in typed.refused("evaluate", "tiny")
+    write_study(tiny.parent)
+    assert "tiny: The answer is " in typed(*command).err, "it is given now"
 
 
 def of(callable_: str, **changes: object) -> dict[str, object]:

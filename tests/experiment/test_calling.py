@@ -84,6 +84,16 @@ def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Pat
     assert result.coefficients.sum() == pytest.approx(1)
 
 
+def test_the_answer_may_be_of_an_earlier_call(search: Any) -> None:
+    functions = {"score": lambda net: distance(net), "held_out": lambda net: 2 * distance(net)}
+    first = search(states(), **functions, rows="layers", budget=12)
+    later = search(states(), **functions, optimizers="CMA", resume=True)
+    assert [study.name for study in later.studies] == ["tried/CMA/0"]
+    assert later.study == first.study
+    assert later.study.name == "tried/LCSCGradient/0"
+    assert torch.equal(later.merge()["weight"], first.merge()["weight"])
+
+
 def test_a_score_with_a_draw_chooses_and_reports_on_its_other_items(search: Any) -> None:
     by_group = {"search": 0.0, "selection": 10.0, "held-out": 20.0}
     result = search(states(), score=lambda net, draw: distance(net) + by_group[draw.group])

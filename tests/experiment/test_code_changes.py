@@ -121,6 +121,13 @@ def test_a_report_whose_own_code_changed_is_made_again(place: Path, typed: Typed
     assert f"with loss {report.of_answer.loss:.4g}" in answers[2]
 
 
+def test_a_report_by_other_code_is_said_to_be_forgotten_also_for_a_preview(place: Path, typed: Typed) -> None:
+    typed("evaluate", "edited", "--images", "20", "--keep")
+    write("edited_helper", "SCALE = 32\n")
+    said = typed("evaluate", "edited", "--images", "20", "--accept-changes").err
+    assert "edited: the stored report is forgotten: it was measured before the change" in said
+
+
 @pytest.mark.parametrize("command", [["run", "edited.yaml"], ["run", "edited.yaml", "seeds=[1]"]])
 def test_what_finished_with_other_code_is_not_returned_and_no_seed_is_added(
     place: Path, typed: Typed, command: list[str]

@@ -96,7 +96,7 @@ def test_a_studys_best_is_exported_with_its_recipe_and_a_better_answer_is_named(
 def test_the_answer_of_an_experiment_is_exported_also_if_it_was_there_before(finished: Path, typed: Typed) -> None:
     said = typed("export", "small", "-o", "answer.safetensors").err
     assert "answer.safetensors: EMA* (average of all 5) of small, searched " in said
-    assert "lcsc: small: no search got below EMA*" in said, "the report's warnings"
+    assert "lcsc: small: no search was better than EMA*" in said, "the report's warnings"
     recipe = recipe_in("answer.safetensors")
     study = optuna.load_study(study_name=EMA_STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
     chosen = study.trials[recipe["trial"]]

@@ -65,7 +65,7 @@ def test_an_exported_folder_has_a_card_that_says_how_it_was_made(typed: Typed, f
     assert f"| `loss` | {recipe['loss']:.6g} | {recipe['held_out']['loss']:.6g} |" in card.text
     assert "of the experiment\n`small`" in card.text
     assert "| metric | LCSC, trial " in card.text
-    assert "no search got below EMA*" not in card.text, "a warning about the answer, which is another model"
+    assert "no search was better than EMA*" not in card.text, "a warning about the answer, which is another model"
     table = re.findall(r"^\| (\d+) \| (\S+) \| `(\w+)` \|$", card.text, re.MULTILINE)
     assert [int(step) for step, _, _ in table] == recipe["steps"]
     assert [float(value) for _, value, _ in table] == recipe["coefficients"]

@@ -155,7 +155,7 @@ def test_a_reward_on_prompts_with_a_distance_keeps_the_contract_with_its_gradien
 
 
 @pytest.mark.parametrize(("optimizer", "held_out"), [("LCSCGradient", 24), ({"LCSC": {"mutation": 5.0}}, 120)])
-def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_warned_of(
+def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_reported(
     place: Path, optimizer: Any, held_out: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = {
@@ -194,8 +194,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_w
     assert (rows["reward"].gain or 0) > 0
     if study.name == "rewarded/LCSC/0":  # whose gain is beyond the error; 10 steps are few for a gradient
         assert rows["held_out_reward"].lost
-        assert report.is_found
-        assert any("held_out_reward" in warning for warning in report.warnings)
+        assert not report.is_found, "what sees the images otherwise has half of the choice"
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 
