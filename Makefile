@@ -53,7 +53,7 @@ demo: setup $(DEMO_MODEL) ## search checkpoints of a small model of digits, comp
 	@echo "The best model:    $(BIN)/lcsc export $(DEMO) -o best.safetensors"
 
 models/mnist.model/unet/diffusion_pytorch_model.safetensors: | setup
-	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 coupling=independent --data mnist --steps 600 --checkpoint-every 6 -o models/mnist.trajectory $(if $(wildcard models/mnist.model),--resume)
+	$(BIN)/lcsc train flow batch_size=64 learning_rate=0.002 --data mnist --steps 600 --checkpoint-every 6 -o models/mnist.trajectory $(if $(wildcard models/mnist.model),--resume)
 
 # Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
 test: export PYTHONDONTWRITEBYTECODE :=

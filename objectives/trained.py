@@ -35,8 +35,7 @@ _TRAININGS = {  # of the trajectories that the study files name; edm is the teac
     "digits": "ict --data digits --steps 4000 --checkpoint-every 20",
     "digits_ddpm": "ddpm batch_size=64 learning_rate=0.002 --data digits --steps 1000 --checkpoint-every 5",
     "photographs": f"ict {_PHOTOGRAPHS} --data photographs --steps 3000 --checkpoint-every 15",
-    "mnist": "flow batch_size=64 learning_rate=0.002 coupling=independent --data mnist --steps 600 "
-    "--checkpoint-every 6",
+    "mnist": "flow batch_size=64 learning_rate=0.002 --data mnist --steps 600 --checkpoint-every 6",
     "ct": "ct --data digits --steps 2000 --checkpoint-every 10",
     "ct_32": "ct batch_size=32 --data digits --steps 2000 --checkpoint-every 10",
     "ict": "ict --data digits --steps 2000 --checkpoint-every 10",

@@ -131,7 +131,6 @@ EXTRAS = {
     "transformers": "text-to-image",
     "peft": "text-to-image",
     "accelerate": "train",
-    "ot": "train",
     "ray": "ray",
 }
 """Package → the extra of lcsc_opt that brings it."""

@@ -129,7 +129,7 @@ class Driver:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise SearchFailedError(
-                f"the optimizer {self._name} cannot {stream[0]} here: {reason}; take another one"
+                f"the optimizer {self._name} cannot {stream[0]} here: {reason}; check its options, or take another one"
             ) from error
 
 

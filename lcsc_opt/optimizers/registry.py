@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
-import numpy as np
 import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, check_options, near_miss, parse_settings
 from lcsc_opt.base.study_spec import LANDSCAPE, OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
@@ -38,11 +37,6 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 
 _STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
-
-# Options are checked by a short search. Fifty candidates are more than one generation of most
-# optimizers (CMA 12, DE 30, PSO 40): some options are used only when the second one is made.
-_CHECK_DIMENSION = 20
-_CHECK_ASKS = 50
 
 
 with warnings.catch_warnings():  # pycma warns where matplotlib is missing; Nevergrad would import it later
@@ -71,7 +65,7 @@ def build_optimizer(
         )
     seed = derive_seed(seed, "optimizer", spec.name, bits=32)
     array = coefficient_array(space, step_size=configured.step_size, seed=seed)
-    try:  # the options alone have been checked; together with these arguments they may be refused
+    try:
         return configured.build(array, budget=budget, num_workers=workers)
     except (ValueError, TypeError, AssertionError) as error:
         raise StudySpecError(f"{spec.name}: {error}") from error
@@ -104,7 +98,7 @@ def configure(spec: OptimizerSpec) -> Configured:
     """The optimizer of a specification, with its options.
 
     Raises:
-        StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
+        StudySpecError: an unknown optimizer, or an option that it does not have; the message names it.
     """
     # a mapping is no key of a cache; a name may be registered again
     return _configured(spec.name, json.dumps(spec.options), id(ng.optimizers.registry.get(spec.name)))
@@ -161,8 +155,11 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             raise StudySpecError(f"optimizers.{name}.{option}: no such option{hint}; it has {', '.join(option_names)}")
     if family is None or not options:
         return registry[name]
-    _check_options(name, options)
-    return family(**{**defaults, **options})
+    try:
+        return family(**{**defaults, **options})
+    except Exception as error:  # whatever the code of an optimizer runs into
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StudySpecError(f"optimizers.{name}: it refuses its options: {reason}") from error
 
 
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
@@ -173,46 +170,6 @@ def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
     if isinstance(registered, ConfiguredOptimizer):
         return type(registered), registered.config()
     return None, {}
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options with which a short search fails. Most of Nevergrad's optimizers use them unchecked.
-
-    Raises:
-        StudySpecError: with the option that alone makes the search fail, or else with the optimizer's name.
-    """
-    family, defaults = _family_of(name)
-    assert family is not None  # others have no options
-    joint_reason = _why_not(family, {**defaults, **options})
-    if joint_reason is None:
-        return
-    for option, value in options.items():
-        reason = _why_not(family, {**defaults, option: value})
-        if reason is not None:
-            if _expects_number(family, option) and not isinstance(value, (int, float)):
-                raise StudySpecError(f"optimizers.{name}.{option}: expected a number, got {excerpt(value)}")
-            raise StudySpecError(f"optimizers.{name}.{option}: {excerpt(value)} does not work ({reason})")
-    raise StudySpecError(f"optimizers.{name}: these options do not work together ({joint_reason})")
-
-
-def _expects_number(family: Callable[..., Any], option: str) -> bool:
-    """Whether an option of Nevergrad's is annotated as a number."""
-    return inspect.signature(family).parameters[option].annotation in (int, float, "int", "float")
-
-
-def _why_not(family: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
-    """The error, on one line, that ends a short search with these options; ``None`` if there is none."""
-    array = ng.p.Array(shape=(_CHECK_DIMENSION,))
-    array.random_state = np.random.RandomState(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optimizer = family(**options)(array, budget=2 * _CHECK_ASKS, num_workers=1)
-            for loss in range(_CHECK_ASKS):
-                optimizer.tell(optimizer.ask(), float(loss))
-    except Exception as error:  # whatever the code of an optimizer runs into
-        return str(error).partition("\n")[0] or type(error).__name__
-    return None
 
 
 def _layers(configured: Any) -> Iterator[Any]:

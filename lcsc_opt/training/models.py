@@ -8,22 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
-from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import collected_messages
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
-from lcsc_opt.sampling.network import network_output
-from lcsc_opt.training.recipes.base import Denoiser, Kind, column
+from lcsc_opt.training.recipes.base import Denoiser, Kind
 
 _UNET = "unet"
 _BETA_PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
-_BETA_SETTINGS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +74,16 @@ class TrainedModel:
         return scale * self.folder.timestep_scale
 
     def denoiser(self) -> Denoiser:
-        """D(x; sigma) of a diffusion model.
+        """D(x; sigma) of an EDM model.
 
         Raises:
-            TrainingError: it is no diffusion model.
+            TrainingError: it is another model.
         """
-        config = self.folder.scheduler or {}
+        if self.kind != "edm":
+            raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected an EDM model")
         network = self.network.eval().requires_grad_(requires_grad=False)
-        if self.kind == "edm":
-            sigma_data = float(config.get("sigma_data", 0.5))
-            return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=0.0, noise_scale=self.noise_scale)
-        if self.kind == "ddpm":
-            return _BetaDenoiser(network, config)
-        raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected a diffusion model")
+        sigma_data = float((self.folder.scheduler or {}).get("sigma_data", 0.5))
+        return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=0.0, noise_scale=self.noise_scale)
 
     @staticmethod
     def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
@@ -137,39 +129,3 @@ def _kind(scheduler: Mapping[str, Any]) -> Kind | None:
     if name.endswith("Scheduler") and predicts in _BETA_PREDICTIONS:
         return "ddpm"
     return None
-
-
-class _BetaDenoiser(nn.Module):
-    """D(x; sigma) of a network that was trained on a schedule of betas.
-
-    The network's input is x / sqrt(1 + sigma^2), the variance-preserving image at that noise level (Karras et al. 2022,
-    Table 1, column VP). Its timestep is where sqrt((1 - alpha_bar) / alpha_bar) is sigma, interpolated linearly in
-    ln(sigma).
-    """
-
-    levels: Tensor
-
-    def __init__(self, network: nn.Module, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.network = network
-        self.predicts = str(config.get("prediction_type", "epsilon"))
-        settings = {key: config[key] for key in _BETA_SETTINGS if key in config}
-        schedule = import_extra("diffusers").DDPMScheduler(**settings)
-        alpha_bar = schedule.alphas_cumprod.double().numpy()
-        levels = np.sqrt((1 - alpha_bar) / alpha_bar)  # [T], increasing
-        self.register_buffer("levels", torch.from_numpy(levels).float())
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
-        signal = column((1 + sigma**2).rsqrt())  # sqrt(alpha_bar)
-        log_levels = self.levels.log()
-        log_sigma = sigma.log()
-        above = torch.searchsorted(log_levels, log_sigma.contiguous()).clamp(1, len(log_levels) - 1)
-        below = above - 1
-        share = (log_sigma - log_levels[below]) / (log_levels[above] - log_levels[below])
-        output = network_output(self.network, signal * x, (below + share).clamp(0, len(log_levels) - 1))
-        if self.predicts == "sample":
-            return output
-        if self.predicts == "v_prediction":
-            return signal * (signal * x) - signal * column(sigma) * output
-        return x - column(sigma) * output

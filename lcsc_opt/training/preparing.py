@@ -136,7 +136,7 @@ def _check(training: Training) -> None:
             f"--checkpoint-every {training.checkpoint_every}: {training.steps} steps leave fewer than two checkpoints"
         )
     if training.recipe.needs_teacher and training.teacher is None:
-        raise TrainingError(f"{name} needs a diffusion model: name its folder with --teacher")
+        raise TrainingError(f"{name} needs an EDM model: name its folder with --teacher")
     if not training.recipe.needs_teacher and training.teacher is not None:
         raise TrainingError(f"--teacher: {name} has no teacher")
     if training.begin is not None and training.network is not None:

@@ -8,7 +8,7 @@ from lcsc_opt.base.errors import MissingPackageError
 from lcsc_opt.base.imports import EXTRAS, allow_mismatched_torchvision, import_extra
 
 ROOT = Path(__file__).parents[2]
-OTHER_NAMES = {"ot": "POT", "sklearn": "scikit-learn"}
+OTHER_NAMES = {"sklearn": "scikit-learn"}
 
 
 @pytest.mark.parametrize("package", EXTRAS)

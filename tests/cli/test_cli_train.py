@@ -215,8 +215,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_images([(8, 8), (8, 10)])
         Path("empty").mkdir()
         save_model("cm.model", {"_class_name": "CMStochasticIterativeScheduler"})
-        save_model("ddpm.model", {"_class_name": "DDPMScheduler"})
-        unet(1, channels=3).save_pretrained("ddpm.model/unet")
+        save_model("big.model", {"_class_name": "EDMEulerScheduler"})
+        unet(1, channels=3).save_pretrained("big.model/unet")
         save_model("flow.model", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
         save_model("begun.model", {"_class_name": "EDMEulerScheduler"})
         Path("begun.model/unet/diffusion_pytorch_model.safetensors").unlink()
@@ -233,8 +233,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
         (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow starts from flow"),
         (["flow", "--resume"], "run.trajectory: nothing to resume"),
-        (["cd"], "cd needs a diffusion model: name its folder with --teacher"),
-        (["cd", "--teacher", "ddpm.model"], "ddpm.model is for [3, 8, 8], and the training data is [1, 8, 8]"),
+        (["cd"], "cd needs an EDM model: name its folder with --teacher"),
+        (["cd", "--teacher", "big.model"], "big.model is for [3, 8, 8], and the training data is [1, 8, 8]"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["edm", "--from", "cm.model"], "--from: cm.model is a consistency model, and edm starts from edm"),
     ],

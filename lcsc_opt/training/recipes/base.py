@@ -10,12 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
-Coupling = Literal["optimal-transport", "independent"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -48,25 +46,9 @@ class Batch:
     noise_scale: float = SONG_NOISE
     teacher: Denoiser | None = None
 
-    def normal(self, coupling: Coupling = "independent") -> Tensor:
-        """Standard normal noise of the images' shape.
-
-        With ``optimal-transport`` it is in the order that makes the sum of the squared distances to the images smallest
-        (Pooladian et al. 2023; Tong et al. 2023, Alg. 2). There are as many images as noises, all of equal mass, so the
-        optimal plan is a permutation.
-
-        Raises:
-            MissingPackageError: POT cannot be imported.
-        """
-        noise = torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
-        if coupling == "independent":
-            return noise
-        ot = import_extra("ot")
-        image_vectors = self.images.flatten(1).double().cpu()
-        noise_vectors = noise.flatten(1).double().cpu()
-        cost = torch.cdist(image_vectors, noise_vectors) ** 2
-        plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
-        return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]
+    def normal(self) -> Tensor:
+        """Standard normal noise of the images' shape."""
+        return torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
 
     def normal_each(self) -> Tensor:
         """One standard normal number an image: ``[N]``."""

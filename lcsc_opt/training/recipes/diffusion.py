@@ -12,7 +12,7 @@ from torch import Tensor
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.sampling.consistency import EDM_NOISE
 from lcsc_opt.sampling.network import network_output
-from lcsc_opt.training.recipes.base import Batch, Count, Coupling, Finite, Positive, TrainingRecipe, column
+from lcsc_opt.training.recipes.base import Batch, Count, Finite, Positive, TrainingRecipe, column
 
 _FLOW_TIMESTEPS = 1000  # the timestep of a network of diffusers is 1000 times the share of noise
 
@@ -103,24 +103,19 @@ class Edm(TrainingRecipe):
 
 
 class Flow(TrainingRecipe):
-    """Flow matching: the velocity of straight paths between noise and images (Lipman et al. 2023; Tong et al. 2023).
+    """Flow matching: the velocity of straight paths between noise and images (Lipman et al. 2023).
 
-    The share of noise is s = 1 - t of the papers, and the network's output is noise - image, minus their velocity: both
-    as in diffusers' schedulers.
-
-    Attributes:
-        coupling: ``optimal-transport`` (Tong et al. 2023) or ``independent`` (Lipman et al. 2023).
+    The share of noise is s = 1 - t of the paper, and the network's output is noise - image, minus its velocity: both as
+    in diffusers' schedulers.
     """
 
     name = "flow"
     kind = "flow"
     begins_from = ("flow",)
 
-    coupling: Coupling = "optimal-transport"
-
     def loss(self, batch: Batch) -> Tensor:
-        """E |v(x_t, t) - (x_1 - x_0)|^2, x_t = (1 - t) x_0 + t x_1 (Tong et al. 2023, OT-CFM with sigma 0)."""
-        noise = batch.normal(self.coupling)
+        """E |v(x_t, t) - (x_1 - x_0)|^2, x_t = (1 - t) x_0 + t x_1 (Lipman et al. 2023, Eq. 23 with sigma_min 0)."""
+        noise = batch.normal()
         share = torch.rand(len(noise), generator=batch.generator, device=noise.device)
         mixed = column(share) * noise + column(1 - share) * batch.images
         velocity = network_output(batch.network, mixed, _FLOW_TIMESTEPS * share)
