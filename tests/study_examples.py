@@ -123,7 +123,7 @@ def attach(storage: RDBStorage, name: str, content: bytes = PNG, experiment: str
     file = folder.with_name(name)
     file.write_bytes(content)
     record = write_experiment(storage, experiment).record
-    record.attach(None, folder, file)
+    record.attach(folder, file)
     (meta,) = (meta for meta in record.artifacts() if meta["filename"] == name)
     return folder / str(meta["artifact_id"])
 

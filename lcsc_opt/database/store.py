@@ -464,26 +464,21 @@ class StoredStudy:
 
     # its files
 
-    def artifacts(self, number: int | None = None) -> list[dict[str, Any]]:
-        """``artifact_id``, ``filename``, ``mimetype`` and ``trial`` of each file of a trial, or of all, by filename."""
+    def artifacts(self) -> list[dict[str, Any]]:
+        """``artifact_id``, ``filename`` and ``mimetype`` of each file, by filename."""
         system_attributes = in_database(self.storage, lambda: self.storage.get_study_system_attrs(self.key))
-        artifacts = []
-        for name, text in system_attributes.items():
-            if name.startswith(_ARTIFACT):
-                artifact = json.loads(text)
-                if number is None or artifact.get("trial") == number:
-                    artifacts.append(artifact)
+        artifacts = [json.loads(text) for name, text in system_attributes.items() if name.startswith(_ARTIFACT)]
         return sorted(artifacts, key=lambda artifact: str(artifact.get("filename")))
 
-    def attach(self, number: int | None, folder: Path, path: Path) -> None:
-        """Store the file at ``path`` with a trial, or with the study itself; it replaces one of its name.
+    def attach(self, folder: Path, path: Path) -> None:
+        """Store the file at ``path`` with the study; it replaces one of its name.
 
         It lies in the folder of Optuna's artifacts.
 
         Raises:
             OSError: the file cannot be read, or the folder is missing or cannot be written.
         """
-        identity = f"{self.name} {self.attributes['created']} {number} {path.name}"
+        identity = f"{self.name} {self.attributes['created']} {path.name}"
         artifact_id = str(uuid.uuid5(uuid.NAMESPACE_URL, identity))
         with replacing(folder / artifact_id) as pending:
             pending.write_bytes(path.read_bytes())
@@ -491,7 +486,6 @@ class StoredStudy:
         artifact = {
             "artifact_id": artifact_id,
             "filename": path.name,
-            "trial": number,
             "mimetype": mimetype or "application/octet-stream",
             "encoding": encoding,
         }

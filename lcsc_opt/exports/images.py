@@ -59,4 +59,4 @@ def attach_images(experiment: StoredExperiment, objective: Objective, report: Re
         for name, images in images_of_name.items():
             path = Path(temporary) / name
             path.write_bytes(contact_sheet(images.numpy()))
-            experiment.record.attach(None, folder, path)
+            experiment.record.attach(folder, path)
