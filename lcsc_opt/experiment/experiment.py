@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -512,30 +511,30 @@ class Experiment:
         stored = self.begun()
         stored.refresh()
         searches, others_run = self._searches(stored.storage)
-        report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)
+        report = make_report(stored, searches, self.objective, plan, self._evaluate)
         while others_run:  # and may have ended meanwhile
             searches, others_run = self._searches(stored.storage)
             if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
                 break
-            report = make_report(stored, searches, self.objective, plan, self._evaluate, keep=keep)
+            report = make_report(stored, searches, self.objective, plan, self._evaluate)
         if keep:
             study = report.of_answer.model.study
             rows = None if study is None else self._rule_of(study)
             self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
             attach_images(stored, self.objective, report)
+            stored.set_attribute(REPORT, report.to_json())  # last: whoever is interrupted before makes it again
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
 
     def _searches(self, storage: RDBStorage) -> tuple[list[Searched], bool]:
-        """The searches with a result that nobody else runs, and whether somebody runs others."""
+        """The searches that nobody else runs, and whether somebody runs others."""
         self.studies = read_contents(storage).of(self.name)
         ranked = [name for name in self.studies if is_ranked(name)]
         running = locked(storage, ranked)
-        searches = []
-        for name in ranked:
-            if name not in running:
-                search = Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
-                if search.lowest_loss < math.inf:
-                    searches.append(search)
+        searches = [
+            Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
+            for name in ranked
+            if name not in running
+        ]
         return searches, bool(running)

@@ -21,7 +21,7 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA
-from lcsc_opt.database.report import REPORT, Part, Report, ReportPlan
+from lcsc_opt.database.report import Part, Report, ReportPlan
 from lcsc_opt.experiment.answer import WAY, choose, on_the_way
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
@@ -35,20 +35,17 @@ def make_report(
     objective: Objective,
     plan: ReportPlan,
     evaluate: Evaluate,
-    *,
-    keep: bool = True,
 ) -> Report:
     """Measure all models of the experiment, and choose the answer.
 
     Each measurement is stored as soon as it is known and never repeated, also after an interruption.
 
     Args:
-        experiment: with ``keep`` it gets the report.
-        searches: those with a comparable trial; at least one.
+        experiment: where they are stored; the report is not.
+        searches: all; those without a comparable trial have nothing to measure.
         objective: of the experiment.
         plan: how many images, and which noise.
         evaluate: evaluates one candidate.
-        keep: whether the report is stored; otherwise only its measurements are.
 
     Raises:
         StudyStoreError: no search has a comparable trial.
@@ -56,17 +53,18 @@ def make_report(
         ObjectiveError: what losses are relative to cannot be measured.
         TrajectoryError: as :func:`~lcsc_opt.experiment.measuring.trained_models`.
     """
-    if not searches:
+    with_result = [search for search in searches if search.lowest_loss < math.inf]
+    if not with_result:
         raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; continue the search")
     samplers = objective.samples.samplers
     rules = {search.study: search.rule for search in searches}
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
-    each = math.ceil(plan.top / len(searches))
-    finalists = {search: search.best_models(each, objective.steps) for search in searches}
+    each = math.ceil(plan.top / len(with_result))
+    finalists = {search: search.best_models(each, objective.steps) for search in with_result}
     measurer = Measurer(experiment, objective, evaluate, rules.__getitem__, images=plan.images)
 
-    count = sum(map(len, finalists.values())) + len(trained) + len(WAY) * _searches_from_ema(searches)
+    count = sum(map(len, finalists.values())) + len(trained) + len(WAY) * _searches_from_ema(with_result)
     with progress(f"{experiment.name}: choosing", count) as measurer.advance:
         choice = _Choice.of(finalists, trained, measurer)
     models = choice.models
@@ -91,11 +89,11 @@ def make_report(
         metrics=measurer.reported,
         sign=experiment.record.sign,
     )
-    report = dataclasses.replace(report, warnings=tuple(warnings_of(report, searches, measurer.yardstick(noises[0]))))
+    report = dataclasses.replace(
+        report, warnings=tuple(warnings_of(report, with_result, measurer.yardstick(noises[0])))
+    )
     for warning in report.warnings:
         notice(f"{experiment.name}: {warning}")
-    if keep:
-        experiment.set_attribute(REPORT, report.to_json())
     return report
 
 

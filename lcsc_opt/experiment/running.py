@@ -22,7 +22,7 @@ from lcsc_opt.base.study_spec import (
     StudySpec,
 )
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE
-from lcsc_opt.database.names import split_name
+from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes
@@ -231,6 +231,8 @@ def evaluate_again(
         LcscError: there is no such experiment; losses would no longer compare; the objective has no held-out loss; or
             no trial is complete.
     """
+    if is_ours(name):
+        raise StudySpecError(f"{name}: reports are of experiments: lcsc evaluate {split_name(name)[0]}")
     database.existing()  # raises if there is none
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]

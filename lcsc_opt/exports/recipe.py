@@ -62,6 +62,7 @@ class Recipe(pydantic.BaseModel):
         format: the version of the recipe's own format.
         study: ``experiment/optimizer/seed``; the experiment's name, if no search found the model.
         trial: its number; ``None`` for an average without a search, and for a point between two models.
+        model: what the report of its experiment calls it; ``None`` without a search.
         coefficients: ``[K]``, or a row for each of ``rows``.
         trainer_ema: whether it is no combination, but the average that the trainer kept with the last checkpoint.
         rows: group of layers → its tensors, where each has coefficients of its own.
@@ -86,6 +87,7 @@ class Recipe(pydantic.BaseModel):
     format: int = _FORMAT
     study: str
     trial: int | None = None
+    model: str | None = None
     coefficients: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rows: dict[str, tuple[str, ...]] | None = None
     trainer_ema: bool = False
@@ -169,7 +171,8 @@ class Recipe(pydantic.BaseModel):
                 "them back, or start a new experiment"
             )
         study = chosen.study or chosen.experiment
-        return cls.of(trajectory, coefficients, dtype=dtype, study=study, trial=chosen.model.trial, **fields)
+        fields |= {"study": study, "trial": chosen.model.trial, "model": chosen.model.title}
+        return cls.of(trajectory, coefficients, dtype=dtype, **fields)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -237,7 +240,9 @@ class Recipe(pydantic.BaseModel):
     @property
     def title(self) -> str:
         """The name of the model, for people."""
-        return self.study if self.trial is None else f"{self.study}, trial {self.trial}"
+        if self.trial is not None:
+            return f"{self.study}, trial {self.trial}"
+        return self.study if self.model is None else f"{self.study}, {self.model}"
 
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""

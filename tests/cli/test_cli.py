@@ -142,9 +142,9 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path, monkeypa
     assert [path.name for path in sorted(Path().glob("*.db"))] == ["first.db", "second.db"]
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "delete"])
-def test_a_command_about_a_study_makes_no_database(workplace: Path, typed: Typed, command: str) -> None:
-    assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(command, "a/LCSC/0")
+@pytest.mark.parametrize("command", ["run a/LCSC/0", "evaluate a", "delete a"])
+def test_a_command_about_what_is_stored_makes_no_database(workplace: Path, typed: Typed, command: str) -> None:
+    assert "studies.db: no such database; start a study with `lcsc run`" in typed.refused(*command.split())
     assert not list(workplace.iterdir())
 
 

@@ -87,7 +87,7 @@ def test_a_larger_report_with_other_noise_is_kept_by_the_plan_of_a_study_file() 
     report = report_of({"digits/LCSC/0": measured(1.0, images=50, seeds=(0, 1))})
     of_file = HeldOutSpec(images=20, top=3)
     assert ReportPlan.of(of_file, None, own_images=None, samples=True) == ReportPlan(20, 3)
-    assert ReportPlan.of(of_file, report, own_images=None, samples=True) == ReportPlan(50, 3, (0, 1))
+    assert ReportPlan.of(of_file, report, own_images=None, samples=True) == ReportPlan(50, 20, (0, 1))
     assert ReportPlan.of(of_file, None, own_images=None, samples=False) == ReportPlan(0, 3)
 
 
