@@ -34,7 +34,7 @@ from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
-from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
+from lcsc_opt.sampling import DiffusersSampler, ImageNoise, NetworkSettings, build_scheduler
 from lcsc_opt.study.loop import Loop
 from lcsc_opt.study.planning import most_in_flight
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -49,9 +49,13 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
     model = network(quick=arguments.quick)
     trajectory = make(model, folder / "random.trajectory", arguments.checkpoints)
     settings = NetworkSettings(device=str(device), dtype=arguments.dtype)
-    function = ConsistencyFunction(model, sigma_data=0.5, sigma_min=0.002)
-    sampler = ConsistencySampler(
-        function, image_shape=IMAGE_SHAPE, sigmas=[80.0], noise=ImageNoise(0), settings=settings
+    sampler = DiffusersSampler(
+        model,
+        build_scheduler("consistency", None),
+        steps=1,
+        image_shape=IMAGE_SHAPE,
+        noise=ImageNoise(0),
+        settings=settings,
     )
     torch.save(inception_weights(), folder / "inception.pth")
     extractor = InceptionExtractor(folder / "inception.pth", device=device)

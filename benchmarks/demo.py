@@ -12,7 +12,9 @@ report and the choice of the answer.
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -34,7 +36,7 @@ from lcsc_opt.database.history import Standing, ema_grid
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.metrics.bundled_images import bundled_images
-from lcsc_opt.metrics.extractors.bundled import feature_network
+from lcsc_opt.metrics.extractors.bundled import SETTINGS
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.views.ranking import ANSWER, Ranked, ranking
 
@@ -128,7 +130,10 @@ def answer_of(reader: HistoryReader, study: object) -> npt.NDArray[np.float64]:
 @torch.no_grad()
 def recognized(samples: Mapping[str, Tensor]) -> dict[str, int]:
     """Model → how many of its images the third classifier names with certainty."""
-    network = feature_network("mnist", seed=THIRD_SEED)
+    sys.path.append(str(RESULTS.parents[1]))
+    from objectives.weights.train import classifier
+
+    network = classifier(dataclasses.replace(SETTINGS["mnist"], seed=THIRD_SEED))
     counts = {}
     for name, images in samples.items():
         probabilities = network.head(network(images)).softmax(1).amax(1)

@@ -200,21 +200,13 @@ class _Lines:
         if now - self._printed_at >= _LINE_SECONDS or self._done == self._total:
             self._printed_at = now
             self._printed_note = self._note
-            write_message(self._line(now) + "\n")
-
-    def _line(self, now: float) -> str:
-        line = f"{self._description}: {self._done}/{self._total}"
-        if self._done > self._done_before:
-            speed = (self._done - self._done_before) / max(now - self._start, 1e-9)
-            seconds_left = (self._total - self._done) / speed
-            line += f", {_shown_speed(speed)}, {seconds_left:.0f} s left"
-        if self._note:
-            line += f", {self._note}"
-        return line
-
-
-def _shown_speed(speed: float) -> str:
-    """Steps per second, or seconds per step where there are fewer."""
-    if speed >= 1:
-        return f"{speed:.1f}/s"
-    return f"{1 / speed:.1f} s each"
+            line = tqdm.format_meter(
+                self._done,
+                self._total,
+                now - self._start,
+                ncols=0,
+                prefix=self._description,
+                postfix=self._note or None,
+                initial=self._done_before,
+            )
+            write_message(f"{line}\n")

@@ -148,11 +148,6 @@ class Loss:
         return [MetricName.parse(f"{name}@{extractor}" if name in OF_LOSS_FEATURES else name) for name in names]
 
     @property
-    def of_first_alone(self) -> Loss:
-        """``fdr`` of its first representation only."""
-        return dataclasses.replace(self, weights={next(iter(self.weights)): 1.0})
-
-    @property
     def has_yardstick(self) -> bool:
         """Whether it is relative to what one fixed average of the checkpoints measures."""
         return self.relative or self.keep is not None

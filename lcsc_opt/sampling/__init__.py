@@ -2,7 +2,7 @@
 
 from lcsc_opt.sampling.autoguidance import Autoguidance
 from lcsc_opt.sampling.base import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
+from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.diffusers_sampler import ALWAYS, SCHEDULERS, DiffusersSampler, SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
@@ -17,7 +17,6 @@ __all__ = [
     "Autoguidance",
     "ClassLabels",
     "ConsistencyFunction",
-    "ConsistencySampler",
     "DecoderSettings",
     "DifferentiableSampler",
     "DiffusersFolder",

@@ -46,7 +46,7 @@ class DiffusersFolder:
         """Read what :func:`find_model_config` finds at a path.
 
         Raises:
-            ObjectiveError: no such file, not a model's configuration, or a ``timestep_scale`` that is no number.
+            ObjectiveError: no such file, or not a model's configuration.
         """
         path = _beside_trajectory(path)
         config = find_model_config(path)
@@ -55,14 +55,10 @@ class DiffusersFolder:
             scheduler_config = folder / "scheduler" / "scheduler_config.json"
             if scheduler_config.is_file():
                 scheduler = _read_json(scheduler_config)
-                timestep_scale = scheduler.pop(TIMESTEP_SCALE, 1.0)
-                if not isinstance(timestep_scale, (int, float)):
-                    raise ObjectiveError(
-                        f"{scheduler_config}: {TIMESTEP_SCALE}: expected a number, got {excerpt(timestep_scale)}"
-                    )
+                timestep_scale = float(scheduler.pop(TIMESTEP_SCALE, 1.0))  # `lcsc train` wrote it
                 index = folder / "model_index.json"
                 pipeline = str(_read_json(index).get("_class_name")) if index.is_file() else None
-                return cls(path, model, scheduler, float(timestep_scale), pipeline)
+                return cls(path, model, scheduler, timestep_scale, pipeline)
         return cls(path, model, None)
 
     def network(self) -> nn.Module:

@@ -75,28 +75,15 @@ class EncodedPrompts:
             return self._embeddings[key]
         with torch.no_grad():
             embeddings = tuple(None if tensor is None else tensor.cpu() for tensor in encode(**arguments))
-        embeddings = self._shared(embeddings)
         self._keep(key, embeddings)
         return embeddings
-
-    def _shared(self, embeddings: _Embeddings) -> _Embeddings:
-        """The same embeddings; those of the negative prompt, which all prompts share, are in memory once."""
-        first = next(iter(self._embeddings.values()), embeddings)
-        shared: list[Tensor | None] = []
-        for tensor, of_first in zip(embeddings, first, strict=True):
-            if tensor is not None and of_first is not None and torch.equal(tensor, of_first):
-                tensor = of_first
-            shared.append(tensor)
-        return tuple(shared)
 
     def _keep(self, key: tuple[Any, ...], embeddings: _Embeddings) -> None:
         """Keep them while there is room.
 
         No kept prompt gives way to another: prompts come in turn, so the one that went would soon be needed.
         """
-        first = next(iter(self._embeddings.values()), ())
-        shared = {id(tensor) for tensor in first}  # see _shared: these take no further memory
-        further_bytes = sum(tensor.nbytes for tensor in embeddings if tensor is not None and id(tensor) not in shared)
+        further_bytes = sum(tensor.nbytes for tensor in embeddings if tensor is not None)
         if self.used_bytes + further_bytes <= self._most_bytes:
             self._embeddings[key] = embeddings
             self.used_bytes += further_bytes

@@ -26,13 +26,12 @@ Labels = Literal["balanced", "random"] | int
 class ImageNoise:
     """Standard normal noise below one seed.
 
-    A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``.
+    A search samples every candidate from the same noise, so the batches drawn are kept, up to :data:`CACHE_BYTES`.
     """
 
-    def __init__(self, seed: int, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, seed: int) -> None:
         self.seed = seed
         self._cache: dict[tuple[object, ...], Tensor] = {}
-        self._cache_bytes = cache_bytes
 
     def batch(
         self,
@@ -91,9 +90,9 @@ class ImageNoise:
         with torch.inference_mode(mode=False):  # a cached tensor may be used in a graph later
             drawn = draw()
         cached_bytes = sum(tensor.nbytes for tensor in self._cache.values())
-        if cached_bytes + drawn.nbytes > self._cache_bytes:
+        if cached_bytes + drawn.nbytes > CACHE_BYTES:
             self._cache.clear()
-        if drawn.nbytes <= self._cache_bytes:
+        if drawn.nbytes <= CACHE_BYTES:
             self._cache[key] = drawn
         return drawn
 

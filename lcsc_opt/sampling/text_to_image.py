@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.libraries import collected_messages
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
@@ -215,7 +214,6 @@ class LatentDiffusionSampler:
                 "latent consistency model; leave it out"
             )
         self._set_schedule(steps, timesteps, options)
-        self._notice_cut_prompts()
         self.alphas = alphas
         self._lora: LoraAdapter | None = None
         networks = [self.denoiser, getattr(pipeline, "vae", None)]
@@ -226,24 +224,6 @@ class LatentDiffusionSampler:
             self.networks_to_lay_out = ()  # its layers are made later, when the first one is loaded
             self._lora = LoraAdapter(pipeline, alphas)
         self._encoded_prompts = EncodedPrompts()
-
-    def _notice_cut_prompts(self) -> None:
-        """Say how many prompts are longer than what the text encoders see of them; diffusers cuts them."""
-        parameter = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
-        prompts = list(dict.fromkeys((*self.prompts, *self.held_out_prompts)))
-        names = _tokenizers(self.pipeline)
-        for name in names:
-            tokenizer = getattr(self.pipeline, name)
-            most = tokenizer.model_max_length
-            if parameter is not None and name == names[-1]:  # of T5
-                most = self._options.get("max_sequence_length", parameter.default)
-            tokens = tokenizer(prompts, truncation=False, verbose=False).input_ids
-            cut = [prompt for prompt, found in zip(prompts, tokens, strict=True) if len(found) > most]
-            if cut:
-                notice(
-                    f"prompts: {len(cut):,} of {len(prompts):,} have more tokens than the {most} that the {name} "
-                    f"takes, and their ends are cut; the first is {cut[0][:40]!r}"
-                )
 
     def with_scheduler(
         self,
@@ -418,10 +398,6 @@ class LatentDiffusionSampler:
                 if ".lora_" not in name:
                     fixed[f"{component}.{name.replace('.base_layer.', '.')}"] = tensor
         return weights_sha256(fixed)
-
-
-def _tokenizers(pipeline: Any) -> list[str]:
-    return [name for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
 
 
 def _sha256(prompts: Sequence[str]) -> str:

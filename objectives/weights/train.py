@@ -12,19 +12,30 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.bundled_images import MNIST, MNIST_TRAINED_ON, SIDE, bundled_images
-from lcsc_opt.metrics.extractors.bundled import SETTINGS, ship_feature_network
+from lcsc_opt.metrics.extractors.bundled import (
+    SECOND_DIMENSION,
+    SECOND_SEED,
+    SETTINGS,
+    Classifier,
+    ClassifierSettings,
+)
 from lcsc_opt.training.networks import initialize
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.trajectory.matrix import MatrixWriter
@@ -34,6 +45,9 @@ STEPS = 2_000
 EVERY = 125
 DECAY = 0.999  # of the trainer's average; less at first, as in diffusers
 BORDER = 2  # pixels around MNIST's 28×28 digits that are cut off
+BATCH = 128  # of the classifiers
+LEARNING_RATE = 1e-3
+HELD_OUT_FRACTION = 0.2
 
 
 def main() -> None:
@@ -42,9 +56,10 @@ def main() -> None:
     shipped = HERE / "mnist.trajectory"
     shutil.rmtree(shipped, ignore_errors=True)
     train(shipped)
-    for name in SETTINGS:
-        for second in (False, True):
-            ship_feature_network(name, second=second)
+    for settings in SETTINGS.values():
+        second = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
+        for network in (classifier(settings), classifier(second)):
+            save_file(network.state_dict(), network.file)
 
 
 def write_digits() -> None:
@@ -89,6 +104,58 @@ def train(shipped: Path) -> None:
         descend(loss, optimizer, steps=STEPS, description="training on MNIST", after=save)
         writer.write_trainer_ema(average.state_dict(), source="objectives/weights/train.py")
         writer.commit()
+
+
+def classifier(settings: ClassifierSettings) -> Classifier:
+    """A trained network of features.
+
+    On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
+    processor the weights differ by rounding, so the extractor's name differs, too.
+    """
+    network = Classifier(settings).to_empty(device="cpu")
+    weights = _generator(settings, "weights")
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            # He's gain is that of ReLU, which is near enough for SiLU
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=weights)
+        else:
+            torch.nn.init.zeros_(parameter)
+    images, classes = _images(settings)
+    steps = settings.epochs * math.ceil(len(images) / BATCH)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    batches = _batches(len(images), settings)
+
+    def loss(_step: int) -> Tensor:
+        batch = next(batches)
+        return F.cross_entropy(network.head(network(images[batch])), classes[batch])
+
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    description = f"training the {settings.name} extractor"
+    with torch_threads(1):  # small layers gain nothing from more
+        descend(loss, optimizer, steps=steps, schedule=schedule, description=description)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _generator(settings: ClassifierSettings, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(settings.seed, f"{settings.name}-network", purpose))
+
+
+def _images(settings: ClassifierSettings) -> tuple[Tensor, Tensor]:
+    """80 % of the images, and their classes; of MNIST's, 80 % of those that the shipped model is trained on."""
+    images, classes = bundled_images(settings.name)
+    if settings.name == "mnist":  # so that no network has seen the others
+        images = images[MNIST_TRAINED_ON]
+        classes = classes[MNIST_TRAINED_ON]
+    order = torch.randperm(len(images), generator=_generator(settings, "split"))
+    chosen = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
+    return images[chosen], classes[chosen]
+
+
+def _batches(count: int, settings: ClassifierSettings) -> Iterator[Tensor]:
+    """The indices of each batch; every epoch has a new order."""
+    shuffle = _generator(settings, "batches")
+    for _ in range(settings.epochs):
+        yield from torch.split(torch.randperm(count, generator=shuffle), BATCH)
 
 
 if __name__ == "__main__":

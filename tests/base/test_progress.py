@@ -42,11 +42,11 @@ def test_a_log_gets_a_line_every_ten_seconds_with_rate_and_time_left(
         for _ in range(30):
             clock.now += 0.5
             advance()
-    assert capsys.readouterr() == ("", "search: 20/40, 2.0/s, 10 s left\n")
+    assert capsys.readouterr() == ("", "search:  50% 20/40 [00:10<00:10,  2.00it/s]\n")
     with progress("search", 100, done=80) as advance:  # by an earlier process: that is no speed
         clock.now += 20
         advance(10)
-    assert capsys.readouterr().err == "search: 90/100, 2.0 s each, 20 s left\n"
+    assert capsys.readouterr().err == "search:  90% 90/100 [00:20<00:20,  2.00s/it]\n"
 
 
 def test_an_error_inside_comes_out_of_a_log_and_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

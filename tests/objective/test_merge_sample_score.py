@@ -13,8 +13,9 @@ from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, HELD_OUT, SEARCH, S
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
+from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.consistency_sampler import ConsistencySampler
 from tests.metrics.examples import Pixels, suite
 
 STEPS = (10, 20, 30, 40)

@@ -19,7 +19,6 @@ from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
 from lcsc_opt.metrics import FrechetReference, Reference, extract
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
-from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
 from lcsc_opt.objective import small_images
 from lcsc_opt.objective.loading import load_objective
@@ -72,8 +71,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bundled, small_images):
-        monkeypatch.setattr(module, "bundled_images", FEW.__getitem__)
+    monkeypatch.setattr(small_images, "bundled_images", FEW.__getitem__)
 
 
 @pytest.fixture

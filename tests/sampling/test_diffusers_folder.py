@@ -76,15 +76,6 @@ def test_wrong_settings_of_a_model_are_one_line(wrong: dict[str, object]) -> Non
         DiffusersFolder(Path("here"), config, None).network()
 
 
-@pytest.mark.parametrize("scale", ["fast", None, [1]])
-def test_a_timestep_scale_that_is_no_number_is_refused(pipeline: Path, tmp_path: Path, scale: object) -> None:
-    (tmp_path / "config.json").write_bytes((pipeline / "unet" / "config.json").read_bytes())
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"timestep_scale": scale}))
-    with pytest.raises(ObjectiveError, match="timestep_scale: expected a number"):
-        DiffusersFolder.read(tmp_path)
-
-
 def test_classes_that_are_no_number_are_refused() -> None:
     with pytest.raises(ObjectiveError, match="num_class_embeds: expected a whole number, got 'ten'"):
         _ = DiffusersFolder(Path("here"), {"num_class_embeds": "ten"}, None).classes

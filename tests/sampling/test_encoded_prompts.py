@@ -94,20 +94,18 @@ def test_embeddings_do_not_depend_on_the_batch_that_a_prompt_comes_in(tmp_path: 
             assert one is other is None or torch.equal(one, other)  # type: ignore[arg-type]
 
 
-def test_memory_is_bounded_and_a_negative_prompt_is_kept_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = tiny_pipelines.stable_diffusion(tmp_path)
-    prompt_bytes = 16 * 16 * 4  # tokens, features, float32
+    prompt_bytes = 2 * 16 * 16 * 4  # of the prompt and the negative one: tokens, features, float32
     kept = sampler(pipeline, guidance_scale=4.0, negative_prompt="blurry")
     kept.sample(SEARCH, 0, 3)
-    assert kept._encoded_prompts.used_bytes == (len(PROMPTS) + 1) * prompt_bytes
-    bounded = sampler(pipeline, guidance_scale=4.0, negative_prompt="blurry", most_bytes=3 * prompt_bytes)
+    assert kept._encoded_prompts.used_bytes == len(PROMPTS) * prompt_bytes
+    bounded = sampler(pipeline, guidance_scale=4.0, negative_prompt="blurry", most_bytes=2 * prompt_bytes)
     with counted_calls(pipeline) as calls:
         for _ in range(3):
             images = bounded.sample(SEARCH, 0, 3)
     assert len(calls) == 2 * (2 + 3)  # with the negative one: two prompts once, the third three times
-    assert bounded._encoded_prompts.used_bytes == 3 * prompt_bytes
+    assert bounded._encoded_prompts.used_bytes == 2 * prompt_bytes
     assert torch.equal(images, kept.sample(SEARCH, 0, 3))
     assert capsys.readouterr().err.count("the others are encoded again with each batch") == 1
 

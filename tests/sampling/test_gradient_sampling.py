@@ -17,7 +17,6 @@ from lcsc_opt.sampling import (
     SCHEDULERS,
     ClassLabels,
     ConsistencyFunction,
-    ConsistencySampler,
     DecoderSettings,
     DifferentiableSampler,
     DiffusersSampler,
@@ -31,6 +30,7 @@ from lcsc_opt.sampling import (
     build_scheduler,
 )
 from lcsc_opt.sampling.base import ModuleWeights
+from tests.consistency_sampler import ConsistencySampler
 
 SHAPE = (1, 4, 4)
 CPU = NetworkSettings(device="cpu")

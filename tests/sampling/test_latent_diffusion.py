@@ -392,18 +392,3 @@ def test_an_alpha_that_differs_between_checkpoints_has_no_gradient(pipeline: Any
 def test_a_negative_prompt_that_cannot_act_is_refused(pipeline: Any, guidance_scale: float) -> None:
     with pytest.raises(ObjectiveError, match="negative_prompt: only classifier-free guidance has one"):
         sampler(pipeline, negative_prompt="blurry", guidance_scale=guidance_scale)
-
-
-@pytest.mark.parametrize("build", [tiny_pipelines.stable_diffusion, tiny_pipelines.stable_diffusion_xl])
-@pytest.mark.parametrize("which", ["prompts", "held_out_prompts"])
-def test_prompts_that_are_cut_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, build: Callable[[Path], Any], which: str
-) -> None:
-    caplog.set_level("INFO", logger="lcsc_opt")
-    pipeline = build(tmp_path)
-    sampler(pipeline)
-    assert "are cut" not in caplog.text
-    sampler(pipeline, **{which: (*PROMPTS, "a b c d e f g h i j k l m n a red car at night")})
-    assert (
-        "prompts: 1 of 4 have more tokens than the 16 that the tokenizer takes, and their ends are cut" in caplog.text
-    )

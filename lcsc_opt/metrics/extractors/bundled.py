@@ -2,8 +2,8 @@
 
 Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
 classifier of such images replaces it: FID in its features falls when samples look more like the images. The
-classifier is trained in seconds, without augmentation: a network that has learned to ignore noise and shifts would not
-see them in samples. It is cached by its settings.
+classifier was trained in seconds, without augmentation (``objectives/weights/train.py``): a network that has learned to
+ignore noise and shifts would not see them in samples.
 """
 
 from __future__ import annotations
@@ -12,45 +12,28 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.paths import BUNDLED_WEIGHTS
-from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.metrics.bundled_images import (
-    COLUMNS,
-    FORMATS,
-    MNIST_TRAINED_ON,
-    ROWS,
-    SIDE,
-    SIZE,
-    Bundled,
-    bundled_images,
-)
+from lcsc_opt.metrics.bundled_images import COLUMNS, FORMATS, ROWS, SIDE, SIZE, Bundled
 
-BATCH = 128  # of the classifiers
-LEARNING_RATE = 1e-3
-HELD_OUT_FRACTION = 0.2
 SECOND_SEED = 1  # of the second network, which only held-out reports use
 SECOND_DIMENSION = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
-    """The settings of a classifier; the images and the constants above are versioned by :data:`FORMATS`.
+class ClassifierSettings:
+    """The settings of a classifier; the images and the constants of its training are versioned by :data:`FORMATS`.
 
     Attributes:
-        name: the name of the images; the extractor and the cached file are named after it.
+        name: the name of the images; the extractor and its file are named after it.
         image_shape: ``[C, H, W]``.
         strides: the strides of the three convolutions; their product divides height and width.
         classes: how many there are.
@@ -67,12 +50,9 @@ class _Settings:
     epochs: int
     seed: int
 
-    def generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
 
-
-SETTINGS: dict[Bundled, _Settings] = {
-    "digits": _Settings(
+SETTINGS: dict[Bundled, ClassifierSettings] = {
+    "digits": ClassifierSettings(
         name="digits",
         image_shape=(1, 8, 8),
         strides=(1, 2, 2),
@@ -81,7 +61,7 @@ SETTINGS: dict[Bundled, _Settings] = {
         epochs=40,
         seed=0,
     ),
-    "photographs": _Settings(
+    "photographs": ClassifierSettings(
         name="photographs",
         image_shape=(3, SIZE, SIZE),
         strides=(2, 2, 2),
@@ -90,7 +70,7 @@ SETTINGS: dict[Bundled, _Settings] = {
         epochs=40,
         seed=0,
     ),
-    "mnist": _Settings(
+    "mnist": ClassifierSettings(
         name="mnist",
         image_shape=(1, SIDE, SIDE),
         strides=(2, 1, 2),
@@ -102,45 +82,45 @@ SETTINGS: dict[Bundled, _Settings] = {
 }
 
 
-class _Classifier(nn.Module):
+class Classifier(nn.Module):
     """A classifier of three convolutions and a hidden layer of features, differentiable in the images.
 
-    SiLU is smooth and does not saturate. No layer mixes images of a batch. Weights are He normal, biases zero.
+    SiLU is smooth and does not saturate. No layer mixes images of a batch. It is made without weights.
     """
 
-    def __init__(self, settings: _Settings) -> None:
+    def __init__(self, settings: ClassifierSettings) -> None:
         super().__init__()
-        self._settings = settings
+        self.settings = settings
         self.dimension = settings.dimension
         channels, height, width = settings.image_shape
         first, second, third = settings.strides
         stride = first * second * third
-        # On the meta device the layers' own initialization draws nothing from torch's global generator.
+        # on the meta device the layers' own initialization draws nothing from torch's global generator
         self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
         self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
         self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
         positions = (height // stride) * (width // stride)  # the strides divide the sides
         self.hidden = nn.Linear(64 * positions, settings.dimension, device="meta")
         self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
-        self.to_empty(device="cpu")
-        generator = settings.generator("weights")
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                # He's gain is that of ReLU, which is near enough for SiLU
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
-            else:
-                nn.init.zeros_(parameter)
 
     @functools.cached_property
     def name(self) -> str:
         """``<images>-<dimension>-<hash of the weights>``."""
-        return f"{self._settings.name}-{self.dimension}-{weights_sha256(self.state_dict())[:12]}"
+        return f"{self.settings.name}-{self.dimension}-{weights_sha256(self.state_dict())[:12]}"
+
+    @property
+    def file(self) -> Path:
+        """Where the weights ship; named by all settings, which decide them."""
+        settings = self.settings
+        text = json.dumps({"format": FORMATS[settings.name], **dataclasses.asdict(settings)}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return BUNDLED_WEIGHTS / f"{settings.name}-network-{digest}.safetensors"
 
     @property
     def in_words(self) -> str:
         """What it is, for reports."""
-        which = "second" if self._settings.seed == SECOND_SEED else "small"
-        return f"a {which} network trained on {self._settings.name}"
+        which = "second" if self.settings.seed == SECOND_SEED else "small"
+        return f"a {which} network trained on {self.settings.name}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
@@ -148,10 +128,10 @@ class _Classifier(nn.Module):
         Raises:
             MetricError: for images of another shape.
         """
-        if tuple(images.shape[1:]) != self._settings.image_shape:
+        if tuple(images.shape[1:]) != self.settings.image_shape:
             sizes = ", ".join(f"{name} {_in_words(other.image_shape)}" for name, other in SETTINGS.items())
             raise MetricError(
-                f"loss: the network {self._settings.name} takes images of {_in_words(self._settings.image_shape)}, and "
+                f"loss: the network {self.settings.name} takes images of {_in_words(self.settings.image_shape)}, and "
                 f"these are {_in_words(images.shape[1:])}. The small networks take one size each ({sizes}); fdr, "
                 "fdr@clip and fdr@dinov2 take any"
             )
@@ -166,73 +146,16 @@ def _in_words(shape: Sequence[int]) -> str:
     return "×".join(str(size) for size in shape)
 
 
-def feature_network(name: Bundled, *, second: bool = False, **changes: Any) -> _Classifier:
-    """The classifier of these images as it ships; with other settings it is trained.
-
-    On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
-    processor the weights differ by rounding, so the extractor's name differs, too.
+def feature_network(name: Bundled, *, second: bool = False) -> Classifier:
+    """The classifier of these images.
 
     Args:
         name: the name of the images.
         second: another network with other features, which no search uses.
-        changes: ``seed``, ``dimension`` or ``epochs`` in place of the defaults.
     """
-    settings = _settings(name, second=second, **changes)
-    network = _Classifier(settings)
-    file = _file(settings)
-    if file.exists():
-        network.load_state_dict(load_file(file))
-    else:
-        with torch_threads(1):  # small layers gain nothing from more
-            _train(network, settings)
-    return network.eval().requires_grad_(requires_grad=False)
-
-
-def ship_feature_network(name: Bundled, *, second: bool) -> None:
-    """Train the network anew, and write it to where :func:`feature_network` finds it."""
-    file = _file(_settings(name, second=second))
-    file.unlink(missing_ok=True)
-    save_file(feature_network(name, second=second).state_dict(), file)
-
-
-def _settings(name: Bundled, *, second: bool, **changes: Any) -> _Settings:
     settings = SETTINGS[name]
     if second:
         settings = dataclasses.replace(settings, seed=SECOND_SEED, dimension=SECOND_DIMENSION)
-    return dataclasses.replace(settings, **changes)
-
-
-def _file(settings: _Settings) -> Path:
-    """Where the weights of these settings ship; named by all that decides them."""
-    text = json.dumps({"format": FORMATS[settings.name], **dataclasses.asdict(settings)}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return BUNDLED_WEIGHTS / f"{settings.name}-network-{digest}.safetensors"
-
-
-def _train(network: _Classifier, settings: _Settings) -> None:
-    """Train on 80 % of the images; of MNIST's, on 80 % of those that the shipped model was trained on."""
-    images, classes = bundled_images(settings.name)
-    if settings.name == "mnist":  # so that no network has seen the others
-        images = images[MNIST_TRAINED_ON]
-        classes = classes[MNIST_TRAINED_ON]
-    order = torch.randperm(len(images), generator=settings.generator("split"))
-    training_indices = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
-    images = images[training_indices]
-    classes = classes[training_indices]
-    steps = settings.epochs * math.ceil(len(images) / BATCH)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    batches = _batches(len(images), settings)
-
-    def loss(_step: int) -> Tensor:
-        batch = next(batches)
-        return F.cross_entropy(network.head(network(images[batch])), classes[batch])
-
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
-
-
-def _batches(count: int, settings: _Settings) -> Iterator[Tensor]:
-    """The indices of each batch; every epoch has a new order."""
-    shuffle = settings.generator("batches")
-    for _ in range(settings.epochs):
-        yield from torch.split(torch.randperm(count, generator=shuffle), BATCH)
+    network = Classifier(settings)
+    network.load_state_dict(load_file(network.file), assign=True)
+    return network.eval().requires_grad_(requires_grad=False)

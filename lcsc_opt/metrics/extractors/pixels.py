@@ -23,22 +23,15 @@ VARIANCE = 0.95  # of the real thumbnails, that the components hold
 
 
 class Thumbnails:
-    """All pixels of small thumbnails as features, not clipped.
+    """All pixels of small thumbnails as features, not clipped."""
 
-    Args:
-        side: height and width.
-    """
-
+    name = f"thumbnails-{SIDE}"
+    dimension = 3 * SIDE**2
     unclipped = True
 
-    def __init__(self, side: int = SIDE) -> None:
-        self.name = f"thumbnails-{side}"
-        self.dimension = 3 * side**2
-        self._side = side
-
     def __call__(self, images: Tensor) -> Tensor:
-        """``[B, 1 or 3, H, W]`` → ``[B, 3 side²]``; a grey image counts as three equal channels."""
-        return F.adaptive_avg_pool2d(images.float(), self._side).expand(-1, 3, -1, -1).flatten(1)
+        """``[B, 1 or 3, H, W]`` → ``[B, 3 · 16²]``; a grey image counts as three equal channels."""
+        return F.adaptive_avg_pool2d(images.float(), SIDE).expand(-1, 3, -1, -1).flatten(1)
 
 
 class PixelComponents:

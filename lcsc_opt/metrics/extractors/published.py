@@ -167,15 +167,9 @@ class RandomInception(InceptionExtractor):
     """The same network with random weights, always the same ones, for trials without a download.
 
     FID in its features falls when samples become more realistic, but does not compare with published values.
-
-    Args:
-        device: where the network runs.
     """
 
     label = "inception-random"
-
-    def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        super().__init__(device=device)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
         """He normal weights, which preserve the size of signals, and normalizations that change nothing."""

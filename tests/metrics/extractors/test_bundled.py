@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import pytest
 import torch
@@ -12,16 +12,14 @@ from lcsc_opt.metrics import extract
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 from lcsc_opt.metrics.extractors import bundled
 from lcsc_opt.metrics.extractors.bundled import feature_network
+from objectives.weights.train import classifier
 from tests.contracts import check_extractor
-
-
-def network(name: Bundled) -> Any:
-    return feature_network(name, epochs={"digits": 3, "photographs": 2}[name])
 
 
 @pytest.mark.parametrize(("name", "right"), [("digits", 0.7), ("photographs", 0.2)])  # by chance 0.1 and 0.025
 def test_a_few_epochs_already_classify(name: Bundled, right: float) -> None:
-    extractor = network(name)
+    epochs = {"digits": 3, "photographs": 2}[name]
+    extractor = classifier(dataclasses.replace(bundled.SETTINGS[name], epochs=epochs))
     pixels, labels = bundled_images(name)
     assert float((extractor.head(extractor(pixels)).argmax(1) == labels).double().mean()) > right
     assert (extractor.dimension, extractor.name.rpartition("-")[0]) == (64, f"{name}-64")
@@ -34,14 +32,14 @@ def test_a_few_epochs_already_classify(name: Bundled, right: float) -> None:
 
 @pytest.mark.parametrize("name", list(bundled.SETTINGS))
 @pytest.mark.parametrize("second", [False, True])
-def test_the_networks_ship(name: Bundled, second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "_train", lambda *_: pytest.fail("trained"))
-    feature_network(name, second=second)
+def test_the_networks_ship(name: Bundled, second: bool) -> None:
+    network = feature_network(name, second=second)
+    assert network.name.startswith(f"{name}-{network.dimension}-")
 
 
 def test_the_seed_alone_decides_the_weights() -> None:
     def name(seed: int) -> str:
-        return feature_network("digits", dimension=8, epochs=1, seed=seed).name
+        return classifier(dataclasses.replace(bundled.SETTINGS["digits"], dimension=8, epochs=1, seed=seed)).name
 
     state = torch.random.get_rng_state()
     names = [name(0), name(1)]
