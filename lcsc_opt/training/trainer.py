@@ -13,8 +13,10 @@ import dataclasses
 import json
 import math
 import re
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,7 +233,12 @@ class Trainer:
         """
         try:
             self.restore_or_start(resume=resume)
-            self._run_and_save_state()
+            if self.accelerator.num_processes == 1:
+                with _interrupt_deferred() as is_interrupted:
+                    self._run_and_save_state(is_interrupted)
+            else:
+                # an interrupt reaches several processes in different steps, and they must save a state in the same one
+                self._run_and_save_state(lambda: False)
         except KeyboardInterrupt:
             if self.accelerator.is_main_process:
                 saved_step = (self._latest or "step0").removeprefix("step")
@@ -296,13 +303,16 @@ class Trainer:
                 remove(out)
             return
         expected_row = state_step // self.training.checkpoint_every * self.training.checkpoint_every
-        if last_row < expected_row:
+        if last_row < expected_row and (expected_row > 0 or self._keeps_start):
             raise TrainingError(
                 f"{out} lacks checkpoints up to step {expected_row}: restore it, or train again under another name"
             )
 
-    def _run_and_save_state(self) -> None:
-        """Train up to the last step, and save the state."""
+    def _run_and_save_state(self, is_interrupted: Callable[[], bool]) -> None:
+        """Train up to the last step, or to the step in which an interrupt came, and save the state.
+
+        The interrupt itself is raised when :func:`_interrupt_deferred` ends.
+        """
         with contextlib.ExitStack() as bar:
             advance = None
             if self.accelerator.is_main_process:
@@ -311,6 +321,8 @@ class Trainer:
             for loss in self.run():
                 if advance is not None:
                     advance(note="" if loss is None else f"loss {loss:.4g}")
+                if is_interrupted():
+                    break
         self._save_state()
 
     def run(self) -> Iterator[float | None]:
@@ -446,3 +458,43 @@ def _last_step(trajectory: Path) -> int:
     if not (trajectory / MANIFEST).exists():
         return -1
     return max((checkpoint.step for checkpoint in Manifest.load(trajectory).checkpoints), default=-1)
+
+
+_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+
+    Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
+    signals; in others nothing is deferred.
+
+    Yields:
+        Whether a signal waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handlers: dict[int, Any] = {}
+    for deferred in _DEFERRED:
+        handler = signal.getsignal(deferred)
+        if callable(handler):
+            handlers[deferred] = handler
+    waiting: list[tuple[int, Any]] = []
+
+    def defer(number: int, frame: Any) -> None:
+        waiting.append((number, frame))
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, defer)
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        number, frame = waiting[0]
+        handlers[number](number, frame)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,15 @@ def watched(
     return Watched(batch_size=8)
 
 
-def ending(kind: type[Any], at: int, error: type[BaseException] = StopError) -> Any:
-    """Ends in step ``at``."""
+def ending(kind: type[Any], at: int, *, signals: int = 0) -> Any:
+    """Ends in step ``at``, with so many of its user's Ctrl-C."""
 
     def end(batch: Batch) -> None:
         if batch.step == at:
-            raise error
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+            if not signals:
+                raise StopError
 
     return watched(kind, end)
 
@@ -134,13 +138,24 @@ def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
         assert first.tobytes() != second.tobytes()
 
 
-def test_ctrl_c_says_up_to_which_step_the_training_is_stored(
+@pytest.mark.parametrize("at", [0, 11, STEPS - 1])
+def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "ended", ending(Edm, at, signals=1))
+    assert f"stopped after step {at + 1}; stored up to step {at + 1}\n" in capsys.readouterr().err
+    continued = run(tmp_path / "ended", EDM, resume=True)
+    assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, ending(Edm, 10, KeyboardInterrupt))
+        run(tmp_path, ending(Edm, 10, signals=2))
     assert "stopped after step 10; stored up to step 8" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path) -> None:
@@ -177,6 +192,14 @@ def test_a_training_is_not_resumed_without_checkpoints_that_its_state_follows(tm
         with pytest.raises(TrainingError, match=r"run\.trajectory lacks checkpoints up to step 8: restore it, or"):
             run(tmp_path, EDM, resume=True)
         assert out.exists() == older
+
+
+def test_a_tuning_is_not_resumed_without_its_start(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ending(Edm, 1, signals=1), keeps_start=True)
+    shutil.rmtree(tmp_path / "run.trajectory")
+    with pytest.raises(TrainingError, match=r"run\.trajectory lacks checkpoints up to step 0"):
+        run(tmp_path, EDM, keeps_start=True, resume=True)
 
 
 def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
