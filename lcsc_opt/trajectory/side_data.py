@@ -1,16 +1,30 @@
-"""What lies beside the weights of checkpoints and belongs to all of them: headers, and alphas of a LoRA."""
+"""What lies beside the weights of checkpoints and belongs to all of them: headers, alphas of a LoRA, configurations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
 from lcsc_opt.trajectory.manifest import HEADER
 
+_CONFIG = "config.json"  # of diffusers and transformers
+_CLASS = "_class_name"  # of diffusers; its other names that begin so are the library's notes
+_NOT_OF_THE_MODEL = ("transformers_version", "use_cache")
+_OF_AN_AVERAGE = (  # what diffusers' EMAModel adds to the settings of its network; some grow with the training
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
 _ADVICE = "leave one part of the run out (first_step, last_step)"
 
 
@@ -18,8 +32,9 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
     """What a trajectory keeps of it: the texts that all headers have, and the alphas.
 
     Raises:
-        TrajectoryError: alphas differ, by which weights mean something else.
+        TrajectoryError: alphas or configurations differ, by which weights mean something else.
     """
+    _check_configurations(paths, first.key)
     texts: dict[str, str] = {}
     shared = set.intersection(*(set(read_metadata(path).items()) for path in paths))
     if shared:
@@ -44,3 +59,35 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
             f"{other}: its LoRA has other alphas than {one}, so their weights cannot be combined: {_ADVICE}."
         )
     return next(iter(found), "")
+
+
+def _check_configurations(paths: Sequence[Path], key: str) -> None:
+    """Refuse checkpoints whose models were configured differently, as with another activation."""
+    found = {path: _configuration(path, key) for path in paths}
+    configurations = {path: settings for path, settings in found.items() if settings is not None}
+    for path, settings in configurations.items():
+        first_path, first = next(iter(configurations.items()))
+        differing = [name for name in sorted(first | settings) if first.get(name) != settings.get(name)]
+        if differing:
+            name = differing[0]
+            raise TrajectoryError(
+                f"{path}: its {_CONFIG} has {name} {settings.get(name)!r}, and that of {first_path} "
+                f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
+            )
+
+
+def _configuration(path: Path, key: str) -> dict[str, Any] | None:
+    """The settings of the model beside the weights of a checkpoint's folder; ``None`` without any."""
+    try:
+        settings = json.loads((folder_of_weights(path, key) / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(settings, dict):
+        return None
+    return {name: value for name, value in settings.items() if _is_of_the_model(name)}
+
+
+def _is_of_the_model(setting: str) -> bool:
+    if setting.startswith("_"):
+        return setting == _CLASS
+    return setting not in (*_NOT_OF_THE_MODEL, *_OF_AN_AVERAGE)
