@@ -64,3 +64,8 @@ class SearchFailedError(LcscError):
     """The search itself failed; everything evaluated so far is in the database."""
 
     exit_status = 1
+
+
+def one_line(error: BaseException) -> str:
+    """``ValueError: what it says``, of an exception that somebody else raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -30,7 +30,6 @@ def studies_that_begin_with(context: typer.Context, incomplete: str) -> list[str
     return [name for name in (*contents.experiments, *contents.studies) if name.startswith(incomplete)]
 
 
-StudyName = Annotated[str, typer.Argument(help="experiment/optimizer/seed", autocompletion=studies_that_begin_with)]
 Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
 Storage = Annotated[
     str | None,

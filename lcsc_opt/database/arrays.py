@@ -12,8 +12,6 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Coefficients
 
-ARRAYS = ("coefficients", "gradient")  # attributes of a trial, which grow with the number of checkpoints
-
 
 def stored_array(array: npt.NDArray[np.float64]) -> dict[str, Any]:
     """JSON-able, bit for bit: the shape, and the bytes of little-endian float64 in base64.

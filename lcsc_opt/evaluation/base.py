@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, MetricError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
@@ -97,12 +97,11 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
 
 def _failure_of(error: BaseException) -> Failure:
     """The failure that an exception means; its time is not filled in yet."""
-    message = f"{type(error).__name__}: {error}"
     text = ""
     if not isinstance(error, MetricError):  # these are about the candidate, not about code
         text = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     return Failure(
-        reason=printable(" ".join(message.split())),  # in one line, wherever it is shown
+        reason=printable(one_line(error)),
         seconds=0.0,
         retry=not isinstance(error, LcscError),
         traceback=printable(text),

@@ -178,12 +178,11 @@ class Study:
         Raises:
             LcscError: as :attr:`objective`.
         """
-        experiment = split_name(self.name)[0]
         with reading(self.storage) as storage:
             contents = read_contents(storage)
         rows = spec_of(self.name, contents).space.rows
-        files = files_directory(self.storage)
-        alone = CheckpointsAlone.of(contents.experiments[experiment], rows, files)
+        experiment = contents.experiments[split_name(self.name)[0]]
+        alone = CheckpointsAlone.of(experiment, rows, files_directory(self.storage))
         return self.objective if alone is None else alone
 
     @property

@@ -295,9 +295,8 @@ class Experiment:
         search = self._opened(spec)
         stored = self.begun()
         with search.held(stored.storage, self.studies.get(spec.name)):
-            measurer = self._measurer(0)
             self._score_as_trained()
-            yardstick = measurer.yardstick(SEARCH)
+            yardstick = self._measurer(0).yardstick(SEARCH)
             search.run(yardstick, layout=self.layout, pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             return search.outcome()

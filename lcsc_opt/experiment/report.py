@@ -69,13 +69,13 @@ def make_report(
         choice = _Choice.of(finalists, trained, measurer)
     models = choice.models
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
-        parts = [_part(choice, noises, measurer, _title(objective, 0))]
+        parts = [_part(choice, noises, measurer, samplers[0].text if samplers else None)]
         if len(samplers) > 1:
             images = min(plan.images, objective.samples.per_evaluation)
             try:
                 elsewhere = Measurer(experiment, objective, evaluate, rules.__getitem__, images=images, sampler=1)
                 elsewhere.advance = measurer.advance
-                parts.append(_part(choice, noises[:1], elsewhere, _title(objective, 1)))
+                parts.append(_part(choice, noises[:1], elsewhere, samplers[1].text))
             except (SearchFailedError, ObjectiveError) as error:
                 notice(f"{samplers[1].text}: {error}; it is left out")
     report = Report(
@@ -100,12 +100,6 @@ def make_report(
 def _searches_from_ema(searches: Sequence[Searched]) -> bool:
     """Whether there is an EMA*, and a search that may have found something on the way from it."""
     return len({search.is_ema_grid for search in searches}) == 2
-
-
-def _title(objective: Objective, sampler: int) -> str | None:
-    """How the images are made, for people; ``None`` without images."""
-    samplers = objective.samples.samplers
-    return samplers[sampler].text if samplers else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +29,22 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-class Comparison(Sequence[Mapping[str, Any]]):
+class Comparison(list[dict[str, Any]]):
     """The results of an experiment's studies, a row each, as of ``lcsc compare --format json``.
 
     Printed, it is a table of the answer, of the optimizers over their seeds, and of the trainer's models.
     """
 
     def __init__(self, studies: Sequence[Standing]) -> None:
+        super().__init__(comparison_rows(studies))
         self._studies = studies
-        self._rows = comparison_rows(studies)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self._rows)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows, the best first: an optimizer over its seeds, or a model of the trainer's."""
         rows = []
         for row in ranking(self._studies):
-            cells = [row.label, spread_text(row.held_out), percent(row.below_ema)]
-            cells += [spread_text(row.searched), f"{row.evaluations:.0f}", f"{row.seconds:.1f} s"]
-            rows.append(cells)
+            losses = [spread_text(row.held_out), percent(row.below_ema), spread_text(row.searched)]
+            rows.append([row.label, *losses, f"{row.evaluations:.0f}", f"{row.seconds:.1f} s"])
         return ["", "held out", "against EMA*", "searched", "evaluations", "time"], rows
 
     def __repr__(self) -> str:
@@ -190,12 +180,11 @@ class Result:
 
     def __repr__(self) -> str:
         studies = self._histories()
-        return f"{first_line(studies)}\n{self.compare()!r}"
+        return f"{first_line(studies)}\n{Comparison(studies)!r}"
 
     def _repr_html_(self) -> str:
         studies = self._histories()
-        sentence = html.escape(first_line(studies))
-        return f"<p><b>{sentence}</b></p>{self.compare()._repr_html_()}"
+        return f"<p><b>{html.escape(first_line(studies))}</b></p>{Comparison(studies)._repr_html_()}"
 
     def _histories(self) -> tuple[Standing, ...]:
         """The studies as they are now, without those that were deleted; at least one.

@@ -13,7 +13,7 @@ from typing import Any
 
 from lcsc_opt.base.catalog import advice_on_name, find, load_file
 from lcsc_opt.base.code import code_of_settings
-from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
@@ -103,5 +103,4 @@ def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: Bu
     except LcscError:
         raise
     except Exception as error:
-        raised = f"{function.__name__} raised {type(error).__name__}: {error}"
-        raise StudySpecError(f"{path}: {raised}{advice_on_name(path)}") from error
+        raise StudySpecError(f"{path}: {function.__name__} raised {one_line(error)}{advice_on_name(path)}") from error

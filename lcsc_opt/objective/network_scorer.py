@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
@@ -199,8 +199,7 @@ class NetworkScorer:
         except LcscError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ObjectiveError(f"score: {self._name}: raised {reason}") from error
+            raise ObjectiveError(f"score: {self._name}: raised {one_line(error)}") from error
         if _has_graph(score):
             return None
         outcomes(self._metric, score)

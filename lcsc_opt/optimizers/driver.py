@@ -19,7 +19,7 @@ import cma.options_parameters
 import numpy as np
 from nevergrad.optimization.base import Optimizer
 
-from lcsc_opt.base.errors import LcscError, SearchFailedError
+from lcsc_opt.base.errors import LcscError, SearchFailedError, one_line
 from lcsc_opt.base.reproducibility import blas_threads, derive_seed
 
 _POLL_SECONDS = 0.001
@@ -127,9 +127,8 @@ class Driver:
         except LcscError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise SearchFailedError(
-                f"the optimizer {self._name} cannot {stream[0]} here: {reason}; check its options, or take another one"
+                f"the optimizer {self._name} cannot {stream[0]} here: {one_line(error)}; take another one"
             ) from error
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
+import numpy as np
 import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, one_line
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.base.settings import FrozenModel, check_options, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
 from lcsc_opt.base.study_spec import LANDSCAPE, OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
@@ -36,6 +37,8 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 }
 
 _STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's
+_TRIED_DIMENSION = 20
+_TRIED_ASKS = 50  # more than one generation of most optimizers: CMA 12, DE 30, PSO 40
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
 
@@ -98,7 +101,7 @@ def configure(spec: OptimizerSpec) -> Configured:
     """The optimizer of a specification, with its options.
 
     Raises:
-        StudySpecError: an unknown optimizer, or an option that it does not have; the message names it.
+        StudySpecError: an unknown optimizer, or an option that is unknown or does not work; the message names it.
     """
     # a mapping is no key of a cache; a name may be registered again
     return _configured(spec.name, json.dumps(spec.options), id(ng.optimizers.registry.get(spec.name)))
@@ -129,10 +132,8 @@ def _with_options(name: str, given: Mapping[str, Any]) -> tuple[Any, float]:
     if name in OURS:
         check_options(OURS[name], given, source=f"optimizers.{name}")  # against the annotations of its constructor
         return OURS[name](**given), DEFAULT_STEP_SIZE
-    options = dict(given)
-    step_size_option = {}
-    if _STEP_SIZE in options:
-        step_size_option[_STEP_SIZE] = options.pop(_STEP_SIZE)
+    step_size_option = {option: value for option, value in given.items() if option == _STEP_SIZE}
+    options = {option: value for option, value in given.items() if option != _STEP_SIZE}
     settings: Any = parse_settings(_StepSize, step_size_option, source=f"optimizers.{name}")
     return _configure_nevergrads(name, options), float(settings.step_size)
 
@@ -146,9 +147,8 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     family, defaults = _family_of(name)
-    option_names = [_STEP_SIZE]  # which _with_options() has taken out; here for the message
-    if family is not None:
-        option_names = [*inspect.signature(family).parameters, _STEP_SIZE]
+    parameters = () if family is None else inspect.signature(family).parameters
+    option_names = [*parameters, _STEP_SIZE]  # which _with_options() has taken out; here for the message
     for option in options:
         if option not in option_names:
             hint = near_miss(option, option_names)
@@ -156,10 +156,22 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
     if family is None or not options:
         return registry[name]
     try:
-        return family(**{**defaults, **options})
+        configured = family(**{**defaults, **options})
+        _try_out(configured)
     except Exception as error:  # whatever the code of an optimizer runs into
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise StudySpecError(f"optimizers.{name}: it refuses its options: {reason}") from error
+        raise StudySpecError(f"optimizers.{name}: {excerpt(options)} does not work: {one_line(error)}") from error
+    return configured
+
+
+def _try_out(configured: ConfiguredOptimizer) -> None:
+    """A short search, since most of Nevergrad's optimizers use their options unchecked, some in later generations."""
+    array = ng.p.Array(shape=(_TRIED_DIMENSION,))
+    array.random_state = np.random.RandomState(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = configured(array, budget=2 * _TRIED_ASKS, num_workers=1)
+        for loss in range(_TRIED_ASKS):
+            optimizer.tell(optimizer.ask(), float(loss))
 
 
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Noise
@@ -162,9 +162,8 @@ class FunctionSampler(NetworkSampler):
                 self._returned(SEARCH, 0, 1)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ObjectiveError(
-                f"the sampler {self.name} raised {reason} ({place.filename}, line {place.lineno})"
+                f"the sampler {self.name} raised {one_line(error)} ({place.filename}, line {place.lineno})"
             ) from error
         finally:
             for hook in hooks:

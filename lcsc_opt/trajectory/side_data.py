@@ -15,8 +15,10 @@ from lcsc_opt.trajectory.manifest import HEADER
 
 _CONFIG = "config.json"  # of diffusers and transformers
 _CLASS = "_class_name"  # of diffusers; its other names that begin so are the library's notes
-_NOT_OF_THE_MODEL = ("transformers_version", "use_cache")
-_OF_AN_AVERAGE = (  # what diffusers' EMAModel adds to the settings of its network; some grow with the training
+_NOT_OF_THE_MODEL = (
+    "transformers_version",
+    "use_cache",
+    # what diffusers' EMAModel adds to the settings of its network; some grow with the training
     "decay",
     "inv_gamma",
     "min_decay",
@@ -64,16 +66,15 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
 def _check_configurations(paths: Sequence[Path], key: str) -> None:
     """Refuse checkpoints whose models were configured differently, as with another activation."""
     found = {path: _configuration(path, key) for path in paths}
-    configurations = {path: settings for path, settings in found.items() if settings is not None}
-    for path, settings in configurations.items():
-        first_path, first = next(iter(configurations.items()))
-        differing = [name for name in sorted(first | settings) if first.get(name) != settings.get(name)]
-        if differing:
-            name = differing[0]
-            raise TrajectoryError(
-                f"{path}: its {_CONFIG} has {name} {settings.get(name)!r}, and that of {first_path} "
-                f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
-            )
+    configurations = [(path, settings) for path, settings in found.items() if settings is not None]
+    for path, settings in configurations:
+        first_path, first = configurations[0]
+        for name in sorted(first | settings):
+            if first.get(name) != settings.get(name):
+                raise TrajectoryError(
+                    f"{path}: its {_CONFIG} has {name} {settings.get(name)!r}, and that of {first_path} "
+                    f"{first.get(name)!r}, so their weights cannot be combined: {_ADVICE}."
+                )
 
 
 def _configuration(path: Path, key: str) -> dict[str, Any] | None:
@@ -84,10 +85,5 @@ def _configuration(path: Path, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(settings, dict):
         return None
-    return {name: value for name, value in settings.items() if _is_of_the_model(name)}
-
-
-def _is_of_the_model(setting: str) -> bool:
-    if setting.startswith("_"):
-        return setting == _CLASS
-    return setting not in (*_NOT_OF_THE_MODEL, *_OF_AN_AVERAGE)
+    notes = {name for name in settings if name.startswith("_") and name != _CLASS}
+    return {name: value for name, value in settings.items() if name not in notes.union(_NOT_OF_THE_MODEL)}

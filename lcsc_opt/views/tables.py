@@ -37,8 +37,8 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     best = report.best_had(report.headline_metric)
     against = None if best is None or best.model.name == name else best.model.name
     rows = report.rows(name, against, part=part)
-    others = [measured for measured in report.parts[part].models if measured.model.name in (*report.had, report.answer)]
-    others = [measured for measured in others if measured.model.name not in (name, against)]
+    shown = {*report.had, report.answer} - {name, against}
+    others = [measured for measured in report.parts[part].models if measured.model.name in shown]
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
     header = ["metric", f"{_column(report, name)}{level}"]

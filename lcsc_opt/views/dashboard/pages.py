@@ -23,7 +23,7 @@ from werkzeug.middleware.shared_data import SharedDataMiddleware
 from werkzeug.wrappers import Request, Response
 
 from lcsc_opt.base.catalog import entries, load_file
-from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.errors import LcscError, one_line
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.streams import printable
 from lcsc_opt.database.urls import masked
@@ -86,7 +86,7 @@ def _page(storage: RDBStorage, name: str, file: Path, header: Callable[[], str])
     except LcscError as error:
         return _broken(header(), name, str(error))
     except Exception as error:
-        return _broken(header(), name, f"{file}: build(storage) raised {type(error).__name__}: {error}")
+        return _broken(header(), name, f"{file}: build(storage) raised {one_line(error)}")
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer at the page's address with a slash at its end, and without."""
