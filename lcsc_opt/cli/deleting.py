@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
-from lcsc_opt.base.files import shown_size
 from lcsc_opt.cli.options import Storage, open_database
 from lcsc_opt.cli.output import say
 
@@ -26,7 +25,6 @@ def delete(
     With its last study goes all that was measured. A study that is being run is not deleted. A report that has a
     deleted study goes, too: lcsc run makes it again.
     """
-    from lcsc_opt.database.deleting import free_bytes
     from lcsc_opt.database.lock import locked
     from lcsc_opt.database.names import split_name
     from lcsc_opt.database.store import StoredStudy, read_contents
@@ -46,37 +44,43 @@ def delete(
         say(f"{study.name}: {study.summary.trials} trials")
     if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
         return
+    of_studies = {split_name(name)[0] for name in studies}
+    experiments = of_studies.union(names) & contents.experiments.keys()
+    for experiment in experiments:
+        _delete_report(database, experiment, set(studies))
     for study in chosen:
         with study.hold():
             study.delete()
         say(f"deleted: {study.name}")
-    of_studies = {split_name(name)[0] for name in studies}
-    for experiment in of_studies.union(names) & contents.experiments.keys():
+    for experiment in experiments:
         _delete_rest(database, experiment)
-    free = free_bytes(database)
-    if free:
-        size = shown_size(free)
-        say(f"the file keeps its size; {size} of it can be reused (SQLite's VACUUM frees them)")
+
+
+def _delete_report(database: RDBStorage, name: str, studies: set[str]) -> None:
+    """Delete the report of an experiment, before any of these studies that it has is deleted."""
+    from lcsc_opt.database.experiment import StoredExperiment
+    from lcsc_opt.database.report import REPORT
+
+    experiment = StoredExperiment.open(database, name)
+    if experiment.report is not None and not studies.isdisjoint(experiment.report.evaluations):
+        experiment.set_attribute(REPORT, None)
+        say(f"{name}: its report is deleted, too; lcsc run makes it again")
 
 
 def _delete_rest(database: RDBStorage, name: str) -> None:
-    """Delete what belongs to an experiment without studies; of others the report, if it has a study that is gone."""
+    """Delete what belongs to an experiment without studies."""
     from lcsc_opt.database.experiment import StoredExperiment
-    from lcsc_opt.database.report import REPORT
     from lcsc_opt.database.store import read_contents
     from lcsc_opt.views.artifacts import files_of
 
-    experiment = StoredExperiment.open(database, name)
-    left = read_contents(database).of(name)
-    if not left:
-        files = files_of(experiment.record)
-        experiment.record.delete()
-        for file in files:
-            file.unlink(missing_ok=True)
-        say(f"deleted: {name}, with what was measured, and {len(files)} images")
-    elif experiment.report is not None and not experiment.report.evaluations.keys() <= left.keys():
-        experiment.set_attribute(REPORT, None)
-        say(f"{name}: its report is deleted, too; lcsc run makes it again")
+    if read_contents(database).of(name):
+        return
+    record = StoredExperiment.open(database, name).record
+    files = files_of(record)
+    record.delete()
+    for file in files:
+        file.unlink(missing_ok=True)
+    say(f"deleted: {name}, with what was measured, and {len(files)} images")
 
 
 def _confirmed(question: str, *, yes: bool) -> bool:

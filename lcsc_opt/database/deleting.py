@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.progress import progress
-from lcsc_opt.database.connection import in_database
 
 BATCH = 1000  # trials that are deleted between two steps of the progress bar
 
@@ -67,17 +66,3 @@ def _delete(
             conditions[referring] = sa.or_(*references)
     for table_of_rows, condition in reversed(conditions.items()):
         connection.execute(sa.delete(table_of_rows).where(condition))
-
-
-def free_bytes(storage: RDBStorage) -> int:
-    """How much of an SQLite file is free for what will be written: it never shrinks by itself. Zero for a server."""
-    if storage.engine.dialect.name != "sqlite":
-        return 0
-
-    def read() -> int:
-        with storage.engine.connect() as connection:
-            pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
-            size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
-        return int(pages) * int(size)
-
-    return in_database(storage, read)

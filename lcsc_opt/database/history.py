@@ -74,6 +74,7 @@ class Standing:
         metric: what the loss is called: ``FID`` where it is one, ``score`` where one is maximized, else ``loss``.
         sign: −1 where the loss is a score times −1, which is maximized; else 1.
         forgotten: the numbers of the trials that ``--retry-failed`` has forgotten; they count nowhere.
+        holds_out: whether the experiment's objective can report.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.
         held_since: when that began, in seconds since 1970; 0 if nobody runs it.
@@ -101,6 +102,7 @@ class Standing:
     metric: str = "loss"
     sign: int = 1
     forgotten: frozenset[int] = frozenset()
+    holds_out: bool = True
     keeps: bool = False
     holder: str | None = None
     held_since: float = 0.0

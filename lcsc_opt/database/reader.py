@@ -330,6 +330,7 @@ def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standi
         workers=_worker_count(specification.get("workers", 1)),
         sign=sign_of(attributes),
         forgotten=forgotten_trials(attributes),
+        holds_out=attributes.get("holds_out") is not False,
         keeps=yardstick is not None and yardstick.kept is not None,
         budget={unit: int(total) for unit, total in budget.items() if total is not None},
         ended=bool(attributes.get("search_ended")),

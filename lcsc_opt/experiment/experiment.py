@@ -160,7 +160,11 @@ class Experiment:
         self._problem = Problem.of(spec, objective, self._objectives.context.directory)
         if self._before is not None:
             changes = Problem(**self._before[PROBLEM]).changes(self._problem)
-            succeeded = bool(changes.decides) and self._has_succeeded
+            # what is stored once cannot become that of other steps, or of the other sign
+            is_fixed = self._before["steps"] != list(objective.steps) or self._before["maximize"] != is_maximized(
+                objective
+            )
+            succeeded = bool(changes.decides) and (is_fixed or self._has_succeeded)
             changes.check(self.name, succeeded=succeeded, accept=self._accept)
             self._starts_over = bool(changes.settings)
             self._accepted = changes.decides
@@ -196,6 +200,7 @@ class Experiment:
         attributes = {
             PROBLEM: dataclasses.asdict(self._problem),
             "objective": spec.objective.model_dump(mode="json"),
+            "directory": None if directory is None else str(directory),
             "places": dict(objective.places),
             "report_images": objective.samples.per_report,
             "holds_out": objective.why_nothing_held_out() is None,
@@ -203,7 +208,6 @@ class Experiment:
         if self._held_out is not None:
             attributes["held_out"] = self._held_out.model_dump(mode="json")
         first = {
-            "directory": None if directory is None else str(directory),
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "steps": list(objective.steps),
             "maximize": is_maximized(objective),
@@ -463,7 +467,8 @@ class Experiment:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
         if self._held_out is None or self.has_report:
-            return None if self._before is None else Report.from_json(self._before.get(REPORT))
+            stored = self._before if self._stored is None else self._stored.attributes
+            return None if stored is None else Report.from_json(stored.get(REPORT))
         reason = self.objective.why_nothing_held_out()
         plan = self._plan()
         if plan is None:
@@ -491,7 +496,9 @@ class Experiment:
             for name, attributes in self.studies.items()
             if is_ranked(name) and attributes.get("search_ended")
         }
-        is_of_all = ended.items() <= report.evaluations.items() and report.evaluations.keys() <= self.studies.keys()
+        # a smaller budget than before ends a search that has more evaluations than it needed
+        is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
+        is_of_all = is_of_all and report.evaluations.keys() <= self.studies.keys()
         is_same = reported == problem.reported["settings"] and not self._code_changes("reported")
         return is_of_all and plan.is_met(report) and is_same
 
@@ -509,31 +516,30 @@ class Experiment:
             raise ObjectiveError(f"{self.name}: nothing is held out, so nothing can be reported: {reason}")
         stored = self.begun()
         stored.refresh()
-        searches, others_run = self._searches(stored.storage)
-        report = make_report(stored, searches, self.objective, plan, self._evaluate)
-        while others_run:  # and may have ended meanwhile
-            searches, others_run = self._searches(stored.storage)
-            if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
-                break
+        searches = self._searches(stored.storage)
+        while True:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
+            if keep:
+                study = report.of_answer.model.study
+                rows = None if study is None else self._rule_of(study)
+                self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
+                attach_images(stored, self.objective, report)
+            searches = self._searches(stored.storage)
+            if {search.study: search.evaluations for search in searches} == dict(report.evaluations):
+                break  # else another process has ended a search meanwhile
         if keep:
-            study = report.of_answer.model.study
-            rows = None if study is None else self._rule_of(study)
-            self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
-            attach_images(stored, self.objective, report)
             stored.set_attribute(REPORT, report.to_json())  # last: whoever is interrupted before makes it again
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
 
-    def _searches(self, storage: RDBStorage) -> tuple[list[Searched], bool]:
-        """The searches that nobody else runs, and whether somebody runs others."""
+    def _searches(self, storage: RDBStorage) -> list[Searched]:
+        """The searches that nobody else runs."""
         self.studies = read_contents(storage).of(self.name)
         ranked = [name for name in self.studies if is_ranked(name)]
         running = locked(storage, ranked)
-        searches = [
+        return [
             Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
             for name in ranked
             if name not in running
         ]
-        return searches, bool(running)

@@ -16,7 +16,8 @@ def outcome_of_finished(database: Database, spec: StudySpec) -> str:
     """The result of a search that had finished, from when it is, and what lies beside its checkpoints by now."""
     study = HistoryReader(database.existing()).read_study(spec.name)
     stored = database.contents.studies[spec.name]
-    line = f"{finished_already(stored)}; best {study.searched:.4g} after {study.evaluations} evaluations"
+    best = "no comparable trial" if study.searched is None else f"best {study.searched:.4g}"
+    line = f"{finished_already(stored)}; {best} after {study.evaluations} evaluations"
     if stored["search_ended"]["exhausted"]:
         line += "; the optimizer has no further candidates"
     if spec.is_grid:  # what follows is advice for searches

@@ -55,7 +55,7 @@ def make_report(
     """
     with_result = [search for search in searches if search.lowest_loss < math.inf]
     if not with_result:
-        raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; continue the search")
+        raise StudyStoreError(f"{experiment.name}: no comparable trial has finished yet; search with a larger budget")
     samplers = objective.samples.samplers
     rules = {search.study: search.rule for search in searches}
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
@@ -148,7 +148,7 @@ class _Choice:
             if of_searches:
                 ways = on_the_way(ema.model, min(of_searches, key=_loss).model)
                 of_searches += measurer.possible([SELECTION], ways)
-        answer = choose(had, of_searches or ([] if had else of_grids), judge=measurer.reported.cross_check)
+        answer = choose(had, of_searches, judge=measurer.reported.cross_check)
         return cls(
             answer.model,
             [measured.model for measured in had],

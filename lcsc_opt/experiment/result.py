@@ -187,16 +187,13 @@ class Result:
         return f"<p><b>{html.escape(first_line(studies))}</b></p>{Comparison(studies)._repr_html_()}"
 
     def _histories(self) -> tuple[Standing, ...]:
-        """The studies as they are now, without those that were deleted; at least one.
+        """The searches of the experiment as they are now, also those of other calls.
 
         Raises:
             StudyStoreError: all were deleted, or the database cannot be read.
         """
         with reading(self.storage) as storage:
-            studies = HistoryReader(storage).read_studies([study.name for study in self.studies])
-        if not studies:
-            raise StudyStoreError(f"{self.name}: its studies were deleted; call search again")
-        return studies
+            return HistoryReader(storage).read(self.name)
 
     def _answer(self) -> tuple[str, Model | None]:
         """The name of the study that found the answer, or of the first one; and the answer.

@@ -8,7 +8,7 @@ from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.database.report import Report, in_words
-from lcsc_opt.views.ranking import headline, ranking
+from lcsc_opt.views.ranking import headline
 
 _WITH_ARTICLE = (LAST_CHECKPOINT, TRAINER_EMA)
 
@@ -17,7 +17,7 @@ def first_line(studies: Sequence[Standing]) -> str:
     """What people read first of an experiment: the answer, where a report has chosen one; else who is ahead."""
     report = studies[0].report
     if report is None:
-        return headline(ranking(studies), studies[0].metric)
+        return headline(studies)
     return answer_line(report)
 
 
@@ -67,6 +67,8 @@ def _better_alone(report: Report, metric: str) -> str:
 
 def _compared(value: float, had: float, direction: int) -> str:
     """``12 % below`` or ``above``, ``12 % worse than``; ``against`` where a share means nothing."""
+    if f"{value:.4g}" == f"{had:.4g}":
+        return "as good as"
     if not had or had * value <= 0:
         return "against"
     share = (value - had) / abs(had)

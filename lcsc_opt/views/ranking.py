@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.history import Floats, Standing, as_known, ema_grid
+from lcsc_opt.database.history import Floats, Standing, as_known, best_searched, ema_grid
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import TRAINED, label
 from lcsc_opt.database.report import Report
@@ -305,18 +305,22 @@ def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reac
     return reaches
 
 
-def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
-    """One line while there is no report: the lowest searched loss."""
-    winner = next((row for row in ranked if row.searched is not None), None)
-    if winner is None or winner.searched is None:
+def headline(studies: Sequence[Standing]) -> str:
+    """One line while there is no report: the lowest searched loss, which is the answer until then."""
+    best = best_searched(studies)
+    if best is None:
         return "No result yet."
-    best = f"{winner.label} with {winner.searched.mean:.4g}"
-    if all(row.finished == row.seeds for row in ranked):
+    seed = f" (seed {best.seed})" if best.seed else ""
+    found = f"{best.label}{seed} with {best.searched:.4g}"
+    if not all(study.ended for study in studies):
         return (
-            f"Best searched {metric}: {best}; nothing was held out: add held_out to the study file for a report, or "
-            "use lcsc evaluate EXPERIMENT"
+            f"Best searched {best.metric} so far: {found}; held-out values come when all searches have ended, or with "
+            "lcsc evaluate EXPERIMENT"
         )
-    return (
-        f"Best searched {metric} so far: {best}; held-out values come when all searches have ended, or with lcsc "
-        "evaluate EXPERIMENT"
-    )
+    if not best.holds_out:
+        reason = "this objective holds nothing out, so it may be better than it is"
+    elif best.settings.get("held_out") is None:
+        reason = "nothing was held out: add held_out to the study file for a report, or use lcsc evaluate EXPERIMENT"
+    else:
+        reason = "its report is not made yet: run the same command again"
+    return f"Best searched {best.metric}: {found}; {reason}"

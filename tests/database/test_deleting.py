@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database import connection, deleting
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.deleting import delete_study, free_bytes
+from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.store import StoredStudy, our_studies
 from tests.processes import forked
 from tests.study_examples import write_study
@@ -147,13 +147,6 @@ def test_a_study_that_was_deleted_before_is_no_error(any_storage: RDBStorage) ->
     assert list(our_studies(any_storage)) == [OTHER], "the key may be another study's now"
 
 
-def test_the_space_in_an_sqlite_file_is_free_after_a_deletion(storage: RDBStorage) -> None:
-    study = write_study(storage, NAME, [1.0] * 100)
-    assert free_bytes(storage) == 0
-    study.delete()
-    assert free_bytes(storage) > 0
-
-
 def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     storage = open_storage(url, write=True)
@@ -161,4 +154,4 @@ def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, monkeypat
     other.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr(connection, "notice", lambda *_, **__: other.execute("ROLLBACK"))
     with contextlib.closing(other):
-        assert free_bytes(storage) == 0
+        assert our_studies(storage) == {}

@@ -124,15 +124,27 @@ def test_the_last_checkpoint_has_its_place_among_the_optimizers(last: float, pla
 
 
 def test_before_a_report_the_line_says_who_is_ahead() -> None:
-    ended = history([5.0, 2.0], optimizer="LCSC")
-    text = headline(ranking([history([5.0, 3.0], optimizer="CMA"), ended]), "FID")
+    ahead = history([5.0, 2.0], optimizer="LCSC", metric="FID")
+    other = history([5.0, 3.0], optimizer="CMA", metric="FID")
+    text = headline([other, ahead])
     assert text == (
         "Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file for a report, or use "
         "lcsc evaluate EXPERIMENT"
     )
-    text = headline(ranking([history([5.0, 3.0], optimizer="CMA", ended=False), ended]), "FID")
+    text = headline([other, dataclasses.replace(ahead, ended=False)])
     assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come when all searches have ended")
-    assert [headline(ranking([history(losses)])) for losses in ([], [None])] == ["No result yet."] * 2
+    for changes, reason in (
+        ({"settings": {"held_out": {"top": 3}}}, "its report is not made yet: run the same command again"),
+        ({"holds_out": False}, "this objective holds nothing out, so it may be better than it is"),
+    ):
+        text = headline([other, dataclasses.replace(ahead, **changes)])  # type: ignore[arg-type]
+        assert text == f"Best searched FID: LCSC with 2; {reason}"
+    assert [headline([history(losses)]) for losses in ([], [None])] == ["No result yet."] * 2
+
+
+def test_the_best_of_several_seeds_is_named_with_its_seed_as_it_is_handed_out() -> None:
+    seeds = [history([loss], optimizer="LCSC", seed=seed) for seed, loss in enumerate((4.0, 2.0))]
+    assert headline([history([2.5], optimizer="CMA"), *seeds]).startswith("Best searched FID: LCSC (seed 1) with 2;")
 
 
 # the answer

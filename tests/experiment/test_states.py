@@ -1,0 +1,175 @@
+"""States between the usual ones: nothing found yet, no report yet, a folder that moved, another process beside."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lcsc_opt
+from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.experiment import StoredExperiment
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.experiment import experiment as experiment_room
+from lcsc_opt.views.answer import first_line
+from tests.commands import Typed
+from tests.processes import lcsc_process
+
+TARGET = """
+def norm(c):
+    return float(((c - .1) ** 2).sum()){of_search}
+
+def gradient(c):
+    return 2 * (c - .1)
+
+def held_out(c):
+    return float(((c - .11) ** 2).sum())
+"""
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(workplace: Path) -> Write:
+    """Writes a study file and its function into a folder; returns the study file."""
+
+    def written(folder: str = ".", of_search: str = "", **changes: Any) -> Path:
+        place = workplace / folder
+        place.mkdir(exist_ok=True)
+        sys.modules.pop("states_target", None)
+        importlib.invalidate_caches()
+        (place / "states_target.py").write_text(TARGET.replace("{of_search}", of_search))
+        settings = {"callable": "states_target:norm", "held_out": "states_target:held_out", "steps": [1, 2, 3, 4]}
+        settings |= changes.pop("settings", {})
+        study = {
+            "name": "states",
+            "objective": {"file": "function.py", "settings": settings},
+            "optimizers": ["LCSC"],
+            "budget": {"evaluations": 6},
+            "held_out": {"top": 2},
+            **changes,
+        }
+        path = place / "states.yaml"
+        path.write_text(json.dumps(study))
+        return path
+
+    return written
+
+
+def test_what_is_stored_once_is_not_mixed_with_other_steps(write: Write, typed: Typed) -> None:
+    assert lcsc(["run", str(write(of_search=" * float('nan')"))]) == 1
+    other_steps = write(settings={"steps": [1, 2, 3, 4, 5]})
+    assert "Give the new one another name" in typed.refused("run", str(other_steps))
+    assert lcsc(["run", str(write(settings={"held_out": None}))]) == 0, "what no trial has used may change"
+
+
+SCORE = """
+import torch
+
+def build():
+    return torch.nn.Linear(2, 1, bias=False)
+
+def score(net):
+    return float("nan")
+"""
+
+
+def test_a_search_that_found_nothing_is_not_continued_with_the_other_sign(workplace: Path) -> None:
+    (workplace / "states_score.py").write_text(SCORE)
+    sys.path.insert(0, str(workplace))
+    import states_score  # type: ignore[import-not-found]  # it was just written
+
+    def search(**options: Any) -> Any:
+        how: dict[str, Any] = {"storage": "sqlite:///score.db"}
+        how |= {"build": states_score.build, "score": states_score.score, "optimizers": "LCSC", "budget": 2}
+        return lcsc_opt.search({step: {"weight": torch.eye(2)[:1] * step} for step in (1, 2)}, **how, **options)
+
+    with pytest.raises(SearchFailedError):
+        search()
+    with pytest.raises(StudyStoreError, match="another name"):
+        search(maximize=True)
+
+
+def test_a_search_without_a_comparable_trial_can_be_run_again(write: Write, typed: Typed) -> None:
+    path = str(write(optimizers=["LCSCGradient"], settings={"gradient": "states_target:gradient"}))
+    assert "search with a larger budget" in typed("run", path, "--budget", "1", status=2).err
+    assert "no comparable trial after 1 evaluations" in typed("run", path, "--budget", "1", status=2).err
+
+
+def test_an_experiment_moves_with_its_folder(write: Write, workplace: Path) -> None:
+    write("before")
+    database = ["--storage", "sqlite:///states.db"]
+    assert "The answer is" in lcsc_process("run", "before/states.yaml", *database).err
+    (workplace / "before").rename("after")
+    assert "continuing after trial 5" in lcsc_process("run", "after/states.yaml", "--budget", "8", *database).err
+    assert "answer" in lcsc_process("evaluate", "states", *database).out
+    assert "continuing after trial 7" in lcsc_process("run", "states/LCSC/0", "--budget", "10", *database).err
+
+
+def test_a_report_that_was_forgotten_is_not_printed(write: Write) -> None:
+    assert "The answer is" in lcsc_process("run", str(write())).err
+    write(of_search=" + 1")
+    changed = lcsc_process("run", "states.yaml", "~held_out", "--accept-changes", "--budget", "7").err
+    assert "the stored report is forgotten" in changed
+    assert "The answer is" not in changed
+
+
+def test_until_there_is_a_report_the_line_names_the_best_trial(
+    write: Write, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment_room, "make_report", interrupted)
+        assert lcsc(["run", str(write(optimizers=["RandomSearch", "LCSC"], seeds=[0, 1]))]) != 0
+    studies = HistoryReader(open_storage("sqlite:///studies.db", write=False)).read("states")
+    line = first_line(studies)
+    assert line.endswith("its report is not made yet: run the same command again")
+    best = min(row["searched"] for row in typed.json("compare", "states"))
+    assert f" with {best:.4g};" in line
+
+
+def test_a_search_that_another_process_ends_meanwhile_is_in_the_report(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(write(optimizers=["RandomSearch", "LCSC"]))
+    attach = experiment_room.attach_images
+    calls: list[int] = []
+
+    def attached(*arguments: Any) -> None:
+        attach(*arguments)
+        calls.append(1)
+        if len(calls) == 1:
+            assert lcsc(["run", path, "--optimizer", "LCSC"]) == 0
+
+    monkeypatch.setattr(experiment_room, "attach_images", attached)
+    assert lcsc(["run", path, "--optimizer", "RandomSearch"]) == 0
+    report = StoredExperiment.open(open_storage("sqlite:///studies.db", write=False), "states").report
+    assert report is not None
+    assert report.evaluations == {"states/RandomSearch/0": 6, "states/LCSC/0": 6}
+
+
+def test_a_kill_while_a_study_is_deleted_leaves_no_answer_of_it(
+    write: Write, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lcsc(["run", str(write(optimizers=["RandomSearch", "LCSC"]))]) == 0
+    delete = StoredStudy.delete
+
+    def killed(study: StoredStudy) -> None:
+        delete(study)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoredStudy, "delete", killed)
+        assert lcsc(["delete", "states/LCSC/0", "--yes"]) != 0
+    assert "The answer is" not in typed("compare", "states").out
+    assert "The answer is" in typed("run", "states.yaml").err
