@@ -113,7 +113,7 @@ def test_a_result_whose_studies_were_deleted_says_so(search: Any) -> None:
     result = search(states(), score=without_graph, optimizers="CMA")
     assert lcsc(["delete", "tried/CMA/0", "--yes"]) == 0
     for read in (result.compare, result.plot, result.merge):
-        with pytest.raises(lcsc_opt.LcscError, match="tried: its studies were deleted"):
+        with pytest.raises(lcsc_opt.LcscError, match="tried: no such experiment"):
             read()
 
 
