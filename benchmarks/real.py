@@ -125,13 +125,13 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net of three resolutions for 28×28 images, told the time as a number in [0, 1]."""
+    """A U-Net of three resolutions, told the time as a number in [0, 1]; its layers are named for 28×28 images."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, width: int = 12, colours: int = 1) -> None:
         super().__init__()
         channels = 4 * width
         self.embedding = nn.Sequential(nn.Linear(32, channels), nn.SiLU(), nn.Linear(channels, channels))
-        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.first = nn.Conv2d(colours, width, 3, padding=1)
         self.down_28 = Block(width, width, channels)
         self.down_14 = Block(width, 2 * width, channels)
         self.middle = Block(2 * width, 4 * width, channels)
@@ -139,10 +139,10 @@ class UNet(nn.Module):
         self.up_14 = Block(6 * width, 2 * width, channels)
         self.up_28 = Block(3 * width, width, channels)
         self.last_norm = nn.GroupNorm(4, width)
-        self.last = nn.Conv2d(width, 1, 3, padding=1)
+        self.last = nn.Conv2d(width, colours, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """``[N, 1, 28, 28]`` of images and times ``[N]``."""
+        """``[N, colours, H, W]`` of as many images and times ``[N]``; H and W are multiples of four."""
         frequencies = 2.0 ** torch.arange(16, device=x.device, dtype=x.dtype) / 4
         angles = t[:, None] * frequencies.clamp(max=64)
         embedding = F.silu(self.embedding(torch.cat([angles.sin(), angles.cos()], 1)))

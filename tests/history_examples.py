@@ -14,7 +14,7 @@ from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.summary import Summary
-from lcsc_opt.experiment.finalists import name_of_trial
+from lcsc_opt.experiment.finalists import name_of_search
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
 
@@ -66,7 +66,7 @@ def report_of(
 
 def _as_found(study: str, measurement: Measurement, *, is_ema: bool) -> Measurement:
     trial = measurement.model.trial or 0
-    name = EMA if is_ema else name_of_trial(study, trial)
+    name = EMA if is_ema else f"{name_of_search(study)}, trial {trial}"
     model = dataclasses.replace(measurement.model, name=name, study=study, trial=trial)
     return dataclasses.replace(measurement, model=model)
 

@@ -2,6 +2,8 @@
 
 With G groups and θ₋g the statistic without group g, ``SE² = (G − 1) / G Σ (θ₋g − mean θ₋)²`` (Kott 2001; Efron &
 Tibshirani 1993, Eq. 11.5, for groups of one), and the interval is ``θ ± t · SE`` with G − 1 degrees of freedom.
+A distance depends on two samples, the generated images and the real ones: it has ten values without groups of the
+first, then ten without groups of the second, and its error is the root of the sum of both squares.
 A bootstrap would repeat images, and a repeated image is its own nearest neighbour: precision, recall and every other
 metric of neighbours would be wrong.
 """
@@ -29,10 +31,28 @@ def group_of_each(images: int) -> npt.NDArray[np.int64]:
 
 
 def standard_error(without: Sequence[float]) -> float:
-    """The standard error of a statistic, from its ``[G]`` values without one of the groups each."""
-    values = np.asarray(without, dtype=np.float64)
-    squares = np.square(values - values.mean()).sum()
-    return math.sqrt((len(values) - 1) / len(values) * squares)
+    """The standard error of a statistic, from its values without one of the groups each.
+
+    Args:
+        without: ``[G]`` of one sample; or ``[2 G]`` of two samples that are independent, one after the other.
+    """
+    by_sample = np.asarray(without, dtype=np.float64).reshape(-1, min(len(without), GROUPS))
+    deviations = by_sample - by_sample.mean(axis=1, keepdims=True)
+    groups = by_sample.shape[1]
+    return math.sqrt((groups - 1) / groups * float(np.square(deviations).sum()))
+
+
+def error_of_mean(columns: Sequence[Sequence[float]]) -> float:
+    """The standard error of a mean over groups of noise, from the values without groups of images of each.
+
+    Samples differ between groups of noise, so their error shrinks with the number of these. The real images are the
+    same, and their error does not.
+    """
+    of_samples = math.hypot(*(standard_error(column[:GROUPS]) for column in columns)) / len(columns)
+    of_real = [column[GROUPS:] for column in columns if len(column) > GROUPS]
+    if not of_real:
+        return of_samples
+    return math.hypot(of_samples, standard_error(np.mean(of_real, axis=0).tolist()))
 
 
 def half_width(error: float, degrees: float) -> float:

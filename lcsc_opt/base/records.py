@@ -75,6 +75,7 @@ class Candidate:
         rehearsal: whether nobody compares the loss: one batch of images is enough.
         unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
             loss is comparable with no other.
+        error: whether ``without_groups`` is wanted on any noise, for the error of the loss.
         sampler: which of the objective's samplers makes the images; searches use the first.
         layout: one of the objective's layouts, which change its speed, and the loss in its last bits.
     """
@@ -87,6 +88,7 @@ class Candidate:
     yardstick: Yardstick | None = None
     rehearsal: bool = False
     unbiased: bool = False
+    error: bool = False
     sampler: int = 0
     layout: str = CONTIGUOUS
 
@@ -173,8 +175,9 @@ class Evaluation:
         gradient: the gradient of the loss with respect to the coefficients, of their shape; ``None`` if not asked for.
         violation: by how many standard errors the kept metric is worse than its bound; ``None`` without a bound.
         unseen: the loss with its FID to held-out real images; ``None`` if it has none, or none are held out.
-        without_groups: on held-out noise, ``loss`` or a metric → its values without one of ten groups of images each
-            (:mod:`lcsc_opt.base.jackknife`), for the intervals of a report; empty if they are not known.
+        without_groups: on the noise of choice and report, ``loss``, ``unseen`` or a metric → its values without one of
+            ten groups of images each, then without one of ten groups of real images where it compares with some
+            (:mod:`lcsc_opt.base.jackknife`); empty if they are not known.
     """
 
     loss: float

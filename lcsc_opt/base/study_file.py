@@ -18,7 +18,6 @@ from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.settings import FrozenModel, parse_settings, parse_yaml, plain
 from lcsc_opt.base.study_spec import (
     AUTO,
-    DEFAULT_BUDGET,
     Budget,
     BudgetSpec,
     Experiment,
@@ -41,7 +40,8 @@ _SETTINGS_OF_A_SPACE = ("rows", "origin")
 class StudyFile(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. ``start`` is a stored study,
+    Without ``optimizers`` or ``space``, :mod:`lcsc_opt.experiment.defaults` chooses them. Without ``budget``, each
+    optimizer has its own (:meth:`BudgetSpec.default`). ``start`` is a stored study,
     at whose answer every search begins, in place of the space's origin; grids have none.
     """
 
@@ -51,7 +51,7 @@ class StudyFile(FrozenModel):
     start: str | None = None
     optimizers: Optimizers = ()
     seeds: Seeds = (0,)
-    budget: BudgetSpec = BudgetSpec(evaluations=DEFAULT_BUDGET)
+    budget: BudgetSpec | None = None
     workers: Workers = 1
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
@@ -120,7 +120,7 @@ class StudyFile(FrozenModel):
         choices = {"optimizers": optimizers, "seeds": seeds}
         given = {key: plain(value) for key, value in choices.items() if value is not None}
         if budget is not None:
-            given["budget"] = self.budget.with_total(budget)
+            given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
         # alone: what this file has is checked already, and without optimizers it is open
         alone = parse_settings(StudyFile, {"name": self.name, "objective": self.objective, **given}, source=self.name)
         changes = {key: getattr(alone, key) for key in given}
@@ -138,9 +138,16 @@ class StudyFile(FrozenModel):
         Raises:
             StudySpecError: the workers, or Ray, choose the devices, and the objective's settings name one.
         """
-        shared = {name: getattr(self, name) for name in StudySpec.model_fields.keys() & StudyFile.model_fields.keys()}
+        names = StudySpec.model_fields.keys() & StudyFile.model_fields.keys() - {"budget"}
+        shared = {name: getattr(self, name) for name in names}
         studies = [
-            StudySpec(experiment=self.name, optimizer=optimizer, seed=seed, **shared)
+            StudySpec(
+                experiment=self.name,
+                optimizer=optimizer,
+                seed=seed,
+                budget=self.budget or BudgetSpec.default(optimizer.name),
+                **shared,
+            )
             for seed, optimizer in itertools.product(self.seeds, self.optimizers)
         ]
         for spec in studies[:1]:  # all have the same workers and devices

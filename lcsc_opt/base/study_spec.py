@@ -23,7 +23,8 @@ ModelKind = Literal["diffusers", "edm", "lora", "module", "score"]
 Unit = Literal["evaluations", "images", "seconds"]
 """What a budget counts."""
 
-DEFAULT_BUDGET = 100  # evaluations of each optimizer
+DEFAULT_BUDGET = 100  # evaluations of an optimizer
+BOUND_OF_GRADIENT = 200  # of the one that ends by itself
 EMA_GRID = "EMAGrid"
 LANDSCAPE = "Landscape"
 GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
@@ -173,11 +174,17 @@ class BudgetSpec(FrozenModel):
     """A total over the study's whole life: a number of evaluations, or of images; or a time.
 
     ``5 min`` is short for ``{seconds: 300}``.
+
+    Attributes:
+        evaluations, images, seconds: exactly one of them.
+        patience: the search ends before, as soon as so many evaluations in a row have not lowered its best loss.
+            ``LCSCGradient``, whose losses do not compare, ends by itself.
     """
 
     evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
     images: Annotated[int, pydantic.Field(ge=1)] | None = None
     seconds: Annotated[Finite, pydantic.Field(gt=0)] | None = None
+    patience: Annotated[int, pydantic.Field(ge=1)] | None = None
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
@@ -186,7 +193,7 @@ class BudgetSpec(FrozenModel):
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
-        given = list(budget.model_dump(exclude_none=True))
+        given = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
         if len(given) > 1:
             last = [name for name in value if name in given][-1]  # an override comes after what the file says
             only = f"{{{last}: {value[last]}}}"
@@ -197,6 +204,11 @@ class BudgetSpec(FrozenModel):
         if not given:
             raise ValueError("expected either evaluations or images, or a time such as 5 min")
         return budget
+
+    @classmethod
+    def default(cls, optimizer: str) -> BudgetSpec:
+        """Where nobody chose; a bound for ``LCSCGradient``, which ends when it has ended."""
+        return cls(evaluations=BOUND_OF_GRADIENT if optimizer == "LCSCGradient" else DEFAULT_BUDGET)
 
     @classmethod
     def of(cls, budget: Budget, *, unit: Unit = "evaluations") -> BudgetSpec:
@@ -227,7 +239,7 @@ class BudgetSpec(FrozenModel):
 
     def with_total(self, total: Budget) -> BudgetSpec:
         """Another total in the same unit; or a time. Raises as :meth:`of`."""
-        return BudgetSpec.of(total, unit=self.unit)
+        return BudgetSpec.of(total, unit=self.unit).model_copy(update={"patience": self.patience})
 
     def __str__(self) -> str:
         return f"{self.total:,} {self.unit}"

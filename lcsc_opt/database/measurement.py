@@ -15,6 +15,10 @@ import pydantic
 from lcsc_opt.base.records import STANDARD_ERROR, Evaluation, Noise, SamplerTitle, metric_of_loss
 from lcsc_opt.database.arrays import array_of, stored_array
 
+UNSEEN = "unseen"
+"""Among the values of a measurement: the loss with its distances to real images that no search sees."""
+_NO_METRICS = ("loss", "loss" + STANDARD_ERROR, UNSEEN)
+
 
 def _array(value: Any) -> npt.NDArray[np.float64]:
     return value if isinstance(value, np.ndarray) else array_of(value)
@@ -69,8 +73,8 @@ class Measurement:
         images: of each group; 0 where the objective samples none.
         seeds: of the groups.
         values: ``loss`` or the name of a metric → its value on each group, of the metrics that all groups have.
-        without_groups: the same names → for each group its values without one of ten groups of images each; only where
-            all of them are known.
+        without_groups: the same names → for each group its values without one of ten groups of images each, and then
+            without one of ten groups of real images (:mod:`lcsc_opt.base.jackknife`); only where all of them are known.
     """
 
     model: Model
@@ -83,6 +87,8 @@ class Measurement:
     def of(cls, model: Model, evaluation: Evaluation, *, images: int, seed: int) -> Measurement:
         """An evaluation of a model on one group of noise."""
         values = {**evaluation.metrics, "loss": evaluation.loss}
+        if evaluation.unseen is not None:
+            values[UNSEEN] = evaluation.unseen
         metric = metric_of_loss(evaluation.metrics, evaluation.loss)
         if metric is not None and metric + STANDARD_ERROR in evaluation.metrics:
             values["loss" + STANDARD_ERROR] = evaluation.metrics[metric + STANDARD_ERROR]
@@ -119,7 +125,7 @@ class Measurement:
     @property
     def metrics(self) -> dict[str, float]:
         """Name → mean over the groups of noise."""
-        names = [name for name in self.values if name not in ("loss", "loss" + STANDARD_ERROR)]
+        names = [name for name in self.values if name not in _NO_METRICS]
         return {name: statistics.fmean(self.values[name]) for name in names}
 
     @property

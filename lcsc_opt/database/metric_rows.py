@@ -6,9 +6,9 @@ import dataclasses
 import math
 import statistics
 
-from lcsc_opt.base.jackknife import GROUPS, half_width, standard_error
+from lcsc_opt.base.jackknife import GROUPS, error_of_mean, half_width
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
-from lcsc_opt.database.measurement import Measurement
+from lcsc_opt.database.measurement import UNSEEN, Measurement
 
 SINGLE_GROUP_NOISE = 0.02  # of the value; one group has no spread, and a smaller change counts as noise
 _TOLERATED = {"outside": 1.0}  # metric → by how much it may get worse: nobody sees one grey level of 255
@@ -125,7 +125,7 @@ def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict
         found = {of_loss: -1}
     for metric in (*reported.signs, *model.values):
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in model.values
-        if metric in ("loss", *found) or metric not in model.values or is_error:
+        if metric in ("loss", UNSEEN, *found) or metric not in model.values or is_error:
             continue
         if metric in reported.signs:
             found[metric] = reported.signs[metric]
@@ -220,8 +220,7 @@ def _jackknife_error(measured: Measurement, metric: str) -> float | None:
     """The standard error of the mean over groups of noise, from the images in them; ``None`` if it is not known."""
     if metric not in measured.without_groups:
         return None
-    errors = [standard_error(column) for column in measured.without_groups[metric]]
-    return math.hypot(*errors) / len(errors)
+    return error_of_mean(measured.without_groups[metric])
 
 
 def _interval(measured: Measurement, metric: str) -> Interval | None:

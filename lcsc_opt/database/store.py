@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
@@ -179,6 +180,8 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
         attributes["violation"] = evaluation.violation
     if evaluation.unseen is not None:
         attributes["unseen"] = evaluation.unseen
+    if "loss" in evaluation.without_groups:
+        attributes["without_groups"] = stored_array(np.asarray(evaluation.without_groups["loss"]))
     return attributes
 
 

@@ -1,64 +1,171 @@
 """The answer: the best model that is known, by measurements that decided nothing before.
 
 The user had models already: the last checkpoint, perhaps an average of the trainer's, EMA*. Searches add their best
-trials, and points on the straight way to the best of them: a shorter step is often safer where the data are few. The
-answer is the best of what the user had, unless something that was found is better by more than a standard error of the
-difference on the same noise.
+trials, means of the iterates of those that follow a path, and points on the straight way to the best of them: a shorter
+step is often safer where the data are few.
+
+Three rules decide. Of the models along a search's path, it is the earliest that is not certainly worse than the best: the
+longer a search, the more it fits the real images that it sees (the one-standard-error rule of Breiman et al. 1984,
+Section 3.4.3). The answer is the best of what the user had, unless something that was found is *certainly* better.
+What is certainly worse in features that are not in the loss is no answer. All go by the paired error of a difference,
+over the images of both models and over the real images that both are compared with.
 """
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
+import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from lcsc_opt.base.jackknife import GROUPS, standard_error
-from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.measurement import UNSEEN, Measurement, Model
 from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE
 
 WAY = {"¼": 0.25, "½": 0.5, "¾": 0.75}  # of the way from EMA* to what was found
+CERTAIN = 2.0  # standard errors
+OPTIMISM = 2.0  # standard errors of the real images that a search has seen (benchmarks/mature.py)
+
+_Floats = npt.NDArray[np.float64]
 
 
-def choose(had: Sequence[Measurement], found: Sequence[Measurement], *, judge: str | None = None) -> Measurement:
-    """The answer.
+LOSS = "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """How much better one model is than another.
+
+    Attributes:
+        value: the share by which it is lower.
+        error: the standard error of that.
+    """
+
+    value: float
+    error: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is more than chance."""
+        return self.value > CERTAIN * self.error
+
+
+def choose(had: Sequence[Measurement], found: Sequence[Measurement]) -> Measurement:
+    """The answer, by the second rule of this module.
 
     Args:
-        had: models that need no search, on one group of noise.
-        found: what searches add, on the same noise; at least one model if ``had`` is empty.
-        judge: a metric in features that are not in the loss, if there is one; lower is better. It counts only where
-            all models were measured with it.
+        had: models that need no search, on the noise of the choice.
+        found: the best of each search, on the same noise; at least one model if ``had`` is empty.
     """
-    if not all(judge in model.values for model in (*had, *found)):
-        judge = None
     if not had:
-        return min(found, key=lambda model: model.loss)
-    best_had = min(had, key=lambda model: model.loss)
-    best_found = max(found, key=lambda model: share_gained(best_had, model, judge), default=None)
-    if best_found is None or share_gained(best_had, best_found, judge) <= error_of_share(best_had, best_found, judge):
+        return lowest(found)
+    best_had = lowest(had)
+    if not found:
         return best_had
-    return best_found
+    best_found = lowest(found)
+    return best_found if gain(best_had, best_found).is_certain else best_had
 
 
-def share_gained(base: Measurement, model: Measurement, judge: str | None) -> float:
-    """How much lower a model's loss and judge are, as the mean of shares of the base's, on the first group of noise."""
-    metrics = _compared_metrics(judge)
-    return statistics.fmean(_share(base.values[name][0], model.values[name][0]) for name in metrics)
+def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measurement:
+    """The best model of a search, by the first rule of this module.
 
-
-def error_of_share(base: Measurement, model: Measurement, judge: str | None) -> float:
-    """The standard error of :func:`share_gained`; where it is not known, 2 % are assumed.
-
-    Jackknife: the values without each group of samples are paired, so that what both owe to the noise cancels.
+    Args:
+        models: at least one.
+        path: those of them that stand on the path of the search, in the order of time.
     """
-    metrics = _compared_metrics(judge)
-    if not all(name in one.without_groups for name in metrics for one in (base, model)):
-        return SINGLE_GROUP_NOISE
-    shares = []
-    for group in range(GROUPS):
-        shares_of_metrics = [
-            _share(base.without_groups[name][0][group], model.without_groups[name][0][group]) for name in metrics
-        ]
-        shares.append(statistics.fmean(shares_of_metrics))
-    return standard_error(shares)
+    best = lowest(models)
+    if not path:
+        return best
+    end = lowest(path)
+    earliest = next(model for model in path if not gain(model, end).is_certain)
+    return best if gain(earliest, best).is_certain else earliest
+
+
+def lowest(models: Sequence[Measurement]) -> Measurement:
+    """The model that gains most over the first."""
+    return max(models, key=lambda model: gain(models[0], model).value)
+
+
+def is_vetoed(model: Measurement, had: Sequence[Measurement], judge: str | None) -> bool:
+    """Whether a model is certainly worse than the best that the user had, by the third rule of this module.
+
+    Args:
+        model: what was found.
+        had: models that need no search.
+        judge: a metric in features that are not in the loss, if there is one; lower is better.
+    """
+    if not had:
+        return False
+    best_had = lowest(had)
+    if judge is None or not all(judge in one.values for one in (model, best_had)):
+        return False
+    return gain(model, best_had, judge).is_certain
+
+
+def gain(base: Measurement, model: Measurement, metric: str = LOSS) -> Gain:
+    """How much better a model is than ``base``, on the same noise, as a share of the base's value.
+
+    A distance is measured to the real images that the search sees, and to others, where some are held out. The first
+    are many, and the search has fitted them, so what is gained there is partly optimism; the others are few, and
+    uncertain. Both are weighed by their errors.
+
+    Where no error is known, a gain is certain from 2 %.
+    """
+    unit = abs(base.value(metric) or 0.0) or 1.0
+    seen = _Difference.of(base, model, metric, unit)
+    if seen.without is None:
+        return Gain(seen.value, SINGLE_GROUP_NOISE / CERTAIN)
+    variance = (1 + OPTIMISM**2) * seen.variance_of_real
+    unseen = _Difference.of(base, model, _unseen(metric), unit)
+    if unseen.without is None:
+        return Gain(seen.value, math.sqrt(_variance(seen.without[:GROUPS]) + variance))
+    total = variance + unseen.variance_of_real
+    share = variance / total if total > 0 else 0.5  # of the images that no search sees
+    value = (1 - share) * seen.value + share * unseen.value
+    of_real = (1 - share) ** 2 * variance + share**2 * unseen.variance_of_real
+    of_samples = _variance((1 - share) * seen.without[:GROUPS] + share * unseen.without[:GROUPS])
+    return Gain(value, math.sqrt(of_samples + of_real))
+
+
+def _unseen(metric: str) -> str:
+    """The same distance, to real images that no search sees."""
+    if metric == LOSS:
+        return UNSEEN
+    formula, at, extractor = metric.partition("@")
+    return f"{formula}_held_out{at}{extractor}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """By how much lower a metric is.
+
+    Attributes:
+        value: with all images.
+        without: ``[2 G]``, without each group of samples, then of real images; ``None`` if that is not known.
+    """
+
+    value: float
+    without: _Floats | None
+
+    @classmethod
+    def of(cls, base: Measurement, model: Measurement, name: str, unit: float) -> _Difference:
+        """In this unit; the means over groups of noise."""
+        value = ((base.value(name) or 0.0) - (model.value(name) or 0.0)) / unit
+        if name not in base.without_groups or name not in model.without_groups:
+            return cls(value, None)
+        columns = np.mean(base.without_groups[name], axis=0) - np.mean(model.without_groups[name], axis=0)
+        return cls(value, columns / unit)
+
+    @property
+    def variance_of_real(self) -> float:
+        """Over the real images; zero for scores, which compare with none."""
+        return 0.0 if self.without is None or len(self.without) == GROUPS else _variance(self.without[GROUPS:])
+
+
+def _variance(without: _Floats) -> float:
+    return standard_error(without.tolist()) ** 2
 
 
 def on_the_way(start: Model, end: Model) -> list[Model]:
@@ -72,13 +179,3 @@ def on_the_way(start: Model, end: Model) -> list[Model]:
         )
         for part, share in WAY.items()
     ]
-
-
-def _compared_metrics(judge: str | None) -> list[str]:
-    return ["loss"] if judge is None else ["loss", judge]
-
-
-def _share(base: float, value: float) -> float:
-    """By which share of ``base`` the value is lower; if that is zero, by how much."""
-    difference = base - value
-    return difference / abs(base) if base else difference

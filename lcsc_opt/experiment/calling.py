@@ -22,7 +22,7 @@ from lcsc_opt.base.paths import DEFAULT_FILES, SHIPPED, BuildContext
 from lcsc_opt.base.progress import each_notice_once, messages_by_default, notice
 from lcsc_opt.base.settings import excerpt, parse_settings, plain
 from lcsc_opt.base.study_file import StudyFile, parse_study_file
-from lcsc_opt.base.study_spec import AUTO, DEFAULT_BUDGET, Budget, BudgetSpec, experiment_name
+from lcsc_opt.base.study_spec import AUTO, Budget, BudgetSpec, experiment_name
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
@@ -54,7 +54,7 @@ def search(
     optimizers: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any] | None = None,
     space: str | Mapping[str, Any] | None = None,
     rows: Rule | None = AUTO,
-    budget: Budget = DEFAULT_BUDGET,
+    budget: Budget | None = None,
     storage: str | Path | None = DEFAULT_FILE,
     seed: int = 0,
     jobs: int = 1,
@@ -103,9 +103,10 @@ def search(
         space: of the coefficients, as in a study file: ``convex``. The default is ``affine``.
         rows: ``layers`` gives each layer coefficients of its own, ``None`` all layers the same. ``auto`` is ``layers``
             for images and optimizers that follow the gradient of the loss, else ``None``.
-        budget: evaluations of each optimizer; or a time for each, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or a
-            ``timedelta``: then its search ends; grids such as ``EMAGrid`` are never cut. The report comes after it.
-            A later call with more time continues.
+        budget: a bound: evaluations of each optimizer; or a time for each, as ``"5 min"``, ``"90 s"``, ``"1 hour"`` or
+            a ``timedelta``; grids such as ``EMAGrid`` are never cut. The report comes after it. A later call with more
+            continues. By default ``LCSCGradient`` ends when it no longer gains, at the latest after 200 evaluations,
+            and others after 100.
         storage: the file of the database, or its URL; ``LCSC_STORAGE`` replaces the default. With ``None`` nothing is
             kept: a temporary database lives as long as the result or one of its studies.
         seed: of everything random in the search.
@@ -186,7 +187,8 @@ def search(
         content = call.content(experiment, plain(optimizers), given.seed, given.jobs)
         if space is not None or given.rows != AUTO:
             content["space"] = _space(plain(space), given.rows)
-        content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
+        if budget is not None:
+            content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
         searches_of([_study_file(content)])  # refuses what is wrong before any function is called
 
         call.place_checkpoints(experiment, contents.experiments.get(experiment))

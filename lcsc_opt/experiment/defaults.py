@@ -1,6 +1,7 @@
 """What a study has where nobody chose: the optimizers and the rows of coefficients.
 
-The budget is :data:`lcsc_opt.base.study_spec.DEFAULT_BUDGET`. A study stores all of this, so a default may change.
+The budget is that of :meth:`lcsc_opt.base.study_spec.BudgetSpec.default`. A study stores all of this, so that a default
+may change.
 """
 
 from __future__ import annotations

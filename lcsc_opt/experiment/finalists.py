@@ -1,4 +1,4 @@
-"""What a search sends into the report of its experiment: its best trials."""
+"""What a search sends into the report of its experiment: its best trials, and means of its late iterates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.study_spec import EMA_GRID
@@ -14,7 +15,11 @@ from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.measurement import Model
 from lcsc_opt.database.names import split_name
-from lcsc_opt.database.states import compared_trials
+from lcsc_opt.database.states import SUCCEEDED, compared_trials
+
+LATE = {"the last half": 1 / 2, "the last third": 1 / 3}  # of the steps
+FEWEST_ITERATES = 8  # in a mean
+PASSES_WITH_GRADIENT = 4  # sampled twice, and a pass back through the second one takes as long as two
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +41,14 @@ class Searched:
         """How many have ended."""
         return sum(trial.state.is_finished() for trial in self.trials)
 
+    def images(self, per_evaluation: int) -> int:
+        """What the search has cost, in images of a plain evaluation, of which a trial without a number has as many."""
+        total = 0
+        for trial in self.trials:
+            images = int(trial.user_attrs.get("images", per_evaluation))
+            total += images * (PASSES_WITH_GRADIENT if "gradient" in trial.user_attrs else 1)
+        return total
+
     @property
     def is_ema_grid(self) -> bool:
         """Whether its trials are averages that need no search."""
@@ -47,28 +60,48 @@ class Searched:
         return min((trial.value for trial in compared_trials(self.trials) if trial.value is not None), default=math.inf)
 
     def best_models(self, count: int, steps: Sequence[int]) -> list[Model]:
-        """The models of the best trials, the best first; only comparable ones, and the same model once.
-
-        What a search stops by, it chooses by: the loss to real images that it does not see, where it has measured one.
-        """
+        """The models of the best trials, the best first; only comparable ones, and the same model once."""
         distinct: dict[str, Model] = {}
-        best_first = sorted(
-            compared_trials(self.trials), key=lambda trial: (trial.user_attrs.get("unseen", trial.value), trial.number)
-        )
+        best_first = sorted(compared_trials(self.trials), key=lambda trial: (trial.value, trial.number))
         for trial in best_first:
             if len(distinct) == count:
                 break
-            coefficients = coefficients_of(trial)
-            title = average_name(coefficients, steps) if self.is_ema_grid else None
-            name = name_of_trial(self.study, trial.number)
-            model = Model(name, coefficients, study=self.study, trial=trial.number, label=title)
+            title = average_name(coefficients_of(trial), steps) if self.is_ema_grid else None
+            model = self._model_of(trial, title)
             distinct.setdefault(model.key, model)
         return list(distinct.values())
 
+    def path_models(self, count: int) -> list[Model]:
+        """The models on the path of a search that follows the gradient, in the order of time; of others none.
 
-def name_of_trial(study: str, number: int) -> str:
-    """``LCSC, trial 38``, and ``LCSC (seed 1), trial 38``: a name that no other model of the experiment has."""
+        These are some of its checks, and means of its last iterates. The iterates walk around in the noise of their
+        steps, and means of them do not (Polyak and Juditsky 1992). A check is a mean of all iterates before it, in
+        which late ones weigh more. Which checks: evenly spaced ones, since their losses on the search's own images
+        hardly differ.
+
+        Args:
+            count: of checks, at most.
+        """
+        iterates = [trial for trial in self.trials if trial.state in SUCCEEDED and "gradient" in trial.user_attrs]
+        checks = compared_trials(self.trials)
+        if not iterates or not checks:
+            return []
+        chosen = np.unique(np.linspace(0, len(checks) - 1, count).round().astype(int)) if count > 1 else [-1]
+        *early, last = [self._model_of(checks[index]) for index in chosen]
+        means = []
+        for words, share in LATE.items():
+            late = iterates[-int(share * len(iterates)) :]
+            if len(late) >= FEWEST_ITERATES:
+                mean = np.mean([coefficients_of(trial) for trial in late], axis=0)
+                means.append(Model(f"{name_of_search(self.study)}, mean of {words}", mean, study=self.study))
+        return [*early, *means[:1], last, *means[1:]]
+
+    def _model_of(self, trial: FrozenTrial, title: str | None = None) -> Model:
+        name = f"{name_of_search(self.study)}, trial {trial.number}"
+        return Model(name, coefficients_of(trial), study=self.study, trial=trial.number, label=title)
+
+
+def name_of_search(study: str) -> str:
+    """``LCSC``, and ``LCSC (seed 1)``: a name that no other search of the experiment has."""
     _, name, seed = split_name(study)
-    if seed:
-        name += f" (seed {seed})"
-    return f"{name}, trial {number}"
+    return f"{name} (seed {seed})" if seed else name

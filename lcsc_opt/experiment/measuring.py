@@ -6,6 +6,7 @@ of 1 there.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
@@ -39,6 +40,7 @@ class Measurer:
 
     Attributes:
         reported: the metrics of the objective's reports.
+        images: of each measurement.
         advance: called after each measurement, also a stored one; :func:`lcsc_opt.base.progress.progress` gives it.
     """
 
@@ -58,10 +60,26 @@ class Measurer:
         self._objective = objective
         self._evaluate = evaluate
         self._rules = rules
-        self._images = images
+        self.images = images
         self._sampler = sampler
         self._title = objective.samples.samplers[sampler] if sampler else None  # keys leave out the first sampler
         self._sign = experiment.record.sign
+
+    def with_images(self, images: int) -> Measurer:
+        """The same, with another number of images."""
+        other = copy.copy(self)
+        other.images = images
+        return other
+
+    @property
+    def samples_images(self) -> bool:
+        """Whether the objective samples images, of which more tell more."""
+        return self._objective.sampler is not None
+
+    @property
+    def per_evaluation(self) -> int:
+        """How many images a candidate of a search has that says no number."""
+        return self._objective.samples.per_evaluation
 
     def on(self, noise: Noise, model: Model) -> Measurement:
         """One model on one group of noise.
@@ -70,14 +88,14 @@ class Measurer:
             SearchFailedError: it cannot be evaluated.
             ObjectiveError: what losses on this noise are relative to cannot be measured.
         """
-        key = f"{model.key} {sample_key(self._images, noise, self._title)}"
+        key = f"{model.key} {sample_key(self.images, noise, self._title)}"
         stored = self._experiment.measured(key)
         if stored is not None and self._needed(noise) <= stored["values"].keys():
             measurement = Measurement.from_json(stored, model)
         else:
             candidate = Candidate(
                 model.coefficients,
-                images=self._images or None,
+                images=self.images or None,
                 noise=noise,
                 yardstick=self.yardstick(noise),
                 sampler=self._sampler,
@@ -88,7 +106,7 @@ class Measurer:
                 raise SearchFailedError(
                     f"{self._experiment.name}: {model.name} on {noise.group} noise: {outcome.reason}"
                 )
-            measurement = Measurement.of(model, outcome, images=self._images, seed=noise.seed)
+            measurement = Measurement.of(model, outcome, images=self.images, seed=noise.seed)
             self._experiment.keep_measured(key, measurement.to_json())
         self.advance(note=f"{self._sign * measurement.loss:.4g}")
         return measurement
@@ -130,11 +148,11 @@ class Measurer:
         average = self._objective.fixed_average
         if average is None:
             return None
-        key = sample_key(self._images or self._objective.samples.per_evaluation, noise, self._title)
+        key = sample_key(self.images or self._objective.samples.per_evaluation, noise, self._title)
         stored = self._experiment.yardstick(key)
         if stored is not None:
             return stored
-        candidate = Candidate(average, images=self._images or None, noise=noise, sampler=self._sampler)
+        candidate = Candidate(average, images=self.images or None, noise=noise, sampler=self._sampler)
         yardstick = self._measured_yardstick(candidate)
         self._experiment.keep_yardstick(key, dataclasses.asdict(yardstick))
         if noise == SEARCH:

@@ -18,8 +18,9 @@ def outcome_of_finished(database: Database, spec: StudySpec) -> str:
     stored = database.contents.studies[spec.name]
     best = "no comparable trial" if study.searched is None else f"best {study.searched:.4g}"
     line = f"{finished_already(stored)}; {best} after {study.evaluations} evaluations"
-    if stored["search_ended"]["exhausted"]:
-        line += "; the optimizer has no further candidates"
+    how = stored["search_ended"].get("how")
+    if how:
+        line += f"; {how}"
     if spec.is_grid:  # what follows is advice for searches
         return line
     new = new_checkpoints(database.contents.experiments[spec.experiment], spec.name, files_directory(database.url))

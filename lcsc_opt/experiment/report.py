@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Noise
+from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.database.experiment import StoredExperiment
-from lcsc_opt.database.measurement import Measurement, Model
-from lcsc_opt.database.names import EMA
 from lcsc_opt.database.report import Part, Report, ReportPlan
-from lcsc_opt.experiment.answer import WAY, choose, on_the_way
+from lcsc_opt.experiment.choice import Choice, Race
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Evaluate, Measurer, trained_models
 from lcsc_opt.experiment.warnings import warnings_of
@@ -60,13 +58,9 @@ def make_report(
     rules = {search.study: search.rule for search in searches}
     noises = [Noise(HELD_OUT.group, seed) for seed in plan.seeds]
     trained = trained_models(experiment, objective)
-    each = math.ceil(plan.top / len(with_result))
-    finalists = {search: search.best_models(each, objective.steps) for search in with_result}
     measurer = Measurer(experiment, objective, evaluate, rules.__getitem__, images=plan.images)
-
-    count = sum(map(len, finalists.values())) + len(trained) + len(WAY) * _searches_from_ema(with_result)
-    with progress(f"{experiment.name}: choosing", count) as measurer.advance:
-        choice = _Choice.of(finalists, trained, measurer)
+    top = math.ceil(plan.top / len(with_result))
+    choice = Race(with_result, trained, measurer, top=top, steps=objective.steps).run(experiment.name)
     models = choice.models
     with progress(f"{experiment.name}: report", len(models) * (len(noises) + len(samplers[1:]))) as measurer.advance:
         parts = [_part(choice, noises, measurer, samplers[0].text if samplers else None)]
@@ -90,83 +84,14 @@ def make_report(
         sign=experiment.record.sign,
     )
     report = dataclasses.replace(
-        report, warnings=tuple(warnings_of(report, with_result, measurer.yardstick(noises[0])))
+        report, warnings=tuple(warnings_of(report, choice, with_result, measurer.yardstick(noises[0])))
     )
     for warning in report.warnings:
         notice(f"{experiment.name}: {warning}")
     return report
 
 
-def _searches_from_ema(searches: Sequence[Searched]) -> bool:
-    """Whether there is an EMA*, and a search that may have found something on the way from it."""
-    return len({search.is_ema_grid for search in searches}) == 2
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    """What was chosen on the noise of the choice.
-
-    Attributes:
-        answer: the best model that is known.
-        had: what the user had, as far as it could be measured.
-        found: study → its best model.
-        losses: the name of a model → its loss.
-    """
-
-    answer: Model
-    had: Sequence[Model]
-    found: Mapping[str, Model]
-    losses: Mapping[str, float]
-
-    @property
-    def models(self) -> list[Model]:
-        """What the user had, the best of each search, and the answer, each once."""
-        of_name = {model.name: model for model in (*self.had, *self.found.values(), self.answer)}
-        return list(of_name.values())
-
-    @classmethod
-    def of(cls, finalists: Mapping[Searched, Sequence[Model]], trained: Sequence[Model], measurer: Measurer) -> _Choice:
-        """Measure the finalists of all searches, what the user had, and points between; raises as the report."""
-        of_grids: list[Measurement] = []
-        of_searches: list[Measurement] = []
-        found: dict[str, Measurement] = {}
-        for search, models in finalists.items():
-            measured = measurer.possible([SELECTION], models)
-            if not measured:
-                continue
-            found[search.study] = min(measured, key=_loss)
-            (of_grids if search.is_ema_grid else of_searches).extend(measured)
-        if not found:
-            raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
-        had = measurer.possible([SELECTION], trained)
-        if of_grids:
-            best = min(of_grids, key=_loss)
-            ema = _as_ema(best)
-            had.append(ema)
-            found = {study: ema if measured is best else measured for study, measured in found.items()}
-            of_grids[of_grids.index(best)] = ema
-            if of_searches:
-                ways = on_the_way(ema.model, min(of_searches, key=_loss).model)
-                of_searches += measurer.possible([SELECTION], ways)
-        answer = choose(had, of_searches, judge=measurer.reported.cross_check)
-        return cls(
-            answer.model,
-            [measured.model for measured in had],
-            {study: measured.model for study, measured in found.items()},
-            {measured.model.name: measured.loss for measured in (*had, *of_grids, *of_searches)},
-        )
-
-
-def _loss(measured: Measurement) -> float:
-    return measured.loss
-
-
-def _as_ema(measured: Measurement) -> Measurement:
-    """The best average under the name by which everybody knows it."""
-    return dataclasses.replace(measured, model=dataclasses.replace(measured.model, name=EMA))
-
-
-def _part(choice: _Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:
+def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: str | None) -> Part:
     """What the user had, the best of each search, and the answer, on these groups of noise.
 
     Raises:

@@ -14,6 +14,7 @@ from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.report import Report, in_words
 from lcsc_opt.database.states import compared_trials
+from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.views.answer import named
 
@@ -23,17 +24,23 @@ _LEAST_TREND = 10  # trials
 _TREND_LEVEL = 0.05
 
 
-def warnings_of(report: Report, searches: Sequence[Searched], yardstick: Yardstick | None) -> list[str]:
+def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], yardstick: Yardstick | None) -> list[str]:
     """Sentences about the answer, then about searches.
 
     Args:
         report: without its warnings.
+        choice: of its answer.
         searches: those of the report.
         yardstick: what the losses are relative to, on the noise of the report.
     """
     lines = [*_about_answer(report, yardstick)]
     if not report.is_found:
-        lines += _why_nothing_found(searches)
+        lines += _why_nothing_found(choice, searches)
+    elif choice.equals:
+        lines.append(
+            f"{choice.answer.name} cannot be told from {in_words(choice.equals)}: they differ by less than the error "
+            "of these samples and real images. Of one search, the earliest of such models is the answer"
+        )
     for search in searches:
         if split_name(search.study)[1] not in GRIDS:  # their candidates fit nothing
             lines += _overfitting(search.study, search.trials)
@@ -88,17 +95,19 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
         )
 
 
-def _why_nothing_found(searches: Sequence[Searched]) -> Iterator[str]:
+def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator[str]:
     """What may help where no search found anything better: it overfitted, or it was too short."""
     grids = [search.lowest_loss for search in searches if search.is_ema_grid]
     others = [search.lowest_loss for search in searches if not search.is_ema_grid]
     if not grids or not others:
         return
     if min(others) < min(grids):
-        yield (
-            "on their own noise the searches were better than EMA*, and on other noise not certainly: they overfitted. "
-            "Search with more data, or with fewer evaluations"
-        )
+        line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
+        if choice.gain is not None:
+            line += (
+                f", on other noise by {100 * choice.gain.value:.2g} % with an error of {100 * choice.gain.error:.2g} %"
+            )
+        yield f"{line}. More real data to compare with make the error smaller, and the search better"
     else:
         yield "no search was better than EMA*, not even on its own noise: search with more evaluations"
 

@@ -11,6 +11,7 @@ inverse: in that direction the root has no derivative, and 0 is one of its subgr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -215,6 +216,32 @@ class FrechetReference:
         of_covariance = 2.0 * (deviations - of_root) / np.sqrt(count - 1)
         of_mean = 2.0 * (mean - self.mean) / count
         return self._combine(mean, float(np.square(deviations).sum()), root), of_covariance + of_mean
+
+    def distances_to_others(self, features: npt.ArrayLike, others: Sequence[tuple[Array, Array]]) -> Array:
+        """``[G]``: the distances of ``features`` ``[N, D]`` to Gaussians that differ little from this one.
+
+        With ``Σ₂ = S Sᵀ``, the derivative of the distance in Σ₁ is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, so that one
+        decomposition serves all of them. What depends on the mean is exact.
+
+        Args:
+            features: of the samples.
+            others: the mean ``[D]`` and covariance ``[D, D]`` of each.
+
+        Raises:
+            MetricError: as :meth:`distance_from_features`.
+        """
+        mean, deviations = self._mean_and_deviations(features)
+        factor = deviations.T
+        if len(deviations) > self.dimension:
+            factor, _ = FrechetReference(mean, deviations.T @ deviations)._factor
+        root, inverse = _trace_of_root_and_inverse(factor.T @ self.cov @ factor)
+        of_covariance = np.eye(self.dimension) - factor @ inverse @ factor.T
+        at_mean = self._trace + float(np.square(deviations).sum()) - 2.0 * root
+        distances = []
+        for other_mean, other_covariance in others:
+            shift = float(np.square(mean - other_mean).sum())
+            distances.append(shift + at_mean + float((of_covariance * (other_covariance - self.cov)).sum()))
+        return np.array(distances)
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""

@@ -241,7 +241,7 @@ class ScoreSources:
             self._references[name],
             name,
             extractor,
-            features=need_real_features(formulas),
+            features=need_real_features(formulas) or self._references[name].is_set_of_images(MOST_IMAGES, self._folder),
             held_out=FID_HELD_OUT in formulas or compared_unseen,
         )
 
@@ -310,8 +310,7 @@ class ScoreSources:
             extractor = SecondFeatures(images.evenly_spaced(1).shape[1:], self._device)
         else:
             extractor = self._found(name)()
-        # beside a reward alone, the other metrics of reports are in these features
-        features = self.metrics.is_reward_alone and images.count <= MOST_IMAGES
+        features = images.count <= MOST_IMAGES  # for its error; and beside a reward alone, for the other metrics
         return self._built(settings, name, extractor, features=features, held_out=True)
 
     def _image_settings(self, name: str) -> ReferenceSettings:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.jackknife import GROUPS
 from lcsc_opt.base.records import STANDARD_ERROR
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features, seen_images
 from lcsc_opt.metrics.extractors.rewards import Reward
@@ -53,7 +52,6 @@ class ImageMetrics:
         total: how many images the whole evaluation has.
         gradient: keep the features that the gradient of the loss needs.
         unbiased: extrapolate distances to infinitely many images.
-        chooses: whether distances are those to the held-out images, where there are some.
         intervals: keep the features that :meth:`without_each_group` needs.
         device: where distances between features are computed.
     """
@@ -67,7 +65,6 @@ class ImageMetrics:
         total: int,
         gradient: bool = False,
         unbiased: bool = False,
-        chooses: bool = False,
         intervals: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -75,7 +72,6 @@ class ImageMetrics:
         self._loss = loss
         self._references = references
         self._total = total
-        self._chooses = chooses
         self._intervals = intervals
         self._formulas: dict[str, set[Formula]] = {}
         for metric in self.metrics:
@@ -130,7 +126,7 @@ class ImageMetrics:
 
     def compute(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError if the features do not allow it."""
-        values = {metric: self._value(self._measured(metric)) for metric in self.metrics}
+        values = {metric: self._value(metric) for metric in self.metrics}
         loss = self._loss.value(values)
         named = {str(metric): value for metric, value in values.items()}
         keep = self._loss.keep
@@ -139,34 +135,42 @@ class ImageMetrics:
             named[f"{keep}{STANDARD_ERROR}"] = deviation / math.sqrt(self._total)
         return loss, named
 
-    def _measured(self, metric: MetricName) -> MetricName:
-        """What is computed for a metric: where an answer is chosen, the distance to real images that no search sees."""
-        return self._unseen_metrics.get(metric, metric) if self._chooses else metric
-
     def _value(self, metric: MetricName) -> float:
         return self._features[metric.extractor].compute(metric.formula)
 
     def without_each_group(self) -> dict[str, tuple[float, ...]]:
-        """``loss``, or the name of a metric → its values without one of ten groups of images each.
+        """``loss``, ``unseen``, or the name of a metric → its values without a group of samples or of real images each.
 
         Those that are not known are left out; without ``intervals`` all are.
         """
         if not self._intervals:
             return {}
         columns: dict[MetricName, Array] = {}
-        for metric in self.metrics:
-            formula = self._measured(metric).formula
-            values = self._features[metric.extractor].without_each_group(formula)
-            if values is not None:
-                columns[metric] = values
-        named = {str(metric): values for metric, values in columns.items()}
+        for metric in (*self.metrics, *self._unseen_terms.values()):
+            if metric not in columns:
+                values = self._features[metric.extractor].without_each_group(metric.formula)
+                if values is not None:
+                    columns[metric] = values
+        named = {str(metric): columns[metric] for metric in self.metrics if metric in columns}
         if all(metric in columns for metric in self._loss.metrics):
-            losses = []
-            for group in range(GROUPS):
-                of_others = {metric: float(columns[metric][group]) for metric in self._loss.metrics}
-                losses.append(self._loss.value(of_others))
-            named["loss"] = np.array(losses)
+            named["loss"] = self._losses({metric: columns[metric] for metric in self._loss.metrics})
+            if self._unseen_terms:
+                named["unseen"] = self._losses(
+                    {metric: columns[self._unseen_terms.get(metric, metric)] for metric in self._loss.metrics}
+                )
         return {name: tuple(values.tolist()) for name, values in named.items() if np.isfinite(values).all()}
+
+    def _losses(self, columns: Mapping[MetricName, Array]) -> Array:
+        """The losses of values of its metrics: ``[2 G]``; those of one sample only are constant in the other."""
+        length = max(map(len, columns.values()))
+        padded = {
+            metric: np.concatenate([column, np.full(length - len(column), column.mean())])
+            for metric, column in columns.items()
+        }
+        losses = [
+            self._loss.value({metric: float(column[at]) for metric, column in padded.items()}) for at in range(length)
+        ]
+        return np.array(losses)
 
     def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
@@ -210,16 +214,24 @@ class ImageMetrics:
             return None
         return self._loss.constraint.violation(self._value(self._loss.keep), self._total)
 
+    @property
+    def _unseen_terms(self) -> dict[MetricName, MetricName]:
+        """Term of the loss → the same distance to the held-out real images; empty unless all of them have one."""
+        distances = [metric for metric in self._loss.weights if metric.formula in TO_HELD_OUT]
+        if not all(metric in self._unseen_metrics for metric in distances):
+            return {}
+        return {metric: self._unseen_metrics[metric] for metric in distances}
+
     def unseen(self) -> float | None:
         """The loss with its distances to the held-out real images in place of the reference.
 
         ``None`` if it has no such distance, or no real images are held out.
         """
-        distances = [metric for metric in self._loss.weights if metric.formula in TO_HELD_OUT]
-        if not distances or not all(metric in self._unseen_metrics for metric in distances):
+        if not self._unseen_terms:
             return None
-        values = {metric: self._value(self._unseen_metrics.get(metric, metric)) for metric in self._loss.metrics}
-        return self._loss.value(values)
+        return self._loss.value(
+            {metric: self._value(self._unseen_terms.get(metric, metric)) for metric in self._loss.metrics}
+        )
 
 
 def _features_and_logits(extractor: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,11 @@
-"""Metrics without each of ten groups of images: what the intervals of held-out reports are computed from.
+"""Metrics without each of ten groups of images: what errors of a choice and of a report are computed from.
 
 All groups share the distances between features, so this costs about as much as the metric itself: means over samples
 need the mean of each group, KID and recall need sums by group. FID needs ten Fréchet distances.
+
+Distances also have values without each of ten groups of *real* images, since a few hundred real images are as uncertain
+as a few hundred samples. Of FID these are linear in the covariance of the real images: ten more decompositions for each
+model would say the same.
 """
 
 from __future__ import annotations
@@ -24,9 +28,20 @@ from lcsc_opt.metrics.distances import (
     rows_at_once,
 )
 from lcsc_opt.metrics.frechet import Array, FrechetReference, Moments
-from lcsc_opt.metrics.names import Formula
+from lcsc_opt.metrics.names import TO_HELD_OUT, Formula
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.tones import by_distribution, distance_of_sorted
+from lcsc_opt.metrics.tones import (
+    LEVELS,
+    by_distribution,
+    distance_of_sorted,
+    interpolated,
+    quantiles_of,
+    sorted_without_each_group,
+)
+
+DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
+"""A distance → its formula, of those that have an error of the real images."""
+FEWEST_REAL = 2 * GROUPS  # real images, of which two are in each group
 
 Labels = npt.NDArray[np.int64]
 """``[N]``: the group of each image."""
@@ -34,13 +49,28 @@ Labels = npt.NDArray[np.int64]
 
 @torch.no_grad()
 def without_each_group(formula: Formula, samples: Tensor, reference: Reference) -> Array:
-    """``[G]``: a metric of the samples that are not in a group, for each group.
+    """``[2 G]``: a metric without each group of the samples, then without each group of the real images.
+
+    The latter are the same number where no error of the real images is known: of metrics that are no distances, and of
+    references that are statistics, or have too few images.
 
     Args:
         formula: one that is computed from features.
         samples: ``[N, D]`` features, on the device where distances are computed; enough of each group for the metric.
         reference: the real images.
     """
+    of_samples = _without_samples(formula, samples, reference)
+    of_real = np.full(GROUPS, of_samples.mean())
+    if formula in TO_HELD_OUT.values():
+        reference = reference.unseen
+    if formula in DISTANCES_WITH_ERROR and reference.features is not None and len(reference.features) >= FEWEST_REAL:
+        distance = _real_fid if DISTANCES_WITH_ERROR[formula] == "fid" else _real_tones
+        of_real = distance(samples, reference)
+    return np.concatenate([of_samples, of_real])
+
+
+def _without_samples(formula: Formula, samples: Tensor, reference: Reference) -> Array:
+    """``[G]``: a metric of the samples that are not in a group, for each group."""
     labels = group_of_each(len(samples))
     match formula:
         case "fid":
@@ -139,15 +169,36 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
-    """One sort serves all groups: what is left of sorted values is sorted."""
-    ordered, order = by_distribution(samples).sort(dim=1)
-    values_of_an_image = ordered.shape[1] // len(samples)
-    groups = torch.from_numpy(labels).to(samples.device).repeat_interleave(values_of_an_image)[order]
-    distances = []
-    for group in range(GROUPS):
-        of_others = ordered[groups != group].reshape(len(ordered), -1)
-        distances.append(float(distance_of_sorted(of_others, reference)))
-    return np.array(distances)
+    quantiles = reference.once("quantiles", samples.device, quantiles_of)
+    without = sorted_without_each_group(samples, torch.from_numpy(labels), GROUPS)
+    return np.array([float(distance_of_sorted(of_others, quantiles)) for of_others in without])
+
+
+def _real_fid(samples: Tensor, reference: Reference) -> Array:
+    """``[G]``: FID to the real images that are not in a group."""
+    real = reference.once("moments without groups", "cpu", _moments_without_each_group)
+    return reference.frechet.distances_to_others(samples.cpu().numpy(), real)
+
+
+def _moments_without_each_group(features: Tensor) -> list[tuple[Array, Array]]:
+    """The means ``[D]`` and covariances ``[D, D]`` of the images that are not in a group, for each group."""
+    rows = features.numpy()
+    labels = group_of_each(len(rows))
+    moments = [Moments.of(rows[labels == group]) for group in range(GROUPS)]
+    others = [functools.reduce(Moments.merge, moments[:group] + moments[group + 1 :]) for group in range(GROUPS)]
+    return [(of_others.mean, of_others.covariance) for of_others in others]
+
+
+def _real_tones(samples: Tensor, reference: Reference) -> Array:
+    """``[G]``: tones to the real images that are not in a group."""
+
+    def quantiles(features: Tensor) -> list[Tensor]:
+        labels = torch.from_numpy(group_of_each(len(features)))
+        return [interpolated(ordered, LEVELS) for ordered in sorted_without_each_group(features, labels, GROUPS)]
+
+    ordered = by_distribution(samples).sort(dim=1).values
+    without = reference.once("quantiles without groups", samples.device, quantiles)
+    return np.array([float(distance_of_sorted(ordered, of_others)) for of_others in without])
 
 
 def _spread(pixels: Array) -> float:

@@ -30,6 +30,7 @@ from lcsc_opt.metrics.names import (
     OUTSIDE,
     REWARD,
     THUMBNAILS,
+    TO_HELD_OUT,
     WITHOUT_NETWORK,
     Formula,
     MetricName,
@@ -104,26 +105,28 @@ class MetricSuite:
         group: str = SEARCH.group,
         gradient: bool = False,
         unbiased: bool = False,
+        error: bool = False,
         yardstick: Yardstick | None = None,
     ) -> ImageMetrics:
         """The metrics of one evaluation of ``total`` images, or of a part of it, which has no images yet.
 
-        Reports have metrics of their own. The choice of an answer has the cross-check, and its loss is the distance to
-        real images that no search sees, where there are some.
+        Reports have metrics of their own. The choice of an answer has the cross-check, to both the real images that
+        a search sees and those that it does not, where there are some.
 
         Args:
             total: how many images.
             group: of their noise.
             gradient: keep the features that the gradient of the loss needs.
             unbiased: extrapolate distances to infinitely many images.
+            error: keep what the error of the loss needs; on the noise of choice and report that is always so.
             yardstick: what the loss is relative to; without it, its metrics have no units and no bound.
         """
         loss = self.loss if yardstick is None else self.loss.relative_to(yardstick)
         metrics = self._metrics.searched
         if group == HELD_OUT.group:
             metrics = tuple(dict.fromkeys((*self._metrics.reported, *self.evaluation_metrics)))
-        elif group == SELECTION.group and self.cross_check_metric is not None:
-            metrics = tuple(dict.fromkeys((*metrics, self.cross_check_metric)))
+        elif group == SELECTION.group:
+            metrics = tuple(dict.fromkeys((*metrics, *self._metrics_of_choice)))
         references = self.references
         if group != HELD_OUT.group:
             references = {name: reference.of_choice for name, reference in references.items()}
@@ -134,8 +137,7 @@ class MetricSuite:
             total=total,
             gradient=gradient,
             unbiased=unbiased,
-            chooses=group == SELECTION.group,
-            intervals=group in (SELECTION.group, HELD_OUT.group),
+            intervals=error or group in (SELECTION.group, HELD_OUT.group),
             device=self._device,
         )
 
@@ -157,6 +159,17 @@ class MetricSuite:
             extractor = extractor_for(self.references[name], prompts)
             terms.append(image_gradient(extractor, images, rows))
         return torch.stack(terms).sum(dim=0)
+
+    @property
+    def _metrics_of_choice(self) -> Sequence[MetricName]:
+        """The cross-check, to the images that a search sees and to others."""
+        seen = self.cross_check_metric
+        if seen is None:
+            return []
+        unseen = MetricName(TO_HELD_OUT.get(seen.formula, seen.formula), seen.extractor)
+        if unseen == seen or self.references[seen.extractor].of_choice.held_out is None:
+            return [seen]
+        return [seen, unseen]
 
     @functools.cached_property
     def _report_references(self) -> Mapping[str, Reference]:
@@ -183,7 +196,7 @@ class MetricSuite:
             return None
         extractor = self.references[metric.extractor].extractor
         network = getattr(extractor, "in_words", "features that the loss does not use")
-        return f"{metric}: {network}; it counts for half in the choice of the answer"
+        return f"{metric}: {network}; what is certainly worse there is not the answer"
 
     @functools.cached_property
     def evaluation_metrics(self) -> tuple[MetricName, ...]:

@@ -7,6 +7,8 @@ channel: values, and their differences to the right and downwards. Differences a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,12 +75,16 @@ def tones(samples: Tensor, reference: Reference) -> Tensor:
     Raises:
         MetricError: no distribution of the real images varies.
     """
-    return distance_of_sorted(by_distribution(samples).sort(dim=1).values, reference)
+    quantiles = reference.once("quantiles", samples.device, quantiles_of)
+    return distance_of_sorted(by_distribution(samples).sort(dim=1).values, quantiles)
 
 
-def distance_of_sorted(ordered: Tensor, reference: Reference) -> Tensor:
-    """:func:`tones` of the values ``[distributions, N · 64]`` in ascending order."""
-    quantiles = reference.once("quantiles", ordered.device, quantiles_of).to(ordered.dtype)  # [distributions, levels]
+def distance_of_sorted(ordered: Tensor, quantiles: Tensor) -> Tensor:
+    """:func:`tones` of the values ``[distributions, N · 64]`` in ascending order, to real images with these quantiles.
+
+    ``quantiles`` are ``[distributions, levels]``.
+    """
+    quantiles = quantiles.to(ordered.dtype)
     variances = quantiles.var(dim=1, correction=0)
     if not bool(variances.max() > 0):
         raise MetricError("tones: all values of all real images are the same; give real images that vary")
@@ -96,6 +102,23 @@ def by_distribution(features: Tensor) -> Tensor:
 def quantiles_of(features: Tensor) -> Tensor:
     """``[M, D]`` → ``[distributions, levels]``."""
     return interpolated(by_distribution(features).sort(dim=1).values, LEVELS)
+
+
+def sorted_without_each_group(features: Tensor, groups: Tensor, count: int) -> Iterator[Tensor]:
+    """For each of ``count`` groups, the values ``[distributions, n · 64]`` of the images that are not in it, ascending.
+
+    One sort serves all groups: what is left of sorted values is sorted.
+
+    Args:
+        features: ``[N, D]``.
+        groups: ``[N]``, the group of each image.
+        count: how many groups there are.
+    """
+    ordered, order = by_distribution(features).sort(dim=1)
+    values_of_an_image = ordered.shape[1] // len(features)
+    group_of_value = groups.to(features.device).repeat_interleave(values_of_an_image)[order]
+    for group in range(count):
+        yield ordered[group_of_value != group].reshape(len(ordered), -1)
 
 
 def interpolated(ordered: Tensor, count: int) -> Tensor:

@@ -316,6 +316,7 @@ class MergeSampleScore(StagedObjective):
             group=candidate.noise.group,
             gradient=candidate.gradient,
             unbiased=candidate.unbiased,
+            error=candidate.error,
             yardstick=candidate.yardstick,
         )
 

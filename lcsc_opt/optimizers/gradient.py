@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import nevergrad as ng
@@ -20,6 +20,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from pydantic import Field
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.jackknife import standard_error
 from lcsc_opt.base.records import Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
 from lcsc_opt.optimizers.parametrization import (
@@ -40,7 +41,9 @@ _Floats = npt.NDArray[np.float64]
 _MOMENTUM = 0.8
 _MEMORY = 0.99
 _DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
-_FEWEST_CHECKS = 20  # before the search may end by itself
+_FEWEST_CHECKS = 5  # before the search may end by itself
+_IDLE_CHECKS = 2  # one after the other, which end it
+_FEWEST_TO_RANK = 20  # checks of a loss without an error
 _AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
 
 # The weight of a kept metric, in units of the loss. Its dual ascent multiplies it, so from zero it could not return.
@@ -96,6 +99,28 @@ class _PendingAsk:
     steps: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """A plain evaluation of the average.
+
+    Attributes:
+        steps: how many the path had made.
+        loss: of the average, on noise that all checks share.
+        without: the loss without one of the groups of images each; ``None`` if that is not known.
+    """
+
+    steps: int
+    loss: float
+    without: Sequence[float] | None
+
+
+def _falls(losses: Sequence[float]) -> bool:
+    """Whether more pairs of the later half, at least 20, fell than rose."""
+    recent = np.asarray(losses[-max(_FEWEST_TO_RANK, len(losses) // 2) :])
+    differences = recent[None, :] - recent[:, None]  # [i, j]: the change from check i to check j
+    return bool(np.sign(np.triu(differences, 1)).sum() < 0)
+
+
 class _LCSCGradient(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSCGradient` configures it.
 
@@ -120,7 +145,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._samples_images = True
         self._budget_left: int | None = None
         self._budget_in_images = False
-        self._check_losses: list[float] = []
+        self._checks: list[_Check] = []
+        self._idle_checks = 0  # of the last ones, how many brought nothing
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
         self._checks_next = False
@@ -143,25 +169,35 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     @property
     def finished(self) -> bool:
-        """Whether the later half of the checks, at least 20, no longer falls: no more of their pairs fell than rose.
+        """Whether the last third of the search brought nothing: two checks in a row are not better than that before it.
 
-        If real images are held out, checks are against these: with few real images the loss falls while they get worse.
-
-        This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a
-        trend rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the
-        noise. It uses half of all checks, so that a search that slows down gets more time.
+        Better by more than the paired error of the difference, over the images, which all checks share and no step
+        uses, and over the real images.
         """
-        if len(self._check_losses) < _FEWEST_CHECKS:
+        return self._idle_checks >= _IDLE_CHECKS
+
+    def _brought_nothing(self) -> bool:
+        """Whether the last check is no gain over the one before the last third of the steps.
+
+        Losses without an error end a search when, of the later half of 20 checks or more, no more pairs fell than rose.
+        This is the sign of Kendall's rank correlation with time (Mann 1945).
+        """
+        last = self._checks[-1]
+        if last.without is None:
+            return len(self._checks) >= _FEWEST_TO_RANK and not _falls([check.loss for check in self._checks])
+        if len(self._checks) < _FEWEST_CHECKS:
             return False
-        recent_count = max(_FEWEST_CHECKS, len(self._check_losses) // 2)
-        recent = np.asarray(self._check_losses[-recent_count:])
-        differences = recent[None, :] - recent[:, None]  # [i, j]: the change from check i to check j
-        return bool(np.sign(np.triu(differences, 1)).sum() >= 0)
+        before = min(self._checks, key=lambda check: abs(check.steps - 2 / 3 * last.steps))
+        if before.without is None or len(before.without) != len(last.without):
+            return False
+        error = standard_error(np.subtract(before.without, last.without).tolist())
+        return before.loss - last.loss <= error
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         if self._checks_next or self._check_is_due():
             self._checks_next = False
             asked = self._spawn(self._path.average)
+            ask_with(asked, error=True)
         else:
             asked = self._spawn(self._path.free)
             self._ask_for_gradient(asked)
@@ -244,13 +280,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._dual_ascent.update(evaluation)
 
     def _tell_check(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Remember the loss of a check: where real images are held out, its loss against these."""
+        """Remember the loss of a check, and whether it brought something."""
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
-        if evaluation is not None and evaluation.unseen is not None:
-            loss = evaluation.unseen
-        self._check_losses.append(loss)
+        without = None if evaluation is None else evaluation.without_groups.get("loss")
+        self._checks.append(_Check(self._path.steps, loss, without))
+        self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
     def _retreat(self, pending: _PendingAsk) -> None:
         """Retreat once for all candidates that were asked before the retreat."""
@@ -288,7 +324,7 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     Its candidates need a gradient: that of the loss corrected for their small number of images. Objectives without one
     are refused. Every few steps the average is *checked*: evaluated plainly, on the noise and with the number of images
     of all other optimizers. It needs no planned budget: the step does not fall, but images grow with the search. It is
-    :attr:`~_LCSCGradient.finished` when the checks no longer fall.
+    :attr:`~_LCSCGradient.finished` when the last third of its length brought nothing, so a budget is only a bound.
 
     Args:
         images: images of the first steps.

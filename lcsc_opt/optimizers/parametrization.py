@@ -133,6 +133,7 @@ def ask_with(
     gradient: bool = False,
     keep_weight: float | None = None,
     unbiased: bool = False,
+    error: bool = False,
 ) -> None:
     """Say how a parameter that is about to be asked is to be evaluated; :class:`Candidate` describes the arguments."""
     parameter._meta[_ASKED_WITH] = {
@@ -141,6 +142,7 @@ def ask_with(
         "gradient": gradient,
         "keep_weight": keep_weight,
         "unbiased": unbiased,
+        "error": error,
     }
 
 

@@ -26,7 +26,7 @@ class ToldLosses:
         self._worst: float | None = None
 
     def of_success(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with loss, gradient and loss on unseen images in units of the first loss that is not zero."""
+        """The evaluation with its losses and gradient in units of the first loss that is not zero."""
         if self._unit is None and evaluation.loss != 0:
             self._unit = _power_of_two(evaluation.loss)
         unit = 1.0 if self._unit is None else self._unit
@@ -39,7 +39,12 @@ class ToldLosses:
         unseen = evaluation.unseen
         if unseen is not None:
             unseen = unseen / unit
-        return dataclasses.replace(evaluation, loss=loss, gradient=gradient, unseen=unseen)
+        without_groups = dict(evaluation.without_groups)
+        if "loss" in without_groups:
+            without_groups["loss"] = [value / unit for value in without_groups["loss"]]
+        return dataclasses.replace(
+            evaluation, loss=loss, gradient=gradient, unseen=unseen, without_groups=without_groups
+        )
 
     @property
     def of_failure(self) -> float:

@@ -25,7 +25,7 @@ from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
-from lcsc_opt.database.arrays import coefficients_of, gradient_of
+from lcsc_opt.database.arrays import array_of, coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, candidate_attributes
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome
@@ -160,6 +160,7 @@ class Loop:
         self._last_reason = ""
         self._printed_reasons: set[str] = set()
         self._told_losses = ToldLosses()
+        self._since_best = 0  # trials whose losses compare
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.failed = 0
@@ -191,7 +192,7 @@ class Loop:
             is_spent = spent_on_asks >= self.budget.total
             if self.budget.seconds is not None:
                 is_spent = self._time_is_over()
-            if is_spent or self._driver.finished:
+            if is_spent or self._driver.finished or self.is_out_of_patience:
                 break
             if self._study_of_callbacks is not None and self._study_of_callbacks.is_stopped:
                 self.stopped = True
@@ -204,6 +205,11 @@ class Loop:
         has_success_to_come = any(trial.state in SUCCEEDED for trial in self._to_replay)  # the budget was lowered
         if self.told and self.failed == self.told and not has_success_to_come:
             raise self._failure(f"all {self.told} trials failed")
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many trials as the budget's patience were told since the best one."""
+        return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
         """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
@@ -346,12 +352,14 @@ class Loop:
         Failures are counted here, and the best loss is kept.
         """
         self._has_compared |= asked.compares
+        self._since_best += asked.compares
         if isinstance(outcome, Failure):
             self.failed += 1
             self._last_reason = outcome.reason.rstrip(".")
             return self._told_losses.of_failure, None
         if asked.compares and (self.best is None or outcome.loss < self.best[0]):
             self.best = (outcome.loss, asked.number)
+            self._since_best = 0
         evaluation = self._told_losses.of_success(outcome)
         return evaluation.loss, evaluation
 
@@ -403,6 +411,9 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
     attributes = trial.user_attrs
     cost: Mapping[str, Any] = attributes.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
+        without_groups = {}
+        if "without_groups" in attributes:
+            without_groups["loss"] = array_of(attributes["without_groups"]).tolist()
         return Evaluation(
             trial.value,
             attributes.get("metrics", {}),
@@ -410,5 +421,6 @@ def _stored_outcome(trial: FrozenTrial) -> Outcome:
             gradient=gradient_of(trial),
             violation=attributes.get("violation"),
             unseen=attributes.get("unseen"),
+            without_groups=without_groups,
         )
     return Failure(str(attributes.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))

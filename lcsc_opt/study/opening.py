@@ -35,6 +35,7 @@ from lcsc_opt.evaluation.spread import SpreadEvaluator
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.optimizers.registry import OURS
+from lcsc_opt.study.ending import how_it_ended
 from lcsc_opt.study.loop import Loop, TrialCallback
 from lcsc_opt.study.planning import (
     advice,
@@ -199,7 +200,12 @@ class Search:
         if loop.stopped:
             notice(f"{study.name}: a callback has stopped the search before its budget was spent")
             return
-        ended = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
+        ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
+        if not self.spec.is_grid:
+            patience = self.spec.budget.patience if loop.is_out_of_patience else None
+            ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
+        if loop.is_out_of_patience:
+            ended["patience"] = self.spec.budget.patience
         if self.spec.budget.seconds is not None:
             ended["deadline"] = self.spec.budget.seconds
         study.set_attribute("search_ended", ended)
@@ -212,7 +218,10 @@ class Search:
         failed = sum(trial.state == TrialState.FAIL for trial in ended)
         line = "no comparable trial" if best is None else f"best {self.stored.sign * best:.4g}"
         line += f" after {len(ended)} evaluations"
-        return f"{line} ({failed} failed: lcsc show {self.spec.name})" if failed else line
+        if failed:
+            line += f" ({failed} failed: lcsc show {self.spec.name})"
+        how = (self.stored.attributes.get("search_ended") or {}).get("how")
+        return f"{line}; {how}" if how else line
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""
@@ -264,8 +273,8 @@ class Search:
     def _progress_note(self, loop: Loop, pool: WorkerPool | None) -> str:
         notes = []
         if loop.best is not None:
-            loss, number = loop.best
-            notes.append(f"best {self.stored.sign * loss:.4g} in trial {number}")
+            loss, _ = loop.best
+            notes.append(f"best {self.stored.sign * loss:.4g}")
         if loop.failed:
             notes.append(f"{loop.failed} failed")
         if pool is not None and self.spec.ray is not None:

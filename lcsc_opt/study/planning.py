@@ -172,7 +172,8 @@ def usable_budget(spec: StudySpec, objective: Objective) -> BudgetSpec:
         return spec.budget
     if spec.budget.unit == "seconds":
         return BudgetSpec(evaluations=candidates)
-    return spec.budget.with_total(min(spec.budget.total, _price(spec, objective) * candidates))
+    total = min(spec.budget.total, _price(spec, objective) * candidates)
+    return spec.budget.with_total(total).model_copy(update={"patience": None})
 
 
 def why_incomplete(spec: StudySpec, objective: Objective) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,43 @@ from torch import nn
 from torch.nn import functional as F
 
 import lcsc_opt
+from lcsc_opt.base.jackknife import GROUPS, standard_error
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import reading
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.experiment.answer import choose, on_the_way, share_gained
+from lcsc_opt.experiment.answer import OPTIMISM, best_of, choose, gain, is_vetoed, on_the_way
 from tests.commands import Typed
 
-GROUPS = 10
+JUDGE = "fid@other"
+
+
+def column(value: float, *, shared: float = 0.0, own: float = 0.0, real: float = 0.0, seed: int = 0) -> list[float]:
+    """Values without each group: ``shared`` is the same of all models, ``own`` and ``real`` are standard errors."""
+    draws = np.random.default_rng(seed).standard_normal((2, GROUPS))
+    scales = np.array([own, real]) / [standard_error(row.tolist()) for row in draws]
+    of_samples = value + shared * np.linspace(-1, 1, GROUPS) + scales[0] * draws[0]
+    return [*of_samples, *(value + scales[1] * draws[1])]
 
 
 def measured(
-    name: str, loss: float, judge: float | None = None, *, noise: float = 0.0, own: float = 0.0
+    name: str,
+    loss: float,
+    judge: float | None = None,
+    *,
+    unseen: float | None = None,
+    error_of_unseen: float = 0.0,
+    **errors: Any,
 ) -> Measurement:
-    """Values without each group: ``noise`` is shared by all models, ``own`` is not."""
-    shared, private = np.linspace(-1, 1, GROUPS), np.cos(np.arange(GROUPS) * loss * 50)
-    metrics = {} if judge is None else {"fid@other": judge}
-    groups = {"loss": tuple(loss + noise * shared + own * private)}
+    """A model: its errors are those of differences from one without."""
+    metrics, groups = {}, {"loss": column(loss, **errors)}
     if judge is not None:
-        groups["fid@other"] = tuple(judge + noise * shared)
-    evaluation = Evaluation(loss, metrics, without_groups=groups)
+        metrics[JUDGE] = judge
+        groups[JUDGE] = column(judge, **errors)
+    if unseen is not None:
+        groups["unseen"] = column(unseen, real=error_of_unseen, seed=1)
+    evaluation = Evaluation(loss, metrics, unseen=unseen, without_groups=groups)
     return Measurement.of(Model(name, np.ones(1)), evaluation, images=0, seed=0)
 
 
@@ -41,38 +58,74 @@ def without_error(name: str, loss: float) -> Measurement:
     return Measurement.of(Model(name, np.ones(1)), Evaluation(loss), images=0, seed=0)
 
 
-def chosen(had: list[Measurement], *found: Measurement, judge: str | None = None) -> str:
-    return choose(had, found, judge=judge).model.name
+def chosen(had: list[Measurement], *found: Measurement) -> str:
+    return choose(had, found).model.name
 
 
-def test_what_is_found_is_the_answer_only_by_more_than_a_standard_error_of_the_difference() -> None:
-    had = [measured("last", 1.2, noise=0.3), measured("EMA*", 1.0, noise=0.3)]
-    assert chosen(had, measured("found", 0.97, noise=0.3)) == "found", "what all share cancels"
-    assert chosen(had, measured("found", 0.97, own=0.1)) == "EMA*"
-    assert chosen(had, measured("found", 1.1)) == "EMA*"
+def test_what_is_found_is_the_answer_only_if_it_is_certainly_better() -> None:
+    had = [measured("last", 1.2, shared=0.3), measured("EMA*", 1.0, shared=0.3)]
+    assert chosen(had, measured("found", 0.97, shared=0.3)) == "found", "what all share cancels"
+    assert chosen(had, measured("found", 0.97, shared=0.3, own=0.01)) == "found"
+    assert chosen(had, measured("found", 0.97, shared=0.3, own=0.02)) == "EMA*"
+    assert chosen(had, measured("found", 1.1, shared=0.3)) == "EMA*"
     assert chosen(had) == "EMA*"
     assert chosen([], measured("a", 2.0), measured("b", 1.0)) == "b"
-
-
-def test_the_best_of_what_is_found_is_taken_also_a_point_on_the_way() -> None:
     assert chosen([measured("EMA*", 1.0)], measured("trial", 0.9), measured("½", 0.8)) == "½"
 
 
-def test_a_judge_in_other_features_counts_as_much_as_the_loss() -> None:
-    had = [measured("EMA*", 1.0, 4.0)]
-    cheats, honest = measured("cheats", 0.7, 6.0), measured("honest", 0.9, 3.6)
-    assert chosen(had, cheats, judge="fid@other") == "EMA*"
-    assert chosen(had, cheats) == "cheats"
-    assert chosen(had, cheats, honest, judge="fid@other") == "honest"
-    assert chosen(had, cheats, measured("other", 0.9), judge="fid@other") == "cheats", "not all were measured with it"
-    assert share_gained(had[0], honest, "fid@other") == pytest.approx(0.1)
+def test_the_real_images_that_a_search_has_fitted_are_less_certain_than_their_error() -> None:
+    had = [measured("EMA*", 1.0)]
+    assert chosen(had, measured("found", 0.9, own=0.04)) == "found"
+    assert chosen(had, measured("found", 0.9, real=0.04)) == "EMA*", "the search has seen them"
+    assert chosen(had, measured("found", 0.9, real=0.02)) == "found"
+
+
+def test_real_images_that_no_search_sees_count_as_far_as_they_can_tell() -> None:
+    had = [measured("EMA*", 1.0, unseen=3.0)]
+    assert chosen(had, measured("found", 0.7, real=0.1, unseen=2.7, error_of_unseen=0.1)) == "found", "both say so"
+    assert chosen(had, measured("found", 0.7, real=0.1, unseen=3.1, error_of_unseen=0.02)) == "EMA*", "it overfitted"
+    assert chosen(had, measured("found", 0.7, real=0.02, unseen=3.1, error_of_unseen=2.0)) == "found", (
+        "these cannot tell"
+    )
+
+
+def test_a_gain_is_weighed_by_both_errors() -> None:
+    base = measured("EMA*", 2.0, unseen=5.0)
+    model = measured("found", 1.0, real=0.2, unseen=4.8, error_of_unseen=0.1)
+    of_seen, of_unseen = 0.1**2 * (1 + OPTIMISM**2), 0.05**2  # in shares of the loss
+    weight = of_seen / (of_seen + of_unseen)
+    found = gain(base, model)
+    assert found.value == pytest.approx((1 - weight) * 0.5 + weight * 0.1)
+    assert found.error == pytest.approx(math.sqrt((1 - weight) ** 2 * of_seen + weight**2 * of_unseen))
+
+
+def test_of_a_path_the_earliest_model_is_taken_that_is_not_certainly_worse_than_the_best() -> None:
+    path = [measured(str(number), loss) for number, loss in enumerate([1.0, 0.8, 0.71, 0.7])]
+    assert best_of(path, path).model.name == "3", "nothing is uncertain"
+    blurred = [*path[:2], measured("2", 0.71, own=0.03, seed=1), measured("3", 0.7, own=0.03, seed=2)]
+    assert best_of(blurred, blurred).model.name == "2"
+    blurred = [*path[:2], measured("2", 0.71, real=0.03), measured("3", 0.7, real=0.06)]
+    assert best_of(blurred, blurred).model.name == "1", "the search has seen the real images"
+    off_the_path = measured("¾", 0.6)
+    assert best_of([*path, off_the_path], path) is off_the_path
+    assert best_of([*path, measured("¾", 0.69, own=0.1)], path).model.name == "3"
+
+
+def test_a_judge_in_other_features_vetoes_what_is_certainly_worse_there() -> None:
+    had = [measured("last", 1.5, 3.0), measured("EMA*", 1.0, 4.0)]
+    assert is_vetoed(measured("cheats", 0.7, 6.0), had, JUDGE)
+    assert not is_vetoed(measured("honest", 0.9, 3.6), had, JUDGE)
+    assert not is_vetoed(measured("worse by chance", 0.9, 4.1, own=0.1), had, JUDGE)
+    assert not is_vetoed(measured("unknown", 0.7), had, JUDGE)
+    assert not is_vetoed(measured("cheats", 0.7, 6.0), had, None)
+    assert not is_vetoed(measured("cheats", 0.7, 6.0), [], JUDGE)
 
 
 def test_where_no_error_is_known_two_percent_count_as_noise_and_negative_scores_have_shares_too() -> None:
     had = [without_error("EMA*", -0.80)]  # an accuracy, times −1
     assert chosen(had, without_error("found", -0.81)) == "EMA*"
     assert chosen(had, without_error("found", -0.83)) == "found"
-    assert share_gained(without_error("EMA*", 0.0), without_error("found", -0.5), None) == 0.5
+    assert gain(without_error("EMA*", 0.0), without_error("found", -0.5)).value == 0.5
 
 
 def test_points_on_the_way_sum_to_one_also_between_one_row_and_several() -> None:
@@ -147,7 +200,8 @@ def overfitted(searched_few: Any, workplace: Path, monkeypatch: pytest.MonkeyPat
 def test_a_search_that_overfits_hands_out_what_was_there_before(overfitted: Any, typed: Typed, workplace: Path) -> None:
     searched = overfitted.studies[-1]
     answer = overfitted.merge()
-    assert loss_of(answer) < 0.95 * loss_of(searched.merge())
+    lowest = min(searched.trials, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
+    assert loss_of(answer) < 0.95 * loss_of(searched.merge(lowest["coefficients"]))
     assert loss_of(answer) <= 1.01 * min(loss_of(trained()[400]), loss_of(overfitted.studies[0].merge()))
     sentence = repr(overfitted).splitlines()[0]
     assert sentence.startswith("The answer is EMA* (average of the last ")

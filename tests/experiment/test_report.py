@@ -277,13 +277,6 @@ def test_only_trials_that_compare_are_finalists(report: Making, storage: RDBStor
         make_report(stored(storage), [], Measured(), PLAN, evaluating(Measured()))
 
 
-def test_trials_are_ranked_by_the_real_images_that_a_search_stops_by(report: Making, storage: RDBStorage) -> None:
-    study = StoredStudy.open(storage, STUDY)
-    for number, (loss, unseen) in enumerate([(0.01, 9.0), (0.02, 0.001), (0.03, 8.0)], start=5):
-        study.finish(study.add_candidate(Candidate(coefficients(number))), Evaluation(loss, unseen=unseen))
-    assert report(Measured()).found == {STUDY: "LCSC, trial 6"}
-
-
 @pytest.mark.parametrize("images", [20, None])
 def test_the_last_checkpoint_is_scored_first_and_printed(
     storage: RDBStorage, images: int | None, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base.records import ReportedMetrics, Yardstick
 from lcsc_opt.database.report import Part, Report
+from lcsc_opt.experiment.answer import Gain
+from lcsc_opt.experiment.choice import Choice
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.warnings import warnings_of
 from tests.history_examples import measured, report_of
@@ -39,8 +41,23 @@ def _of(found: Metrics, had: Metrics) -> Report:
     return report_of({SEARCH: measured(found["fid"], **found)}, last, metrics=METRICS)
 
 
-def warned(made: Report, searches: Sequence[Searched] = (), yardstick: Yardstick | None = None) -> str:
-    return "\n".join(warnings_of(made, searches, yardstick))
+def warned(
+    made: Report,
+    searches: Sequence[Searched] = (),
+    yardstick: Yardstick | None = None,
+    equals: Sequence[str] = (),
+) -> str:
+    return "\n".join(warnings_of(made, choice_of(made, *equals), searches, yardstick))
+
+
+def choice_of(made: Report, *equals: str) -> Choice:
+    """The choice that chose the answer of a report, among models that cannot be told from it."""
+    return Choice(made.of_answer.model, [], {}, {}, equals, Gain(0.04, 0.03))
+
+
+def test_models_that_cannot_be_told_from_the_answer_are_named() -> None:
+    better = report({"fid": 2.5, "precision": 0.7, CLIP: 4.0}, {"fid": 28.0, "precision": 0.6, CLIP: 5.0})
+    assert "cannot be told from LCSC, trial 9 and ½" in warned(better, equals=("LCSC, trial 9", "½"))
 
 
 def test_an_improvement_in_everything_is_no_cost() -> None:
@@ -109,7 +126,9 @@ def searched(*losses: float, optimizer: str = "LCSC", unseen: Sequence[float | N
     return Searched(f"digits/{optimizer}/0", trials, None)
 
 
-@pytest.mark.parametrize(("of_search", "advice"), [(3.0, "with fewer evaluations"), (5.0, "with more evaluations")])
+@pytest.mark.parametrize(
+    ("of_search", "advice"), [(3.0, "by 4 % with an error of 3 %"), (5.0, "with more evaluations")]
+)
 def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_search: float, advice: str) -> None:
     nothing = report({"fid": 9.0}, {"fid": 8.0}, answer="last checkpoint")
     searches = [searched(4.0, optimizer="EMAGrid"), searched(of_search, 7.0)]

@@ -46,9 +46,10 @@ def metrics_of(samples: Tensor, real: Reference) -> FeatureMetrics:
 
 
 def without(metrics: FeatureMetrics, formula: Formula) -> Any:
+    """Without each group of samples."""
     values = metrics.without_each_group(formula)
     assert values is not None
-    return values
+    return values[:GROUPS]
 
 
 @pytest.mark.parametrize("formula", EXACT)
@@ -118,6 +119,51 @@ def test_the_parts_of_the_inception_score_are_torch_fidelitys():
     assert error == pytest.approx(scores_of_splits(logits.numpy()).std(ddof=1) / np.sqrt(10))
 
 
+@pytest.mark.parametrize(("real_images", "dimension", "samples"), [(4000, 8, 500), (2000, 8, 6)])
+def test_without_a_group_of_real_images_fid_is_close_to_that_to_the_others(
+    real_images: int, dimension: int, samples: int
+) -> None:
+    features = drawn(real_images, dimension, seed=3)
+    real, shifted = reference_of(features), drawn(samples, dimension, shift=0.4)
+    labels = torch.from_numpy(group_of_each(real_images))
+    expected = [reference_of(features[labels != g]).frechet.distance_from_features(shifted) for g in range(GROUPS)]
+    values = metrics_of(drawn(200, dimension, shift=0.4), real).without_each_group("fid")
+    assert values is not None
+    assert len(values) == 2 * GROUPS
+    found = real.frechet.distances_to_others(shifted.numpy(), others_of(features))
+    assert standard_error(found.tolist()) == pytest.approx(standard_error(expected), rel=0.05)
+
+
+def others_of(features: Tensor) -> list[tuple[Any, Any]]:
+    labels = torch.from_numpy(group_of_each(len(features)))
+    parts = [features[labels != group].numpy() for group in range(GROUPS)]
+    return [(part.mean(axis=0), np.cov(part.T)) for part in parts]
+
+
+@pytest.mark.parametrize("count", [60, 600])
+def test_the_error_of_a_difference_holds_what_other_real_images_would_have_given(count: int) -> None:
+    """Two models are compared by many sets of real images: the difference scatters as the jackknife of one set says."""
+    one, other = drawn(2000, 4, seed=1, shift=0.6), drawn(2000, 4, seed=1, shift=0.3)
+    differences, errors = [], []
+    for seed in range(60):
+        real = reference_of(drawn(count, 4, seed=1000 + seed).float())
+        columns = [metrics_of(samples.float(), real).without_each_group("fid") for samples in (one, other)]
+        values = [real.frechet.distance_from_features(samples) for samples in (one, other)]
+        differences.append(values[0] - values[1])
+        assert columns[0] is not None
+        assert columns[1] is not None
+        errors.append(standard_error((columns[0] - columns[1])[GROUPS:].tolist()))
+    assert 0.7 < np.median(errors) / np.std(differences) < 1.4
+
+
+def test_statistics_alone_have_no_error_of_the_real_images() -> None:
+    complete = reference_of(drawn(300, 4, seed=1))
+    statistics = Reference.of_gaussian(complete.extractor, complete.frechet)
+    values = metrics_of(drawn(200, 4, shift=0.4), statistics).without_each_group("fid")
+    assert values is not None
+    assert len(set(values[GROUPS:])) == 1
+
+
 @pytest.mark.parametrize("formula", ["fid", "kid", "precision", "recall"])
 def test_intervals_hold_the_mean_of_repeated_sampling(formula):
     """Of 95 %, at least 88 % of 100 repetitions: by chance, less happens once in 300 times. Ten groups widen them."""
@@ -143,6 +189,8 @@ def test_only_held_out_evaluations_have_them_with_the_loss():
     columns = reported.without_each_group()
     assert set(columns) == {"loss", *metrics}
     combined = np.array(columns["fid"]) - 3 * np.array(columns["precision"])
+    asked = fill(scores.image_metrics(120, error=True), images(120))
+    np.testing.assert_allclose(asked.without_each_group()["loss"], combined)
     np.testing.assert_allclose(columns["loss"], combined)
 
 

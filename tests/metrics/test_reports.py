@@ -188,7 +188,7 @@ def test_what_is_missing_for_other_features_is_one_line(settings: Any, capsys: p
 def test_a_bundled_network_is_checked_by_the_second_one_of_its_images(settings: Any, tmp_path: Path) -> None:
     write_folder(tmp_path / "grey", REAL[..., 0])
     scores = build_scores(**{**settings, "loss": "fid@digits", "reference": "grey", "weights": {}})
-    expected = "fid@digits2: a second network trained on digits; it counts for half in the choice of the answer"
+    expected = "fid@digits2: a second network trained on digits; what is certainly worse there is not the answer"
     assert scores.cross_check_text == expected
 
 
@@ -200,7 +200,7 @@ def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_
     scores = build_scores(**{**settings, "weights": {}})
     assert scores.cross_check_text == (
         "fid@cross_check: convolutions with random weights, since no bundled network is trained on such images; it "
-        "counts for half in the choice of the answer"
+        "what is certainly worse there is not the answer"
     )
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]
     assert "fid@clip" in line

@@ -115,7 +115,7 @@ def test_held_out_real_images_are_what_a_search_that_stops_by_them_sees():
     unseen = metrics.unseen()
     assert unseen < loss / 5
     choosing = fill(scores.image_metrics(80, group="selection"), photographs(80) * 0.5)
-    assert choosing.compute()[0] == unseen
+    assert (choosing.compute()[0], choosing.unseen()) == (loss, unseen)
 
 
 def test_intervals_come_from_the_samples_without_each_group():
@@ -123,7 +123,7 @@ def test_intervals_come_from_the_samples_without_each_group():
     metrics = fill(scores.image_metrics(200, group="held-out"), photographs(200) * 0.8)
     loss, _ = metrics.compute()
     values = metrics.without_each_group()["tones"]
-    assert len(set(values)) == 10
+    assert len(set(values)) == 20, "of samples, and of real images"
     assert np.mean(values) == pytest.approx(loss, rel=0.05)
 
 
@@ -153,7 +153,12 @@ def test_intervals_of_one_sort_are_those_of_a_sort_for_each_group():
     samples = extractor(photographs(237) * 0.8)
     labels = group_of_each(len(samples))
     expected = [float(tones(samples[labels != group], reference)) for group in range(10)]
-    np.testing.assert_allclose(without_each_group("tones", samples, reference), expected, rtol=1e-6)
+    of_samples, of_real = np.split(without_each_group("tones", samples, reference), 2)
+    np.testing.assert_allclose(of_samples, expected, rtol=1e-6)
+    features = reference.features_on("cpu")
+    labels = group_of_each(len(features))
+    others = [Reference.of_features(extractor, features[labels != group]) for group in range(10)]
+    np.testing.assert_allclose(of_real, [float(tones(samples, other)) for other in others], rtol=1e-5)
 
 
 def test_of_many_real_images_a_part_stands_for_all(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported(build: Any) -> 
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert [objective.describe(), objective.describe_reports()] == described
     assert objective.reported_metrics().cross_check_text == (
-        "fid@cross_check: a second network trained on digits; it counts for half in the choice of the answer"
+        "fid@cross_check: a second network trained on digits; what is certainly worse there is not the answer"
     )
     second = feature_network(KINDS[name][2], second=True)
     features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)

@@ -11,6 +11,7 @@ from scipy.fft import dct
 from scipy.optimize import minimize
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.jackknife import GROUPS, standard_error
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace
@@ -72,7 +73,8 @@ def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -
     steps = [candidate for candidate in asked if candidate.gradient]
     assert len({candidate.noise for candidate in steps}) == len(steps) == 80
     assert {candidate.noise.group for candidate in steps} == {"gradient"}
-    assert all(how(candidate) == PLAIN_ASK for candidate in asked if not candidate.gradient)
+    checks = [candidate for candidate in asked if not candidate.gradient]
+    assert all(how(candidate) == {**PLAIN_ASK, "error": True} for candidate in checks), "their error ends the search"
 
 
 def test_steps_follow_the_loss_without_the_bias_of_their_images_and_checks_are_plain_evaluations() -> None:
@@ -200,15 +202,20 @@ def test_plain_nevergrad_is_told_what_is_missing() -> None:
         optimizer.tell(optimizer.ask(), 1.0)
 
 
-def still_falling(checks: Sequence[float], unseen: Sequence[float] | None = None) -> bool:
-    """Whether a search goes on whose checks gave these losses, and these to held-out real images."""
+def still_falling(checks: Sequence[float], error: float | None = None) -> bool:
+    """Whether a search goes on whose checks gave these losses, whose differences have this error; ``None``: unknown."""
     optimizer = gradient_search()
-    for check, loss in enumerate(checks):
+    for number, loss in enumerate(checks):
         candidate = optimizer.ask()
         while candidate_of(candidate).gradient:
             tell(optimizer, candidate, Evaluation(0.0, gradient=np.zeros(COUNT)))
             candidate = optimizer.ask()
-        tell(optimizer, candidate, Evaluation(loss, unseen=None if unseen is None else unseen[check]))
+        without_groups = {}
+        if error is not None:  # of differences from the first check; those between others have about this error, too
+            own = np.random.default_rng(number).standard_normal(GROUPS)
+            own *= error / np.sqrt(2) / standard_error(own.tolist())
+            without_groups["loss"] = (loss + own).tolist()
+        tell(optimizer, candidate, Evaluation(loss, without_groups=without_groups))
     return not optimizer.finished
 
 
@@ -221,12 +228,13 @@ def test_a_search_whose_checks_fall_goes_on_and_one_whose_checks_only_vary_ends_
         assert not all(still_falling(list(5 + scale * noise[:count])) for count in range(20, 61, 4))
 
 
-def test_a_search_ends_when_the_loss_to_held_out_real_images_rises() -> None:
-    falling = [1 / check for check in range(1, 41)]
-    back = [abs(check - 15) for check in range(1, 41)]  # falls to check 15, then rises
-    assert still_falling(falling[:20], back)
-    assert not still_falling(falling, back)
-    assert still_falling(back, falling)
+def test_a_search_ends_when_its_last_third_brought_no_more_than_the_error() -> None:
+    falling = [1 / check for check in range(1, 25)]  # check 24: 1/16 - 1/24 = .021
+    assert still_falling(falling, error=0.002)
+    assert not still_falling(falling, error=0.1)
+    assert still_falling(falling[:4], error=0.1), "so early nobody can say it"
+    assert not still_falling([1, 0.5, 0.4, *[0.4] * 6], error=0.01)
+    assert still_falling([1, 0.9, 0.8, 0.7, 0.6, 0.55, 0.6, 0.4], error=0.01), "one check is no sign"
 
 
 def test_a_search_in_noise_that_got_where_it_can_ends_by_itself() -> None:

@@ -105,6 +105,11 @@ class ReferenceSettings(FrozenModel):
             return True
         return path.suffix.lower() == ".npz" and has_images(path)
 
+    def is_set_of_images(self, most: int, folder: Path) -> bool:
+        """Whether these are at most so many images, whose features are kept: errors count them, too."""
+        images = _image_set(self.train, folder)
+        return images is not None and images.count <= most
+
     def images(self, folder: Path) -> ImageSet:
         """The images that a search sees, and those that are held out of them by a fraction.
 

@@ -1,0 +1,235 @@
+"""Chooses the answer: a race of the finalists of all searches and what the user had, on the noise of the choice.
+
+All are measured on some images, and what is certainly worse than the answer of now leaves. The rest is measured on
+more, until one is left or a fifth of what the searches have cost is spent. Every round has noise of its own, and all
+real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from lcsc_opt.base.errors import SearchFailedError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import SELECTION, Noise
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.database.names import EMA
+from lcsc_opt.experiment.answer import WAY, Gain, best_of, choose, gain, is_vetoed, lowest, on_the_way
+from lcsc_opt.experiment.finalists import Searched
+from lcsc_opt.experiment.measuring import Measurer
+
+FEWEST_IMAGES = 1000  # of each model in a round
+MOST_IMAGES = 5000  # of each model in a round: then real images are what limits a choice
+SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images
+SHARE_OF_FIRST = 0.5  # of these, for the first round
+MOST_SHARE = 0.5  # of a short search, for as many images as a choice needs
+FINAL = 4  # models in all rounds but the first: more are not told apart by a few thousand images
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen on the noise of the choice.
+
+    Attributes:
+        answer: the best model that is known.
+        had: what the user had, as far as it could be measured.
+        found: study → its best model.
+        losses: the name of a model → its loss, in the last round that it was in.
+        equals: the names of what was found and cannot be told from the answer.
+        gain: of the best that was found, over the best that the user had; ``None`` if there is only one of both.
+    """
+
+    answer: Model
+    had: Sequence[Model]
+    found: Mapping[str, Model]
+    losses: Mapping[str, float]
+    equals: tuple[str, ...] = ()
+    gain: Gain | None = None
+
+    @property
+    def models(self) -> list[Model]:
+        """What the user had, the best of each search, and the answer, each once."""
+        of_name = {model.name: model for model in (*self.had, *self.found.values(), self.answer)}
+        return list(of_name.values())
+
+
+class Race:
+    """One choice.
+
+    Args:
+        searches: those with a result.
+        trained: models that the trainer has made.
+        measurer: of the report.
+        top: how many trials of each search are in it.
+        steps: of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        searches: Sequence[Searched],
+        trained: Sequence[Model],
+        measurer: Measurer,
+        *,
+        top: int,
+        steps: Sequence[int],
+    ) -> None:
+        self._searches = searches
+        self._trained = trained
+        self._measurer = measurer
+        self._top = top
+        self._steps = steps
+        self._judge = measurer.reported.cross_check
+        self._had: list[Measurement] = []
+        self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
+        self._path: list[str] = []  # the names of the models on paths, in the order of time
+        self._searched = 0  # images
+        self._spent = 0
+        self._losses: dict[str, float] = {}
+
+    def run(self, name: str) -> Choice:
+        """Measure and choose.
+
+        Args:
+            name: of the experiment, for progress.
+
+        Raises:
+            SearchFailedError: none of the best trials can be evaluated.
+            ObjectiveError: what losses are relative to cannot be measured.
+        """
+        self._first_round(name)
+        had = [measured.model for measured in self._had]
+        best = {study: self._best(models).model for study, models in self._found.items()}
+        if self._measurer.samples_images:
+            self._more_rounds(name)
+        answer = self._answer()
+        for study, models in self._found.items():
+            if models:
+                best[study] = self._best(models).model
+        equals = tuple(one.model.name for one in self._all_found if one is not answer)
+        return Choice(answer.model, had, best, self._losses, equals, self._gain())
+
+    def _gain(self) -> Gain | None:
+        """What the best that was found gains over the best that the user had and that is still in the race."""
+        if not self._had or not self._all_found:
+            return None
+        return gain(lowest(self._had), self._best(self._all_found))
+
+    @property
+    def _all_found(self) -> list[Measurement]:
+        """What was found by searches; averages of a grid are what the user had."""
+        grids = {search.study for search in self._searches if search.is_ema_grid}
+        return [measured for study, models in self._found.items() if study not in grids for measured in models]
+
+    def _best(self, models: Sequence[Measurement]) -> Measurement:
+        """The best model of one or more searches: one that the judge does not veto, if there is such."""
+        allowed = [one for one in models if not is_vetoed(one, self._had, self._judge)] or models
+        return best_of(allowed, self._path_of(allowed))
+
+    def _path_of(self, models: Sequence[Measurement]) -> list[Measurement]:
+        """Those that stand on the path of a search, in the order of time."""
+        of_name = {measured.model.name: measured for measured in models}
+        return [of_name[name] for name in self._path if name in of_name]
+
+    def _answer(self) -> Measurement:
+        grids = {search.study for search in self._searches if search.is_ema_grid}
+        found = [self._best(models) for study, models in self._found.items() if models and study not in grids]
+        return choose(self._had, [one for one in found if not is_vetoed(one, self._had, self._judge)])
+
+    def _first_round(self, name: str) -> None:
+        """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
+        finalists = {}
+        for search in self._searches:
+            path = search.path_models(self._top)
+            self._path += [model.name for model in path]
+            finalists[search.study] = path or search.best_models(self._top, self._steps)
+        entrants = sum(map(len, finalists.values())) + len(self._trained) + len(WAY)
+        images = self._measurer.images
+        if self._measurer.samples_images:
+            per_evaluation = self._measurer.per_evaluation
+            self._searched = sum(search.images(per_evaluation) for search in self._searches)
+            affordable = int(SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched / entrants)
+            images = min(max(affordable, FEWEST_IMAGES), MOST_IMAGES, images)
+            self._spent = images * entrants
+        measurer = self._measurer.with_images(images)
+        with progress(f"{name}: choosing", sum(map(len, finalists.values())) + len(self._trained)) as measurer.advance:
+            for search in self._searches:
+                measured = measurer.possible([SELECTION], finalists[search.study])
+                if measured:
+                    self._found[search.study] = measured
+                self._note(measured)
+            if not self._found:
+                raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
+            self._had = measurer.possible([SELECTION], self._trained)
+        self._note(self._had)
+        self._add_ema(measurer)
+
+    def _add_ema(self, measurer: Measurer) -> None:
+        """The best average gets the name by which everybody knows it; a way leads from it to what was found."""
+        averages = [search.study for search in self._searches if search.is_ema_grid and search.study in self._found]
+        if not averages:
+            return
+        best = min((measured for study in averages for measured in self._found[study]), key=_loss)
+        ema = dataclasses.replace(best, model=dataclasses.replace(best.model, name=EMA))
+        self._had.append(ema)
+        self._losses[EMA] = self._losses.pop(best.model.name)
+        for study in averages:
+            self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
+        if self._all_found:
+            target = self._best(self._all_found).model
+            assert target.study is not None  # it was found
+            ways = measurer.possible([SELECTION], on_the_way(ema.model, target))
+            self._found[target.study] += ways
+            self._note(ways)
+
+    def _more_rounds(self, name: str) -> None:
+        """Measure what is still in the race again, on more images."""
+        rounds: dict[str, list[Measurement]] = {}
+        number = 0
+        images = 0
+        while True:
+            self._drop_the_worse()
+            entrants = [*self._had, *self._all_found]
+            number += 1
+            if number == 1:  # all rounds have as many, so that they can be joined
+                images = self._images_of_a_round(len(entrants))
+                affordable = images >= FEWEST_IMAGES
+            else:
+                affordable = self._spent + images * len(entrants) <= SHARE_OF_SEARCH * self._searched
+            if len(entrants) == 1 or not affordable:
+                return
+            self._spent += images * len(entrants)
+            measurer = self._measurer.with_images(images)
+            with progress(f"{name}: choosing among {len(entrants)}", len(entrants)) as measurer.advance:
+                noise = Noise(SELECTION.group, number)
+                for measured in measurer.possible([noise], [entrant.model for entrant in entrants]):
+                    rounds.setdefault(measured.model.name, []).append(measured)
+            joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == number}
+            self._had = [joined[one.model.name] for one in self._had if one.model.name in joined]
+            for study, models in self._found.items():
+                self._found[study] = [joined[one.model.name] for one in models if one.model.name in joined]
+            self._note(joined.values())
+
+    def _images_of_a_round(self, entrants: int) -> int:
+        """As many as the share of the search allows; a larger one, if what the user had may still be the answer."""
+        share = MOST_SHARE if self._had else SHARE_OF_SEARCH
+        affordable = int((share * self._searched - self._spent) / entrants)
+        return min(affordable, MOST_IMAGES, self._measurer.images)
+
+    def _drop_the_worse(self) -> None:
+        """Take out of the race what is certainly worse than the answer of now, and of the rest all but the best."""
+        answer = self._answer()
+        had = [one for one in self._had if one is answer or not gain(one, answer).is_certain]
+        self._had = [lowest(had)] if had else []
+        open_ones = [one for one in self._all_found if one is answer or not gain(one, answer).is_certain]
+        open_ones.sort(key=lambda one: (one is not answer, gain(one, answer).value))
+        kept = {id(one) for one in open_ones[: FINAL - len(self._had)]}
+        for study, models in self._found.items():
+            self._found[study] = [one for one in models if id(one) in kept]
+
+    def _note(self, measured: Iterable[Measurement]) -> None:
+        self._losses.update({one.model.name: one.loss for one in measured})
+
+
+def _loss(measured: Measurement) -> float:
+    return measured.loss

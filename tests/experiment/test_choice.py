@@ -1,0 +1,147 @@
+"""The race of the choice: what is worse leaves, what is left is measured on more images, and a share of the search."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lcsc_opt.base.jackknife import GROUPS
+from lcsc_opt.base.records import Evaluation, Noise, ReportedMetrics
+from lcsc_opt.database.arrays import coefficients_of, stored_array
+from lcsc_opt.database.measurement import Measurement, Model
+from lcsc_opt.experiment.choice import FEWEST_IMAGES, MOST_IMAGES, MOST_SHARE, SHARE_OF_SEARCH, Race
+from lcsc_opt.experiment.finalists import Searched
+
+STEPS = (1, 2, 3)
+PER_EVALUATION = 2000
+GRID, PATH = "small/EMAGrid/0", "small/LCSCGradient/0"
+
+
+def trial(number: int, place: float, *, gradient: bool = False, images: int | None = None) -> FrozenTrial:
+    """A model at a place of a line, whose true loss is the distance from 1."""
+    coefficients = np.array([place, 1 - place, 0.0])
+    attributes: dict[str, Any] = {"coefficients": stored_array(coefficients)}
+    if images is not None:
+        attributes["images"] = images
+    if gradient:
+        attributes["gradient"] = stored_array(coefficients)
+    state = TrialState.PRUNED if gradient else TrialState.COMPLETE
+    found = create_trial(
+        state=state,
+        value=abs(place - 1),
+        params={"x": 0.0},
+        distributions={"x": FloatDistribution(0, 1)},
+        user_attrs=attributes,
+    )
+    found.number = number
+    return found
+
+
+def path(checks: Sequence[float], *, steps: int = 10, images: int = 100) -> Searched:
+    """A search with so many steps before each check, which is where they end."""
+    trials: list[FrozenTrial] = []
+    for place in checks:
+        trials += [trial(len(trials) + step, place, gradient=True, images=images) for step in range(steps)]
+        trials.append(trial(len(trials), place))
+    return Searched(PATH, trials, None)
+
+
+GRID_SEARCH = Searched(GRID, [trial(0, 0.0), trial(1, 0.2)], None)
+
+
+class Measuring:
+    """Stands for a measurer: losses are the distance from 1, with this error of each model's own."""
+
+    def __init__(self, error: Callable[[float], float] = lambda _: 0.0, images: int = 10_000) -> None:
+        self.images = images
+        self.reported = ReportedMetrics()
+        self.samples_images = True
+        self.per_evaluation = PER_EVALUATION
+        self.error = error
+        self.asked: list[tuple[str, int, Noise]] = []
+
+    def with_images(self, images: int) -> Measuring:
+        other = copy.copy(self)
+        other.images = images
+        return other
+
+    def possible(self, noises: Sequence[Noise], models: Iterable[Model]) -> list[Measurement]:
+        measured = []
+        for model in models:
+            place = float(model.coefficients[0])
+            self.asked += [(model.name, self.images, noise) for noise in noises]
+            draws = np.random.default_rng(abs(hash(model.key)) % 2**32).standard_normal(GROUPS)
+            column = 1 + abs(place - 1) + self.error(place) * draws / np.sqrt(GROUPS)
+            evaluation = Evaluation(1 + abs(place - 1), without_groups={"loss": [*column, *np.full(GROUPS, 1.0)]})
+            measured.append(Measurement.of(model, evaluation, images=self.images, seed=noises[0].seed))
+        return measured
+
+
+def race(measuring: Measuring, *searches: Searched, top: int = 3) -> Any:
+    trained = [Model("last checkpoint", np.array([-0.1, 1.1, 0.0]))]
+    return Race(list(searches), trained, measuring, top=top, steps=STEPS).run("small")  # type: ignore[arg-type]
+
+
+def test_what_is_certainly_worse_is_measured_once_and_the_rest_on_more_images() -> None:
+    measuring = Measuring(lambda place: 0.02 if place > 0.8 else 0.0)
+    choice = race(measuring, GRID_SEARCH, path([0.5, 0.88, 0.9, 0.89], images=2000))
+    first = {name for name, _, noise in measuring.asked if noise.seed == 0}
+    later = {name for name, _, noise in measuring.asked if noise.seed > 0}
+    assert {"last checkpoint", "LCSCGradient, trial 10"} <= first - later
+    assert later
+    assert choice.answer.name in later
+    assert choice.answer.name not in choice.equals
+    assert set(choice.equals) < later
+    assert [model.name for model in choice.had] == ["last checkpoint", "EMA*"]
+
+
+def test_where_one_model_is_left_nothing_more_is_measured() -> None:
+    measuring = Measuring()
+    choice = race(measuring, GRID_SEARCH, path([0.5, 0.9], images=2000))
+    assert {noise.seed for _, _, noise in measuring.asked} == {0}
+    assert (choice.equals, choice.answer.study) == ((), PATH)
+
+
+@pytest.mark.parametrize("images", [100, 1000, 20_000])
+@pytest.mark.parametrize(("error", "share"), [(0.5, MOST_SHARE), (0.05, SHARE_OF_SEARCH)])
+def test_a_choice_costs_a_fifth_of_its_searches(images: int, error: float, share: float) -> None:
+    """But for the fewest images of the first round, and where it is open whether anything better was found.
+
+    A gradient costs as much as four images.
+    """
+    searches = [GRID_SEARCH, path([0.8, 0.85, 0.9], images=images)]
+    measuring = Measuring(lambda place: error if place > 0.3 else 0.0)
+    race(measuring, *searches)
+    cost = sum(count for _, count, _ in measuring.asked)
+    searched = 4 * 30 * images + (3 + 2) * PER_EVALUATION
+    assert sum(search.images(PER_EVALUATION) for search in searches) == searched
+    entrants = len({name for name, _, _ in measuring.asked})
+    assert cost <= max(share * searched, FEWEST_IMAGES * entrants)
+    assert all(FEWEST_IMAGES <= count <= MOST_IMAGES for _, count, _ in measuring.asked)
+    rounds = len({noise.seed for _, _, noise in measuring.asked})
+    assert rounds == (1 if images == 100 else rounds)
+    assert images < 20_000 or rounds > 2
+
+
+def test_where_nothing_can_tell_the_answer_is_what_the_user_had_and_the_gain_is_known() -> None:
+    choice = race(Measuring(lambda _: 3.0), GRID_SEARCH, path([0.7, 0.8]))
+    assert choice.answer.name == "EMA*"
+    assert choice.gain is not None
+    assert not choice.gain.is_certain
+
+
+def test_a_path_has_evenly_spaced_checks_and_means_of_its_last_steps_in_the_order_of_time() -> None:
+    search = path([0.1, 0.2, 0.3, 0.4, 0.5])
+    models = search.path_models(3)
+    names = [model.name.removeprefix("LCSCGradient, ") for model in models]
+    assert names == ["trial 10", "trial 32", "mean of the last half", "trial 54", "mean of the last third"]
+    half = np.mean([coefficients_of(one) for one in search.trials if "gradient" in one.user_attrs][-25:], axis=0)
+    np.testing.assert_allclose(models[2].coefficients, half)
+    assert [model.name for model in path([0.3], steps=3).path_models(3)] == ["LCSCGradient, trial 3"]
+    assert GRID_SEARCH.path_models(3) == []

@@ -1,0 +1,86 @@
+"""How a search ended: cut while it gained, or by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+import lcsc_opt
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.study_file import parse_study_file
+from lcsc_opt.database.arrays import stored_array
+from lcsc_opt.study.ending import how_it_ended
+from tests.commands import Typed
+
+
+def trials(losses: list[float], *, error: float | None = None) -> list[FrozenTrial]:
+    found = []
+    for number, loss in enumerate(losses):
+        attributes: dict[str, Any] = {}
+        if error is not None:
+            attributes["gradient"] = stored_array(np.zeros(2))
+            attributes["without_groups"] = stored_array(loss + error * np.random.default_rng(number).normal(size=20))
+        one = create_trial(state=TrialState.COMPLETE, value=loss, user_attrs=attributes)
+        one.number = number
+        found.append(one)
+    return found
+
+
+def ended(losses: list[float], *, error: float | None = None) -> str:
+    return how_it_ended(trials(losses, error=error), by_itself=False, patience=None)
+
+
+def test_a_search_that_was_cut_while_it_gained_says_what_the_last_evaluations_have_brought() -> None:
+    assert "still improving: 39 more evaluations have brought 10 %" in ended([*[1.0] * 20, *[0.9] * 20])
+    assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[1.1] * 20])
+    assert "have brought nothing that is certain" in ended([*[1.0] * 20, *[0.9] * 20], error=1.0)
+    assert "still improving: 20 more evaluations have brought 10 %" in ended([*[1.0] * 20, *[0.9] * 20], error=1e-4)
+    assert ended([1.0, 0.5]) == "cut by its budget"
+
+
+def test_one_that_has_ended_says_so() -> None:
+    assert how_it_ended(trials([1.0]), by_itself=True, patience=None).startswith("ended by itself")
+    assert "7 evaluations in a row brought no lower loss" in how_it_ended(trials([1.0]), by_itself=False, patience=7)
+
+
+STUDY = """
+name: quick
+objective: {file: function.py, settings: {callable: "distance:distance", steps: [1, 2, 3, 4, 5]}}
+space: affine
+optimizers: [RandomSearch]
+budget: {evaluations: 400, patience: 15}
+"""
+
+
+def test_patience_ends_a_search_which_continues_with_more(typed: Typed, workplace: Path) -> None:
+    (workplace / "distance.py").write_text("def distance(a):\n    return float(((a - 0.1) ** 2).sum())\n")
+    (workplace / "quick.yaml").write_text(STUDY)
+    said = typed("run", "quick.yaml").err
+    assert "15 evaluations in a row brought no lower loss" in said
+    study = lcsc_opt.load_study("quick/RandomSearch/0")
+    count = len(study.trials)
+    assert count < 400
+    best = min(range(count), key=lambda number: study.trials[number]["loss"])
+    assert count == best + 16
+    assert "finished already" in typed("run", "quick.yaml").err
+    typed("run", "quick.yaml", "budget.patience=40")
+    assert len(lcsc_opt.load_study("quick/RandomSearch/0").trials) > count
+
+
+def test_a_budget_is_a_bound_of_one_unit_and_each_optimizer_has_its_own_by_default() -> None:
+    content = {
+        "name": "x",
+        "objective": {"file": "function.py"},
+        "optimizers": ["LCSCGradient", "CMA"],
+        "space": {"rows": None},
+    }
+    specs = parse_study_file(content, source="x").studies()
+    assert [spec.budget.evaluations for spec in specs] == [200, 100]
+    with pytest.raises(StudySpecError, match="patience"):
+        parse_study_file({**content, "budget": {"evaluations": 5, "patience": 0}}, source="x")
+    with pytest.raises(StudySpecError, match="expected either evaluations or images"):
+        parse_study_file({**content, "budget": {"patience": 5}}, source="x")
