@@ -4,11 +4,11 @@ The user had models already: the last checkpoint, perhaps an average of the trai
 trials, means of the iterates of those that follow a path, and points on the straight way to the best of them: a shorter
 step is often safer where the data are few.
 
-Three rules decide. Of the models along a search's path, it is the earliest that is not certainly worse than the best: the
+Three rules decide. Along a search's path, the earliest model is taken that is not certainly worse than the best: the
 longer a search, the more it fits the real images that it sees (the one-standard-error rule of Breiman et al. 1984,
-Section 3.4.3). The answer is the best of what the user had, unless something that was found is *certainly* better.
-What is certainly worse in features that are not in the loss is no answer. All go by the paired error of a difference,
-over the images of both models and over the real images that both are compared with.
+Section 3.4.3). The answer is the best of what the user had, unless something found is *certainly* better. What is
+certainly worse in features that are not in the loss is no answer. All go by the paired error of a difference, over the
+images of both models and over the real images that both are compared with.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from lcsc_opt.base.accelerator import has_float64
 from lcsc_opt.base.errors import MetricError
 
 Array = npt.NDArray[np.float64]
+Gaussians = Sequence[tuple[Array, Array]]
+"""The mean ``[D]`` and the covariance ``[D, D]`` of each."""
 
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
@@ -217,11 +219,10 @@ class FrechetReference:
         of_mean = 2.0 * (mean - self.mean) / count
         return self._combine(mean, float(np.square(deviations).sum()), root), of_covariance + of_mean
 
-    def distances_to_others(self, features: npt.ArrayLike, others: Sequence[tuple[Array, Array]]) -> Array:
+    def distances_to_others(self, features: npt.ArrayLike, others: Gaussians) -> Array:
         """``[G]``: the distances of ``features`` ``[N, D]`` to Gaussians that differ little from this one.
 
-        With ``Σ₂ = S Sᵀ``, the derivative of the distance in Σ₁ is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, so that one
-        decomposition serves all of them. What depends on the mean is exact.
+        They are linear in the covariance, and one decomposition serves all; what depends on the mean is exact.
 
         Args:
             features: of the samples.
@@ -230,18 +231,14 @@ class FrechetReference:
         Raises:
             MetricError: as :meth:`distance_from_features`.
         """
+        near = _Near(self, *self._mean_and_deviations(features))
+        return near.changed(others, near.of_real, near.mean, self.cov)
+
+    def distances_from_others(self, features: npt.ArrayLike, others: Gaussians) -> Array:
+        """``[G]``: the distances from Gaussians that differ little from that of ``features`` ``[N, D]``, likewise."""
         mean, deviations = self._mean_and_deviations(features)
-        factor = deviations.T
-        if len(deviations) > self.dimension:
-            factor, _ = FrechetReference(mean, deviations.T @ deviations)._factor
-        root, inverse = _trace_of_root_and_inverse(factor.T @ self.cov @ factor)
-        of_covariance = np.eye(self.dimension) - factor @ inverse @ factor.T
-        at_mean = self._trace + float(np.square(deviations).sum()) - 2.0 * root
-        distances = []
-        for other_mean, other_covariance in others:
-            shift = float(np.square(mean - other_mean).sum())
-            distances.append(shift + at_mean + float((of_covariance * (other_covariance - self.cov)).sum()))
-        return np.array(distances)
+        near = _Near(self, mean, deviations)
+        return near.changed(others, near.of_samples, self.mean, deviations.T @ deviations)
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
         """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
@@ -296,6 +293,60 @@ class FrechetReference:
             columns = slice(start, start + BLOCK)
             np.matmul(rows[:, start:], factor[start:, columns], out=product[:, columns])
         return product
+
+
+class _Near:
+    """The derivatives of a distance in both covariances, Σ₁ = R Rᵀ of the real images and Σ₂ = S Sᵀ of the samples.
+
+    With the map ``A = R (Rᵀ Σ₂ R)^{−½} Rᵀ``, for which ``A Σ₂ A = Σ₁``, they are ``I − A`` in Σ₂ and ``I − A⁻¹`` in Σ₁
+    (Dowson & Landau 1982); by symmetry the latter is ``I − S (Sᵀ Σ₁ S)^{−½} Sᵀ``, which needs no inverse.
+
+    Args:
+        reference: of the real images.
+        mean: ``[D]`` of the samples.
+        deviations: ``[N, D]``, so that deviationsᵀ deviations is Σ₂.
+    """
+
+    def __init__(self, reference: FrechetReference, mean: Array, deviations: Array) -> None:
+        self.mean = mean
+        self._reference = reference
+        self._deviations = deviations
+
+    @cached_property
+    def of_samples(self) -> tuple[Array, float]:
+        """``[D, D]``, the derivative in Σ₂; and the trace of the root."""
+        half = self._reference._after(self._deviations)
+        root, inverse = _trace_of_root_and_inverse(half.T @ half)
+        factor = self._reference._factor[0]
+        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
+
+    @cached_property
+    def of_real(self) -> tuple[Array, float]:
+        """``[D, D]``, the derivative in Σ₁; and the trace of the root."""
+        factor = self._deviations.T
+        if len(self._deviations) > len(self.mean):
+            factor, _ = FrechetReference(self.mean, self._deviations.T @ self._deviations)._factor
+        root, inverse = _trace_of_root_and_inverse(factor.T @ self._reference.cov @ factor)
+        return np.eye(len(self.mean)) - factor @ inverse @ factor.T, root
+
+    def changed(
+        self, others: Gaussians, derivative: tuple[Array, float], fixed_mean: Array, covariance: Array
+    ) -> Array:
+        """``[G]``: the distances, where one of both Gaussians is replaced.
+
+        Args:
+            others: what replaces it.
+            derivative: in its covariance, and the trace of the root.
+            fixed_mean: of the other Gaussian.
+            covariance: of the one that is replaced.
+        """
+        of_covariance, root = derivative
+        traces = float(np.trace(self._reference.cov)) + float(np.square(self._deviations).sum())
+        distances = []
+        for mean, other_covariance in others:
+            change = float((of_covariance * (other_covariance - covariance)).sum())
+            distances.append(float(np.square(mean - fixed_mean).sum()) + traces - 2.0 * root + change)
+        return np.array(distances)
 
 
 def effective_dimension(cov: npt.ArrayLike) -> float:

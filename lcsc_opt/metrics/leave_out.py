@@ -1,17 +1,18 @@
 """Metrics without each of ten groups of images: what errors of a choice and of a report are computed from.
 
 All groups share the distances between features, so this costs about as much as the metric itself: means over samples
-need the mean of each group, KID and recall need sums by group. FID needs ten Fréchet distances.
+need the mean of each group, KID and recall need sums by group.
 
 Distances also have values without each of ten groups of *real* images, since a few hundred real images are as uncertain
-as a few hundred samples. Of FID these are linear in the covariance of the real images: ten more decompositions for each
-model would say the same.
+as a few hundred samples. Of FID these are linear in the covariance of the real images, and with many features also in
+that of the samples: ten decompositions of large matrices for each model would say the same.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,10 @@ from lcsc_opt.metrics.tones import (
 
 DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
 """A distance → its formula, of those that have an error of the real images."""
+MANY_FEATURES = 512  # of which a Fréchet distance takes a second, and ten of them ten
 FEWEST_REAL = 2 * GROUPS  # real images, of which two are in each group
 
+Rows = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 """``[N]``: the group of each image."""
 
@@ -110,12 +113,10 @@ def _fid(samples: Tensor, labels: Labels, reference: FrechetReference) -> Array:
     if len(features) < features.shape[1]:  # through the smaller N × N matrix
         distances = [reference.distance_from_features(features[labels != group]) for group in range(GROUPS)]
         return np.array(distances)
-    moments = [Moments.of(features[labels == group]) for group in range(GROUPS)]
-    distances = []
-    for group in range(GROUPS):
-        others = functools.reduce(Moments.merge, moments[:group] + moments[group + 1 :])
-        distances.append(reference.distance_from_moments(others))
-    return np.array(distances)
+    without = _gaussians_without_each_group(features, labels)
+    if features.shape[1] > MANY_FEATURES:
+        return reference.distances_from_others(features, without)
+    return np.array([reference.distance(*gaussian) for gaussian in without])
 
 
 def _recall(samples: Tensor, labels: Labels, reference: Reference) -> Array:
@@ -176,15 +177,17 @@ def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
 
 def _real_fid(samples: Tensor, reference: Reference) -> Array:
     """``[G]``: FID to the real images that are not in a group."""
-    real = reference.once("moments without groups", "cpu", _moments_without_each_group)
-    return reference.frechet.distances_to_others(samples.cpu().numpy(), real)
+
+    def without(features: Tensor) -> list[tuple[Array, Array]]:
+        return _gaussians_without_each_group(features.numpy(), group_of_each(len(features)))
+
+    others = reference.once("without groups", "cpu", without)
+    return reference.frechet.distances_to_others(samples.cpu().numpy(), others)
 
 
-def _moments_without_each_group(features: Tensor) -> list[tuple[Array, Array]]:
+def _gaussians_without_each_group(features: Rows, labels: Labels) -> list[tuple[Array, Array]]:
     """The means ``[D]`` and covariances ``[D, D]`` of the images that are not in a group, for each group."""
-    rows = features.numpy()
-    labels = group_of_each(len(rows))
-    moments = [Moments.of(rows[labels == group]) for group in range(GROUPS)]
+    moments = [Moments.of(features[labels == group]) for group in range(GROUPS)]
     others = [functools.reduce(Moments.merge, moments[:group] + moments[group + 1 :]) for group in range(GROUPS)]
     return [(of_others.mean, of_others.covariance) for of_others in others]
 

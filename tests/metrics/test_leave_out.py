@@ -134,6 +134,16 @@ def test_without_a_group_of_real_images_fid_is_close_to_that_to_the_others(
     assert standard_error(found.tolist()) == pytest.approx(standard_error(expected), rel=0.05)
 
 
+def test_with_many_features_it_is_linear_in_the_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, samples = reference_of(drawn(4000, 8, seed=3)), drawn(3000, 8, shift=0.4)
+    exact = without(metrics_of(samples, real), "fid")
+    monkeypatch.setattr("lcsc_opt.metrics.leave_out.MANY_FEATURES", 4)
+    linear = without(metrics_of(samples, real), "fid")
+    assert not np.array_equal(linear, exact)
+    np.testing.assert_allclose(linear, exact, rtol=1e-3)
+    assert standard_error(linear) == pytest.approx(standard_error(exact), rel=0.02)
+
+
 def others_of(features: Tensor) -> list[tuple[Any, Any]]:
     labels = torch.from_numpy(group_of_each(len(features)))
     parts = [features[labels != group].numpy() for group in range(GROUPS)]

@@ -199,7 +199,7 @@ def test_where_no_published_network_can_be_had_bundled_or_random_features_stand_
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("Network is unreachable")))
     scores = build_scores(**{**settings, "weights": {}})
     assert scores.cross_check_text == (
-        "fid@cross_check: convolutions with random weights, since no bundled network is trained on such images; it "
+        "fid@cross_check: convolutions with random weights, since no bundled network is trained on such images; "
         "what is certainly worse there is not the answer"
     )
     [line] = [line for line in capsys.readouterr().err.splitlines() if "cross-check" in line]

@@ -42,7 +42,7 @@ class ReferenceSettings(FrozenModel):
         held_out_fraction: the fraction of ``train`` that is held out, chosen by the hash of each image's content. The
             default is 0.2 for a folder, .zip or data set of at least 1,000 images, else 0.
 
-    Every other held-out image is for reports only; the rest stop a search and choose its answer.
+    Every other held-out image is for reports only; the rest choose the answer.
     """
 
     train: str

@@ -38,7 +38,7 @@ class Reference:
         features: ``[M, D]`` float32; ``None`` if only mean and covariance are known or needed.
         size: height and width of the real images; ``None`` where only their statistics or features are known.
         held_out: further real images for reports, with their features.
-        selection: others that stop a search and choose its answer.
+        selection: others that choose the answer.
 
     Raises:
         MetricError: the statistics are of another number of features than the extractor has.
@@ -118,7 +118,7 @@ class Reference:
 
     @functools.cached_property
     def of_choice(self) -> Reference:
-        """The same, but its held-out images are those that stop a search and choose its answer."""
+        """The same, but its held-out images are those that choose the answer."""
         return dataclasses.replace(self, held_out=self.selection, selection=None)
 
     def _part(self, chosen: npt.NDArray[np.bool_]) -> Reference:
