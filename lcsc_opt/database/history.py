@@ -157,7 +157,7 @@ class Standing:
 
     @property
     def found(self) -> Measurement | None:
-        """The best trial, by other noise than the search's, on held-out noise; ``None`` before it was measured."""
+        """The best model, by other noise than the search's, on held-out noise; ``None`` before it was measured."""
         return None if self.report is None else self.report.of_study(self.study)
 
     @property
@@ -216,7 +216,7 @@ class Standing:
 
     @property
     def chosen(self) -> int | None:
-        """The number of the trial that is the study's answer: chosen on other noise, else the best, if there is one."""
+        """The number of the study's best trial: the one chosen on other noise, unless that is a mean, else the best."""
         if self.found is not None and self.found.model.trial is not None:
             return self.found.model.trial
         return self.best

@@ -193,7 +193,11 @@ class HistoryReader:
         return Failures.of(self._trials(study))
 
     def answer(self, study: Standing) -> Floats | None:
-        """The coefficients, ``[K]`` or ``[S, K]``, of :attr:`Standing.chosen`; ``None`` while no trial is."""
+        """The coefficients, ``[K]`` or ``[S, K]``, of the study's best model: the one that a report found, else its best
+        trial; ``None`` while there is none.
+        """
+        if study.found is not None:
+            return study.found.model.coefficients
         if study.chosen is None:
             return None
         coefficients: Floats = self.coefficients(study, [study.chosen])[0]

@@ -82,6 +82,7 @@ class Race:
         self._judge = measurer.reported.cross_check
         self._had: list[Measurement] = []
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
+        self._ways: list[Measurement] = []
         self._path: list[str] = []  # the names of the models on paths, in the order of time
         self._searched = 0  # images
         self._spent = 0
@@ -117,9 +118,15 @@ class Race:
 
     @property
     def _all_found(self) -> list[Measurement]:
-        """What was found by searches; averages of a grid are what the user had."""
+        """What was found by searches, and the ways to it; averages of a grid are what the user had."""
+        found = [measured for models in self._of_searches.values() for measured in models]
+        return found + self._ways
+
+    @property
+    def _of_searches(self) -> dict[str, list[Measurement]]:
+        """Study → what is left of it, without grids of averages."""
         grids = {search.study for search in self._searches if search.is_ema_grid}
-        return [measured for study, models in self._found.items() if study not in grids for measured in models]
+        return {study: models for study, models in self._found.items() if study not in grids}
 
     def _best(self, models: Sequence[Measurement]) -> Measurement:
         """The best model of one or more searches: one that the judge does not veto, if there is such."""
@@ -132,9 +139,13 @@ class Race:
         return [of_name[name] for name in self._path if name in of_name]
 
     def _answer(self) -> Measurement:
-        grids = {search.study for search in self._searches if search.is_ema_grid}
-        found = [self._best(models) for study, models in self._found.items() if models and study not in grids]
-        return choose(self._had, [one for one in found if not is_vetoed(one, self._had, self._judge)])
+        """What would be the answer if the race ended now: a way only if it is certainly better than where it leads."""
+        found = [self._best(models) for models in self._of_searches.values() if models]
+        found = [one for one in found if not is_vetoed(one, self._had, self._judge)]
+        ways = [one for one in self._ways if not is_vetoed(one, self._had, self._judge)]
+        if ways and (not found or gain(lowest(found), lowest(ways)).is_certain):
+            found = ways
+        return choose(self._had, found)
 
     def _first_round(self, name: str) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
@@ -177,10 +188,8 @@ class Race:
             self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
         if self._all_found:
             target = self._best(self._all_found).model
-            assert target.study is not None  # it was found
-            ways = measurer.possible([SELECTION], on_the_way(ema.model, target))
-            self._found[target.study] += ways
-            self._note(ways)
+            self._ways = measurer.possible([SELECTION], on_the_way(ema.model, target))
+            self._note(self._ways)
 
     def _more_rounds(self, name: str) -> None:
         """Measure what is still in the race again, on more images."""
@@ -208,6 +217,7 @@ class Race:
             self._had = [joined[one.model.name] for one in self._had if one.model.name in joined]
             for study, models in self._found.items():
                 self._found[study] = [joined[one.model.name] for one in models if one.model.name in joined]
+            self._ways = [joined[one.model.name] for one in self._ways if one.model.name in joined]
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
@@ -226,6 +236,7 @@ class Race:
         kept = {id(one) for one in open_ones[: FINAL - len(self._had)]}
         for study, models in self._found.items():
             self._found[study] = [one for one in models if id(one) in kept]
+        self._ways = [one for one in self._ways if id(one) in kept]
 
     def _note(self, measured: Iterable[Measurement]) -> None:
         self._losses.update({one.model.name: one.loss for one in measured})

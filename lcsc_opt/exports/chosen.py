@@ -83,7 +83,7 @@ class Chosen:
         report = Report.from_json(contents.experiments[experiment].get(REPORT))
         found = None if report is None else report.of_study(name)
         if number is None and found is not None:
-            number = found.model.trial
+            return cls._of(storage, contents, experiment, found.model, report)
         trial = study.trial_or_best(number)
         model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
         if found is not None and found.model.trial == trial.number:

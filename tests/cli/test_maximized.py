@@ -73,7 +73,7 @@ def test_every_command_shows_the_score(database: HistoryReader, capfd: pytest.Ca
     best = optuna.load_study(study_name="up/LCSC/1", storage="sqlite:///studies.db").best_value
     assert best > 0, "the database has the score, too"
     progress = capfd.readouterr().err
-    assert f"best {best:.4g} in trial" in progress
+    assert f"best {best:.4g}" in progress
     assert "-0." not in progress
 
     best = optuna.load_study(study_name="up/LCSC/0", storage="sqlite:///studies.db").best_value

@@ -194,7 +194,6 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     assert (rows["reward"].gain or 0) > 0
     if study.name == "rewarded/LCSC/0":  # whose gain is beyond the error; 10 steps are few for a gradient
         assert rows["held_out_reward"].lost
-        assert not report.is_found, "what sees the images otherwise has half of the choice"
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 
