@@ -196,7 +196,7 @@ class HistoryReader:
         """The coefficients, ``[K]`` or ``[S, K]``, of the study's best model: the one that a report found, else its best
         trial; ``None`` while there is none.
         """
-        if study.found is not None:
+        if study.found is not None and study.found.model.trial is None:  # a mean of several
             return study.found.model.coefficients
         if study.chosen is None:
             return None
