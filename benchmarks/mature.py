@@ -316,12 +316,13 @@ def floor(work: Path, seeds: int, real: int) -> list[str]:
             sample=sample_linear,
             reference=str(reference),
             image_shape=(1, SIDE, SIDE),
-            loss={"fdr": ["pixels", "tones"]},
+            loss="fid@pixels",
             images=500,
             budget=EVALUATIONS,
             seed=seed,
-            held_out=10_000,
+            held_out=2000,
             storage=None,
+            settings={"held_out_metrics": []},
         )
         answers.append(str(result.compare()[-1]["model"]))
         print(real, seed, answers[-1], flush=True)

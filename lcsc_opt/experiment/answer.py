@@ -26,7 +26,7 @@ from lcsc_opt.database.metric_rows import SINGLE_GROUP_NOISE
 
 WAY = {"¼": 0.25, "½": 0.5, "¾": 0.75}  # of the way from EMA* to what was found
 CERTAIN = 2.0  # standard errors
-OPTIMISM = 2.0  # standard errors of the real images that a search has seen (benchmarks/mature.py)
+OPTIMISM = 1.0  # standard errors of the real images that a search has seen (benchmarks/mature.py)
 
 _Floats = npt.NDArray[np.float64]
 

@@ -237,8 +237,8 @@ def score_as_trained(
 
 def _described(measurement: Measurement, sign: int) -> str:
     """``fid 12.3, precision 0.6``: the metrics, and first the loss unless it is one of them."""
-    shown = {name: value for name, [value] in measurement.values.items() if not name.endswith(STANDARD_ERROR)}
-    loss = shown.pop("loss")
+    shown = {name: value for name, value in measurement.metrics.items() if not name.endswith(STANDARD_ERROR)}
+    loss = measurement.loss
     if sign * loss not in shown.values():
         shown = {"loss": loss, **shown}
     return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
