@@ -193,8 +193,9 @@ class HistoryReader:
         return Failures.of(self._trials(study))
 
     def answer(self, study: Standing) -> Floats | None:
-        """The coefficients, ``[K]`` or ``[S, K]``, of the study's best model: the one that a report found, else its best
-        trial; ``None`` while there is none.
+        """The coefficients, ``[K]`` or ``[S, K]``, of the study's best model; ``None`` while there is none.
+
+        That is the one that a report found, else the best trial.
         """
         if study.found is not None and study.found.model.trial is None:  # a mean of several
             return study.found.model.coefficients

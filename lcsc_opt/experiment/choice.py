@@ -1,8 +1,8 @@
 """Chooses the answer: a race of the finalists of all searches and what the user had, on the noise of the choice.
 
 All are measured on some images, and what is certainly worse than the answer of now leaves. The rest is measured on
-more, until one is left or a fifth of what the searches have cost is spent. Every round has noise of its own, and all
-real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
+more, once, and then until one is left or a fifth of what the searches have cost is spent. Every round has noise of its
+own, and all real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lcsc_opt.experiment.measuring import Measurer
 
 FEWEST_IMAGES = 1000  # of each model in a round
 MOST_IMAGES = 5000  # of each model in a round: then real images are what limits a choice
-SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images
+SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images; after two rounds
 SHARE_OF_FIRST = 0.5  # of these, for the first round
-MOST_SHARE = 0.5  # of a short search, for as many images as a choice needs
+MOST_SHARE = 0.5  # of a short search, for the first two rounds: with fewer images they could tell nothing
 FINAL = 4  # models in all rounds but the first: more are not told apart by a few thousand images
 
 
@@ -221,9 +221,8 @@ class Race:
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
-        """As many as the share of the search allows; a larger one, if what the user had may still be the answer."""
-        share = MOST_SHARE if self._had else SHARE_OF_SEARCH
-        affordable = int((share * self._searched - self._spent) / entrants)
+        """As many as half of a short search costs, or as a fifth of a long one, which is enough for several rounds."""
+        affordable = int((MOST_SHARE * self._searched - self._spent) / entrants)
         return min(affordable, MOST_IMAGES, self._measurer.images)
 
     def _drop_the_worse(self) -> None:
