@@ -114,8 +114,8 @@ def seconds_outside(study: Standing, trials: Trials) -> Floats:
 def overview(study: StoredStudy) -> dict[str, Any]:
     """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
-    ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the answer, chosen among
-    the best trials on other noise.
+    ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the best on other noise;
+    ``None`` if that is a mean of several, which ``chosen_model`` names. ``ended`` says how the search ended.
 
     Raises:
         StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
@@ -131,6 +131,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
+    found = standing.found
     return {
         **standing.as_row(),
         "budget": dict(standing.budget),
@@ -144,7 +145,9 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
         "compared_trials": standing.summary.compared,
         "best_trial": standing.best,
-        "chosen_trial": standing.chosen,
+        "chosen_trial": standing.chosen if found is None else found.model.trial,
+        "chosen_model": None if found is None else found.model.name,
+        "ended": (attributes.get("search_ended") or {}).get("how"),
         **_coefficients(standing, reader.answer(standing), space),
         "failed": standing.summary.failed,
         "failure_reasons": dict(last_reasons.most_common()),
