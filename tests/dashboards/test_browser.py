@@ -181,7 +181,8 @@ def test_the_curve_grows_while_a_study_runs_and_markup_in_its_name_runs_nothing(
         assert view.figure("curves")["range"] == zoomed  # what a reader zoomed into stays
         assert view.page.evaluate("window.notReloaded")
         add_result(study, 4, None, reason=MARKUP)
-        view.page.get_by_text(study.name).first.click()
+        # at once: the page is drawn again so often that a click may hit what has just been replaced
+        view.page.get_by_text(study.name).first.evaluate("element => element.click()")
         view.page.wait_for_selector("text=an hour")
         view.drawn("coefficients")
         assert headline(view).startswith(f"{study.name} is running")
