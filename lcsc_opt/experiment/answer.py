@@ -28,10 +28,9 @@ WAY = {"¼": 0.25, "½": 0.5, "¾": 0.75}  # of the way from EMA* to what was fo
 CERTAIN = 2.0  # standard errors
 OPTIMISM = 1.0  # standard errors of the real images that a search has seen (benchmarks/mature.py)
 
-_Floats = npt.NDArray[np.float64]
-
-
 LOSS = "loss"
+
+_Floats = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,8 @@ class Race:
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        equals = tuple(one.model.name for one in self._all_found if one is not answer)
+        others = [one for one in self._all_found if one is not answer]
+        equals = tuple(one.model.name for one in others if not gain(one, answer).is_certain)
         return Choice(answer.model, had, best, self._losses, equals, self._gain())
 
     def _gain(self) -> Gain | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
 from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
-from lcsc_opt.experiment.choice import FEWEST_IMAGES, SHARE_OF_SEARCH
+from lcsc_opt.experiment.choice import FEWEST_IMAGES, FINAL, MOST_IMAGES, MOST_SHARE, SHARE_OF_SEARCH
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
@@ -116,6 +116,8 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     choosing = share * chosen_among * pace.selection
     if objective.sampler is not None:  # a race, with as many images as a share of the searches allows
         first_round = min(FEWEST_IMAGES / images, share) * chosen_among * pace.selection
-        choosing = min(max(first_round, SHARE_OF_SEARCH * searches_seconds(specs, objective, pace)), choosing)
+        searches = searches_seconds(specs, objective, pace)
+        second_round = min(FINAL * MOST_IMAGES / images * pace.selection, MOST_SHARE * searches)
+        choosing = max(first_round + second_round, SHARE_OF_SEARCH * searches)
     seconds = choosing + share * models * pace.held_out
     return seconds + min(share, 1.0) * models * pace.also  # with no more images than an evaluation of the search

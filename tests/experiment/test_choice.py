@@ -127,6 +127,14 @@ def test_a_choice_costs_a_fifth_of_long_searches_and_half_of_short_ones(images: 
     assert images < 20_000 or rounds > 2
 
 
+def test_of_a_score_all_are_measured_once_and_only_what_is_as_good_is_called_so() -> None:
+    measuring = Measuring()
+    measuring.samples_images = False
+    choice = race(measuring, GRID_SEARCH, path([0.5, 0.9]))
+    assert {noise.seed for _, _, noise in measuring.asked} == {0}
+    assert choice.equals == ()
+
+
 def test_where_nothing_can_tell_the_answer_is_what_the_user_had_and_the_gain_is_known() -> None:
     choice = race(Measuring(lambda _: 3.0), GRID_SEARCH, path([0.7, 0.8]))
     assert choice.answer.name == "EMA*"
