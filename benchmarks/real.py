@@ -280,9 +280,9 @@ class ImageNetFeatures:
         self.name = f"efficientnet-lite0-{FEATURE_SIDE}-{digest[:16]}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, 1280]`` of grey images ``[B, 1 or 3, 28, 28]``; its network was trained on [-1, 1]."""
+        """Features ``[B, 1280]`` of images ``[B, 1 or 3, H, W]``; its network was trained on [-1, 1]."""
         size = (FEATURE_SIDE, FEATURE_SIDE)
-        large = F.interpolate(images[:, :1], size=size, mode="bilinear", align_corners=False)
+        large = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         features: Tensor = self.network.extract_features(large.expand(-1, 3, -1, -1)).mean((2, 3))
         return features
 

@@ -29,7 +29,6 @@ MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam 
 _MAX_BYTES = 64 * 2**20  # read of one pickle; the bytes of tensors are skipped and do not count
 _MAX_NAME_LENGTH = 512  # of a class or function, with its module
 _SHOWN_CHARACTERS = 80  # of a text from a file that a message may repeat
-_BYTE = [bytes([value]) for value in range(256)]  # faster than a slice
 _NUMBER_SIZES = {layout: struct.calcsize(layout) for layout in ("<B", "<H", "<i", "<I", "<q", "<Q", ">d")}
 
 
@@ -62,25 +61,15 @@ class Span:
 class PickleBytes:
     """The bytes of a file from ``position`` on. Reading is counted, which bounds the cost of a hostile file.
 
-    All methods raise :class:`TrajectoryError` at the end of the bytes, and beyond what any checkpoint needs.
+    ``opcodes_left`` is how many opcodes may still be followed. All methods raise :class:`TrajectoryError` at the end of
+    the bytes, and beyond what any checkpoint needs.
     """
 
     def __init__(self, data: memoryview, position: int = 0, *, max_opcodes: int = MAX_OPCODES) -> None:
         self.data = data
         self.position = position
-        self._opcodes_left = max_opcodes
+        self.opcodes_left = max_opcodes
         self._bytes_left = _MAX_BYTES
-
-    def opcode(self) -> bytes:
-        """The next byte, counted as an opcode."""
-        self._opcodes_left -= 1
-        if self._opcodes_left < 0:
-            raise TrajectoryError(_TOO_LARGE)
-        if self.position == len(self.data):
-            raise TrajectoryError(MALFORMED)
-        code = _BYTE[self.data[self.position]]
-        self.position += 1
-        return code
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes."""
@@ -122,11 +111,9 @@ class PickleBytes:
 
 
 _CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
-_NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
+_NUMBERS = {pickle.BININT: "<i", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
 _TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-# opcode → layout of the number that follows it: a place in the memo, or a size in bytes
-_MEMO_PUTS = {pickle.BINPUT: "<B", pickle.LONG_BINPUT: "<I"}
-_MEMO_GETS = {pickle.BINGET: "<B", pickle.LONG_BINGET: "<I"}
+# opcode → layout of the size in bytes that follows it
 _TEXTS = {pickle.SHORT_BINUNICODE: "<B", pickle.BINUNICODE: "<I", pickle.BINUNICODE8: "<Q"}
 _BYTES = {
     pickle.SHORT_BINBYTES: "<B",
@@ -134,6 +121,22 @@ _BYTES = {
     pickle.BINBYTES8: "<Q",
     pickle.BYTEARRAY8: "<Q",
 }
+
+
+_U4 = struct.Struct("<I").unpack_from
+_BINPUT, _LONG_BINPUT, _BINGET, _LONG_BINGET, _BININT1, _MARK, _TUPLE, _STOP = (
+    ord(code)
+    for code in (
+        pickle.BINPUT,
+        pickle.LONG_BINPUT,
+        pickle.BINGET,
+        pickle.LONG_BINGET,
+        pickle.BININT1,
+        pickle.MARK,
+        pickle.TUPLE,
+        pickle.STOP,
+    )
+)
 
 
 class InertUnpickler:
@@ -166,28 +169,67 @@ class InertUnpickler:
             TrajectoryError: malformed, too large, or made to harm.
         """
         try:
-            code = self._source.opcode()
-            while code != pickle.STOP:
-                self._execute(code)
-                code = self._source.opcode()
+            self._run()
             return self._stack.pop()
         except TrajectoryError:
             raise
         except Exception as error:  # a hostile file can raise anything
             raise TrajectoryError(MALFORMED) from error
 
+    def _run(self) -> None:
+        """Follow the opcodes to the end; the most frequent ones at once, since a call of a method costs more than they.
+
+        An index behind the end raises an ``IndexError``, a number there a ``struct.error``.
+        """
+        source, memo, data = self._source, self._memo, self._source.data
+        position, left = source.position, source.opcodes_left
+        stack = self._stack
+        while True:
+            left -= 1
+            if left < 0:
+                raise TrajectoryError(_TOO_LARGE)
+            code = data[position]
+            position += 1
+            if code == _BINPUT:
+                memo[data[position]] = stack[-1]
+                position += 1
+            elif code == _LONG_BINPUT:
+                (place,) = _U4(data, position)
+                memo[place] = stack[-1]
+                position += 4
+            elif code == _BINGET:
+                stack.append(memo[data[position]])
+                position += 1
+            elif code == _LONG_BINGET:
+                (place,) = _U4(data, position)
+                stack.append(memo[place])
+                position += 4
+            elif code == _BININT1:
+                stack.append(data[position])
+                position += 1
+            elif code == _MARK:
+                self._outer_stacks.append(stack)
+                stack = []
+            elif code == _TUPLE:
+                values = tuple(stack)
+                stack = self._outer_stacks.pop()
+                stack.append(values)
+            elif code == _STOP:
+                break
+            else:
+                self._stack, source.position = stack, position
+                self._execute(bytes((code,)))
+                stack, position = self._stack, source.position
+        self._stack, source.position, source.opcodes_left = stack, position, left
+
     def _execute(self, code: bytes) -> None:
-        """Follow one opcode. The most frequent ones come first."""
+        """Follow one of the other opcodes."""
         source = self._source
-        if code in _MEMO_PUTS:
-            self._memo[source.number(_MEMO_PUTS[code])] = self._stack[-1]
-        elif code in _NUMBERS:
-            self._push(source.number(_NUMBERS[code]))
-        elif code in _MEMO_GETS:
-            self._push(self._memo[source.number(_MEMO_GETS[code])])
-        elif code in _TEXTS:
+        if code in _TEXTS:
             text = source.read(source.number(_TEXTS[code]))
             self._push(text.decode("utf-8", "surrogatepass"))
+        elif code in _NUMBERS:
+            self._push(source.number(_NUMBERS[code]))
         elif code in _TUPLES:
             self._push(self._pop_tuple(_TUPLES[code]))
         elif code in _CONSTANTS:
@@ -200,11 +242,6 @@ class InertUnpickler:
     def _execute_structure(self, code: bytes) -> None:
         """Follow one opcode that groups, fills, names or calls what is on the stack."""
         match code:
-            case pickle.MARK:
-                self._outer_stacks.append(self._stack)
-                self._stack = []
-            case pickle.TUPLE:
-                self._push(tuple(self._pop_to_mark()))
             case pickle.MEMOIZE:
                 self._memo[len(self._memo)] = self._stack[-1]
             case pickle.BINPERSID:

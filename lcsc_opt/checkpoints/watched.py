@@ -1,8 +1,7 @@
-"""Tensors that are mapped from files, read while the files are looked at again."""
+"""Tensors that are mapped from files, copied while the files are looked at again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ class FileState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._before = size_and_time(path)
+        self._copied = PIECE  # scalars since the last look at the files: it is looked at before the first
 
     def check(self) -> None:
         """Refuse files that are not as they were.
@@ -40,34 +40,25 @@ class FileState:
         Raises:
             TrajectoryError: one was written over, cut or removed.
         """
+        self._copied = 0
         if size_and_time(self._path) != self._before:
             raise TrajectoryError(WRITTEN_OVER)
 
+    def copy(self, place: Tensor, mapped: Tensor) -> None:
+        """Copy a tensor that is mapped from these files into a place of its shape, a piece after the other.
 
-class Watched(Mapping[str, Tensor]):
-    """Copies of mapped tensors, each made when it is asked for, a piece after the other.
+        To read a page of a map behind the end of its file, which was cut meanwhile, ends the process. So the files are
+        looked at between pieces; nothing in Python can do more.
 
-    To read a page of a map behind the end of its file, which was cut meanwhile, ends the process. So the file is looked
-    at before each piece; nothing in Python can do more.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], file: FileState) -> None:
-        self._tensors = tensors
-        self._file = file
-
-    def __getitem__(self, name: str) -> Tensor:
-        mapped = self._tensors[name]
-        self._file.check()
+        Raises:
+            TrajectoryError: as :meth:`check`.
+        """
         if mapped.numel() <= PIECE or not mapped.is_contiguous():
-            return mapped.clone()
-        copied = torch.empty_like(mapped)
-        for start in range(0, mapped.numel(), PIECE):
-            self._file.check()
-            copied.view(-1)[start : start + PIECE] = mapped.view(-1)[start : start + PIECE]
-        return copied
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+            pieces = [(place, mapped)]
+        else:
+            pieces = list(zip(torch.split(place.view(-1), PIECE), torch.split(mapped.view(-1), PIECE), strict=True))
+        for to, piece in pieces:
+            self._copied += piece.numel()
+            if self._copied > PIECE:
+                self.check()
+            to.copy_(piece)

@@ -1,4 +1,7 @@
-"""Packing: checkpoints are read one after the other and written as rows of a trajectory, from where a call stopped."""
+"""Packing: checkpoints become rows of a trajectory, one after the other, from where a call stopped.
+
+A thread reads the next checkpoint while this one is checked, hashed and written.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
-from lcsc_opt.checkpoints.watched import FileState, Watched
+from lcsc_opt.checkpoints.watched import FileState
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files, source_text
@@ -71,7 +78,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
         metadata = {PACKED: fingerprint, **_begun(request, sources, out)}
     key = metadata["key"]
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.stored)) as writer:
-        _write_rows(writer, sources, key)
+        _write_rows(writer, sources, key, stored_dtype(request.stored))
         if not writer.has_trainer_ema:  # else an earlier call has written it
             _write_trainer_ema(writer, sources, key)
     try:
@@ -146,15 +153,28 @@ def _was_made_from(partial: Path, fingerprint: str) -> bool:
         return False
 
 
-def _write_rows(writer: MatrixWriter, sources: Sources, key: str) -> None:
+class _Row(NamedTuple):
+    """A checkpoint that was read, for the matrix."""
+
+    tensors: Mapping[str, Tensor]
+    content: Tensor
+
+
+def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | None) -> None:
     """Write the rows that are missing. What a killed process has written is kept up to the last half a minute."""
     steps = list(sources)
-    written = len(writer.steps)
+    missing = steps[len(writer.steps) :]
     committed_at = time.monotonic()
     try:
-        with progress("pack", len(steps), done=written) as advance:
-            for step in steps[written:]:
-                _write_checkpoint(writer, step, sources[step], key)
+        with progress("pack", len(steps), done=len(writer.steps)) as advance:
+            rows = _read_ahead([sources[step] for step in missing], key, stored)
+            for step, row in zip(missing, rows, strict=True):
+                path = sources[step]
+                try:
+                    layout = writer.check(row.tensors)
+                    writer.write(step, layout, row.content, source=source_text(path))
+                except TrajectoryError as error:
+                    raise TrajectoryError(f"{path}: {error}") from error
                 if step == steps[-1] or time.monotonic() - committed_at > _COMMIT_SECONDS:
                     writer.commit()
                     committed_at = time.monotonic()
@@ -163,12 +183,34 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str) -> None:
         writer.commit()
 
 
-def _write_checkpoint(writer: MatrixWriter, step: int, path: Path, key: str) -> None:
-    before = FileState(path)
+def _read_ahead(paths: Sequence[Path], key: str, stored: str | None) -> Iterator[_Row]:
+    """The rows of checkpoints, each of which a thread has read while the one before was written.
+
+    There is memory for two, so a row is valid until the next one is asked for.
+    """
+    memory: list[Tensor | None] = [None, None]
+
+    def read(index: int) -> _Row:
+        row = _read_row(paths[index], key, stored, memory[index % 2])
+        memory[index % 2] = row.content
+        return row
+
+    with ThreadPoolExecutor(1, "lcsc-read") as pool:
+        reading = [pool.submit(read, index) for index in range(min(1, len(paths)))]
+        for index in range(len(paths)):
+            if index + 1 < len(paths):
+                reading.append(pool.submit(read, index + 1))
+            yield reading.pop(0).result()
+
+
+def _read_row(path: Path, key: str, stored: str | None, memory: Tensor | None) -> _Row:
+    """One checkpoint, copied out of its file."""
+    file = FileState(path)
     tensors = read_checkpoint(path, key=key).tensors
     try:
-        layout = writer.check(tensors)
-        writer.write(step, layout, Watched(tensors, before), source=source_text(path))
+        content = Layout.of(tensors, stored).row_of(tensors, memory=memory, copy=file.copy)
+        file.check()
+        return _Row(tensors, content)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from error
 
@@ -177,14 +219,14 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
     """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
     *_, before_last, last = sources.values()
     try:
-        before = FileState(last)
+        file = FileState(last)
         average_key = average_beside(last, key, before_last)
         if average_key is None:
             return
         averages = read_checkpoint(last, key=average_key).tensors
         average = completed(averages, read_checkpoint(last, key=key).tensors)
-        writer.check(average)
-        writer.write_trainer_ema(Watched(average, before), source=source_text(last))
+        row = writer.check(average).row_of(average, copy=file.copy)
+        writer.write_trainer_ema(row, source=source_text(last))
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return

@@ -56,10 +56,12 @@ def _write(states: StateDicts, out: Path) -> None:
         shutil.rmtree(partial)
     try:
         with contextlib.closing(MatrixWriter(partial)) as writer:
+            row: Tensor | None = None
             for step, weights in states.items():
                 with _naming(step):
                     layout = writer.check(weights)
-                writer.write(step, layout, weights)
+                row = layout.row_of(weights, memory=row)
+                writer.write(step, layout, row)
             writer.commit()
         finish_packing(out)
     except TrajectoryError:

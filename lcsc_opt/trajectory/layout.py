@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -92,8 +92,8 @@ class TensorSpec:
         return tensor
 
 
-RowPart = tuple[TensorSpec | None, Tensor]
-"""A tensor in a row, or padding, and its bytes, ``[n]`` uint8."""
+Copy = Callable[[Tensor, Tensor], object]
+"""Copies its second argument into the first, as ``Tensor.copy_`` does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,32 +214,33 @@ class Layout:
                     f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
                 )
 
-    def row_parts(self, tensors: Mapping[str, Tensor]) -> Iterator[RowPart]:
-        """The bytes of a row in order, ``[n]`` uint8 on the CPU: each tensor with its spec, padding with ``None``.
+    def row_of(
+        self, tensors: Mapping[str, Tensor], *, memory: Tensor | None = None, copy: Copy = Tensor.copy_
+    ) -> Tensor:
+        """A checkpoint as a row of the matrix, ``[row_bytes]`` uint8 on the CPU, rounded to the dtypes of the row.
 
-        One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that
-        are not merged may be given as their bytes, too.
+        Args:
+            tensors: on any device, contiguous or not; those that are not merged may be given as their bytes.
+            memory: an earlier row, which is written over if it has the length of this one.
+            copy: copies each tensor into its place.
         """
-        end = 0
+        row = memory
+        if row is None or len(row) != self.row_bytes:
+            row = torch.zeros(self.row_bytes, dtype=torch.uint8, device="cpu")
         for spec in self.tensors:
-            if spec.offset > end:
-                yield _padding(spec.offset - end)
-            tensor = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
+            tensor = tensors[spec.name].detach()
+            place = spec.of_row(row)
             if spec.merged:
-                tensor = tensor.to(spec.torch_dtype)
-            yield spec, tensor.contiguous().reshape(-1).view(torch.uint8)
-            end = spec.end
-        if self.row_bytes > end:
-            yield _padding(self.row_bytes - end)
+                place = place.view(spec.torch_dtype).view(spec.shape)
+            else:
+                tensor = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+            copy(place, tensor)
+        return row
 
     def sha256(self, rows: Iterable[tuple[int, str]]) -> str:
         """The identity of K checkpoints: names, shapes, dtypes, and step and SHA-256 of each row."""
         described = [(spec.name, spec.shape, spec.dtype) for spec in self.tensors]
         return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
-
-
-def _padding(size: int) -> RowPart:
-    return None, torch.zeros(size, dtype=torch.uint8, device="cpu")
 
 
 def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:

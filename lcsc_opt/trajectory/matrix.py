@@ -7,7 +7,7 @@ import hashlib
 import operator
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, RowPart, TensorSpec, stored_dtype
+from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
-HASH_AT_ONCE_BYTES = 2**14  # so few are hashed sooner than a thread wakes
+HASH_AT_ONCE_BYTES = 2**16  # so few are hashed sooner than a thread wakes
 
 
 class MatrixWriter:
@@ -161,14 +161,14 @@ class MatrixWriter:
         self,
         step: int,
         layout: Layout,
-        tensors: Mapping[str, Tensor],
+        row: Tensor,
         *,
         source: str = "",
     ) -> None:
         """Write a checkpoint that was checked, for :meth:`commit`; nothing if its step is saved with the same bytes.
 
-        ``layout`` comes from :meth:`check`. With ``keep_last``, commit before the next write: it may overwrite the row
-        of a checkpoint that the manifest on the disk still names.
+        ``layout`` comes from :meth:`check`, and ``row`` from its :meth:`Layout.row_of`. With ``keep_last``, commit
+        before the next write: it may overwrite the row of a checkpoint that the manifest on the disk still names.
 
         Raises:
             TrajectoryError: a weight is not finite, the step does not come after the last one, or the disk refuses.
@@ -178,11 +178,11 @@ class MatrixWriter:
         if manifest is None:
             manifest = Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
         if not is_new:
-            _check_same_bytes(manifest, step, layout.row_parts(tensors))
+            _check_same_bytes(manifest, step, row)
             return
         slot = manifest.free_slot()
         with self._as_trajectory_error():
-            sha256, varying = self._write_row(step, slot, tensors, manifest)
+            sha256, varying = self._write_row(step, slot, row, manifest)
         added = manifest.with_checkpoint(
             self._keep_last,
             varying,
@@ -193,7 +193,7 @@ class MatrixWriter:
         )
         self._written = added.model_copy(update={"metadata": manifest.metadata | self._metadata})
 
-    def write_trainer_ema(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    def write_trainer_ema(self, row: Tensor, *, source: str) -> None:
         """Write the trainer's average of the weights at the last step, as one more row, for :meth:`commit`.
 
         Raises:
@@ -205,7 +205,7 @@ class MatrixWriter:
         step = manifest.checkpoints[-1].step
         slot = manifest.free_slot()
         with self._as_trajectory_error():
-            sha256, _ = self._write_row(step, slot, tensors, manifest)
+            sha256, _ = self._write_row(step, slot, row, manifest)
         self._written = manifest.with_trainer_ema(step=step, slot=slot, source=source, sha256=sha256)
 
     def commit(self) -> None:
@@ -234,9 +234,7 @@ class MatrixWriter:
             self._failed = False
         return self._written
 
-    def _write_row(
-        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
-    ) -> tuple[str, list[str]]:
+    def _write_row(self, step: int, slot: int, row: Tensor, manifest: Manifest) -> tuple[str, list[str]]:
         """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
 
         Returns:
@@ -248,24 +246,26 @@ class MatrixWriter:
         if manifest.checkpoints:
             last_row = manifest.map_rows(self.path)[manifest.checkpoints[-1].slot]
         os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
+        written = 0
         with ThreadPoolExecutor(1, "lcsc-hash") as pool:
-            for spec, content in manifest.layout.row_parts(tensors):
-                hashing = _start(pool, digest.update, content.numpy().data)
-                varies = spec is None or spec.name in manifest.varying
-                if spec is not None and not varies and last_row is not None:
-                    last_content = spec.of_row(last_row)
-                    varies = not torch.equal(content, last_content)
+            hashing = _start(pool, digest.update, row.numpy().data)
+            for spec in manifest.tensors:
+                varies = spec.name in manifest.varying
+                if not varies and last_row is not None:
+                    varies = not torch.equal(spec.of_row(row), spec.of_row(last_row))
                     if varies:
                         _check_mergeable(spec)
                         varying.append(spec.name)
-                        _check_finite(last_content, spec, manifest.checkpoints[-1].step, manifest.stored)
-                for first in range(0, len(content), WRITE_BYTES):
-                    piece = content[first : first + WRITE_BYTES]
-                    if spec is not None:
-                        _check_finite(piece, spec, step, manifest.stored, varies=varies)
-                    self._write_bytes(piece.numpy().data)
-                if hashing is not None:
-                    hashing.result()
+                        _check_finite(spec.of_row(last_row), spec, manifest.checkpoints[-1].step, manifest.stored)
+                for first in range(spec.offset, spec.end, WRITE_BYTES):
+                    stop = min(first + WRITE_BYTES, spec.end)
+                    _check_finite(row[first:stop], spec, step, manifest.stored, varies=varies)
+                    if stop - written >= WRITE_BYTES:
+                        self._write_bytes(row[written:stop].numpy().data)
+                        written = stop
+            self._write_bytes(row[written:].numpy().data)
+            if hashing is not None:
+                hashing.result()
         return digest.hexdigest(), varying
 
     def _write_bytes(self, remaining: memoryview) -> None:
@@ -281,11 +281,9 @@ class MatrixWriter:
             raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}.") from error
 
 
-def _check_same_bytes(manifest: Manifest, step: int, parts: Iterable[RowPart]) -> None:
+def _check_same_bytes(manifest: Manifest, step: int, row: Tensor) -> None:
     """Refuse other weights for a step that is saved."""
-    digest = hashlib.sha256()
-    for _, content in parts:
-        digest.update(content.numpy().data)
+    digest = hashlib.sha256(row.numpy().data)
     [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
     if digest.hexdigest() != saved.sha256:
         raise TrajectoryError(

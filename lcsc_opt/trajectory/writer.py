@@ -70,7 +70,7 @@ class TrajectoryWriter:
         self._every = every
         self._previous: int | None = None  # the step that :meth:`append` was called with last, or that was saved
         self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
-        self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
+        self._row: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()
         if resume is not None:
@@ -109,7 +109,7 @@ class TrajectoryWriter:
             self.flush()
         finally:
             if not self._background.running:  # else the user has interrupted the waiting, and saving continues
-                self._buffer = None
+                self._row = None
                 self._saver.close()
 
     def flush(self) -> None:
@@ -171,14 +171,12 @@ class TrajectoryWriter:
             tensors = _named_tensors(weights)
             layout = self._saver.check(tensors)
             is_new = self._saver.is_new(step)
-            copied: list[torch.Event] = []
-            if not wait:
-                tensors, copied = self._staged(layout, tensors)
+            row, copied = self._begin_to_copy(layout, tensors)
 
             def save() -> None:
                 for event in copied:
                     wait_for(event)
-                self._saver.write(step, layout, tensors)
+                self._saver.write(step, layout, row)
                 self._saver.commit()
 
             if wait:
@@ -195,34 +193,23 @@ class TrajectoryWriter:
         self._previous = step
         return step % self._every == 0 or step // self._every > previous // self._every
 
-    @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
+    @torch.inference_mode(mode=False)  # outside inference mode, its memory is read-only
     @torch.no_grad()
-    def _staged(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[torch.Event]]:
-        """Begin to copy a checkpoint, over the previous one; the copy is complete after the events.
+    def _begin_to_copy(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[torch.Event]]:
+        """Begin to copy a checkpoint into a row, over the previous one; the copy is complete after the events.
 
         From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
         kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
         """
         gpus = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}
-        buffer = self._buffer_of(layout.row_bytes, pinned=bool(gpus))
-        staged: dict[str, Tensor] = {}
-        for spec in layout.tensors:
-            copy = buffer[spec.offset : spec.end]
-            tensor = tensors[spec.name].detach()
-            if spec.merged:
-                copy = copy.view(spec.torch_dtype).view(spec.shape)
-            else:
-                tensor = tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8)
-            staged[spec.name] = copy.copy_(tensor, non_blocking=tensor.device in gpus)
-        return staged, [recorded(device) for device in gpus]
+        if gpus and (self._row is None or len(self._row) != layout.row_bytes):
+            self._row = torch.zeros(layout.row_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
-    def _buffer_of(self, size: int, *, pinned: bool) -> Tensor:
-        """``[size]`` uint8 for the copy of a checkpoint, the same memory each time."""
-        if self._buffer is not None and len(self._buffer) == size and (not pinned or self._buffer.is_pinned()):
-            return self._buffer
-        self._buffer = None  # freed before the new one is made
-        self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        return self._buffer
+        def copy(place: Tensor, tensor: Tensor) -> None:
+            place.copy_(tensor, non_blocking=tensor.device in gpus)
+
+        self._row = layout.row_of(tensors, memory=self._row, copy=copy)
+        return self._row, [recorded(device) for device in gpus]
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:

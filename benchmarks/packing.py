@@ -1,0 +1,89 @@
+"""Packing checkpoints against the least that it could do: mapping each file, writing its weights and ``fsync``.
+
+    python benchmarks/packing.py [--files 47] [--megabytes 42] [--turns 5]
+
+Both are done in turns; what is printed is the median of the ratios, with their range.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from common import RESULTS, machine, markdown, parse, watched
+
+from lcsc_opt.trajectory.packing import pack
+
+TENSORS = 270
+
+
+def write_checkpoints(folder: Path, files: int, megabytes: float) -> list[Path]:
+    """State dicts of :data:`TENSORS` tensors, a walk."""
+    paths = []
+    scalars = int(megabytes * 1e6 / 4 / (TENSORS // 2))
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    for layer in range(TENSORS // 2):
+        weights[f"blocks.{layer}.weight"] = torch.randn(scalars - 64, generator=generator)
+        weights[f"blocks.{layer}.bias"] = torch.randn(64, generator=generator)
+    for step in range(1, files + 1):
+        for tensor in weights.values():
+            tensor += 0.001 * torch.randn(tensor.shape, generator=generator)
+        path = folder / f"step_{step:06d}.pt"
+        torch.save(weights, path)
+        paths.append(path)
+    return paths
+
+
+def write_plainly(paths: Sequence[Path], out: Path) -> None:
+    """Map, write, sync."""
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for path in paths:
+        for tensor in torch.load(path, weights_only=True, mmap=True).values():
+            os.write(descriptor, tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def main() -> None:
+    """Compare, and write ``results/packing.md``."""
+    arguments = parse(__doc__, small={"files": 4, "turns": 2}, files=47, megabytes=42.0, turns=5)
+    rows = [["", "seconds", "÷ map, write, fsync", "memory of its own, MB"]]
+    measured: dict[str, list[dict[str, float]]] = {"map, write, fsync": [], "pack": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "files").mkdir()
+        paths = write_checkpoints(folder / "files", arguments.files, arguments.megabytes)
+        for _ in range(arguments.turns):
+            measured["map, write, fsync"].append(watched(lambda: write_plainly(paths, folder / "plain.bin")))
+            (folder / "plain.bin").unlink()
+            before = time.perf_counter()
+            measured["pack"].append(watched(lambda: pack(str(folder / "files"), folder / "run.trajectory")))
+            print(f"packed in {time.perf_counter() - before:.2f} s", flush=True)
+            shutil.rmtree(folder / "run.trajectory")
+    ratios = {}
+    for method, several in measured.items():
+        plain = [one["seconds"] for one in measured["map, write, fsync"]]
+        ratios[method] = [one["seconds"] / least for one, least in zip(several, plain, strict=True)]
+        rows.append(
+            [
+                method,
+                f"{statistics.median(one['seconds'] for one in several):.2f}",
+                f"{statistics.median(ratios[method]):.2f} ({min(ratios[method]):.2f} to {max(ratios[method]):.2f})",
+                f"{max(one['anonymous'] for one in several):.0f}",
+            ]
+        )
+    text = [f"# Packing {arguments.files} files of {arguments.megabytes:.0f} MB\n", f"{machine()}\n", *markdown(rows)]
+    print(*text, sep="\n")
+    if not arguments.quick:
+        (RESULTS / "packing.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
