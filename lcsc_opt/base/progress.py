@@ -126,12 +126,13 @@ def hand_notices_to(listener: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
+def progress(description: str, total: int, *, done: int = 0, after: float = 0.0) -> Iterator[Callable[..., None]]:
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
     It yields ``advance(steps=1, *, note=None)``, which counts more steps as done; a note replaces the text after the
     bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
-    loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced.
+    loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced, and of a
+    loop that ends within ``after`` seconds.
     """
     is_silenced = log.level > logging.INFO
     if is_silenced or not _showing.acquire(blocking=False):
@@ -140,10 +141,10 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Callabl
     try:
         bar_class = _bar_class()
         if bar_class is not None:
-            with _bar(bar_class, description, total, done) as advance:
+            with _bar(bar_class, description, total, done, after) as advance:
                 yield advance
         else:
-            yield _Lines(description, total, done)
+            yield _Lines(description, total, done, after)
     finally:
         _showing.release()
 
@@ -166,8 +167,9 @@ def _bar_class() -> Any:
 
 
 @contextlib.contextmanager
-def _bar(bar_class: Any, description: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    with bar_class(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True) as bar:
+def _bar(bar_class: Any, description: str, total: int, done: int, after: float) -> Iterator[Callable[..., None]]:
+    options: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True, "delay": after}
+    with bar_class(total=total, initial=done, desc=description, **options) as bar:
 
         def advance(steps: int = 1, *, note: str | None = None) -> None:
             if note is not None:
@@ -180,8 +182,9 @@ def _bar(bar_class: Any, description: str, total: int, done: int) -> Iterator[Ca
 class _Lines:
     """The progress as plain lines, for logs."""
 
-    def __init__(self, description: str, total: int, done: int) -> None:
+    def __init__(self, description: str, total: int, done: int, after: float) -> None:
         self._description = description
+        self._after = after
         self._total = total
         self._done_before = done
         self._done = done
@@ -197,7 +200,8 @@ class _Lines:
         if steps == 0 and self._note == self._printed_note:  # no news
             return
         now = time.monotonic()
-        if now - self._printed_at >= _LINE_SECONDS or self._done == self._total:
+        is_end = self._done == self._total and now - self._start >= self._after
+        if now - self._printed_at >= _LINE_SECONDS or is_end:
             self._printed_at = now
             self._printed_note = self._note
             line = tqdm.format_meter(

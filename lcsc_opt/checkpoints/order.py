@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints.counters import read_counters
 from lcsc_opt.checkpoints.names import Named, read_names
 
@@ -59,7 +60,11 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
             these contradict each other, as steps do that begin again in each epoch.
     """
     named = read_names(paths)
-    counters = [read_counters(path) for path in paths]
+    counters = []
+    with progress("read steps", len(paths), after=0.5) as advance:
+        for path in paths:
+            counters.append(read_counters(path))
+            advance()
     inside = _Clue("the steps inside the files", tuple(each.step for each in counters))
     epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))

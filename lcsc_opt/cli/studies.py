@@ -146,13 +146,16 @@ def run(
     from lcsc_opt.base.paths import BuildContext
     from lcsc_opt.database.opened import Database
     from lcsc_opt.database.urls import files_directory
-    from lcsc_opt.experiment.running import run_studies, studies_of
-    from lcsc_opt.objective.of_study import ObjectiveLoader
+    from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
 
     study_file = study_file.with_choices(optimizers=optimizer or None, seeds=seed or None, budget=budget)
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
+    say_found(study_file.objective, objectives.context)
+
+    from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
+
     database = Database(url)
     chosen = studies_of(study_file, database, objectives)
     if dry_run:

@@ -1,5 +1,7 @@
 """Searches from Python: run the studies of a study file, open their results, compare them.
 
+What imports Nevergrad is imported where it is needed, since that takes as long as importing torch.
+
 The command line does the same with the same database. A study that was begun here can be continued there, and the other
 way round. Progress goes to stderr, and so do messages unless the application has configured ``logging``.
 """
@@ -13,7 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +40,14 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.database.urls import files_directory, storage_url
-from lcsc_opt.experiment.running import objective_of, run_studies, spec_of, studies_of
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.checkpoints_alone import CheckpointsAlone
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.of_study import ObjectiveLoader
-from lcsc_opt.study.loop import TrialCallback
+from lcsc_opt.objective.of_study import ObjectiveLoader, say_found
 from lcsc_opt.views.tables import comparison_rows
+
+if TYPE_CHECKING:
+    from lcsc_opt.study.loop import TrialCallback
 
 
 class TemporaryFolder:
@@ -85,6 +88,8 @@ class Study:
         Raises:
             LcscError: the objective's file cannot be loaded; or its checkpoints, its data or the study are gone.
         """
+        from lcsc_opt.experiment.running import objective_of
+
         with reading(self.storage) as storage:
             return objective_of(storage, self.name, self.functions)
 
@@ -178,6 +183,8 @@ class Study:
         Raises:
             LcscError: as :attr:`objective`.
         """
+        from lcsc_opt.experiment.running import spec_of
+
         with reading(self.storage) as storage:
             contents = read_contents(storage)
         rows = spec_of(self.name, contents).space.rows
@@ -243,6 +250,9 @@ def run(
     url = storage_url(storage, read.storage)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
     with messages_by_default(), each_notice_once():
+        say_found(read.objective, objectives.context)
+        from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
+
         database = Database(url)
         chosen = studies_of(read, database, objectives)
         run_studies(

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -28,12 +28,13 @@ from lcsc_opt.database.opened import Database
 from lcsc_opt.database.urls import files_directory, storage_url, url_of_file
 from lcsc_opt.experiment.api import Study, TemporaryFolder
 from lcsc_opt.experiment.result import Result
-from lcsc_opt.experiment.running import run_studies, searches_of, studies_of
-from lcsc_opt.objective.of_study import ObjectiveLoader
-from lcsc_opt.study.loop import TrialCallback
+from lcsc_opt.objective.of_study import CHECKPOINTS, ObjectiveLoader, say_found
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.in_memory import StateDicts, by_step, pack_state_dicts
 from lcsc_opt.trajectory.in_memory import listed as state_dicts_of
+
+if TYPE_CHECKING:
+    from lcsc_opt.study.loop import TrialCallback
 
 DEFAULT_FILE = "studies.db"
 
@@ -189,10 +190,12 @@ def search(
             content["space"] = _space(plain(space), given.rows)
         if budget is not None:
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
-        searches_of([_study_file(content)])  # refuses what is wrong before any function is called
-
-        call.place_checkpoints(experiment, contents.experiments.get(experiment))
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
+        say_found(_study_file(content).objective, objectives.context)
+        from lcsc_opt.experiment.running import run_studies, searches_of, studies_of  # and with it Nevergrad
+
+        searches_of([_study_file(content)])  # refuses what is wrong before any function is called
+        call.place_checkpoints(experiment, contents.experiments.get(experiment))
         chosen = studies_of(_study_file(content), database, objectives)
         run_studies(
             chosen,
@@ -213,8 +216,8 @@ class _Call:
 
     Attributes:
         file: the objective's, in the catalog.
-        settings: its settings; :meth:`place_checkpoints` adds the checkpoints.
-        checkpoints: patterns, or state dicts by their steps.
+        settings: its settings; :meth:`place_checkpoints` adds checkpoints that are in memory.
+        in_memory: state dicts by their steps, unless there are files.
         functions: name in the settings → function, of those that no process can import.
         not_importable: argument → what Python calls its function, of those.
         held_out: what the study file has under this key.
@@ -224,7 +227,7 @@ class _Call:
 
     file: str
     settings: dict[str, Any]
-    checkpoints: list[str] | StateDicts
+    in_memory: StateDicts | None
     functions: dict[str, Function]
     not_importable: dict[str, str]
     held_out: dict[str, Any]
@@ -271,10 +274,13 @@ class _Call:
         settings_class = load_file(find("objectives", arguments.file)).Settings
         parse_settings(settings_class, {**settings, "checkpoints": "not placed yet"}, source="lcsc_opt.search")
         default_name = getattr(sample if score is None else score, "__name__", "search")
+        in_memory = by_step(checkpoints)
+        if in_memory is None:
+            settings[CHECKPOINTS] = _patterns(checkpoints)
         return cls(
             file=arguments.file,
             settings=settings,
-            checkpoints=by_step(checkpoints) or _patterns(checkpoints),
+            in_memory=in_memory,
             functions=functions,
             not_importable=not_importable,
             held_out=arguments.held_out,
@@ -287,7 +293,7 @@ class _Call:
         return not self.not_importable
 
     def place_checkpoints(self, experiment: str, stored: Mapping[str, Any] | None) -> None:
-        """Put the checkpoints into :attr:`settings`, which :meth:`content` shares; those in memory are packed first.
+        """Pack checkpoints in memory, and put their path into :attr:`settings`, which :meth:`content` shares.
 
         Args:
             experiment: its name.
@@ -296,15 +302,12 @@ class _Call:
         Raises:
             TrajectoryError: those in memory cannot be packed, or are not those that a stored experiment began with.
         """
-        if isinstance(self.checkpoints, Mapping):
-            path = pack_state_dicts(self.checkpoints, self.files)
-            if stored is not None and Trajectory.open(path).sha256 != stored["checkpoints"]:
-                raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
-            self.settings["checkpoints"] = str(path)
-        elif len(self.checkpoints) == 1:
-            [self.settings["checkpoints"]] = self.checkpoints
-        else:
-            self.settings["checkpoints"] = self.checkpoints
+        if self.in_memory is None:
+            return
+        path = pack_state_dicts(self.in_memory, self.files)
+        if stored is not None and Trajectory.open(path).sha256 != stored["checkpoints"]:
+            raise TrajectoryError(f"{experiment}: began with other checkpoints: give the new search another name.")
+        self.settings[CHECKPOINTS] = str(path)
 
     def content(
         self,
@@ -460,10 +463,11 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
     return dict(space)
 
 
-def _patterns(checkpoints: Any) -> list[str]:
+def _patterns(checkpoints: Any) -> str | list[str]:
     if isinstance(checkpoints, (str, Path)):
-        return [str(checkpoints)]
-    return [str(path) for path in checkpoints]
+        return str(checkpoints)
+    patterns = [str(path) for path in checkpoints]
+    return patterns[0] if len(patterns) == 1 else patterns
 
 
 def _check_not_hidden(file: str) -> None:

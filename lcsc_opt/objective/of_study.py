@@ -10,9 +10,12 @@ from typing import Any
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.paths import BuildContext, KnownCheckpoints
+from lcsc_opt.base.files import shown_size
+from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_spec import ObjectiveSpec
-from lcsc_opt.checkpoints.finding import as_patterns
+from lcsc_opt.checkpoints.finding import as_patterns, find_checkpoints
+from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
@@ -54,6 +57,22 @@ class ObjectiveLoader:
             self._objective.merge_in_rows(rows)
         self._rows = rows
         return self._objective
+
+
+def say_found(spec: ObjectiveSpec, context: BuildContext) -> None:
+    """Say which checkpoints a study file names; nothing of packed ones, or where something is wrong with them.
+
+    A run calls this before it imports its optimizers, which takes as long as importing torch.
+    """
+    named: Any = spec.settings.get(CHECKPOINTS)
+    key: Any = spec.settings.get("key")
+    try:
+        patterns = [context.path(str(pattern)) for pattern in as_patterns(named)]
+        paths = find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings)
+        size = sum(size_and_time(path)[0] for path in paths)
+    except (LcscError, TypeError):  # loading the objective says it
+        return
+    notice(f"{len(paths)} checkpoints, {from_here(paths[0])} to {paths[-1].name} ({shown_size(size)})")
 
 
 def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:

@@ -103,10 +103,10 @@ gc.freeze()  # no fork collects what was imported
 def script():
     import lcsc_opt
     from lcsc_opt.base import progress
-    from lcsc_opt.experiment import api
+    from lcsc_opt.experiment import running
 
     progress.notice("before")
-    api.run_studies = lambda *_, **__: progress.notice("a notice")
+    running.run_studies = lambda *_, **__: progress.notice("a notice")
     lcsc_opt.run({
         "name": "script",
         "objective": {"file": "function.py", "settings": {"callable": "os:getpid", "steps": [1, 2]}},

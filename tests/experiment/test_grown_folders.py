@@ -107,7 +107,7 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     assert before is not None
     accident()
     for command in COMMANDS:
-        said = [line for line in typed(*command).err.splitlines() if "runs" in line and "lcsc:" in line]
+        said = [line for line in typed(*command).err.splitlines() if "runs:" in line and "lcsc:" in line]
         is_said = accident != copy_elsewhere  # which changes nothing at the place
         assert ["continuing with the 3 packed checkpoints" in line for line in said] == [True] * is_said, command
         assert ["is gone" in line for line in said] == [accident == remove] * is_said, command
@@ -216,8 +216,9 @@ def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
 def test_a_start_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None, typed: Typed) -> None:
     save(5, 40)
     found = load_study(NAME).coefficients
-    _, advice, command = typed(*RUN).err.splitlines()[0].partition("are searched by: lcsc ")
+    _, advice, command = typed(*RUN).err.partition("are searched by: lcsc ")
     assert advice
+    command = command.splitlines()[0]
     typed(*command.split(), "--budget", "3")
     longer = load_study("NEW/LCSC/0")
     assert longer.steps == (5, 10, 20, 30, 40)
