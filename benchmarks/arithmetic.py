@@ -43,8 +43,6 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.evaluation.base import evaluate_safely
-from lcsc_opt.evaluation.layouts import fastest_layout
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -202,16 +200,15 @@ def measured(case: Case, turns: int) -> list[str]:
     with without_folds():
         before, candidate = ready(case)
     after, _ = ready(case)
-    rehearsed = dataclasses.replace(candidate, rehearsal=True)
-    layout = fastest_layout(after, lambda one: evaluate_safely(after, one), rehearsed).layout
-    chosen = dataclasses.replace(candidate, layout=layout)
+    layout = after.fastest_layout(gradient=case.gradient)
+    after.layout = layout
     pairs = []
     processor = []
     for _ in range(turns):
         start = time.process_time()
         cost_before = before.evaluate(candidate).cost
         middle = time.process_time()
-        pairs.append((cost_before, after.evaluate(chosen).cost))
+        pairs.append((cost_before, after.evaluate(candidate).cost))
         processor.append((time.process_time() - middle) / (middle - start))
     cells = [layout, f"{statistics.median(processor):.2f}"]
     for stage in ("seconds", "sample_seconds", "features_seconds"):

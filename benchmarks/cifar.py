@@ -133,13 +133,13 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
     study = StoredStudy.open_or_create(open_storage(f"sqlite:///{folder / 'cifar.db'}", write=True), "cifar/CMA/0", {})
     told: list[float] = []
     evaluator: Evaluator = Pipeline(objective) if objective.overlaps else InProcessEvaluator(objective)
+    objective.layout = CHANNELS_LAST
     with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
         running = Loop(
             study,
             Driver(lambda: optimizer, "the optimizer"),
             evaluator,
             budget=BudgetSpec(evaluations=trials),
-            layout=CHANNELS_LAST,
             in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 

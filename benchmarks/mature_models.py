@@ -125,7 +125,7 @@ MODELS = {
     model.name: model
     for model in (
         Model("digits8", 8, 1, build_grey, _digits, 30_000, "fdr@digits"),
-        Model("digits16", 16, 1, build_grey, _digits, 24_000, "fdr@digits"),
+        Model("digits16", 16, 1, build_grey, _digits, 24_000, "fdr@real:ImageNetFeatures"),
         Model("emoji", 16, 3, build_colour, _emoji, 24_000, "fdr@real:ImageNetFeatures"),
     )
 }

@@ -107,8 +107,8 @@ def seed_global_generators(name: str) -> None:
 @pytest.fixture(autouse=True)
 def no_layout_is_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else two runs could differ in their last bits, and a slow machine would evaluate more than a fast one."""
-    if "lcsc_opt.experiment.rehearsal" in sys.modules:
-        monkeypatch.setattr("lcsc_opt.experiment.rehearsal.SECONDS_TO_SHORTEN", math.inf)
+    if "lcsc_opt.sampling.layout" in sys.modules:
+        monkeypatch.setattr("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", math.inf)
 
 
 @pytest.fixture(autouse=True)

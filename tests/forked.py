@@ -7,11 +7,11 @@ import math
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.study import rehearsal
+from lcsc_opt.sampling import layout
 from tests import migrations
 
 migrations.read_once()
 RDBStorage("sqlite://").engine.dispose()
-rehearsal.SECONDS_TO_SHORTEN = math.inf  # as in conftest.py: no layout is chosen by time
+layout.SECONDS_TO_SHORTEN = math.inf  # as in conftest.py: no layout is chosen by time
 gc.collect()
 gc.freeze()  # a collection in a forked process would copy what it looks at

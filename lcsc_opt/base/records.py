@@ -77,7 +77,6 @@ class Candidate:
             loss is comparable with no other.
         error: whether ``without_groups`` is wanted on any noise, for the error of the loss.
         sampler: which of the objective's samplers makes the images; searches use the first.
-        layout: one of the objective's layouts, which change its speed, and the loss in its last bits.
     """
 
     coefficients: Coefficients
@@ -90,7 +89,6 @@ class Candidate:
     unbiased: bool = False
     error: bool = False
     sampler: int = 0
-    layout: str = CONTIGUOUS
 
     def compares(self, images: int | None = None) -> bool:
         """Whether its loss compares with those of plain evaluations: same noise, same number of images.

@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import CONTIGUOUS, SEARCH, Candidate, Coefficients
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -99,6 +99,7 @@ class Experiment:
         self._workers_of: tuple[Any, Rule | None] | None = None
         self._pool: WorkerPool | None = None
         self._scored_as_trained = False
+        self._has_layout = False
         # a landscape holds nothing out, whatever its experiment does
         self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
 
@@ -157,6 +158,8 @@ class Experiment:
         spec = self._specs[0].objective
         objective = self._objectives.load(spec, self._specs[0].space.rows, self._checkpoints)
         verify_weights(objective)
+        if self._before is not None and objective.layout != self._before[LAYOUT]:
+            objective.layout = self._before[LAYOUT]
         self._problem = Problem.of(spec, objective, self._objectives.context.directory)
         if self._before is not None:
             changes = Problem(**self._before[PROBLEM]).changes(self._problem)
@@ -211,7 +214,7 @@ class Experiment:
             "checkpoints": trajectory.sha256 if isinstance(trajectory, Trajectory) else None,
             "steps": list(objective.steps),
             "maximize": is_maximized(objective),
-            LAYOUT: self.layout,
+            LAYOUT: objective.layout,
         }
         stored = StoredExperiment.open_or_create(self.database.made(), self.name, {**attributes, **first})
         if self._before is None and stored.attributes[PROBLEM]["decides"] != self._problem.decides:
@@ -236,15 +239,6 @@ class Experiment:
         elif changes.measures_otherwise:
             stored.forget_measured(yardsticks=False)
 
-    @property
-    def layout(self) -> str:
-        """How the network's weights lie in memory, for all evaluations."""
-        if self._stored is not None:
-            return str(self._stored.attributes[LAYOUT])
-        if self._before is not None:
-            return str(self._before[LAYOUT])
-        return CONTIGUOUS if self.pace is None else self.pace.layout
-
     # who evaluates
 
     def _use(self, spec: StudySpec, rows: Rule | None) -> None:
@@ -256,7 +250,7 @@ class Experiment:
             return
         self._workers.close()
         self._workers_of = (spec.workers, rows)
-        loader = loader_of(spec.objective, rows, context, self._known_now)
+        loader = loader_of(spec.objective, rows, context, self._known_now, layout=objective.layout)
         self._pool = self._workers.enter_context(open_workers(spec, objective, loader=loader, context=context))
         evaluator: InProcessEvaluator | SpreadEvaluator = InProcessEvaluator(objective)
         if self._pool is not None and isinstance(objective, StagedObjective):
@@ -278,7 +272,7 @@ class Experiment:
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
         evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
-        return evaluate(dataclasses.replace(candidate, layout=self.layout))
+        return evaluate(candidate)
 
     # searches
 
@@ -301,7 +295,7 @@ class Experiment:
         with search.held(stored.storage, self.studies.get(spec.name)):
             self._score_as_trained()
             yardstick = self._measurer(0).yardstick(SEARCH)
-            search.run(yardstick, layout=self.layout, pool=self._pool, callbacks=callbacks)
+            search.run(yardstick, pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
             return search.outcome()
 
@@ -355,6 +349,7 @@ class Experiment:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
         origin = self._origin(spec) if before is None else None
+        self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
         planned = None
@@ -388,6 +383,17 @@ class Experiment:
         source_experiment = self.database.contents.experiments.get(split_name(start)[0]) or self.begun().attributes
         return origin_at(source, source_experiment, self.objective, spec.space.rows, by_report=spec.start is not None)
 
+    def _choose_layout(self) -> None:
+        """Choose the layout of a new experiment's network, once; workers are opened with it."""
+        if self._before is not None or self._stored is not None or self._has_layout:
+            return
+        self._has_layout = True
+        follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
+        with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
+            layout = self.objective.fastest_layout(gradient=follows_gradient)
+            if layout != self.objective.layout:
+                self.objective.layout = layout
+
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on one batch, as the searches without a result and the report will; once."""
         without_result = [other for other in self._specs if not self._has_result(other)]
@@ -407,9 +413,8 @@ class Experiment:
                     self.name,
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
-                    dataclasses.replace(first, layout=self.layout),
+                    first,
                     report=any(other.held_out is not None for other in without_result),
-                    chooses_layout=self._before is None,
                 )
         except LcscError as error:
             self._refused = error

@@ -1,8 +1,7 @@
-"""A rehearsal: one candidate, on one batch of images, by the code that a search and its report will run.
+"""A rehearsal: one candidate, on a few images, by the code that a search and its report will run.
 
 What is broken fails here, in seconds, and not after an hour: a sampler without a graph where an optimizer follows the
-gradient, features that expect other channels, a missing file, too little memory. It also chooses the layout of the
-network's weights, and says how long a trial and the whole run will take.
+gradient, features that expect other channels, a missing file. It also says how long a trial takes.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from collections.abc import Callable
 import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.layouts import Choice, fastest_layout
 from lcsc_opt.experiment.timing import Pace
 from lcsc_opt.objective.contract import Objective
 
-SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
+_LOADING_SECONDS = 1.0  # beside sampling: then the first evaluation has loaded something
+_SILENT_SECONDS = 2.0
 
 
 def rehearse(
@@ -33,9 +32,8 @@ def rehearse(
     first: Candidate,
     *,
     report: bool,
-    chooses_layout: bool,
 ) -> Pace:
-    """Evaluate a candidate on each noise, choose a layout, and say how long a trial will take.
+    """Evaluate a candidate on each noise, and say how long a trial will take.
 
     A score that seems to ignore the model that it is given is said, too.
 
@@ -45,10 +43,9 @@ def rehearse(
         evaluate: evaluates a candidate where and as often as trials will be.
         first: a candidate of a search, with its gradient if an optimizer follows it.
         report: whether results will be measured on selection and held-out noise.
-        chooses_layout: whether the network's layout is still to be chosen; if not, it is the candidate's.
 
     Returns:
-        How long each takes with as many images as a search's, and the layout in which it takes that long.
+        How long each takes with as many images as a search's.
 
     Raises:
         ObjectiveError: the code failed, or gave no gradient where one is followed. Without a gradient, a candidate
@@ -58,43 +55,43 @@ def rehearse(
     plain = dataclasses.replace(first, gradient=False)
     seconds: dict[str, float] = {}
     loss = None
-    choice = Choice(first.layout)
-    for kind, planned in _candidates(first, plain, objective, report=report).items():
-        candidate = dataclasses.replace(planned, layout=choice.layout)
-        start = time.perf_counter()
-        outcome = evaluate(candidate)
-        if isinstance(outcome, Failure):
-            if outcome.traceback or (candidate.gradient and not outcome.retry):
-                raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
-            continue  # this candidate could not be scored, which says nothing about others
-        seconds[kind] = time.perf_counter() - start
-        batches = 1.0
-        if outcome.cost.images:
-            batches = objective.samples.per_evaluation / outcome.cost.images
-        if planned is first:
-            loss = outcome.loss
-            if chooses_layout and objective.layouts and seconds[kind] * batches >= SECONDS_TO_SHORTEN:
-                choice = fastest_layout(objective, evaluate, candidate)
-        if planned is first and choice.seconds is not None:
-            seconds[kind] = choice.seconds
-        elif outcome.cost.images:
+    candidates = _candidates(first, plain, objective, report=report)
+    with progress(f"{name}: rehearsal", len(candidates), after=_SILENT_SECONDS) as advance:
+        for kind, candidate in candidates.items():
             start = time.perf_counter()
-            evaluate(candidate)  # again: only the first evaluation of a run loads networks and real images
+            outcome = evaluate(candidate)
+            advance(note=f"{candidate.noise.group} noise")
+            if isinstance(outcome, Failure):
+                if outcome.traceback or (candidate.gradient and not outcome.retry):
+                    raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
+                continue  # this candidate could not be scored, which says nothing about others
             seconds[kind] = time.perf_counter() - start
-        seconds[kind] *= batches
+            if candidate is first:
+                loss = outcome.loss
+            if outcome.cost.images and seconds[kind] - outcome.cost.sample_seconds > _LOADING_SECONDS:
+                start = time.perf_counter()
+                again = evaluate(candidate)  # only the first evaluation of a run loads networks and real images
+                seconds[kind] = time.perf_counter() - start
+                outcome = outcome if isinstance(again, Failure) else again
+            seconds[kind] = _of_all_images(seconds[kind], outcome.cost, objective)
     if loss is not None and _ignores_the_weights(loss, plain, objective, evaluate):
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
     trial_seconds = seconds.get("gradient", seconds.get("search", 0.0))
-    if choice.layout != first.layout:
-        share = f"{choice.relative_seconds:.2f} times as long"
-        notice(f"{name}: the network's weights are stored {choice.layout}: sampling takes {share}")
     if trial_seconds >= _NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
-    return Pace(**seconds, layout=choice.layout)
+    return Pace(**seconds)
+
+
+def _of_all_images(seconds: float, cost: Cost, objective: Objective) -> float:
+    """How long an evaluation takes with all images of a search's, from that of a few: the metric of all is one, too."""
+    if not cost.images:
+        return seconds
+    batches = objective.samples.per_evaluation / cost.images
+    return (seconds - cost.metric_seconds) * batches + cost.metric_seconds
 
 
 def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
@@ -131,7 +128,7 @@ def _sentence(failure: Failure, candidate: Candidate) -> str:
     what = f"{candidate.noise.group} noise"
     if candidate.gradient:
         what += ", with the gradient"
-    return f"the evaluation of one batch failed ({what}): {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
+    return f"the evaluation of a few images failed ({what}): {failure.reason.rstrip('.')}\n{failure.raised_at}".rstrip()
 
 
 def about(seconds: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lcsc_opt.base.records import CONTIGUOUS, Candidate, Evaluation
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, FINAL, MOST_IMAGES, MOST_SHARE, SHARE_OF_SEARCH
 from lcsc_opt.objective.contract import Objective
@@ -50,7 +50,6 @@ class Pace:
         selection: on the noise of the choice.
         held_out: on that of the report, with its metrics.
         also: in the second sampler.
-        layout: of the network's weights, in which trials take that long.
     """
 
     gradient: float = 0.0
@@ -58,7 +57,6 @@ class Pace:
     selection: float = 0.0
     held_out: float = 0.0
     also: float = 0.0
-    layout: str = CONTIGUOUS
 
     @property
     def plain(self) -> float:

@@ -36,6 +36,7 @@ import numpy.typing as npt
 from lcsc_opt.base.code import CodeFile
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import (
+    CONTIGUOUS,
     HELD_OUT,
     SEARCH,
     Candidate,
@@ -154,7 +155,7 @@ class Objective(abc.ABC):
         samples: what evaluations draw.
         code: name → file of each of the user's modules that the objective was loaded from.
         places: text of a setting → the whole path that was found there.
-        layouts: how the weights of its network may lie in memory, which changes the speed; empty if there is no choice.
+        layout: how the weights of its network lie in memory, which changes the speed, and losses in their last bits.
     """
 
     trajectory: Mergeable | None = None
@@ -162,7 +163,7 @@ class Objective(abc.ABC):
     samples: Samples = Samples()
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
     places: Mapping[str, str] = types.MappingProxyType({})
-    layouts: Sequence[str] = ()
+    layout: str = CONTIGUOUS
 
     @property
     @abc.abstractmethod
@@ -212,6 +213,10 @@ class Objective(abc.ABC):
         if average is None:
             return None
         return self.yardstick(self.evaluate(Candidate(average, noise=SEARCH)))
+
+    def fastest_layout(self, *, gradient: bool) -> str:  # noqa: ARG002 - for subclasses
+        """The fastest :attr:`layout`, as measured here; ``gradient`` says whether searches follow the gradient."""
+        return self.layout
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: :meth:`describe` and the code."""

@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError, one_line
 from lcsc_opt.base.files import same_working_folder
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.paths import DEFAULT_FILES, BuildContext, KnownCheckpoints
+from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.settings import naming_setting
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import Rule
@@ -33,6 +34,7 @@ def load_objective(
     rows: Rule | None = None,
     functions: Mapping[str, Callable[..., Any]] = _NO_FUNCTIONS,
     files: Path = DEFAULT_FILES,
+    layout: str = CONTIGUOUS,
 ) -> Objective:
     """Load the objective's file and build the objective.
 
@@ -46,6 +48,7 @@ def load_objective(
         rows: how layers are divided into groups with coefficients of their own.
         functions: those that the caller handed over, by their names in the settings.
         files: the folder beside the database.
+        layout: of the network's weights.
 
     Raises:
         StudySpecError: the file cannot be loaded, its ``build`` does not return an objective, or ``rows`` do not fit
@@ -66,6 +69,8 @@ def load_objective(
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))
     if rows is not None:
         objective.merge_in_rows(rows)
+    if layout != objective.layout:
+        objective.layout = layout
     return objective
 
 

@@ -35,15 +35,15 @@ from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
-from lcsc_opt.sampling.base import fewest_report_images, networks_to_lay_out, title_of, why_no_graph
+from lcsc_opt.sampling.base import fewest_report_images, title_of, why_no_graph
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, BatchNormStatistics
-from lcsc_opt.sampling.layout import FORMATS, lay_out
+from lcsc_opt.sampling.layout import fastest_layout, lay_out
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.trajectory import renamed
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
-FEWEST_REHEARSED = 32  # images, of which every metric can be computed
+REHEARSED = 16  # images, of which every metric can be computed
 FIXED_AVERAGE = 0.10  # its sigma_rel: near EMA* of most training runs
 
 Merged = tuple[dict[str, Tensor], Cost]
@@ -111,7 +111,6 @@ class MergeSampleScore(StagedObjective):
         self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
         self._layout = CONTIGUOUS
-        self.layouts = tuple(FORMATS) if networks_to_lay_out(sampler) else ()
         self.samples = Samples(
             per_evaluation=images,
             prompts_per_report=fewest_report_images(sampler),
@@ -125,6 +124,24 @@ class MergeSampleScore(StagedObjective):
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the trajectory."""
         return self.trajectory.steps
+
+    @property
+    def layout(self) -> str:
+        """How the weights of the network lie in memory."""
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: str) -> None:
+        if layout != self._layout:
+            self._layout = layout
+            lay_out(self._samplers, layout)
+
+    def fastest_layout(self, *, gradient: bool) -> str:
+        """The layout in which few images are sampled in the shortest time; a notice names it if it is another one."""
+        layout, relative = fastest_layout(self.sampler, trial_images=self._images, gradient=gradient)
+        if layout != self.layout:
+            notice(f"the network's weights are stored {layout}: sampling takes {relative:.2f} times as long")
+        return layout
 
     @property
     def fixed_average(self) -> Coefficients | None:
@@ -183,9 +200,9 @@ class MergeSampleScore(StagedObjective):
         return {"scores": self.scores.describe_reports(), "also": also}
 
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on; of a rehearsal, one batch."""
+        """How many images a candidate is evaluated on; of a rehearsal a few, on a device one batch."""
         if candidate.rehearsal:
-            return min(self._images, max(self._batch_sizes.without_graph, FEWEST_REHEARSED))
+            return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.without_graph)
         return self._images if candidate.images is None else candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:
@@ -206,7 +223,7 @@ class MergeSampleScore(StagedObjective):
         watch = Stopwatch()
         weights, merging_cost = prepared
         with watch.timing("merge"):
-            self._load(weights, candidate.layout)
+            self._load(weights)
             weights.clear()
         pass_over_images = self._first_gradient_pass if candidate.gradient else self._sample
         metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
@@ -320,14 +337,9 @@ class MergeSampleScore(StagedObjective):
             yardstick=candidate.yardstick,
         )
 
-    def _load(self, weights: Mapping[str, Tensor], layout: str = CONTIGUOUS) -> None:
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
         """Put merged weights into the model. The graph of its former weights is useless then."""
         self._close_gradient_pass()
-        if layout != self._layout:
-            self._layout = layout
-            for sampler in self._samplers:
-                for network in networks_to_lay_out(sampler):
-                    lay_out(network, layout)
         self._stages.load(weights)
 
     def _sample(
@@ -369,7 +381,7 @@ class MergeSampleScore(StagedObjective):
         gradient_pass = self._gradient_pass
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
-                self._load(self._placed_trajectory.merge(candidate.coefficients), candidate.layout)
+                self._load(self._placed_trajectory.merge(candidate.coefficients))
             gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:

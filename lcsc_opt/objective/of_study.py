@@ -13,6 +13,7 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import as_patterns, find_checkpoints
 from lcsc_opt.checkpoints.watched import size_and_time
@@ -86,9 +87,17 @@ def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:
 
 
 def loader_of(
-    spec: ObjectiveSpec, rows: Rule | None, context: BuildContext, checkpoints: KnownCheckpoints | None
+    spec: ObjectiveSpec,
+    rows: Rule | None,
+    context: BuildContext,
+    checkpoints: KnownCheckpoints | None,
+    *,
+    layout: str = CONTIGUOUS,
 ) -> Callable[[], Objective]:
-    """What loads an objective, here and in workers; picklable. Arguments are those of :meth:`ObjectiveLoader.load`."""
+    """What loads an objective, here and in workers; picklable.
+
+    Arguments are those of :meth:`ObjectiveLoader.load`, and the ``layout`` of the network's weights.
+    """
     return functools.partial(
         load_objective,
         spec,
@@ -97,6 +106,7 @@ def loader_of(
         rows=rows,
         functions=context.functions,
         files=context.files,
+        layout=layout,
     )
 
 

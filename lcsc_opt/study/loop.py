@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import CONTIGUOUS, Candidate, Coefficients, Cost, Evaluation, Yardstick
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec
 from lcsc_opt.database.arrays import array_of, coefficients_of, gradient_of
 from lcsc_opt.database.states import SUCCEEDED
@@ -91,7 +91,6 @@ class Loop:
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number; 0 where the
             objective samples none.
         yardstick: what every loss is relative to; ``None`` if losses are absolute.
-        layout: of the network's weights, in every evaluation.
         in_flight: how many trials may be between ask and tell; see :func:`lcsc_opt.study.planning.most_in_flight`.
         workers: how many evaluate at once: so much faster than the clock are the seconds of evaluations.
         failures: how often a candidate is tried again, and how many failed trials in a row end the search.
@@ -118,7 +117,6 @@ class Loop:
         first: Coefficients | None = None,
         images_per_evaluation: int = 0,
         yardstick: Yardstick | None = None,
-        layout: str = CONTIGUOUS,
         in_flight: int = 1,
         workers: int = 1,
         failures: FailureSpec | None = None,
@@ -133,7 +131,6 @@ class Loop:
         self._evaluator = evaluator
         self._images_per_evaluation = images_per_evaluation
         self._yardstick = yardstick
-        self._layout = layout
         self._most_in_flight = in_flight
         self._policy = FailureSpec() if failures is None else failures
         self._changed = changed
@@ -250,9 +247,7 @@ class Loop:
             self._check_before_the_end()
         self._asked += 1
         nevergrad_candidate = self._driver.ask()
-        candidate = dataclasses.replace(
-            candidate_of(nevergrad_candidate), yardstick=self._yardstick, layout=self._layout
-        )
+        candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
         price = self._price(candidate.images)
         compares = candidate.compares(self._images_per_evaluation)
         if self._to_replay:

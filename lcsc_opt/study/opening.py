@@ -151,7 +151,6 @@ class Search:
         self,
         yardstick: Yardstick | None,
         *,
-        layout: str,
         pool: WorkerPool | None,
         callbacks: Sequence[TrialCallback] = (),
     ) -> None:
@@ -161,7 +160,6 @@ class Search:
 
         Args:
             yardstick: what every loss is relative to; ``None`` if losses are absolute.
-            layout: of the network's weights.
             pool: the workers; ``None`` if this process evaluates.
             callbacks: are called with Optuna's study and the trial, after each trial that ends in this run.
 
@@ -188,7 +186,6 @@ class Search:
                 first=self._origin if suggests_origin else None,
                 images_per_evaluation=self._objective.samples.per_evaluation,
                 yardstick=yardstick,
-                layout=layout,
                 in_flight=in_flight,
                 workers=stored["parallelism"]["workers"],
                 failures=self.spec.failures,

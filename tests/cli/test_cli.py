@@ -258,7 +258,7 @@ def of(callable_: str, **changes: object) -> dict[str, object]:
 def test_an_objective_that_always_fails_is_refused_with_the_place_where_it_failed(tiny: Path, typed: Typed) -> None:
     write_study(tiny.parent, objective=of("broken"))
     said = typed("run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0", status=2).err
-    assert "lcsc: tiny: the evaluation of one batch failed (search noise): RuntimeError: the GPU is on fire" in said
+    assert "lcsc: tiny: the evaluation of a few images failed (search noise): RuntimeError: the GPU is on fire" in said
     assert "my_losses.py" in said
 
 

@@ -70,7 +70,7 @@ def test_an_objective_that_fails_is_refused_once_for_all_studies(
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
     said = typed("run", study_file, "--budget", "2", status=2).err
-    assert said.count("the evaluation of one batch failed (search noise): ValueError: no image") == 1
+    assert said.count("the evaluation of a few images failed (search noise): ValueError: no image") == 1
     assert not Path(STORAGE.removeprefix("sqlite:///")).exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Candidate, Cost, Evaluation
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
@@ -82,25 +82,8 @@ def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pyt
         return Evaluation(1.0, cost=Cost(images=250))
 
     monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=False)
+    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True)
     assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
-
-
-def test_what_is_timed_has_the_layout_that_trials_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = Images()
-    objective.layouts = (CONTIGUOUS, CHANNELS_LAST)
-    clock = {"now": 0.0}
-    seconds = {CONTIGUOUS: 2.0, CHANNELS_LAST: 1.0}
-
-    def evaluate(candidate: Candidate) -> Evaluation:
-        clock["now"] += seconds[candidate.layout]
-        return Evaluation(1.0, cost=Cost(images=500, seconds=seconds[candidate.layout]))
-
-    for module in ("experiment.rehearsal", "evaluation.layouts"):
-        monkeypatch.setattr(f"lcsc_opt.{module}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.SECONDS_TO_SHORTEN", 0.3)
-    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True, chooses_layout=True)
-    assert pace == Pace(search=2.0, selection=2.0, held_out=2.0, layout=CHANNELS_LAST)
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:

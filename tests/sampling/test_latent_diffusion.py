@@ -83,8 +83,7 @@ def test_a_layout_changes_neither_images_nor_what_identifies_the_pipeline(pipeli
     made = sampler(pipeline)
     assert made.networks_to_lay_out == (pipeline.unet, pipeline.vae)
     expected = made.sample(SEARCH, 0, 2)
-    for network in made.networks_to_lay_out:
-        lay_out(network, CHANNELS_LAST)
+    lay_out([made], CHANNELS_LAST)
     for convolution in (pipeline.unet.conv_in, pipeline.vae.decoder.conv_in):
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(made.sample(SEARCH, 0, 2), expected, rtol=0, atol=1e-4)

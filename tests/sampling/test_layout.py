@@ -1,11 +1,101 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
-from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS
-from lcsc_opt.sampling.layout import has_layouts, lay_out
+from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, Noise
+from lcsc_opt.sampling import layout as room
+from lcsc_opt.sampling.base import ModuleWeights
+from lcsc_opt.sampling.layout import fastest_layout, has_layouts, lay_out
 from tests.unet_examples import unet
+
+
+class OneNetwork:
+    """Samples by one call of a network, whose layout may be chosen."""
+
+    nfe = 1
+    recomputed = 0
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.networks_to_lay_out = (network,)
+        self.weights = ModuleWeights(network)
+        self.layouts: list[bool] = []
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.network.load_state_dict(dict(weights))
+
+    def sample(self, noise: Noise, start: int, stop: int) -> torch.Tensor:
+        weight = self.network.get_parameter("weight")
+        self.layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
+        images = torch.ones(stop - start, 3, 4, 4)
+        output: torch.Tensor = self.network(images)
+        return output
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[OneNetwork, float, float], None]:
+    """Sets how long the networks of a sampler take, for an image and in each layout."""
+
+    def set_clock(sampler: OneNetwork, contiguous: float, channels_last: float) -> None:
+        now = {"now": 0.0}
+        sample = sampler.sample
+
+        def timed(noise: Noise, start: int, stop: int) -> torch.Tensor:
+            images = sample(noise, start, stop)
+            now["now"] += (stop - start) * (channels_last if sampler.layouts[-1] else contiguous)
+            return images
+
+        sampler.sample = timed  # type: ignore[method-assign]
+        monkeypatch.setattr(room, "SECONDS_TO_SHORTEN", 0.3)
+        monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: now["now"]))
+
+    return set_clock
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("contiguous", "channels_last", "expected"),
+    [(0.1, 0.05, (CHANNELS_LAST, 0.5)), (0.1, 0.097, (CONTIGUOUS, 1.0)), (0.05, 0.1, (CONTIGUOUS, 1.0))],
+)
+def test_the_faster_layout_is_chosen_if_it_gains_enough(
+    clock: Callable[[OneNetwork, float, float], None],
+    gradient: bool,
+    contiguous: float,
+    channels_last: float,
+    expected: tuple[str, float],
+) -> None:
+    sampler = OneNetwork(nn.Conv2d(3, 4, 3))
+    clock(sampler, contiguous, channels_last)
+    layout, relative = fastest_layout(sampler, trial_images=100, gradient=gradient)
+    assert (layout, round(relative, 6)) == expected
+    assert sampler.network.get_parameter("weight").is_contiguous()
+    assert sampler.network.get_parameter("weight").grad is None
+
+
+def test_short_trials_are_not_worth_the_measurement(clock: Callable[[OneNetwork, float, float], None]) -> None:
+    sampler = OneNetwork(nn.Conv2d(3, 4, 3))
+    clock(sampler, 0.01, 0.001)
+    assert fastest_layout(sampler, trial_images=20, gradient=False) == (CONTIGUOUS, 1.0)
+    assert not any(sampler.layouts)
+
+
+def test_a_layout_in_which_images_are_others_is_not_chosen(clock: Callable[[OneNetwork, float, float], None]) -> None:
+    class Bound(nn.Conv2d):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            scale = 2.0 if self.weight.is_contiguous(memory_format=torch.channels_last) else 1.0
+            return scale * super().forward(images)
+
+    sampler = OneNetwork(Bound(3, 4, 3))
+    clock(sampler, 0.1, 0.05)
+    assert fastest_layout(sampler, trial_images=100, gradient=False) == (CONTIGUOUS, 1.0)
 
 
 def test_convolutions_and_what_they_give_lie_as_they_are_told_and_stay_the_same_tensors() -> None:
@@ -22,7 +112,7 @@ def test_convolutions_and_what_they_give_lie_as_they_are_told_and_stay_the_same_
     with torch.inference_mode():
         expected = network(images, times).sample
         for layout in (CHANNELS_LAST, CONTIGUOUS):
-            lay_out(network, layout)
+            lay_out([OneNetwork(network)], layout)
             torch.testing.assert_close(network(images, times).sample, expected)
     assert seen == [False, False, True, True, False, False]
     assert all(tensors[name] is parameter for name, parameter in network.named_parameters())
