@@ -75,7 +75,7 @@ class Candidate:
         rehearsal: whether nobody compares the loss: one batch of images is enough.
         unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
             loss is comparable with no other.
-        error: whether ``without_groups`` is wanted on any noise, for the error of the loss.
+        error: whether ``without_groups`` is wanted, for the errors of the loss and the metrics.
         sampler: which of the objective's samplers makes the images; searches use the first.
     """
 

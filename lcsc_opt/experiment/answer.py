@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -167,7 +167,7 @@ def _variance(without: _Floats) -> float:
     return standard_error(without.tolist()) ** 2
 
 
-def on_the_way(start: Model, end: Model) -> list[Model]:
+def on_the_way(start: Model, end: Model, way: Mapping[str, float] = WAY) -> list[Model]:
     """Points between two models; ``[S, K]`` if one of both has rows."""
     difference = end.coefficients - start.coefficients
     return [
@@ -176,5 +176,5 @@ def on_the_way(start: Model, end: Model) -> list[Model]:
             start.coefficients + share * difference,
             study=end.study,
         )
-        for part, share in WAY.items()
+        for part, share in way.items()
     ]

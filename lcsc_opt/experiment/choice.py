@@ -1,8 +1,8 @@
 """Chooses the answer: a race of the finalists of all searches and what the user had, on the noise of the choice.
 
 All are measured on some images, and what is certainly worse than the answer of now leaves. The rest is measured on
-more, once, and then until one is left or a fifth of what the searches have cost is spent. Every round has noise of its
-own, and all real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
+more, until one is left or a fifth of what the searches have cost is spent. Every round has noise of its own, and all
+real images that may choose; :mod:`~lcsc_opt.experiment.answer` says who is ahead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lcsc_opt.experiment.answer import WAY, Gain, best_of, choose, gain, is_veto
 from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer
 
-FEWEST_IMAGES = 1000  # of each model in a round
+ENOUGH_IMAGES = 500  # of each model in the first round: where they cost too much, fewer models are in it
+FEWEST_IMAGES = 250  # of each model in a round
 MOST_IMAGES = 5000  # of each model in a round: then real images are what limits a choice
-SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images; after two rounds
+SHARE_OF_SEARCH = 0.2  # of what all searches have cost, in images
 SHARE_OF_FIRST = 0.5  # of these, for the first round
-MOST_SHARE = 0.5  # of a short search, for the first two rounds: with fewer images they could tell nothing
 FINAL = 4  # models in all rounds but the first: more are not told apart by a few thousand images
 
 
@@ -84,6 +84,7 @@ class Race:
         self._found: dict[str, list[Measurement]] = {}  # study → what is still in the race
         self._ways: list[Measurement] = []
         self._path: list[str] = []  # the names of the models on paths, in the order of time
+        self._way = dict(WAY) if any(search.is_ema_grid for search in searches) else {}
         self._searched = 0  # images
         self._spent = 0
         self._losses: dict[str, float] = {}
@@ -150,21 +151,11 @@ class Race:
 
     def _first_round(self, name: str) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
-        finalists = {}
-        for search in self._searches:
-            path = search.path_models(self._top)
-            self._path += [model.name for model in path]
-            finalists[search.study] = path or search.best_models(self._top, self._steps)
-        entrants = sum(map(len, finalists.values())) + len(self._trained) + len(WAY)
-        images = self._measurer.images
-        if self._measurer.samples_images:
-            per_evaluation = self._measurer.per_evaluation
-            self._searched = sum(search.images(per_evaluation) for search in self._searches)
-            affordable = int(SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched / entrants)
-            images = min(max(affordable, FEWEST_IMAGES), MOST_IMAGES, images)
-            self._spent = images * entrants
+        finalists, images = self._entrants()
         measurer = self._measurer.with_images(images)
-        with progress(f"{name}: choosing", sum(map(len, finalists.values())) + len(self._trained)) as measurer.advance:
+        entrants = sum(map(len, finalists.values())) + len(self._trained) + len(self._way)
+        self._spent = images * entrants
+        with progress(f"{name}: choosing", entrants) as measurer.advance:
             for search in self._searches:
                 measured = measurer.possible([SELECTION], finalists[search.study])
                 if measured:
@@ -173,8 +164,39 @@ class Race:
             if not self._found:
                 raise SearchFailedError("none of the best trials can be evaluated on other noise than the search's")
             self._had = measurer.possible([SELECTION], self._trained)
-        self._note(self._had)
-        self._add_ema(measurer)
+            self._note(self._had)
+            self._add_ema(measurer)
+
+    def _entrants(self) -> tuple[dict[str, list[Model]], int]:
+        """Study → its models of the first round, and how many images each has.
+
+        Where images for all cost more than the round may, fewer models of each search are in it, and no ways.
+        """
+        finalists = self._finalists(self._top)
+        if not self._measurer.samples_images:
+            return finalists, self._measurer.images
+        self._searched = sum(search.images(self._measurer.per_evaluation) for search in self._searches)
+        affordable = SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched
+        for top in range(self._top, 0, -1):
+            finalists = self._finalists(top)
+            others = len(self._trained) + len(self._way)
+            if affordable >= ENOUGH_IMAGES * (sum(map(len, finalists.values())) + others):
+                break
+        else:
+            self._way = {}
+            others = len(self._trained)
+        images = int(affordable / (sum(map(len, finalists.values())) + others))
+        return finalists, min(max(images, FEWEST_IMAGES), MOST_IMAGES, self._measurer.images)
+
+    def _finalists(self, top: int) -> dict[str, list[Model]]:
+        """Study → so many of its models, and notes which of them stand on paths."""
+        finalists = {}
+        self._path = []
+        for search in self._searches:
+            path = search.path_models(top)
+            self._path += [model.name for model in path]
+            finalists[search.study] = path or search.best_models(top, self._steps)
+        return finalists
 
     def _add_ema(self, measurer: Measurer) -> None:
         """The best average gets the name by which everybody knows it; a way leads from it to what was found."""
@@ -189,7 +211,7 @@ class Race:
             self._found[study] = [ema if measured is best else measured for measured in self._found[study]]
         if self._all_found:
             target = self._best(self._all_found).model
-            self._ways = measurer.possible([SELECTION], on_the_way(ema.model, target))
+            self._ways = measurer.possible([SELECTION], on_the_way(ema.model, target, self._way))
             self._note(self._ways)
 
     def _more_rounds(self, name: str) -> None:
@@ -222,8 +244,8 @@ class Race:
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
-        """As many as half of a short search costs, or as a fifth of a long one, which is enough for several rounds."""
-        affordable = int((MOST_SHARE * self._searched - self._spent) / entrants)
+        """As many as a fifth of the searches allows."""
+        affordable = int((SHARE_OF_SEARCH * self._searched - self._spent) / entrants)
         return min(affordable, MOST_IMAGES, self._measurer.images)
 
     def _drop_the_worse(self) -> None:

@@ -41,9 +41,9 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
-from lcsc_opt.experiment.rehearsal import rehearse
+from lcsc_opt.experiment.rehearsal import about, rehearse
 from lcsc_opt.experiment.report import make_report
-from lcsc_opt.experiment.timing import Pace, evaluations_in
+from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -100,6 +100,7 @@ class Experiment:
         self._pool: WorkerPool | None = None
         self._scored_as_trained = False
         self._has_layout = False
+        self._has_estimate = False
         # a landscape holds nothing out, whatever its experiment does
         self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
 
@@ -291,6 +292,7 @@ class Experiment:
             Exception: what a callback raises.
         """
         search = self._opened(spec)
+        self._say_how_long()
         stored = self.begun()
         with search.held(stored.storage, self.studies.get(spec.name)):
             self._score_as_trained()
@@ -314,7 +316,25 @@ class Experiment:
                 search = self._opened(spec)
                 search.ask_once()
                 attributes[spec.name] = search.attributes
+        self._say_how_long()
         return attributes
+
+    def _say_how_long(self) -> None:
+        """Say once how long the searches and the report take, if they were rehearsed in this run."""
+        if self.pace is None or self._has_estimate:
+            return
+        self._has_estimate = True
+        left = []
+        for spec in self._specs:
+            with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
+                if not self.is_finished(spec):
+                    left.append(spec)
+        searches = searches_seconds(left, self.objective, self.pace)
+        reports = report_seconds(self._specs, self.objective, self.pace)
+        estimate = f"{self.name}: the whole run takes up to {about(searches + reports)}"
+        if reports:
+            estimate += f": its searches {about(searches)}, choosing the answer and its report {about(reports)}"
+        notice(estimate)
 
     @property
     def to_search(self) -> list[StudySpec]:

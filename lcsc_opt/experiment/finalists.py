@@ -80,7 +80,7 @@ class Searched:
         hardly differ.
 
         Args:
-            count: of checks, at most.
+            count: of checks, at most; with one, there is one mean, too.
         """
         iterates = [trial for trial in self.trials if trial.state in SUCCEEDED and "gradient" in trial.user_attrs]
         checks = compared_trials(self.trials)
@@ -89,7 +89,7 @@ class Searched:
         chosen = np.unique(np.linspace(0, len(checks) - 1, count).round().astype(int)) if count > 1 else [-1]
         *early, last = [self._model_of(checks[index]) for index in chosen]
         means = []
-        for words, share in LATE.items():
+        for words, share in list(LATE.items())[:count]:
             late = iterates[-int(share * len(iterates)) :]
             if len(late) >= FEWEST_ITERATES:
                 mean = np.mean([coefficients_of(trial) for trial in late], axis=0)

@@ -99,6 +99,7 @@ class Measurer:
                 noise=noise,
                 yardstick=self.yardstick(noise),
                 sampler=self._sampler,
+                error=True,
             )
             rule = None if model.study is None else self._rules(model.study)
             outcome = self._evaluate(candidate, rule)

@@ -101,10 +101,10 @@ def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, rep
     """
     candidates = {"gradient" if first.gradient else "search": first}
     if report and objective.why_nothing_held_out() is None:
-        candidates["selection"] = dataclasses.replace(plain, noise=SELECTION)
-        candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT)
+        candidates["selection"] = dataclasses.replace(plain, noise=SELECTION, error=True)
+        candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT, error=True)
         if len(objective.samples.samplers) > 1:
-            candidates["also"] = dataclasses.replace(plain, noise=HELD_OUT, sampler=1)
+            candidates["also"] = dataclasses.replace(candidates["held_out"], sampler=1)
     return candidates
 
 

@@ -11,7 +11,6 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import (
@@ -31,8 +30,6 @@ from lcsc_opt.database.urls import files_directory, masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
-from lcsc_opt.experiment.rehearsal import about
-from lcsc_opt.experiment.timing import report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints, loader_of
 from lcsc_opt.optimizers.registry import configure
@@ -190,16 +187,7 @@ def rehearse_studies(
     with Experiment(
         specs, database, objectives, accept_changes=accept_changes, retry_failed=retry_failed
     ) as experiment:
-        attributes = experiment.rehearse()
-        if experiment.pace is None:  # each search has a result already
-            return attributes
-        searches = searches_seconds(experiment.to_search, experiment.objective, experiment.pace)
-        reports = report_seconds(specs, experiment.objective, experiment.pace)
-    estimate = f"{experiment.name}: the whole run takes up to {about(searches + reports)}"
-    if reports:
-        estimate += f", of which reports take {about(reports)}"
-    notice(estimate)
-    return attributes
+        return experiment.rehearse()
 
 
 def evaluate_again(

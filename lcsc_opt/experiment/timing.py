@@ -11,7 +11,7 @@ import numpy as np
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
-from lcsc_opt.experiment.choice import FEWEST_IMAGES, FINAL, MOST_IMAGES, MOST_SHARE, SHARE_OF_SEARCH
+from lcsc_opt.experiment.choice import FEWEST_IMAGES, SHARE_OF_SEARCH
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import attach_evaluation, candidate_of
 from lcsc_opt.optimizers.driver import Driver
@@ -109,13 +109,10 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
         share = held_out.images_with(objective.samples.per_report) / images
     had = 1 if objective.fixed_average is None else 2  # the last checkpoint, and the yardstick
     finalists = math.ceil(held_out.top / len(specs)) * len(specs)
-    chosen_among = finalists + had + _POINTS_BETWEEN
     models = len(specs) + had + 1
-    choosing = share * chosen_among * pace.selection
+    choosing = share * (finalists + had + _POINTS_BETWEEN) * pace.selection
     if objective.sampler is not None:  # a race, with as many images as a share of the searches allows
-        first_round = min(FEWEST_IMAGES / images, share) * chosen_among * pace.selection
-        searches = searches_seconds(specs, objective, pace)
-        second_round = min(FINAL * MOST_IMAGES / images * pace.selection, MOST_SHARE * searches)
-        choosing = max(first_round + second_round, SHARE_OF_SEARCH * searches)
+        affordable = SHARE_OF_SEARCH * searches_seconds(specs, objective, pace) * pace.selection / pace.plain
+        choosing = max(affordable, FEWEST_IMAGES / images * (len(specs) + had) * pace.selection)
     seconds = choosing + share * models * pace.held_out
     return seconds + min(share, 1.0) * models * pace.also  # with no more images than an evaluation of the search

@@ -21,7 +21,7 @@ from lcsc_opt.views.artifacts import (
     artifact_directory,
 )
 
-PAIRS = 1000  # images drawn from either model
+PAIRS = 250  # images drawn from either model
 SHOWN = 40  # of them, the first, and those that differ most
 
 

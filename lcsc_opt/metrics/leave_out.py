@@ -38,6 +38,7 @@ from lcsc_opt.metrics.tones import (
     interpolated,
     quantiles_of,
     sorted_without_each_group,
+    tones_without_each_group,
 )
 
 DISTANCES_WITH_ERROR = {"fid": "fid", "fid_held_out": "fid", "tones": "tones", "tones_held_out": "tones"}
@@ -171,8 +172,7 @@ def _members(samples: Tensor, labels: Labels) -> Tensor:
 
 def _tones(samples: Tensor, labels: Labels, reference: Reference) -> Array:
     quantiles = reference.once("quantiles", samples.device, quantiles_of)
-    without = sorted_without_each_group(samples, torch.from_numpy(labels), GROUPS)
-    return np.array([float(distance_of_sorted(of_others, quantiles)) for of_others in without])
+    return tones_without_each_group(samples, quantiles, torch.from_numpy(labels), GROUPS).cpu().numpy()
 
 
 def _real_fid(samples: Tensor, reference: Reference) -> Array:
@@ -199,7 +199,7 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
         labels = torch.from_numpy(group_of_each(len(features)))
         return [interpolated(ordered, LEVELS) for ordered in sorted_without_each_group(features, labels, GROUPS)]
 
-    ordered = by_distribution(samples).sort(dim=1).values
+    ordered = interpolated(by_distribution(samples).sort(dim=1).values, LEVELS)
     without = reference.once("quantiles without groups", samples.device, quantiles)
     return np.array([float(distance_of_sorted(ordered, of_others)) for of_others in without])
 

@@ -118,7 +118,7 @@ class MetricSuite:
             group: of their noise.
             gradient: keep the features that the gradient of the loss needs.
             unbiased: extrapolate distances to infinitely many images.
-            error: keep what the error of the loss needs; on the noise of choice and report that is always so.
+            error: keep what the error of the loss needs.
             yardstick: what the loss is relative to; without it, its metrics have no units and no bound.
         """
         loss = self.loss if yardstick is None else self.loss.relative_to(yardstick)
@@ -137,7 +137,7 @@ class MetricSuite:
             total=total,
             gradient=gradient,
             unbiased=unbiased,
-            intervals=error or group in (SELECTION.group, HELD_OUT.group),
+            intervals=error,
             device=self._device,
         )
 

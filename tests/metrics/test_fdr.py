@@ -169,7 +169,7 @@ def test_an_answer_is_chosen_by_distances_to_real_images_that_a_search_sees_and_
     scores = suite({"inception": reference}, loss="fid", metrics=["precision"])
     samples = images(200, 1) * 0.5
     searched = fill(scores.image_metrics(200), samples)
-    chosen = fill(scores.image_metrics(200, group="selection"), samples)
+    chosen = fill(scores.image_metrics(200, group="selection", error=True), samples)
     assert chosen.compute() == searched.compute()
     assert chosen.unseen() == searched.unseen() < searched.compute()[0] / 5
     without = chosen.without_each_group()

@@ -189,12 +189,12 @@ def test_intervals_hold_the_mean_of_repeated_sampling(formula):
     assert np.median(halves) < 4 * np.std(values), "and they are no wider than they must be"
 
 
-def test_only_held_out_evaluations_have_them_with_the_loss():
+def test_evaluations_that_are_asked_for_them_have_them_with_the_loss():
     real = reference(Classifier(), count=200)
     scores = suite({"inception": real}, loss={"fid": 1, "precision": 3}, report_references=lambda: {"inception": real})
     searched = fill(scores.image_metrics(120), images(120))
     assert searched.without_each_group() == {}
-    reported = fill(scores.image_metrics(120, group="held-out"), images(120))
+    reported = fill(scores.image_metrics(120, group="held-out", error=True), images(120))
     _, metrics = reported.compute()
     columns = reported.without_each_group()
     assert set(columns) == {"loss", *metrics}
@@ -207,7 +207,8 @@ def test_only_held_out_evaluations_have_them_with_the_loss():
 def test_the_values_themselves_are_those_of_an_evaluation_without_them():
     scores = suite({"inception": reference()}, held_out_metrics=[])
     loss, values = fill(scores.image_metrics(150), images(150)).compute()
-    held_out_loss, held_out_values = fill(scores.image_metrics(150, group="held-out"), images(150)).compute()
+    reported = scores.image_metrics(150, group="held-out", error=True)
+    held_out_loss, held_out_values = fill(reported, images(150)).compute()
     assert held_out_loss == loss
     assert held_out_values == {**values, "outside": 0.0}, "bit for bit"
 
@@ -215,10 +216,10 @@ def test_the_values_themselves_are_those_of_an_evaluation_without_them():
 def test_parts_of_an_evaluation_merge_with_their_groups():
     scores = suite({"inception": reference()}, held_out_metrics=["recall"])
     batch = images(150)
-    at_once = fill(scores.image_metrics(150, group="held-out"), batch).without_each_group()
-    merged = scores.image_metrics(150, group="held-out")
+    at_once = fill(scores.image_metrics(150, group="held-out", error=True), batch).without_each_group()
+    merged = scores.image_metrics(150, group="held-out", error=True)
     for part in (batch[:40], batch[40:]):
-        merged.merge(fill(scores.image_metrics(150, group="held-out"), part).state)
+        merged.merge(fill(scores.image_metrics(150, group="held-out", error=True), part).state)
     for name, column in merged.without_each_group().items():
         np.testing.assert_allclose(column, at_once[name], rtol=1e-9)
 
@@ -229,6 +230,6 @@ def test_too_few_images_or_too_many_numbers_have_none(case, monkeypatch):
     if case == "large":
         monkeypatch.setattr("lcsc_opt.metrics.feature_metrics.MOST_KEPT", 150 * 16 - 1)
     scores = suite({"inception": reference()}, held_out_metrics=[])
-    metrics = fill(scores.image_metrics(count, group="held-out"), images(count))
+    metrics = fill(scores.image_metrics(count, group="held-out", error=True), images(count))
     assert metrics.compute()[0] > 0
     assert metrics.without_each_group().keys() <= {"outside"}
