@@ -141,7 +141,7 @@ class Measurer:
     def yardstick(self, noise: Noise) -> Yardstick | None:
         """What losses on this noise are relative to, measured if nobody has yet; ``None`` if they are absolute.
 
-        That on the search's noise is a notice.
+        That on the search's noise is a notice. The choice compares models with one another, so it has that one, too.
 
         Raises:
             ObjectiveError: it cannot be measured, or nothing can be relative to it.
@@ -149,6 +149,8 @@ class Measurer:
         average = self._objective.fixed_average
         if average is None:
             return None
+        if noise.group == SELECTION.group:
+            return self.with_images(0).yardstick(SEARCH)
         key = sample_key(self.images or self._objective.samples.per_evaluation, noise, self._title)
         stored = self._experiment.yardstick(key)
         if stored is not None:
