@@ -408,6 +408,7 @@ class Experiment:
         if self._before is not None or self._stored is not None or self._has_layout:
             return
         self._has_layout = True
+        notice(f"{self.name}: rehearsing on a few images what a search and its report will do")
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             layout = self.objective.fastest_layout(gradient=follows_gradient)

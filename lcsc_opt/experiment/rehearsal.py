@@ -17,11 +17,12 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.experiment.timing import Pace
+from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
 
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
-_LOADING_SECONDS = 1.0  # beside sampling: then the first evaluation has loaded something
+_TIMED_SECONDS = 1.0  # of an evaluation, which say enough
+_LEAST_SECONDS = 0.01
 _SILENT_SECONDS = 2.0
 
 
@@ -45,7 +46,7 @@ def rehearse(
         report: whether results will be measured on selection and held-out noise.
 
     Returns:
-        How long each takes with as many images as a search's.
+        How long each takes.
 
     Raises:
         ObjectiveError: the code failed, or gave no gradient where one is followed. Without a gradient, a candidate
@@ -53,7 +54,7 @@ def rehearse(
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
-    seconds: dict[str, float] = {}
+    paces: dict[str, Seconds] = {}
     loss = None
     candidates = _candidates(first, plain, objective, report=report)
     with progress(f"{name}: rehearsal", len(candidates), after=_SILENT_SECONDS) as advance:
@@ -65,33 +66,49 @@ def rehearse(
                 if outcome.traceback or (candidate.gradient and not outcome.retry):
                     raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
                 continue  # this candidate could not be scored, which says nothing about others
-            seconds[kind] = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             if candidate is first:
                 loss = outcome.loss
-            if outcome.cost.images and seconds[kind] - outcome.cost.sample_seconds > _LOADING_SECONDS:
-                start = time.perf_counter()
-                again = evaluate(candidate)  # only the first evaluation of a run loads networks and real images
-                seconds[kind] = time.perf_counter() - start
-                outcome = outcome if isinstance(again, Failure) else again
-            seconds[kind] = _of_all_images(seconds[kind], outcome.cost, objective)
+            paces[kind] = _pace(evaluate, candidate, outcome.cost, seconds, objective)
     if loss is not None and _ignores_the_weights(loss, plain, objective, evaluate):
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
-    trial_seconds = seconds.get("gradient", seconds.get("search", 0.0))
+    pace = Pace(**paces)
+    trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= _NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
-    return Pace(**seconds)
+    return pace
 
 
-def _of_all_images(seconds: float, cost: Cost, objective: Objective) -> float:
-    """How long an evaluation takes with all images of a search's, from that of a few: the metric of all is one, too."""
+def _pace(
+    evaluate: Callable[[Candidate], Outcome], candidate: Candidate, cost: Cost, seconds: float, objective: Objective
+) -> Seconds:
+    """How long an evaluation takes, from that of a few images.
+
+    A first one may have loaded networks and real images, or was so short that little of its time went into images: then
+    more are timed.
+
+    Args:
+        evaluate: evaluates a candidate.
+        candidate: of a few images.
+        cost: of its evaluation.
+        seconds: how long that took.
+        objective: what is searched.
+    """
     if not cost.images:
-        return seconds
-    batches = objective.samples.per_evaluation / cost.images
-    return (seconds - cost.metric_seconds) * batches + cost.metric_seconds
+        return Seconds(seconds)
+    if seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
+        of_an_image = max(cost.sample_seconds, _LEAST_SECONDS) / cost.images
+        more = max(cost.images, min(int(_TIMED_SECONDS / of_an_image), objective.samples.per_evaluation))
+        start = time.perf_counter()
+        again = evaluate(dataclasses.replace(candidate, images=more))
+        if not isinstance(again, Failure):
+            cost, seconds = again.cost, time.perf_counter() - start
+    fixed = cost.metric_seconds + cost.merge_seconds
+    return Seconds(fixed, (seconds - fixed) / cost.images)
 
 
 def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
@@ -99,7 +116,7 @@ def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, rep
 
     ``plain`` is ``first`` without its gradient.
     """
-    candidates = {"gradient" if first.gradient else "search": first}
+    candidates = {"gradient": first, "search": plain} if first.gradient else {"search": first}
     if report and objective.why_nothing_held_out() is None:
         candidates["selection"] = dataclasses.replace(plain, noise=SELECTION, error=True)
         candidates["held_out"] = dataclasses.replace(plain, noise=HELD_OUT, error=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_spec import SpaceSpec, StudySpec
 from lcsc_opt.experiment.choice import FEWEST_IMAGES, SHARE_OF_SEARCH
@@ -27,7 +29,8 @@ _POINTS_BETWEEN = 3  # EMA* and the best that was found
 def evaluations_in(spec: StudySpec, objective: Objective, pace: Pace) -> int:
     """About how many plain evaluations fit into a search's time: what its optimizer plans with; the clock ends it."""
     seconds = (spec.budget.seconds or 0.0) * _at_once(spec, objective)
-    return max(int(seconds / (pace.plain + _SECONDS_TO_STORE)), _FEWEST)
+    of_one = pace.plain.of(objective.samples.per_evaluation) + _SECONDS_TO_STORE
+    return max(int(seconds / of_one), _FEWEST)
 
 
 def _candidates(optimizer: Driver) -> Iterator[Candidate]:
@@ -41,8 +44,28 @@ def _candidates(optimizer: Driver) -> Iterator[Candidate]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Seconds:
+    """How long an evaluation takes.
+
+    Attributes:
+        fixed: with any number of images: merging, and metrics of features.
+        of_image: of each image.
+    """
+
+    fixed: float = 0.0
+    of_image: float = 0.0
+
+    def of(self, images: float) -> float:
+        """With so many images."""
+        return self.fixed + self.of_image * images
+
+    def __bool__(self) -> bool:
+        return bool(self.fixed or self.of_image)
+
+
+@dataclasses.dataclass(frozen=True)
 class Pace:
-    """How many seconds an evaluation takes with as many images as a search's; 0 where it was not timed.
+    """How long evaluations take; zero where it was not timed.
 
     Attributes:
         gradient: with its gradient.
@@ -52,14 +75,14 @@ class Pace:
         also: in the second sampler.
     """
 
-    gradient: float = 0.0
-    search: float = 0.0
-    selection: float = 0.0
-    held_out: float = 0.0
-    also: float = 0.0
+    gradient: Seconds = Seconds()
+    search: Seconds = Seconds()
+    selection: Seconds = Seconds()
+    held_out: Seconds = Seconds()
+    also: Seconds = Seconds()
 
     @property
-    def plain(self) -> float:
+    def plain(self) -> Seconds:
         """Of an evaluation of a search without a gradient, as far as it is known."""
         return self.search or self.selection or self.gradient
 
@@ -84,15 +107,16 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     images = objective.samples.per_evaluation
     if not configure(spec.optimizer).needs_gradient:
         evaluations = budget.evaluations or budget.total / images
-        return evaluations * (pace.plain + _SECONDS_TO_STORE)
+        return evaluations * (pace.plain.of(images) + _SECONDS_TO_STORE)
     seconds = 0.0
     spent = 0.0
     one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
     driver = new_driver(one_row, objective, budget, defaults={})
     for candidate in itertools.islice(_candidates(driver), _SIMULATED):
-        share = 1.0 if candidate.images is None else candidate.images / images
-        seconds += _SECONDS_TO_STORE + share * (pace.gradient if candidate.gradient else pace.plain)
-        spent += share * images if budget.unit == "images" else 1
+        count = images if candidate.images is None else candidate.images
+        of_one = pace.gradient if candidate.gradient else pace.plain
+        seconds += _SECONDS_TO_STORE + of_one.of(count)
+        spent += count if budget.unit == "images" else 1
         if spent >= budget.total:
             break
     return seconds * max(budget.total / spent, 1.0)
@@ -103,16 +127,24 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
     if held_out is None:
         return 0.0
-    images = objective.samples.per_evaluation
-    share = 1.0
-    if images:
-        share = held_out.images_with(objective.samples.per_report) / images
-    had = 1 if objective.fixed_average is None else 2  # the last checkpoint, and the yardstick
-    finalists = math.ceil(held_out.top / len(specs)) * len(specs)
-    models = len(specs) + had + 1
-    choosing = share * (finalists + had + _POINTS_BETWEEN) * pace.selection
-    if objective.sampler is not None:  # a race, with as many images as a share of the searches allows
-        affordable = SHARE_OF_SEARCH * searches_seconds(specs, objective, pace) * pace.selection / pace.plain
-        choosing = max(affordable, FEWEST_IMAGES / images * (len(specs) + had) * pace.selection)
-    seconds = choosing + share * models * pace.held_out
-    return seconds + min(share, 1.0) * models * pace.also  # with no more images than an evaluation of the search
+    per_evaluation = objective.samples.per_evaluation
+    images = held_out.images_with(objective.samples.per_report) if per_evaluation else 0
+    has_yardstick = objective.fixed_average is not None
+    models = (
+        len(specs) + 1 + _has_trainer_ema(objective)
+    )  # the best of each search, EMA* among them; and what was there
+    if objective.sampler is None:
+        finalists = math.ceil(held_out.top / len(specs)) * len(specs)
+        choosing = (finalists + 1 + has_yardstick + _POINTS_BETWEEN) * pace.selection.of(images)
+    else:  # a race, with as many images as a share of the searches allows
+        relative = pace.selection.of(per_evaluation) / pace.plain.of(per_evaluation)
+        affordable = SHARE_OF_SEARCH * searches_seconds(specs, objective, pace) * relative
+        choosing = max(affordable, models * pace.selection.of(FEWEST_IMAGES))
+    seconds = choosing + (models + has_yardstick) * pace.held_out.of(images)
+    return seconds + models * pace.also.of(min(images, per_evaluation))
+
+
+def _has_trainer_ema(objective: Objective) -> bool:
+    with contextlib.suppress(LcscError):  # of one that was named and is not there, which the run says
+        return objective.trajectory is not None and objective.trajectory.trainer_ema_sha256 is not None
+    return False

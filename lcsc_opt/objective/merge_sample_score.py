@@ -200,8 +200,8 @@ class MergeSampleScore(StagedObjective):
         return {"scores": self.scores.describe_reports(), "also": also}
 
     def images_of(self, candidate: Candidate) -> int:
-        """How many images a candidate is evaluated on; of a rehearsal a few, on a device one batch."""
-        if candidate.rehearsal:
+        """How many images a candidate is evaluated on; in a rehearsal that says no number a few, on a GPU a batch."""
+        if candidate.rehearsal and candidate.images is None:
             return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.without_graph)
         return self._images if candidate.images is None else candidate.images
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.states import is_searched
 from lcsc_opt.experiment.rehearsal import rehearse
 from lcsc_opt.experiment.running import searches_of
-from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
+from lcsc_opt.experiment.timing import Pace, Seconds, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.objective.contract import Objective, Samples
 
 ENDED = {"search_ended": {"evaluations": 3, "exhausted": False, "deadline": 60.0}}
@@ -44,46 +45,67 @@ def planned(optimizers: list[str], **changes: Any) -> list[StudySpec]:
 
 
 def test_an_optimizer_plans_with_what_fits_into_the_time() -> None:
-    pace = Pace(gradient=3.0, search=0.98)
+    pace = Pace(gradient=Seconds(3.0), search=Seconds(0.48, 0.0005))
     [spec] = planned(["CMA"])
     assert evaluations_in(spec, Images(), pace) == 60
-    assert evaluations_in(spec, Images(), Pace(gradient=600.0)) == 2
+    assert evaluations_in(spec, Images(), Pace(gradient=Seconds(600.0))) == 2
     [several] = planned(["CMA"], workers=2)
     assert evaluations_in(several, Images(), pace) == 120
 
 
 def test_a_run_lasts_as_long_as_its_searches_and_its_one_report() -> None:
     objective = Images()
-    pace = Pace(gradient=3.0, selection=1.0, held_out=2.0, also=4.0)
+    pace = Pace(
+        gradient=Seconds(0.0, 0.003), selection=Seconds(1.0), held_out=Seconds(1.0, 0.001), also=Seconds(0.0, 0.004)
+    )
     options: dict[str, Any] = {"budget": {"evaluations": 50}, "held_out": {"images": 5000, "top": 3}}
     [search] = planned(["CMA"], **options)
     assert searches_seconds([search], objective, pace) == pytest.approx(50 * 1.02)
-    # three finalists, the last checkpoint, and three points on the way; the best, the last checkpoint and the answer
-    assert report_seconds([search], objective, pace) == 5 * (7 * 1.0 + 3 * 2.0) + 3 * 4.0
+    # three finalists, the last checkpoint, and three points on the way; the best, the last checkpoint
+    assert report_seconds([search], objective, pace) == 7 * 1.0 + 2 * 6.0 + 2 * 4.0
     both = [search, *planned(["LCSC"], **options)]
-    assert report_seconds(both, objective, pace) == 5 * (8 * 1.0 + 4 * 2.0) + 4 * 4.0, "two finalists of each"
+    assert report_seconds(both, objective, pace) == 8 * 1.0 + 3 * 6.0 + 3 * 4.0, "two finalists of each"
     [gradient] = planned(["LCSCGradient"], **options)
-    assert 50 * 0.3 < searches_seconds([gradient], objective, pace) < 50 * 0.5, "most steps have 100 images"
+    assert 15 < searches_seconds([gradient], objective, pace) < 30, "most steps have 100 images"
     grid, timed = planned(["EMAGrid", "CMA"], budget="5 min")
     assert searches_seconds([timed], objective, pace) == 300
     assert searches_seconds([grid, timed], objective, pace) > 301, "a grid is not cut"
 
 
-def test_what_only_the_first_evaluation_loads_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = Images()
+def rehearsed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Candidate, int], Cost], loading: float) -> Pace:
+    """What a rehearsal finds out about evaluations of these costs; the first on each noise takes longer."""
     clock = {"now": 0.0}
     loaded: set[str] = set()
 
     def evaluate(candidate: Candidate) -> Evaluation:
-        clock["now"] += 0.5
+        cost = seconds(candidate, candidate.images or 16)
+        clock["now"] += cost.sample_seconds + cost.features_seconds + cost.metric_seconds
         if candidate.noise.group not in loaded:
-            clock["now"] += 60.0
+            clock["now"] += loading
         loaded.add(candidate.noise.group)
-        return Evaluation(1.0, cost=Cost(images=250))
+        return Evaluation(1.0, cost=cost)
 
     monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    pace = rehearse("s", objective, evaluate, Candidate(np.full(4, 0.25)), report=True)
-    assert pace == Pace(search=2.0, selection=2.0, held_out=2.0)
+    return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25)), report=True)
+
+
+@pytest.mark.parametrize("loading", [0.0, 60.0])
+def test_what_a_trial_takes_is_known_from_few_images(monkeypatch: pytest.MonkeyPatch, loading: float) -> None:
+    def cost(candidate: Candidate, images: int) -> Cost:
+        return Cost(images=images, sample_seconds=0.1 * images, metric_seconds=0.5)
+
+    pace = rehearsed(monkeypatch, cost, loading)
+    assert pace.search.of(1000) == pytest.approx(100.5)
+    assert pace.held_out.of(5000) == pytest.approx(500.5)
+
+
+def test_where_few_images_take_no_time_more_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of a network costs something, too."""
+
+    def cost(candidate: Candidate, images: int) -> Cost:
+        return Cost(images=images, sample_seconds=0.2 + 0.001 * images)
+
+    assert rehearsed(monkeypatch, cost, 0.0).search.of(1000) < 5
 
 
 def test_a_study_of_an_expired_time_is_searched_until_there_is_more() -> None:
