@@ -91,7 +91,7 @@ bench: setup ## run every script in benchmarks/, one after the other (long)
 trainers: setup ## fifteen trainers of others, from init to their own loader; benchmarks/results/trainers.md (long; ONLY=timm: one)
 	$(BIN)/python benchmarks/trainers.py --work models/trainers --only '$(ONLY)'
 
-gpu: setup ## on a machine with an accelerator: its tests, what a trial takes, benchmarks/results/gpu.md (8 minutes)
+gpu: setup ## on a machine with an accelerator: a search, what a trial takes, its tests, benchmarks/results/gpu.md (10 minutes; OPTIONS='--minutes 5')
 	$(BIN)/python benchmarks/gpu.py $(OPTIONS)
 
 optimizers: setup ## which optimizer to pick: docs/benchmarks.md measured again (hours; OPTIONS=--quick: minutes)
