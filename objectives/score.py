@@ -34,6 +34,7 @@ from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.settings import CheckpointSettings
 from lcsc_opt.objective.weight_score import WeightScore
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.sampling.network import unshared
 
 
 class Settings(CheckpointSettings):
@@ -180,4 +181,4 @@ def _network(model: str, context: BuildContext) -> nn.Module:
         raise ObjectiveError(f"model: {model}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(network, nn.Module):
         raise ObjectiveError(f"model: {model} returned a {type(network).__name__}; expected a torch.nn.Module")
-    return network
+    return unshared(network)

@@ -39,6 +39,7 @@ from lcsc_opt.base.settings import AlsoSettings, parse_settings, second_of
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, Labels
+from lcsc_opt.sampling.network import unshared
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -99,4 +100,4 @@ def _network(checked: Settings, context: BuildContext) -> nn.Module:
         raise ObjectiveError(f"model_settings: {checked.model} refuses {checked.model_settings}: {reason}") from error
     if not isinstance(network, nn.Module):
         raise ObjectiveError(f"model: {checked.model} returned a {type(network).__name__}; expected a torch.nn.Module")
-    return network
+    return unshared(network)

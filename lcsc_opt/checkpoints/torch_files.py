@@ -10,6 +10,7 @@ import dataclasses
 import math
 import mmap
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -315,6 +316,10 @@ def _read_zip(data: memoryview, file: Any) -> Any:
     if len(pickles) != 1:
         raise TrajectoryError("is a zip, but not one of torch.save: save model.state_dict().")
     folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in entries:
+        order = _stored_entry(data, entries[f"{folder}byteorder"])
+        if bytes(data[order.start : order.start + order.size]) != sys.byteorder.encode():
+            raise TrajectoryError("was saved with the other byte order: load it with torch, and save it again.")
 
     def locate(dtype: torch.dtype, key: str, size: int) -> Storage:
         entry = _stored_entry(data, entries.get(f"{folder}data/{key}"))

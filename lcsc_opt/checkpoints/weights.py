@@ -35,8 +35,11 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
         TrajectoryError: a tensor has a dtype that safetensors does not have.
         OSError, safetensors.SafetensorError: the disk refuses.
     """
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it: safetensors gives its files to their owner alone
     try:
         save_file(tensors, path, metadata=dict(texts))
+        path.chmod(mode)
     except KeyError as error:  # in its table of dtypes
         unknown = next((name for name, tensor in tensors.items() if tensor.dtype in error.args), "")
         raise TrajectoryError(

@@ -110,7 +110,10 @@ def open_existing(url: str) -> RDBStorage | None:
     Raises:
         StudyStoreError: one line that says why it cannot be opened, or created.
     """
-    file = sqlite_file(parse_url(url))
+    parsed = parse_url(url)
+    file = sqlite_file(parsed)
+    if file is None and parsed.get_backend_name() != "postgresql":
+        raise StudyStoreError(f"{masked(url)}: studies are run in SQLite files and in PostgreSQL only")
     if file is not None:
         _check_sqlite_file(file, write=True)
         if not (file.exists() and _has_studies_table(file)):
@@ -188,8 +191,12 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
             raise StudyStoreError(f"{shown}: {error.strerror}; give another --storage") from error
         if header and header != _SQLITE_HEADER:
             raise StudyStoreError(f"{shown}: is not an SQLite database; give another --storage")
-        if not write and not _has_studies_table(file):
-            raise StudyStoreError(f"{shown}: holds no studies; start one with `lcsc run`, or give another --storage")
+        if not _has_studies_table(file):
+            advice = "start one with `lcsc run`, or give another --storage"
+            if not write:
+                raise StudyStoreError(f"{shown}: holds no studies; {advice}")
+            if _tables(file):
+                raise StudyStoreError(f"{shown}: holds the tables of another program; give another --storage")
         return
     if not write:
         raise StudyStoreError(f"{shown}: no such database; start a study with `lcsc run`, or give its --storage")
@@ -208,13 +215,19 @@ def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
 
 def _has_studies_table(file: Path) -> bool:
     """Whether Optuna has created its tables; a reader must not create them in somebody else's database."""
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
+    tables = _tables(file)
+    return tables is None or {"studies", "version_info"} <= tables  # another program may have the first, too
+
+
+def _tables(file: Path) -> set[str] | None:
+    """The names of the tables in a file; ``None`` if it is locked or damaged, which opening it says."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
     read_only_url = f"{file.absolute().as_uri()}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(read_only_url, uri=True, timeout=0)) as connection:
-            return connection.execute(query).fetchone() is not None
+            return {str(name) for (name,) in connection.execute(query)}
     except sqlite3.Error:
-        return True  # locked, or damaged: opening it says so
+        return None
 
 
 def _first_line(error: BaseException, url: str) -> str:

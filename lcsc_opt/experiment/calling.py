@@ -6,7 +6,6 @@ are handed over as objects. Nobody can compare these with what they were, so the
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -436,11 +435,8 @@ def _named(
 
 
 def _builder(build: Function | str) -> Function | str:
-    """What makes the network; of a network itself, what returns one copy of it, since its weights will change."""
-    if not isinstance(build, nn.Module):
-        return build
-    network = copy.deepcopy(build)
-    return lambda: network
+    """What makes the network; of a network itself, what returns it: the objective works on a copy."""
+    return (lambda: build) if isinstance(build, nn.Module) else build
 
 
 def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str, Any]:

@@ -98,6 +98,8 @@ def outcomes(name: str, value: Any) -> Floats:
     """
     if isinstance(value, Tensor) and not value.is_complex():  # complex numbers are refused below
         value = value.detach().cpu().double().numpy()
+    if isinstance(value, np.ma.MaskedArray) and value.ndim == 1:
+        value = value.compressed()  # numpy would count what is masked out, too
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths

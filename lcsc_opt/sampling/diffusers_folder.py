@@ -16,6 +16,7 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.settings import excerpt
+from lcsc_opt.checkpoints.names import is_numbered_folder
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
 TIMESTEP_SCALE = "timestep_scale"
@@ -51,7 +52,10 @@ class DiffusersFolder:
         path = _beside_trajectory(path)
         config = find_model_config(path)
         model = _read_json(config)
-        for folder in (config.parent, config.parent.parent):
+        folders = [config.parent, config.parent.parent]
+        if is_numbered_folder(config.parent.parent.name):  # runs/checkpoint-100/unet, and runs/scheduler
+            folders.append(config.parent.parent.parent)
+        for folder in folders:
             scheduler_config = folder / "scheduler" / "scheduler_config.json"
             if scheduler_config.is_file():
                 scheduler = _read_json(scheduler_config)

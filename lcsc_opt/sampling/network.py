@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import re
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -48,6 +51,19 @@ class NetworkSettings(FrozenModel):
         return accelerator.find(self.device)
 
 
+def unshared(network: nn.Module) -> nn.Module:
+    """A network that a function of the user's has returned; a copy of it if somebody else holds it, too.
+
+    Its weights and its mode will change, and whoever holds it would find it changed. One that cannot be copied is
+    returned itself.
+    """
+    holders = [one for one in gc.get_referrers(network) if not isinstance(one, types.FrameType)]
+    if holders:
+        with contextlib.suppress(Exception):  # whatever copying a user's network runs into
+            return copy.deepcopy(network)
+    return network
+
+
 class PreparedNetwork:
     """A network that gets the weights of one candidate after the other. It is called like the network itself.
 
@@ -88,10 +104,10 @@ class PreparedNetwork:
         self._as_prepared = {name: _kind(tensor) for name, tensor in _tensors(self.module)}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the part that the checkpoints hold.
+        """Copy merged weights into the part that the checkpoints hold, and put the network into evaluation mode.
 
         Whatever the user's code has changed since the last call is as before: mode, dtypes, devices, and what requires
-        a gradient.
+        a gradient. The mode comes last, whatever kind of network it is.
 
         Raises:
             ObjectiveError: they do not fit it, or weights that they do not replace have lost digits.
@@ -101,21 +117,20 @@ class PreparedNetwork:
             self.module.train()
         if self._adapter is None:
             load_weights(self.trained, weights)
-            if self._puts_averages_in:
-                self.module.eval()
-                state = self.weights.state
-                self.weights.replaced = next(
-                    (name for name in weights if _is_replaced(weights[name], state.get(name))), None
-                )
-            return
-        _check_fit(weights, self._adapter)
-        with torch.no_grad():
-            for name, parameter in self._adapter.items():
-                parameter.copy_(weights[name])
-
-    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        else:
+            _check_fit(weights, self._adapter)
+            with torch.no_grad():
+                for name, parameter in self._adapter.items():
+                    parameter.copy_(weights[name])
         if any(module.training for module in self.module.modules()):
             self.module.eval()
+        if self._puts_averages_in:
+            state = self.weights.state
+            self.weights.replaced = next(
+                (name for name in weights if _is_replaced(weights[name], state.get(name))), None
+            )
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
         state = self.trained.state_dict(keep_vars=True) if self._adapter is None else self._adapter
         replaced = {id(tensor) for name, tensor in state.items() if name in weights}
         for name, tensor in list(_tensors(self.module)):

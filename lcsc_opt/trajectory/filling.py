@@ -29,7 +29,7 @@ from lcsc_opt.trajectory.layout import Layout, stored_dtype
 from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files, source_text
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.neighbours import check_neighbours
-from lcsc_opt.trajectory.side_data import side_data
+from lcsc_opt.trajectory.side_data import check_alphas, side_data
 from lcsc_opt.trajectory.sources import PackRequest, Sources
 from lcsc_opt.trajectory.trajectory import Trajectory
 
@@ -82,6 +82,8 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
         if not writer.has_trainer_ema:  # else an earlier call has written it
             _write_trainer_ema(writer, sources, key)
     try:
+        manifest = Manifest.load(partial)
+        check_alphas(manifest.layout, manifest.varying)
         check_neighbours(Trajectory.open(partial), steps_given=request.steps is not None)
     except TrajectoryError:
         shutil.rmtree(partial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import PACKED_ALPHAS, LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.reading import Checkpoint, read_metadata
+from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.manifest import HEADER
 
 _CONFIG = "config.json"  # of diffusers and transformers
@@ -61,6 +62,21 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
             f"{other}: its LoRA has other alphas than {one}, so their weights cannot be combined: {_ADVICE}."
         )
     return next(iter(found), "")
+
+
+def check_alphas(layout: Layout, varying: Collection[str]) -> None:
+    """Refuse a LoRA whose tensors ``.alpha`` differ between checkpoints: they say what the other tensors mean.
+
+    Raises:
+        TrajectoryError: naming one.
+    """
+    if lora_flavour(layout.shapes) is None:
+        return
+    name = next((name for name in sorted(varying) if name.endswith(".alpha")), None)
+    if name is not None:
+        raise TrajectoryError(
+            f"{name}: its alpha differs between checkpoints, so their weights cannot be combined: {_ADVICE}."
+        )
 
 
 def _check_configurations(paths: Sequence[Path], key: str) -> None:
