@@ -235,7 +235,7 @@ def searched(work: Path, name: str, evaluations: int, *, plainly: bool) -> tuple
     settings = flow_settings(work, SIDE, reference=reference, images=REAL_IMAGES, loss=f"fdr@{features}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if plainly:
-            stack.enter_context(mock.patch("lcsc_opt.experiment.rehearsal.SECONDS_TO_SHORTEN", math.inf))
+            stack.enter_context(mock.patch("lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN", math.inf))
         start = time.perf_counter()
         processor_start = processor_seconds()
         lcsc_opt.run(

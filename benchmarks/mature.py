@@ -130,7 +130,7 @@ def judge_cell(work: Path, cell: Cell) -> dict[str, Any]:
     models["EMA"] = torch.load(work / cell.model / "ema" / checkpoints[-1].name, weights_only=True)
     models["answer"] = result.merge()
     lcsc_search = search(
-        work, cell, "_lcsc", optimizers="LCSC", rows=None, budget=math.ceil(images[-1] / 500), held_out=0
+        work, cell, "_lcsc", optimizers="LCSC", rows=None, budget=math.ceil(images[-1] / 500), held_out=500
     )
     models["LCSC"] = lcsc_search.studies[-1].merge()
     if cell.window != "late":

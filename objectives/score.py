@@ -50,6 +50,7 @@ class Settings(CheckpointSettings):
             sees. The answer is still chosen by ``score``.
         batch_norm: ``module:function``, called like ``score``; passes data through the model, from which the statistics
             of batch normalization are estimated again.
+        repeats: how often a model is scored, for a score that is random; the mean counts, and its error is reported.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Settings(CheckpointSettings):
     size: Annotated[int, Field(ge=2)] | None = None
     held_out: str | None = None
     batch_norm: str | None = None
+    repeats: Annotated[int, Field(ge=1)] = 1
 
     @property
     def merges_statistics(self) -> bool:
@@ -87,6 +89,7 @@ class Settings(CheckpointSettings):
             name=", ".join(name for name in names if name),
             held_out_name=self.held_out,
             model_files=model_files,
+            repeats=self.repeats,
         )
 
     def _function(self, setting: str, context: BuildContext) -> Callable[..., Any] | None:

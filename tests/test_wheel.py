@@ -22,10 +22,10 @@ SHORTER = {  # of the notebook's study
 }
 FIRST = """
 import lcsc_opt.exports.images
-import lcsc_opt.experiment.rehearsal
+import lcsc_opt.sampling.layout
 
 lcsc_opt.exports.images.PAIRS = 40
-lcsc_opt.experiment.rehearsal.SECONDS_TO_SHORTEN = 1e9  # as in conftest.py
+lcsc_opt.sampling.layout.SECONDS_TO_SHORTEN = 1e9  # as in conftest.py
 """
 
 pytestmark = pytest.mark.slow

@@ -408,7 +408,6 @@ class Experiment:
         if self._before is not None or self._stored is not None or self._has_layout:
             return
         self._has_layout = True
-        notice(f"{self.name}: rehearsing on a few images what a search and its report will do")
         follows_gradient = any(configure(spec.optimizer).needs_gradient for spec in self._specs)
         with contextlib.suppress(Exception):  # of a sampler that fails, the rehearsal says why
             layout = self.objective.fastest_layout(gradient=follows_gradient)
@@ -429,6 +428,7 @@ class Experiment:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
                 self._use(spec, follows_gradient[0].space.rows)
             in_flight = parallelism(spec, self.objective)["in_flight"]
+            notice(f"{self.name}: rehearsing what a search and its report will do")
             with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
                 self.pace = rehearse(
                     self.name,

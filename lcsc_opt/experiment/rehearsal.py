@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
@@ -23,6 +24,10 @@ from lcsc_opt.objective.contract import Objective
 _NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _LEAST_SECONDS = 0.01
+_SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
+_DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores
+_SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
+_RELIABLE_SLOPES = 0.1
 _SILENT_SECONDS = 2.0
 
 
@@ -36,7 +41,8 @@ def rehearse(
 ) -> Pace:
     """Evaluate a candidate on each noise, and say how long a trial will take.
 
-    A score that seems to ignore the model that it is given is said, too.
+    One model is scored twice, with another in between: a score that is no function of the weights would make any search
+    believe in luck. Its gradient is compared with differences. A score that seems to ignore the weights is said, too.
 
     Args:
         name: of the experiment, for messages.
@@ -49,13 +55,13 @@ def rehearse(
         How long each takes.
 
     Raises:
-        ObjectiveError: the code failed, or gave no gradient where one is followed. Without a gradient, a candidate
-            whose loss is not finite is passed over.
+        ObjectiveError: the code failed, or gave no gradient where one is followed; one model has two scores, or the
+            gradient is not that of the score. Without a gradient, a candidate whose loss is not finite is passed over.
     """
     first = dataclasses.replace(first, rehearsal=True)
     plain = dataclasses.replace(first, gradient=False)
     paces: dict[str, Seconds] = {}
-    loss = None
+    outcomes: dict[str, Evaluation] = {}
     candidates = _candidates(first, plain, objective, report=report)
     with progress(f"{name}: rehearsal", len(candidates), after=_SILENT_SECONDS) as advance:
         for kind, candidate in candidates.items():
@@ -67,14 +73,12 @@ def rehearse(
                     raise ObjectiveError(f"{name}: {_sentence(outcome, candidate)}")
                 continue  # this candidate could not be scored, which says nothing about others
             seconds = time.perf_counter() - start
-            if candidate is first:
-                loss = outcome.loss
+            outcomes[kind] = outcome
             paces[kind] = _pace(evaluate, candidate, outcome.cost, seconds, objective)
-    if loss is not None and _ignores_the_weights(loss, plain, objective, evaluate):
-        notice(
-            f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
-            "does the score evaluate the model that it is given?"
-        )
+    if "search" in outcomes:
+        _check_score(name, outcomes["search"].loss, plain, objective, evaluate)
+    if "gradient" in outcomes:
+        _check_gradient(name, outcomes["gradient"], plain, evaluate)
     pace = Pace(**paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
     if trial_seconds >= _NOTICED_SECONDS:
@@ -125,19 +129,71 @@ def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, rep
     return candidates
 
 
-def _ignores_the_weights(
-    loss: float, plain: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]
-) -> bool:
-    """Whether the first and the last checkpoint have this loss, too; the last is evaluated only if the first has it."""
-    if objective.trajectory is None:
-        return False
+def _check_score(
+    name: str, loss: float, plain: Candidate, objective: Objective, evaluate: Callable[[Candidate], Outcome]
+) -> None:
+    """Score the start of the search again, after another model; and say if all models seem to have one score.
+
+    Raises:
+        ObjectiveError: it has another score than before.
+    """
+    others = []
     for row in (0, -1):
         alone = np.zeros(len(objective.steps))
         alone[row] = 1.0
         outcome = evaluate(dataclasses.replace(plain, coefficients=alone))
-        if isinstance(outcome, Failure) or outcome.loss != loss:
-            return False
-    return True
+        others.append(None if isinstance(outcome, Failure) else outcome.loss)
+        if others[-1] != loss:
+            break
+    if others == [loss, loss] and objective.trajectory is not None:
+        notice(
+            f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
+            "does the score evaluate the model that it is given?"
+        )
+    again = evaluate(plain)
+    if isinstance(again, Failure) or math.isclose(again.loss, loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):
+        return
+    if not objective.is_random:
+        raise ObjectiveError(
+            f"{name}: one model was scored twice, and got {loss:.6g} and then {again.loss:.6g}: the score depends on "
+            "something beside the weights. Seed what is random (by draw.seed), and keep nothing between calls, such as "
+            "hooks or attributes; of a score that is random for good, set repeats, and the mean of so many counts"
+        )
+
+
+def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: Callable[[Candidate], Outcome]) -> None:
+    """Compare a gradient with the differences of scores along its own direction.
+
+    Where scores at two distances disagree about the slope, nothing is known.
+
+    Raises:
+        ObjectiveError: the slope is another one.
+    """
+    gradient = outcome.gradient
+    if gradient is None:
+        return
+    direction = gradient - gradient.mean(axis=-1, keepdims=True)  # sums stay one
+    length = float(np.linalg.norm(direction))
+    if not length:
+        return
+    direction = direction / length
+    slopes = []
+    for distance in _DISTANCES:
+        losses = []
+        for sign in (1, -1):
+            ahead = evaluate(dataclasses.replace(plain, coefficients=plain.coefficients + sign * distance * direction))
+            if isinstance(ahead, Failure):
+                return
+            losses.append(ahead.loss)
+        slopes.append((losses[0] - losses[1]) / (2 * distance))
+        if math.isclose(slopes[-1], length, rel_tol=_SAME_SLOPE):
+            return
+    if math.isclose(*slopes, rel_tol=_RELIABLE_SLOPES):
+        raise ObjectiveError(
+            f"{name}: the gradient says that the loss rises by {length:.4g} where it rises by {slopes[-1]:.4g}: some "
+            "weights reach the score without a graph, as through no_grad, detach or a reentrant checkpoint. Let them "
+            "have one, or search by losses alone: optimizers: [EMAGrid, LCSCQuadratic]"
+        )
 
 
 def _sentence(failure: Failure, candidate: Candidate) -> str:

@@ -156,6 +156,7 @@ class Objective(abc.ABC):
         code: name → file of each of the user's modules that the objective was loaded from.
         places: text of a setting → the whole path that was found there.
         layout: how the weights of its network lie in memory, which changes the speed, and losses in their last bits.
+        is_random: whether one model may have several scores, which its author has averaged.
     """
 
     trajectory: Mergeable | None = None
@@ -164,6 +165,7 @@ class Objective(abc.ABC):
     code: Mapping[str, CodeFile] = types.MappingProxyType({})
     places: Mapping[str, str] = types.MappingProxyType({})
     layout: str = CONTIGUOUS
+    is_random: bool = False
 
     @property
     @abc.abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class NetworkScorer:
         name: the names of the network and of the functions that decide the score.
         held_out_name: the name of ``held_out``.
         model_files: of a network that a folder's files describe: their names with their digests.
+        repeats: how often the function is called for a score, which is the mean of what it returns.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class NetworkScorer:
         name: str,
         held_out_name: str | None = None,
         model_files: Mapping[str, str] | None = None,
+        repeats: int = 1,
     ) -> None:
+        self.repeats = repeats
         self._network = PreparedNetwork(network, settings)
         self.device = self._network.device
         self._function = function
@@ -218,6 +222,8 @@ class NetworkScorer:
         The code of the functions is in :attr:`Objective.code`.
         """
         described: dict[str, Any] = {"score": self._name, "dtype": self._network.settings.dtype}
+        if self.repeats > 1:
+            described["repeats"] = self.repeats
         if self._model_files is not None:
             described[MODEL_FILES] = dict(self._model_files)
         return described
@@ -230,9 +236,19 @@ class NetworkScorer:
         function = self._function
         if self._held_out is not None and (draw.group == HELD_OUT.group or self._divides(draw)):
             function = self._held_out
-        if takes_draw(function):
-            return function(self._network.module, draw=draw)
-        return function(self._network.module)
+        draws = {"draw": draw} if takes_draw(function) else {}
+        if self.repeats == 1:
+            return function(self._network.module, **draws)
+        return self._repeated(lambda: function(self._network.module, **draws))
+
+    def _repeated(self, score: Callable[[], Any]) -> Any:
+        """What a random score returns, one call after the other: means of each call are its single outcomes."""
+        first = score()
+        if isinstance(first, Mapping):
+            calls = [first, *(score() for _ in range(self.repeats - 1))]
+            return {entry: [float(outcomes(str(entry), call[entry]).mean()) for call in calls] for entry in first}
+        rest = (score() for _ in range(self.repeats - 1))
+        return (_mean_of(returned) for returned in itertools.chain([first], rest))
 
     def _passes(self, function: Callable[..., Any]) -> Callable[[], None]:
         """The user's function of batch normalization, without arguments."""
@@ -266,6 +282,12 @@ def _joined(batches: list[Floats]) -> Floats:
     if not batches:
         raise ObjectiveError("score: the generator yielded nothing; expected outcomes, batch by batch")
     return np.concatenate(batches)
+
+
+def _mean_of(returned: Any) -> Any:
+    """The mean of what one call of a score returned: a number, single outcomes, or a generator of them."""
+    values = torch.cat([torch.as_tensor(batch).reshape(-1) for batch in _scores_in(returned)])
+    return values.to(torch.promote_types(values.dtype, torch.float32)).mean()
 
 
 def _has_graph(value: Any) -> bool:

@@ -42,6 +42,7 @@ class WeightScore(Objective):
         self._size = size
         self.samples = Samples(per_evaluation=size or 0, per_report=size)  # reports have as many items as a search
         self._on_device = False
+        self.is_random = scorer.repeats > 1
 
     @property
     def steps(self) -> tuple[int, ...]:

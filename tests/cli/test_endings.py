@@ -43,7 +43,7 @@ def heed_hangups() -> None:
 
 def complaints(ended: Ended) -> list[str]:
     lines = [line for line in ended.err.splitlines() if line.startswith("lcsc: ") or "Error" in line]
-    usual = ("compare this with your trainer's log", "rehearsing on a few images", "the whole run takes up to")
+    usual = ("compare this with your trainer's log", "rehearsing what a search", "the whole run takes up to")
     return [line for line in lines if not any(words in line for words in usual)]
 
 

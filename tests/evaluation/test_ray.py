@@ -55,7 +55,7 @@ def test_trials_are_those_of_this_process_although_a_worker_is_killed(folder: Pa
     """And the study goes on where it began, or elsewhere."""
     shared = {"optimizers": ["LCSCGradient"], "budget": {"evaluations": 6}}
     assert lcsc(["run", study_file(folder, workers=1, **shared)]) == 0
-    objective = {"file": "stages_on_ray.py", "settings": {"log": str(folder / "log"), "dies": [8]}}
+    objective = {"file": "stages_on_ray.py", "settings": {"log": str(folder / "log"), "dies": [22]}}
     file = study_file(folder, objective=objective, workers={"ray": 2, "gpus": 0}, **shared)
     on_cluster = ("--ray", cluster.address, "--storage", "sqlite:///r.db")
     ended = lcsc_process("run", file, *on_cluster, first=expect_no_lost_node)

@@ -232,7 +232,7 @@ def test_a_rehearsal_samples_few_images_and_measures_no_units_of_the_loss(sample
     changes = ["objective.settings.loss={fdr: [pixels]}", "objective.settings.batch_size=8", "~held_out"]
     typed("run", "sampled.yaml", "--optimizer", "EMAGrid", "--dry-run", "objective.settings.images=40", *changes)
     batches = [int(line) for line in (sampled / "sampled.txt").read_text().split()]
-    assert sum(batches) == 2 + 2 * REHEARSED + 40, "two for the layout, two models, and one of them with all images"
+    assert sum(batches) == 2 + 3 * REHEARSED + 40, "two for the layout, one model twice and another, and all images"
     assert max(batches) == 8
 
 
