@@ -222,6 +222,13 @@ def trainer_ema(count: int) -> Coefficients:
     return last_alone(count + 1)
 
 
+def is_saved(coefficients: Coefficients) -> bool:
+    """Whether a model is as its trainer saved it: one checkpoint, the same in all rows, or the trainer's average."""
+    rows = np.atleast_2d(coefficients)
+    first = rows[0]
+    return bool((rows == first).all() and np.count_nonzero(first) == 1 and first.max() == 1.0)
+
+
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
     """The coefficients of the power-function profile of EDM2 (Karras et al. 2024, Eq. 3 and Algorithm 2).
 

@@ -37,10 +37,10 @@ class ImageStages:
     scores: MetricSuite
     batch_norm: BatchNormStatistics | None
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put merged weights, name → tensor, into the model."""
+    def load(self, weights: Mapping[str, Tensor], *, as_saved: bool) -> None:
+        """Put merged weights, name → tensor, into the model; ``as_saved`` ones with their own statistics."""
         self.sampler.load(weights)
-        if self.batch_norm is not None:
+        if self.batch_norm is not None and not as_saved:
             self.batch_norm.estimate()
 
     # not inference mode: networks may keep tensors, and a later graph could not use those

@@ -24,7 +24,7 @@ from lcsc_opt.base.records import (
     Yardstick,
 )
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.coefficients.profiles import is_saved, power_ema_coefficients
 from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
@@ -223,7 +223,7 @@ class MergeSampleScore(StagedObjective):
         watch = Stopwatch()
         weights, merging_cost = prepared
         with watch.timing("merge"):
-            self._load(weights)
+            self._load(weights, candidate.coefficients)
             weights.clear()
         pass_over_images = self._first_gradient_pass if candidate.gradient else self._sample
         metrics = self._batch_sizes.retry_smaller(lambda: pass_over_images(candidate, first, last, watch))
@@ -283,7 +283,7 @@ class MergeSampleScore(StagedObjective):
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise as they are saved: ``[count, C, H, W]`` in [-1, 1]."""
-        self._load(self._placed_trajectory.merge(coefficients))
+        self._load(self._placed_trajectory.merge(coefficients), coefficients)
 
         def sampled() -> Tensor:
             batches = self._batch_sizes.batches(0, count)
@@ -298,9 +298,9 @@ class MergeSampleScore(StagedObjective):
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if they are estimated again."""
-        if self._batch_norm is None:
+        if self._batch_norm is None or is_saved(coefficients):
             return {}
-        self._load(self._placed_trajectory.merge(coefficients))
+        self._load(self._placed_trajectory.merge(coefficients), coefficients)
         return self._batch_norm.values()
 
     @property
@@ -337,10 +337,13 @@ class MergeSampleScore(StagedObjective):
             yardstick=candidate.yardstick,
         )
 
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put merged weights into the model. The graph of its former weights is useless then."""
+    def _load(self, weights: Mapping[str, Tensor], coefficients: Coefficients) -> None:
+        """Put merged weights into the model. The graph of its former weights is useless then.
+
+        What was saved keeps the statistics of batch normalization that it was saved with.
+        """
         self._close_gradient_pass()
-        self._stages.load(weights)
+        self._stages.load(weights, as_saved=is_saved(coefficients))
 
     def _sample(
         self,
@@ -381,7 +384,7 @@ class MergeSampleScore(StagedObjective):
         gradient_pass = self._gradient_pass
         if gradient_pass is None or not gradient_pass.is_of(candidate, first, last):
             with watch.timing("merge"):
-                self._load(self._placed_trajectory.merge(candidate.coefficients))
+                self._load(self._placed_trajectory.merge(candidate.coefficients), candidate.coefficients)
             gradient_pass = GradientPass(self._stages, self._placed_trajectory, candidate, first, last)
             self._gradient_pass = gradient_pass
         try:

@@ -85,14 +85,14 @@ class NetworkScorer:
         """Name → parameter or buffer of the network, of its adapter if it has one."""
         return self._network.weights.state
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put merged weights into the network.
+    def load(self, weights: Mapping[str, Tensor], *, as_saved: bool = False) -> None:
+        """Put merged weights into the network; ``as_saved`` ones with their own statistics of batch normalization.
 
         Raises:
             ObjectiveError: they do not fit it.
         """
         self._network.load(weights)
-        if self.batch_norm is not None:
+        if self.batch_norm is not None and not as_saved:
             self.batch_norm.estimate()
 
     def merged_statistics(self, varying: Collection[str]) -> list[str]:
@@ -102,7 +102,7 @@ class NetworkScorer:
         return BatchNormStatistics(self._network.module, lambda: None).merged(varying)
 
     def measure(
-        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None
+        self, weights: dict[str, Tensor], draw: Draw, varying: Collection[str] | None = None, *, as_saved: bool = False
     ) -> tuple[Scored, Mapping[str, Tensor]]:
         """The metrics, of which the first one is the score, and the gradient of the score: name → tensor.
 
@@ -112,12 +112,13 @@ class NetworkScorer:
             weights: name → tensor; they are used once, and the dictionary is cleared.
             draw: on which data.
             varying: the names of the weights to differentiate in; ``None`` computes no gradient.
+            as_saved: whether the weights are those of one checkpoint.
 
         Raises:
             ObjectiveError: there is no score, or a gradient is asked for and the score has no graph.
             MetricError: a metric is not finite.
         """
-        self.load(weights)
+        self.load(weights, as_saved=as_saved)
         weights.clear()  # frees their memory
         if varying is None:
             return self._metrics(draw), {}

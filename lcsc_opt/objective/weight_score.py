@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.coefficients.profiles import is_saved
 from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
@@ -73,7 +74,9 @@ class WeightScore(Objective):
         merged = time.perf_counter()
         stop_if_told()
         varying = self.trajectory.varying if candidate.gradient else None
-        measured, weight_gradients = self.scorer.measure(weights, draw, varying)
+        measured, weight_gradients = self.scorer.measure(
+            weights, draw, varying, as_saved=is_saved(candidate.coefficients)
+        )
         coefficient_gradient = None
         if candidate.gradient:
             coefficient_gradient = self._sign * self.trajectory.project(weight_gradients)
@@ -103,6 +106,8 @@ class WeightScore(Objective):
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
         """Statistics of batch normalization, if the scorer estimates them again."""
+        if is_saved(coefficients):
+            return {}
         return self.scorer.statistics(self._merged(coefficients))
 
     def describe(self) -> dict[str, Any]:

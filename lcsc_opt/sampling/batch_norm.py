@@ -2,7 +2,8 @@
 
 The statistics are averages over what a network saw in training, and a merge with negative coefficients may be far from
 what the merged network sees. So they are estimated from forward passes of the merged network, as in torch's
-``swa_utils.update_bn``.
+``swa_utils.update_bn``; but the variance is that of all passes together. A batch of a sampler has one time, and a batch
+of a training all of them, so the variance between times is a part of what the network has seen.
 """
 
 from __future__ import annotations
@@ -22,12 +23,44 @@ BATCH = 16
 NOISE = Noise("batch-norm")  # no evaluation samples from this group
 
 
+class _Moments:
+    """The mean and the variance of everything that a normalization has seen, by channel."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._count = 0
+        self._mean: Tensor | float = 0.0
+        self._square: Tensor | float = 0.0
+
+    def add(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """What one call sees, ``[N, C, ...]``."""
+        by_channel = inputs[0].transpose(0, 1).flatten(1)
+        variance, mean = torch.var_mean(by_channel.float(), dim=1, correction=0)
+        count = by_channel.shape[1]
+        share = count / (self._count + count)
+        self._mean = self._mean + share * (mean.double() - self._mean)
+        self._square = self._square + share * (variance.double() + mean.double() ** 2 - self._square)
+        self._count += count
+        self._calls += 1
+
+    def write(self, module: _BatchNorm) -> None:
+        """Make them the statistics of the normalization, unless it was not called."""
+        if not isinstance(self._mean, Tensor):
+            return
+        variance = (self._square - self._mean**2) * self._count / max(self._count - 1, 1)
+        for buffer, value in ((module.running_mean, self._mean), (module.running_var, variance)):
+            assert buffer is not None  # of one that tracks them
+            buffer.copy_(value)
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.fill_(self._calls)
+
+
 class BatchNormStatistics:
     """Estimates the statistics of a network, each time after new weights.
 
     Args:
         network: merged weights are loaded into it.
-        passes: sends data through the network; plain averages over all its calls become the statistics.
+        passes: sends data through the network; mean and variance of all its calls become the statistics.
     """
 
     def __init__(self, network: nn.Module, passes: Callable[[], object]) -> None:
@@ -59,17 +92,19 @@ class BatchNormStatistics:
     @torch.no_grad()
     def estimate(self) -> None:
         """Send the data through the network, whose normalizations use the statistics of each batch meanwhile."""
-        momenta = {path: module.momentum for path, module in self._modules.items()}
+        moments = {module: _Moments() for module in self._modules.values()}
+        hooks = [module.register_forward_pre_hook(seen.add) for module, seen in moments.items()]
         try:
-            for module in self._modules.values():
-                module.reset_running_stats()
-                module.momentum = None  # the plain average over all calls
+            for module in moments:
                 module.train()
             self._passes()
         finally:
-            for path, module in self._modules.items():
-                module.momentum = momenta[path]
+            for hook in hooks:
+                hook.remove()
+            for module in moments:
                 module.eval()
+        for module, seen in moments.items():
+            seen.write(module)
 
     def values(self) -> Mapping[str, Tensor]:
         """The statistics as they are now, on the CPU, by their names in the state dict."""

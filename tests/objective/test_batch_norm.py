@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lcsc_opt import load_study
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import SEARCH, Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, NOISE
@@ -60,18 +61,35 @@ def test_statistics_are_estimated_again_and_that_is_said(folder: Path, capsys: p
     assert np.isfinite(estimating.evaluate(Candidate(SIGNED)).loss)
 
 
-def test_they_are_the_averages_of_what_the_merged_network_sees(folder: Path) -> None:
-    """As torch's ``update_bn`` has them."""
+def test_they_are_the_mean_and_the_variance_of_all_that_the_merged_network_sees(folder: Path) -> None:
+    """Torch's ``update_bn`` averages the variances of batches, and leaves out the variance between them."""
     estimating = objective(folder)
     found = estimating.statistics(SIGNED)
-    expected = network()
-    expected.load_state_dict(estimating.trajectory.merge(SIGNED))
+    merged = network()
+    merged.load_state_dict(estimating.trajectory.merge(SIGNED))
     noise = estimating.sampler.noise  # type: ignore[attr-defined]
     batches = [noise.batch(NOISE, first, first + BATCH, (1, 8, 8)) for first in range(0, IMAGES, BATCH)]
-    torch.optim.swa_utils.update_bn(batches, expected)
+    with torch.no_grad():
+        seen = merged.get_submodule("0")(torch.cat(batches)).transpose(0, 1).flatten(1)
     assert set(found) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected.state_dict()[name])
+    torch.testing.assert_close(found["1.running_mean"], seen.mean(1))
+    torch.testing.assert_close(found["1.running_var"], seen.var(1))
+    assert int(found["1.num_batches_tracked"]) == IMAGES // BATCH
+
+
+@pytest.mark.parametrize(
+    "coefficients", [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [[0.0, 1.0, 0.0]] * 3], ids=["last", "first", "rows"]
+)
+def test_what_was_saved_keeps_its_own(folder: Path, coefficients: list[Any]) -> None:
+    made = objective(folder)
+    if isinstance(coefficients[0], list):
+        made.merge_in_rows("layers")
+    chosen = np.array(coefficients)
+    assert made.statistics(chosen) == {}
+    made.images(chosen, SEARCH, 4)
+    saved = load_file(folder / f"model{1 + int(np.atleast_2d(chosen)[0].argmax())}.safetensors")
+    state = made.sampler.weights.trained.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(state[name], tensor) for name, tensor in saved.items())
 
 
 def test_the_same_candidate_has_the_same_loss_whatever_was_there_before_and_however_large_batches_are(
