@@ -4,6 +4,9 @@ import bz2
 import collections
 import gzip
 import lzma
+import os
+import stat
+import sys
 import zipfile
 
 import pytest
@@ -14,6 +17,7 @@ from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.checkpoints.inventory import CHOOSE, GUESSED_KEYS
 from lcsc_opt.checkpoints.order import checkpoint_steps
 from lcsc_opt.checkpoints.reading import read_checkpoint
+from lcsc_opt.checkpoints.weights import write_safetensors
 from tests.checkpoints.checkpoint_examples import net, saved
 from tests.trajectory.trajectory_examples import same_bits, state_dict
 
@@ -283,3 +287,26 @@ def test_a_file_of_torch_whose_zip_was_compressed_says_so(tmp_path):
             packed.writestr(name, plain.read(name))
     with pytest.raises(TrajectoryError, match=r"m\.pt is a compressed zip"):
         read_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("order", [b"little", b"big"])
+def test_a_file_with_the_other_byte_order_is_refused(tmp_path, order):
+    torch.save({"w": torch.arange(4.0)}, tmp_path / "saved.pt")
+    with zipfile.ZipFile(tmp_path / "saved.pt") as saved, zipfile.ZipFile(tmp_path / "m.pt", "w") as other:
+        for name in saved.namelist():
+            other.writestr(name, order if name.endswith("byteorder") else saved.read(name))
+    if order.decode() == sys.byteorder:
+        assert read_checkpoint(tmp_path / "m.pt").tensors["w"].tolist() == [0, 1, 2, 3]
+    else:
+        with pytest.raises(TrajectoryError, match=r"m\.pt was saved with the other byte order: load it with torch"):
+            read_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_an_export_may_be_read_by_whom_the_umask_lets(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_safetensors({"w": torch.ones(2)}, tmp_path / "m.safetensors", {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o666 & ~mask

@@ -12,6 +12,7 @@ import torch
 import yaml
 from optuna.storages import RDBStorage
 
+from lcsc_opt import load_study
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
@@ -257,3 +258,79 @@ def test_a_search_goes_on_with_another_batch_size_and_device_as_if_it_had_not_en
 def test_advice_about_rows_is_given_once(scored: Path, typed: Typed, options: list[str]) -> None:
     command = ("run", "scored.yaml", "space.rows=layers", "held_out=null", *options)
     assert typed(*command).err.count("scored/LCSC/0: without a gradient, more rows do not help") == 1
+
+
+RANDOM = """
+import random
+import torch
+
+GENERATOR = random.Random(0)
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+        self.other = torch.nn.Parameter(torch.zeros(4))
+        self.calls = 0
+
+def random_score(model):
+    return float(model.weight.mean()) + GENERATOR.random()
+
+def drifting(model):
+    model.calls += 1
+    return float(model.weight.mean()) * (1 + model.calls)
+
+def steady(model):
+    return (model.weight - 12).square().mean()
+
+def detached(model):
+    return (model.weight.detach() + 0.2 * model.other).square().mean()
+
+def doubled(model):
+    return {"score": (model.weight + model.weight.detach()).square().mean()}
+"""
+
+
+@pytest.fixture
+def scores(workplace: Path) -> Path:
+    (workplace / "random_parts.py").write_text(RANDOM)
+    draw = torch.Generator().manual_seed(0)
+    for step in (10, 20, 30):
+        weights = {name: step + torch.randn(4, generator=draw) for name in ("weight", "other")}
+        torch.save(weights, workplace / f"model{step}.pt")
+    study = {
+        "name": "scores",
+        "objective": {"file": "score.py", "settings": {"checkpoints": "model*.pt", "model": "random_parts:Net"}},
+        "budget": {"evaluations": 3},
+    }
+    (workplace / "scores.yaml").write_text(yaml.safe_dump(study))
+    return workplace
+
+
+def score(name: str, *optimizers: str) -> tuple[str, ...]:
+    return ("run", "scores.yaml", f"objective.settings.score=random_parts:{name}", f"optimizers={[*optimizers]}")
+
+
+@pytest.mark.parametrize("name", ["random_score", "drifting"])
+def test_a_score_that_is_no_function_of_the_weights_is_refused(scores: Path, typed: Typed, name: str) -> None:
+    said = typed(*score(name, "LCSC"), status=2).err
+    assert "scores: one model was scored twice, and got " in said
+    assert not (scores / "studies.db").exists()
+
+
+def test_of_a_random_score_the_mean_of_repeats_counts_with_its_error(scores: Path, typed: Typed) -> None:
+    typed(*score("random_score", "LCSC"), "objective.settings.repeats=20")
+    [first, *_] = load_study("scores/LCSC/0").trials
+    assert first["metrics"].keys() == {"random_score", "random_score_stderr"}
+    assert 0.02 < first["metrics"]["random_score_stderr"] < 0.2
+
+
+@pytest.mark.parametrize("name", ["detached", "doubled"])
+def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str) -> None:
+    said = typed(*score(name, "LCSCGradient"), status=2).err
+    assert re.search(r"scores: the gradient says that the loss rises by [0-9.]+ where it rises by [0-9.]+", said)
+    typed(*score(name, "LCSCQuadratic"))
+
+
+def test_a_gradient_without_holes_is_followed(scores: Path, typed: Typed) -> None:
+    assert "after 3 evaluations" in typed(*score("steady", "LCSCGradient")).err

@@ -20,7 +20,7 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.objective.scorer import Draw
+from lcsc_opt.objective.scorer import Draw, Scored
 from lcsc_opt.objective.weight_score import WeightScore
 from tests.commands import Typed
 from tests.contracts import check_objective
@@ -343,3 +343,10 @@ def test_folders_of_transformers_are_merged_and_scored(folder: Path) -> None:
     one_line(ObjectiveError, "architectures", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
     half.unlink()
     one_line(ObjectiveError, "holds no config.json", lambda: build(folder, checkpoints="checkpoint-*", model="half"))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 1e6], [1.0, np.nan, 2.0]])
+def test_what_is_masked_out_does_not_count(values: list[float]) -> None:
+    masked = np.ma.masked_array(values, mask=[value not in (1.0, 2.0) for value in values])
+    assert Scored.of(masked, "accuracy").metrics["accuracy"] == 1.5
+    assert Scored.of({"loss": 3.0, "accuracy": masked}, "score").metrics["accuracy"] == 1.5

@@ -88,3 +88,15 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ObjectiveError, match=r"config\.json"):
             DiffusersFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "is_found"), [("checkpoint-300", True), ("models", False)])
+def test_the_scheduler_of_a_run_lies_beside_its_checkpoints(tmp_path: Path, folder: str, is_found: bool) -> None:
+    unet = tmp_path / "runs" / folder / "unet"
+    unet.mkdir(parents=True)
+    (unet / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    scheduler = tmp_path / "runs" / "scheduler"
+    scheduler.mkdir()
+    (scheduler / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    read = DiffusersFolder.read(tmp_path / "runs" / folder)
+    assert (read.scheduler is not None) == is_found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
+from lcsc_opt.sampling.network import unshared
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMES = torch.tensor([1, 50, 999])
@@ -117,3 +118,45 @@ def test_averages_that_eval_puts_in_are_those_of_the_weights_that_are_loaded() -
     plain = PreparedNetwork(torch.nn.Linear(2, 1))
     plain.load({"weight": torch.ones(1, 2), "bias": torch.ones(1)})
     assert plain.weights.why_no_gradient(["weight"]) is None
+
+
+class _OfItsOwnMode(nn.Module):
+    """As networks that keep a part of them in evaluation mode while they train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.drop = nn.Dropout(0.5)
+
+    def train(self, mode: bool = True) -> _OfItsOwnMode:
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.drop(self.linear(x))
+        return output
+
+
+def _adapted() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    adapted: nn.Module = peft.get_peft_model(_OfItsOwnMode(), peft.LoraConfig(r=2, target_modules=["linear"]))
+    return adapted
+
+
+@pytest.mark.parametrize("make", [_OfItsOwnMode, _adapted, lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))])
+def test_every_kind_of_network_is_in_evaluation_mode_after_it_got_its_weights(make: Any) -> None:
+    network = PreparedNetwork(make(), NetworkSettings(device="cpu"))
+    weights = {name: tensor.detach().clone() for name, tensor in network.weights.state.items()}
+    for _ in range(2):
+        network.load(weights)
+        assert not any(module.training for module in network.module.modules())
+        network.module.train()  # as a user's function may leave it
+
+
+def test_a_network_that_somebody_else_holds_is_copied() -> None:
+    held = nn.Linear(2, 2)
+    holders: dict[str, Any] = {"net": held}
+    assert unshared(holders["net"]) is not held
+    assert torch.equal(unshared(held).state_dict()["weight"], held.weight)
+    fresh = nn.Linear(2, 2)
+    assert unshared(fresh) is fresh

@@ -395,3 +395,23 @@ def test_an_average_that_a_later_file_lacks_is_no_obstacle(tmp_path, late):
         torch.save(file, tmp_path / "3.pt")
     trajectory = pack(tmp_path, tmp_path / "t")
     assert (trajectory.metadata["key"], trajectory.trainer_ema()) == ("model", None)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4.0, 16.0), (4.0, 4.0)])
+def test_a_lora_whose_alphas_differ_is_refused(tmp_path, first, second):
+    """A mean of 4 and 16 is an alpha of no file."""
+    draw = torch.Generator().manual_seed(0)
+    for step, alpha in ((100, first), (200, second)):
+        module = "lora_unet_mid_to_q"
+        tensors = {
+            f"{module}.lora_down.weight": torch.randn(4, 8, generator=draw),
+            f"{module}.lora_up.weight": torch.randn(8, 4, generator=draw),
+            f"{module}.alpha": torch.tensor(alpha),
+        }
+        save_file(tensors, tmp_path / f"hat-{step:06d}.safetensors")
+    if first == second:
+        assert len(pack(tmp_path, tmp_path / "t")) == 2
+        return
+    with pytest.raises(TrajectoryError, match=r"mid_to_q\.alpha: its alpha differs between checkpoints"):
+        pack(tmp_path, tmp_path / "t")
+    assert not list(tmp_path.glob("t*"))
