@@ -107,10 +107,14 @@ def _pace(
     if seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
         of_an_image = max(cost.sample_seconds, _LEAST_SECONDS) / cost.images
         more = max(cost.images, min(int(_TIMED_SECONDS / of_an_image), objective.samples.per_evaluation))
-        start = time.perf_counter()
-        again = evaluate(dataclasses.replace(candidate, images=more))
-        if not isinstance(again, Failure):
+        for _ in range(2):
+            start = time.perf_counter()
+            again = evaluate(dataclasses.replace(candidate, images=more))
+            if isinstance(again, Failure):
+                break
             cost, seconds = again.cost, time.perf_counter() - start
+            if cost.metric_seconds < seconds / 2:  # else it may be the first metric of so many images
+                break
     fixed = cost.metric_seconds + cost.merge_seconds
     return Seconds(fixed, (seconds - fixed) / cost.images)
 
