@@ -29,6 +29,7 @@ from lcsc_opt.checkpoints.names import (
     is_weights_file,
     natural_order,
     read_names,
+    without_suffix,
 )
 from lcsc_opt.checkpoints.order import checkpoint_steps
 
@@ -117,7 +118,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     reasons = {path: _why_no_checkpoint(path, key) for path in numbered}
     checkpoints = [path for path in numbered if reasons[path] is None]
     if checkpoints:
-        return checkpoints
+        return [*checkpoints, *_unnumbered(entries, key)]
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
     files = [path for path in entries if is_weights_file(path)] or [
@@ -130,11 +131,18 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     others = [path for path in entries if path.is_dir() and is_numbered(path) and not is_packed(path)]
     dated = [path for path in others if path not in reasons and _why_no_checkpoint(path, key) is None]
     if dated:
-        return dated
+        return [*dated, *_unnumbered(entries, key)]
     for path, reason in reasons.items():
         raise TrajectoryError(f"{path} {reason}")
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
     raise TrajectoryError(f"No checkpoint in {folder}: expected {_expected()}; it holds {names}.")
+
+
+def _unnumbered(entries: Sequence[Path], key: str | None) -> list[Path]:
+    """Weights beside numbered folders, as ``final/`` and a root's ``pytorch_model.bin``: perhaps the end of the run."""
+    folders = [path for path in entries if path.is_dir() and _COPY.fullmatch(path.name)]
+    files = [path for path in entries if is_weights_file(path)]
+    return [*(folder for folder in folders if _why_no_checkpoint(folder, key) is None), *files]
 
 
 def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = True) -> str | None:
@@ -192,11 +200,21 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
         return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
-    is_one_series = len({named.series for named in read_names(numbered)}) == 1
+    numbered_names = read_names(numbered)
+    is_one_series = len({named.series for named in numbered_names}) == 1
+    patterns = Counter(named.glob for named in numbered_names)
+    if is_one_series and len({_numbered_parts(pattern) for pattern in patterns}) > 1:
+        listed = ", ".join(f"{pattern} ({count})" for pattern, count in sorted(patterns.items())[:_MOST_SERIES_NAMED])
+        raise TrajectoryError(
+            f"{place} holds files of several patterns, whose numbers may count other things: {listed}. Choose one, or "
+            "give the steps (lcsc trajectory pack --steps)."
+        )
     if unnumbered and is_one_series and len(numbered) > 1:
-        names = ", ".join(path.name for path in unnumbered)
-        notice(f"{names} in {place} left out: no step in the name")
-        return numbered
+        later = [path for path in unnumbered if _is_later(path, numbered)]
+        left_out = [path.name for path in unnumbered if path not in later[:1]]
+        if left_out:
+            notice(f"{', '.join(left_out)} in {place} left out: no step in the name, and none inside after the others")
+        return [*numbered, *later[:1]]
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)
     if not is_one_series and len(sizes) > 1 and max(sizes.values()) > 1:
@@ -223,6 +241,20 @@ def _is_after(final: Path, paths: Sequence[Path]) -> bool:
     """Whether the metadata of a file tell a step after those of the others."""
     step = step_in_metadata(final)
     return step is not None and all(step > earlier for earlier in checkpoint_steps(paths))
+
+
+def _numbered_parts(pattern: str) -> tuple[str, ...]:
+    """The parts of a glob in which numbers stand, whatever the format of the files and the folders above them."""
+    return tuple(without_suffix(part) for part in Path(pattern).parts if "*" in part)
+
+
+def _is_later(path: Path, numbered: Sequence[Path]) -> bool:
+    """Whether a checkpoint without a number is the end of a run: all files tell their steps, and it the last."""
+    try:
+        *steps, last = checkpoint_steps([*numbered, path])
+    except TrajectoryError:
+        return False
+    return last > max(steps)
 
 
 class Selection(FrozenModel):

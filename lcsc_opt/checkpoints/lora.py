@@ -36,6 +36,7 @@ _KOHYA_PREFIXES = {
     "lora_unet_": "unet",
     "lora_te2_": "text_encoder_2",
 }
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")  # PEFT's init_lora_weights, some with a number behind
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _OLD_TEXT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -88,6 +89,7 @@ class _Scale(pydantic.BaseModel):
     lora_alpha: pydantic.FiniteFloat
     alpha_pattern: dict[str, pydantic.FiniteFloat] | None = None
     use_rslora: bool | None = None
+    init_lora_weights: bool | str | None = None
 
     def alpha_of(self, path: str) -> float:
         """The alpha of the module at ``path``: that of the first pattern that matches, else that of all modules."""
@@ -108,6 +110,21 @@ class LoraAlphas(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True)
 
     configs: dict[str, _Scale] = {}
+
+    def check_start(self) -> None:
+        """Refuse adapters that are no LoRAs of the base model: some ways to begin change the base, too.
+
+        Raises:
+            TrajectoryError: naming the way.
+        """
+        for config in self.configs.values():
+            start = str(config.init_lora_weights)
+            if start.startswith(_CHANGE_THE_BASE):
+                raise TrajectoryError(
+                    f"The adapter began by {start}, which also changed the base weights, so it is no LoRA of the base "
+                    "model alone. Convert the checkpoints first: PEFT's save_pretrained has "
+                    "path_initial_model_for_weight_conversion for it; or write the adapter as PEFT has it."
+                )
 
     @classmethod
     def constant(cls, alpha: float) -> LoraAlphas:

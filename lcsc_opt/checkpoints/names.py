@@ -106,7 +106,7 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
 
 def post_hoc_step(path: Path) -> int | None:
     """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
-    width_and_step = _WIDTH_AND_STEP.fullmatch(_without_suffix(path.name))
+    width_and_step = _WIDTH_AND_STEP.fullmatch(without_suffix(path.name))
     return None if width_and_step is None else int(width_and_step["digits"])
 
 
@@ -158,7 +158,7 @@ class _StepPart(NamedTuple):
 
     @classmethod
     def of_file(cls, path: Path) -> _StepPart:
-        text = _without_suffix(path.name)
+        text = without_suffix(path.name)
         return cls(0, text, tuple(_possible_steps(text)))
 
     @classmethod
@@ -167,7 +167,7 @@ class _StepPart(NamedTuple):
         nearest_folders = path.absolute().parts[-2:-4:-1]
         for depth, folder in enumerate(nearest_folders, start=1):
             if _NUMBERED_FOLDER.fullmatch(folder):
-                text = _without_suffix(folder)
+                text = without_suffix(folder)
                 return cls(depth, text, tuple(_possible_steps(text)))
         return None
 
@@ -224,7 +224,7 @@ class _StepPart(NamedTuple):
             series = self._aside.sub("", self._without(numbers, ""))
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
         if self.depth:
-            series = "/".join((series, *path.absolute().parts[-self.depth : -1], _without_suffix(path.name)))
+            series = "/".join((series, *path.absolute().parts[-self.depth : -1], without_suffix(path.name)))
         return series
 
     def _glob(self, path: Path, numbers: Sequence[re.Match[str]]) -> str:
@@ -291,7 +291,8 @@ def _value(digits: str) -> int:
     return int(Decimal(digits.rstrip("kKmM")) * 1000**thousands)
 
 
-def _without_suffix(name: str) -> str:
+def without_suffix(name: str) -> str:
+    """A file's name without what tells its format."""
     for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json", ZIP):
         name = name.removesuffix(suffix)
     return name

@@ -107,6 +107,7 @@ class Destination:
             content.config.check_fits(content.weights)
         if self.form == "lora":
             naming = content.recipe.lora or LoraNaming()
+            naming.alphas.check_start()
             content = content._replace(weights=_named_by_diffusers(content.weights, naming), header={})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,14 @@ class WeightGradient:
         """Make the weights ordinary tensors again."""
         self._open.close()
 
-    def add(self, images: Tensor, gradient: Tensor) -> None:
+    def add(self, images: Tensor, gradient: Tensor, *, lifts: Sequence[int] = (0,)) -> None:
         """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from ``gradient``, of the same shape.
+
+        Args:
+            images: or a score, or scores.
+            gradient: of the loss in them.
+            lifts: powers of two by which the gradient is scaled up, the largest first: the first is taken with which
+                no gradient overflows. A mean over many outputs has gradients that half types would round to zero.
 
         Raises:
             ObjectiveError: the images have no graph.
@@ -51,9 +57,15 @@ class WeightGradient:
                 "inference_mode, detach and numpy, or search without gradients"
             )
         exponent = math.frexp(float(gradient.abs().max()))[1] + HEADROOM
-        scaled = gradient.to(images.dtype) * 2.0**-exponent
         leaves = tuple(self._leaves.values())
-        gradients = cast("Sequence[Tensor | None]", torch.autograd.grad(images, leaves, scaled, allow_unused=True))
+        for lift in lifts:
+            is_last = lift == lifts[-1]
+            scaled = gradient.to(images.dtype) * 2.0 ** (lift - exponent)
+            found = torch.autograd.grad(images, leaves, scaled, allow_unused=True, retain_graph=not is_last)
+            gradients = cast("Sequence[Tensor | None]", found)
+            if is_last or all(part is None or bool(torch.isfinite(part).all()) for part in gradients):
+                break
+        exponent -= lift
         for name, part in zip(self._leaves, gradients, strict=True):
             if part is None:  # no image depends on this leaf
                 continue

@@ -25,6 +25,7 @@ from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 
 FEWEST_OUTCOMES = 10  # of each half of what ``held_out`` returns
 TRIAL_SIZE = 16  # items of the call that shows whether a score has a gradient
+_LIFTS = {"fp16": (16, 12, 8, 4, 0)}
 _NO_METRIC = ("<lambda>", "loss")  # names of functions; "loss" is what the search minimizes
 
 
@@ -174,7 +175,7 @@ class NetworkScorer:
                 if not _has_graph(score):
                     raise ObjectiveError(f"a gradient was asked for, and {self._metric} returned {_no_graph(score)}")
                 batches.append(outcomes(self._metric, score))
-                total.add(score, torch.ones_like(score))
+                total.add(score, torch.ones_like(score), lifts=_LIFTS.get(self._network.settings.dtype, (0,)))
         values = _joined(batches)
         if isinstance(returned, Iterator):
             returned = values

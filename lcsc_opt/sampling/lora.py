@@ -42,6 +42,7 @@ class LoraAdapter:
 
     Raises:
         ObjectiveError: the pipeline does not support LoRAs.
+        TrajectoryError: as :meth:`LoraAlphas.check_start`.
     """
 
     def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
@@ -51,6 +52,7 @@ class LoraAdapter:
             )
         self._pipeline = pipeline
         self._alphas = alphas or LoraAlphas()
+        self._alphas.check_start()
         self._unet = getattr(pipeline, "unet", None)
         self._places: dict[str, tuple[Any, nn.Parameter]] = {}
         """A factor's name in diffusers → its layer of PEFT, and the parameter there."""

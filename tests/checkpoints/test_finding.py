@@ -226,3 +226,46 @@ def test_why_folders_of_a_run_are_no_checkpoints_is_said(tmp_path, component):
     with pytest.raises(TrajectoryError, match=rf"checkpoint-\d00 holds several variants .*in {component}"):
         find_checkpoints(tmp_path)
     assert len(found(str(tmp_path / f"checkpoint-*/{component}/*.ema.safetensors"), tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns"),
+    [
+        (["checkpoint1.pt", "checkpoint2.pt", "checkpoint_1_100.pt", "checkpoint_1_200.pt"], ["checkpoint*.pt"]),
+        (
+            ["hat-000001.pt", "hat-000002.pt", "hat-step00000500.pt", "hat-step00001000.pt"],
+            ["hat-*.pt", "hat-step*.pt"],
+        ),
+        (["ckpt_100.pt", "ckpt_200.pt", "ckpt-1.pt"], ["ckpt_*.pt", "ckpt-*.pt"]),
+    ],
+    ids=["epochs beside updates", "epochs beside steps", "another separator"],
+)
+def test_two_patterns_of_names_are_not_one_run(tmp_path, names, patterns):
+    for name in names:
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    with pytest.raises(TrajectoryError, match="holds (files of several patterns|several series)") as refused:
+        find_checkpoints(tmp_path)
+    assert all(str(tmp_path / pattern) in str(refused.value) for pattern in patterns)
+
+
+@pytest.mark.parametrize(("inside", "is_used"), [(40, True), (30, False), (None, False)])
+def test_a_final_model_is_used_if_its_step_is_inside_and_else_said_to_be_left_out(tmp_path, caplog, inside, is_used):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    for step in (10, 20, 30):
+        torch.save({"state_dict": {"w": torch.ones(2)}, "global_step": step}, tmp_path / f"epoch=0-step={step}.ckpt")
+    content = {"state_dict": {"w": torch.zeros(2)}}
+    torch.save(content if inside is None else {**content, "global_step": inside}, tmp_path / "end.ckpt")
+    found = find_checkpoints(tmp_path)
+    assert (found[-1].name == "end.ckpt") == is_used
+    assert len(found) == 3 + is_used
+    assert ("end.ckpt" in caplog.text) == (not is_used)
+
+
+@pytest.mark.parametrize("beside", ["final/model.pt", "pytorch_model.bin"])
+def test_weights_beside_numbered_folders_are_said_to_be_left_out(tmp_path, caplog, beside):
+    caplog.set_level("INFO", logger="lcsc_opt")
+    for place in ("checkpoint-10/model.pt", "checkpoint-20/model.pt", beside):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        torch.save({"w": torch.ones(2)}, tmp_path / place)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
+    assert f"{beside.split('/')[0]} in {tmp_path} left out" in caplog.text

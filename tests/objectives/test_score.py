@@ -350,3 +350,30 @@ def test_what_is_masked_out_does_not_count(values: list[float]) -> None:
     masked = np.ma.masked_array(values, mask=[value not in (1.0, 2.0) for value in values])
     assert Scored.of(masked, "accuracy").metrics["accuracy"] == 1.5
     assert Scored.of({"loss": 3.0, "accuracy": masked}, "score").metrics["accuracy"] == 1.5
+
+
+def mean_of_many(model: nn.Module) -> Tensor:
+    """A mean over so many outputs that gradients in half precision would be zero."""
+    outputs = model(torch.ones(20_000, 3)).float()
+    return (outputs - 0.1).square().mean()
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 8, bias=False)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_gradient_in_half_precision_is_not_rounded_to_zero(place: Path, dtype: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for step in (1, 2, 3):
+        torch.save({"weight": 0.1 * torch.randn(8, 3, generator=draw)}, f"small{step}.pt")
+
+    def gradient(dtype: str) -> Any:
+        settings: dict[str, Any] = {"checkpoints": "small*.pt", "model": f"{OWN}:small", "dtype": dtype}
+        settings["score"] = f"{OWN}:mean_of_many"
+        objective = load_objective(ObjectiveSpec(file="score.py", settings=settings))
+        return objective.evaluate(Candidate(MIX, gradient=True)).gradient
+
+    exact = gradient("fp32")
+    assert np.linalg.norm(gradient(dtype) - exact) < 0.05 * np.linalg.norm(exact)
