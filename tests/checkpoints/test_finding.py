@@ -243,7 +243,7 @@ def test_why_folders_of_a_run_are_no_checkpoints_is_said(tmp_path, component):
 def test_two_patterns_of_names_are_not_one_run(tmp_path, names, patterns):
     for name in names:
         torch.save({"w": torch.ones(2)}, tmp_path / name)
-    with pytest.raises(TrajectoryError, match="holds (files of several patterns|several series)") as refused:
+    with pytest.raises(TrajectoryError, match=r"holds (files of several patterns|several series)") as refused:
         find_checkpoints(tmp_path)
     assert all(str(tmp_path / pattern) in str(refused.value) for pattern in patterns)
 
