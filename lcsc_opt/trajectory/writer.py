@@ -203,7 +203,7 @@ class TrajectoryWriter:
         """
         gpus = {tensor.device for tensor in tensors.values() if asynchronous(tensor.device)}
         if gpus and (self._row is None or len(self._row) != layout.row_bytes):
-            self._row = torch.zeros(layout.row_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+            self._row = torch.empty(layout.row_bytes, dtype=torch.uint8, device="cpu", pin_memory=True).zero_()
 
         def copy(place: Tensor, tensor: Tensor) -> None:
             place.copy_(tensor, non_blocking=tensor.device in gpus)

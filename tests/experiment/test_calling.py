@@ -533,7 +533,7 @@ def test_a_time_ends_the_search_but_no_grid_and_more_time_continues_it(search: A
 def test_a_search_that_follows_gradients_has_an_answer_however_little_time_there_is(search: Any) -> None:
     result = search(states(), score=distance, optimizers="LCSCGradient", budget="0.001 s")
     assert result.studies[0].searched is not None
-    assert len(result.studies[0].trials) == 2
+    assert len(result.studies[0].trials) in (1, 2), "the second where the first is no check"
 
 
 def test_an_interrupted_search_goes_on(search: Any) -> None:
