@@ -104,6 +104,8 @@ def _pace(
     """
     if not cost.images:
         return Seconds(seconds)
+    if not cost.sample_seconds:  # of a score, all of whose items were scored
+        return Seconds(of_image=seconds / cost.images)
     if seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
         of_an_image = max(cost.sample_seconds, _LEAST_SECONDS) / cost.images
         more = max(cost.images, min(int(_TIMED_SECONDS / of_an_image), objective.samples.per_evaluation))
