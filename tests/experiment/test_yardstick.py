@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 URL = "sqlite:///studies.db"
 IMAGES = 60
 TRIALS = 10
-REHEARSAL = 3 * REHEARSED + IMAGES  # few images of one model twice and of another, and all of one
+# few images of one model twice and of another, and all of one; twice where the first metric of so many took long
+REHEARSALS = (3 * REHEARSED + IMAGES, 3 * REHEARSED + 2 * IMAGES)
 LAST = IMAGES  # of the last checkpoint, once an experiment
 AVERAGE = IMAGES  # of the yardstick, once an experiment
 PRECISION = "precision@stored_parts:Means"
@@ -145,11 +146,11 @@ def test_it_is_measured_once_for_all_studies_and_processes_of_an_experiment(opti
     study, grid = run(content)
     assert stored_names() == [study.name, grid.name]
     assert stored_images(study.name) == content["budget"]["images"]
-    assert sampled_images() == REHEARSAL + LAST + AVERAGE + (TRIALS + AVERAGES) * IMAGES
+    assert sampled_images() - (LAST + AVERAGE + (TRIALS + AVERAGES) * IMAGES) in REHEARSALS
     sampled = sampled_images()
     before = yardstick()
     run(specification(optimizers=[optimizer], workers=workers), seeds=[1])
-    assert sampled_images() == sampled + REHEARSAL + TRIALS * IMAGES
+    assert sampled_images() - (sampled + TRIALS * IMAGES) in REHEARSALS
     assert yardstick() == before
 
 
@@ -249,7 +250,7 @@ def test_real_images_that_the_average_equals_are_refused(monkeypatch: pytest.Mon
         run(specification(settings={"loss": {"fdr": ["stored_parts:Means", "pixels"]}}))
 
 
-@pytest.mark.parametrize("images", [REHEARSAL + 30, 6 * IMAGES + 10])
+@pytest.mark.parametrize("images", [REHEARSALS[0] + 30, 6 * IMAGES + 10])
 def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images: int) -> None:
     content = specification()
     Path("stop_after").write_text(str(images))
@@ -261,8 +262,8 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     Path("stop_after").unlink()
     Path("sampled.txt").unlink()
     [study] = run(content)
-    before_trials = 0 if stored_before else REHEARSAL + LAST + AVERAGE
-    assert sampled_images() == before_trials + TRIALS * IMAGES - stored_before
+    before_trials = sampled_images() - (TRIALS * IMAGES - stored_before)
+    assert before_trials - LAST - AVERAGE in REHEARSALS or (stored_before and before_trials == 0)
     shutil.move("studies.db", "interrupted.db")
     [whole] = run(content)
     assert [trial.value for trial in trials(study.name)] == [
