@@ -250,7 +250,7 @@ def test_real_images_that_the_average_equals_are_refused(monkeypatch: pytest.Mon
         run(specification(settings={"loss": {"fdr": ["stored_parts:Means", "pixels"]}}))
 
 
-@pytest.mark.parametrize("images", [REHEARSALS[0] + 30, 6 * IMAGES + 10])
+@pytest.mark.parametrize("images", [REHEARSALS[1] + 30, 8 * IMAGES + 10])
 def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images: int) -> None:
     content = specification()
     Path("stop_after").write_text(str(images))
