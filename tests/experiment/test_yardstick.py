@@ -263,7 +263,10 @@ def test_after_an_interruption_only_what_has_no_result_is_evaluated_again(images
     Path("sampled.txt").unlink()
     [study] = run(content)
     before_trials = sampled_images() - (TRIALS * IMAGES - stored_before)
-    assert before_trials - LAST - AVERAGE in REHEARSALS or (stored_before and before_trials == 0)
+    if stored_before:
+        assert before_trials == 0
+    else:  # the last checkpoint may have been measured before
+        assert {before_trials - AVERAGE, before_trials - AVERAGE - LAST} & {*REHEARSALS}
     shutil.move("studies.db", "interrupted.db")
     [whole] = run(content)
     assert [trial.value for trial in trials(study.name)] == [
