@@ -199,7 +199,7 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
         (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
     alphas = LoraAlphas.read(folder, key=key)
     assert alphas is not None
-    scale = {"lora_alpha": ALPHA, "alpha_pattern": {}, "use_rslora": False}
+    scale = {"lora_alpha": ALPHA, "alpha_pattern": {}, "use_rslora": False, "init_lora_weights": True}
     assert alphas.model_dump() == {"configs": {"": scale}}  # and nothing that names a folder of this machine
 
 
