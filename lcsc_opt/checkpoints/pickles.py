@@ -15,6 +15,7 @@ Neither of the standard readers is used, because what a file can make them do ha
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 import struct
 from collections.abc import Callable
@@ -168,6 +169,8 @@ class InertUnpickler:
         Raises:
             TrajectoryError: malformed, too large, or made to harm.
         """
+        collects = gc.isenabled()
+        gc.disable()  # nothing becomes garbage here, and to look for it takes longer than all the rest
         try:
             self._run()
             return self._stack.pop()
@@ -175,6 +178,9 @@ class InertUnpickler:
             raise
         except Exception as error:  # a hostile file can raise anything
             raise TrajectoryError(MALFORMED) from error
+        finally:
+            if collects:
+                gc.enable()
 
     def _run(self) -> None:
         """Follow the opcodes to the end; the most frequent ones at once, since a call of a method costs more than they.
