@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from real import Array, Real, UNet, distances, precision_and_recall, sample_flow
+from real import Array, Real, UNet, distances, precision_and_recall, sample_flow, train_classifier
 from torch import Tensor, nn
 
 BATCH, SAVED = 64, 300
@@ -238,19 +238,8 @@ class Judges:
         images = images_of(self.model, work)
         torch.manual_seed(0)
         net = nn.Sequential(_judge_body(kind, self.model), nn.Linear(64, int(images.classes.max()) + 1))
-        path = work / f"judge_{kind}_{self.model.name}.pt"
-        if path.exists():
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net.eval().requires_grad_(False)
-        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-        for _ in range(12):
-            for batch in torch.split(torch.randperm(len(images.classes)), 64):
-                loss = F.cross_entropy(net(images.judged_by[batch]), images.classes[batch])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        torch.save(net.state_dict(), path)
-        return net.eval().requires_grad_(False)
+        train_classifier(net, images.judged_by, images.classes, work / f"judge_{kind}_{self.model.name}.pt")
+        return net
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Array]:

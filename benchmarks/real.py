@@ -315,10 +315,17 @@ def classifier_of_b(path: Path) -> Classifier:
     """The classifier, trained on B; read from ``path`` if it is there."""
     torch.manual_seed(0)
     network = Classifier()
+    images, classes = (values[TRAINED_ON:] for values in digits())
+    train_classifier(network, images, classes, path)
+    return network
+
+
+def train_classifier(network: nn.Module, images: Tensor, classes: Tensor, path: Path) -> None:
+    """Twelve passes over images with their classes; the weights are read from ``path`` if it is there."""
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
-        return network.eval().requires_grad_(False)
-    images, classes = (values[TRAINED_ON:] for values in digits())
+        network.eval().requires_grad_(False)
+        return
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(12):
@@ -328,7 +335,7 @@ def classifier_of_b(path: Path) -> Classifier:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     torch.save(network.state_dict(), path)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
 
 
 class Real:

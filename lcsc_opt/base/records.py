@@ -72,7 +72,7 @@ class Candidate:
         gradient: whether to compute the gradient of the loss in the coefficients, too.
         keep_weight: the weight of the kept metric's guide in a gradient; ``None`` uses the penalty of the loss.
         yardstick: what the loss is relative to; without it the metrics of the loss have no units and no bound.
-        rehearsal: whether nobody compares the loss: one batch of images is enough.
+        rehearsal: whether nobody compares the loss: a few images are enough.
         unbiased: whether the loss and its gradient are corrected for the bias of few images, as steps need it. Such a
             loss is comparable with no other.
         error: whether ``without_groups`` is wanted, for the errors of the loss and the metrics.

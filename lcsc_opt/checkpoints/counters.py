@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,19 @@ class Counters(NamedTuple):
 
 
 def read_counters(path: Path) -> Counters:
-    """The counters in a file, numbers of any type; none if it is damaged, since its name may tell them."""
+    """The counters in a file, numbers of any type; none if it is damaged, since its name may tell them.
+
+    A file is read once, as long as it stays the same.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return Counters()
+    return _read_once(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
     step = step_in_metadata(path)
     if step is not None or not path.name.endswith(TORCH_SUFFIXES) or not path.is_file():
         return Counters(step)

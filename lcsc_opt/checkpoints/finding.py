@@ -18,7 +18,6 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
-from lcsc_opt.checkpoints.counters import step_in_metadata
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
@@ -194,7 +193,7 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
     final = _final_file(paths)
     if final is not None:
         rest = _only_series(place, [path for path in paths if path != final])
-        if _is_after(final, rest):
+        if _is_later(final, rest):
             return [*rest, final]
         notice(f"{final.name} in {place} left out: no later step in its metadata")
         return rest
@@ -235,12 +234,6 @@ def _final_file(paths: Sequence[Path]) -> Path | None:
     if all(re.fullmatch(rf"{re.escape(shortest.stem)}[-_]\D*[0-9]+", path.stem) for path in numbered):
         return shortest
     return None
-
-
-def _is_after(final: Path, paths: Sequence[Path]) -> bool:
-    """Whether the metadata of a file tell a step after those of the others."""
-    step = step_in_metadata(final)
-    return step is not None and all(step > earlier for earlier in checkpoint_steps(paths))
 
 
 def _numbered_parts(pattern: str) -> tuple[str, ...]:

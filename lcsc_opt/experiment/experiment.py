@@ -415,7 +415,7 @@ class Experiment:
                 self.objective.layout = layout
 
     def _rehearse(self, spec: StudySpec) -> None:
-        """Evaluate one candidate on one batch, as the searches without a result and the report will; once."""
+        """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
         without_result = [other for other in self._specs if not self._has_result(other)]
         if self.pace is not None or spec.name not in [other.name for other in without_result]:
             return

@@ -77,7 +77,7 @@ def rehearse(
             paces[kind] = _pace(evaluate, candidate, outcome.cost, seconds, objective)
     if "search" in outcomes:
         _check_score(name, outcomes["search"].loss, plain, objective, evaluate)
-    if "gradient" in outcomes:
+    if "gradient" in outcomes and not objective.is_random:
         _check_gradient(name, outcomes["gradient"], plain, evaluate)
     pace = Pace(**paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
@@ -156,15 +156,21 @@ def _check_score(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
         )
+    if objective.is_random:
+        return
     again = evaluate(plain)
     if isinstance(again, Failure) or math.isclose(again.loss, loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):
         return
-    if not objective.is_random:
-        raise ObjectiveError(
-            f"{name}: one model was scored twice, and got {loss:.6g} and then {again.loss:.6g}: the score depends on "
-            "something beside the weights. Seed what is random (by draw.seed), and keep nothing between calls, such as "
-            "hooks or attributes; of a score that is random for good, set repeats, and the mean of so many counts"
-        )
+    advice = (
+        "Seed what is random (by draw.seed), and keep nothing between calls, such as hooks or attributes; of a score "
+        "that is random for good, set repeats, and the mean of so many counts"
+    )
+    if objective.sampler is not None:
+        advice = "Let the sampler take all that is random from the noise that it gets, and keep nothing between calls"
+    raise ObjectiveError(
+        f"{name}: one model was scored twice, and got {loss:.6g} and then {again.loss:.6g}: the score depends on "
+        f"something beside the weights. {advice}"
+    )
 
 
 def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: Callable[[Candidate], Outcome]) -> None:

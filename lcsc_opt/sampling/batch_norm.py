@@ -35,7 +35,8 @@ class _Moments:
     def add(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """What one call sees, ``[N, C, ...]``."""
         by_channel = inputs[0].transpose(0, 1).flatten(1)
-        variance, mean = torch.var_mean(by_channel.float(), dim=1, correction=0)
+        wide = by_channel.to(torch.promote_types(by_channel.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dim=1, correction=0)
         count = by_channel.shape[1]
         share = count / (self._count + count)
         self._mean = self._mean + share * (mean.double() - self._mean)
