@@ -415,3 +415,18 @@ def test_a_lora_whose_alphas_differ_is_refused(tmp_path, first, second):
     with pytest.raises(TrajectoryError, match=r"mid_to_q\.alpha: its alpha differs between checkpoints"):
         pack(tmp_path, tmp_path / "t")
     assert not list(tmp_path.glob("t*"))
+
+
+def test_a_checkpoint_that_changes_after_its_last_look_is_named(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        torch.save({"w": torch.randn(1 << 10)}, tmp_path / f"m_{step}.pt")
+    row_of = filling.Layout.row_of
+
+    def overwritten(self, tensors, **options):
+        row = row_of(self, tensors, **options)
+        os.utime(tmp_path / "m_1.pt", (0, 0))
+        return row
+
+    monkeypatch.setattr(filling.Layout, "row_of", overwritten)
+    with pytest.raises(TrajectoryError, match=r"m_1\.pt: was written over while it was read"):
+        pack(tmp_path, tmp_path / "t")
