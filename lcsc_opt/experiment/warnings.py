@@ -104,9 +104,9 @@ def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator
     if min(others) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
         if choice.gain is not None:
-            line += (
-                f", on other noise by {100 * choice.gain.value:.2g} % with an error of {100 * choice.gain.error:.2g} %"
-            )
+            direction = "better" if choice.gain.value > 0 else "worse"
+            share, error = (f"{100 * number:.2g} %" for number in (abs(choice.gain.value), choice.gain.error))
+            line += f"; on other noise they are {share} {direction} than the best you had, with an error of {error}"
         yield f"{line}. More real data to compare with make the error smaller, and the search better"
     else:
         yield "no search was better than EMA*, not even on its own noise: search with more evaluations"

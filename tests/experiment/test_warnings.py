@@ -50,9 +50,9 @@ def warned(
     return "\n".join(warnings_of(made, choice_of(made, *equals), searches, yardstick))
 
 
-def choice_of(made: Report, *equals: str) -> Choice:
+def choice_of(made: Report, *equals: str, gain: float = 0.04) -> Choice:
     """The choice that chose the answer of a report, among models that cannot be told from it."""
-    return Choice(made.of_answer.model, [], {}, {}, equals, Gain(0.04, 0.03))
+    return Choice(made.of_answer.model, [], {}, {}, equals, Gain(gain, 0.03))
 
 
 def test_models_that_cannot_be_told_from_the_answer_are_named() -> None:
@@ -127,13 +127,21 @@ def searched(*losses: float, optimizer: str = "LCSC", unseen: Sequence[float | N
 
 
 @pytest.mark.parametrize(
-    ("of_search", "advice"), [(3.0, "by 4 % with an error of 3 %"), (5.0, "with more evaluations")]
+    ("of_search", "advice"),
+    [(3.0, "4 % better than the best you had, with an error of 3 %"), (5.0, "with more evaluations")],
 )
 def test_where_nothing_was_found_the_searches_were_too_short_or_overfitted(of_search: float, advice: str) -> None:
     nothing = report({"fid": 9.0}, {"fid": 8.0}, answer="last checkpoint")
     searches = [searched(4.0, optimizer="EMAGrid"), searched(of_search, 7.0)]
     assert advice in warned(nothing, searches)
     assert warned(report({"fid": 2.0}, {"fid": 8.0}), searches) == ""
+
+
+def test_a_loss_on_other_noise_is_said_to_be_worse() -> None:
+    nothing = report({"fid": 9.0}, {"fid": 8.0}, answer="last checkpoint")
+    searches = [searched(4.0, optimizer="EMAGrid"), searched(3.0)]
+    said = "\n".join(warnings_of(nothing, choice_of(nothing, gain=-0.13), searches, None))
+    assert "13 % worse than the best you had, with an error of 3 %" in said
 
 
 @pytest.mark.parametrize("optimizer", ["LCSC", "Grid"])
