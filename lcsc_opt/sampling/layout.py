@@ -14,13 +14,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, SEARCH
 from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, networks_to_lay_out
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
 _SECONDS_OF_A_TURN = 0.3
-_MOST_IMAGES = 32  # of a turn
+_MOST_IMAGES = 32  # of a turn on the CPU
+_MOST_ON_DEVICE = 256
 _ROUNDS = 3
 _MOST_SECONDS = 4.0  # no new round begins after that
 _WORTH = 0.95  # of the time; what gains less stays contiguous
@@ -51,8 +54,9 @@ def lay_out(samplers: Sequence[Sampler], layout: str) -> None:
 def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tuple[str, float]:
     """The layout in which a sampler is the fastest, and its time relative to that in the contiguous one.
 
-    A few images are sampled in all layouts in turns. Noise adds time: the shortest turn of each counts. A layout in
-    which images are others, beyond rounding, is not chosen.
+    A few images are sampled in all layouts in turns; on a device a batch, since it takes as long for one image as for
+    a few. Noise adds time: the shortest turn of each counts. A layout in which images are others, beyond rounding, is
+    not chosen.
 
     Args:
         sampler: with any weights; it is left contiguous.
@@ -66,6 +70,8 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     if seconds * trial_images < SECONDS_TO_SHORTEN:
         return CONTIGUOUS, 1.0
     count = max(1, min(int(_SECONDS_OF_A_TURN / seconds), _MOST_IMAGES))
+    if next(networks_to_lay_out(sampler)[0].parameters()).device != CPU:
+        count = _images_on_device(sampler, seconds, min(trial_images, _MOST_ON_DEVICE), gradient)
     layouts = [*_FORMATS]
     shortest = dict.fromkeys(layouts, math.inf)
     images: dict[str, Tensor] = {}
@@ -88,6 +94,19 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     if relative >= _WORTH or not differs <= _SAME_IMAGES * float(images[CONTIGUOUS].norm()):
         return CONTIGUOUS, 1.0
     return fastest, relative
+
+
+def _images_on_device(sampler: Sampler, seconds: float, most: int, gradient: bool) -> int:
+    """The first power of two of images that take long enough to be timed, where one takes ``seconds``."""
+    count = 1
+    while 2 * count <= most and seconds < _SECONDS_OF_A_TURN / 2:
+        try:
+            _, seconds = _turn(sampler, 2 * count, gradient)
+        except torch.OutOfMemoryError:
+            break
+        count *= 2
+    free_memory()
+    return count
 
 
 def _turn(sampler: Sampler, count: int, gradient: bool) -> tuple[Tensor, float]:
