@@ -66,8 +66,6 @@ def build(arguments: argparse.Namespace, folder: Path, device: torch.device) -> 
         sampler,
         MetricSuite({"inception": Reference.of_images(extractor, real)}, SuiteMetrics.of(Loss.parse("fid"))),
         images=arguments.images,
-        batch_size=arguments.batch_size,
-        gradient_batch_size=max(arguments.batch_size // 20, 1),
         device=device,
     )
 

@@ -94,11 +94,10 @@ def main() -> None:
         minutes=10.0,
         checkpoints=64,
         images=5_000,
-        batch_size=1000,
         trials=12,
         device="auto",
         page=str(RESULTS / "gpu.md"),
-        small={"checkpoints": 4, "images": 16, "batch_size": 16, "trials": 5},
+        small={"checkpoints": 4, "images": 16, "trials": 5},
     )
     device = accelerator.find(arguments.device)
     if device == CPU and not arguments.quick:

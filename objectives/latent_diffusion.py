@@ -16,7 +16,7 @@ It needs transformers, accelerate and, for a LoRA, peft.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings, second_of
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, check_prompts, load_pipeline, read_prompts
 from lcsc_opt.trajectory import Trajectory
@@ -60,7 +60,7 @@ class Settings(ImageObjectiveSettings):
     held_out_prompts: str | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    batch_size: BatchSize = 8
+    images_on_cpu: ClassVar[int] = 8
 
     @model_validator(mode="after")
     def _alpha_belongs_to_a_lora(self) -> Settings:

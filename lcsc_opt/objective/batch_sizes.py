@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 import torch
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.base.batches import MOST, Batches, Range
 from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.progress import notice
 
 AUTO: Literal["auto"] = "auto"
 DEFAULT_BATCH = 500
 GRAPH_MEMORY = 4  # a graph multiplies the memory of a batch by about this
+_FIRST = 16  # images in the first batch on a device, which is measured
+_FIRST_WITH_GRAPH = 8
 
-Range = tuple[int, int]
-"""The images ``[first, last)``."""
-
+Size = int | Literal["auto"]
 T = TypeVar("T")
+
+
+def images_at_once(given: Size | None, device: torch.device, *, on_cpu: int = DEFAULT_BATCH) -> Size:
+    """The setting ``batch_size`` where it is given; else a number on the CPU, and ``auto`` on a device."""
+    if given is not None:
+        return given
+    return on_cpu if device == CPU else AUTO
 
 
 class BatchSizes:
     """The number of images of a batch, with and without a graph.
 
     Args:
-        size: images in a batch without a graph; ``auto`` begins with :data:`DEFAULT_BATCH` and halves it whenever
-            memory runs out.
-        with_graph: images in a batch with a graph; ``None`` uses ``size``, or a quarter of an automatic one.
+        size: images in a batch without a graph. ``auto`` follows the memory of a device (:class:`Batches`) and begins
+            with :data:`DEFAULT_BATCH` on the CPU; it is halved whenever memory runs out.
+        with_graph: images in a batch with a graph; ``None`` uses ``size``. An automatic one follows the memory of a
+            device, too, and is a quarter of ``size`` on the CPU.
         images: how many an evaluation samples; an automatic batch is not larger.
+        device: where the network is.
 
     Attributes:
         automatic: whether sizes are halved when memory runs out.
-        without_graph: the size of a batch without a graph.
-        with_graph: the size of a batch with a graph, at most ``without_graph``.
+        usual: images in a batch without a graph, as far as is known before the first one.
     """
 
-    def __init__(self, size: int | Literal["auto"], *, with_graph: int | None, images: int) -> None:
+    def __init__(self, size: Size, *, with_graph: int | None, images: int, device: torch.device = CPU) -> None:
         self.automatic = size == AUTO
         if size == AUTO:
-            self.without_graph = min(DEFAULT_BATCH, images)
-            default_with_graph = max(self.without_graph // GRAPH_MEMORY, 1)
+            self.usual = min(DEFAULT_BATCH, images)
+            default_with_graph = max(self.usual // GRAPH_MEMORY, 1)
         else:
-            self.without_graph = size
+            self.usual = size
             default_with_graph = size
-        self.with_graph = min(with_graph or default_with_graph, self.without_graph)
+        self._plain = Batches(self.usual)
+        self._graph = Batches(with_graph or default_with_graph)
+        if self.automatic and accelerator.measures_memory(device):
+            growing = functools.partial(Batches, grows_on=device, most=min(MOST, images))
+            self._plain = growing(min(_FIRST, images))
+            if with_graph is None:
+                self._graph = growing(min(_FIRST_WITH_GRAPH, images))
+
+    @property
+    def without_graph(self) -> int:
+        """The size of a batch without a graph."""
+        return self._plain.size
+
+    @property
+    def with_graph(self) -> int:
+        """The size of a batch with a graph, at most :attr:`without_graph`."""
+        return min(self._graph.size, self._plain.size)
 
     def batches(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches without a graph."""
-        return _ranges(first, last, self.without_graph)
+        return self._plain.ranges(first, last)
 
     def batches_with_graph(self, first: int, last: int) -> Iterator[Range]:
         """``[first, last)`` in batches with a graph."""
-        return _ranges(first, last, self.with_graph)
+        self._graph.size = self.with_graph
+        return self._graph.ranges(first, last)
 
     def start_of_last(self, first: int, last: int) -> int:
         """The first image of the last batch of ``[first, last)``, if that batch has a graph."""
@@ -72,11 +101,7 @@ class BatchSizes:
                     raise
             # outside of the except clause: the exception's traceback keeps the stage's tensors alive
             free_memory()
-            self.without_graph //= 2
-            self.with_graph = max(self.with_graph // 2, 1)
+            self._graph.size = self.with_graph
+            self._plain.halve()
+            self._graph.halve()
             notice(f"batch_size: auto: out of memory; continuing with {self.without_graph} images at once")
-
-
-def _ranges(first: int, last: int, size: int) -> Iterator[Range]:
-    for start in range(first, last, size):
-        yield start, min(start + size, last)

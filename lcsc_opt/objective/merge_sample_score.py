@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from lcsc_opt.metrics import MetricSuite, extract
 from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
-from lcsc_opt.objective.batch_sizes import DEFAULT_BATCH, BatchSizes
+from lcsc_opt.objective.batch_sizes import BatchSizes, Size, images_at_once
 from lcsc_opt.objective.contract import Mergeable, Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
@@ -71,9 +71,10 @@ class MergeSampleScore(StagedObjective):
         sampler: puts merged weights into the model and samples.
         scores: images → loss and metrics.
         images: the number of images in an evaluation of a search.
-        batch_size: images that are sampled at once; ``auto`` is the default, and half of it whenever memory runs out.
+        batch_size: images that are sampled at once. ``auto``, the default on a device, follows its memory; on the CPU
+            the default is 500.
         gradient_batch_size: images with a graph at once, which need as much memory as training does. The default is the
-            batch size, or a quarter of an automatic one. It does not change the loss.
+            batch size; an automatic one follows the memory, too. It does not change the loss.
         device: the device of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
         also: samples from the same model in another way, for reports.
@@ -91,7 +92,7 @@ class MergeSampleScore(StagedObjective):
         scores: MetricSuite,
         *,
         images: int = DEFAULT_IMAGES,
-        batch_size: int | Literal["auto"] = DEFAULT_BATCH,
+        batch_size: Size | None = None,
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
         batch_norm: BatchNormStatistics | None = None,
@@ -106,7 +107,9 @@ class MergeSampleScore(StagedObjective):
         self.device = torch.device(device)
         self.overlaps = self.device.type != "cpu"  # on a CPU, merging and metrics use the same cores as sampling
         self._images = images
-        self._batch_sizes = BatchSizes(batch_size, with_graph=gradient_batch_size, images=images)
+        self._batch_sizes = BatchSizes(
+            images_at_once(batch_size, self.device), with_graph=gradient_batch_size, images=images, device=self.device
+        )
         self._batch_norm = batch_norm
         self.real_images = real_images
         self._samplers = (sampler,) if also is None else (sampler, also)
@@ -202,7 +205,7 @@ class MergeSampleScore(StagedObjective):
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on; in a rehearsal that says no number a few, on a GPU a batch."""
         if candidate.rehearsal and candidate.images is None:
-            return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.without_graph)
+            return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.usual)
         return self._images if candidate.images is None else candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
-from lcsc_opt.objective.batch_sizes import AUTO
+from lcsc_opt.objective.batch_sizes import AUTO, DEFAULT_BATCH, Size, images_at_once
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
@@ -92,14 +92,16 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     Attributes:
         images: the number of images in an evaluation of a search.
         noise_seed: the seed of all sampling noise.
-        batch_size: images at once; ``auto`` begins with 500, halved whenever memory runs out.
+        batch_size: images at once; by default 500 on the CPU, and ``auto`` on a device: as many as half of its free
+            memory holds, and half as many whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which needs as much memory as training does. The default
-            is ``batch_size``, or a quarter of ``auto``.
+            is ``batch_size``; with ``auto`` it follows the memory, too.
     """
 
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     noise_seed: Annotated[int, Field(ge=0)] = 0
-    batch_size: BatchSize = 500
+    images_on_cpu: ClassVar[int] = DEFAULT_BATCH  # at once, by default
+    batch_size: BatchSize | None = None
     gradient_batch_size: Positive | None = None
 
     def check(self, context: BuildContext) -> None:
@@ -111,6 +113,10 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         self.torch_device()
         ScoreSources(self, context).check()
 
+    @property
+    def _images_at_once(self) -> Size:
+        return images_at_once(self.batch_size, self.torch_device(), on_cpu=self.images_on_cpu)
+
     def noise(self) -> ImageNoise:
         """All sampling noise."""
         return ImageNoise(self.noise_seed)
@@ -121,7 +127,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        batch_size = self.batch_size
+        batch_size = self._images_at_once
         if batch_size == AUTO:
             batch_size = REFERENCE_BATCH_SIZE
         return ScoreSources(self, context, device=self.torch_device(), batch_size=batch_size).suite()
@@ -153,7 +159,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             sampler,
             self.scores(context),
             images=self.images,
-            batch_size=self.batch_size,
+            batch_size=self._images_at_once,
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
             batch_norm=self._batch_norm(sampler, trajectory),

@@ -37,13 +37,13 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         select: which of the checkpoints are combined.
         noise_seed: the seed of all sampling noise.
         images: images per evaluation; more than 64, so that the covariance of 64 features has full rank.
-        batch_size: images at once.
+        batch_size: images at once; by default 500 on the CPU, and on a device as many as its memory holds.
     """
 
     select: Selection = Selection()
     noise_seed: Annotated[int, Field(ge=0)] = 0
     images: Annotated[int, Field(ge=65)] = 1000
-    batch_size: Positive = 500
+    batch_size: Positive | None = None
 
     def check_metrics(self) -> None:
         """Refuse metrics that cannot be computed.

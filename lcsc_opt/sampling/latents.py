@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lcsc_opt.base import accelerator
+from lcsc_opt.base.batches import Batches
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_extra
 from lcsc_opt.base.paths import BuildContext
@@ -18,6 +20,7 @@ from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.base import recomputed
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+_LATENTS = 8  # decoded at once, where the memory of a device does not say how many
 
 
 class DecoderSettings(FrozenModel):
@@ -29,7 +32,7 @@ class DecoderSettings(FrozenModel):
         raw_std: standard deviation of its latents, for each channel.
         final_std: standard deviation of the latents that the model makes; their mean is 0.
         low: the value of black in the decoded images; white is 1.
-        batch_size: latents decoded at once.
+        batch_size: latents decoded at once; by default 8, on a device without a graph as many as its memory holds.
     """
 
     autoencoder: str
@@ -37,7 +40,7 @@ class DecoderSettings(FrozenModel):
     raw_std: list[float] = Field(default=[4.17, 4.62, 3.71, 3.28])
     final_std: float = 0.5
     low: float = 0.0
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1)] | None = None
 
     def build(self, channels: int, context: BuildContext) -> LatentDecoder:
         """The decoder of latents with ``channels`` channels; ``context`` finds the autoencoder's folder.
@@ -68,17 +71,29 @@ class LatentDecoder(nn.Module):
         scale = [std / settings.final_std for std in settings.raw_std]
         self.register_buffer("scale", torch.tensor(scale)[:, None, None])
         self.low = settings.low
-        self.batch_size = settings.batch_size
+        self._given = settings.batch_size
+        self._fixed = Batches(self._given or _LATENTS)
+        self._growing: Batches | None = None  # without a graph, on a device
 
     def forward(self, latents: Tensor) -> Tensor:
         """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
-        batches = torch.split(raw, self.batch_size)
-        if len(batches) == 1:
+        batches = self._batches(raw.device)
+        if len(raw) <= batches.size:
             images = self._decode(raw)
         else:
-            images = torch.cat([recomputed(self._decode, batch) for batch in batches])
+            ranges = batches.ranges(0, len(raw))
+            images = torch.cat([recomputed(self._decode, raw[first:last]) for first, last in ranges])
         return (images - self.low) * (2 / (1 - self.low)) - 1
+
+    def _batches(self, device: torch.device) -> Batches:
+        """How many latents are decoded at once: what settings say, or as many as the device's memory holds."""
+        is_fixed = self._given is not None or torch.is_grad_enabled()
+        if is_fixed or not accelerator.measures_memory(device):
+            return self._fixed
+        if self._growing is None:
+            self._growing = Batches(_LATENTS, grows_on=device, inside=True)
+        return self._growing
 
     def _decode(self, latents: Tensor) -> Tensor:
         images: Tensor = cast("Any", self.autoencoder).decode(latents).sample

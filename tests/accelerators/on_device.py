@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.records import Candidate, Yardstick
+from lcsc_opt.base.records import CHANNELS_LAST, Candidate, Yardstick
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
@@ -25,6 +27,8 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.sampling import layout
+from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import RECIPES, Batch
 from lcsc_opt.training.trainer import Training
@@ -318,6 +322,7 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
 ) -> None:
     candidate, sizes = Candidate(ema_coefficients((10, 20, 30), 0.8)), []
     expected = small("cpu", folder).evaluate(candidate).loss
+    gc.collect()
     for memory in (20_000, 2**20):
         monkeypatch.setattr(Options, "memory", pretend.used(0) + memory)  # what tests before have left stays
         objective = small("pretend", folder, batch_size="auto")
@@ -331,6 +336,94 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
     assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
     assert objective._batch_sizes.without_graph < sizes[1]
     assert COUNTS["out_of_memory"] > 0
+
+
+@pretended
+@pytest.mark.parametrize("given", [None, "auto"])
+def test_batches_grow_with_the_memory_that_is_free_and_losses_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    candidate, sizes = Candidate(ema_coefficients((10, 20, 30), 0.8), gradient=True), []
+    expected: Any = small("cpu", folder, images=300).evaluate(candidate)
+    gc.collect()
+    for memory in (2**18, 2**19, 2**24):
+        monkeypatch.setattr(Options, "memory", pretend.used(0) + memory)
+        objective = small("pretend", folder, batch_size=given, images=300)
+        for _ in range(2):
+            found: Any = objective.evaluate(candidate)
+            assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+            np.testing.assert_allclose(found.gradient, expected.gradient, rtol=2e-3, atol=1e-5)
+        sizes.append((objective._batch_sizes.without_graph, objective._batch_sizes.with_graph))
+    assert COUNTS["out_of_memory"] == 0
+    assert 16 < sizes[0][0] < sizes[1][0] < sizes[2][0] == 300
+    assert 8 < sizes[0][1] < sizes[1][1] < sizes[2][1] == 300
+
+
+@pretended
+def test_numbers_that_settings_give_stay_what_they_are(folder: Path) -> None:
+    objective = small("pretend", folder, batch_size=5, gradient_batch_size=2)
+    objective.evaluate(Candidate(ema_coefficients((10, 20, 30), 0.8), gradient=True))
+    assert (objective._batch_sizes.without_graph, objective._batch_sizes.with_graph) == (5, 2)
+
+
+@pretended
+def test_a_decoder_and_an_extractor_take_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, seen = [], []
+
+    class Autoencoder(torch.nn.Module):
+        def decode(self, latents: torch.Tensor) -> Any:
+            decoded.append(len(latents))
+            return SimpleNamespace(sample=latents.repeat_interleave(16, dim=2))
+
+    class Extractor:
+        name, dimension, graph_bytes = "squares", 4, 1000
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return images.flatten(1).square()
+
+    settings: Any = {"raw_mean": [0.0], "raw_std": [1.0], "final_std": 1.0}
+    decoder = LatentDecoder(Autoencoder(), DecoderSettings(autoencoder="", **settings)).to(DEVICE)
+    gc.collect()
+    monkeypatch.setattr(Options, "memory", pretend.used(0) + 2**20)
+    latents = torch.ones(100, 1, 4, 4, device=DEVICE)
+    images = torch.ones(50, 1, 2, 2, device=DEVICE)
+    accelerator.restart_peak(DEVICE)  # as the batch does in which latents are decoded
+    with torch.no_grad():
+        decoder(latents)
+    assert decoded == [8, 92]
+    decoder(latents[:20])  # with a graph
+    assert decoded[2:] == [8, 8, 4]
+    image_gradient(Extractor(), images, torch.ones(50, 4))
+    monkeypatch.setattr(Options, "memory", pretend.used(0) + 20_000)
+    torch.accelerator.empty_cache()
+    image_gradient(Extractor(), images, torch.ones(50, 4))
+    assert (seen[0], max(seen[1:])) == (50, 10)
+
+
+@pretended
+def test_layouts_are_compared_on_a_batch_since_a_device_takes_as_long_for_one_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, sizes = [0.0], []
+
+    class OneNetwork:
+        networks_to_lay_out = (torch.nn.Conv2d(3, 4, 3).to(DEVICE),)
+
+        def sample(self, _noise: Any, start: int, stop: int) -> torch.Tensor:
+            if stop - start > 100:
+                raise torch.OutOfMemoryError
+            sizes.append(stop - start)
+            weight = self.networks_to_lay_out[0].weight
+            an_image = 0.0005 if weight.is_contiguous(memory_format=torch.channels_last) else 0.001
+            now[0] += max(0.02, (stop - start) * an_image)
+            return self.networks_to_lay_out[0](torch.ones(stop - start, 3, 4, 4, device=DEVICE))
+
+    monkeypatch.setattr(layout, "SECONDS_TO_SHORTEN", 0.3)
+    monkeypatch.setattr(layout, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found, relative = layout.fastest_layout(OneNetwork(), trial_images=1000, gradient=False)  # type: ignore[arg-type]
+    assert (found, relative) == (CHANNELS_LAST, pytest.approx(0.5))
+    assert max(sizes) == sizes[-1] == 64
 
 
 @pretended

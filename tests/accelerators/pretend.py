@@ -166,7 +166,7 @@ class _Memory:
     """A device's: blocks that were freed are taken again by the stream that had them, as torch's allocators do."""
 
     def __init__(self) -> None:
-        self.used, self.free, self.lock = 0, collections.defaultdict(list), threading.RLock()
+        self.used, self.peak, self.free, self.lock = 0, 0, collections.defaultdict(list), threading.RLock()
 
     def unused(self) -> int:
         return sum(len(raw) for blocks in self.free.values() for raw, _ in blocks)
@@ -187,6 +187,7 @@ class _Memory:
                 with torch.inference_mode(mode=False):
                     raw = _real_empty(size, dtype=torch.uint8).fill_(0x7F)
             self.used += size
+            self.peak = max(self.peak, self.used)
             return raw
 
     def give_back(self, raw: torch.Tensor, stream: int, readers: set[int]) -> None:
@@ -542,4 +543,8 @@ def register() -> None:
     )
     chosen.empty_cache = _Backend.empty_cache
     chosen.memory_allocated = lambda device: _memories[_number(device)].used
+    chosen.max_memory_allocated = lambda device: _memories[_number(device)].peak
+    chosen.reset_peak_memory_stats = lambda device: setattr(
+        _memories[_number(device)], "peak", _memories[_number(device)].used
+    )
     chosen.memory_reserved = lambda device: _memories[_number(device)].used + _memories[_number(device)].unused()

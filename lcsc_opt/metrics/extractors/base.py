@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.machine import free_memory
 from lcsc_opt.base.settings import excerpt
 from lcsc_opt.metrics.frechet import Array
+
+GRAPHS_ON_CPU = 4 * 2**30  # bytes; on a device, half of the memory that is free
 
 
 @runtime_checkable
@@ -20,8 +24,8 @@ class FeatureExtractor(Protocol):
 
     A call moves images to the extractor's device and returns features there. It keeps the graph where the network is
     differentiable; :func:`extract` is the call without gradients. The features of an image do not depend on the other
-    images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
-    images may have one at once. An optional attribute ``unclipped`` says that it sees values as the sampler gives them;
+    images of its batch. Where the graph of an image is large, an optional attribute ``graph_bytes`` says how many bytes
+    it takes. An optional attribute ``unclipped`` says that it sees values as the sampler gives them;
     all others see them clipped to [−1, 1], as saved images are. Of more real images than ``enough_images``, if it has
     that attribute, a part stands for all. An optional attribute ``in_words`` says what the network is, for reports. If
     the network also tells classes apart, as the Inception Score needs, an optional method ``features_and_logits`` gives
@@ -68,16 +72,34 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     """
     parts = [images] if isinstance(images, Tensor) else images
     rows: list[Array] = []
-    with torch.no_grad():  # tensors that an extractor keeps from inference mode could not be used in a graph
-        for part in parts:
-            if not len(part):  # split() would give one empty batch
-                continue
-            for batch in part.split(batch_size):
-                features = checked_features(extractor, extractor(seen_images(extractor, batch)), len(batch))
-                rows.append(features.to("cpu", torch.float64).numpy())
+    for part in parts:
+        if not len(part):  # split() would give one empty batch
+            continue
+        for batch in part.split(batch_size):
+            features = features_in_parts(extractor, seen_images(extractor, batch))
+            rows.append(features.to("cpu", torch.float64).numpy())
     if not rows:
         raise MetricError("images: expected at least one to extract features from")
     return np.concatenate(rows)
+
+
+def features_in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """Features ``[B, D]`` without a graph; half of the images follow the others where memory runs out.
+
+    Raises:
+        MetricError: as of :func:`checked_features`.
+        torch.OutOfMemoryError: one image is too many.
+    """
+    try:
+        with torch.no_grad():  # tensors that an extractor keeps from inference mode could not be used in a graph
+            return checked_features(extractor, extractor(images), len(images))
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    # outside of the except clause: the exception's traceback keeps the tensors alive
+    free_memory()
+    middle = len(images) // 2
+    return torch.cat([features_in_parts(extractor, part) for part in (images[:middle], images[middle:])])
 
 
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
@@ -100,10 +122,21 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
+def _images_with_graph(extractor: FeatureExtractor, images: Tensor) -> int:
+    """How many of these images may have a graph at once."""
+    graph_bytes = getattr(extractor, "graph_bytes", None)
+    if graph_bytes is None:
+        return len(images)
+    room: float = GRAPHS_ON_CPU
+    if accelerator.measures_memory(images.device):
+        room = accelerator.free_bytes(images.device) / 2
+    return max(int(room / graph_bytes), 1)
+
+
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of any function in the images, from its gradient in their features.
 
-    At most ``images_with_graph`` images have a graph at a time.
+    At most as many images have a graph at a time as the memory holds, by the extractor's ``graph_bytes``.
 
     Args:
         extractor: the network.
@@ -116,7 +149,7 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
     Raises:
         MetricError: the extractor cuts the graph, and as :func:`extract`.
     """
-    size = int(getattr(extractor, "images_with_graph", len(images)))
+    size = _images_with_graph(extractor, images)
     gradients: list[Tensor] = []
     for part, rows in zip(torch.split(images.detach(), size), torch.split(gradient, size), strict=True):
         leaf = part.clone().requires_grad_()

@@ -97,7 +97,7 @@ class _FactoryExtractor:
         for tensors in _weights_of(extractor):
             digest.update(weights_sha256(tensors).encode())
         self.name = f"{extractor.name}-{digest.hexdigest()[:16]}"
-        for optional in ("images_with_graph", "unclipped", "enough_images", "in_words"):
+        for optional in ("graph_bytes", "unclipped", "enough_images", "in_words"):
             if hasattr(extractor, optional):
                 setattr(self, optional, getattr(extractor, optional))
         if hasattr(extractor, "features_and_logits"):

@@ -37,14 +37,14 @@ class _PublishedNetwork(ABC):
     Attributes:
         name: ``<label>-<dimension>-<hash of the weights>``.
         dimension: the number of features, D.
-        images_with_graph: how many images may have a graph at once.
+        graph_bytes: how many bytes the graph of an image takes, with something to spare.
 
     Raises:
         MetricError: a package is missing, or the weights cannot be found, cannot be downloaded, would run code on
             loading, or belong to another network.
     """
 
-    images_with_graph: ClassVar[int]
+    graph_bytes: ClassVar[float]
     label: ClassVar[str]  # in the extractor's name
     published: ClassVar[str]  # describes the weights in messages
 
@@ -97,7 +97,7 @@ class InceptionExtractor(_PublishedNetwork):
     The weights are its file ``weights-inception-2015-12-05-6726825d.pth``.
     """
 
-    images_with_graph = 32  # an image's graph takes 121 MB
+    graph_bytes = 134e6  # measured: 121 MB
     label = "inception-v3"
     published = "torch-fidelity's Inception"
 
@@ -197,7 +197,7 @@ class ClipExtractor(_PublishedNetwork):
     The weights are OpenAI's archive ``ViT-B-32.pt`` or a state dict from it.
     """
 
-    images_with_graph = 128  # an image's graph takes 27 MB
+    graph_bytes = 33.5e6  # measured: 27 MB
     label = "clip-vit-b-32"  # as torch-fidelity calls it, too
     published = "OpenAI's CLIP ViT-B/32"
     mean = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
@@ -232,7 +232,7 @@ class DinoV2Extractor(_PublishedNetwork):
     scaled to 16 × 16 patches as in the authors' repository.
     """
 
-    images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
+    graph_bytes = 268e6  # measured in ViT-L/14: 255 MB
     label = "dinov2"
     published = "DINOv2 without registers, a folder in transformers' layout such as that of facebook/dinov2-large"
     size = 224  # of images, as torch-fidelity and FD-DINOv2 scale them

@@ -20,7 +20,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
-from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_in_parts
 from lcsc_opt.metrics.frechet import FrechetReference, Moments
 from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
@@ -309,8 +309,7 @@ class _Builder:
         kept: list[Rows] = []
         with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
             for batch in images.batches(self.batch_size):
-                with torch.no_grad():
-                    features = checked_features(self.extractor, self.extractor(batch), len(batch)).float().cpu()
+                features = features_in_parts(self.extractor, batch).float().cpu()
                 moments.update(features)
                 if features_file is not None:
                     kept.append(np.ascontiguousarray(features.numpy()))

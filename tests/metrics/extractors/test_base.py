@@ -7,7 +7,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import extract
-from lcsc_opt.metrics.extractors.base import image_gradient
+from lcsc_opt.metrics.extractors.base import GRAPHS_ON_CPU, image_gradient
 
 
 class Network:
@@ -24,7 +24,7 @@ class Network:
 
 
 class InParts(Network):
-    images_with_graph = 4
+    graph_bytes = GRAPHS_ON_CPU / 4.5  # four images fit
 
 
 def images(count=10):
@@ -93,4 +93,23 @@ def test_features_of_another_shape_than_promised_are_refused():
     extractor = Network()
     extractor.dimension = 2
     with pytest.raises(MetricError, match=r"shape \[10, 3\], expected \[10, 2\]"):
+        extract(extractor, images())
+
+
+def test_fewer_images_go_through_an_extractor_when_memory_runs_out():
+    sizes = []
+
+    def scarce(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return images
+
+    extractor = Network(scarce)
+    found = extract(extractor, images())
+    assert sizes == [10, 5, 2, 3, 5, 2, 3]
+    extractor.cut = lambda part: part
+    np.testing.assert_allclose(found, extract(extractor, images()), rtol=1e-12)
+    extractor.cut = lambda part: scarce(part.repeat(4, 1, 1, 1))
+    with pytest.raises(torch.OutOfMemoryError):
         extract(extractor, images())

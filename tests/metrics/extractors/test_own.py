@@ -66,7 +66,7 @@ def test_what_the_extractor_offers_is_offered() -> None:
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
 
-    wrapped = built(Holder(features_and_logits=both, images_with_graph=3))
+    wrapped = built(Holder(features_and_logits=both, graph_bytes=3))
     assert wrapped.features_and_logits(torch.ones(1, 1, 2, 2))[1].shape == (1, 2)
-    assert vars(wrapped)["images_with_graph"] == 3
+    assert vars(wrapped)["graph_bytes"] == 3
     assert not hasattr(built(Holder()), "features_and_logits")

@@ -1,0 +1,64 @@
+"""How many images at once: a number, or on a device as many as its free memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from lcsc_opt.base import accelerator
+
+Range = tuple[int, int]
+"""The images ``[first, last)``."""
+
+MOST = 1000  # more at once are not faster, and their activations would come near 2^31 numbers
+_SHARE = 0.5  # of the free memory; the next merge, and what has other shapes than the first batch, needs some of it
+
+
+class Batches:
+    """Divides images into batches of one size. On a device the size may grow once.
+
+    There the first batch is small. What it needs for each image says how many the free memory holds.
+
+    Args:
+        size: images in a batch, or in the first one.
+        grows_on: the device whose memory the size follows, if it says how much is free; ``None`` keeps it.
+        most: images in a batch that has grown.
+        inside: whether these are parts of another batch, whose peak must be found, too. They may be held for larger
+            than they are.
+
+    Attributes:
+        size: images in a batch.
+    """
+
+    def __init__(
+        self, size: int, *, grows_on: torch.device | None = None, most: int = MOST, inside: bool = False
+    ) -> None:
+        self.size = size
+        self._inside = inside
+        self._most = most
+        self._grows_on = grows_on  # until a batch has been measured
+
+    def ranges(self, first: int, last: int) -> Iterator[Range]:
+        """The images ``[first, last)``, a batch at a time: ask for the next one when everything is done with one."""
+        while first < last:
+            stop = min(first + self.size, last)
+            device = self._grows_on
+            if device is None:
+                yield first, stop
+            else:
+                if not self._inside:
+                    accelerator.restart_peak(device)
+                before = accelerator.allocated_bytes(device)
+                yield first, stop
+                self._grow(device, (accelerator.peak_bytes(device) - before) / (stop - first))
+            first = stop
+
+    def halve(self) -> None:
+        """Memory has run out."""
+        self.size = max(self.size // 2, 1)
+
+    def _grow(self, device: torch.device, image_bytes: float) -> None:
+        self._grows_on = None
+        fitting = int(_SHARE * accelerator.free_bytes(device) / max(image_bytes, 1.0))
+        self.size = max(self.size, min(fitting, self._most))
