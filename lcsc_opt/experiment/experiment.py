@@ -41,7 +41,7 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
-from lcsc_opt.experiment.rehearsal import about, rehearse
+from lcsc_opt.experiment.rehearsal import about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
@@ -545,9 +545,11 @@ class Experiment:
         searches = self._searches(stored.storage)
         while True:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
+            study = report.of_answer.model.study
+            rows = None if study is None else self._rule_of(study)
+            if not self.objective.is_random:
+                report = self._checked_in_new_network(report, rows)
             if keep:
-                study = report.of_answer.model.study
-                rows = None if study is None else self._rule_of(study)
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
@@ -558,6 +560,19 @@ class Experiment:
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
+
+    def _checked_in_new_network(self, report: Report, rows: Rule | None) -> Report:
+        """The report, with a warning if the answer has another loss in a network of its own."""
+        answer = Candidate(
+            report.of_answer.model.coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH)
+        )
+        spec = self._specs[0].objective
+        load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
+        warning = warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
+        if warning is None:
+            return report
+        notice(f"{self.name}: {warning}")
+        return dataclasses.replace(report, warnings=(*report.warnings, warning))
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """The searches that nobody else runs."""

@@ -335,3 +335,31 @@ def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str)
 
 def test_a_gradient_without_holes_is_followed(scores: Path, typed: Typed) -> None:
     assert "after 3 evaluations" in typed(*score("steady", "LCSCGradient")).err
+
+
+KEEPS_FIRST = """
+
+class Cached(Net):
+    def forward(self):
+        if not hasattr(self, "first"):
+            self.first = self.weight.detach().clone()
+        return self.first[0] / 1000 + (self.weight[0] - 25) ** 2
+
+class Plain(Net):
+    def forward(self):
+        return (self.weight[0] - 25) ** 2
+
+def value(model, draw):
+    return float(model())
+"""
+
+
+@pytest.mark.parametrize(("model", "is_warned"), [("Cached", True), ("Plain", False)])
+def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answer_is_loaded_anew(
+    scored: Path, typed: Typed, model: str, is_warned: bool
+) -> None:
+    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST)
+    changes = [f"objective.settings.model=scored_parts:{model}", "objective.settings.score=scored_parts:value"]
+    said = typed("run", "scored.yaml", *changes).err
+    assert ("in a new network" in said) == is_warned
+    assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned
