@@ -101,6 +101,7 @@ class Experiment:
         self._scored_as_trained = False
         self._has_layout = False
         self._has_estimate = False
+        self._begun_at = time.perf_counter()
         # a landscape holds nothing out, whatever its experiment does
         self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
 
@@ -331,10 +332,12 @@ class Experiment:
                     left.append(spec)
         searches = searches_seconds(left, self.objective, self.pace)
         reports = report_seconds(self._specs, self.objective, self.pace)
-        estimate = f"{self.name}: the whole run takes up to {about(searches + reports)}"
+        prepared = time.perf_counter() - self._begun_at
+        parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
-            estimate += f": its searches {about(searches)}, choosing the answer and its report {about(reports)}"
-        notice(estimate)
+            parts.append(f"choosing the answer and its report {about(reports)}")
+        total = about(prepared + searches + reports)
+        notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
     @property
     def to_search(self) -> list[StudySpec]:
