@@ -47,14 +47,14 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
     if inside is not None:
         return [Average(checkpoint, inside, read_checkpoint(checkpoint, key=inside).tensors)]
     weights: Mapping[str, Tensor] | None = None
-    found: list[Average] = []
+    averages: list[Average] = []
     for file in _files_of_averages(checkpoint):
         if earlier is not None and _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors
         with contextlib.suppress(TrajectoryError), naming(file):
-            found += _averages_in(file, weights)
-    return found
+            averages += _averages_in(file, weights)
+    return averages
 
 
 def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:

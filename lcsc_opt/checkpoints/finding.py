@@ -51,12 +51,12 @@ class Found(NamedTuple):
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> list[Path]:
     """The checkpoints that ``patterns`` stand for, as :func:`find_run`; a notice says what is left out, and why."""
-    found = find_run(patterns, key=key, has_steps=has_steps)
-    if found.left_out:
+    run = find_run(patterns, key=key, has_steps=has_steps)
+    if run.left_out:
         patterns = as_patterns(patterns)
-        listed = shown_left_out(expanded_path(patterns[0], error=TrajectoryError), found.left_out)
-        notice(f"{_place(patterns)}: {len(found.checkpoints)} checkpoints; left out: {listed}")
-    return found.checkpoints
+        listed = shown_left_out(expanded_path(patterns[0], error=TrajectoryError), run.left_out)
+        notice(f"{_place(patterns)}: {len(run.checkpoints)} checkpoints; left out: {listed}")
+    return run.checkpoints
 
 
 def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> Found:
@@ -94,8 +94,8 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
     if has_steps and len(patterns) > 1:
         return Found(list(checkpoints), {})
     left_out: dict[Path, str] = {}
-    kept = _without_copies(list(checkpoints), left_out)
-    used = _only_series(_place(patterns), kept, left_out)
+    originals = _without_copies(list(checkpoints), left_out)
+    used = _only_series(_place(patterns), originals, left_out)
     folder = expanded_path(patterns[0], error=TrajectoryError)
     if len(patterns) == 1 and folder.is_dir() and used != [folder]:
         for file, reason in why_left_out(folder, used, key).items():
@@ -106,7 +106,9 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
 
 def _place(patterns: Sequence[str | Path]) -> str:
     """How messages call what was named."""
-    return str(patterns[0]) if len(patterns) == 1 else "The list"
+    if len(patterns) == 1:
+        return str(patterns[0])
+    return "The list"
 
 
 def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
@@ -161,8 +163,12 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         return [*_in_folder(inner, key), *files]
     if files:
         return files
-    others = [path for path in entries if path.is_dir() and is_numbered(path) and not is_packed(path)]
-    dated = [path for path in others if path not in reasons and _why_no_checkpoint(path, key) is None]
+    dated = [
+        path
+        for path in entries
+        if path.is_dir() and is_numbered(path) and not is_packed(path) and path not in reasons
+        if _why_no_checkpoint(path, key) is None
+    ]
     if dated:
         return [*dated, *_unnumbered(entries, key)]
     for path, reason in reasons.items():
@@ -198,16 +204,16 @@ def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = Tr
 
 def _without_copies(paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
     """Without links to others, and without ``latest``, ``best-3.ckpt`` and the like that have another's bytes."""
-    kept = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
+    originals = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
     for path in paths:
-        if path in kept:
+        if path in originals:
             continue
-        same = next((other for other in kept if _is_same(path, other)), None)
+        same = next((original for original in originals if _is_same(path, original)), None)
         if same is None:
-            kept.append(path)
+            originals.append(path)
         else:
             left_out[path] = f"it is {same.name}"
-    return [path for path in paths if path in kept]
+    return [path for path in paths if path in originals]
 
 
 def _is_same(path: Path, other: Path) -> bool:

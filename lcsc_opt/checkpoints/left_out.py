@@ -62,8 +62,9 @@ def shown_left_out(folder: Path, left_out: Mapping[Path, str]) -> str:
         alike.setdefault((reason, re.sub("[0-9]+", "*", name)), []).append(name)
     shown: dict[str, list[str]] = {}
     for (reason, pattern), names in alike.items():
-        one = names[0] if len(names) == 1 else f"{len(names)} {pattern}"
-        shown.setdefault(reason, []).append(one)
+        if len(names) > 1:
+            names = [f"{len(names)} {pattern}"]
+        shown.setdefault(reason, []).extend(names)
     return "; ".join(f"{_first(texts)} ({reason})" for reason, texts in shown.items())
 
 
