@@ -146,7 +146,9 @@ class Experiment:
 
     def _code_changes(self, part: str) -> str:
         """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded."""
-        before = {} if self._before is None else self._before[PROBLEM][part]["code"]
+        if self._before is None:
+            return ""
+        before = self._before[PROBLEM][part]["code"]
         now = {**before, **code_now(self._specs[0].objective, self._objectives.context.directory)}
         return "; ".join(code_changes(before, {name: now[name] for name in before}))
 
@@ -419,14 +421,14 @@ class Experiment:
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
-        without_result = [other for other in self._specs if not self._has_result(other)]
-        if self.pace is not None or spec.name not in [other.name for other in without_result]:
+        if self.pace is not None or self._has_result(spec):
             return
+        without_result = [search for search in self._specs if not self._has_result(search)]
         try:
-            for other in without_result:
-                check(other, self.objective)
+            for search in without_result:
+                check(search, self.objective)
             first = first_candidate(spec, self.objective, None)
-            follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+            follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
             if follows_gradient:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
                 self._use(spec, follows_gradient[0].space.rows)
@@ -438,7 +440,7 @@ class Experiment:
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
                     first,
-                    report=any(other.held_out is not None for other in without_result),
+                    report=any(search.held_out is not None for search in without_result),
                 )
         except LcscError as error:
             self._refused = error
@@ -496,14 +498,21 @@ class Experiment:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
         if self._held_out is None or self.has_report:
-            stored = self._before if self._stored is None else self._stored.attributes
-            return None if stored is None else Report.from_json(stored.get(REPORT))
+            return self._stored_report
         reason = self.objective.why_nothing_held_out()
         plan = self._plan()
         if plan is None:
             notice(f"{self.name}: nothing is held out: {reason}")
             return None
         return self.evaluate(plan)
+
+    @property
+    def _stored_report(self) -> Report | None:
+        if self._stored is not None:
+            return self._stored.report
+        if self._before is None:
+            return None
+        return Report.from_json(self._before.get(REPORT))
 
     @property
     def has_report(self) -> bool:
