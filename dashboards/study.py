@@ -39,7 +39,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Study", storage, _content())
     reader = page.reader
-    page.choose(["study"], lambda query: (page.chosen_study(query),), reader.searches)
+    page.choose(["study"], lambda query: (page.chosen_study(query),), reader.names)
     outputs = [Output(name, "children") for name in TEXTS]
     outputs += [page.drawn(name) for name in FIGURES]
 

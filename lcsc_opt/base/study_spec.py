@@ -26,9 +26,8 @@ Unit = Literal["evaluations", "images", "seconds"]
 DEFAULT_BUDGET = 100  # evaluations of an optimizer
 BOUND_OF_GRADIENT = 200  # of the one that ends by itself
 EMA_GRID = "EMAGrid"
-LANDSCAPE = "Landscape"
-GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
-"""Optimizers that search nothing: their candidates are listed, averages or the points of a landscape. They have one
+GRIDS = (EMA_GRID, "Grid", "Landscape")
+"""Optimizers that search nothing: their candidates are listed, averages or the points of a plane. They have one
 row, in the affine space."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")

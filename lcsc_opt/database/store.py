@@ -79,7 +79,7 @@ class Contents:
     """What lcsc_opt has made in a database, in the order in which it was created.
 
     Attributes:
-        studies: the name of a search, a grid or a landscape → its user attributes.
+        studies: the name of a search or a grid → its user attributes.
         experiments: the name of an experiment → its user attributes (:mod:`lcsc_opt.database.experiment`).
         others: how many studies other programs have made.
     """
@@ -115,7 +115,7 @@ def read_contents(storage: RDBStorage) -> Contents:
 
 
 def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
-    """Name → attributes of the searches, grids and landscapes, each with those of its experiment; for readers.
+    """Name → attributes of the searches and grids, each with those of its experiment; for readers.
 
     The report is a :class:`~lcsc_opt.database.report.Report`, and the specification whole. Raises as
     :func:`read_contents`.

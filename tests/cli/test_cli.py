@@ -214,10 +214,6 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
 
 def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_experiment(ran: Path, typed: Typed) -> None:
     typed("run", "tiny.yaml", "name=other", "--optimizer", "CMA", "--seed", "0")
-    typed("run", "tiny.yaml", "optimizers=[Landscape]", "~held_out", "--budget", "3")
-    report = stored("tiny").user_attrs["report"]
-    typed("delete", "tiny/Landscape/0", "--yes")
-    assert stored("tiny").user_attrs["report"] == report, "it knows nothing of landscapes"
     with StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/CMA/0").hold():
         assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
     said = typed("delete", "tiny/LCSC/0", "--yes").err
