@@ -275,7 +275,6 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-@pytest.mark.usefixtures("new_accelerator")
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     training = [
         "ict",
@@ -285,8 +284,6 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
         "12",
         "--checkpoint-every",
         "2",
-        "--samples-every",
-        "0",
         "batch_size=4",
     ]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
