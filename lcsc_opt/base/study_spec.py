@@ -192,15 +192,15 @@ class BudgetSpec(FrozenModel):
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
-        given = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
-        if len(given) > 1:
-            last = [name for name in value if name in given][-1]  # an override comes after what the file says
+        units = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
+        if len(units) > 1:
+            last = [name for name in value if name in units][-1]  # an override comes after what the file says
             only = f"{{{last}: {value[last]}}}"
             raise ValueError(
-                f"expected one unit, got {' and '.join(given)}; for {last} alone write budget: {only}, or at the "
+                f"expected one unit, got {' and '.join(units)}; for {last} alone write budget: {only}, or at the "
                 f"command line 'budget={only}'"
             )
-        if not given:
+        if not units:
             raise ValueError("expected either evaluations or images, or a time such as 5 min")
         return budget
 

@@ -154,18 +154,18 @@ class HistoryReader:
             self._forget_what_is_gone(studies)
             wanted_names = list(studies if names is None else names)
             running = locked(self.storage, wanted_names)
-            found = []
+            standings = []
             for name in wanted_names:
                 split_name(name)  # raises
                 if name not in studies:
                     continue
                 try:
-                    found.append(self._read(name, studies[name], is_running=name in running))
+                    standings.append(self._read(name, studies[name], is_running=name in running))
                 except (KeyError, StudyStoreError):
                     if name in our_studies(self.storage):
                         raise
                     # else it was deleted since the names were read
-        return tuple(found)
+        return tuple(standings)
 
     def read_study(self, name: str) -> Standing:
         """One study as it is now.

@@ -108,8 +108,9 @@ class Race:
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        others = [one for one in self._all_found if one is not answer]
-        equals = tuple(one.model.name for one in others if not gain(one, answer).is_certain)
+        equals = tuple(
+            model.model.name for model in self._all_found if model is not answer and not gain(model, answer).is_certain
+        )
         return Choice(answer.model, had, best, self._losses, equals, self._gain())
 
     def _gain(self) -> Gain | None:
@@ -121,8 +122,8 @@ class Race:
     @property
     def _all_found(self) -> list[Measurement]:
         """What was found by searches, and the ways to it; averages of a grid are what the user had."""
-        found = [measured for models in self._of_searches.values() for measured in models]
-        return found + self._ways
+        of_searches = [measured for models in self._of_searches.values() for measured in models]
+        return of_searches + self._ways
 
     @property
     def _of_searches(self) -> dict[str, list[Measurement]]:
@@ -132,7 +133,7 @@ class Race:
 
     def _best(self, models: Sequence[Measurement]) -> Measurement:
         """The best model of one or more searches: one that the judge does not veto, if there is such."""
-        allowed = [one for one in models if not is_vetoed(one, self._had, self._judge)] or models
+        allowed = [model for model in models if not is_vetoed(model, self._had, self._judge)] or models
         return best_of(allowed, self._path_of(allowed))
 
     def _path_of(self, models: Sequence[Measurement]) -> list[Measurement]:
@@ -142,12 +143,12 @@ class Race:
 
     def _answer(self) -> Measurement:
         """What would be the answer if the race ended now: a way only if it is certainly better than where it leads."""
-        found = [self._best(models) for models in self._of_searches.values() if models]
-        found = [one for one in found if not is_vetoed(one, self._had, self._judge)]
-        ways = [one for one in self._ways if not is_vetoed(one, self._had, self._judge)]
-        if ways and (not found or gain(lowest(found), lowest(ways)).is_certain):
-            found = ways
-        return choose(self._had, found)
+        candidates = [self._best(models) for models in self._of_searches.values() if models]
+        candidates = [model for model in candidates if not is_vetoed(model, self._had, self._judge)]
+        ways = [model for model in self._ways if not is_vetoed(model, self._had, self._judge)]
+        if ways and (not candidates or gain(lowest(candidates), lowest(ways)).is_certain):
+            candidates = ways
+        return choose(self._had, candidates)
 
     def _first_round(self, name: str) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
@@ -179,13 +180,13 @@ class Race:
         affordable = SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched
         for top in range(self._top, 0, -1):
             finalists = self._finalists(top)
-            others = len(self._trained) + len(self._way)
-            if affordable >= ENOUGH_IMAGES * (sum(map(len, finalists.values())) + others):
+            fixed = len(self._trained) + len(self._way)
+            if affordable >= ENOUGH_IMAGES * (sum(map(len, finalists.values())) + fixed):
                 break
         else:
             self._way = {}
-            others = len(self._trained)
-        images = int(affordable / (sum(map(len, finalists.values())) + others))
+            fixed = len(self._trained)
+        images = int(affordable / (sum(map(len, finalists.values())) + fixed))
         return finalists, min(max(images, FEWEST_IMAGES), MOST_IMAGES, self._measurer.images)
 
     def _finalists(self, top: int) -> dict[str, list[Model]]:
@@ -237,10 +238,10 @@ class Race:
                 for measured in measurer.possible([noise], [entrant.model for entrant in entrants]):
                     rounds.setdefault(measured.model.name, []).append(measured)
             joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == number}
-            self._had = [joined[one.model.name] for one in self._had if one.model.name in joined]
+            self._had = [joined[each.model.name] for each in self._had if each.model.name in joined]
             for study, models in self._found.items():
-                self._found[study] = [joined[one.model.name] for one in models if one.model.name in joined]
-            self._ways = [joined[one.model.name] for one in self._ways if one.model.name in joined]
+                self._found[study] = [joined[each.model.name] for each in models if each.model.name in joined]
+            self._ways = [joined[each.model.name] for each in self._ways if each.model.name in joined]
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
@@ -251,17 +252,17 @@ class Race:
     def _drop_the_worse(self) -> None:
         """Take out of the race what is certainly worse than the answer of now, and of the rest all but the best."""
         answer = self._answer()
-        had = [one for one in self._had if one is answer or not gain(one, answer).is_certain]
+        had = [model for model in self._had if model is answer or not gain(model, answer).is_certain]
         self._had = [lowest(had)] if had else []
-        open_ones = [one for one in self._all_found if one is answer or not gain(one, answer).is_certain]
-        open_ones.sort(key=lambda one: (one is not answer, gain(one, answer).value))
-        kept = {id(one) for one in open_ones[: FINAL - len(self._had)]}
+        open_ones = [model for model in self._all_found if model is answer or not gain(model, answer).is_certain]
+        open_ones.sort(key=lambda model: (model is not answer, gain(model, answer).value))
+        remaining = {id(model) for model in open_ones[: FINAL - len(self._had)]}
         for study, models in self._found.items():
-            self._found[study] = [one for one in models if id(one) in kept]
-        self._ways = [one for one in self._ways if id(one) in kept]
+            self._found[study] = [model for model in models if id(model) in remaining]
+        self._ways = [model for model in self._ways if id(model) in remaining]
 
     def _note(self, measured: Iterable[Measurement]) -> None:
-        self._losses.update({one.model.name: one.loss for one in measured})
+        self._losses.update({model.model.name: model.loss for model in measured})
 
 
 def _loss(measured: Measurement) -> float:

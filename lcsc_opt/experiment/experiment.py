@@ -323,12 +323,12 @@ class Experiment:
         if self.pace is None or self._has_estimate:
             return
         self._has_estimate = True
-        left = []
+        unfinished = []
         for spec in self._specs:
             with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
                 if not self.is_finished(spec):
-                    left.append(spec)
-        searches = searches_seconds(left, self.objective, self.pace)
+                    unfinished.append(spec)
+        searches = searches_seconds(unfinished, self.objective, self.pace)
         reports = report_seconds(self._specs, self.objective, self.pace)
         estimate = f"{self.name}: the whole run takes up to {about(searches + reports)}"
         if reports:
@@ -415,14 +415,14 @@ class Experiment:
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
-        without_result = [other for other in self._specs if not self._has_result(other)]
-        if self.pace is not None or spec.name not in [other.name for other in without_result]:
+        without_result = [each for each in self._specs if not self._has_result(each)]
+        if self.pace is not None or spec.name not in [each.name for each in without_result]:
             return
         try:
-            for other in without_result:
-                check(other, self.objective)
+            for each in without_result:
+                check(each, self.objective)
             first = first_candidate(spec, self.objective, None)
-            follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+            follows_gradient = [each for each in without_result if configure(each.optimizer).needs_gradient]
             if follows_gradient:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
                 self._use(spec, follows_gradient[0].space.rows)
@@ -434,7 +434,7 @@ class Experiment:
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
                     first,
-                    report=any(other.held_out is not None for other in without_result),
+                    report=any(each.held_out is not None for each in without_result),
                 )
         except LcscError as error:
             self._refused = error

@@ -73,13 +73,13 @@ class Problem:
         before_objective = self.decides["objective"]
         now_objective = now.decides["objective"]
         file_and_settings = ("file", "settings")
-        found = [*differences(before_objective, now_objective, "objective")]
-        found += code_changes(self.decides["code"], now.decides["code"])
+        changed = [*differences(before_objective, now_objective, "objective")]
+        changed += code_changes(self.decides["code"], now.decides["code"])
         reported_before = {key: self.reported[key] for key in ("objective", "code")}
         reported_now = {key: now.reported[key] for key in ("objective", "code")}
         return Changes(
             settings=tuple(line for key in file_and_settings for line in _of_key(key, self.decides, now.decides)),
-            found=tuple(found),
+            found=tuple(changed),
             checkpoints=before_objective.get("trajectory") != now_objective.get("trajectory"),
             reported=tuple(_of_key("settings", self.reported, now.reported)),
             measures_otherwise=_common(reported_before, reported_now) != _common(reported_now, reported_before),

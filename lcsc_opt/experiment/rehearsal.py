@@ -143,15 +143,15 @@ def _check_score(
     Raises:
         ObjectiveError: it has another score than before.
     """
-    others = []
+    losses = []
     for row in (0, -1):
         alone = np.zeros(len(objective.steps))
         alone[row] = 1.0
         outcome = evaluate(dataclasses.replace(plain, coefficients=alone))
-        others.append(None if isinstance(outcome, Failure) else outcome.loss)
-        if others[-1] != loss:
+        losses.append(None if isinstance(outcome, Failure) else outcome.loss)
+        if losses[-1] != loss:
             break
-    if others == [loss, loss] and objective.trajectory is not None:
+    if losses == [loss, loss] and objective.trajectory is not None:
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"

@@ -99,6 +99,6 @@ def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: 
         ObjectiveError: what losses are relative to cannot be measured there.
     """
     answer = measurer.on_each(noises, choice.answer)
-    others = [model for model in choice.models if model.name != choice.answer.name]
-    measured = {one.model.name: one for one in (answer, *measurer.possible(noises, others))}
+    rest = [model for model in choice.models if model.name != choice.answer.name]
+    measured = {result.model.name: result for result in (answer, *measurer.possible(noises, rest))}
     return Part(sampler, tuple(measured[model.name] for model in choice.models if model.name in measured))

@@ -45,8 +45,8 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
 
     def objective() -> Objective:
         stored = database.contents.experiments.get(study_file.name)
-        known = known_checkpoints(study_file.objective, objectives.context.directory, stored)
-        return objectives.load(study_file.objective, None, known)
+        checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
+        return objectives.load(study_file.objective, None, checkpoints)
 
     return searches_of(completed(study_file, lambda: database.contents.studies, objective))
 
@@ -203,20 +203,20 @@ def evaluate_again(
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
     if not specs:
-        others = ", ".join(contents.experiments) or "none"
-        raise StudyStoreError(f"{name}: no such experiment; the database holds: {others}")
+        names = ", ".join(contents.experiments) or "none"
+        raise StudyStoreError(f"{name}: no such experiment; the database holds: {names}")
     stored = contents.experiments[name]
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])
-    wanted = images or planned_images
-    if keep and stored.get("held_out") is not None and wanted < planned_images:
-        fewer = f"{wanted:,} images are fewer than the {planned_images:,} that the study file asks for"
+    wanted_images = images or planned_images
+    if keep and stored.get("held_out") is not None and wanted_images < planned_images:
+        fewer = f"{wanted_images:,} images are fewer than the {planned_images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(REPORT) is None and wanted >= planned_images)
+    keep = keep or (stored.get(REPORT) is None and wanted_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
         has_samples = bool(experiment.objective.samples.per_evaluation)
-        plan = ReportPlan(wanted if has_samples else 0, top or planned.top, seeds)
+        plan = ReportPlan(wanted_images if has_samples else 0, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
 
 
@@ -237,8 +237,8 @@ def objective_of(
     spec = spec_of(study, contents)
     stored = contents.experiments[spec.experiment]
     context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
-    known = known_checkpoints(spec.objective, context.directory, stored)
-    return loader_of(spec.objective, spec.space.rows, context, known)()
+    checkpoints = known_checkpoints(spec.objective, context.directory, stored)
+    return loader_of(spec.objective, spec.space.rows, context, checkpoints)()
 
 
 def spec_of(study: str, contents: Contents) -> StudySpec:
