@@ -253,7 +253,7 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    given = read_arguments(
+    options = read_arguments(
         "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
     )
     read, directory = _read(study_file)
@@ -270,9 +270,9 @@ def run(
             chosen,
             database,
             objectives,
-            accept_changes=given.accept_changes,
-            retry_failed=given.retry_failed,
-            callbacks=given.callbacks,
+            accept_changes=options.accept_changes,
+            retry_failed=options.retry_failed,
+            callbacks=options.callbacks,
         )
     return [Study(spec.name, url) for spec in chosen]
 

@@ -28,7 +28,7 @@ from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
@@ -102,8 +102,7 @@ class Experiment:
         self._has_layout = False
         self._has_estimate = False
         self._begun_at = time.perf_counter()
-        # a landscape holds nothing out, whatever its experiment does
-        self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
+        self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
         return self
@@ -327,12 +326,12 @@ class Experiment:
         if self.pace is None or self._has_estimate:
             return
         self._has_estimate = True
-        left = []
+        unfinished = []
         for spec in self._specs:
             with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
                 if not self.is_finished(spec):
-                    left.append(spec)
-        searches = searches_seconds(left, self.objective, self.pace)
+                    unfinished.append(spec)
+        searches = searches_seconds(unfinished, self.objective, self.pace)
         reports = report_seconds(self._specs, self.objective, self.pace)
         prepared = time.perf_counter() - self._begun_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
@@ -532,7 +531,7 @@ class Experiment:
         ended = {
             name: attributes["search_ended"]["evaluations"]
             for name, attributes in self.studies.items()
-            if is_ranked(name) and attributes.get("search_ended")
+            if attributes.get("search_ended")
         }
         # a smaller budget than before ends a search that has more evaluations than it needed
         is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
@@ -589,10 +588,9 @@ class Experiment:
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """The searches that nobody else runs."""
         self.studies = read_contents(storage).of(self.name)
-        ranked = [name for name in self.studies if is_ranked(name)]
-        running = locked(storage, ranked)
+        running = locked(storage, list(self.studies))
         return [
             Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
-            for name in ranked
+            for name in self.studies
             if name not in running
         ]

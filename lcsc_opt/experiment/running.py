@@ -13,14 +13,7 @@ from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, S
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import (
-    LANDSCAPE,
-    OF_EXPERIMENT,
-    BudgetSpec,
-    HeldOutSpec,
-    StudySpec,
-)
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE
+from lcsc_opt.base.study_spec import OF_EXPERIMENT, HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
@@ -72,26 +65,11 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
         for optimizer in study_file.optimizers:
             configure(optimizer)  # raises if an option is wrong
         for spec in study_file.studies():
-            if spec.optimizer.name == LANDSCAPE:
-                specs.append(_landscape(spec))
-            elif spec.is_grid:  # its list is the same wherever searches begin
+            if spec.is_grid:  # its list is the same wherever searches begin
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
     return specs
-
-
-def _landscape(spec: StudySpec) -> StudySpec:
-    """A landscape evaluates all of its points, and nothing is chosen among them."""
-    size: Any = spec.optimizer.options.get("size", DEFAULT_SIZE)
-    changes = {
-        "budget": BudgetSpec(evaluations=size**2),
-        # models far from the corners often cannot sample
-        "failures": spec.failures.model_copy(update={"in_a_row": None}),
-        "held_out": None,
-        "start": None,
-    }
-    return spec.model_copy(update=changes)
 
 
 def run_studies(

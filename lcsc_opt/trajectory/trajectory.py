@@ -202,14 +202,14 @@ class Trajectory:
         Raises:
             TrajectoryError: the files hold several models that fit.
         """
-        found = renaming(self.layout.shapes, network)
-        return self if found is None else self.renamed(found)
+        new_names = renaming(self.layout.shapes, network)
+        return self if new_names is None else self.renamed(new_names)
 
     def renamed(self, names: Renaming) -> Trajectory:
         """The same trajectory with other names, without the tensors that lack the prefix."""
-        kept = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
-        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
-        varying = sorted(names(spec.name) for spec in kept if spec.name in self.varying)
+        remaining = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
+        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in remaining)
+        varying = sorted(names(spec.name) for spec in remaining if spec.name in self.varying)
         manifest = self._manifest.model_copy(update={"tensors": tensors, "varying": tuple(varying)})
         changed = Trajectory(self.path, manifest, self._stamp)
         changed.renaming = names
