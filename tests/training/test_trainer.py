@@ -102,12 +102,19 @@ def test_a_training_leaves_checkpoints_and_a_curve_of_mean_losses(tmp_path: Path
     assert curve(tmp_path) == [(step, pytest.approx(mean)) for step, mean in zip(trajectory.steps, means, strict=True)]
 
 
+@pytest.fixture
+def often_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a training is saved with each checkpoint, not once a minute."""
+    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize("kind", [Edm, Ct])  # Ct has a target that follows
-@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (14, 1e9), (2, 0.0)])
+@pytest.mark.parametrize(("at", "states"), [(14, "often"), (14, "never"), (2, "often")])
 def test_an_interrupted_training_continues_to_the_same_bits(
-    tmp_path: Path, kind: Any, at: int, state_seconds: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: Any, at: int, states: str, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(trainer, "STATE_SECONDS", state_seconds)
+    if states == "often":
+        request.getfixturevalue("often_saved")
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     expected = run(whole, ending(kind, -1))
     with pytest.raises(StopError):
@@ -149,9 +156,8 @@ def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], often_saved: None
 ) -> None:
-    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ending(Edm, 10, signals=2))
     assert "stopped after step 10; stored up to step 8" in capsys.readouterr().err

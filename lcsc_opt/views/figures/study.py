@@ -42,7 +42,7 @@ _MOST_DISTANCES_IN_CELLS = 12  # studies
 _FEWEST_IMPROVEMENTS = 3
 MOST_IMPROVEMENTS = 60  # rows of the heat map
 _MOST_TICKS = 8
-_MOST_BARS = 120  # in a figure of trials
+MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 _OTHER = "other"
 _OTHER_TITLE = "optimizer, database, waiting"
@@ -271,7 +271,7 @@ def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
         seconds[EVALUATION] = trials["seconds"]
         named = trials["seconds"]
     seconds[_OTHER] = np.maximum(trials["seconds"] - named, 0.0) + seconds_outside(study, trials)
-    group_size = math.ceil(len(trials) / _MOST_BARS)
+    group_size = math.ceil(len(trials) / MOST_BARS)
     starts = np.arange(0, len(trials), group_size)
     sizes = np.diff(np.append(starts, len(trials)))
     bars = []

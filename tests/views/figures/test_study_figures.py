@@ -19,6 +19,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import (
+    MOST_IMPROVEMENTS,
     coefficients_figure,
     distances_figure,
     own_figures,
@@ -98,12 +99,9 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
 
 
-def test_the_movement_shows_the_improvements_in_their_order(
-    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lcsc_opt.views.figures.study.MOST_IMPROVEMENTS", 4)
+def test_the_movement_shows_the_improvements_in_their_order(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None, 2.0, 2.0])
-    write_study(storage, "digits/LCSC/1", [float(-number) for number in range(5)])
+    write_study(storage, "digits/LCSC/1", [float(-number) for number in range(MOST_IMPROVEMENTS + 1)])
     reader, (study, many) = read(storage)
     made = drawn(reader, "movement", study)
     (heat,) = made.data
@@ -111,8 +109,8 @@ def test_the_movement_shows_the_improvements_in_their_order(
     np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
     assert heat.zmin == -heat.zmax
     made = drawn(reader, "movement", many)
-    assert made.layout.annotations[0].text == "4 of 5 improvements"
-    assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
+    assert made.layout.annotations[0].text == f"{MOST_IMPROVEMENTS} of {MOST_IMPROVEMENTS + 1} improvements"
+    assert (made.data[0].y[0], made.data[0].y[-1]) == (0, MOST_IMPROVEMENTS + 1)
 
 
 def test_two_rows_are_no_movement(storage: RDBStorage) -> None:
