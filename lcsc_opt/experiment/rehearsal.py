@@ -21,7 +21,7 @@ from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
 
-_NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
+NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _LEAST_SECONDS = 0.01
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
@@ -81,7 +81,7 @@ def rehearse(
         _check_gradient(name, outcomes["gradient"], plain, evaluate)
     pace = Pace(**paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
-    if trial_seconds >= _NOTICED_SECONDS:
+    if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
     return pace

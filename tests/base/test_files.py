@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lcsc_opt.base import files
 from lcsc_opt.base.errors import LcscError, MetricError
 from lcsc_opt.base.files import (
     NoLocksError,
@@ -21,6 +20,7 @@ from lcsc_opt.base.files import (
     try_lock,
     write_atomically,
 )
+from tests.processes import wait_until
 
 
 def names(folder: Path) -> list[str]:
@@ -165,9 +165,8 @@ def test_without_locks_a_lock_is_refused_and_work_that_may_be_done_twice_goes_on
     assert names(tmp_path) == []
 
 
-def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
-    monkeypatch.setattr(files, "notice", told.append)
 
     def second() -> None:
         with only_process(tmp_path / "out", busy="busy"):
@@ -178,9 +177,8 @@ def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkey
             with pytest.raises(LcscError), only_process(tmp_path / "out", busy=LcscError("refused")):
                 pass
             later = pool.submit(second)
-            while not told and not later.done():
-                pass
+            wait_until(lambda: "busy" in capsys.readouterr().err)
             told.append("first is done")
         later.result(120)
-    assert told == ["busy", "first is done", "made"]
+    assert told == ["first is done", "made"]
     assert names(tmp_path) == []

@@ -303,7 +303,9 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
     report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
     attach_images(experiment, load_study("small/LCSC/0").objective, report)
-    artifacts = optuna.artifacts.get_all_artifact_meta(stored("small"), storage=study._storage)
+    artifacts = optuna.artifacts.get_all_artifact_meta(
+        stored("small"), storage=open_storage("sqlite:///studies.db", write=False)
+    )
     assert sorted(meta.filename for meta in artifacts) == [
         "images_1_before.png",
         "images_2_answer.png",

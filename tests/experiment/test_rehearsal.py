@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from optuna.storages import RDBStorage
 
 from lcsc_opt import load_study
-from lcsc_opt.base.records import Candidate
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.merge_sample_score import REHEARSED
 from tests.commands import Typed
 
@@ -34,6 +30,12 @@ class Net(torch.nn.Module):
 def score(model, draw):
     return float(Path(f"{draw.group}.txt").read_text())
 
+def score_while_another_begins(model, draw):
+    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.store import StoredStudy
+    StoredStudy.open_or_create(open_storage("sqlite:///studies.db", write=True), "scored/LCSC/0", {"specification": {}})
+    return 0.5
+
 def broken(model, draw):
     raise KeyError("los")
 """
@@ -41,7 +43,7 @@ def broken(model, draw):
 
 @pytest.fixture(autouse=True)
 def any_duration_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.experiment.rehearsal._NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.NOTICED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -83,16 +85,9 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     assert "with score 0.5" in typed("run", "scored.yaml").err
 
 
-def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
-    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_late(url: str, *, write: bool) -> RDBStorage:
-        storage = open_storage(url, write=write)
-        StoredStudy.open_or_create(storage, "scored/LCSC/0", {"specification": {}})
-        return storage
-
-    monkeypatch.setattr("lcsc_opt.database.opened.open_storage", open_late)
-    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", status=2).err
+def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(scored: Path, typed: Typed) -> None:
+    late = "objective.settings.score=scored_parts:score_while_another_begins"
+    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", late, status=2).err
 
 
 def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
@@ -187,22 +182,6 @@ def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
 ) -> None:
     assert reason in typed("run", "sampled.yaml", f"objective.settings.{change}", *options, status=2).err
     assert not (sampled / "studies.db").exists()
-
-
-def test_a_later_search_is_rehearsed_in_its_own_rows(
-    sampled: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, ...]] = []
-    submit = InProcessEvaluator.submit
-
-    def noted(self: InProcessEvaluator, candidate: Candidate) -> Any:
-        shapes.append(candidate.coefficients.shape)
-        return submit(self, candidate)
-
-    monkeypatch.setattr(InProcessEvaluator, "submit", noted)
-    rows = {"weight": "*weight", "bias": "*bias"}
-    typed("run", "sampled.yaml", "--dry-run", f"space.rows={rows}", "~held_out")
-    assert shapes[0] == (2, 3)
 
 
 def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path, typed: Typed) -> None:

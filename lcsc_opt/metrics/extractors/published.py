@@ -62,7 +62,7 @@ class _PublishedNetwork(ABC):
             raise MetricError(
                 f"{weights or self.label}: belongs to another network; give the weights of {self.published}"
             ) from error
-        self._network = network.eval().requires_grad_(False).to(device)
+        self.network = network.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
         self.name = f"{self.label}-{self.dimension}-{weights_sha256(used_weights)[:12]}"
 
@@ -130,12 +130,12 @@ class InceptionExtractor(_PublishedNetwork):
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(weights, device=device)
         smallest = torch.zeros(1, 3, SMALLEST_INPUT, SMALLEST_INPUT, device=self._device)
-        fold([self._network], lambda: self._through_layers(smallest))
+        fold([self.network], lambda: self._through_layers(smallest))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score uses them."""
         features = self(images)
-        return features, features @ self._network.fc.weight.T
+        return features, features @ self.network.fc.weight.T
 
     @classmethod
     def fetch(cls) -> Path:
@@ -146,11 +146,11 @@ class InceptionExtractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
-        return self._through_layers((_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128)
+        return self._through_layers((_resized(levels, self.network.INPUT_IMAGE_SIZE) - 128) / 128)
 
     def _through_layers(self, x: Tensor) -> Tensor:
         for name in self.layers:
-            x = getattr(self._network, name)(x)
+            x = getattr(self.network, name)(x)
         return x.flatten(1)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -215,8 +215,8 @@ class ClipExtractor(_PublishedNetwork):
         return _downloaded(module.MODEL_URLS[cls.label], f"{cls.label}-{digest}.pt", "clip", digest)
 
     def _features(self, levels: Tensor) -> Tensor:
-        pixels = _resized(levels, self._network.input_resolution)
-        features: Tensor = self._network(normalized(pixels, self.mean, self.std))
+        pixels = _resized(levels, self.network.input_resolution)
+        features: Tensor = self.network(normalized(pixels, self.mean, self.std))
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -260,7 +260,7 @@ class DinoV2Extractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         pixels = normalized(_resized(levels, self.size), self.mean, self.std)
-        features: Tensor = self._network(pixel_values=pixels).pooler_output
+        features: Tensor = self.network(pixel_values=pixels).pooler_output
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
