@@ -16,7 +16,7 @@ import tempfile
 import threading
 import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
 from lcsc_opt.base.progress import messages_on_stderr
+from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import commands, database_servers, migrations, processes
@@ -182,8 +184,8 @@ def postgresql_url(postgresql: database_servers.Postgresql) -> Iterator[str]:
     sa.event.listen(sa.pool.Pool, "connect", remember)
     yield postgresql.new_database()
     sa.event.remove(sa.pool.Pool, "connect", remember)
-    for connection in opened:
-        connection.close()
+    for left_open in opened:
+        left_open.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -198,6 +200,27 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def any_storage(any_url: str) -> RDBStorage:
     return open_storage(any_url, write=True)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long: for a lock, or for a server that comes back."""
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(lock, "RETAKE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.02, 0.05, 0.1, 0.5, 1.0))
+
+
+@pytest.fixture
+def set_devices(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Names the accelerators that the machine has from then on."""
+    return lambda *names: monkeypatch.setattr(accelerator, "names", lambda: list(names))
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images that an export compares, of which users look at more."""
+    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 12)
 
 
 @pytest.fixture

@@ -187,11 +187,10 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _failure_attributes(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The attributes of a failed trial. A search that continues reads ``attempts``, so they are written first."""
-    last = attempts[-1]
+    """The attributes of a failed trial."""
     return {
-        "attempts": [*attempts[:-1], {**last, "last": True}],
-        "reason": last["reason"],
+        "attempts": list(attempts),
+        "reason": attempts[-1]["reason"],
         "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
     }
 
@@ -386,7 +385,7 @@ class StoredStudy:
         self._end(number, state, _result_attributes(evaluation), value=evaluation.loss)
 
     def fail(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``."""
         self._end(number, TrialState.FAIL, _failure_attributes(attempts))
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:

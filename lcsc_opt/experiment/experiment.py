@@ -41,7 +41,7 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
-from lcsc_opt.experiment.rehearsal import about, rehearse
+from lcsc_opt.experiment.rehearsal import about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
@@ -101,6 +101,7 @@ class Experiment:
         self._scored_as_trained = False
         self._has_layout = False
         self._has_estimate = False
+        self._begun_at = time.perf_counter()
         self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
@@ -144,7 +145,9 @@ class Experiment:
 
     def _code_changes(self, part: str) -> str:
         """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded."""
-        before = {} if self._before is None else self._before[PROBLEM][part]["code"]
+        if self._before is None:
+            return ""
+        before = self._before[PROBLEM][part]["code"]
         now = {**before, **code_now(self._specs[0].objective, self._objectives.context.directory)}
         return "; ".join(code_changes(before, {name: now[name] for name in before}))
 
@@ -330,10 +333,12 @@ class Experiment:
                     unfinished.append(spec)
         searches = searches_seconds(unfinished, self.objective, self.pace)
         reports = report_seconds(self._specs, self.objective, self.pace)
-        estimate = f"{self.name}: the whole run takes up to {about(searches + reports)}"
+        prepared = time.perf_counter() - self._begun_at
+        parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
-            estimate += f": its searches {about(searches)}, choosing the answer and its report {about(reports)}"
-        notice(estimate)
+            parts.append(f"choosing the answer and its report {about(reports)}")
+        total = about(prepared + searches + reports)
+        notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
     @property
     def to_search(self) -> list[StudySpec]:
@@ -415,14 +420,14 @@ class Experiment:
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
-        without_result = [each for each in self._specs if not self._has_result(each)]
-        if self.pace is not None or spec.name not in [each.name for each in without_result]:
+        if self.pace is not None or self._has_result(spec):
             return
+        without_result = [search for search in self._specs if not self._has_result(search)]
         try:
-            for each in without_result:
-                check(each, self.objective)
+            for search in without_result:
+                check(search, self.objective)
             first = first_candidate(spec, self.objective, None)
-            follows_gradient = [each for each in without_result if configure(each.optimizer).needs_gradient]
+            follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
             if follows_gradient:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
                 self._use(spec, follows_gradient[0].space.rows)
@@ -434,7 +439,7 @@ class Experiment:
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
                     first,
-                    report=any(each.held_out is not None for each in without_result),
+                    report=any(search.held_out is not None for search in without_result),
                 )
         except LcscError as error:
             self._refused = error
@@ -492,14 +497,21 @@ class Experiment:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
         if self._held_out is None or self.has_report:
-            stored = self._before if self._stored is None else self._stored.attributes
-            return None if stored is None else Report.from_json(stored.get(REPORT))
+            return self._stored_report
         reason = self.objective.why_nothing_held_out()
         plan = self._plan()
         if plan is None:
             notice(f"{self.name}: nothing is held out: {reason}")
             return None
         return self.evaluate(plan)
+
+    @property
+    def _stored_report(self) -> Report | None:
+        if self._stored is not None:
+            return self._stored.report
+        if self._before is None:
+            return None
+        return Report.from_json(self._before.get(REPORT))
 
     @property
     def has_report(self) -> bool:
@@ -544,9 +556,11 @@ class Experiment:
         searches = self._searches(stored.storage)
         while True:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
+            study = report.of_answer.model.study
+            rows = None if study is None else self._rule_of(study)
+            if not self.objective.is_random:
+                report = self._checked_in_new_network(report, rows)
             if keep:
-                study = report.of_answer.model.study
-                rows = None if study is None else self._rule_of(study)
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
@@ -557,6 +571,19 @@ class Experiment:
         self._workers.close()  # which frees the devices
         self._workers_of = None
         return report
+
+    def _checked_in_new_network(self, report: Report, rows: Rule | None) -> Report:
+        """The report, with a warning if the answer has another loss in a network of its own."""
+        answer = Candidate(
+            report.of_answer.model.coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH)
+        )
+        spec = self._specs[0].objective
+        load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
+        warning = warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
+        if warning is None:
+            return report
+        notice(f"{self.name}: {warning}")
+        return dataclasses.replace(report, warnings=(*report.warnings, warning))
 
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """The searches that nobody else runs."""

@@ -203,20 +203,21 @@ def evaluate_again(
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
     if not specs:
-        names = ", ".join(contents.experiments) or "none"
-        raise StudyStoreError(f"{name}: no such experiment; the database holds: {names}")
+        stored_names = ", ".join(contents.experiments) or "none"
+        raise StudyStoreError(f"{name}: no such experiment; the database holds: {stored_names}")
     stored = contents.experiments[name]
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])
-    wanted_images = images or planned_images
-    if keep and stored.get("held_out") is not None and wanted_images < planned_images:
-        fewer = f"{wanted_images:,} images are fewer than the {planned_images:,} that the study file asks for"
+    report_images = images or planned_images
+    if keep and stored.get("held_out") is not None and report_images < planned_images:
+        fewer = f"{report_images:,} images are fewer than the {planned_images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(REPORT) is None and wanted_images >= planned_images)
+    keep = keep or (stored.get(REPORT) is None and report_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        has_samples = bool(experiment.objective.samples.per_evaluation)
-        plan = ReportPlan(wanted_images if has_samples else 0, top or planned.top, seeds)
+        if not experiment.objective.samples.per_evaluation:
+            report_images = 0
+        plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
 
 

@@ -223,7 +223,7 @@ class LatentDiffusionSampler:
         if component == "lora":
             self.networks_to_lay_out = ()  # its layers are made later, when the first one is loaded
             self._lora = LoraAdapter(pipeline, alphas)
-        self._encoded_prompts = EncodedPrompts()
+        self.encoded_prompts = EncodedPrompts()
 
     def with_scheduler(
         self,
@@ -306,7 +306,7 @@ class LatentDiffusionSampler:
         with contextlib.ExitStack() as stack:
             stack.enter_context(collected_messages())
             if not self._trains_text_encoder:
-                stack.enter_context(self._encoded_prompts.answering(self.pipeline))
+                stack.enter_context(self.encoded_prompts.answering(self.pipeline))
             if self.recomputed:
                 stack.enter_context(recomputed_calls(self.denoiser))
             output = call(

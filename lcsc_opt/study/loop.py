@@ -239,13 +239,6 @@ class Loop:
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)
             return asked
-        if asked.attempts and asked.attempts[-1].get("last"):
-            # The last attempt has failed, and a crash came before the trial's state was written.
-            last = asked.attempts.pop()
-            asked.future = concurrent.futures.Future()
-            failure = Failure(last["reason"], last["seconds"], retry=False, traceback=last.get("traceback", ""))
-            asked.future.set_result(failure)
-            return asked
         return self._submit(asked)
 
     def _submit(self, asked: _Trial) -> _Trial:

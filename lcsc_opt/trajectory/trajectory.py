@@ -46,6 +46,16 @@ _COMPARED_BYTES = 4096  # the beginning of a tensor, which tells most of them ap
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
+    Any linear combination of them is merged at the speed of memory, without K state dicts in it:
+
+    >>> import torch, lcsc_opt
+    >>> with lcsc_opt.TrajectoryWriter("run.trajectory", every=1) as writer:
+    ...     for step in (1, 2, 3):
+    ...         _ = writer.append(step, {"weight": torch.tensor([float(step)])})
+    >>> trajectory = lcsc_opt.Trajectory.open("run.trajectory")
+    >>> trajectory.merge([-1.0, 0.0, 2.0])["weight"]
+    tensor([5.])
+
     Only the pages that are read use memory, and the system can free them. Several threads may use one object. It is
     pickled as its path and steps.
 

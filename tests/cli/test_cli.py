@@ -303,7 +303,9 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
     report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
     attach_images(experiment, load_study("small/LCSC/0").objective, report)
-    artifacts = optuna.artifacts.get_all_artifact_meta(stored("small"), storage=study._storage)
+    artifacts = optuna.artifacts.get_all_artifact_meta(
+        stored("small"), storage=open_storage("sqlite:///studies.db", write=False)
+    )
     assert sorted(meta.filename for meta in artifacts) == [
         "images_1_before.png",
         "images_2_answer.png",
@@ -327,3 +329,31 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(changed)
     assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
+
+
+def test_h_is_help_for_every_command(typed: Typed) -> None:
+    assert "Exit status" in typed("-h").out
+    assert "--dry-run" in typed("run", "-h").out
+
+
+def test_a_removed_working_folder_is_one_line(tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        said = typed("list", status=2).err
+    finally:
+        monkeypatch.chdir(tmp_path)  # pytest cannot return to a folder that it has no path of
+    assert said == "lcsc: the working folder was removed: go to another one (cd)\n"
+
+
+def test_more_processes_than_the_machine_can_run_are_refused(workplace: Path, typed: Typed) -> None:
+    (workplace / "own.py").write_text(MODULE)
+    study = {
+        "name": "many",
+        "objective": {"file": "function.py", "settings": {"callable": "own:loss", "steps": [1, 2, 3]}},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 2},
+    }
+    (workplace / "many.yaml").write_text(yaml.safe_dump(study))
+    assert "expected at most" in typed("run", "many.yaml", "--dry-run", "workers=10000", status=2).err

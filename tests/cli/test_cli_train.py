@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import shutil
@@ -23,11 +22,9 @@ from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.training import preparing
 from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.recipes import RECIPES
-from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
@@ -123,17 +120,10 @@ def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
 def test_layers_of_a_named_network_draw_their_weights_in_their_own_way(folder: Path) -> None:
     unet(0, time_embedding_type="fourier").save_config("network")
     drawn = []
-    asked = Training(
-        recipe=preparing.parse_recipe("flow", []),
-        data="digits",
-        out=Path("run.trajectory"),
-        steps=4,
-        checkpoint_every=2,
-        network=Path("network"),
-    )
-    for seed in (0, 0, 1):
-        training = dataclasses.replace(asked, seed=seed)
-        drawn.append(preparing._untrained_network(training, (1, 8, 8)).state_dict()["time_proj.weight"])
+    for number, seed in enumerate((0, 0, 1)):
+        out = f"run{number}.trajectory"
+        assert lcsc(["train", "flow", *SHORT, "--network", "network", "--seed", str(seed), "-o", out]) == 0
+        drawn.append(Trajectory.open(out).checkpoint(0)["time_proj.weight"])
     assert float(drawn[0].std()) > 1  # random frequencies, which no training moves
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

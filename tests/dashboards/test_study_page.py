@@ -8,13 +8,12 @@ import time
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise, ReportedMetrics
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures import study as study_figures
+from lcsc_opt.views.figures.study import MOST_BARS
 from tests.dashboard_site import Site, write_study, written
 from tests.history_examples import measured, report_of
 from tests.study_examples import add_result, write_report
@@ -58,13 +57,12 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
-def test_times_of_many_trials_are_means_of_consecutive_ones(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_figures, "_MOST_BARS", 3)
-    write_study(url, NAME, [4.0, None, 3.0, 2.0, 2.5, 3.5], ended=False)
+def test_times_of_many_trials_are_means_of_consecutive_ones(url: str) -> None:
+    write_study(url, NAME, [4.0, None, 3.0, 2.0] + [2.5] * (MOST_BARS - 3), ended=False)
     shown = draw(Site(url))
     times = shown["times-new"]["data"]
     bars = np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)
-    assert bars.tolist() == [0, 2, 4]
+    assert bars.tolist() == list(range(0, MOST_BARS + 1, 2))
     assert "trial (mean of 2)" in json.dumps(times["layout"])
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.database import connection
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, our_studies
-from tests.processes import forked
+from tests.processes import forked, wait_until
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
@@ -64,11 +64,13 @@ def test_a_study_that_was_deleted_before_is_no_error(any_storage: RDBStorage) ->
     assert our_studies(any_storage) == {}
 
 
-def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
+@pytest.mark.usefixtures("impatient")
+def test_a_lock_of_another_process_on_the_file_is_waited_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     storage = open_storage(url, write=True)
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(connection, "notice", lambda *_, **__: other.execute("ROLLBACK"))
-    with contextlib.closing(other):
-        assert our_studies(storage) == {}
+    with contextlib.closing(other), ThreadPoolExecutor() as pool:
+        found = pool.submit(our_studies, storage)
+        wait_until(lambda: "is locked by another process; waiting" in capsys.readouterr().err)
+        other.execute("ROLLBACK")
+        assert found.result(timeout=60) == {}

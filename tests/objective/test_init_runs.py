@@ -28,9 +28,7 @@ OWN = "tests.objective.test_init_runs"
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 
-@pytest.fixture(autouse=True)
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 12)
+pytestmark = pytest.mark.usefixtures("workplace", "few_pairs")
 
 
 def init(*arguments: str) -> dict[str, Any]:

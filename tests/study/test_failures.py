@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import store
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
@@ -92,33 +89,6 @@ def undisturbed(study: StoredStudy, evaluations: int) -> list[tuple[int, str, fl
 
 def states(study: StoredStudy) -> list[str]:
     return [trial.state.name for trial in study.trials()]
-
-
-@pytest.mark.parametrize("written", [1, 2, 3])  # attempts, reason, cost; the state came last
-def test_a_failure_that_a_crash_cut_off_in_an_older_version_is_not_evaluated_again(
-    study: StoredStudy, written: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "one_transaction", contextlib.nullcontext)  # each attribute was committed by itself
-    write, names = study.storage.set_trial_user_attr, list[str]()
-
-    def cut_off(trial_id: int, name: str, value: Any) -> None:
-        write(trial_id, name, value)
-        if names or (name == "attempts" and len(value) == 2):
-            names.append(name)
-        if len(names) == written:
-            raise Killed
-
-    twice = FailureSpec(retries=1, in_a_row=None)
-    monkeypatch.setattr(study.storage, "set_trial_user_attr", cut_off)
-    with pytest.raises(Killed):
-        search(study, Breaking(0, 1, reason="b"), failures=twice)
-    monkeypatch.undo()
-    going_on = Breaking()
-    search(study, going_on, failures=twice)
-    [first, *others] = study.trials()
-    assert first.state == TrialState.FAIL
-    assert len(first.user_attrs["attempts"]) == 2
-    assert going_on.calls == len(others) == 7
 
 
 def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reason_where_it_was(
@@ -198,14 +168,14 @@ class TestRetryFailed:
     ) -> None:
         search(study, Breaking(7))
         study.set_attribute("search_ended", {"evaluations": 8, "exhausted": False})
-        written, write = iter(range(9)), study.set_attribute
+        written, write = iter(range(9)), study.storage.set_study_user_attr
 
-        def interrupted(name: str, value: Any) -> None:
+        def interrupted(key: int, name: str, value: Any) -> None:
             if next(written) == 2:
                 raise Killed
-            write(name, value)
+            write(key, name, value)
 
-        monkeypatch.setattr(study, "set_attribute", interrupted)
+        monkeypatch.setattr(study.storage, "set_study_user_attr", interrupted)
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None

@@ -188,9 +188,9 @@ def test_a_search_interrupted_anywhere_asks_the_same_candidates(
     ("call", "written"), [("add_candidate", False), ("finish", False), ("finish", True)], ids=["ask", "result", "tell"]
 )
 def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
-    call: str, written: bool, url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+    call: str, written: bool, url: str, objective: Objective, undisturbed: Any
 ) -> None:
-    study, original, calls = open_study(url), getattr(StoredStudy, call), itertools.count(1)
+    original, calls = getattr(StoredStudy, call), itertools.count(1)
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         last = next(calls) == 12
@@ -201,10 +201,9 @@ def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
             raise Interrupted
         return result
 
-    with monkeypatch.context() as patch:
-        patch.setattr(StoredStudy, call, dying)
-        with pytest.raises(Interrupted):
-            run(study, objective)
+    study = open_study(url)
+    with pytest.raises(Interrupted):
+        run(type("Dying", (StoredStudy,), {call: dying}).open(study.storage, study.name), objective)
     run(study, objective)
     assert trials_of(study) == undisturbed("LCSC")
 

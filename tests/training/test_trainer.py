@@ -94,12 +94,19 @@ def test_a_training_leaves_checkpoints_and_a_curve_of_mean_losses(tmp_path: Path
     assert curve(tmp_path) == [(step, pytest.approx(mean)) for step, mean in zip(trajectory.steps, means, strict=True)]
 
 
+@pytest.fixture
+def often_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a training is saved with each checkpoint, not once a minute."""
+    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize("kind", [Edm, Ct])  # Ct has a target that follows
-@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (14, 1e9), (2, 0.0)])
+@pytest.mark.parametrize(("at", "states"), [(14, "often"), (14, "never"), (2, "often")])
 def test_an_interrupted_training_continues_to_the_same_bits(
-    tmp_path: Path, kind: Any, at: int, state_seconds: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: Any, at: int, states: str, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(trainer, "STATE_SECONDS", state_seconds)
+    if states == "often":
+        request.getfixturevalue("often_saved")
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     expected = run(whole, ending(kind, -1))
     with pytest.raises(StopError):
@@ -118,10 +125,7 @@ def test_a_tuning_keeps_its_start_also_after_an_interruption(tmp_path: Path, at:
     assert all(torch.equal(tensor, start[name]) for name, tensor in trajectory.checkpoint(0).items())
 
 
-def test_ctrl_c_says_how_much_is_stored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer, "STATE_SECONDS", 0.0)
+def test_ctrl_c_says_how_much_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str], often_saved: None) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ending(Edm, 10, error=KeyboardInterrupt))
     assert "stopped after step 10; stored up to step 8" in capsys.readouterr().err

@@ -55,11 +55,10 @@ def test_merge_is_the_linear_combination(trajectory, values):
         torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
 
 
-def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch):
+def test_merge_does_not_depend_on_the_block_size(trajectory, request):
     row = np.random.default_rng(0).dirichlet(np.ones(K))
     in_one_tile = trajectory.merge(row)
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
+    request.getfixturevalue("small_tiles")
     assert_near(in_one_tile, trajectory.merge(row))
 
 
@@ -140,10 +139,10 @@ def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, messag
         Trajectory.open(trajectory.path).verify()
 
 
-@pytest.mark.parametrize("block", [1, tiles.TILE_BYTES])
-def test_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
-    monkeypatch.setattr(tiles, "TILE_BYTES", block)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
+@pytest.mark.parametrize("in_small_tiles", [False, True])
+def test_norms_are_those_of_the_stacked_checkpoints(trajectory, request, in_small_tiles):
+    if in_small_tiles:
+        request.getfixturevalue("small_tiles")
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)

@@ -90,8 +90,7 @@ def test_resumed_training_may_come_by_a_second_time(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("weight", "nan"), ("bfloat", "inf"), ("half", "-inf"), ("double", "nan")])
-def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # checked at once
+def test_non_finite_weights_are_refused(tmp_path, name, value):
     append(tmp_path / "t", 1)
     broken = state_dict(2)
     broken[name].view(-1)[-1] = float(value)
@@ -100,6 +99,16 @@ def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
             writer.append(2, broken)
         assert writer.append(3, state_dict(3))
     assert_whole(tmp_path / "t", [1, 3])
+
+
+def test_a_non_finite_number_at_the_end_of_a_large_tensor_is_found(tmp_path):
+    """Megabytes are checked one after the other."""
+    weight = torch.ones(600_000)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, {"w": weight.clone()})
+        weight[-1] = float("nan")
+        with pytest.raises(TrajectoryError, match="'w' at step 2"):
+            writer.append(2, {"w": weight})
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])

@@ -35,7 +35,7 @@ _HEAT_MAP_ROW = 13  # with its label
 _LOWEST_HEAT_MAP = 120
 _HIGHEST_HEAT_MAP = 780
 
-_MOST_BARS = 120  # in a figure of trials
+MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 
 
@@ -221,7 +221,7 @@ def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
         seconds[EVALUATION] = trials["seconds"]
         named = trials["seconds"]
     seconds["other"] = np.maximum(trials["seconds"] - named, 0.0)
-    group_size = math.ceil(len(trials) / _MOST_BARS)
+    group_size = math.ceil(len(trials) / MOST_BARS)
     starts = np.arange(0, len(trials), group_size)
     sizes = np.diff(np.append(starts, len(trials)))
     bars = []
