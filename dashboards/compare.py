@@ -33,7 +33,7 @@ from lcsc_opt.views.ranking import (
     spread_text,
 )
 from lcsc_opt.views.study_status import duration
-from lcsc_opt.views.tables import comparison_tables, settings_table
+from lcsc_opt.views.tables import comparison_tables
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "only", "scale", "across", "up")
@@ -80,13 +80,13 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             nothing = "Choose an experiment." if reader.experiments() else NOTHING
             blank = empty_figure(nothing, theme)
-            return "", nothing, blank, [], [], "", blank, [], [], [], "", "", parts.RUNNING_MS, ""
+            return "", nothing, blank, [], [], "", blank, [], [], [], "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
         controls = (axis, scale, across, up, shown.optimizers)
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
-            return *[no_update] * 12, interval, no_update
+            return *[no_update] * 11, interval, no_update
         new_columns: Any = _columns(loss_name(shown.studies), axis)
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
@@ -103,7 +103,6 @@ def build(storage: RDBStorage) -> dash.Dash:
             metrics,
             metrics,
             shown.optimizers,
-            _settings(shown.studies),
             _studies(shown.studies),
             interval,
             signature,
@@ -130,7 +129,6 @@ def _outputs(page: parts.Page) -> list[Output]:
         Output("across", "options"),
         Output("up", "options"),
         Output("only", "options"),
-        Output("settings", "children"),
         Output("studies", "children"),
     ]
 
@@ -234,7 +232,6 @@ def _content() -> list[Any]:
             className="controls",
         ),
         parts.graph("trade-off", label="One held-out metric against another"),
-        html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
 
@@ -336,15 +333,6 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
         **options,
     }
-
-
-def _settings(studies: Sequence[Standing]) -> Any:
-    """The settings in which these studies differ."""
-    table = settings_table(studies)
-    if table is None:
-        return ""
-    header, rows = table
-    return parts.section("Settings that differ", parts.table(header, rows, text=len(header)))
 
 
 def _studies(studies: Sequence[Standing]) -> Any:

@@ -204,7 +204,9 @@ def try_advisory_lock(path: Path) -> Callable[[], None] | None:
         lock = try_lock(path)
     except NoLocksError:
         return lambda: path.unlink(missing_ok=True)
-    return None if lock is None else lock.release
+    if lock is None:
+        return None
+    return lock.release
 
 
 @contextlib.contextmanager

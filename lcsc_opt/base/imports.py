@@ -41,7 +41,9 @@ def importable_name(function: Callable[..., Any]) -> str | None:
         module_name = _name_of_script()
     elif module_file(module_name) is None:
         return None
-    return None if module_name is None else f"{module_name}:{name}"
+    if module_name is None:
+        return None
+    return f"{module_name}:{name}"
 
 
 def _name_of_script() -> str | None:

@@ -109,4 +109,6 @@ class BuildContext:
             is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
         except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
             is_in_directory = False
-        return directory / expanded if is_in_directory else expanded
+        if is_in_directory:
+            return directory / expanded
+        return expanded

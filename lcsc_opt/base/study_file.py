@@ -232,7 +232,9 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
         if experiment in storages:
             return storages[experiment]
     different = set(storages.values())
-    return different.pop() if len(different) == 1 else None
+    if len(different) == 1:
+        return different.pop()
+    return None
 
 
 def lines_to_fill_in(text: str, content: Any) -> list[str]:

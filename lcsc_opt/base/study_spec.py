@@ -229,7 +229,9 @@ class BudgetSpec(FrozenModel):
         """What the budget counts."""
         if self.seconds is not None:
             return "seconds"
-        return "images" if self.evaluations is None else "evaluations"
+        if self.evaluations is None:
+            return "images"
+        return "evaluations"
 
     @property
     def total(self) -> int:
@@ -253,7 +255,9 @@ def seconds_of(duration: str | datetime.timedelta) -> float:
     if isinstance(duration, datetime.timedelta):
         return duration.total_seconds()
     match = _DURATION.fullmatch(duration.strip().lower())
-    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2][0]]
+    seconds = 0.0
+    if match is not None:
+        seconds = float(match[1]) * _SECONDS[match[2][0]]
     if seconds <= 0:
         raise ValueError(f"expected a time such as 5 min, got {excerpt(duration)}")
     return seconds
@@ -388,7 +392,9 @@ class StudySpec(FrozenModel):
     @property
     def ray(self) -> RayWorkers | None:
         """The workers of a Ray cluster; ``None`` if this machine evaluates."""
-        return self.workers if isinstance(self.workers, RayWorkers) else None
+        if isinstance(self.workers, RayWorkers):
+            return self.workers
+        return None
 
     @property
     def worker_count(self) -> int:
@@ -406,7 +412,9 @@ class StudySpec(FrozenModel):
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices of the workers, if the study file lists them."""
-        return self.workers if isinstance(self.workers, tuple) else ()
+        if isinstance(self.workers, tuple):
+            return self.workers
+        return ()
 
     @property
     def device(self) -> str:

@@ -208,7 +208,9 @@ def _is_about_the_output(error: BaseException) -> bool:
 def _resume_option(arguments: Sequence[str]) -> str:
     """`` with --resume`` for commands that start again without this option."""
     names = [argument for argument in arguments if not argument.startswith("-")]
-    command = _commands().commands.get(names[0]) if names else None
+    command = None
+    if names:
+        command = _commands().commands.get(names[0])
     if command is None or "--resume" in arguments:
         return ""
     if any(parameter.name == "resume" for parameter in command.params):

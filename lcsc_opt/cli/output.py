@@ -65,7 +65,9 @@ def print_table(
         table.add_row(*cells)
     console.print(table, crop=False)
     if dropped:
-        plural = "s" if len(dropped) > 1 else ""
+        plural = ""
+        if len(dropped) > 1:
+            plural = "s"
         say(f"{len(dropped)} more column{plural}: {', '.join(dropped)}; in a wider terminal, or --format json")
 
 
@@ -130,14 +132,17 @@ def print_report(report: Report | None, study: str | None = None) -> None:
     if report is None:
         return
     name = report.answer if study is None else report.found.get(study)
+    if name is None:
+        return
     for index, part in enumerate(report.parts):
-        measured = None if name is None else part.measured(name)
-        if name is None or measured is None:
+        measured = part.measured(name)
+        if measured is None:
             continue
         title = f"\nheld out, {measured.images:,} images" if measured.images else "\nheld out"
         if len(measured.seeds) > 1:
             title += f", noise groups {', '.join(map(str, measured.seeds))}"
-        title += f", {part.sampler}" if part.sampler else ""
+        if part.sampler:
+            title += f", {part.sampler}"
         header, rows = report_table(report, name, part=index)
         optional = [column for column in header[2:] if not column.startswith("gain")]
         print_table(header, rows, title=title, optional=optional)

@@ -40,7 +40,9 @@ _LARGEST = 3  # coefficients that are shown of each layer group
 
 
 def _parse_budget(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+    if text.isdecimal():
+        return int(text)
+    return text
 
 
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]

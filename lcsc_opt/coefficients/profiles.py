@@ -62,7 +62,9 @@ def _whole_number(given: Any) -> int | None:
         number = int(given)
     except (TypeError, ValueError, OverflowError):  # neither a number nor text of one, NaN, infinity
         return None
-    return number if number == given else None
+    if number == given:
+        return number
+    return None
 
 
 def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:

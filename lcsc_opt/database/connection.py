@@ -75,7 +75,9 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
             _check_server(url_with_driver, engine_kwargs, write=write)
         storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs))
     except ImportError as error:
-        advice = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
+        advice = ""
+        if parsed.get_backend_name() == "postgresql":
+            advice = ": pip install 'psycopg[binary]'"
         raise StudyStoreError(f"{masked(url)}: its driver is not installed{advice}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # Optuna raises RuntimeError for the tables of another version

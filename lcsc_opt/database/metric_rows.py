@@ -95,7 +95,9 @@ def metric_rows(
         reported: the metrics of reports.
         sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
     """
-    difference = None if baseline is None else _difference(baseline, model)
+    difference = None
+    if baseline is not None:
+        difference = _difference(baseline, model)
     rows = []
     for metric, direction in directions(model, reported, sign).items():
         row = MetricRow(
@@ -199,7 +201,9 @@ def _mean(measured: Measurement, metric: str) -> float:
 def _deviation(measured: Measurement, metric: str) -> float | None:
     """The sample standard deviation over groups of noise; ``None`` for one group."""
     values = measured.values[metric]
-    return statistics.stdev(values) if len(values) > 1 else None
+    if len(values) > 1:
+        return statistics.stdev(values)
+    return None
 
 
 def _spread(measured: Measurement, metric: str) -> float | None:
@@ -213,7 +217,9 @@ def _spread(measured: Measurement, metric: str) -> float | None:
     error = measured.value(metric + STANDARD_ERROR)
     if error is None:
         error = _jackknife_error(measured, metric)
-    return deviation if error is None else error
+    if error is None:
+        return deviation
+    return error
 
 
 def _jackknife_error(measured: Measurement, metric: str) -> float | None:

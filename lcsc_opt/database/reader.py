@@ -305,7 +305,9 @@ def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
 def _with_holder(study: Standing, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
     """The study with the machine that runs it now, if one does, and what its workers were last seen doing."""
     nodes = attributes.get(NODES) or {}
-    holder = attributes.get(HOLDER) if is_running else None
+    holder = None
+    if is_running:
+        holder = attributes.get(HOLDER)
     return dataclasses.replace(
         study,
         holder=None if holder is None else holder["host"],
@@ -345,7 +347,9 @@ def _worker_count(workers: Any) -> int:
         return int(workers["ray"])
     if isinstance(workers, Sequence) and not isinstance(workers, str):
         return len(workers)
-    return workers if isinstance(workers, int) else 1
+    if isinstance(workers, int):
+        return workers
+    return 1
 
 
 def _name_for_people(study: Standing, name: str) -> str:

@@ -402,7 +402,9 @@ class StoredStudy:
     ) -> None:
         """Commit a result: attributes, state, and the loss as ``value``, in one transaction."""
         trial_id = self._trial_id(number)
-        values = None if value is None else [self.sign * value]
+        values = None
+        if value is not None:
+            values = [self.sign * value]
 
         def end() -> None:
             try:

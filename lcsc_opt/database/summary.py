@@ -112,12 +112,16 @@ class Summary:
     @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares, of equal ones the first; ``None`` without one."""
-        return self.improvements[-1].number if self.improvements else None
+        if self.improvements:
+            return self.improvements[-1].number
+        return None
 
     @property
     def loss(self) -> float | None:
         """The loss of that trial."""
-        return self.improvements[-1].loss if self.improvements else None
+        if self.improvements:
+            return self.improvements[-1].loss
+        return None
 
 
 def _improvements(trials: Trials, losses: Floats) -> list[Improvement]:

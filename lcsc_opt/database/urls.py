@@ -102,7 +102,9 @@ def files_directory(url: str) -> Path:
     Of a server it is ``lcsc.files`` in the working directory. Raises as :func:`parse_url`.
     """
     file = sqlite_file(parse_url(url))
-    return Path("lcsc.files").absolute() if file is None else file.absolute().with_suffix(".files")
+    if file is None:
+        return Path("lcsc.files").absolute()
+    return file.absolute().with_suffix(".files")
 
 
 def parse_url(url: str) -> sa.URL:

@@ -180,7 +180,9 @@ class Study:
         if coefficients is None:
             coefficients = self.coefficients
         groups = objective.layer_groups
-        rows = None if groups is None else len(groups)
+        rows = None
+        if groups is not None:
+            rows = len(groups)
         checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=rows)
@@ -201,7 +203,9 @@ class Study:
         rows = spec_of(self.name, contents).space.rows
         experiment = contents.experiments[split_name(self.name)[0]]
         alone = CheckpointsAlone.of(experiment, rows, files_directory(self.storage))
-        return self.objective if alone is None else alone
+        if alone is None:
+            return self.objective
+        return alone
 
     @property
     def _summary(self) -> Standing:

@@ -436,7 +436,9 @@ def _named(
 
 def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what returns it: the objective works on a copy."""
-    return (lambda: build) if isinstance(build, nn.Module) else build
+    if isinstance(build, nn.Module):
+        return lambda: build
+    return build
 
 
 def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str, Any]:
@@ -463,7 +465,9 @@ def _patterns(checkpoints: Any) -> str | list[str]:
     if isinstance(checkpoints, (str, Path)):
         return str(checkpoints)
     patterns = [str(path) for path in checkpoints]
-    return patterns[0] if len(patterns) == 1 else patterns
+    if len(patterns) == 1:
+        return patterns[0]
+    return patterns
 
 
 def _check_not_hidden(file: str) -> None:

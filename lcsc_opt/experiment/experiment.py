@@ -271,7 +271,9 @@ class Experiment:
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
-        rows = rule if candidate.coefficients.ndim > 1 else None
+        rows = None
+        if candidate.coefficients.ndim > 1:
+            rows = rule
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
         evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
@@ -372,7 +374,9 @@ class Experiment:
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
-        origin = self._origin(spec) if before is None else None
+        origin = None
+        if before is None:
+            origin = self._origin(spec)
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
@@ -467,7 +471,9 @@ class Experiment:
             return
         self._scored_as_trained = True
         plan = self._plan()
-        images = None if plan is None else plan.images
+        images = None
+        if plan is not None:
+            images = plan.images
         measurer = self._measurer(images or 0)
         with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
             score_as_trained(self.begun(), self.objective, measurer, images)

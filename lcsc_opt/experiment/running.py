@@ -118,7 +118,9 @@ def run_studies(
                     failed[spec.name] = outcome
                 on_end(f"{spec.name}: {outcome}")
             try:
-                report = experiment.report() if len(failed) < len(specs) else None
+                report = None
+                if len(failed) < len(specs):
+                    report = experiment.report()
             except LcscError as error:
                 if not failed:
                     raise

@@ -128,7 +128,9 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     if held_out is None:
         return 0.0
     per_evaluation = objective.samples.per_evaluation
-    images = held_out.images_with(objective.samples.per_report) if per_evaluation else 0
+    images = 0
+    if per_evaluation:
+        images = held_out.images_with(objective.samples.per_report)
     has_yardstick = objective.fixed_average is not None
     # the best of each search, EMA* among them; and what was there
     models = len(specs) + 1 + _has_trainer_ema(objective)

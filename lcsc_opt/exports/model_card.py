@@ -104,9 +104,13 @@ def _results_section(chosen: Chosen, recipe: Recipe) -> str:
     if report is None or report.measured(chosen.model.name) is None:
         return text
     for index, part in enumerate(report.parts):
-        sampler = "" if part.sampler is None else f", sampled with {part.sampler}"
+        sampler = ""
+        if part.sampler is not None:
+            sampler = f", sampled with {part.sampler}"
         images = part.models[0].images
-        sampled = f", {images:,} images" if images else ""  # a score may sample none
+        sampled = ""  # a score may sample none
+        if images:
+            sampled = f", {images:,} images"
         title = f"On held-out noise{sampled}{sampler}"
         table = _table(*report_table(report, chosen.model.name, part=index))
         text += f"\n{title}; brackets are 95 % intervals over this noise:\n\n{table}"

@@ -105,7 +105,9 @@ def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext)
     """The reference with its paths resolved by ``context``; names of data sets stay as they are."""
     if isinstance(reference, str):
         path = context.path(reference)
-        return str(path) if path.exists() else reference
+        if path.exists():
+            return str(path)
+        return reference
     resolved: dict[str, JsonValue] = {}
     for name, value in reference.items():
         resolved[name] = _resolve_paths(value, context) if isinstance(value, (str, dict)) else value

@@ -118,14 +118,18 @@ def _known_request(experiment: Attributes, files: Path) -> tuple[PackRequest, Kn
     if context is None or context.checkpoints is None:
         return None
     request = _request(experiment["objective"]["settings"], context)
-    return None if request is None else (request, context.checkpoints)
+    if request is None:
+        return None
+    return (request, context.checkpoints)
 
 
 def _context(experiment: Attributes, files: Path) -> BuildContext | None:
     """Where an experiment's checkpoints are looked for; ``None`` for one without."""
     if not experiment["checkpoints"]:
         return None
-    directory = None if experiment["directory"] is None else Path(experiment["directory"])
+    directory = None
+    if experiment["directory"] is not None:
+        directory = Path(experiment["directory"])
     checkpoints = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
     return BuildContext(directory, checkpoints, files=files, places=experiment["places"])
 

@@ -204,7 +204,9 @@ class Objective(abc.ABC):
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
         groups = self.layer_groups
-        rows = None if groups is None else len(groups)
+        rows = None
+        if groups is not None:
+            rows = len(groups)
         checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         return self.evaluate(Candidate(checked, noise=SEARCH, yardstick=self._search_yardstick)).loss
 

@@ -184,7 +184,9 @@ class MergeSampleScore(StagedObjective):
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""
-        batch_norm = None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH}
+        batch_norm = None
+        if self._batch_norm is not None:
+            batch_norm = {"images": IMAGES, "batch": BATCH}
         return {
             "trajectory": self.trajectory.sha256,
             **renamed(self.trajectory),
@@ -203,7 +205,9 @@ class MergeSampleScore(StagedObjective):
         """How many images a candidate is evaluated on; in a rehearsal that says no number a few, on a GPU a batch."""
         if candidate.rehearsal and candidate.images is None:
             return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.without_graph)
-        return self._images if candidate.images is None else candidate.images
+        if candidate.images is None:
+            return self._images
+        return candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""

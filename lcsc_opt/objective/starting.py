@@ -176,7 +176,9 @@ def _makes_latents(channels: object) -> bool:
 def _pipeline(run: _Run) -> Facts:
     """The folder of the pipeline, if it is in that of the run."""
     folder, _ = _config(run, "model_index.json")
-    return {} if folder is None else {"pipeline": _as_yaml(str(folder))}
+    if folder is None:
+        return {}
+    return {"pipeline": _as_yaml(str(folder))}
 
 
 def _of_edm(last: Path) -> Facts:
@@ -202,7 +204,9 @@ def _of_lora(run: _Run) -> Facts:
     if adapter.get("task_type") or library.startswith("transformers."):
         raise ObjectiveError(f"{folder}: an adapter of a language model: lcsc init score writes its study file")
     base = adapter.get("base_model_name_or_path")
-    return {"pipeline": _as_yaml(base)} if base else {}
+    if base:
+        return {"pipeline": _as_yaml(base)}
+    return {}
 
 
 def _of_score(run: _Run) -> Facts:
@@ -214,7 +218,9 @@ def _of_score(run: _Run) -> Facts:
     folder, config = _config(run, "config.json")
     if folder is not None and (folder / "modules.json").is_file():
         return {"model": f"{FILL_IN}  # e.g. my_module:build, which returns the SentenceTransformer"}
-    return {"model": _as_yaml(str(folder))} if config.get("model_type") else {}
+    if config.get("model_type"):
+        return {"model": _as_yaml(str(folder))}
+    return {}
 
 
 def _config(run: _Run, name: str) -> tuple[Path | None, dict[str, Any]]:

@@ -278,7 +278,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
-        without = None if evaluation is None else evaluation.without_groups.get("loss")
+        without = None
+        if evaluation is not None:
+            without = evaluation.without_groups.get("loss")
         self._checks.append(_Check(self._path.steps, loss, without))
         self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
@@ -378,7 +380,9 @@ class _Path:
     def _by_row(self, product: Callable[[_Floats, _Floats], _Floats], rows: _Floats) -> _Floats:
         """The product of the directions and each row. No BLAS: its bits depend on its threads."""
         row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
-        return np.stack(row_products) if rows.ndim > 1 else row_products[0]
+        if rows.ndim > 1:
+            return np.stack(row_products)
+        return row_products[0]
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""

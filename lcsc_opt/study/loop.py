@@ -214,7 +214,9 @@ class Loop:
         """
         if self.budget.unit != "images":
             return 1
-        return self._images_per_evaluation if images is None else images
+        if images is None:
+            return self._images_per_evaluation
+        return images
 
     def _ask(self) -> _Trial:
         """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted.

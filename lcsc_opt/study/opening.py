@@ -197,7 +197,9 @@ class Search:
             return
         ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
         if not self.spec.is_grid:
-            patience = self.spec.budget.patience if loop.is_out_of_patience else None
+            patience = None
+            if loop.is_out_of_patience:
+                patience = self.spec.budget.patience
             ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
         if loop.is_out_of_patience:
             ended["patience"] = self.spec.budget.patience
@@ -216,7 +218,9 @@ class Search:
         if failed:
             line += f" ({failed} failed: lcsc show {self.spec.name})"
         how = (self.stored.attributes.get("search_ended") or {}).get("how")
-        return f"{line}; {how}" if how else line
+        if how:
+            return f"{line}; {how}"
+        return line
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""

@@ -190,8 +190,9 @@ class Trainer:
 
     def _begin(self, *, resume: bool) -> None:
         """Load the last state, or save the first one."""
-        state = self._read_state() if resume else None
+        state = None
         if resume:
+            state = self._read_state()
             self._prepare_rows(state)
         if state is not None:
             self._restore(state)
@@ -214,7 +215,9 @@ class Trainer:
                 f"{self.state_file} is missing, so the training cannot be resumed; its checkpoints are complete: "
                 "search them, or train again under another name"
             )
-        state_step = 0 if state is None else int(state["step"])
+        state_step = 0
+        if state is not None:
+            state_step = int(state["step"])
         if state_step == 0:  # all rows are made again, also that of the start
             if last_row >= 0:
                 remove(out)

@@ -54,7 +54,9 @@ def _alphas(paths: Sequence[Path], key: str) -> str:
     path_of: dict[str, Path] = {}
     for path in paths:
         alphas = LoraAlphas.read(path, key=key)
-        text = "" if alphas is None else alphas.model_dump_json(exclude_unset=True)
+        text = ""
+        if alphas is not None:
+            text = alphas.model_dump_json(exclude_unset=True)
         path_of.setdefault(text, path)
     if len(path_of) > 1:
         first, second = [*path_of.values()][:2]

@@ -203,7 +203,9 @@ class Trajectory:
             TrajectoryError: the files hold several models that fit.
         """
         new_names = renaming(self.layout.shapes, network)
-        return self if new_names is None else self.renamed(new_names)
+        if new_names is None:
+            return self
+        return self.renamed(new_names)
 
     def renamed(self, names: Renaming) -> Trajectory:
         """The same trajectory with other names, without the tensors that lack the prefix."""
@@ -316,7 +318,9 @@ class Trajectory:
     def trainer_ema_sha256(self) -> str | None:
         """The SHA-256 of :meth:`trainer_ema`; ``None`` without one. Raises TrajectoryError as that does."""
         averages = self.trainer_ema()
-        return None if averages is None else weights_sha256(averages)
+        if averages is None:
+            return None
+        return weights_sha256(averages)
 
     @property
     def layout(self) -> Layout:
@@ -351,7 +355,9 @@ class Trajectory:
             if average is None:
                 raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
             return {name: tensor.to(self.device) for name, tensor in average.items()}
-        rows = None if self.layer_groups is None else len(self.layer_groups)
+        rows = None
+        if self.layer_groups is not None:
+            rows = len(self.layer_groups)
         checked = check_coefficients(coefficients, len(self), rows=rows)
         with self._unchanged():
             return self._merger.merge(checked)
@@ -480,7 +486,9 @@ class Trajectory:
 def renamed(trajectory: object) -> dict[str, list[str]]:
     """What the description of an objective says of names that its network has changed; nothing if it has not."""
     renaming = getattr(trajectory, "renaming", Renaming())
-    return {"names": [*renaming]} if any(renaming) else {}
+    if any(renaming):
+        return {"names": [*renaming]}
+    return {}
 
 
 def _reopened(

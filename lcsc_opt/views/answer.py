@@ -79,9 +79,13 @@ def _compared(value: float, had: float, direction: int) -> str:
 def value_of(report: Report, measured: Measurement, metric: str) -> float:
     """A metric of a model, or its loss, as a user knows it; the loss where this metric was not measured."""
     value = measured.value(metric)
-    return report.shown(measured) if value is None or metric == "loss" else value
+    if value is None or metric == "loss":
+        return report.shown(measured)
+    return value
 
 
 def named(model: Model) -> str:
     """A model in a sentence: ``LCSCGradient, trial 38``, ``the last checkpoint``, ``EMA* (last 10)``."""
-    return f"the {model.name}" if model.name in _WITH_ARTICLE else model.title
+    if model.name in _WITH_ARTICLE:
+        return f"the {model.name}"
+    return model.title

@@ -85,7 +85,9 @@ class Curve:
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
     has_images = any(study.images for study in studies)
-    return "images" if has_images else "evaluations"
+    if has_images:
+        return "images"
+    return "evaluations"
 
 
 def curves(studies: Sequence[Standing], axis: str) -> list[Curve]:

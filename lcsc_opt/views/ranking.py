@@ -36,7 +36,9 @@ class Spread(NamedTuple):
         sample = [value for value in values if value is not None]
         if not sample:
             return None
-        deviation = statistics.stdev(sample) if len(sample) > 1 else None
+        deviation = None
+        if len(sample) > 1:
+            deviation = statistics.stdev(sample)
         return cls(statistics.fmean(sample), deviation)
 
 
@@ -115,7 +117,9 @@ class Difference:
     def text(self) -> str:
         """The difference with its interval."""
         mean, *ends = [signed(value, "+.3g") for value in (self.mean, self.low, self.high) if value is not None]
-        return f"{mean} [{', '.join(ends)}]" if ends else mean
+        if ends:
+            return f"{mean} [{', '.join(ends)}]"
+        return mean
 
 
 def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
@@ -302,7 +306,9 @@ def headline(studies: Sequence[Standing]) -> str:
     best = best_searched(studies)
     if best is None:
         return "No result yet."
-    seed = f" (seed {best.seed})" if best.seed else ""
+    seed = ""
+    if best.seed:
+        seed = f" (seed {best.seed})"
     leader = f"{best.label}{seed} with {best.searched:.4g}"
     if not all(study.ended for study in studies):
         return (

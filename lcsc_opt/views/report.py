@@ -99,7 +99,9 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
     Real images stand beside them where there are some. Empty without both.
     """
     unselected = {image.shows: image for image in images if not image.selected}
-    best = None if report is None else report.best_had(report.headline_metric)
+    best = None
+    if report is not None:
+        best = report.best_had(report.headline_metric)
     if report is None or best is None or not {"before", "answer"} <= unselected.keys():
         return []
 

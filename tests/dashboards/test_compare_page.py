@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,18 +99,6 @@ def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site:
     assert shown["only"]["options"] == ["LCSC", "CMA"]
     for nobody in (None, [], ["DE"]):
         assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 4
-
-
-def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
-    assert draw(site)["settings"]["children"] == ""
-    for seed in (0, 1):
-        for optimizer, options in (("LCSC", {"population": 20}), ("CMA", {})):
-            told = {"objective": {"file": "one.py"}, "optimizer": {"name": optimizer, "options": options}, "seed": seed}
-            write_study(url, f"two/{optimizer}/{seed}", [3.0]).set_attribute("specification", told)
-    shown = json.dumps(draw(site, experiment="two")["settings"]["children"])
-    cells = re.findall(r'"children": "([^"]*)"', shown)
-    header = ["optimizer", "optimizer.\\u200boptions.\\u200bpopulation", "seeds"]
-    assert cells == ["Settings that differ", *header, "LCSC", "20", "0, 1", "CMA", "\\u2013", "0, 1"]
 
 
 def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:

@@ -160,7 +160,9 @@ class ImageSet:
         return self._read(self._rows()[chosen])
 
     def _rows(self) -> npt.NDArray[np.intp]:
-        return np.arange(self.count) if self.chosen is None else self.chosen
+        if self.chosen is None:
+            return np.arange(self.count)
+        return self.chosen
 
     def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
         pixels = self.pixels(rows)

@@ -77,7 +77,9 @@ def coefficients_figure(
         return empty_figure(_NO_RESULT, theme)
     has_rows = rows.ndim > 1
     traces: list[go.Bar | go.Scatter] = [_bars(study, mean_of_rows(rows))]
-    ema_coefficients = None if ema is None else reader.answer(ema)
+    ema_coefficients = None
+    if ema is not None:
+        ema_coefficients = reader.answer(ema)
     if ema is not None and ema_coefficients is not None and ema.study != study.study:
         traces.append(_ema_line(ema, ema_coefficients))
     bars = Panel(
