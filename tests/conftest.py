@@ -259,16 +259,6 @@ def typed(capsys: pytest.CaptureFixture[str]) -> commands.Typed:
 
 
 @pytest.fixture
-def new_accelerator() -> Iterator[None]:
-    """Accelerate keeps a state for a process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for two megabytes."""
     folder = tmp_path / "small"

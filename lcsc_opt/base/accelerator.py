@@ -147,6 +147,31 @@ def wait_for(event: torch.Event) -> None:
         time.sleep(_POLL_SECONDS)
 
 
+def sums_halves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device multiplies matrices of ``dtype``, a half type, and gives their sums in float32.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left.
+    """
+    if device.type == "cpu" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    matmul = getattr(getattr(torch.backends, device.type, None), "matmul", None)
+    sums_in_halves = bool(getattr(matmul, "allow_fp16_accumulation", False))  # the process may change it
+    return not sums_in_halves and _widens_products(device, dtype)
+
+
+@functools.cache
+def _widens_products(device: torch.device, dtype: torch.dtype) -> bool:
+    try:
+        ones = torch.ones(8, 8, dtype=dtype, device=device)
+        torch.mm(ones, ones, out_dtype=torch.float32)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the device, and is not cached
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 def rounds_float32(device: torch.device) -> bool:
     """Whether this process allows the device to multiply matrices of float32 in fewer bits."""
     backend = getattr(torch.backends, device.type, None)

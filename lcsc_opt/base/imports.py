@@ -130,7 +130,7 @@ EXTRAS = {
     "kaleido": "dashboard",
     "transformers": "text-to-image",
     "peft": "text-to-image",
-    "accelerate": "train",
+    "accelerate": "text-to-image",
     "ray": "ray",
 }
 """Package → the extra of lcsc_opt that brings it."""

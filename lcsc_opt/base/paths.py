@@ -95,9 +95,9 @@ class BuildContext:
         Raises:
             StudySpecError: it is no path.
         """
-        whole = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
-        self.found[path] = str(whole)
-        return whole
+        absolute = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
+        self.found[path] = str(absolute)
+        return absolute
 
     def _looked_for(self, path: str) -> Path:
         """The path next to the study file if something is there, else as it is; raises as :meth:`path`."""

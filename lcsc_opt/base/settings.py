@@ -54,8 +54,8 @@ def second_of(settings: Second) -> Second | None:
     """
     if settings.also is None:
         return None
-    given = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
-    return parse_settings(type(settings), {**given, **settings.also}, source="also")
+    named_settings = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
+    return parse_settings(type(settings), {**named_settings, **settings.also}, source="also")
 
 
 def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:

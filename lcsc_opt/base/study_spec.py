@@ -26,9 +26,8 @@ Unit = Literal["evaluations", "images", "seconds"]
 DEFAULT_BUDGET = 100  # evaluations of an optimizer
 BOUND_OF_GRADIENT = 200  # of the one that ends by itself
 EMA_GRID = "EMAGrid"
-LANDSCAPE = "Landscape"
-GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
-"""Optimizers that search nothing: their candidates are listed, averages or the points of a landscape. They have one
+GRIDS = (EMA_GRID, "Grid", "Landscape")
+"""Optimizers that search nothing: their candidates are listed, averages or the points of a plane. They have one
 row, in the affine space."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
@@ -193,15 +192,15 @@ class BudgetSpec(FrozenModel):
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
-        given = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
-        if len(given) > 1:
-            last = [name for name in value if name in given][-1]  # an override comes after what the file says
+        units = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
+        if len(units) > 1:
+            last = [name for name in value if name in units][-1]  # an override comes after what the file says
             only = f"{{{last}: {value[last]}}}"
             raise ValueError(
-                f"expected one unit, got {' and '.join(given)}; for {last} alone write budget: {only}, or at the "
+                f"expected one unit, got {' and '.join(units)}; for {last} alone write budget: {only}, or at the "
                 f"command line 'budget={only}'"
             )
-        if not given:
+        if not units:
             raise ValueError("expected either evaluations or images, or a time such as 5 min")
         return budget
 

@@ -107,7 +107,9 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
 def post_hoc_step(path: Path) -> int | None:
     """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
     width_and_step = _WIDTH_AND_STEP.fullmatch(without_suffix(path.name))
-    return None if width_and_step is None else int(width_and_step["digits"])
+    if width_and_step is None:
+        return None
+    return int(width_and_step["digits"])
 
 
 def torch_suffix(path: Path) -> str:

@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -141,6 +143,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
+        _check_working_folder()
         with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
         sys.stdout.flush()
@@ -166,6 +169,18 @@ def _run(arguments: Sequence[str]) -> int:
         if _signals:
             return 128 + _signals[0]
     return status
+
+
+def _check_working_folder() -> None:
+    """Refuse to begin in a folder that was removed.
+
+    Raises:
+        LcscError: so it was.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise LcscError("the working folder was removed: go to another one (cd)") from error
 
 
 def _usage_line(message: str) -> str:

@@ -259,14 +259,14 @@ def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     By the report; before there is one, the grid that has ended with the lowest searched loss.
     """
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
-    known = [grid for grid in grids if grid.lowest_loss is not None]
-    for grid in known:
+    with_loss = [grid for grid in grids if grid.lowest_loss is not None]
+    for grid in with_loss:
         if grid.found is not None and grid.found.model.name == EMA:
             return grid
-    return min(known, key=lambda grid: grid.lowest_loss or 0.0, default=None)
+    return min(with_loss, key=lambda grid: grid.lowest_loss or 0.0, default=None)
 
 
 def best_searched(studies: Sequence[Standing]) -> Standing | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
-    known = [study for study in studies if study.lowest_loss is not None]
-    return min(known, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)
+    with_loss = [study for study in studies if study.lowest_loss is not None]
+    return min(with_loss, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)

@@ -120,20 +120,20 @@ def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict
     where it is higher.
     """
     of_loss = model.metric_of_loss
-    found: dict[str, int | None] = {"loss": 1}
+    direction_of: dict[str, int | None] = {"loss": 1}
     if sign < 0 and of_loss is not None:
-        found = {of_loss: -1}
+        direction_of = {of_loss: -1}
     for metric in (*reported.signs, *model.values):
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in model.values
-        if metric in ("loss", UNSEEN, *found) or metric not in model.values or is_error:
+        if metric in ("loss", UNSEEN, *direction_of) or metric not in model.values or is_error:
             continue
         if metric in reported.signs:
-            found[metric] = reported.signs[metric]
+            direction_of[metric] = reported.signs[metric]
         elif metric != of_loss:
-            found[metric] = None
+            direction_of[metric] = None
         elif model.values[metric] != model.values["loss"]:
-            found[metric] = -1
-    return found
+            direction_of[metric] = -1
+    return direction_of
 
 
 def _difference(baseline: Measurement, model: Measurement) -> Measurement:
@@ -158,7 +158,7 @@ def _difference(baseline: Measurement, model: Measurement) -> Measurement:
 
 
 def _subtracted(values: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(value - other for value, other in zip(values, others, strict=True))
+    return tuple(value - subtracted for value, subtracted in zip(values, others, strict=True))
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:

@@ -57,10 +57,10 @@ def absolute_url(url: str) -> str:
     name = str(file.absolute())
     if parsed.drivername == "sqlite" and not parsed.query:
         return url_of_file(name)
-    whole = parsed.set(database=name).render_as_string(hide_password=False)
-    if sa.make_url(whole).database != name:
+    absolute = parsed.set(database=name).render_as_string(hide_password=False)
+    if sa.make_url(absolute).database != name:
         raise _without_url(name)
-    return whole
+    return absolute
 
 
 def url_of_file(file: Path | str) -> str:

@@ -98,7 +98,7 @@ def is_vetoed(model: Measurement, had: Sequence[Measurement], judge: str | None)
     if not had:
         return False
     best_had = lowest(had)
-    if judge is None or not all(judge in one.values for one in (model, best_had)):
+    if judge is None or not all(judge in measured.values for measured in (model, best_had)):
         return False
     return gain(model, best_had, judge).is_certain
 

@@ -66,6 +66,17 @@ class TemporaryFolder:
 class Study:
     """One stored study: one optimizer and one seed of a study file. It may be read while it runs.
 
+    It answers what a table leaves out: which coefficients a trial had, and what they merge to.
+
+    >>> import lcsc_opt
+    >>> settings = {"callable": "numpy.linalg:norm", "steps": [100, 200]}
+    >>> study_file = {"name": "norm", "objective": {"file": "function.py", "settings": settings}}
+    >>> (study,) = lcsc_opt.run({**study_file, "optimizers": ["LCSC"]}, budget=4)
+    >>> study.name, study.state, len(study.trials)
+    ('norm/LCSC/0', 'finished', 4)
+    >>> float(study.coefficients.sum())
+    1.0
+
     Every property but :attr:`objective` is read anew at each access, and raises a ``StudyStoreError`` if the study was
     deleted, or the database cannot be read.
 
@@ -242,7 +253,7 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    given = read_arguments(
+    options = read_arguments(
         "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
     )
     read, directory = _read(study_file)
@@ -259,9 +270,9 @@ def run(
             chosen,
             database,
             objectives,
-            accept_changes=given.accept_changes,
-            retry_failed=given.retry_failed,
-            callbacks=given.callbacks,
+            accept_changes=options.accept_changes,
+            retry_failed=options.retry_failed,
+            callbacks=options.callbacks,
         )
     return [Study(spec.name, url) for spec in chosen]
 

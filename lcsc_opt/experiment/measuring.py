@@ -67,9 +67,9 @@ class Measurer:
 
     def with_images(self, images: int) -> Measurer:
         """The same, with another number of images."""
-        other = copy.copy(self)
-        other.images = images
-        return other
+        measurer = copy.copy(self)
+        measurer.images = images
+        return measurer
 
     @property
     def samples_images(self) -> bool:

@@ -13,14 +13,7 @@ from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, S
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import (
-    LANDSCAPE,
-    OF_EXPERIMENT,
-    BudgetSpec,
-    HeldOutSpec,
-    StudySpec,
-)
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE
+from lcsc_opt.base.study_spec import OF_EXPERIMENT, HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
@@ -52,8 +45,8 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
 
     def objective() -> Objective:
         stored = database.contents.experiments.get(study_file.name)
-        known = known_checkpoints(study_file.objective, objectives.context.directory, stored)
-        return objectives.load(study_file.objective, None, known)
+        checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
+        return objectives.load(study_file.objective, None, checkpoints)
 
     return searches_of(completed(study_file, lambda: database.contents.studies, objective))
 
@@ -72,26 +65,11 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
         for optimizer in study_file.optimizers:
             configure(optimizer)  # raises if an option is wrong
         for spec in study_file.studies():
-            if spec.optimizer.name == LANDSCAPE:
-                specs.append(_landscape(spec))
-            elif spec.is_grid:  # its list is the same wherever searches begin
+            if spec.is_grid:  # its list is the same wherever searches begin
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
     return specs
-
-
-def _landscape(spec: StudySpec) -> StudySpec:
-    """A landscape evaluates all of its points, and nothing is chosen among them."""
-    size: Any = spec.optimizer.options.get("size", DEFAULT_SIZE)
-    changes = {
-        "budget": BudgetSpec(evaluations=size**2),
-        # models far from the corners often cannot sample
-        "failures": spec.failures.model_copy(update={"in_a_row": None}),
-        "held_out": None,
-        "start": None,
-    }
-    return spec.model_copy(update=changes)
 
 
 def run_studies(
@@ -225,20 +203,21 @@ def evaluate_again(
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
     if not specs:
-        others = ", ".join(contents.experiments) or "none"
-        raise StudyStoreError(f"{name}: no such experiment; the database holds: {others}")
+        stored_names = ", ".join(contents.experiments) or "none"
+        raise StudyStoreError(f"{name}: no such experiment; the database holds: {stored_names}")
     stored = contents.experiments[name]
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])
-    wanted = images or planned_images
-    if keep and stored.get("held_out") is not None and wanted < planned_images:
-        fewer = f"{wanted:,} images are fewer than the {planned_images:,} that the study file asks for"
+    report_images = images or planned_images
+    if keep and stored.get("held_out") is not None and report_images < planned_images:
+        fewer = f"{report_images:,} images are fewer than the {planned_images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(REPORT) is None and wanted >= planned_images)
+    keep = keep or (stored.get(REPORT) is None and report_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        has_samples = bool(experiment.objective.samples.per_evaluation)
-        plan = ReportPlan(wanted if has_samples else 0, top or planned.top, seeds)
+        if not experiment.objective.samples.per_evaluation:
+            report_images = 0
+        plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
 
 
@@ -259,8 +238,8 @@ def objective_of(
     spec = spec_of(study, contents)
     stored = contents.experiments[spec.experiment]
     context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
-    known = known_checkpoints(spec.objective, context.directory, stored)
-    return loader_of(spec.objective, spec.space.rows, context, known)()
+    checkpoints = known_checkpoints(spec.objective, context.directory, stored)
+    return loader_of(spec.objective, spec.space.rows, context, checkpoints)()
 
 
 def spec_of(study: str, contents: Contents) -> StudySpec:

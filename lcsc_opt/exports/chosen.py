@@ -81,13 +81,13 @@ class Chosen:
         study = StoredStudy.open(storage, name)
         experiment = split_name(name)[0]
         report = Report.from_json(contents.experiments[experiment].get(REPORT))
-        found = None if report is None else report.of_study(name)
-        if number is None and found is not None:
-            return cls._of(storage, contents, experiment, found.model, report)
+        measured = None if report is None else report.of_study(name)
+        if number is None and measured is not None:
+            return cls._of(storage, contents, experiment, measured.model, report)
         trial = study.trial_or_best(number)
         model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
-        if found is not None and found.model.trial == trial.number:
-            model = found.model
+        if measured is not None and measured.model.trial == trial.number:
+            model = measured.model
         return cls._of(storage, contents, experiment, model, report)
 
     @classmethod

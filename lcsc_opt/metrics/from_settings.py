@@ -118,7 +118,7 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
     if not loss.relative or network in WITHOUT_NETWORK:
         return loss
     settings = ReferenceSettings.by_extractor(reference, [PIXELS, network, *EXTRACTORS])
-    if any(one.holds_images for one in settings.values()):
+    if any(source.holds_images for source in settings.values()):
         return loss
     notice(
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "

@@ -114,7 +114,7 @@ class MergeSampleScore(StagedObjective):
         self.samples = Samples(
             per_evaluation=images,
             prompts_per_report=fewest_report_images(sampler),
-            samplers=tuple(title_of(one) for one in self._samplers),
+            samplers=tuple(title_of(each) for each in self._samplers),
             real_per_dimension=_real_images_per_dimension(scores),
         )
         self._placed: _Placed | None = None

@@ -136,16 +136,16 @@ def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
 
 def _of_diffusers(run: _Run) -> tuple[str, Facts]:
     """The folder of the network, and what its configuration and that of its scheduler say."""
-    found = []
+    folders = []
     for place in run.folders:
         with contextlib.suppress(ObjectiveError):
-            found.append(DiffusersFolder.read(place))
-    found = sorted(
-        (model for model in found if "_class_name" in model.model), key=lambda model: model.scheduler is None
+            folders.append(DiffusersFolder.read(place))
+    folders = sorted(
+        (model for model in folders if "_class_name" in model.model), key=lambda model: model.scheduler is None
     )
-    if not found:
+    if not folders:
         return "diffusers", {"sampler": _SAMPLER, "labels": None, "decoder": None}
-    model = found[0]
+    model = folders[0]
     if model.model.get("cross_attention_dim") or model.model.get("joint_attention_dim"):
         component = "transformer" if "Transformer" in model.model["_class_name"] else "unet"
         return "text_to_image", {"component": component, **_pipeline(run)}
@@ -234,16 +234,16 @@ def _filled(template: str, facts: Facts) -> str:
     further = dict(facts)
     lines = []
     for line in template.splitlines():
-        found = _LINE.fullmatch(line)
-        if found is None or found["key"] not in further or not _is_to_be_filled(found):
+        match = _LINE.fullmatch(line)
+        if match is None or match["key"] not in further or not _is_to_be_filled(match):
             lines.append(line)
             continue
-        value = further.pop(found["key"])
+        value = further.pop(match["key"])
         if value is None:
             continue
-        filled = f"{found['indent']}{found['key']}: {value}"
-        if found["comment"] and not value.startswith(FILL_IN):
-            filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {found['comment']}"
+        filled = f"{match['indent']}{match['key']}: {value}"
+        if match["comment"] and not value.startswith(FILL_IN):
+            filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {match['comment']}"
         lines.append(filled)
     end = 1 + max(index for index, line in enumerate(lines) if line.startswith(_SETTING))
     lines[end:end] = [f"{_SETTING}{key}: {value}" for key, value in further.items() if value is not None]

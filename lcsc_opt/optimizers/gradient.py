@@ -149,7 +149,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._idle_checks = 0  # of the last ones, how many brought nothing
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
-        self._checks_next = False
         self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
 
@@ -162,10 +161,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._samples_images = images_per_evaluation > 0
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
-
-    def check_next(self) -> None:
-        """Ask for a check at the next ask, as the time will soon be over."""
-        self._checks_next = True
 
     @property
     def finished(self) -> bool:
@@ -194,8 +189,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return before.loss - last.loss <= error
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._checks_next or self._check_is_due():
-            self._checks_next = False
+        if self._check_is_due():
             asked = self._spawn(self._path.average)
             ask_with(asked, error=True)
         else:

@@ -238,11 +238,11 @@ class LatentDiffusionSampler:
         Raises:
             ObjectiveError: an option that does not fit.
         """
-        other = copy.copy(self)
-        other.pipeline = copy.copy(self.pipeline)
-        other.pipeline.scheduler = scheduler
-        other._set_schedule(steps, timesteps, options)
-        return other
+        sampler = copy.copy(self)
+        sampler.pipeline = copy.copy(self.pipeline)
+        sampler.pipeline.scheduler = scheduler
+        sampler._set_schedule(steps, timesteps, options)
+        return sampler
 
     def _set_schedule(
         self, steps: int | None, timesteps: Sequence[int] | None, options: Mapping[str, Any] | None

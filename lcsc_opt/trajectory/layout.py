@@ -259,6 +259,6 @@ def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
     return stored
 
 
-def aligned(offset: int) -> int:
-    """The next multiple of :data:`ALIGNMENT`."""
-    return (offset + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+def aligned(offset: int, unit: int = ALIGNMENT) -> int:
+    """The next multiple of ``unit``."""
+    return (offset + unit - 1) // unit * unit

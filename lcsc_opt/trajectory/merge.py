@@ -1,15 +1,16 @@
 """Linear combinations of the rows of a matrix, wherever its columns are: mapped, on a device, or streamed.
 
-Rows are combined tile by tile (:mod:`~lcsc_opt.trajectory.tiles`). One product for each tile and thread is faster than
-one product of many threads, and far more so where the cores have other work, too.
+Rows are combined tile by tile (:mod:`~lcsc_opt.trajectory.tiles`). On the CPU one product for each tile and thread is
+faster than one product of many threads, and far more so where the cores have other work, too. On an accelerator that
+holds the columns a merge is one product a segment, in the dtype in which they are stored, and one copy of all tensors
+that are not combined: it takes as long as reading the columns once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,12 +23,15 @@ from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.coefficients.layer_groups import LayerGroups
-from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory import halves
+from lcsc_opt.trajectory.layout import Segment, TensorSpec, aligned
 from lcsc_opt.trajectory.manifest import Manifest
-from lcsc_opt.trajectory.placement import ColumnSource
+from lcsc_opt.trajectory.one_piece import OnePiece
+from lcsc_opt.trajectory.placement import ColumnSource, runs_of
 from lcsc_opt.trajectory.tiles import (
     Tile,
     accumulator,
+    columns_of,
     merge_threads,
     merge_tile_bytes,
     projection_tile_bytes,
@@ -72,7 +76,7 @@ class Merger:
             if index is None:
                 merged |= self._combine(coefficients)
             else:
-                merged |= self._copy(index, self._tensors)
+                merged |= self._copied([(spec, index) for spec in self._tensors])
         return merged
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
@@ -82,20 +86,18 @@ class Merger:
         to each other than to zero, and what they have in common would cost the digits in which they differ.
         """
         device = self.source.device
-        flat = {segment: self._flat_gradient(segment, gradients) for segment in self.segments}
         segments = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
-        runs = _runs_of(self.slots)
-        origin_slot = runs[0].start
+        flat = {segment: self._flat_gradient(segment, gradients) for segment in segments}
+        runs = self._runs(self.slots)
+        origin_slot = min(self.slots)
         groups = 1 if self._groups is None else len(self._groups)
-        projected = torch.zeros(groups, max(self.slots) + 1, dtype=torch.float64, device=device)
-        blocks = tiled_blocks(
-            self.source,
-            segments,
-            self.slots,
-            groups=self._groups,
-            rows=len(self.slots),
-            tile_bytes=projection_tile_bytes(device),
-        )
+        projected = torch.zeros(groups, self.source.rows, dtype=torch.float64, device=device)
+
+        def width(dtype: torch.dtype) -> int:
+            column = len(self.slots) * accumulator(dtype, device).itemsize
+            return columns_of(projection_tile_bytes(device), column)
+
+        blocks = tiled_blocks(self.source, segments, self.slots, groups=self._groups, width=width)
         with torch.autocast(device.type, enabled=False), contextlib.closing(blocks):
             for segment, tiles in blocks:
                 of_origin = torch.zeros(groups, dtype=torch.float64, device=device)
@@ -106,7 +108,7 @@ class Merger:
                     of_origin[tile.row] += origin.double() @ gradient.double()
                     for run in runs:
                         # a temporary: the memory of the differences, still in the cache, serves the next tile
-                        of_rows[tile.row, run] += ((tile.columns[run].to(gradient.dtype) - origin) @ gradient).double()
+                        of_rows[tile.row, run] += ((tile.columns[run] - origin) @ gradient).double()
                 for run in runs:
                     of_rows[:, run] += of_origin[:, None]
                 projected += of_rows
@@ -115,15 +117,14 @@ class Merger:
 
     def float64_tiles(self) -> Generator[Tensor]:
         """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
-        order = torch.tensor(self.slots, device=self.source.device)
-        blocks = tiled_blocks(
-            self.source,
-            self.segments,
-            self.slots,
-            groups=self._groups,
-            rows=2 * len(self.slots),  # a row of float64 is as long as two of float32
-            tile_bytes=merge_tile_bytes(self.source.device),
-        )
+        device = self.source.device
+        order = torch.tensor(self.slots, device=device)
+
+        def width(dtype: torch.dtype) -> int:
+            column = 2 * len(self.slots) * accumulator(dtype, device).itemsize  # one of float64
+            return columns_of(merge_tile_bytes(device), column)
+
+        blocks = tiled_blocks(self.source, self.segments, self.slots, groups=self._groups, width=width)
         with contextlib.closing(blocks):
             for _, tiles in blocks:
                 for tile in tiles:
@@ -138,28 +139,24 @@ class Merger:
         flat: dict[Segment, Tensor] = {}
         for segment in self.segments:
             dtype = torch.float32 if self._widened else segment.dtype
-            flat[segment] = torch.empty(segment.width, dtype=dtype, device=self.source.device)
+            flat[segment] = torch.empty(aligned(segment.width), dtype=dtype, device=self.source.device)
             for spec, first in segment.places():
                 products[spec.name] = flat[segment][first : first + spec.numel].view(spec.shape)
         if not self._multiply_into(flat, coefficients, groups):
             raise _too_large(products)
+        variances = [tensor for name, tensor in products.items() if name.endswith(_VARIANCE)]
+        if variances:
+            torch._foreach_clamp_min_(variances, 0)  # an extrapolated one may be negative, and its root is NaN
         merged |= products
-        for name, tensor in merged.items():
-            if name.endswith(_VARIANCE):
-                tensor.clamp_(min=0)  # an extrapolated one may be negative, and its root is NaN
         return {spec.name: merged[spec.name] for spec in self._tensors}
 
     def _copies(self, coefficients: npt.NDArray[np.float64], groups: LayerGroups | None) -> StateDict:
         """Tensors that are not combined, each from the checkpoint with the largest coefficient of its group."""
         combined = {spec.name for segment in self.segments for spec in segment.tensors}
+        largest = coefficients.argmax(axis=1)
+        row_of: Mapping[str, int] = {} if groups is None else groups.row_of  # may lack tensors that never change
         copied = [spec for spec in self._tensors if spec.name not in combined]
-        copies: StateDict = {}
-        for row, index in enumerate(coefficients.argmax(axis=1)):
-            specs = copied
-            if groups is not None:  # which may lack tensors that are the same in all checkpoints
-                specs = [spec for spec in copied if groups.row_of.get(spec.name, 0) == row]
-            copies |= self._copy(int(index), specs)
-        return copies
+        return self._copied([(spec, int(largest[row_of.get(spec.name, 0)])) for spec in copied])
 
     def _multiply_into(
         self, flat: Mapping[Segment, Tensor], coefficients: npt.NDArray[np.float64], groups: LayerGroups | None
@@ -171,30 +168,23 @@ class Merger:
         """
         device = self.source.device
         slots = self._slots_to_read(coefficients)
-        runs = _runs_of(slots)
-        rows = sum(run.stop - run.start for run in runs) + 1  # and the result
-        by_slot = torch.zeros(len(coefficients), max(self.slots) + 1, dtype=torch.float64, device="cpu")
+        runs = self._runs(slots)
+        rows = sum(run.stop - run.start for run in runs)
+        by_slot = torch.zeros(len(coefficients), self.source.rows, dtype=torch.float64, device="cpu")
         by_slot[:, self.slots] = torch.from_numpy(np.ascontiguousarray(coefficients))
-        by_slot = by_slot.to(device, non_blocking=True)
+        products = {segment.dtype: _product(by_slot, segment.dtype, device) for segment in self.segments}
         threads = merge_threads() if device == CPU else 1
         are_finite: list[Tensor] = []  # of each tile
-        blocks = tiled_blocks(
-            self.source,
-            self.segments,
-            slots,
-            groups=groups,
-            rows=rows,
-            tile_bytes=merge_tile_bytes(device),
-        )
+        width = functools.partial(_columns_merged, rows, device)
+        blocks = tiled_blocks(self.source, self.segments, slots, groups=groups, width=width)
         with (
             ThreadPoolExecutor(threads, "lcsc-merge", initializer=_without_further_threads) as pool,
             torch.autocast(device.type, enabled=False),
             contextlib.closing(blocks),
         ):
             for segment, tiles in blocks:
-                weights = by_slot.to(accumulator(segment.dtype, device))
                 shared = iter(tiles)  # threads share a list's iterator safely: each takes the next tile
-                product = functools.partial(_multiply, weights, runs, shared, flat[segment], are_finite)
+                product = functools.partial(products[segment.dtype], runs, shared, flat[segment], are_finite)
                 if threads == 1:  # on a GPU, the stream is that of this thread
                     product()
                 else:
@@ -210,39 +200,51 @@ class Merger:
             return used
         return self.slots
 
+    def _runs(self, slots: Sequence[int]) -> list[slice]:
+        """The rows of a block that are multiplied for these slots, as slices."""
+        if self.source.multiplies_all:
+            return [slice(0, self.source.rows)]
+        return runs_of(slots)
+
     def _flat_gradient(self, segment: Segment, gradients: Mapping[str, Tensor]) -> Tensor:
         """``[n]`` in the order of the segment's columns; zero for tensors without a gradient."""
         device = self.source.device
         dtype = accumulator(segment.dtype, device)
-        flat = torch.zeros(segment.width, dtype=dtype, device=device)
-        for spec, first in segment.places():
-            if spec.name in gradients:
-                gradient = gradients[spec.name].detach().reshape(-1)
-                flat[first : first + len(gradient)] = gradient.to(device, dtype)
-        return flat
-
-    def _copy(self, index: int, specs: Iterable[TensorSpec]) -> StateDict:
-        """Tensors of checkpoint ``index``, bit for bit."""
-        slot = self.slots[index]
-        copies: StateDict = {}
-        for spec in specs:
-            constant = self._constants.get(spec.name)
-            if constant is None:
-                copies[spec.name] = self._copied_from(slot, spec)
+        behind = aligned(segment.width) - segment.width
+        lacking = [spec.numel for spec in segment.tensors if spec.name not in gradients]
+        zeros = torch.zeros(max([behind, *lacking]), dtype=dtype, device=device)
+        parts: list[Tensor] = []
+        for spec in segment.tensors:
+            gradient = gradients.get(spec.name)
+            if gradient is None:
+                parts.append(zeros[: spec.numel])
             else:
-                copies[spec.name] = constant.clone()
-        return copies
+                parts.append(gradient.detach().reshape(-1).to(device, dtype))
+        return torch.cat([*parts, zeros[:behind]])
+
+    def _copied(self, chosen: Iterable[tuple[TensorSpec, int]]) -> StateDict:
+        """Tensors, each of the checkpoint with this index, bit for bit.
+
+        A device gets them in one piece, and what is the same in all checkpoints only once.
+        """
+        if self.source.device == CPU:
+            return {spec.name: self._copied_from(self.slots[index], spec) for spec, index in chosen}
+        varying = {
+            spec.name: self._copied_from(self.slots[index], spec)
+            for spec, index in chosen
+            if spec.name in self._varying
+        }
+        return self._constants.copies() | OnePiece(varying, self.source.device).tensors()
 
     def _copied_from(self, slot: int, spec: TensorSpec) -> Tensor:
-        return spec.copy_from(spec.of_row(self._rows[slot]), widened=self._widened).to(self.source.device)
+        return spec.copy_from(spec.of_row(self._rows[slot]), widened=self._widened)
 
     @functools.cached_property
-    def _constants(self) -> StateDict:
-        """Tensors that are the same in all checkpoints, on a GPU: they need not be copied there for each merge."""
-        if self.source.device == CPU:
-            return {}
+    def _constants(self) -> OnePiece:
+        """Tensors that are the same in all checkpoints, on a device: they need not be copied there for each merge."""
         slot = self.slots[0]
-        return {spec.name: self._copied_from(slot, spec) for spec in self._tensors if spec.name not in self._varying}
+        constants = [spec for spec in self._tensors if spec.name not in self._varying]
+        return OnePiece({spec.name: self._copied_from(slot, spec) for spec in constants}, self.source.device)
 
     @functools.cached_property
     def _stream(self) -> torch.Stream:
@@ -271,6 +273,32 @@ def _one_hot_index(coefficients: npt.NDArray[np.float64]) -> int | None:
     if len(nonzero) == 1 and coefficients[nonzero[0]] == 1.0:
         return int(nonzero[0])
     return None
+
+
+def _product(coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> Callable[..., None]:
+    """What multiplies coefficients ``[S, slots]`` float64 with tiles of a dtype: a thread calls it for some of them."""
+    if accelerator.sums_halves(device, dtype):
+        return functools.partial(_multiply_halves, halves.divided(coefficients, dtype).to(device))
+    return functools.partial(_multiply, coefficients.to(accumulator(dtype, device)).to(device))
+
+
+def _columns_merged(rows: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many columns of ``rows`` rows are merged at once."""
+    summed = accumulator(dtype, device)
+    if accelerator.sums_halves(device, dtype):
+        column = halves.terms(dtype) * torch.float32.itemsize
+    elif device != CPU and dtype == summed:
+        column = summed.itemsize  # rows are read where they are
+    else:
+        column = (rows + 1) * summed.itemsize
+    return columns_of(merge_tile_bytes(device), column)
+
+
+def _multiply_halves(
+    weights: Tensor, runs: Sequence[slice], tiles: Iterator[Tile], merged: Tensor, _are_finite: list[Tensor]
+) -> None:
+    for tile in tiles:
+        halves.multiply(weights, runs, tile, merged[tile.start : tile.stop])
 
 
 def _multiply(
@@ -323,13 +351,3 @@ def _without_further_threads() -> None:
 
 
 _openmp = functools.cache(ThreadpoolController)  # made once: looking for the libraries takes milliseconds
-
-
-def _runs_of(slots: Sequence[int]) -> list[slice]:
-    """Slots as the fewest slices, in order."""
-    numbered = enumerate(sorted(slots))
-    runs: list[slice] = []
-    for _, group in itertools.groupby(numbered, key=lambda item: item[1] - item[0]):
-        run = [slot for _, slot in group]
-        runs.append(slice(run[0], run[-1] + 1))
-    return runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.trajectory.layout import Segment
+from lcsc_opt.trajectory.layout import Segment, aligned
 
 Placement = Literal["mapped", "resident", "streamed"]
 
@@ -28,6 +29,7 @@ READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
 FEWEST_COLUMNS = 256
 _BUFFERS = 3  # one is being merged, one is ready, one is being read
 _READERS = 4  # threads, so that the disk always has a request
+_ROWS = 8  # in a device's memory rows are a multiple of this, as its fast products want; the last ones are zero
 
 
 class Block(NamedTuple):
@@ -44,25 +46,36 @@ class ColumnSource(Protocol):
     device: torch.device
     """Where the columns are, and the results."""
 
+    rows: int
+    """How many rows each block has."""
+
+    multiplies_all: bool
+    """Whether rows that no checkpoint has are zero, so that one product of all rows serves every merge."""
+
     def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:
         """All columns of these segments in order; each block is valid until the next one is asked for.
 
-        Slots that are not asked for may hold anything.
+        Slots that are not asked for may hold anything, unless :attr:`multiplies_all`. The last block of a segment may
+        have columns of zeros behind the segment's.
         """
 
 
 class ColumnsInMemory:
     """A :class:`ColumnSource` with ``[slots, n]`` of each segment: mapped from the file, or copied to a device once."""
 
-    def __init__(self, device: torch.device, columns: Mapping[Segment, Tensor]) -> None:
+    def __init__(
+        self, device: torch.device, columns: Mapping[Segment, Tensor], rows: int, *, multiplies_all: bool
+    ) -> None:
         self.device = device
+        self.rows = rows
+        self.multiplies_all = multiplies_all
         self._columns = columns
 
     @classmethod
     def mapped(cls, rows: Tensor, segments: Sequence[Segment]) -> ColumnsInMemory:
         """Columns of ``[slots, row_bytes]`` uint8 as they are mapped: the system keeps what fits into memory."""
         columns = {segment: rows[:, segment.start : segment.stop].view(segment.dtype) for segment in segments}
-        return cls(CPU, columns)
+        return cls(CPU, columns, len(rows), multiplies_all=False)
 
     def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:  # noqa: ARG002
         """Each segment whole, in all slots."""
@@ -89,17 +102,19 @@ class _StreamedColumns:
     While some columns are combined, the next ones are read. For a GPU they are read into pinned memory.
     """
 
+    multiplies_all = False
+
     def __init__(self, path: Path, slots: int, row_bytes: int, device: torch.device) -> None:
         self.device = device
+        self.rows = slots
         self._path = path
-        self._slots = slots
         self._row_bytes = row_bytes
 
     def blocks(self, segments: Sequence[Segment], slots: Sequence[int]) -> Generator[Block]:
         """A range of columns at a time, as many as :data:`READ_BYTES` hold."""
         reads = self.reads(segments)
         gpu = self.device != CPU
-        size = self._slots * max((read.row_bytes for read in reads), default=0)
+        size = self.rows * max((read.row_bytes for read in reads), default=0)
         buffers = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(_BUFFERS)]
         copied: dict[int, torch.Event] = {}  # buffer → when its last content has arrived on the GPU
 
@@ -109,7 +124,7 @@ class _StreamedColumns:
             index = number % _BUFFERS
             if index in copied:
                 accelerator.wait_for(copied[index])
-            content = buffers[index][: self._slots * read.row_bytes].view(self._slots, read.row_bytes)
+            content = buffers[index][: self.rows * read.row_bytes].view(self.rows, read.row_bytes)
             offset = read.segment.start + read.start * read.segment.dtype.itemsize
             shares = [slots[reader::_READERS] for reader in range(_READERS)]
             reading = [pool.submit(self._read, share, offset, content) for share in shares]
@@ -133,7 +148,7 @@ class _StreamedColumns:
         """The ranges of columns that are read at once, in order."""
         reads: list[_Read] = []
         for segment in segments:
-            width = max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS)
+            width = max(READ_BYTES // (self.rows * segment.dtype.itemsize), FEWEST_COLUMNS)
             starts = range(0, segment.width, width)
             reads += [_Read(segment, start, min(start + width, segment.width)) for start in starts]
         return reads
@@ -177,7 +192,8 @@ def place(
     gpu = accelerator.asynchronous(device)
     if not gpu:
         device = CPU
-    size = len(rows) * sum(segment.stop - segment.start for segment in segments)
+    held = aligned(len(rows), _ROWS) if gpu else len(rows)
+    size = held * sum(segment.stop - segment.start for segment in segments)
     if how is None:
         how = _fastest(device, size)
     if how == "mapped":
@@ -189,7 +205,7 @@ def place(
     streamed = _StreamedColumns(path, rows.shape[0], rows.shape[1], device)
     if how == "resident":
         with contextlib.suppress(torch.OutOfMemoryError):  # another program has used the memory in the meantime
-            resident = _copied(streamed, len(rows), segments, slots, name)
+            resident = _copied(streamed, segments, slots, name)
             notice(f"{checkpoints} are kept in the memory of {device}")
             return resident
     notice(f"{checkpoints} are streamed for each merge")
@@ -205,21 +221,23 @@ def _fastest(device: torch.device, size: int) -> Placement:
 
 def _copied(
     streamed: _StreamedColumns,
-    rows: int,
     segments: Sequence[Segment],
     slots: Sequence[int],
     name: str,
 ) -> ColumnsInMemory:
     device = streamed.device
+    rows = aligned(streamed.rows, _ROWS)
     columns: dict[Segment, Tensor] = {}
     for segment in segments:
-        columns[segment] = torch.empty(rows, segment.width, dtype=segment.dtype, device=device)
+        columns[segment] = torch.zeros(rows, aligned(segment.width), dtype=segment.dtype, device=device)
     with progress(f"{name} to {device}", len(streamed.reads(segments))) as advance:
         for segment, start, block in streamed.blocks(segments, slots):
-            columns[segment][:, start : start + block.shape[1]].copy_(block)
+            there = columns[segment][:, start : start + block.shape[1]]
+            for run in runs_of(slots):  # the others may hold anything
+                there[run].copy_(block[run])
             advance()
     accelerator.synchronize(device)
-    return ColumnsInMemory(device, columns)
+    return ColumnsInMemory(device, columns, rows, multiplies_all=True)
 
 
 def _room(device: torch.device) -> float:
@@ -227,3 +245,13 @@ def _room(device: torch.device) -> float:
     if device != CPU:
         return _SHARE_OF_DEVICE * accelerator.free_bytes(device)
     return _SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def runs_of(slots: Sequence[int]) -> list[slice]:
+    """Slots as the fewest slices, in order."""
+    numbered = enumerate(sorted(slots))
+    runs: list[slice] = []
+    for _, group in itertools.groupby(numbered, key=lambda item: item[1] - item[0]):
+        run = [slot for _, slot in group]
+        runs.append(slice(run[0], run[-1] + 1))
+    return runs

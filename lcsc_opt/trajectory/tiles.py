@@ -1,4 +1,6 @@
-"""The columns of a matrix, tile by tile: few enough for a processor's cache, each tile of one layer group.
+"""The columns of a matrix, tile by tile, each tile of one layer group.
+
+On the CPU a tile fits into the cache. A device has none that would matter: there a tile is as large as memory allows.
 
 Whatever reads a trajectory's numbers (merges, projections, Gram matrices) is a loop over :func:`tiled_blocks`.
 """
@@ -6,7 +8,7 @@ Whatever reads a trajectory's numbers (merges, projections, Gram matrices) is a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,8 +48,7 @@ def tiled_blocks(
     slots: Sequence[int],
     *,
     groups: LayerGroups | None,
-    rows: int,
-    tile_bytes: int,
+    width: Callable[[torch.dtype], int],
 ) -> Generator[tuple[Segment, list[Tile]]]:
     """All columns of these segments, in order: what is in memory at once, divided into tiles.
 
@@ -58,17 +59,15 @@ def tiled_blocks(
         segments: to read.
         slots: to read, of each column.
         groups: which row of coefficients each tensor is merged with; ``None`` if there is one row.
-        rows: how many rows a tile has while it is computed with, in the dtype of :func:`accumulator`.
-        tile_bytes: the memory that these rows may use.
+        width: how many columns a tile has, at most, by their dtype.
     """
     with contextlib.closing(source.blocks(segments, slots)) as blocks:
         for segment, first, columns in blocks:
-            itemsize = accumulator(segment.dtype, source.device).itemsize
-            width = max(tile_bytes // (rows * itemsize), FEWEST_COLUMNS)
+            most = width(segment.dtype)
             tiles: list[Tile] = []
             for begin, end, row in _runs(segment, first, columns.shape[1], groups):
-                for start in range(begin, end, width):
-                    stop = min(start + width, end)
+                for start in range(begin, end, most):
+                    stop = min(start + most, end)
                     tiles.append(Tile(first + start, first + stop, columns[:, start:stop], row))
             yield segment, tiles
 
@@ -114,6 +113,11 @@ def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def merge_threads() -> int:
     """How many threads merge on the CPU: as many as torch would use, up to :data:`_MOST_THREADS`."""
     return min(torch.get_num_threads(), _MOST_THREADS)
+
+
+def columns_of(tile_bytes: int, column_bytes: int) -> int:
+    """How many columns a tile of ``tile_bytes`` has if each takes ``column_bytes`` while it is computed with."""
+    return max(tile_bytes // column_bytes, FEWEST_COLUMNS)
 
 
 def merge_tile_bytes(device: torch.device) -> int:

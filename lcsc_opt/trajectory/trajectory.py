@@ -46,6 +46,16 @@ _COMPARED_BYTES = 4096  # the beginning of a tensor, which tells most of them ap
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
+    Any linear combination of them is merged at the speed of memory, without K state dicts in it:
+
+    >>> import torch, lcsc_opt
+    >>> with lcsc_opt.TrajectoryWriter("run.trajectory", every=1) as writer:
+    ...     for step in (1, 2, 3):
+    ...         _ = writer.append(step, {"weight": torch.tensor([float(step)])})
+    >>> trajectory = lcsc_opt.Trajectory.open("run.trajectory")
+    >>> trajectory.merge([-1.0, 0.0, 2.0])["weight"]
+    tensor([5.])
+
     Only the pages that are read use memory, and the system can free them. Several threads may use one object. It is
     pickled as its path and steps.
 
@@ -192,14 +202,14 @@ class Trajectory:
         Raises:
             TrajectoryError: the files hold several models that fit.
         """
-        found = renaming(self.layout.shapes, network)
-        return self if found is None else self.renamed(found)
+        new_names = renaming(self.layout.shapes, network)
+        return self if new_names is None else self.renamed(new_names)
 
     def renamed(self, names: Renaming) -> Trajectory:
         """The same trajectory with other names, without the tensors that lack the prefix."""
-        kept = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
-        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
-        varying = sorted(names(spec.name) for spec in kept if spec.name in self.varying)
+        remaining = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
+        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in remaining)
+        varying = sorted(names(spec.name) for spec in remaining if spec.name in self.varying)
         manifest = self._manifest.model_copy(update={"tensors": tensors, "varying": tuple(varying)})
         changed = Trajectory(self.path, manifest, self._stamp)
         changed.renaming = names

@@ -38,13 +38,13 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     against = None if best is None or best.model.name == name else best.model.name
     rows = report.rows(name, against, part=part)
     shown = {*report.had, report.answer} - {name, against}
-    others = [measured for measured in report.parts[part].models if measured.model.name in shown]
+    others_shown = [measured for measured in report.parts[part].models if measured.model.name in shown]
     has_real_images = any(row.real_halves is not None for row in rows)
     level = " [95 %]" if any(row.interval is not None for row in rows) else ""
     header = ["metric", f"{_column(report, name)}{level}"]
     if against is not None:
         header += [f"{_column(report, against)}{level}", f"gain{level}"]
-    header += [_column(report, measured.model.name) for measured in others]
+    header += [_column(report, measured.model.name) for measured in others_shown]
     if has_real_images:
         header.append("real images")
     texts = []
@@ -52,7 +52,7 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
-        cells += [number(measured.value(row.metric)) for measured in others]
+        cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)

@@ -53,6 +53,7 @@ def new_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(Options, name, value)
     monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
     accelerator.has_float64.cache_clear()
+    accelerator._widens_products.cache_clear()
     torch.accelerator.synchronize()
     COUNTS.clear()
     yield
@@ -255,9 +256,7 @@ def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, mad
 
 
 @pytest.mark.parametrize(("recipe", "nfe"), [("ict", 1), ("ddpm", 2)])
-def test_a_model_that_was_trained_here_is_searched_on_the_device(
-    folder: Path, new_accelerator: None, recipe: str, nfe: int
-) -> None:
+def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path, recipe: str, nfe: int) -> None:
     out = folder / "run.trajectory"
     preparing.run(Training(preparing.parse_recipe(recipe, ()), "digits", out, steps=2, checkpoint_every=1))
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part
@@ -371,19 +370,86 @@ def test_a_step_of_a_recipe_is_that_of_the_cpu(name: str) -> None:
 # budgets: figures of docs/benchmarks.md
 
 
+def layers(step: int, count: int) -> dict[str, torch.Tensor]:
+    """Weights of which some are combined, some are copied from a checkpoint, and some never change."""
+    generator = torch.Generator().manual_seed(step)
+    state: dict[str, torch.Tensor] = {}
+    for number in range(count):
+        state[f"{number}.weight"] = torch.randn(5000 // count, generator=generator)
+        state[f"{number}.running_var"] = torch.rand(3, generator=generator)
+        state[f"{number}.batches"] = torch.tensor(step)
+        state[f"constant.{number}"] = torch.ones(2)
+    return state
+
+
 @pretended
-def test_a_merge_launches_once_a_tile_not_once_a_tensor(tmp_path: Path) -> None:
-    counted = []
-    for tensors in (1, 50):
-        with TrajectoryWriter(tmp_path / f"{tensors}") as writer:
-            for step in range(4):
-                whole = torch.randn(5000, generator=torch.Generator().manual_seed(step))
-                writer.append(step, {str(n): part for n, part in enumerate(whole.chunk(tensors))})
-        placed = Trajectory.open(tmp_path / f"{tensors}").on(DEVICE)
+@pytest.mark.parametrize(("stored", "launches"), [("exact", 1), ("float16", 2), ("bfloat16", 3)])
+def test_a_merge_launches_once_a_segment_whatever_checkpoints_and_tensors_it_has(
+    tmp_path: Path, stored: str, launches: int
+) -> None:
+    of_projections = set()
+    for checkpoints, tensors in ((4, 2), (4, 50), (19, 50)):
+        place = tmp_path / f"{checkpoints} {tensors}"
+        with TrajectoryWriter(place, dtype=stored) as writer:
+            for step in range(checkpoints):
+                writer.append(step, layers(step, tensors))
+        here = Trajectory.open(place)
+        there, row = here.on(DEVICE), np.full(checkpoints, 1 / checkpoints)
+        there.merge(row)
         COUNTS.clear()
-        placed.merge(np.array([0.5, 0.25, 0.5, -0.25]))
-        counted.append({name: COUNTS[name] for name in ("launches", "to_device", "to_host", "waits")})
-    assert counted[0] == counted[1] == {"launches": 2, "to_device": 1, "to_host": 0, "waits": 1}
+        merged = there.merge(row)
+        counted = {name: COUNTS[name] for name in ("launches", "to_device", "to_host")}
+        # and a copy of what never changes, the bound of variances; coefficients, what is copied from one checkpoint
+        assert counted == {"launches": launches + 2, "to_device": 2, "to_host": 0}
+        close(merged, here.merge(row))
+        gradients = {f"{number}.weight": torch.ones(5000 // tensors, device=DEVICE) for number in range(tensors)}
+        COUNTS.clear()
+        there.project(gradients)
+        of_projections.add(COUNTS["launches"])
+    assert len(of_projections) == 1
+    assert max(of_projections) <= 20
+
+
+@pretended
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("how", ["resident", "streamed"])
+@pytest.mark.parametrize("halves", [True, False])
+def test_rows_of_half_types_are_merged_as_exactly_as_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, how: Any, halves: bool
+) -> None:
+    monkeypatch.setattr(Options, "halves", halves)
+    monkeypatch.setattr(placement, "READ_BYTES", 2**14)
+    count = 300
+    with TrajectoryWriter(tmp_path / "many", dtype=stored, keep_last=count) as writer:
+        for step in range(count + 2):  # two slots are free, or hold what was overwritten
+            writer.append(step, {"weight": torch.randn(1001, generator=torch.Generator().manual_seed(step)) + 1})
+    trajectory = Trajectory.open(tmp_path / "many")
+    rows = torch.stack([trajectory.checkpoint(index)["weight"].double() for index in range(count)])
+    placed = trajectory.on(DEVICE, how=how)
+    drawn = np.random.default_rng(0).standard_normal(count)
+    few = np.zeros(count)
+    few[[3, 7, 200]] = 0.7, -1.2, 1.5
+    for row in (np.full(count, 1 / count), drawn - (drawn.sum() - 1) / count, few):
+        weights = torch.from_numpy(row)
+        exact = weights @ rows
+        error = (placed.merge(row)["weight"].cpu().double() - exact).abs()
+        assert bool((error <= 1e-6 * (weights.abs() @ rows.abs())).all())
+
+
+@pytest.mark.parametrize("stored", ["exact", "float16"])
+@pytest.mark.parametrize("how", ["resident", "streamed"])
+def test_each_group_of_layers_is_merged_with_its_own_row(tmp_path: Path, stored: str, how: Any) -> None:
+    groups = {"first": ["weight", "double", "batches"], "second": ["b[if]*", "scale", "half", "index"]}
+    grouped = make_trajectory(tmp_path / "run", dtype=stored).in_rows(groups)
+    rows = np.array([[0.5, -0.25, 1.0, 0.0, -0.25], [0.0, 1.5, 0.0, -0.5, 0.0]])
+    placed = grouped.on(DEVICE, how=how)
+    merged, expected = placed.merge(rows), grouped.merge(rows)
+    for name, tensor in expected.items():
+        unit = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0
+        torch.testing.assert_close(merged[name].cpu(), tensor, rtol=8 * unit, atol=8 * unit)
+    gradients = {name: torch.ones(state_dict(1)[name].shape) for name in COMBINED}
+    there = {name: tensor.to(DEVICE) for name, tensor in gradients.items()}
+    np.testing.assert_allclose(placed.project(there), grouped.project(gradients), rtol=1e-5, atol=1e-5)
 
 
 @pretended

@@ -50,6 +50,7 @@ class Options:
 
     memory = 2**30  # bytes of each device
     float64 = True
+    halves = True  # whether half types are multiplied into float32
     delay = 0.002  # the longest of an operation's, in seconds
     late = 0.02  # the share of operations that begin late; copies that the host does not wait for always do
 
@@ -305,11 +306,13 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     for value in checked:
         if isinstance(value, torch.Tensor) and value.device != device and value.dim():
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {value.device} and {device}!")
+    if func is ATEN.mm.dtype and not Options.halves:
+        raise NotImplementedError(f"{NAME} does not support aten::mm.dtype")
     view, places, named = _nature(func)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": "cpu"}
     raw_args, raw_kwargs = _mapped(_raw, (args, kwargs))
-    index, call = device.index or 0, functools.partial(func, *raw_args, **raw_kwargs)
+    index, call = device.index or 0, functools.partial(_LACKING.get(func, func), *raw_args, **raw_kwargs)
     if view:
         made = call()
         return _mapped_tensors(lambda part: Pretend(part, ours[0].block, index), made)
@@ -343,6 +346,12 @@ def _launch(func: Any, *args: Any, **kwargs: Any) -> Any:
     return made
 
 
+def _widened_product(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Of half types, summed in float32."""
+    return one.to(dtype) @ other.to(dtype)
+
+
+_LACKING = {ATEN.mm.dtype: _widened_product}  # what devices have, and a CPU does not
 _known_shapes: dict[Any, Any] = {}
 
 

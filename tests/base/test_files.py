@@ -63,14 +63,20 @@ def test_a_file_and_a_folder_are_replaced_when_all_of_it_is_there(tmp_path: Path
     assert names(tmp_path / "folder") == ["new"]
 
 
-def test_a_link_to_a_folder_is_replaced_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "old").touch()
     (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").symlink_to(tmp_path / "deep")
     with replacing(tmp_path / "folder") as pending:
         pending.mkdir()
-    assert names(tmp_path) == ["elsewhere", "folder"]
-    assert names(tmp_path / "elsewhere") == ["old"]
+        (pending / "new").touch()
+    write_atomically(tmp_path / "file", b"new", error=MetricError)
+    assert names(tmp_path) == ["deep", "elsewhere", "file", "folder"]
+    assert names(tmp_path / "elsewhere") == ["new"]
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "deep").read_bytes() == b"new"
 
 
 def fail(path: Path) -> None:

@@ -197,7 +197,8 @@ def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehears
     said = typed("run", "sampled.yaml", "--dry-run")
     assert "sampled: a trial with its gradient takes about" in said.err
     assert re.search(
-        r"sampled: the whole run takes up to about [0-9.]+ s: its searches about [0-9.]+ s, choosing .* [0-9.]+ s\n",
+        r"sampled: the whole run takes up to about [0-9.]+ s: what came before .* s, its searches about .* s, "
+        r"choosing .* [0-9.]+ s\n",
         said.err,
     )
     assert "sampled/LCSCGradient/0" in said.out
@@ -314,3 +315,31 @@ def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str)
 
 def test_a_gradient_without_holes_is_followed(scores: Path, typed: Typed) -> None:
     assert "after 3 evaluations" in typed(*score("steady", "LCSCGradient")).err
+
+
+KEEPS_FIRST = """
+
+class Cached(Net):
+    def forward(self):
+        if not hasattr(self, "first"):
+            self.first = self.weight.detach().clone()
+        return self.first[0] / 1000 + (self.weight[0] - 25) ** 2
+
+class Plain(Net):
+    def forward(self):
+        return (self.weight[0] - 25) ** 2
+
+def value(model, draw):
+    return float(model())
+"""
+
+
+@pytest.mark.parametrize(("model", "is_warned"), [("Cached", True), ("Plain", False)])
+def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answer_is_loaded_anew(
+    scored: Path, typed: Typed, model: str, is_warned: bool
+) -> None:
+    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST)
+    changes = [f"objective.settings.model=scored_parts:{model}", "objective.settings.score=scored_parts:value"]
+    said = typed("run", "scored.yaml", *changes).err
+    assert ("in a new network" in said) == is_warned
+    assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import lcsc_opt
 from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
@@ -211,38 +209,3 @@ def test_an_error_of_ours_prints_one_line_without_the_code_that_raised_it(
     printed = capsys.readouterr().err
     assert "ObjectiveError: no model" in printed
     assert "  File" not in printed
-
-
-LOSSES = """
-import pathlib, time
-
-def loss(coefficients):
-    time.sleep(0.02)
-    if pathlib.Path("broken").exists():
-        raise ValueError("broken")
-    return float(((coefficients - 0.1) ** 2).sum())
-"""
-
-
-def test_failed_trials_are_repeated_though_their_time_is_over(workplace: Path) -> None:
-    (workplace / "timed_losses.py").write_text(LOSSES)
-    study = {
-        "name": "timed",
-        "objective": {"file": "function.py", "settings": {"callable": "timed_losses:loss", "steps": [10, 20, 30]}},
-        "optimizers": ["LCSC"],
-        "failures": {"retries": 0, "in_a_row": None},
-        "held_out": None,
-    }
-
-    def run(seconds: float, *, retry_failed: bool = False) -> list[str]:
-        lcsc_opt.run({**study, "budget": {"seconds": seconds}}, retry_failed=retry_failed)
-        return [trial["state"] for trial in lcsc_opt.load_study("timed/LCSC/0").trials]
-
-    succeeded = len(run(0.2))
-    (workplace / "broken").touch()
-    asked = run(0.4)
-    assert set(asked[succeeded:]) == {"FAIL"}
-    (workplace / "broken").unlink()
-    repeated = run(0.4, retry_failed=True)
-    assert len(repeated) >= len(asked)
-    assert set(repeated) == {"COMPLETE"}

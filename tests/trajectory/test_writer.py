@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -203,6 +204,43 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             break
     assert count > 3 or not wait, "each append calls it"
     assert count > 1
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_crash_at_any_call_while_training_goes_back_leaves_the_old_rows_or_the_new(tmp_path, monkeypatch, name):
+    """It goes back to step 2 of 4, and again after the crash."""
+    for count in itertools.count(1):
+        path = tmp_path / f"{count}"
+        append(path, 1, 2, 3, 4)
+        crashed = False
+        with monkeypatch.context() as patch:
+            interrupt(patch, os, name, count, StopError())
+            try:
+                again_from_step_2(path)
+            except StopError:
+                crashed = True
+        gc.collect()  # the writer's lock ends with it, as with a process
+        trajectory = Trajectory.open(path)
+        trajectory.verify()
+        seeds = [seed_of(trajectory, row) for row in range(len(trajectory))]
+        assert seeds in ([1, 2, 3, 4], [1, 2], [1, 2, 13], [1, 2, 13, 14])
+        again_from_step_2(path)
+        ended = Trajectory.open(path)
+        assert [seed_of(ended, row) for row in range(len(ended))] == [1, 2, 13, 14]
+        if not crashed:
+            break
+    assert count > 1
+
+
+def again_from_step_2(path):
+    with TrajectoryWriter(path, resume=2) as writer:
+        writer.append(3, state_dict(13))
+        writer.append(4, state_dict(14))
+
+
+def seed_of(trajectory, row):
+    """Of which :func:`state_dict` a row is."""
+    return next(seed for seed in (1, 2, 3, 4, 13, 14) if same_bits(trajectory.checkpoint(row), state_dict(seed)))
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.folding import fold
+
+_ANSWER_SECONDS = 15.0
 
 SMALLEST_INPUT = 75  # pixels, of Inception's layers
 
@@ -303,13 +307,26 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
         notice(f"{setting}: downloading its weights from {url}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+            with _impatient_sockets():
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
         except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
             raise MetricError(
-                f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
-                f"or give its path in the setting weights: {{{setting}: PATH}}"
+                f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, give its "
+                f"path in the setting weights: {{{setting}: PATH}}, or use a network that is here: "
+                "loss: fdr@features:mine for one of yours, fdr@mnist, fdr@digits or fdr@photographs for bundled ones"
             ) from error
     return path
+
+
+@contextlib.contextmanager
+def _impatient_sockets() -> Iterator[None]:
+    """While this is open, a host that does not answer is given up in seconds; torch would wait for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_ANSWER_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _scaled_positions(positions: Tensor, patches: int) -> Tensor:

@@ -116,12 +116,12 @@ class ReferenceSettings(FrozenModel):
         Raises:
             MetricError: they are no images, or cannot be read.
         """
-        found = _image_set(self.train, folder)
-        if found is None:
-            _, _, found = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
-        if found is None:
+        image_set = _image_set(self.train, folder)
+        if image_set is None:
+            _, _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
+        if image_set is None:
             raise MetricError(f"reference: {self.train} holds no images")
-        return found
+        return image_set
 
     def build(
         self,
@@ -306,21 +306,21 @@ class _Builder:
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""
         moments = Moments()
-        kept: list[Rows] = []
+        blocks: list[Rows] = []
         with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
             for batch in images.batches(self.batch_size):
                 with torch.no_grad():
                     features = checked_features(self.extractor, self.extractor(batch), len(batch)).float().cpu()
                 moments.update(features)
                 if features_file is not None:
-                    kept.append(np.ascontiguousarray(features.numpy()))
+                    blocks.append(np.ascontiguousarray(features.numpy()))
                 advance(len(batch))
         if features_file is not None:
             header = io.BytesIO()
             shape = (images.count, self.extractor.dimension)
             np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
             write_atomically(
-                features_file, header.getvalue(), *(rows.data.cast("B") for rows in kept), error=MetricError
+                features_file, header.getvalue(), *(rows.data.cast("B") for rows in blocks), error=MetricError
             )
         if statistics_file.exists():  # FID stays what it was, to the last bit
             return

@@ -22,8 +22,8 @@ _FIRST_UP = ("fid", "loss")
 
 def metrics_of(studies: Iterable[Standing]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
-    found = [study.found for study in studies if study.found is not None]
-    names = dict.fromkeys(name for measured in found for name in ("loss", *measured.metrics))
+    measured_models = [study.found for study in studies if study.found is not None]
+    names = dict.fromkeys(name for measured in measured_models for name in ("loss", *measured.metrics))
     return sorted(names, key=lambda name: (_place(name, _FIRST_ACROSS), name == "loss"))
 
 
