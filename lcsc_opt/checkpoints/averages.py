@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import Container, Inventory, Role, is_average
 from lcsc_opt.checkpoints.matching import counterparts, named_averages
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, read_names
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
 from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
 from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
 
-_STATE_OF_USERS = "custom_checkpoint"  # Accelerate's, of objects that are registered for checkpointing
+_COMPARED = 4096  # scalars of a tensor
+_CLEARLY = 0.5  # the distance of the nearest weights ÷ that of the second nearest, at most
 
 
 class Average(NamedTuple):
@@ -52,8 +54,11 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
         if earlier is not None and _is_unchanged(file, checkpoint, earlier):
             continue
         weights = weights or read_checkpoint(checkpoint, key=key).tensors
-        with contextlib.suppress(TrajectoryError), naming(file):
-            averages += _averages_in(file, weights)
+        try:
+            with naming(file):
+                averages += _averages_in(file, weights)
+        except TrajectoryError as error:
+            notice(f"the trainer's EMA is left out: {error}")
     return averages
 
 
@@ -79,7 +84,7 @@ def _files_of_averages(checkpoint: Path) -> Iterator[Path]:
             weights = find_weights(checkpoint, None).file
             files = [file for file in sorted(checkpoint.iterdir()) if file.name.endswith(CHECKPOINT_SUFFIXES)]
             for file in files:
-                if file != weights and (is_average(file.stem) or file.name.startswith(_STATE_OF_USERS)):
+                if file != weights and (is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)):
                     yield file
             return
         step = read_names([checkpoint])[0].numbers
@@ -106,13 +111,50 @@ def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Average]
     for container in Inventory(read_content(file)).containers:
         if not _may_be_average(container, file):
             continue
-        named = container.named
         if container.has_no_names:
-            named = named_averages([*container.tensors.values()], weights)
-        tensors = map_tensors(file, named)
+            listed = map_tensors(file, {str(number): tensor for number, tensor in container.tensors.items()})
+            tensors = _named([*listed.values()], weights)
+        else:
+            tensors = map_tensors(file, container.named)
         names = counterparts(tensors, weights)
         if names is not None:
             yield Average(file, container.key, {names[name]: tensor for name, tensor in tensors.items()})
+
+
+def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of averages in a list, whose order is that of the network's parameters; none if it is another network.
+
+    A file of safetensors has its tensors in the order of their names. Then an average is that of the weights of its
+    shape that are by far the nearest to it.
+
+    Raises:
+        TrajectoryError: weights of one shape are too near to each other.
+    """
+    with contextlib.suppress(TrajectoryError):
+        return named_averages(averages, weights)
+    of_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in weights.items():
+        of_shape.setdefault(tuple(tensor.shape), []).append(name)
+    named: dict[str, Tensor] = {}
+    for average in averages:
+        candidates = of_shape.get(tuple(average.shape))
+        if candidates is None:
+            return {}  # of another network
+        distances = sorted((_distance(average, weights[name]), name) for name in candidates)
+        is_clear = len(distances) == 1 or (len(distances) > 1 and distances[0][0] < _CLEARLY * distances[1][0])
+        if not is_clear or distances[0][1] in named:
+            raise TrajectoryError(
+                f"holds {len(averages)} averages without names, which cannot be told apart: give a state dict of them "
+                "in the setting trainer_ema."
+            )
+        named[distances[0][1]] = average
+    return named
+
+
+def _distance(average: Tensor, weights: Tensor) -> float:
+    """Between the first scalars."""
+    difference = average.reshape(-1)[:_COMPARED].double() - weights.reshape(-1)[:_COMPARED].double()
+    return float(difference.norm())
 
 
 def _may_be_average(container: Container, file: Path) -> bool:

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import is_average
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, ZIP, is_state_file
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, ZIP, is_state_file
 
 _DEEPEST = 4  # folders below that of the run
 _MOST_FILES = 10_000  # that are looked at
@@ -20,6 +20,7 @@ _MOST_PATTERNS = 3  # for one reason, in a message
 _PIECES = ".distcp"  # of torch.distributed.checkpoint
 
 STATE = "states of the training"
+OBJECTS = "objects of the trainer, among which its average is looked for"
 AVERAGE = "averages of the weights"
 PART = "other parts of a checkpoint"
 ELSEWHERE = "in other folders"
@@ -41,7 +42,9 @@ def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Pa
     for file in _weights_below(folder):
         if file in read:
             continue
-        if is_state_file(file):
+        if file.name.startswith(OBJECTS_OF_ACCELERATE):
+            left_out[file] = OBJECTS
+        elif is_state_file(file):
             left_out[file] = STATE
         elif is_average(file.stem) or is_average(file.parent.name):
             left_out[file] = AVERAGE

@@ -16,6 +16,7 @@ from lcsc_opt.base.paths import WEIGHTS
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 ZIP = ".zip"  # of stable-baselines3, with files of torch in it
 
 _NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M

@@ -176,7 +176,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
         return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
     from lcsc_opt.database.store import read_contents
-    from lcsc_opt.experiment.running import context_of, spec_of
+    from lcsc_opt.experiment.stored import context_of, spec_of
 
     stored = find_study(studies, storage, write=True)
     contents = read_contents(stored.storage)

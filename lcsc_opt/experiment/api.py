@@ -99,7 +99,7 @@ class Study:
         Raises:
             LcscError: the objective's file cannot be loaded; or its checkpoints, its data or the study are gone.
         """
-        from lcsc_opt.experiment.running import objective_of
+        from lcsc_opt.experiment.stored import objective_of
 
         with reading(self.storage) as storage:
             return objective_of(storage, self.name, self.functions)
@@ -194,7 +194,7 @@ class Study:
         Raises:
             LcscError: as :attr:`objective`.
         """
-        from lcsc_opt.experiment.running import spec_of
+        from lcsc_opt.experiment.stored import spec_of
 
         with reading(self.storage) as storage:
             contents = read_contents(storage)

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from optuna.storages import RDBStorage
+from collections.abc import Callable, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import OF_EXPERIMENT, HeldOutSpec, StudySpec
+from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes
-from lcsc_opt.database.store import Contents, read_contents
-from lcsc_opt.database.urls import files_directory, masked
+from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
+from lcsc_opt.experiment.stored import context_of, spec_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints, loader_of
+from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
@@ -219,50 +212,3 @@ def evaluate_again(
             report_images = 0
         plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
-
-
-def objective_of(
-    storage: RDBStorage, study: str, functions: Mapping[str, Callable[..., Any]] | None = None
-) -> Objective:
-    """The objective of a stored study, in its rows. Loading it may read a model.
-
-    Args:
-        storage: the database.
-        study: its name.
-        functions: those that its caller handed over, where its settings name such.
-
-    Raises:
-        LcscError: it cannot be loaded: its file, its checkpoints, its data or a function is not there.
-    """
-    contents = read_contents(storage)
-    spec = spec_of(study, contents)
-    stored = contents.experiments[spec.experiment]
-    context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
-    checkpoints = known_checkpoints(spec.objective, context.directory, stored)
-    return loader_of(spec.objective, spec.space.rows, context, checkpoints)()
-
-
-def spec_of(study: str, contents: Contents) -> StudySpec:
-    """The specification of a stored study, so that it can be continued without its study file.
-
-    Raises:
-        StudyStoreError: there is no such study, or another version of lcsc_opt wrote it.
-    """
-    stored = contents.studies.get(study)
-    experiment = contents.experiments.get(split_name(study)[0])
-    if stored is None or experiment is None:
-        raise StudyStoreError(f"{study}: no such study; lcsc list has them")
-    shared = {key: experiment.get(key) for key in OF_EXPERIMENT}
-    try:
-        return parse_settings(StudySpec, {**stored["specification"], **shared}, source="its specification")
-    except StudySpecError as error:
-        raise StudyStoreError(f"{study}: not a study of lcsc_opt, or of another version ({error})") from error
-
-
-def context_of(experiment: Attributes, url: str) -> BuildContext:
-    """Where the files of a stored experiment are."""
-    directory = experiment["directory"]
-    return BuildContext(
-        directory=None if directory is None else Path(directory),
-        files=files_directory(url),
-    )

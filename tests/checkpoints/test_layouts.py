@@ -182,6 +182,30 @@ def test_every_file_of_weights_is_accounted_for(tmp_path, name):
     assert trajectory.checkpoint(-1)["net.weight"].unique().tolist() == [float(last)]
 
 
+@pytest.mark.parametrize("is_told_apart", [True, False])
+def test_averages_in_a_list_are_named_though_safetensors_sorts_names(tmp_path, caplog, is_told_apart):
+    """As Accelerate saves diffusers' ``EMAModel``: its list is in the order of ``parameters()``."""
+    caplog.set_level("INFO", logger="lcsc_opt")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"up": (4, 4), "down": (4, 4), "scale": (4,), "bias": (4,)}  # in the network's order
+    last = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    if not is_told_apart:
+        last["up"] = last["down"].clone()
+    for step in STEPS:
+        moved = {name: tensor + (300 - step) / 1000 for name, tensor in last.items()}
+        saved(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors", moved)
+        averages = [tensor + 0.01 for tensor in moved.values()]
+        saved(tmp_path / "run" / f"checkpoint-{step}" / "custom_checkpoint_0.pkl", {"shadow_params": averages})
+    average = open_or_pack([tmp_path / "run"], folder=tmp_path / "files").trainer_ema()
+    if is_told_apart:
+        assert average is not None
+        for name, tensor in last.items():
+            torch.testing.assert_close(average[name], tensor + 0.01)
+    else:
+        assert average is None
+    assert ("cannot be told apart: give" in caplog.text) == (not is_told_apart)
+
+
 def test_one_line_names_what_is_left_out_and_why(tmp_path, caplog):
     caplog.set_level("INFO", logger="lcsc_opt")
     write(tmp_path, LAYOUTS["Lightning, with last and best"])
