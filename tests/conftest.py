@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gc
+import itertools
 import math
 import os
 import pathlib
@@ -54,6 +55,7 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     tempfile.tempdir = None  # pytest has asked for it before
 
 PROCESS_BYTES = 2 * 2**30  # of a process that runs tests; it takes up to 1.7 GB
+FILES, FILES_BETWEEN_COLLECTIONS = itertools.count(), 4
 STEPS = tuple(range(100, 2100, 100))
 
 
@@ -133,9 +135,10 @@ def a_tests_own_numbers(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collections_look_at_a_files_own_objects() -> None:
-    """What is left of the files before, mostly modules that they imported, is no garbage for this one."""
-    gc.collect()
-    gc.freeze()
+    """What is left of the files before, mostly modules that they imported, is no garbage for the next ones."""
+    if next(FILES) % FILES_BETWEEN_COLLECTIONS == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

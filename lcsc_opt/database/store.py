@@ -369,6 +369,9 @@ class StoredStudy:
                     return key, expected_number
             is_first_attempt = False
             key = self.storage.create_new_trial(self.key, trial)
+            with contextlib.suppress(KeyError):  # cheaper than the number, for which Optuna reads the whole trial
+                if self.storage.get_trial_id_from_study_id_trial_number(self.key, expected_number) == key:
+                    return key, expected_number
             return key, self.storage.get_trial_number_from_id(key)
 
         trial_id, number = self._write_trial(add)

@@ -170,6 +170,7 @@ class LatentDiffusionSampler:
 
     Attributes:
         networks_to_lay_out: the U-Net or transformer, and the decoder, where a layout is to be chosen.
+        encoded_prompts: what is kept of the text encoders; another :class:`EncodedPrompts` bounds its memory.
 
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.

@@ -212,6 +212,7 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     assert not Path("x.safetensors").exists()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_experiment(ran: Path, typed: Typed) -> None:
     typed("run", "tiny.yaml", "name=other", "--optimizer", "CMA", "--seed", "0")
     with StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/CMA/0").hold():

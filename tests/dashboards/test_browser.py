@@ -77,8 +77,8 @@ def compare(view: Watched, home: str) -> Watched:
 
 
 def refresh_each(milliseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "RUNNING_MS", milliseconds)
-    monkeypatch.setattr(parts, "IDLE_MS", milliseconds)
+    for name in ("RUNNING_MS", "IDLE_MS"):
+        monkeypatch.setattr(parts, name, milliseconds)
 
 
 def headline(view: Watched) -> str:

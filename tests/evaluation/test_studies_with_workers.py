@@ -142,10 +142,14 @@ def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(f
     assert asked() == asked("whole/CMA/0")
 
 
-@pytest.mark.parametrize(("begun_on", "continued_on"), [(2, 1), (1, 3)])
 @pytest.mark.parametrize(
-    ("optimizer", "objective"),
-    [("CMA", {"file": "stages.py"}), ("CMA", WITHOUT_STAGES), ("LCSCGradient", {"file": "stages.py"})],
+    ("optimizer", "objective", "begun_on", "continued_on"),
+    [
+        ("CMA", {"file": "stages.py"}, 2, 1),
+        ("CMA", WITHOUT_STAGES, 1, 3),
+        ("LCSCGradient", {"file": "stages.py"}, 2, 1),
+        ("LCSCGradient", {"file": "stages.py"}, 1, 3),
+    ],
 )
 def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
     folder: Path, typed: Typed, optimizer: str, begun_on: int, continued_on: int, objective: dict[str, Any]

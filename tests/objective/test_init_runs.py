@@ -76,7 +76,7 @@ def test_images(capsys: pytest.CaptureFixture[str]) -> None:
     real_images("real")
     study = init("diffusers", "out", "reference=real", *SMALL)
     assert study["objective"]["settings"]["sampler"] == {"steps": 50}
-    runs(capsys, study, "objective.settings.sampler.steps=2")
+    runs(capsys, study, "objective.settings.sampler={steps: 2, also: {steps: 3}}")
 
 
 def test_a_snapshot_of_edm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, filling, pack, tiles
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, append, bits, interrupt, make_trajectory, same_bits, state_dict
 
@@ -236,9 +238,12 @@ def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
         longer.verify()
 
 
-def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("write", [1, 2, 3], ids=["first row", "second row", "average"])
+def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch, write):
+    two_in_a_file(tmp_path, "model")  # the files
+    shutil.rmtree(tmp_path / "t")
     with monkeypatch.context() as patch:
-        interrupt(patch, filling, "_write_trainer_ema", 1, KeyboardInterrupt())
+        interrupt(patch, os, "write", write, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             two_in_a_file(tmp_path, "model")
     assert same_bits(

@@ -128,10 +128,7 @@ def test_before_a_report_the_line_says_who_is_ahead() -> None:
     ahead = history([5.0, 2.0], optimizer="LCSC", metric="FID")
     other = history([5.0, 3.0], optimizer="CMA", metric="FID")
     text = headline([other, ahead])
-    assert text == (
-        "Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file for a report, or use "
-        "lcsc evaluate EXPERIMENT"
-    )
+    assert text.startswith("Best searched FID: LCSC with 2; nothing was held out: add held_out to the study file")
     text = headline([other, dataclasses.replace(ahead, ended=False)])
     assert text.startswith("Best searched FID so far: LCSC with 2; held-out values come when all searches have ended")
     for changes, reason in (

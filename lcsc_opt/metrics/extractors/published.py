@@ -39,6 +39,7 @@ class _PublishedNetwork(ABC):
         device: where the network runs.
 
     Attributes:
+        network: the network itself, in evaluation mode; Inception has its batch normalization folded in.
         name: ``<label>-<dimension>-<hash of the weights>``.
         dimension: the number of features, D.
         images_with_graph: how many images may have a graph at once.
