@@ -68,10 +68,10 @@ def shown_left_out(folder: Path, left_out: Mapping[Path, str]) -> str:
         if len(names) > 1:
             names = [f"{len(names)} {pattern}"]
         shown.setdefault(reason, []).extend(names)
-    return "; ".join(f"{_first(texts)} ({reason})" for reason, texts in shown.items())
+    return "; ".join(f"{_listed(texts)} ({reason})" for reason, texts in shown.items())
 
 
-def _first(texts: Sequence[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     further = len(texts) - _MOST_PATTERNS
     if further > 0:
         texts = [*texts[:_MOST_PATTERNS], f"{further} more"]
