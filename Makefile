@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/arithmetic.py benchmarks/first_minute.py benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/stress% benchmarks/trainers.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/arithmetic.py benchmarks/first_minute.py benchmarks/gpu.py benchmarks/large.py benchmarks/large_search.py benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/real.py benchmarks/trainers.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 DEMO := demo
 DEMO_CHANGES :=
@@ -20,7 +20,7 @@ DEMO_MODEL := models/mnist.model/unet/diffusion_pytorch_model.safetensors
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick matrix check docs links bench gpu optimizers paper stress trainers clean
+.PHONY: help setup demo test quick matrix check docs links bench gpu optimizers paper trainers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,9 +80,6 @@ docs: setup ## the documentation as a site, docs/_build/html/index.html; warning
 
 links: docs ## ask every other site that the documentation links to (needs a network)
 	$(BIN)/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links
-
-stress: setup ## inject every fault of docs/reliability.md, write benchmarks/results/stress.md (minutes)
-	$(BIN)/python benchmarks/stress.py
 
 bench: setup ## run every script in benchmarks/, one after the other (long)
 	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done

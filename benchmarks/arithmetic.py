@@ -129,7 +129,7 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
         for given, here in (
             ("studies/photographs.json", str(ROOT / "studies" / "photographs.json")),
             ("models/photographs.trajectory", str(work / "photographs.trajectory")),
-            ("--steps 3000 --checkpoint-every 15", f"--steps {CHECKPOINTS} --checkpoint-every 1 --samples-every 0"),
+            ("--steps 3000 --checkpoint-every 15", f"--steps {CHECKPOINTS} --checkpoint-every 1"),
         ):
             assert given in command
             command = command.replace(given, here)

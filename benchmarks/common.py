@@ -201,8 +201,7 @@ def training_command(name: str, *options: str, folder: Path, output: str = "") -
     words = [str(ROOT / word) if word.startswith("studies/") else word for word in shlex.split(COMMANDS[name])[1:]]
     resume = ["--resume"] if (model / "training.json").is_file() else []
     program = "from lcsc_opt.cli import main; main()"
-    samples = ["--samples-every", "0"]
-    return [sys.executable, "-c", program, *words, *samples, *options, *resume, "-o", f"models/{output}.trajectory"]
+    return [sys.executable, "-c", program, *words, *options, *resume, "-o", f"models/{output}.trajectory"]
 
 
 def trained(name: str, *options: str, folder: Path = RESULTS, output: str = "") -> Path:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from common import RESULTS, machine, markdown, parse
 from optuna.storages import RDBStorage
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import lcsc_opt
@@ -49,6 +49,7 @@ SHOWN = 64
 SURE = 0.9  # the probability above which a sample counts as recognized
 THIRD_SEED = 2  # of the classifier that recognizes; the first two are those of the loss and of the cross-check
 GAP = 16  # pixels between the sheets of the picture
+TITLE = 36  # pixels above each
 
 
 def main() -> None:
@@ -81,13 +82,15 @@ def main() -> None:
         "",
         *markdown([["stage", "seconds", "CPU seconds"], *seconds]),
         "",
-        "The first 64 samples on the noise of the report, not selected: EMA\\*, found; the first held-out digits.",
+        "The first 64 samples on the noise of the report, not selected, with `fid_held_out`; held-out digits.",
         "",
-        "![EMA*, found, real](../../docs/images/demo.png)",
+        "![Last checkpoint, trainer's EMA, found, real](../../docs/images/demo.png)",
     ]
     print(*page, sep="\n")
     (RESULTS / "demo.md").write_text("\n".join(page) + "\n", encoding="utf-8")
-    draw([samples["EMA*"], samples["LCSCGradient"], samples["real"]])
+    fid = {row[0]: row[COLUMNS.index("fid_held_out")] for row in rows}
+    sheets = {f"{name}: FID {fid[name]}": samples[name] for name in (LAST_CHECKPOINT, TRAINER_EMA)}
+    draw({**sheets, f"merged: FID {fid['LCSCGradient']}": samples["LCSCGradient"], "real digits": samples["real"]})
 
 
 def measured(stage: str, run: Callable[[], int]) -> list[str]:
@@ -158,13 +161,20 @@ def line(summary: Ranked, studies: Sequence[Standing], found: Mapping[str, int])
     return [summary.label, f"{found[name]:,}", *metrics, loss, below, *costs]
 
 
-def draw(sheets: Sequence[Tensor]) -> None:
-    """Sheets of the first samples, side by side."""
-    pixels: list[npt.NDArray[np.uint8]] = []
-    for images in sheets:
-        sheet = np.asarray(Image.open(io.BytesIO(contact_sheet(images[:SHOWN].numpy()))).convert("L"))
-        pixels.append(np.pad(sheet, ((0, 0), (0, GAP)), constant_values=255))
-    Image.fromarray(np.concatenate(pixels, 1)[:, :-GAP]).save(PICTURE, optimize=True)
+def draw(sheets: Mapping[str, Tensor]) -> None:
+    """Sheets of the first samples, side by side, each below its title."""
+    drawn = {
+        title: Image.open(io.BytesIO(contact_sheet(images[:SHOWN].numpy()))).convert("L")
+        for title, images in sheets.items()
+    }
+    width, height = next(iter(drawn.values())).size
+    picture = Image.new("L", (len(drawn) * (width + GAP) - GAP, height + TITLE), 255)
+    pen = ImageDraw.Draw(picture)
+    for place, (title, sheet) in enumerate(drawn.items()):
+        left = place * (width + GAP)
+        pen.text((left, 0), title, fill=0, font=ImageFont.load_default(size=0.7 * TITLE))
+        picture.paste(sheet, (left, TITLE))
+    picture.save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

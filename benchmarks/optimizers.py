@@ -44,7 +44,7 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.figures.writing import write_figures
+from lcsc_opt.views.figures.writing import write_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = 5
@@ -205,7 +205,8 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
         main = {contender.label for contender in CONTENDERS if not contender.baseline}
         shown = [curves for curves in field[HEADLINE] if curves.label in main]
         figures[folder / f"cost_curve{suffix}"] = cost_curve(HEADLINE, shown)
-    for path in write_figures(figures):
+    for path, figure in figures.items():
+        write_figure(path, figure)
         print(path)
 
 

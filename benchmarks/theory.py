@@ -32,7 +32,7 @@ from lcsc_opt.coefficients.profiles import (
     power_ema_coefficients,
 )
 from lcsc_opt.views.figures.theme import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, template
-from lcsc_opt.views.figures.writing import write_figures
+from lcsc_opt.views.figures.writing import write_figure
 
 Floats = npt.NDArray[np.float64]
 PAGE = Path(__file__).parents[1] / "docs" / "theory.md"
@@ -305,7 +305,8 @@ def main() -> None:
     lines = gap_table()
     print("\n".join(lines))
     insert(PAGE, {"gap": lines})
-    print(*write_figures({FIGURE: draw()}))
+    write_figure(FIGURE, draw())
+    print(FIGURE)
 
 
 if __name__ == "__main__":

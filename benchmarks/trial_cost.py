@@ -43,7 +43,8 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, read_contents
-from lcsc_opt.experiment.running import searches_of, spec_of
+from lcsc_opt.experiment.running import searches_of
+from lcsc_opt.experiment.stored import spec_of
 from lcsc_opt.optimizers import build_optimizer, candidate_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # other packages install a folder `tests`, too

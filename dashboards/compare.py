@@ -33,10 +33,10 @@ from lcsc_opt.views.ranking import (
     spread_text,
 )
 from lcsc_opt.views.study_status import duration
-from lcsc_opt.views.tables import comparison_tables, settings_table
+from lcsc_opt.views.tables import comparison_tables
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "only", "scale", "target", "across", "up")
+CONTROLS = ("experiment", "axis", "only", "scale", "across", "up")
 NO_REPORT = "No report yet. It is made when all searches have ended, or by lcsc evaluate EXPERIMENT."
 ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/evaluation_metrics.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
@@ -72,7 +72,6 @@ def build(storage: RDBStorage) -> dash.Dash:
         axis: str,
         only: Sequence[str] | None,
         scale: Sequence[str],
-        target: float | None,
         across: str | None,
         up: str | None,
         seen: str,
@@ -81,17 +80,17 @@ def build(storage: RDBStorage) -> dash.Dash:
         if not experiment:
             nothing = "Choose an experiment." if reader.experiments() else NOTHING
             blank = empty_figure(nothing, theme)
-            return "", nothing, blank, [], [], "", blank, [], [], [], "", "", parts.RUNNING_MS, ""
+            return "", nothing, blank, [], [], "", blank, [], [], [], "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
-        controls = (axis, scale, target, across, up, shown.optimizers)
+        controls = (axis, scale, across, up, shown.optimizers)
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
-            return *[no_update] * 12, interval, no_update
-        new_columns: Any = _columns(loss_name(shown.studies), axis, target)
+            return *[no_update] * 11, interval, no_update
+        new_columns: Any = _columns(loss_name(shown.studies), axis)
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
-        ranked = ranking(shown.studies, value=target)
+        ranked = ranking(shown.studies)
         metrics = metrics_of(shown.studies)
         return (
             "",
@@ -104,7 +103,6 @@ def build(storage: RDBStorage) -> dash.Dash:
             metrics,
             metrics,
             shown.optimizers,
-            _settings(shown.studies),
             _studies(shown.studies),
             interval,
             signature,
@@ -131,7 +129,6 @@ def _outputs(page: parts.Page) -> list[Output]:
         Output("across", "options"),
         Output("up", "options"),
         Output("only", "options"),
-        Output("settings", "children"),
         Output("studies", "children"),
     ]
 
@@ -173,10 +170,9 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
     scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]
-    target = _number(query.get("target", ""))
     across = query.get("across") or None
     up = query.get("up") or None
-    return experiment, axis, only, scale, target, across, up
+    return experiment, axis, only, scale, across, up
 
 
 def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[Standing, ...]:
@@ -200,10 +196,6 @@ def _content() -> list[Any]:
                 ),
                 parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
                 parts.field("Scale", dcc.Checklist(scales, id="scale", className="choices", inline=True), group=True),
-                parts.field(
-                    "Cost to reach a loss of",
-                    dcc.Input(id="target", type="number", debounce=True, placeholder="none", min=0, step="any"),
-                ),
             ],
             className="controls",
         ),
@@ -240,7 +232,6 @@ def _content() -> list[Any]:
             className="controls",
         ),
         parts.graph("trade-off", label="One held-out metric against another"),
-        html.Div(id="settings"),
         parts.section("Studies", html.Div(id="studies")),
     ]
 
@@ -275,7 +266,6 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
         **_spread_cells("held_out", row.held_out),
         **_spread_cells("searched", row.searched),
         **_cost_cells("to_ema", row.to_ema.get(axis)),
-        **_cost_cells("to_value", row.to_value.get(axis)),
         "verdict": row.verdict,
         **_difference_cells(row.difference),
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
@@ -311,11 +301,11 @@ def _difference_cells(difference: Difference | None) -> dict[str, Any]:
     }
 
 
-def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
+def _columns(metric: str, axis: str) -> list[dict[str, Any]]:
     """The columns of the ranking, as ag-grid describes them."""
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
     cost = AXES[axis].capitalize()
-    columns: list[dict[str, Any]] = [
+    return [
         {
             "field": "optimizer",
             "headerName": "Optimizer",
@@ -328,12 +318,9 @@ def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any
         _quantity("below_ema_percent", "Against EMA*", text="below_ema_text", minWidth=95),
         _quantity("difference", "Difference from the best", minWidth=185, **SEVERAL_LINES),
         _quantity("to_ema", f"{cost} to EMA*", **SEVERAL_LINES),
+        _quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH),
+        _quantity("seeds", "Seeds", minWidth=70),
     ]
-    if target is not None:
-        columns.append(_quantity("to_value", f"{cost} to {target:g}", **SEVERAL_LINES))
-    columns.append(_quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH))
-    columns.append(_quantity("seeds", "Seeds", minWidth=70))
-    return columns
 
 
 def _quantity(field: str, title: str, *, text: str | None = None, **options: Any) -> dict[str, Any]:
@@ -346,15 +333,6 @@ def _quantity(field: str, title: str, *, text: str | None = None, **options: Any
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
         **options,
     }
-
-
-def _settings(studies: Sequence[Standing]) -> Any:
-    """The settings in which these studies differ."""
-    table = settings_table(studies)
-    if table is None:
-        return ""
-    header, rows = table
-    return parts.section("Settings that differ", parts.table(header, rows, text=len(header)))
 
 
 def _studies(studies: Sequence[Standing]) -> Any:
@@ -390,11 +368,3 @@ def _harmless(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(FORMULA_STARTS):
         return f"'{value}"
     return value
-
-
-def _number(text: str) -> float | None:
-    """A number of an address; ``None`` for any other text."""
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -11,7 +11,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.theme import empty_figure
-from lcsc_opt.views.landscape import CAPTION, Landscape, landscapes
+from lcsc_opt.views.landscape import landscape_figure, landscapes
+
+NOTHING = "No landscape in this database yet: lcsc run FILE 'optimizers=[Landscape]'"
 
 
 def is_empty(storage: RDBStorage) -> bool:
@@ -25,8 +27,8 @@ def build(storage: RDBStorage) -> dash.Dash:
     reader = page.reader
 
     def chosen(query: Mapping[str, str]) -> tuple[str | None]:
-        """The landscape that the address asks for, else the newest one of its experiment, if it names one."""
-        newest = next(reversed(landscapes(reader, query.get("experiment"))), None)
+        """The landscape that the address asks for, else the newest one."""
+        newest = next(reversed(landscapes(reader)), None)
         return (query.get("landscape", newest),)
 
     page.choose(["landscape"], chosen, lambda: landscapes(reader))
@@ -34,16 +36,15 @@ def build(storage: RDBStorage) -> dash.Dash:
     @page.refreshes(page.drawn("plane"), controls=["landscape"])
     def draw(_: int, theme: Any, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            study = page.chosen_study({}) or "FILE"
-            nothing = f"No landscape in this database yet. Compute one: lcsc run {study} --optimizer Landscape"
-            return "", nothing, empty_figure(nothing, theme), parts.IDLE_MS, ""
-        landscape = Landscape.read(reader, name)
-        studies = [landscape.study, *landscape.searches]
-        signature = parts.signature(studies, theme)
-        interval = parts.refresh_interval(studies)
+            return "", NOTHING, empty_figure(NOTHING, theme), parts.IDLE_MS, ""
+        study = reader.read_study(name)
+        searches = [search for search in reader.read(study.experiment) if search.study not in landscapes(reader)]
+        signature = parts.signature([study, *searches], theme)
+        interval = parts.refresh_interval([study, *searches])
         if signature == seen:
             return *[no_update] * 3, interval, no_update
-        return "", landscape.headline, landscape.figure(reader, theme=theme), interval, signature
+        headline = f"{name}: {study.evaluations} points"
+        return "", headline, landscape_figure(reader, study, searches, theme=theme), interval, signature
 
     return page.app
 
@@ -54,10 +55,10 @@ def _content() -> list[Any]:
         html.Div(id="headline", className="headline", role="status"),
         html.Div([parts.field("Landscape", dcc.Dropdown(id="landscape", clearable=False))], className="controls"),
         parts.graph("plane", label="The loss on the plane through three models, with trials of searches"),
-        html.P(CAPTION, className="note"),
         html.P(
-            "The plane and the searches are evaluated on the same noise, so the lowest values are optimistically "
-            "biased: compare models by the report, which is on held-out noise.",
+            "A trial is drawn at the point of the plane whose coefficients are nearest to its own; the plane's loss "
+            "there is another. The large marks are the searches' answers. The lowest values are optimistically biased: "
+            "compare models by the report, which is on held-out noise.",
             className="note",
         ),
     ]

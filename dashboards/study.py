@@ -16,7 +16,7 @@ from lcsc_opt.database.reader import Failures
 from lcsc_opt.database.summary import is_finished
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.study import own_figures
 from lcsc_opt.views.figures.theme import Theme, empty_figure
 from lcsc_opt.views.study_status import FailureReason, duration, rate, rate_text, seconds_left
 from lcsc_opt.views.tables import report_table
@@ -25,9 +25,7 @@ NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
     "best_so_far": "Best so far",
     "coefficients": "Coefficients over training steps",
-    "movement": "How the best coefficients moved",
     "times": "Time per trial",
-    "distances": "Distance between the best of each search",
 }
 TEXTS = ("metrics", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
@@ -39,7 +37,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Study", storage, _content())
     reader = page.reader
-    page.choose(["study"], lambda query: (page.chosen_study(query),), reader.searches)
+    page.choose(["study"], lambda query: (page.chosen_study(query),), reader.names)
     outputs = [Output(name, "children") for name in TEXTS]
     outputs += [page.drawn(name) for name in FIGURES]
 
@@ -57,8 +55,6 @@ def build(storage: RDBStorage) -> dash.Dash:
         signatures = _signatures(study, studies, theme)
         changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
         figures = own_figures(reader, study, studies, changed, theme=theme)
-        if "distances" in changed:
-            figures["distances"] = distances_figure(reader, studies, theme=theme)
         return (
             "",
             _headline(study, per_second),
@@ -140,13 +136,10 @@ def _signatures(study: Standing, studies: Sequence[Standing], theme: Theme) -> d
     if ema is not None:
         ema_answer = (ema.study, ema.chosen)
         compared.append(ema)
-    answers = [(other.study, other.chosen) for other in studies]
     return {
         "best_so_far": parts.signature(compared, theme),
         "coefficients": repr((ema_answer, answer)),
-        "movement": answer,
         "times": parts.signature([study], theme),
-        "distances": repr((answers, theme)),
     }
 
 

@@ -27,11 +27,11 @@ EXPERIMENT = "demo"
 RUNS: tuple[tuple[str, ...], ...] = (  # the commands of `make demo`, and the landscape
     (),
     ("optimizers=[LCSC]", "space=affine", "budget.evaluations=60"),
-    ("optimizers=[Landscape]",),
+    ("optimizers=[Landscape]", "budget.evaluations=441", "failures.in_a_row=null"),
 )
 SHOTS = (  # page, and what is drawn on it last
     ("compare", "#curves .trace"),
-    ("study", "#distances .trace, #distances .hm"),
+    ("study", "#times .trace"),
     ("landscape", "#plane .plotly"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gc
+import itertools
 import math
 import os
 import pathlib
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.imports import allow_mismatched_torchvision
 from lcsc_opt.base.machine import cores, let_waiting_threads_sleep
 from lcsc_opt.base.progress import messages_on_stderr
+from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests import commands, database_servers, migrations, processes
@@ -52,6 +55,7 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     tempfile.tempdir = None  # pytest has asked for it before
 
 PROCESS_BYTES = 2 * 2**30  # of a process that runs tests; it takes up to 1.7 GB
+FILES, FILES_BETWEEN_COLLECTIONS = itertools.count(), 4
 STEPS = tuple(range(100, 2100, 100))
 
 
@@ -131,9 +135,10 @@ def a_tests_own_numbers(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collections_look_at_a_files_own_objects() -> None:
-    """What is left of the files before, mostly modules that they imported, is no garbage for this one."""
-    gc.collect()
-    gc.freeze()
+    """What is left of the files before, mostly modules that they imported, is no garbage for the next ones."""
+    if next(FILES) % FILES_BETWEEN_COLLECTIONS == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -182,8 +187,8 @@ def postgresql_url(postgresql: database_servers.Postgresql) -> Iterator[str]:
     sa.event.listen(sa.pool.Pool, "connect", remember)
     yield postgresql.new_database()
     sa.event.remove(sa.pool.Pool, "connect", remember)
-    for connection in opened:
-        connection.close()
+    for left_open in opened:
+        left_open.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -198,6 +203,27 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def any_storage(any_url: str) -> RDBStorage:
     return open_storage(any_url, write=True)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long: for a lock, or for a server that comes back."""
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(lock, "RETAKE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.02, 0.05, 0.1, 0.5, 1.0))
+
+
+@pytest.fixture
+def set_devices(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Names the accelerators that the machine has from then on."""
+    return lambda *names: monkeypatch.setattr(accelerator, "names", lambda: list(names))
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images that an export compares, of which users look at more."""
+    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 12)
 
 
 @pytest.fixture
@@ -230,16 +256,6 @@ def one_thread() -> Iterator[None]:
 def typed(capsys: pytest.CaptureFixture[str]) -> commands.Typed:
     """Types commands of ``lcsc``."""
     return commands.Typed(capsys)
-
-
-@pytest.fixture
-def new_accelerator() -> Iterator[None]:
-    """Accelerate keeps a state for a process."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import lock
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.api import load_objective
 from lcsc_opt.objective import CoefficientFunction, Objective
@@ -240,12 +239,6 @@ def test_formats_keep_the_contract(tmp_path: Path, name: str) -> None:
 
 
 # storages
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator does not wait for another one."""
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,6 +20,9 @@ EXAMPLES = {
     "run": lcsc_opt.run,
     "load_study": lcsc_opt.load_study,
     "compare": lcsc_opt.compare,
+    "Objective": lcsc_opt.Objective,
+    "Study": lcsc_opt.Study,
+    "Trajectory": lcsc_opt.Trajectory,
 }
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
@@ -33,7 +32,6 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("new_accelerator")
 def test_the_tutorial_runs_as_it_is_printed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}
     assert {language for language, _ in blocks()} == {"console", "python"}
@@ -42,7 +40,6 @@ def test_the_tutorial_runs_as_it_is_printed(workplace: Path, capsys: pytest.Capt
             exec(compile(text, str(PAGE), "exec"), known)
             continue
         for line in text.splitlines():
-            AcceleratorState._reset_state(reset_partial_state=True)
             program, *arguments = shlex.split(line)
             assert program == "lcsc"
             assert lcsc(arguments) == 0, capsys.readouterr().err

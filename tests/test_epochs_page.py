@@ -28,9 +28,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "lora_epochs.md"
 
 
 @pytest.fixture
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(workplace: Path, few_pairs: None) -> Path:
     """The pipeline, the epochs of a LoRA as kohya names them, prompts and photographs."""
-    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 4)
     tiny_pipelines.stable_diffusion(workplace / "words").save_pretrained(workplace / "sdxl")
     save_kohya_epochs(workplace / "runs" / "lora")
     (workplace / "prompts.txt").write_text("a cat\na red house\n")

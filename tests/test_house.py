@@ -4,18 +4,14 @@ import ast
 import graphlib
 import importlib
 import json
-import random
 import re
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -141,12 +137,3 @@ def test_every_file_of_ours_that_the_documents_name_exists():
     files = written(rf"(?<![\w/.-])(?:{folders})/[\w/-]*(?:\.\w+)*", suffix=".md")
     assert len(files) > 50
     assert {file: path for file, path in files.items() if file not in MADE and not (ROOT / file).exists()} == {}
-
-
-@pytest.mark.parametrize("before", [0, 3])
-def test_a_test_draws_the_same_numbers_whatever_was_drawn_before(before: int, request: pytest.FixtureRequest):
-    seed = zlib.crc32(request.node.nodeid.encode())
-    assert torch.rand(3).tolist() == torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
-    assert np.random.rand() == np.random.RandomState(seed).rand()  # noqa: NPY002 - the global one
-    assert random.random() == random.Random(seed).random()
-    torch.rand(before)

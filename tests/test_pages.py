@@ -92,9 +92,8 @@ def shortened(content: Any) -> Any:
 
 
 @pytest.fixture
-def checkpoints(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkpoints(workplace: Path, few_pairs: None) -> Path:
     """What the pages call ``runs/``, ``ddpm-output`` and ``photographs/``."""
-    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 40)
     for folder in ("runs", "ddpm-output"):
         for step in (100, 200, 300):
             unet(step).save_pretrained(workplace / folder / f"checkpoint-{step}" / "unet_ema")

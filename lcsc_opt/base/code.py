@@ -144,7 +144,9 @@ def module_file(name: str) -> Path | None:
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None)
-        return None if file is None else Path(file)
+        if file is None:
+            return None
+        return Path(file)
     spec = _spec(name)
     if spec is None or spec.origin is None or not spec.has_location:
         return None

@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Readers see the old content or all of the new content, also after a power cut; only a folder is missing for a moment
     while it is replaced. No two writers share the new path. Where writing fails, ``path`` stays as it was, and what was
-    written is removed.
+    written is removed. Of a link, what it leads to is replaced.
 
     Args:
         path: the file or folder to replace; the folder around it must exist.
@@ -62,6 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refused.
     """
+    path = Path(os.path.realpath(path))
     unique_name = f".{path.name}.{uuid.uuid4().hex}"
     pending = path.with_name(unique_name + PENDING)
     old = path.with_name(f"{unique_name}.old{PENDING}")
@@ -203,7 +204,9 @@ def try_advisory_lock(path: Path) -> Callable[[], None] | None:
         lock = try_lock(path)
     except NoLocksError:
         return lambda: path.unlink(missing_ok=True)
-    return None if lock is None else lock.release
+    if lock is None:
+        return None
+    return lock.release
 
 
 @contextlib.contextmanager

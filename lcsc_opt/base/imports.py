@@ -41,7 +41,9 @@ def importable_name(function: Callable[..., Any]) -> str | None:
         module_name = _name_of_script()
     elif module_file(module_name) is None:
         return None
-    return None if module_name is None else f"{module_name}:{name}"
+    if module_name is None:
+        return None
+    return f"{module_name}:{name}"
 
 
 def _name_of_script() -> str | None:
@@ -130,7 +132,7 @@ EXTRAS = {
     "kaleido": "dashboard",
     "transformers": "text-to-image",
     "peft": "text-to-image",
-    "accelerate": "train",
+    "accelerate": "text-to-image",
     "ray": "ray",
 }
 """Package → the extra of lcsc_opt that brings it."""

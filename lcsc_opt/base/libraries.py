@@ -50,7 +50,9 @@ def collected_messages() -> Iterator[None]:
 def _of_warning(warning: warnings.WarningMessage) -> str:
     """What a warning says; of what Python calls a deprecation, with this word."""
     is_deprecation = issubclass(warning.category, (FutureWarning, DeprecationWarning))
-    return f"deprecated: {warning.message}" if is_deprecation else str(warning.message)
+    if is_deprecation:
+        return f"deprecated: {warning.message}"
+    return str(warning.message)
 
 
 def _collect(name: str, messages: list[str], undo: contextlib.ExitStack) -> None:
@@ -83,4 +85,6 @@ class _Collector(logging.Handler):
 
 def _in_one_line(message: str) -> str:
     line = " ".join(message.split())
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 1]}…"
+    if len(line) <= _MOST_CHARACTERS:
+        return line
+    return f"{line[: _MOST_CHARACTERS - 1]}…"

@@ -95,9 +95,9 @@ class BuildContext:
         Raises:
             StudySpecError: it is no path.
         """
-        whole = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
-        self.found[path] = str(whole)
-        return whole
+        absolute = Path(self.places[path]) if path in self.places else self._looked_for(path).absolute()
+        self.found[path] = str(absolute)
+        return absolute
 
     def _looked_for(self, path: str) -> Path:
         """The path next to the study file if something is there, else as it is; raises as :meth:`path`."""
@@ -109,4 +109,6 @@ class BuildContext:
             is_in_directory = (directory / expanded).exists() or any(True for _ in directory.glob(path))
         except (ValueError, NotImplementedError, OSError):  # a text that is neither a path nor a glob
             is_in_directory = False
-        return directory / expanded if is_in_directory else expanded
+        if is_in_directory:
+            return directory / expanded
+        return expanded

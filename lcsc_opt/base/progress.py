@@ -163,7 +163,9 @@ def _bar_class() -> Any:
             return notebook_tqdm
         if is_notebook:
             return tqdm  # as text
-    return tqdm if is_terminal(sys.stderr) else None
+    if is_terminal(sys.stderr):
+        return tqdm
+    return None
 
 
 @contextlib.contextmanager

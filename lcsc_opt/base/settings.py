@@ -54,8 +54,8 @@ def second_of(settings: Second) -> Second | None:
     """
     if settings.also is None:
         return None
-    given = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
-    return parse_settings(type(settings), {**given, **settings.also}, source="also")
+    named_settings = {name: getattr(settings, name) for name in settings.model_fields_set - {"also"}}
+    return parse_settings(type(settings), {**named_settings, **settings.also}, source="also")
 
 
 def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
@@ -119,7 +119,9 @@ def first_problem(error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    return f"{place}: {message}" if place else message
+    if place:
+        return f"{place}: {message}"
+    return message
 
 
 def _is_form(part: str | int) -> bool:
@@ -147,12 +149,14 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
     kind = detail["type"]
-    message = detail["msg"].removeprefix("Value error, ")
+    message: str = detail["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         message = _unknown(str(location[-1]), _keys_at(model, location[:-1]))
     elif kind not in ("missing", "value_error"):
         message = f"{message}, got {excerpt(detail['input'])}"
-    return f"{path}: {message}" if path else message
+    if path:
+        return f"{path}: {message}"
+    return message
 
 
 def _unknown(key: str, keys: Sequence[str]) -> str:
@@ -209,7 +213,9 @@ def excerpt(value: Any) -> str:
     text = repr(value)
     if "\n" in text:  # of a tensor
         text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}..."
 
 
 class _Loader(yaml.SafeLoader):

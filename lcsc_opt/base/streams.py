@@ -93,7 +93,9 @@ _IGNORED_FOR_MESSAGES = (errno.EIO, errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 def _ignored_for_results(descriptor: int) -> tuple[int, ...]:
     """That of a closed terminal, and no other: a search continues, as after ``lcsc run STUDY & disown``."""
-    return (errno.EIO,) if os.isatty(descriptor) else ()
+    if os.isatty(descriptor):
+        return (errno.EIO,)
+    return ()
 
 
 def _open_if_missing(descriptor: int) -> None:

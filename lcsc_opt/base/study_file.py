@@ -118,12 +118,14 @@ class StudyFile(FrozenModel):
             StudySpecError: one of them is wrong.
         """
         choices = {"optimizers": optimizers, "seeds": seeds}
-        given = {key: plain(value) for key, value in choices.items() if value is not None}
+        choices_given = {key: plain(value) for key, value in choices.items() if value is not None}
         if budget is not None:
-            given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
+            choices_given["budget"] = (self.budget or BudgetSpec.default("")).with_total(budget)
         # alone: what this file has is checked already, and without optimizers it is open
-        alone = parse_settings(StudyFile, {"name": self.name, "objective": self.objective, **given}, source=self.name)
-        changes = {key: getattr(alone, key) for key in given}
+        alone = parse_settings(
+            StudyFile, {"name": self.name, "objective": self.objective, **choices_given}, source=self.name
+        )
+        changes = {key: getattr(alone, key) for key in choices_given}
         if optimizers is not None:
             listed = {optimizer.name: optimizer for optimizer in self.optimizers}
             changes["optimizers"] = tuple(
@@ -230,7 +232,9 @@ def storage_of_folder(folder: Path, name: str | None = None) -> str | None:
         if experiment in storages:
             return storages[experiment]
     different = set(storages.values())
-    return different.pop() if len(different) == 1 else None
+    if len(different) == 1:
+        return different.pop()
+    return None
 
 
 def lines_to_fill_in(text: str, content: Any) -> list[str]:

@@ -26,9 +26,8 @@ Unit = Literal["evaluations", "images", "seconds"]
 DEFAULT_BUDGET = 100  # evaluations of an optimizer
 BOUND_OF_GRADIENT = 200  # of the one that ends by itself
 EMA_GRID = "EMAGrid"
-LANDSCAPE = "Landscape"
-GRIDS = (EMA_GRID, "Grid", LANDSCAPE)
-"""Optimizers that search nothing: their candidates are listed, averages or the points of a landscape. They have one
+GRIDS = (EMA_GRID, "Grid", "Landscape")
+"""Optimizers that search nothing: their candidates are listed, averages or the points of a plane. They have one
 row, in the affine space."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hours?)")
@@ -193,15 +192,15 @@ class BudgetSpec(FrozenModel):
         if isinstance(value, (str, datetime.timedelta)):
             value = {"seconds": seconds_of(value)}
         budget = parse(value)
-        given = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
-        if len(given) > 1:
-            last = [name for name in value if name in given][-1]  # an override comes after what the file says
+        units = list(budget.model_dump(exclude_none=True, exclude={"patience"}))
+        if len(units) > 1:
+            last = [name for name in value if name in units][-1]  # an override comes after what the file says
             only = f"{{{last}: {value[last]}}}"
             raise ValueError(
-                f"expected one unit, got {' and '.join(given)}; for {last} alone write budget: {only}, or at the "
+                f"expected one unit, got {' and '.join(units)}; for {last} alone write budget: {only}, or at the "
                 f"command line 'budget={only}'"
             )
-        if not given:
+        if not units:
             raise ValueError("expected either evaluations or images, or a time such as 5 min")
         return budget
 
@@ -230,7 +229,9 @@ class BudgetSpec(FrozenModel):
         """What the budget counts."""
         if self.seconds is not None:
             return "seconds"
-        return "images" if self.evaluations is None else "evaluations"
+        if self.evaluations is None:
+            return "images"
+        return "evaluations"
 
     @property
     def total(self) -> int:
@@ -254,7 +255,9 @@ def seconds_of(duration: str | datetime.timedelta) -> float:
     if isinstance(duration, datetime.timedelta):
         return duration.total_seconds()
     match = _DURATION.fullmatch(duration.strip().lower())
-    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2][0]]
+    seconds = 0.0
+    if match is not None:
+        seconds = float(match[1]) * _SECONDS[match[2][0]]
     if seconds <= 0:
         raise ValueError(f"expected a time such as 5 min, got {excerpt(duration)}")
     return seconds
@@ -389,7 +392,9 @@ class StudySpec(FrozenModel):
     @property
     def ray(self) -> RayWorkers | None:
         """The workers of a Ray cluster; ``None`` if this machine evaluates."""
-        return self.workers if isinstance(self.workers, RayWorkers) else None
+        if isinstance(self.workers, RayWorkers):
+            return self.workers
+        return None
 
     @property
     def worker_count(self) -> int:
@@ -407,7 +412,9 @@ class StudySpec(FrozenModel):
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices of the workers, if the study file lists them."""
-        return self.workers if isinstance(self.workers, tuple) else ()
+        if isinstance(self.workers, tuple):
+            return self.workers
+        return ()
 
     @property
     def device(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import Inventory
 from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, post_hoc_step
 from lcsc_opt.checkpoints.pickles import Record, Span
@@ -21,6 +23,7 @@ from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_conten
 _STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step", "batch_idx_train")
 _EPOCH_KEYS = ("epoch", "current_epoch")
 _STEP_OF_AI_TOOLKIT = re.compile(r'"step":\s*(?P<step>[0-9]{1,18})\b')  # {"step": 250, "epoch": 1}
+_TRAINER_STATE = "trainer_state.json"
 _EXACT_DTYPES = ("torch.float32", "torch.float64", "torch.int")  # what the names of dtypes that lose no step begin with
 _MAX_NUMBER = 10**18
 
@@ -35,13 +38,27 @@ class Counters(NamedTuple):
 def read_counters(path: Path) -> Counters:
     """The counters in a file, numbers of any type; none if it is damaged, since its name may tell them.
 
-    A file is read once, as long as it stays the same.
+    Those of a folder are in the file of its weights, or in ``trainer_state.json`` of transformers. A file is read once,
+    as long as it stays the same.
     """
+    if path.is_dir():
+        return _counters_of_folder(path)
     try:
         state = path.stat()
     except OSError:
         return Counters()
     return _read_once(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+def _counters_of_folder(folder: Path) -> Counters:
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        state = json.loads((folder / _TRAINER_STATE).read_bytes())
+        return Counters(*(_first_number([state.get(name)], folder) for name in ("global_step", "epoch")))
+    with contextlib.suppress(TrajectoryError, OSError):
+        weights = find_weights(folder, None).file
+        if weights.is_file():
+            return read_counters(weights)
+    return Counters()
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -8,9 +8,9 @@ import glob
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -19,6 +19,7 @@ from lcsc_opt.base.paths import MANIFEST, WEIGHTS, expanded_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.left_out import shown_left_out, why_left_out
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
     ZIP,
@@ -38,8 +39,28 @@ _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
+class Found(NamedTuple):
+    """The checkpoints of a run, and the other files of weights in its folder: each with the reason why it is left out.
+
+    Only a folder that was named itself is looked through: who names files or a glob has chosen.
+    """
+
+    checkpoints: list[Path]
+    left_out: Mapping[Path, str]
+
+
 def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> list[Path]:
-    """The checkpoints that ``patterns`` stand for, each once.
+    """The checkpoints that ``patterns`` stand for, as :func:`find_run`; a notice says what is left out, and why."""
+    run = find_run(patterns, key=key, has_steps=has_steps)
+    if run.left_out:
+        patterns = as_patterns(patterns)
+        listed = shown_left_out(expanded_path(patterns[0], error=TrajectoryError), run.left_out)
+        notice(f"{_place(patterns)}: {len(run.checkpoints)} checkpoints; left out: {listed}")
+    return run.checkpoints
+
+
+def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> Found:
+    """The checkpoints that ``patterns`` stand for, each once, and what is left out.
 
     Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed. The
     files of one folder, one glob, or a list that a shell expanded are treated alike.
@@ -71,9 +92,23 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
         if not path.exists():
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
     if has_steps and len(patterns) > 1:
-        return list(checkpoints)
-    place = str(patterns[0]) if len(patterns) == 1 else "The list"
-    return _only_series(place, _without_copies(place, list(checkpoints)))
+        return Found(list(checkpoints), {})
+    left_out: dict[Path, str] = {}
+    originals = _without_copies(list(checkpoints), left_out)
+    used = _only_series(_place(patterns), originals, left_out)
+    folder = expanded_path(patterns[0], error=TrajectoryError)
+    if len(patterns) == 1 and folder.is_dir() and used != [folder]:
+        for file, reason in why_left_out(folder, used, key).items():
+            if left_out.keys().isdisjoint([file, *file.parents]):
+                left_out[file] = reason
+    return Found(used, left_out)
+
+
+def _place(patterns: Sequence[str | Path]) -> str:
+    """How messages call what was named."""
+    if len(patterns) == 1:
+        return str(patterns[0])
+    return "The list"
 
 
 def as_patterns(patterns: Patterns) -> Sequence[str | Path]:
@@ -123,12 +158,17 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     files = [path for path in entries if is_weights_file(path)] or [
         path for path in entries if path.suffix == ZIP and not path.is_dir()
     ]
+    inner = folder / _INNER_FOLDER
+    if inner.is_dir() and not any(map(is_numbered, files)):
+        return [*_in_folder(inner, key), *files]
     if files:
         return files
-    if (folder / _INNER_FOLDER).is_dir():
-        return _in_folder(folder / _INNER_FOLDER, key)
-    others = [path for path in entries if path.is_dir() and is_numbered(path) and not is_packed(path)]
-    dated = [path for path in others if path not in reasons and _why_no_checkpoint(path, key) is None]
+    dated = [
+        path
+        for path in entries
+        if path.is_dir() and is_numbered(path) and not is_packed(path) and path not in reasons
+        if _why_no_checkpoint(path, key) is None
+    ]
     if dated:
         return [*dated, *_unnumbered(entries, key)]
     for path, reason in reasons.items():
@@ -162,18 +202,18 @@ def _why_no_checkpoint(folder: Path, key: str | None, *, may_be_alone: bool = Tr
     return reason
 
 
-def _without_copies(place: str, paths: list[Path]) -> list[Path]:
+def _without_copies(paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
     """Without links to others, and without ``latest``, ``best-3.ckpt`` and the like that have another's bytes."""
-    kept = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
+    originals = [path for path in paths if not path.is_symlink() and _COPY.fullmatch(path.stem) is None]
     for path in paths:
-        if path in kept:
+        if path in originals:
             continue
-        same = next((other for other in kept if _is_same(path, other)), None)
+        same = next((original for original in originals if _is_same(path, original)), None)
         if same is None:
-            kept.append(path)
+            originals.append(path)
         else:
-            notice(f"{path.name} in {place} left out: it is {same.name}")
-    return [path for path in paths if path in kept]
+            left_out[path] = f"it is {same.name}"
+    return [path for path in paths if path in originals]
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -184,7 +224,7 @@ def _is_same(path: Path, other: Path) -> bool:
     return False
 
 
-def _only_series(place: str, paths: list[Path]) -> list[Path]:
+def _only_series(place: str, paths: list[Path], left_out: dict[Path, str]) -> list[Path]:
     """The paths of a series, in their order; ``last.ckpt`` and its like are left out of a numbered one.
 
     Raises:
@@ -192,10 +232,10 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
     """
     final = _final_file(paths)
     if final is not None:
-        rest = _only_series(place, [path for path in paths if path != final])
+        rest = _only_series(place, [path for path in paths if path != final], left_out)
         if _is_later(final, rest):
             return [*rest, final]
-        notice(f"{final.name} in {place} left out: no later step in its metadata")
+        left_out[final] = "no later step in its metadata"
         return rest
     numbered = [path for path in paths if is_numbered(path)]
     unnumbered = [path for path in paths if not is_numbered(path)]
@@ -210,9 +250,8 @@ def _only_series(place: str, paths: list[Path]) -> list[Path]:
         )
     if unnumbered and is_one_series and len(numbered) > 1:
         later = [path for path in unnumbered if _is_later(path, numbered)]
-        left_out = [path.name for path in unnumbered if path not in later[:1]]
-        if left_out:
-            notice(f"{', '.join(left_out)} in {place} left out: no step in the name, and none inside after the others")
+        reason = "no step in the name, and none inside after the others"
+        left_out.update((path, reason) for path in unnumbered if path not in later[:1])
         return [*numbered, *later[:1]]
     names_read = read_names(paths)
     sizes = Counter(named.series for named in names_read)

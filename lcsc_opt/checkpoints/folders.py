@@ -64,13 +64,12 @@ def find_weights(folder: Path, key: str | None, *, may_be_alone: bool = True) ->
     """
     file = _weights_file(folder)
     if file is not None and key in (None, "", folder.name):
-        return FolderWeights(file, key or "", alternatives=() if key else _others_beside(file))
-    if key:
-        found = _weights_under_key(folder, key)
-    else:
-        found = _components(folder)
-    if found is not None:
-        return found
+        if key:
+            return FolderWeights(file, key)
+        return FolderWeights(file, "", alternatives=_others_beside(file))
+    weights = _weights_under_key(folder, key) if key else _components(folder)
+    if weights is not None:
+        return weights
     if file is None and may_be_alone:
         file = _only_file(folder)
     elif file is not None and file.name != METADATA:
@@ -92,11 +91,11 @@ def folder_of_weights(path: Path, key: str | None) -> Path:
 def _components(folder: Path) -> FolderWeights | None:
     """The first of the usual components; ``None`` if there is none."""
     files = {name: _weights_file(folder / name) or _only_file(folder / name) for name in _COMPONENTS}
-    found = {name: file for name, file in files.items() if file is not None}
-    if not found:
+    components = {name: file for name, file in files.items() if file is not None}
+    if not components:
         return None
-    first, *alternatives = found
-    return FolderWeights(found[first], first, alternatives=tuple(alternatives))
+    first, *alternatives = components
+    return FolderWeights(components[first], first, alternatives=tuple(alternatives))
 
 
 def _only_file(folder: Path) -> Path | None:

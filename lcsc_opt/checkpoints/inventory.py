@@ -156,11 +156,11 @@ class Inventory:
         possible = [container for container in self.containers if container.is_offered and not container.is_no_average]
         least = min((container.outer for container in possible), default=0)
         outermost = [container for container in possible if container.outer == least]
-        usual = [container for container in outermost if not container.is_companion] or outermost
-        averages = [container for container in usual if container.role is Role.AVERAGE]
-        chosen = averages or usual
+        sampled_with = [container for container in outermost if not container.is_companion] or outermost
+        averages = [container for container in sampled_with if container.role is Role.AVERAGE]
+        chosen = averages or sampled_with
         if self._mixed_root is not None and not averages:  # what has no usual name lies beside other tensors
-            chosen = [container for container in usual if container.role is Role.WEIGHTS] or [self._mixed_root]
+            chosen = [container for container in sampled_with if container.role is Role.WEIGHTS] or [self._mixed_root]
         if len(chosen) > 1:
             keys = ", ".join(shown(container.key) for container in chosen[:_MAX_LISTED])
             raise TrajectoryError(f"holds several state dicts ({keys}): choose one ({CHOOSE}).")
@@ -183,8 +183,8 @@ class Inventory:
         if container is not None and container.average_of is not None:
             return container.average_of.named | container.named
         if container is not None and container.has_no_names:
-            usual = (each.named for each in self.containers if each.role is Role.WEIGHTS)
-            return named_averages([*container.tensors.values()], next(usual, {}))
+            weights = (each.named for each in self.containers if each.role is Role.WEIGHTS)
+            return named_averages([*container.tensors.values()], next(weights, {}))
         part = self.content
         rest = key
         while rest:
@@ -219,19 +219,21 @@ class Inventory:
         if not key:  # the whole file was read
             return []
         place = key.partition(".")[0]
-        others = [
+        beside = [
             container.mentioned
             for container in self.containers
             if container.is_offered
             and container.key.partition(".")[0] != place
             and (word_of(container.key) or not container.is_module)
         ]
-        return others[:_MAX_LISTED]
+        return beside[:_MAX_LISTED]
 
     def raw_of(self, average: str) -> str | None:
         """The key of the raw weights that an average belongs to, if they are searched unless somebody chooses."""
         container = self.at(average)
-        raw = None if container is None else container.average_of
+        if container is None:
+            return None
+        raw = container.average_of
         if raw is None or raw.is_prefix or any(raw.key == swap.raw for swap in _SWAPS):
             return None
         return raw.key
@@ -241,7 +243,9 @@ class Inventory:
         raw = self.at(key)
         averages = [container for container in self.containers if raw is not None and container.average_of is raw]
         keys = [average.key for average in averages if not average.is_companion]
-        return keys[0] if len(keys) == 1 and is_average(keys[0]) else None
+        if len(keys) != 1 or not is_average(keys[0]):
+            return None
+        return keys[0]
 
     def family(self, key: str) -> list[Container]:
         """The weights that ``key`` belongs to, their averages, and other names of the same tensors."""
@@ -265,10 +269,10 @@ class Inventory:
                 return
             key, value = pending.popleft()
             entries: Mapping[Any, Any] = entries_of(value) or {}
-            whole = _whole(key, value, entries)
-            if whole is not None:
-                yield from _split(whole)
-            if whole is not None or id(value) in seen:
+            state_dict = _whole(key, value, entries)
+            if state_dict is not None:
+                yield from _split(state_dict)
+            if state_dict is not None or id(value) in seen:
                 continue
             seen.add(id(value))  # a part may contain itself
             first = dict(itertools.islice(entries.items(), _MAX_SAMPLED))
@@ -294,14 +298,18 @@ def word_of(key: str) -> Role | None:
     parts = key.split(".")
     if is_average(key) or any(_OTHER_AVERAGE.fullmatch(part) for part in parts) or parts[-1] == _SHADOW:
         return Role.AVERAGE
-    return Role.WEIGHTS if any(part in GUESSED_KEYS for part in parts) else None
+    if any(part in GUESSED_KEYS for part in parts):
+        return Role.WEIGHTS
+    return None
 
 
 def entries_of(value: Any) -> Mapping[Any, Any] | None:
     """The entries of a dict, or of an object like one."""
     if isinstance(value, Record):
         value = value.items
-    return value if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping):
+        return value
+    return None
 
 
 def is_any_tensor(value: Any) -> bool:
@@ -381,7 +389,9 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
         return Container(key, weights, is_module=True)
     if isinstance(value, (list, tuple)):
         is_list = word_of(key) is Role.AVERAGE and bool(value) and all(map(is_tensor, value[:_MAX_SAMPLED]))
-        return Container(key, dict(enumerate(value))) if is_list else None
+        if not is_list:
+            return None
+        return Container(key, dict(enumerate(value)))
     averages = entries.get(_SHADOW)
     if isinstance(averages, list) and averages and is_tensor(averages[0]):
         return Container(key, dict(enumerate(averages)), is_shadow=True)
@@ -390,7 +400,9 @@ def _whole(key: str, value: Any, entries: Mapping[Any, Any]) -> Container | None
         tensors = entries
     elif word_of(key) is not None and _is_in_parts(entries):
         tensors = _flattened(entries)
-    return Container(key, tensors) if tensors else None
+    if not tensors:
+        return None
+    return Container(key, tensors)
 
 
 def _is_in_parts(entries: Mapping[Any, Any]) -> bool:

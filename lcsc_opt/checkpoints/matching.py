@@ -38,9 +38,9 @@ def without_data_parallel(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], s
         if not weights or not all(name.startswith(longer) for name in weights):
             break
         prefix = longer
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) or not _counts(tensor)}
-    bare = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
-    if len(bare) < len(own):
+    of_network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) or not _counts(tensor)}
+    bare = {name.removeprefix(prefix): tensor for name, tensor in of_network.items()}
+    if len(bare) < len(of_network):
         return dict(tensors), ""
     return bare, prefix
 

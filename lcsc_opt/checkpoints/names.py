@@ -16,6 +16,7 @@ from lcsc_opt.base.paths import WEIGHTS
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
 ZIP = ".zip"  # of stable-baselines3, with files of torch in it
 
 _NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M
@@ -107,7 +108,9 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
 def post_hoc_step(path: Path) -> int | None:
     """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
     width_and_step = _WIDTH_AND_STEP.fullmatch(without_suffix(path.name))
-    return None if width_and_step is None else int(width_and_step["digits"])
+    if width_and_step is None:
+        return None
+    return int(width_and_step["digits"])
 
 
 def torch_suffix(path: Path) -> str:

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.distributed import METADATA, ShardedRef, read_distributed
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory, is_average
+from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
 from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP, is_plain_name
@@ -150,30 +150,6 @@ def _moved(paths: Sequence[Path], key: str) -> float | None:
     if len({len(sample) for sample in samples}) > 1:
         return None
     return sum(float((later - earlier).norm()) for earlier, later in itertools.pairwise(samples))
-
-
-def average_beside(path: Path, key: str, earlier: Path | None = None) -> str | None:
-    """The key of the running average that ``path`` holds beside the weights under ``key``.
-
-    ``None`` if there is none, or several; if ``key`` is an average itself; or if it is the same in the file
-    ``earlier``, from which the weights have moved.
-    """
-    if is_average(key):
-        return None
-    average: str | None = None
-    with contextlib.suppress(TrajectoryError), naming(path):
-        inventory = None
-        if path.is_dir():
-            _, average = find_weights(path, None).raw_and_average
-        else:
-            inventory = _inventory(path)
-        if inventory is not None:
-            average = inventory.average_of(key)
-    if average is None or earlier is None:
-        return average
-    if is_constant(average, earlier, path) and not is_constant(key, earlier, path):
-        return None  # the weights have moved without it
-    return average
 
 
 def is_constant(key: str, path: Path, later: Path) -> bool:

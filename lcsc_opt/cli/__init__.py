@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -141,6 +143,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
+        _check_working_folder()
         with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
         sys.stdout.flush()
@@ -168,6 +171,18 @@ def _run(arguments: Sequence[str]) -> int:
     return status
 
 
+def _check_working_folder() -> None:
+    """Refuse to begin in a folder that was removed.
+
+    Raises:
+        LcscError: so it was.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise LcscError("the working folder was removed: go to another one (cd)") from error
+
+
 def _usage_line(message: str) -> str:
     """The message of a usage error on one line, in the words of our own errors."""
     line = " ".join(message.split()).replace("Value error, ", "")
@@ -193,7 +208,9 @@ def _is_about_the_output(error: BaseException) -> bool:
 def _resume_option(arguments: Sequence[str]) -> str:
     """`` with --resume`` for commands that start again without this option."""
     names = [argument for argument in arguments if not argument.startswith("-")]
-    command = _commands().commands.get(names[0]) if names else None
+    command = None
+    if names:
+        command = _commands().commands.get(names[0])
     if command is None or "--resume" in arguments:
         return ""
     if any(parameter.name == "resume" for parameter in command.params):

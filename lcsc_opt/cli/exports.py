@@ -68,7 +68,7 @@ def export(
     chosen = Chosen.of(database, study, trial)
     objective: Objective | None = chosen.checkpoints_alone()
     if objective is None or (destination is not None and merging.needs_network(chosen, objective, destination)):
-        from lcsc_opt.experiment.running import objective_of  # which imports all optimizers
+        from lcsc_opt.experiment.stored import objective_of
 
         objective = objective_of(database, chosen.loaded_as)
     if destination is None:

@@ -112,7 +112,7 @@ def _check_plot(path: Path, axis: str | None) -> None:
 def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.figures.comparison import comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
-    from lcsc_opt.views.figures.writing import write_figures
+    from lcsc_opt.views.figures.writing import write_figure
 
     if axis is not None and ":" in axis:
         x, _, y = axis.partition(":")
@@ -122,7 +122,7 @@ def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
             return
     else:
         figure = comparison_figure(studies, axis)
-    write_figures({path: figure})
+    write_figure(path, figure)
     say(f"drawn: {path}")
 
 
@@ -163,7 +163,7 @@ def evaluate(
     from lcsc_opt.views.answer import answer_line
 
     database = Database(chosen_storage(storage, experiment))
-    found, is_kept = evaluate_again(
+    made, is_kept = evaluate_again(
         database,
         experiment,
         images=images,
@@ -175,13 +175,13 @@ def evaluate(
     if not is_kept:
         say(f"{experiment}: this is a preview; --keep stores it in place of the report")
     if output == "json":
-        print_json(found.to_json())
+        print_json(made.to_json())
         return
-    rows = [(name, number(value), "answer" if name == found.answer else "") for name, value in found.selection.items()]
-    title = f"selection, {found.images:,} images" if found.images else "selection"
+    rows = [(name, number(value), "answer" if name == made.answer else "") for name, value in made.selection.items()]
+    title = f"selection, {made.images:,} images" if made.images else "selection"
     print_table(("model", title, ""), rows, title=experiment)
-    print_report(found)
-    say(answer_line(found))
+    print_report(made)
+    say(answer_line(made))
 
 
 def dashboard(

@@ -40,7 +40,9 @@ _LARGEST = 3  # coefficients that are shown of each layer group
 
 
 def _parse_budget(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+    if text.isdecimal():
+        return int(text)
+    return text
 
 
 _Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster: host:port, or auto.")]
@@ -66,15 +68,15 @@ def init(
     from lcsc_opt.objective.starting import draft
 
     further = [text for text in more or () if Path(text).exists()]
-    given = assignments([text for text in more or () if text not in further])
+    settings = assignments([text for text in more or () if text not in further])
     if key is not None:
-        given["key"] = key
+        settings["key"] = key
     files = [checkpoints, *map(Path, further)]
     if steps is not None:
         files = in_order_of(steps, files)
-    text, summary = draft(kind, files, given, steps=steps)
+    text, summary = draft(kind, files, settings, steps=steps)
     if out.exists():
-        lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, given)
+        lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, settings)
         if lost:
             raise StudySpecError(
                 "\n".join(
@@ -94,11 +96,11 @@ def init(
 
 def _lost_lines(before: str, now: str, given: Collection[str]) -> list[str]:
     """The lines of a study file that a new one lacks, except those still to be filled in, or given again."""
-    kept = set(now.splitlines())
+    new_lines = set(now.splitlines())
     return [
         line
         for line in before.splitlines()
-        if line not in kept and FILL_IN not in line and line.partition(":")[0].strip() not in given
+        if line not in new_lines and FILL_IN not in line and line.partition(":")[0].strip() not in given
     ]
 
 
@@ -176,7 +178,7 @@ def _read(studies: str, overrides: Sequence[str], storage: str | None) -> tuple[
         return study_file, path.absolute().parent, storage_url(storage, study_file.storage)
 
     from lcsc_opt.database.store import read_contents
-    from lcsc_opt.experiment.running import context_of, spec_of
+    from lcsc_opt.experiment.stored import context_of, spec_of
 
     stored = find_study(studies, storage, write=True)
     contents = read_contents(stored.storage)

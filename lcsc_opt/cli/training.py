@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from lcsc_opt.cli.output import say
 
-_SHEETS = 10  # sheets of samples, by default
 _RECIPE_HELP = "ddpm, edm, ct, ict, cd or flow; see docs/reference.md."
 
 _EVERY_HELP = "Steps between two checkpoints. 16 to 32 checkpoints are enough for a search with rows: layers."
@@ -35,13 +34,6 @@ def train(
         Path | None, typer.Option(help="A model folder of diffusers or a config.json. Default: a small U-Net.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
-    precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="Precision of matrix products and convolutions.")
-    ] = "fp32",
-    samples_every: Annotated[
-        int | None,
-        typer.Option(min=0, help="Steps between two sheets of samples. Default: a tenth of all steps; 0: no sheets."),
-    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
 ) -> None:
     """Train a model, and write its checkpoints and a study file.
@@ -51,10 +43,6 @@ def train(
     from lcsc_opt.training.preparing import parse_recipe, run
     from lcsc_opt.training.trainer import Training
 
-    if samples_every is None:
-        samples_every = max(steps // _SHEETS, 1)
-    elif samples_every == 0:
-        samples_every = None
     training = Training(
         recipe=parse_recipe(recipe, settings or ()),
         data=data,
@@ -65,9 +53,6 @@ def train(
         begin=begin,
         network=network,
         seed=seed,
-        precision=precision,
-        samples_every=samples_every,
     )
     study = run(training, resume=resume)
-    if study is not None:  # else another process of the same training has written it
-        say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")
+    say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")

@@ -47,10 +47,10 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
         raise StudySpecError(f"steps: expected at least 2 checkpoints to combine, got {len(steps)}")
     checked: list[int] = []
     previous = -1
-    for index, given in enumerate(steps):
-        step = given if isinstance(given, int) else _whole_number(given)
+    for index, value in enumerate(steps):
+        step = value if isinstance(value, int) else _whole_number(value)
         if step is None or step <= previous:
-            raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {given!r}")
+            raise StudySpecError(f"steps[{index}]: expected a whole number above {previous}, got {value!r}")
         checked.append(step)
         previous = step
     return tuple(checked)
@@ -62,7 +62,9 @@ def _whole_number(given: Any) -> int | None:
         number = int(given)
     except (TypeError, ValueError, OverflowError):  # neither a number nor text of one, NaN, infinity
         return None
-    return number if number == given else None
+    if number == given:
+        return number
+    return None
 
 
 def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:

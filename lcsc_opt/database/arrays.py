@@ -32,10 +32,14 @@ def array_of(stored: Mapping[str, Any]) -> npt.NDArray[np.float64]:
 def coefficients_of(trial: FrozenTrial) -> Coefficients:
     """The coefficients ``[K]`` or ``[S, K]`` of one of our trials; ``[0]`` without such."""
     stored = trial.user_attrs.get("coefficients")
-    return np.zeros(0) if stored is None else array_of(stored)
+    if stored is None:
+        return np.zeros(0)
+    return array_of(stored)
 
 
 def gradient_of(trial: FrozenTrial) -> Coefficients | None:
     """The gradient of a trial's loss in its coefficients, of their shape; ``None`` without one."""
     stored = trial.user_attrs.get("gradient")
-    return None if stored is None else array_of(stored)
+    if stored is None:
+        return None
+    return array_of(stored)

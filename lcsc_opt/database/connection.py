@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
+_OPTUNAS_TABLES = {"studies", "version_info"}  # another program may have the first, too
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 _CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
@@ -70,9 +71,13 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     if file is not None and not write:  # a connection that stays would read on in a file that was deleted
         engine_kwargs["poolclass"] = sa.NullPool
     try:
+        if file is None:
+            _check_server(url_with_driver, engine_kwargs, write=write)
         storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs))
     except ImportError as error:
-        advice = ": pip install 'psycopg[binary]'" if parsed.get_backend_name() == "postgresql" else ""
+        advice = ""
+        if parsed.get_backend_name() == "postgresql":
+            advice = ": pip install 'psycopg[binary]'"
         raise StudyStoreError(f"{masked(url)}: its driver is not installed{advice}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # Optuna raises RuntimeError for the tables of another version
@@ -191,18 +196,30 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
             raise StudyStoreError(f"{shown}: {error.strerror}; give another --storage") from error
         if header and header != _SQLITE_HEADER:
             raise StudyStoreError(f"{shown}: is not an SQLite database; give another --storage")
-        if not _has_studies_table(file):
-            advice = "start one with `lcsc run`, or give another --storage"
-            if not write:
-                raise StudyStoreError(f"{shown}: holds no studies; {advice}")
-            if _tables(file):
-                raise StudyStoreError(f"{shown}: holds the tables of another program; give another --storage")
+        _check_tables(str(shown), _tables(file), write=write)
         return
     if not write:
         raise StudyStoreError(f"{shown}: no such database; start a study with `lcsc run`, or give its --storage")
     folder = file.absolute().parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise StudyStoreError(f"{shown}: the folder {folder} does not exist, or cannot be written")
+
+
+def _check_server(url: str, engine_kwargs: Mapping[str, Any], *, write: bool) -> None:
+    """Refuse a database on a server that Optuna would have to make its tables in, for a reader, or beside others."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=engine_kwargs["connect_args"])
+    tables = set(sa.inspect(engine).get_table_names())
+    _check_tables(masked(url), tables, write=write)
+
+
+def _check_tables(database: str, tables: set[str] | None, *, write: bool) -> None:
+    """Refuse tables of another program, and none at all for a reader, who must not make them; ``None`` is not known."""
+    if tables is None or tables >= _OPTUNAS_TABLES:
+        return
+    if not write:
+        raise StudyStoreError(f"{database}: holds no studies; start one with `lcsc run`, or give another --storage")
+    if tables:
+        raise StudyStoreError(f"{database}: holds the tables of another program; give another --storage")
 
 
 def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
@@ -216,7 +233,7 @@ def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
 def _has_studies_table(file: Path) -> bool:
     """Whether Optuna has created its tables; a reader must not create them in somebody else's database."""
     tables = _tables(file)
-    return tables is None or {"studies", "version_info"} <= tables  # another program may have the first, too
+    return tables is None or tables >= _OPTUNAS_TABLES
 
 
 def _tables(file: Path) -> set[str] | None:

@@ -109,7 +109,9 @@ class StoredExperiment:
     def yardstick(self, key: str) -> Yardstick | None:
         """The yardstick on this sample; ``None`` if it was not measured."""
         stored = self.attributes.get(f"{_YARDSTICK} {key}")
-        return None if stored is None else Yardstick(**stored)
+        if stored is None:
+            return None
+        return Yardstick(**stored)
 
     def keep_yardstick(self, key: str, yardstick: Mapping[str, Any]) -> None:
         """Store the yardstick on a sample."""

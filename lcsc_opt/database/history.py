@@ -43,12 +43,16 @@ where they are not known."""
 
 def sign_of(attributes: Mapping[str, Any]) -> int:
     """−1 for the attributes of a study or an experiment whose loss is a maximized score times −1; else 1."""
-    return -1 if attributes.get("maximize") is True else 1
+    if attributes.get("maximize") is True:
+        return -1
+    return 1
 
 
 def as_known(loss: float | None, sign: int) -> float | None:
     """A loss as a user knows it, by the sign of its study (:func:`sign_of`)."""
-    return None if loss is None else sign * loss
+    if loss is None:
+        return None
+    return sign * loss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,14 +118,18 @@ class Standing:
     def label(self) -> str:
         """The optimizer's name in tables; that of a baseline says which average is its best."""
         name = label(self.optimizer)
-        return name if self.average is None else f"{name} ({self.average})"
+        if self.average is None:
+            return name
+        return f"{name} ({self.average})"
 
     @property
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
         if self.ended:
             return "finished"
-        return "unfinished" if self.summary.trials else "empty"
+        if self.summary.trials:
+            return "unfinished"
+        return "empty"
 
     @property
     def progress_state(self) -> str:
@@ -130,7 +138,9 @@ class Standing:
             return "finished"
         if self.running:
             return "running"
-        return "interrupted" if self.summary.trials else "empty"
+        if self.summary.trials:
+            return "interrupted"
+        return "empty"
 
     @property
     def budget_unit(self) -> str:
@@ -158,12 +168,16 @@ class Standing:
     @property
     def found(self) -> Measurement | None:
         """The best model, by other noise than the search's, on held-out noise; ``None`` before it was measured."""
-        return None if self.report is None else self.report.of_study(self.study)
+        if self.report is None:
+            return None
+        return self.report.of_study(self.study)
 
     @property
     def held_out_loss(self) -> float | None:
         """The loss on held-out noise of the trial that was chosen on other noise; ``None`` before it was measured."""
-        return None if self.found is None else self.found.loss
+        if self.found is None:
+            return None
+        return self.found.loss
 
     @property
     def reported(self) -> float | None:
@@ -173,7 +187,9 @@ class Standing:
     @property
     def held_out_images(self) -> int | None:
         """The number of images of its held-out loss, or ``None`` without such a loss or images."""
-        return None if self.found is None else self.found.images or None
+        if self.found is None:
+            return None
+        return self.found.images or None
 
     def shown(self, loss: float | None) -> float | None:
         """A loss of this study as its user knows it: a maximized score without the sign that makes it a loss."""
@@ -259,14 +275,14 @@ def ema_grid(studies: Sequence[Standing]) -> Standing | None:
     By the report; before there is one, the grid that has ended with the lowest searched loss.
     """
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended]
-    known = [grid for grid in grids if grid.lowest_loss is not None]
-    for grid in known:
+    with_loss = [grid for grid in grids if grid.lowest_loss is not None]
+    for grid in with_loss:
         if grid.found is not None and grid.found.model.name == EMA:
             return grid
-    return min(known, key=lambda grid: grid.lowest_loss or 0.0, default=None)
+    return min(with_loss, key=lambda grid: grid.lowest_loss or 0.0, default=None)
 
 
 def best_searched(studies: Sequence[Standing]) -> Standing | None:
     """The study of the lowest searched loss, of equal ones a plain average's; ``None`` without a loss."""
-    known = [study for study in studies if study.lowest_loss is not None]
-    return min(known, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)
+    with_loss = [study for study in studies if study.lowest_loss is not None]
+    return min(with_loss, key=lambda study: (study.lowest_loss or 0.0, study.optimizer not in BASELINES), default=None)

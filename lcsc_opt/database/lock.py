@@ -25,7 +25,7 @@ from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
 from lcsc_opt.database.urls import masked, sqlite_file
 
-_RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
+RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS = 2.0  # whoever asks whether a study runs holds its lock for a moment; a server frees one after a moment
 _POLL_SECONDS = 0.1
 _SESSION_SETTINGS = {
@@ -157,7 +157,7 @@ class Coordinator:
         """
         if self._lock.is_held():
             return
-        if not self._take(_RETAKE_SECONDS) or self._stored_holder() != self._me:
+        if not self._take(RETAKE_SECONDS) or self._stored_holder() != self._me:
             self._lock.free()
             raise StudyStoreError(f"{self._study}: another process runs this study; nothing more was written from here")
 

@@ -21,7 +21,9 @@ _NO_METRICS = ("loss", "loss" + STANDARD_ERROR, UNSEEN)
 
 
 def _array(value: Any) -> npt.NDArray[np.float64]:
-    return value if isinstance(value, np.ndarray) else array_of(value)
+    if isinstance(value, np.ndarray):
+        return value
+    return array_of(value)
 
 
 _StoredArray = Annotated[
@@ -61,7 +63,9 @@ class Model:
     @property
     def title(self) -> str:
         """Its name, and which average it is."""
-        return self.name if self.label is None else f"{self.name} ({self.label})"
+        if self.label is None:
+            return self.name
+        return f"{self.name} ({self.label})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,9 @@ def metric_rows(
         reported: the metrics of reports.
         sign: −1 where the loss is a score times −1; then the first row is the score's, under its own name.
     """
-    difference = None if baseline is None else _difference(baseline, model)
+    difference = None
+    if baseline is not None:
+        difference = _difference(baseline, model)
     rows = []
     for metric, direction in directions(model, reported, sign).items():
         row = MetricRow(
@@ -120,20 +122,20 @@ def directions(model: Measurement, reported: ReportedMetrics, sign: int) -> dict
     where it is higher.
     """
     of_loss = model.metric_of_loss
-    found: dict[str, int | None] = {"loss": 1}
+    direction_of: dict[str, int | None] = {"loss": 1}
     if sign < 0 and of_loss is not None:
-        found = {of_loss: -1}
+        direction_of = {of_loss: -1}
     for metric in (*reported.signs, *model.values):
         is_error = metric.endswith(STANDARD_ERROR) and metric.removesuffix(STANDARD_ERROR) in model.values
-        if metric in ("loss", UNSEEN, *found) or metric not in model.values or is_error:
+        if metric in ("loss", UNSEEN, *direction_of) or metric not in model.values or is_error:
             continue
         if metric in reported.signs:
-            found[metric] = reported.signs[metric]
+            direction_of[metric] = reported.signs[metric]
         elif metric != of_loss:
-            found[metric] = None
+            direction_of[metric] = None
         elif model.values[metric] != model.values["loss"]:
-            found[metric] = -1
-    return found
+            direction_of[metric] = -1
+    return direction_of
 
 
 def _difference(baseline: Measurement, model: Measurement) -> Measurement:
@@ -158,7 +160,7 @@ def _difference(baseline: Measurement, model: Measurement) -> Measurement:
 
 
 def _subtracted(values: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(value - other for value, other in zip(values, others, strict=True))
+    return tuple(value - subtracted for value, subtracted in zip(values, others, strict=True))
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:
@@ -199,7 +201,9 @@ def _mean(measured: Measurement, metric: str) -> float:
 def _deviation(measured: Measurement, metric: str) -> float | None:
     """The sample standard deviation over groups of noise; ``None`` for one group."""
     values = measured.values[metric]
-    return statistics.stdev(values) if len(values) > 1 else None
+    if len(values) > 1:
+        return statistics.stdev(values)
+    return None
 
 
 def _spread(measured: Measurement, metric: str) -> float | None:
@@ -213,7 +217,9 @@ def _spread(measured: Measurement, metric: str) -> float | None:
     error = measured.value(metric + STANDARD_ERROR)
     if error is None:
         error = _jackknife_error(measured, metric)
-    return deviation if error is None else error
+    if error is None:
+        return deviation
+    return error
 
 
 def _jackknife_error(measured: Measurement, metric: str) -> float | None:

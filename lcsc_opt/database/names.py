@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.study_spec import EMA_GRID, LANDSCAPE
+from lcsc_opt.base.study_spec import EMA_GRID
 
 # attributes of a study
 HOLDER = "holder"  # its last coordinator
@@ -35,11 +35,6 @@ def is_ours(study: str) -> bool:
     """Whether a study's name has our form."""
     parts = study.rsplit("/", 2)
     return len(parts) == 3 and parts[2].isdecimal()
-
-
-def is_ranked(study: str) -> bool:
-    """Whether a study is one of ours that is compared with others, a search or a grid; a landscape is a picture."""
-    return is_ours(study) and split_name(study)[1] != LANDSCAPE
 
 
 def label(optimizer: str) -> str:

@@ -31,7 +31,9 @@ class Database:
     @functools.cached_property
     def contents(self) -> Contents:
         """What it held when that was first asked."""
-        return Contents() if self.storage is None else read_contents(self.storage)
+        if self.storage is None:
+            return Contents()
+        return read_contents(self.storage)
 
     def made(self) -> RDBStorage:
         """The storage, of a database that is made now if there is none.

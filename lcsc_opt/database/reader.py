@@ -26,7 +26,7 @@ from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.experiment import search_yardstick
 from lcsc_opt.database.history import NODES, Floats, Standing, Trials, sign_of
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import BASELINES, HOLDER, is_ranked, split_name
+from lcsc_opt.database.names import BASELINES, HOLDER, split_name
 from lcsc_opt.database.report import REPORT
 from lcsc_opt.database.rows import summary_of, trial_rows
 from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
@@ -121,21 +121,17 @@ class HistoryReader:
         """The names of our studies, in the order in which they were created."""
         return list(self._our_studies())
 
-    def searches(self) -> list[str]:
-        """The names of our searches and grids: of all but landscapes."""
-        return [name for name in self.names() if is_ranked(name)]
-
     def experiments(self) -> list[str]:
         """The experiments that the database holds, the newest last."""
-        return list(dict.fromkeys(split_name(name)[0] for name in self.searches()))
+        return list(dict.fromkeys(split_name(name)[0] for name in self.names()))
 
     def read(self, experiment: str) -> tuple[Standing, ...]:
-        """The searches of an experiment as they are now, in order of creation, without landscapes.
+        """The searches of an experiment as they are now, in order of creation.
 
         Raises:
             StudyStoreError: there is no such experiment, and the message lists all.
         """
-        names = self.searches()
+        names = self.names()
         names_of_experiment = [name for name in names if split_name(name)[0] == experiment]
         if not names_of_experiment:
             experiments = sorted({split_name(name)[0] for name in names})
@@ -158,18 +154,18 @@ class HistoryReader:
             self._forget_what_is_gone(studies)
             wanted_names = list(studies if names is None else names)
             running = locked(self.storage, wanted_names)
-            found = []
+            standings = []
             for name in wanted_names:
                 split_name(name)  # raises
                 if name not in studies:
                     continue
                 try:
-                    found.append(self._read(name, studies[name], is_running=name in running))
+                    standings.append(self._read(name, studies[name], is_running=name in running))
                 except (KeyError, StudyStoreError):
                     if name in our_studies(self.storage):
                         raise
                     # else it was deleted since the names were read
-        return tuple(found)
+        return tuple(standings)
 
     def read_study(self, name: str) -> Standing:
         """One study as it is now.
@@ -309,7 +305,9 @@ def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
 def _with_holder(study: Standing, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
     """The study with the machine that runs it now, if one does, and what its workers were last seen doing."""
     nodes = attributes.get(NODES) or {}
-    holder = attributes.get(HOLDER) if is_running else None
+    holder = None
+    if is_running:
+        holder = attributes.get(HOLDER)
     return dataclasses.replace(
         study,
         holder=None if holder is None else holder["host"],
@@ -349,7 +347,9 @@ def _worker_count(workers: Any) -> int:
         return int(workers["ray"])
     if isinstance(workers, Sequence) and not isinstance(workers, str):
         return len(workers)
-    return workers if isinstance(workers, int) else 1
+    if isinstance(workers, int):
+        return workers
+    return 1
 
 
 def _name_for_people(study: Standing, name: str) -> str:

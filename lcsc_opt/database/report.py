@@ -70,7 +70,9 @@ class Report:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Report | None:
         """The attribute :data:`REPORT` of an experiment; ``None`` before there is one."""
-        return None if stored is None else _REPORT.validate_python(stored)
+        if stored is None:
+            return None
+        return _REPORT.validate_python(stored)
 
     def to_json(self) -> dict[str, Any]:
         """What is stored with the experiment, and printed by ``lcsc evaluate --format json``."""
@@ -94,7 +96,9 @@ class Report:
 
     def measured(self, name: str | None) -> Measurement | None:
         """What was measured of a model in the sampler of the searches."""
-        return None if name is None else self.parts[0].measured(name)
+        if name is None:
+            return None
+        return self.parts[0].measured(name)
 
     @property
     def of_answer(self) -> Measurement:
@@ -122,7 +126,9 @@ class Report:
         measured = self.parts[part].measured(name)
         if measured is None:
             return ()
-        baseline = None if against is None else self.parts[part].measured(against)
+        baseline = None
+        if against is not None:
+            baseline = self.parts[part].measured(against)
         return metric_rows(measured, baseline, reported=self.metrics, sign=self.sign)
 
     @property
@@ -184,7 +190,9 @@ class ReportPlan:
             own_images: the objective's own number, if it has one.
             samples: whether the objective samples images or items.
         """
-        images = held_out.images_with(own_images) if samples else 0
+        images = 0
+        if samples:
+            images = held_out.images_with(own_images)
         if report is None:
             return cls(images, held_out.top)
         return cls(max(images, report.images), max(held_out.top, report.top), report.seeds)

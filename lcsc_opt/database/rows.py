@@ -50,12 +50,16 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> Trials:
 
 
 def _seconds(moment: datetime.datetime | None) -> float:
-    return np.nan if moment is None else moment.timestamp()
+    if moment is None:
+        return np.nan
+    return moment.timestamp()
 
 
 def name_of_loss(metrics: Mapping[str, float], loss: float | None) -> str:
     """``FID`` for the metric ``fid``; ``loss`` if the loss is no metric, one times −1, or a metric of that name."""
-    name = None if loss is None else metric_of_loss(metrics, loss)
+    if loss is None:
+        return "loss"
+    name = metric_of_loss(metrics, loss)
     # a function's metric "loss" has the function's name before it
     if name is None or metrics[name] != loss or name.endswith(".loss"):
         return "loss"

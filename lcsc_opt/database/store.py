@@ -16,7 +16,7 @@ study user attributes  when it is made: ``specification`` (but what its experime
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
                        that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
                        ``parallelism``, ``layer_groups`` [S] by name; later:
-                       ``holder``, ``search_ended``, ``last_checks``, ``retry``, ``nodes``, ``summary``
+                       ``holder``, ``search_ended``, ``retry``, ``nodes``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 
@@ -57,7 +57,6 @@ from lcsc_opt.coefficients.profiles import sum_abs
 from lcsc_opt.database import names
 from lcsc_opt.database.arrays import stored_array
 from lcsc_opt.database.connection import in_database, one_transaction, quiet_optuna
-from lcsc_opt.database.deleting import delete_study
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.report import REPORT, Report
@@ -79,7 +78,7 @@ class Contents:
     """What lcsc_opt has made in a database, in the order in which it was created.
 
     Attributes:
-        studies: the name of a search, a grid or a landscape → its user attributes.
+        studies: the name of a search or a grid → its user attributes.
         experiments: the name of an experiment → its user attributes (:mod:`lcsc_opt.database.experiment`).
         others: how many studies other programs have made.
     """
@@ -90,7 +89,9 @@ class Contents:
 
     def of(self, experiment: str) -> dict[str, dict[str, Any]]:
         """Name → attributes of the studies of an experiment."""
-        return {name: found for name, found in self.studies.items() if names.split_name(name)[0] == experiment}
+        return {
+            name: attributes for name, attributes in self.studies.items() if names.split_name(name)[0] == experiment
+        }
 
 
 def read_contents(storage: RDBStorage) -> Contents:
@@ -101,7 +102,7 @@ def read_contents(storage: RDBStorage) -> Contents:
     """
     studies: dict[str, dict[str, Any]] = {}
     experiments: dict[str, dict[str, Any]] = {}
-    others = 0
+    foreign = 0
     for study in in_database(storage, storage.get_all_studies):
         is_ours = _is_made_by_us(study.user_attrs)
         if is_ours and names.is_ours(study.study_name):  # a copy may have any name
@@ -110,12 +111,12 @@ def read_contents(storage: RDBStorage) -> Contents:
         elif is_ours and "problem" in study.user_attrs:
             experiments[study.study_name] = study.user_attrs
         else:
-            others += 1
-    return Contents(studies, experiments, others)
+            foreign += 1
+    return Contents(studies, experiments, foreign)
 
 
 def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
-    """Name → attributes of the searches, grids and landscapes, each with those of its experiment; for readers.
+    """Name → attributes of the searches and grids, each with those of its experiment; for readers.
 
     The report is a :class:`~lcsc_opt.database.report.Report`, and the specification whole. Raises as
     :func:`read_contents`.
@@ -123,8 +124,8 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
     contents = read_contents(storage)
     shared: dict[str, dict[str, Any]] = {}
     for name, attributes in contents.experiments.items():
-        kept = {key: value for key, value in attributes.items() if not key.startswith("measured ")}
-        shared[name] = {**kept, REPORT: Report.from_json(attributes.get(REPORT))}
+        unmeasured = {key: value for key, value in attributes.items() if not key.startswith("measured ")}
+        shared[name] = {**unmeasured, REPORT: Report.from_json(attributes.get(REPORT))}
     studies = {}
     for name, attributes in contents.studies.items():
         of_experiment = shared.get(names.split_name(name)[0], {})
@@ -138,9 +139,9 @@ def our_studies(storage: RDBStorage) -> dict[str, dict[str, Any]]:
 def _no_such_study(storage: RDBStorage, name: str) -> str:
     """Says which studies there are: those of this experiment or optimizer, else all."""
     all_names = list(our_studies(storage))
-    own = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
-    relation = "its studies are" if own else "it holds"
-    return f"{name}: no such study in {masked(storage.url)}; {relation}: {', '.join(own or all_names) or 'none'}"
+    related = [other_name for other_name in all_names if other_name.startswith(f"{name}/")]
+    relation = "its studies are" if related else "it holds"
+    return f"{name}: no such study in {masked(storage.url)}; {relation}: {', '.join(related or all_names) or 'none'}"
 
 
 def _is_made_by_us(attributes: Mapping[str, Any]) -> bool:
@@ -186,11 +187,10 @@ def _result_attributes(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _failure_attributes(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The attributes of a failed trial. A search that continues reads ``attempts``, so they are written first."""
-    last = attempts[-1]
+    """The attributes of a failed trial."""
     return {
-        "attempts": [*attempts[:-1], {**last, "last": True}],
-        "reason": last["reason"],
+        "attempts": list(attempts),
+        "reason": attempts[-1]["reason"],
         "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
     }
 
@@ -369,6 +369,9 @@ class StoredStudy:
                     return key, expected_number
             is_first_attempt = False
             key = self.storage.create_new_trial(self.key, trial)
+            with contextlib.suppress(KeyError):  # cheaper than the number, for which Optuna reads the whole trial
+                if self.storage.get_trial_id_from_study_id_trial_number(self.key, expected_number) == key:
+                    return key, expected_number
             return key, self.storage.get_trial_number_from_id(key)
 
         trial_id, number = self._write_trial(add)
@@ -385,7 +388,7 @@ class StoredStudy:
         self._end(number, state, _result_attributes(evaluation), value=evaluation.loss)
 
     def fail(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
-        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last one is marked ``last``."""
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``."""
         self._end(number, TrialState.FAIL, _failure_attributes(attempts))
 
     def note_attempts(self, number: int, attempts: Sequence[Mapping[str, Any]]) -> None:
@@ -402,7 +405,9 @@ class StoredStudy:
     ) -> None:
         """Commit a result: attributes, state, and the loss as ``value``, in one transaction."""
         trial_id = self._trial_id(number)
-        values = None if value is None else [self.sign * value]
+        values = None
+        if value is not None:
+            values = [self.sign * value]
 
         def end() -> None:
             try:
@@ -498,8 +503,14 @@ class StoredStudy:
     # all of it
 
     def delete(self) -> None:
-        """Delete the study with its trials, in one transaction."""
-        self._write(lambda: delete_study(self.storage, self.key, self.name))
+        """Delete the study with its trials, in one transaction; no error where it is gone already."""
+
+        def write() -> None:
+            with contextlib.suppress(KeyError):
+                if self.storage.get_study_id_from_name(self.name) == self.key:
+                    self.storage.delete_study(self.key)
+
+        self._write(write)
         self._is_deleted = True
 
 

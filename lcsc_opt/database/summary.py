@@ -17,7 +17,6 @@ import pydantic
 from optuna.trial import TrialState
 
 SUMMARY = "summary"  # the attribute of a study
-SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")  # of an evaluation
 
 Floats = npt.NDArray[np.float64]
@@ -31,13 +30,6 @@ class Improvement(NamedTuple):
     evaluations: float
     images: float
     model_calls: float
-    evaluation_seconds: float
-    loss: float
-
-
-class TimedImprovement(NamedTuple):
-    """A lower loss than all before it, and for how many seconds the search had run then."""
-
     seconds: float
     loss: float
 
@@ -59,11 +51,8 @@ class Summary:
         model_calls: how many were made.
         seconds: spent in evaluations.
         part_seconds: spent in each of :data:`PARTS` by trials with a loss.
-        waited_seconds: between the asks of all trials and their results, outside of evaluations and interruptions.
-        run_seconds: for how long the search has run, without interruptions.
         metric: what the loss is called.
         improvements: in the order in which the optimizer was told of them.
-        timed_improvements: in the order in which they ended.
     """
 
     trials: int = 0
@@ -77,11 +66,8 @@ class Summary:
     model_calls: float = 0.0
     seconds: float = 0.0
     part_seconds: tuple[float, ...] = (0.0,) * len(PARTS)
-    waited_seconds: float = 0.0
-    run_seconds: float = 0.0
     metric: str = "loss"
     improvements: tuple[Improvement, ...] = ()
-    timed_improvements: tuple[TimedImprovement, ...] = ()
 
     @classmethod
     def stored(cls, attributes: Mapping[str, Any]) -> Summary | None:
@@ -107,9 +93,6 @@ class Summary:
         largest_images = ended["images"][is_compared].max(initial=0.0)
         asked_images = np.where(ended["asked"] == 0, largest_images, ended["asked"])
         charged_images = np.where(is_failed, asked_images, ended["images"])
-        waited = np.nan_to_num(ended["ended"] - ended["started"] - ended["seconds"])
-        is_waiting = (waited > 0) & (waited <= longest_pause(ended))
-        clock = wall_clock(ended)
         return cls(
             trials=len(trials),
             evaluations=len(ended),
@@ -122,22 +105,23 @@ class Summary:
             model_calls=float(ended["model_calls"].sum()),
             seconds=float(ended["seconds"].sum()),
             part_seconds=tuple(float(ended[part][has_loss].sum()) for part in PARTS),
-            waited_seconds=float(waited[is_waiting].sum()),
-            run_seconds=float(clock.max(initial=0.0)),
             metric=metric,
             improvements=tuple(_improvements(ended, losses)),
-            timed_improvements=tuple(_timed_improvements(clock, losses)),
         )
 
     @property
     def best(self) -> int | None:
         """The number of the trial with the lowest loss that compares, of equal ones the first; ``None`` without one."""
-        return self.improvements[-1].number if self.improvements else None
+        if self.improvements:
+            return self.improvements[-1].number
+        return None
 
     @property
     def loss(self) -> float | None:
         """The loss of that trial."""
-        return self.improvements[-1].loss if self.improvements else None
+        if self.improvements:
+            return self.improvements[-1].loss
+        return None
 
 
 def _improvements(trials: Trials, losses: Floats) -> list[Improvement]:
@@ -150,18 +134,11 @@ def _improvements(trials: Trials, losses: Floats) -> list[Improvement]:
             evaluations=float(index + 1),
             images=float(images[index]),
             model_calls=float(model_calls[index]),
-            evaluation_seconds=float(seconds[index]),
+            seconds=float(seconds[index]),
             loss=float(losses[index]),
         )
         for index in improvements(losses)
     ]
-
-
-def _timed_improvements(clock: Floats, losses: Floats) -> list[TimedImprovement]:
-    order = np.argsort(clock, kind="stable")  # with several workers not the order of the tells
-    ended_at = clock[order]
-    losses = losses[order]
-    return [TimedImprovement(float(ended_at[index]), float(losses[index])) for index in improvements(losses)]
 
 
 _SUMMARY = pydantic.TypeAdapter(Summary)
@@ -182,34 +159,3 @@ def improvements(losses: Floats) -> npt.NDArray[np.intp]:
     """The indices at which a loss is lower than all before it; NaN is not."""
     lowest_before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
     return np.flatnonzero(losses < lowest_before)
-
-
-def wall_clock(trials: Trials) -> Floats:
-    """``[n]`` seconds for which the search had run when each trial ended.
-
-    A pause between evaluations is the time of the optimizer and the database, and counts. One that is longer than
-    :func:`longest_pause` is an interruption of the search, and none of it counts. A trial that was interrupted and
-    evaluated again counts with its last evaluation only.
-
-    Args:
-        trials: that have ended; one without a time counts as the last.
-    """
-    if not len(trials):
-        return np.zeros(0)
-    ended = np.where(np.isnan(trials["ended"]), np.nanmax(trials["ended"], initial=0.0), trials["ended"])
-    began = np.fmax(trials["started"], ended - trials["seconds"])
-    order = np.argsort(began, kind="stable")
-    busy_until = np.maximum.accumulate(ended[order])
-    idle = began[order][1:] - busy_until[:-1]
-    interruptions = np.where(idle > longest_pause(trials), idle, 0.0)
-    interrupted = np.concatenate([[0.0], np.cumsum(interruptions)])  # seconds until each trial began, in this order
-    place = np.empty(len(trials), dtype=np.int64)  # of each trial, in the order of ``began``
-    place[order] = np.arange(len(trials))
-    return np.asarray(ended - began[order[0]] - interrupted[place])
-
-
-def longest_pause(trials: Trials) -> float:
-    """Seconds without an evaluation after which a search of these trials counts as interrupted."""
-    if not len(trials):
-        return SHORTEST_INTERRUPTION
-    return max(SHORTEST_INTERRUPTION, 3 * float(np.median(trials["seconds"])))

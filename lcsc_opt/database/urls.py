@@ -57,10 +57,10 @@ def absolute_url(url: str) -> str:
     name = str(file.absolute())
     if parsed.drivername == "sqlite" and not parsed.query:
         return url_of_file(name)
-    whole = parsed.set(database=name).render_as_string(hide_password=False)
-    if sa.make_url(whole).database != name:
+    absolute = parsed.set(database=name).render_as_string(hide_password=False)
+    if sa.make_url(absolute).database != name:
         raise _without_url(name)
-    return whole
+    return absolute
 
 
 def url_of_file(file: Path | str) -> str:
@@ -102,7 +102,9 @@ def files_directory(url: str) -> Path:
     Of a server it is ``lcsc.files`` in the working directory. Raises as :func:`parse_url`.
     """
     file = sqlite_file(parse_url(url))
-    return Path("lcsc.files").absolute() if file is None else file.absolute().with_suffix(".files")
+    if file is None:
+        return Path("lcsc.files").absolute()
+    return file.absolute().with_suffix(".files")
 
 
 def parse_url(url: str) -> sa.URL:

@@ -253,7 +253,9 @@ class _RayLink:
         if self._error is None:
             return "the worker was stopped", False
         self._kill()  # it may only be out of reach
-        where = f" on node {self.machine}" if self.node else ""
+        where = ""
+        if self.node:
+            where = f" on node {self.machine}"
         if isinstance(self._error, self._ray.exceptions.RayTaskError):  # such as a job that cannot be unpickled
             error = self._error.cause
             return f"the worker{where} died ({type(error).__name__}: {' '.join(str(error).split())[:200]})", True

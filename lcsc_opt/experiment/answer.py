@@ -64,7 +64,9 @@ def choose(had: Sequence[Measurement], found: Sequence[Measurement]) -> Measurem
     if not found:
         return best_had
     best_found = lowest(found)
-    return best_found if gain(best_had, best_found).is_certain else best_had
+    if gain(best_had, best_found).is_certain:
+        return best_found
+    return best_had
 
 
 def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measurement:
@@ -79,7 +81,9 @@ def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measu
         return best
     end = lowest(path)
     earliest = next(model for model in path if not gain(model, end).is_certain)
-    return best if gain(earliest, best).is_certain else earliest
+    if gain(earliest, best).is_certain:
+        return best
+    return earliest
 
 
 def lowest(models: Sequence[Measurement]) -> Measurement:
@@ -98,7 +102,7 @@ def is_vetoed(model: Measurement, had: Sequence[Measurement], judge: str | None)
     if not had:
         return False
     best_had = lowest(had)
-    if judge is None or not all(judge in one.values for one in (model, best_had)):
+    if judge is None or not all(judge in measured.values for measured in (model, best_had)):
         return False
     return gain(model, best_had, judge).is_certain
 
@@ -160,7 +164,9 @@ class _Difference:
     @property
     def variance_of_real(self) -> float:
         """Over the real images; zero for scores, which compare with none."""
-        return 0.0 if self.without is None or len(self.without) == GROUPS else _variance(self.without[GROUPS:])
+        if self.without is None or len(self.without) == GROUPS:
+            return 0.0
+        return _variance(self.without[GROUPS:])
 
 
 def _variance(without: _Floats) -> float:

@@ -66,6 +66,17 @@ class TemporaryFolder:
 class Study:
     """One stored study: one optimizer and one seed of a study file. It may be read while it runs.
 
+    It answers what a table leaves out: which coefficients a trial had, and what they merge to.
+
+    >>> import lcsc_opt
+    >>> settings = {"callable": "numpy.linalg:norm", "steps": [100, 200]}
+    >>> study_file = {"name": "norm", "objective": {"file": "function.py", "settings": settings}}
+    >>> (study,) = lcsc_opt.run({**study_file, "optimizers": ["LCSC"]}, budget=4)
+    >>> study.name, study.state, len(study.trials)
+    ('norm/LCSC/0', 'finished', 4)
+    >>> float(study.coefficients.sum())
+    1.0
+
     Every property but :attr:`objective` is read anew at each access, and raises a ``StudyStoreError`` if the study was
     deleted, or the database cannot be read.
 
@@ -88,7 +99,7 @@ class Study:
         Raises:
             LcscError: the objective's file cannot be loaded; or its checkpoints, its data or the study are gone.
         """
-        from lcsc_opt.experiment.running import objective_of
+        from lcsc_opt.experiment.stored import objective_of
 
         with reading(self.storage) as storage:
             return objective_of(storage, self.name, self.functions)
@@ -169,7 +180,9 @@ class Study:
         if coefficients is None:
             coefficients = self.coefficients
         groups = objective.layer_groups
-        rows = None if groups is None else len(groups)
+        rows = None
+        if groups is not None:
+            rows = len(groups)
         checked = trainer_ema(len(self.steps))  # one number more than a search's coefficients
         if not np.array_equal(coefficients, checked):
             checked = check_coefficients(coefficients, len(self.steps), rows=rows)
@@ -183,14 +196,16 @@ class Study:
         Raises:
             LcscError: as :attr:`objective`.
         """
-        from lcsc_opt.experiment.running import spec_of
+        from lcsc_opt.experiment.stored import spec_of
 
         with reading(self.storage) as storage:
             contents = read_contents(storage)
         rows = spec_of(self.name, contents).space.rows
         experiment = contents.experiments[split_name(self.name)[0]]
         alone = CheckpointsAlone.of(experiment, rows, files_directory(self.storage))
-        return self.objective if alone is None else alone
+        if alone is None:
+            return self.objective
+        return alone
 
     @property
     def _summary(self) -> Standing:
@@ -242,7 +257,7 @@ def run(
             are in the database.
         Exception: what a callback raises; all evaluations are in the database.
     """
-    given = read_arguments(
+    options = read_arguments(
         "lcsc_opt.run", accept_changes=accept_changes, retry_failed=retry_failed, callbacks=callbacks
     )
     read, directory = _read(study_file)
@@ -259,9 +274,9 @@ def run(
             chosen,
             database,
             objectives,
-            accept_changes=given.accept_changes,
-            retry_failed=given.retry_failed,
-            callbacks=given.callbacks,
+            accept_changes=options.accept_changes,
+            retry_failed=options.retry_failed,
+            callbacks=options.callbacks,
         )
     return [Study(spec.name, url) for spec in chosen]
 

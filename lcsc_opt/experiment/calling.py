@@ -140,7 +140,7 @@ def search(
             )
         checkpoints = checkpoints.path
     with messages_by_default(), each_notice_once():
-        given = read_arguments(
+        options = read_arguments(
             "lcsc_opt.search",
             name=name,
             rows=rows,
@@ -166,9 +166,9 @@ def search(
             held_out,
             sample,
             reference,
-            given.jobs,
+            options.jobs,
             {key: plain(value) for key, value in named.items() if value is not None},
-            given.settings or {},
+            options.settings or {},
         )
         temporary: TemporaryFolder | None = None
         if storage is None:
@@ -180,13 +180,13 @@ def search(
         call.files = files_directory(url)
         database = Database(url)
         contents = database.contents
-        experiment = given.name or call.default_name
+        experiment = options.name or call.default_name
         if not call.is_comparable:
-            experiment = _numbered(experiment, contents.experiments, resume=given.resume)
+            experiment = _numbered(experiment, contents.experiments, resume=options.resume)
 
-        content = call.content(experiment, plain(optimizers), given.seed, given.jobs)
-        if space is not None or given.rows != AUTO:
-            content["space"] = _space(plain(space), given.rows)
+        content = call.content(experiment, plain(optimizers), options.seed, options.jobs)
+        if space is not None or options.rows != AUTO:
+            content["space"] = _space(plain(space), options.rows)
         if budget is not None:
             content["budget"] = BudgetSpec.of(budget).model_dump(exclude_none=True)
         objectives = ObjectiveLoader(BuildContext(Path.cwd(), functions=call.functions, files=call.files))
@@ -201,9 +201,9 @@ def search(
             database,
             objectives,
             on_finished=notice,
-            accept_changes=given.accept_changes,
-            retry_failed=given.retry_failed,
-            callbacks=given.callbacks,
+            accept_changes=options.accept_changes,
+            retry_failed=options.retry_failed,
+            callbacks=options.callbacks,
         )
     studies = tuple(Study(spec.name, url, call.functions, temporary) for spec in chosen)
     return Result(experiment, url, studies, content, call.not_importable, is_temporary=temporary is not None)
@@ -258,10 +258,10 @@ class _Call:
         if (score is None) == (sample is None):
             raise StudySpecError("lcsc_opt.search: give either score, or sample and a reference of real images")
         arguments = _of_images(sample, held_out, reference) if score is None else _of_score(score, held_out, reference)
-        given = {"build": ("model", _builder(build)), **arguments.functions}
-        names, functions, not_importable = _named(given, jobs)
+        functions_of = {"build": ("model", _builder(build)), **arguments.functions}
+        names, functions, not_importable = _named(functions_of, jobs)
         given_settings = {**named, **arguments.settings, **names}
-        argument_of = {setting: argument for argument, (setting, _) in given.items()}
+        argument_of = {setting: argument for argument, (setting, _) in functions_of.items()}
         for setting in settings:
             if setting in given_settings or setting == "checkpoints":
                 argument = argument_of.get(setting, setting)
@@ -436,7 +436,9 @@ def _named(
 
 def _builder(build: Function | str) -> Function | str:
     """What makes the network; of a network itself, what returns it: the objective works on a copy."""
-    return (lambda: build) if isinstance(build, nn.Module) else build
+    if isinstance(build, nn.Module):
+        return lambda: build
+    return build
 
 
 def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str, Any]:
@@ -463,7 +465,9 @@ def _patterns(checkpoints: Any) -> str | list[str]:
     if isinstance(checkpoints, (str, Path)):
         return str(checkpoints)
     patterns = [str(path) for path in checkpoints]
-    return patterns[0] if len(patterns) == 1 else patterns
+    if len(patterns) == 1:
+        return patterns[0]
+    return patterns
 
 
 def _check_not_hidden(file: str) -> None:

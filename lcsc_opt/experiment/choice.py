@@ -108,8 +108,8 @@ class Race:
         for study, models in self._found.items():
             if models:
                 best[study] = self._best(models).model
-        others = [one for one in self._all_found if one is not answer]
-        equals = tuple(one.model.name for one in others if not gain(one, answer).is_certain)
+        rivals = [entrant for entrant in self._all_found if entrant is not answer]
+        equals = tuple(rival.model.name for rival in rivals if not gain(rival, answer).is_certain)
         return Choice(answer.model, had, best, self._losses, equals, self._gain())
 
     def _gain(self) -> Gain | None:
@@ -121,8 +121,8 @@ class Race:
     @property
     def _all_found(self) -> list[Measurement]:
         """What was found by searches, and the ways to it; averages of a grid are what the user had."""
-        found = [measured for models in self._of_searches.values() for measured in models]
-        return found + self._ways
+        of_searches = [measured for models in self._of_searches.values() for measured in models]
+        return of_searches + self._ways
 
     @property
     def _of_searches(self) -> dict[str, list[Measurement]]:
@@ -132,7 +132,7 @@ class Race:
 
     def _best(self, models: Sequence[Measurement]) -> Measurement:
         """The best model of one or more searches: one that the judge does not veto, if there is such."""
-        allowed = [one for one in models if not is_vetoed(one, self._had, self._judge)] or models
+        allowed = self._without_vetoed(models) or models
         return best_of(allowed, self._path_of(allowed))
 
     def _path_of(self, models: Sequence[Measurement]) -> list[Measurement]:
@@ -142,18 +142,21 @@ class Race:
 
     def _answer(self) -> Measurement:
         """What would be the answer if the race ended now: a way only if it is certainly better than where it leads."""
-        found = [self._best(models) for models in self._of_searches.values() if models]
-        found = [one for one in found if not is_vetoed(one, self._had, self._judge)]
-        ways = [one for one in self._ways if not is_vetoed(one, self._had, self._judge)]
-        if ways and (not found or gain(lowest(found), lowest(ways)).is_certain):
-            found = ways
-        return choose(self._had, found)
+        best_of_each = self._without_vetoed(self._best(models) for models in self._of_searches.values() if models)
+        ways = self._without_vetoed(self._ways)
+        if ways and (not best_of_each or gain(lowest(best_of_each), lowest(ways)).is_certain):
+            return choose(self._had, ways)
+        return choose(self._had, best_of_each)
+
+    def _without_vetoed(self, models: Iterable[Measurement]) -> list[Measurement]:
+        """Without models that the judge finds certainly worse than what the user had."""
+        return [measured for measured in models if not is_vetoed(measured, self._had, self._judge)]
 
     def _first_round(self, name: str) -> None:
         """Measure all finalists, the trainer's models, EMA*, and points on the way from it to the best."""
         finalists, images = self._entrants()
         measurer = self._measurer.with_images(images)
-        entrants = sum(map(len, finalists.values())) + len(self._trained) + len(self._way)
+        entrants = self._count(finalists)
         self._spent = images * entrants
         with progress(f"{name}: choosing", entrants) as measurer.advance:
             for search in self._searches:
@@ -179,14 +182,18 @@ class Race:
         affordable = SHARE_OF_FIRST * SHARE_OF_SEARCH * self._searched
         for top in range(self._top, 0, -1):
             finalists = self._finalists(top)
-            others = len(self._trained) + len(self._way)
-            if affordable >= ENOUGH_IMAGES * (sum(map(len, finalists.values())) + others):
+            count = self._count(finalists)
+            if affordable >= ENOUGH_IMAGES * count:
                 break
         else:
             self._way = {}
-            others = len(self._trained)
-        images = int(affordable / (sum(map(len, finalists.values())) + others))
+            count = self._count(finalists)
+        images = int(affordable / count)
         return finalists, min(max(images, FEWEST_IMAGES), MOST_IMAGES, self._measurer.images)
+
+    def _count(self, finalists: Mapping[str, Sequence[Model]]) -> int:
+        """How many models are in the first round with these of the searches."""
+        return sum(map(len, finalists.values())) + len(self._trained) + len(self._way)
 
     def _finalists(self, top: int) -> dict[str, list[Model]]:
         """Study → so many of its models, and notes which of them stand on paths."""
@@ -237,10 +244,9 @@ class Race:
                 for measured in measurer.possible([noise], [entrant.model for entrant in entrants]):
                     rounds.setdefault(measured.model.name, []).append(measured)
             joined = {model: Measurement.joined(parts) for model, parts in rounds.items() if len(parts) == number}
-            self._had = [joined[one.model.name] for one in self._had if one.model.name in joined]
-            for study, models in self._found.items():
-                self._found[study] = [joined[one.model.name] for one in models if one.model.name in joined]
-            self._ways = [joined[one.model.name] for one in self._ways if one.model.name in joined]
+            self._keep(
+                {id(entrant): joined[entrant.model.name] for entrant in entrants if entrant.model.name in joined}
+            )
             self._note(joined.values())
 
     def _images_of_a_round(self, entrants: int) -> int:
@@ -251,17 +257,27 @@ class Race:
     def _drop_the_worse(self) -> None:
         """Take out of the race what is certainly worse than the answer of now, and of the rest all but the best."""
         answer = self._answer()
-        had = [one for one in self._had if one is answer or not gain(one, answer).is_certain]
-        self._had = [lowest(had)] if had else []
-        open_ones = [one for one in self._all_found if one is answer or not gain(one, answer).is_certain]
-        open_ones.sort(key=lambda one: (one is not answer, gain(one, answer).value))
-        kept = {id(one) for one in open_ones[: FINAL - len(self._had)]}
+        may_win = [
+            entrant
+            for entrant in (*self._had, *self._all_found)
+            if entrant is answer or not gain(entrant, answer).is_certain
+        ]
+        may_win.sort(key=lambda entrant: (entrant is not answer, gain(entrant, answer).value))
+        of_user = {id(entrant) for entrant in self._had}
+        had = [entrant for entrant in may_win if id(entrant) in of_user]
+        final = [lowest(had)] if had else []
+        final += [entrant for entrant in may_win if id(entrant) not in of_user][: FINAL - len(final)]
+        self._keep({id(entrant): entrant for entrant in final})
+
+    def _keep(self, remaining: Mapping[int, Measurement]) -> None:
+        """Take all models out of the race but these: identity → what stands for it from now on."""
+        self._had = [remaining[id(entrant)] for entrant in self._had if id(entrant) in remaining]
+        self._ways = [remaining[id(entrant)] for entrant in self._ways if id(entrant) in remaining]
         for study, models in self._found.items():
-            self._found[study] = [one for one in models if id(one) in kept]
-        self._ways = [one for one in self._ways if id(one) in kept]
+            self._found[study] = [remaining[id(entrant)] for entrant in models if id(entrant) in remaining]
 
     def _note(self, measured: Iterable[Measurement]) -> None:
-        self._losses.update({one.model.name: one.loss for one in measured})
+        self._losses.update({entrant.model.name: entrant.loss for entrant in measured})
 
 
 def _loss(measured: Measurement) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import StudyFile
 from lcsc_opt.base.study_spec import AUTO, EMA_GRID, LAYERS, OptimizerSpec
-from lcsc_opt.database.names import BASELINES, is_ranked, split_name
+from lcsc_opt.database.names import BASELINES, split_name
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers.registry import configure
 
@@ -86,7 +86,7 @@ def default_rows(objective: Objective) -> str | None:
 def _specifications(experiment: str, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Optimizer → specification of the experiment's first search with it."""
     specifications: dict[str, Mapping[str, Any]] = {}
-    for name in filter(is_ranked, studies):
+    for name in studies:
         stored_experiment, optimizer, _ = split_name(name)
         if stored_experiment == experiment:
             specifications.setdefault(optimizer, studies[name]["specification"])

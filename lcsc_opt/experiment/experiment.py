@@ -28,7 +28,7 @@ from lcsc_opt.base.study_spec import ObjectiveSpec, StudySpec
 from lcsc_opt.coefficients.layer_groups import Rule
 from lcsc_opt.database.experiment import LAYOUT, PROBLEM, StoredExperiment
 from lcsc_opt.database.lock import locked
-from lcsc_opt.database.names import is_ranked, split_name
+from lcsc_opt.database.names import split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes, is_searched
@@ -41,7 +41,7 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
-from lcsc_opt.experiment.rehearsal import about, rehearse
+from lcsc_opt.experiment.rehearsal import about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
 from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
@@ -101,8 +101,8 @@ class Experiment:
         self._scored_as_trained = False
         self._has_layout = False
         self._has_estimate = False
-        # a landscape holds nothing out, whatever its experiment does
-        self._held_out = next((spec.held_out for spec in specs if spec.held_out is not None), None)
+        self._begun_at = time.perf_counter()
+        self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
         return self
@@ -145,7 +145,9 @@ class Experiment:
 
     def _code_changes(self, part: str) -> str:
         """What of the stored code is other by now; what is no longer there counts as unchanged. Nothing is loaded."""
-        before = {} if self._before is None else self._before[PROBLEM][part]["code"]
+        if self._before is None:
+            return ""
+        before = self._before[PROBLEM][part]["code"]
         now = {**before, **code_now(self._specs[0].objective, self._objectives.context.directory)}
         return "; ".join(code_changes(before, {name: now[name] for name in before}))
 
@@ -269,7 +271,9 @@ class Experiment:
 
     def _evaluate(self, candidate: Candidate, rule: Rule | None) -> Outcome:
         """Evaluate one candidate, by all workers together if the objective allows it; tries again."""
-        rows = rule if candidate.coefficients.ndim > 1 else None
+        rows = None
+        if candidate.coefficients.ndim > 1:
+            rows = rule
         if self._workers_of is None or (candidate.coefficients.ndim > 1 and self._workers_of[1] != rows):
             self._use(self._specs[-1], rows)
         evaluate = persistently(self._evaluator, self._specs[0].failures.retries)
@@ -324,17 +328,19 @@ class Experiment:
         if self.pace is None or self._has_estimate:
             return
         self._has_estimate = True
-        left = []
+        unfinished = []
         for spec in self._specs:
             with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
                 if not self.is_finished(spec):
-                    left.append(spec)
-        searches = searches_seconds(left, self.objective, self.pace)
+                    unfinished.append(spec)
+        searches = searches_seconds(unfinished, self.objective, self.pace)
         reports = report_seconds(self._specs, self.objective, self.pace)
-        estimate = f"{self.name}: the whole run takes up to {about(searches + reports)}"
+        prepared = time.perf_counter() - self._begun_at
+        parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
-            estimate += f": its searches {about(searches)}, choosing the answer and its report {about(reports)}"
-        notice(estimate)
+            parts.append(f"choosing the answer and its report {about(reports)}")
+        total = about(prepared + searches + reports)
+        notice(f"{self.name}: the whole run takes up to {total}: {', '.join(parts)}")
 
     @property
     def to_search(self) -> list[StudySpec]:
@@ -368,7 +374,9 @@ class Experiment:
         if before is not None and before["specification"]["workers"] != spec.model_dump(mode="json")["workers"]:
             in_flight = before["parallelism"]["in_flight"]
             notice(f"{spec.name}: continues with other workers; candidates are still asked {in_flight} at a time")
-        origin = self._origin(spec) if before is None else None
+        origin = None
+        if before is None:
+            origin = self._origin(spec)
         self._choose_layout()
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
@@ -416,14 +424,14 @@ class Experiment:
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
-        without_result = [other for other in self._specs if not self._has_result(other)]
-        if self.pace is not None or spec.name not in [other.name for other in without_result]:
+        if self.pace is not None or self._has_result(spec):
             return
+        without_result = [search for search in self._specs if not self._has_result(search)]
         try:
-            for other in without_result:
-                check(other, self.objective)
+            for search in without_result:
+                check(search, self.objective)
             first = first_candidate(spec, self.objective, None)
-            follows_gradient = [other for other in without_result if configure(other.optimizer).needs_gradient]
+            follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
             if follows_gradient:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
                 self._use(spec, follows_gradient[0].space.rows)
@@ -435,7 +443,7 @@ class Experiment:
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
                     first,
-                    report=any(other.held_out is not None for other in without_result),
+                    report=any(search.held_out is not None for search in without_result),
                 )
         except LcscError as error:
             self._refused = error
@@ -463,7 +471,9 @@ class Experiment:
             return
         self._scored_as_trained = True
         plan = self._plan()
-        images = None if plan is None else plan.images
+        images = None
+        if plan is not None:
+            images = plan.images
         measurer = self._measurer(images or 0)
         with progress(f"{self.name} as trained", len(trained_models(self.begun(), self.objective))) as measurer.advance:
             score_as_trained(self.begun(), self.objective, measurer, images)
@@ -493,14 +503,21 @@ class Experiment:
             LcscError: as :func:`~lcsc_opt.experiment.report.make_report`.
         """
         if self._held_out is None or self.has_report:
-            stored = self._before if self._stored is None else self._stored.attributes
-            return None if stored is None else Report.from_json(stored.get(REPORT))
+            return self._stored_report
         reason = self.objective.why_nothing_held_out()
         plan = self._plan()
         if plan is None:
             notice(f"{self.name}: nothing is held out: {reason}")
             return None
         return self.evaluate(plan)
+
+    @property
+    def _stored_report(self) -> Report | None:
+        if self._stored is not None:
+            return self._stored.report
+        if self._before is None:
+            return None
+        return Report.from_json(self._before.get(REPORT))
 
     @property
     def has_report(self) -> bool:
@@ -520,7 +537,7 @@ class Experiment:
         ended = {
             name: attributes["search_ended"]["evaluations"]
             for name, attributes in self.studies.items()
-            if is_ranked(name) and attributes.get("search_ended")
+            if attributes.get("search_ended")
         }
         # a smaller budget than before ends a search that has more evaluations than it needed
         is_of_all = all(report.evaluations.get(name, 0) >= count for name, count in ended.items())
@@ -545,9 +562,11 @@ class Experiment:
         searches = self._searches(stored.storage)
         while True:
             report = make_report(stored, searches, self.objective, plan, self._evaluate)
+            study = report.of_answer.model.study
+            rows = None if study is None else self._rule_of(study)
+            if not self.objective.is_random:
+                report = self._checked_in_new_network(report, rows)
             if keep:
-                study = report.of_answer.model.study
-                rows = None if study is None else self._rule_of(study)
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
                 attach_images(stored, self.objective, report)
             searches = self._searches(stored.storage)
@@ -559,13 +578,25 @@ class Experiment:
         self._workers_of = None
         return report
 
+    def _checked_in_new_network(self, report: Report, rows: Rule | None) -> Report:
+        """The report, with a warning if the answer has another loss in a network of its own."""
+        answer = Candidate(
+            report.of_answer.model.coefficients, rehearsal=True, yardstick=self._measurer(0).yardstick(SEARCH)
+        )
+        spec = self._specs[0].objective
+        load = loader_of(spec, rows, self._objectives.context, self._known_now, layout=self.objective.layout)
+        warning = warning_of_kept_state(answer, lambda candidate: self._evaluate(candidate, rows), load)
+        if warning is None:
+            return report
+        notice(f"{self.name}: {warning}")
+        return dataclasses.replace(report, warnings=(*report.warnings, warning))
+
     def _searches(self, storage: RDBStorage) -> list[Searched]:
         """The searches that nobody else runs."""
         self.studies = read_contents(storage).of(self.name)
-        ranked = [name for name in self.studies if is_ranked(name)]
-        running = locked(storage, ranked)
+        running = locked(storage, list(self.studies))
         return [
             Searched(name, StoredStudy.open(storage, name).trials(), self._rule_of(name))
-            for name in ranked
+            for name in self.studies
             if name not in running
         ]

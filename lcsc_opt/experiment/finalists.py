@@ -66,7 +66,9 @@ class Searched:
         for trial in best_first:
             if len(distinct) == count:
                 break
-            title = average_name(coefficients_of(trial), steps) if self.is_ema_grid else None
+            title = None
+            if self.is_ema_grid:
+                title = average_name(coefficients_of(trial), steps)
             model = self._model_of(trial, title)
             distinct.setdefault(model.key, model)
         return list(distinct.values())
@@ -104,4 +106,6 @@ class Searched:
 def name_of_search(study: str) -> str:
     """``LCSC``, and ``LCSC (seed 1)``: a name that no other search of the experiment has."""
     _, name, seed = split_name(study)
-    return f"{name} (seed {seed})" if seed else name
+    if seed:
+        return f"{name} (seed {seed})"
+    return name

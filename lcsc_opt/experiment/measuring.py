@@ -67,9 +67,9 @@ class Measurer:
 
     def with_images(self, images: int) -> Measurer:
         """The same, with another number of images."""
-        other = copy.copy(self)
-        other.images = images
-        return other
+        measurer = copy.copy(self)
+        measurer.images = images
+        return measurer
 
     @property
     def samples_images(self) -> bool:
@@ -230,7 +230,9 @@ def score_as_trained(
         except SearchFailedError as error:
             notice(str(error))
             continue
-        kind = f" ({TRAINER_EMA})" if merges_averages and model.name == LAST_CHECKPOINT else ""
+        kind = ""
+        if merges_averages and model.name == LAST_CHECKPOINT:
+            kind = f" ({TRAINER_EMA})"
         notice(
             f"{experiment.name}: {model.name}{kind}, step {objective.steps[-1]}, {noise.group} noise{size}: "
             f"{_described(measurement, experiment.record.sign)}; compare this with your trainer's log: if they differ, "

@@ -45,9 +45,7 @@ def origin_at(
         StudySpecError: the source has other rows.
         StudyStoreError: it has no complete trial, or the objective lacks one of its checkpoints, or has other weights.
     """
-    report = Report.from_json(experiment.get(REPORT)) if by_report else None
-    reported = None if report is None else report.of_study(source.name)
-    number = None if reported is None else reported.model.trial
+    number = _reported_trial(source.name, experiment) if by_report else None
     coefficients = coefficients_of(source.trial_or_best(number))
     source_rows = source.attributes["specification"]["space"]["rows"]
     if coefficients.ndim > 1 and source_rows != rows:
@@ -57,6 +55,15 @@ def origin_at(
     extended = np.zeros((*coefficients.shape[:-1], len(steps)))
     extended[..., np.isin(steps, experiment["steps"])] = coefficients
     return extended
+
+
+def _reported_trial(study: str, experiment: Attributes) -> int | None:
+    """The number of the trial that the experiment's report has of a study; ``None`` without such."""
+    report = Report.from_json(experiment.get(REPORT))
+    reported = None if report is None else report.of_study(study)
+    if reported is None:
+        return None
+    return reported.model.trial
 
 
 def _check_checkpoints(source: str, experiment: Attributes, objective: Objective) -> None:

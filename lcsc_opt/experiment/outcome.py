@@ -24,7 +24,9 @@ def outcome_of_finished(database: Database, spec: StudySpec) -> str:
     if spec.is_grid:  # what follows is advice for searches
         return line
     new = new_checkpoints(database.contents.experiments[spec.experiment], spec.name, files_directory(database.url))
-    return f"{line}; {new}" if new else line
+    if new:
+        return f"{line}; {new}"
+    return line
 
 
 def finished_already(stored: Attributes) -> str:

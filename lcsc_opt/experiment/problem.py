@@ -73,13 +73,13 @@ class Problem:
         before_objective = self.decides["objective"]
         now_objective = now.decides["objective"]
         file_and_settings = ("file", "settings")
-        found = [*differences(before_objective, now_objective, "objective")]
-        found += code_changes(self.decides["code"], now.decides["code"])
+        loaded = [*differences(before_objective, now_objective, "objective")]
+        loaded += code_changes(self.decides["code"], now.decides["code"])
         reported_before = {key: self.reported[key] for key in ("objective", "code")}
         reported_now = {key: now.reported[key] for key in ("objective", "code")}
         return Changes(
             settings=tuple(line for key in file_and_settings for line in _of_key(key, self.decides, now.decides)),
-            found=tuple(found),
+            loaded=tuple(loaded),
             checkpoints=before_objective.get("trajectory") != now_objective.get("trajectory"),
             reported=tuple(_of_key("settings", self.reported, now.reported)),
             measures_otherwise=_common(reported_before, reported_now) != _common(reported_now, reported_before),
@@ -92,14 +92,14 @@ class Changes:
 
     Attributes:
         settings: what the study file says of what decides.
-        found: what was found of it: the reference, the network, the code.
+        loaded: what was loaded by it: the reference, the network, the code.
         checkpoints: whether the checkpoints are others.
         reported: what the study file says of reports.
         measures_otherwise: whether something that was reported already has other code, or another network or reference.
     """
 
     settings: tuple[str, ...]
-    found: tuple[str, ...]
+    loaded: tuple[str, ...]
     checkpoints: bool
     reported: tuple[str, ...]
     measures_otherwise: bool
@@ -107,7 +107,7 @@ class Changes:
     @property
     def decides(self) -> str:
         """All that decides, in a line; empty if nothing changed."""
-        return "; ".join((*self.settings, *self.found))
+        return "; ".join((*self.settings, *self.loaded))
 
     def check(self, name: str, *, succeeded: bool, accept: bool) -> None:
         """Refuse what makes losses incomparable. Before any trial has succeeded, all but the checkpoints may change.

@@ -17,11 +17,11 @@ import numpy as np
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost, Evaluation
-from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
 
-_NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
+NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _LEAST_SECONDS = 0.01
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
@@ -81,7 +81,7 @@ def rehearse(
         _check_gradient(name, outcomes["gradient"], plain, evaluate)
     pace = Pace(**paces)
     trial_seconds = (pace.gradient or pace.search).of(objective.samples.per_evaluation)
-    if trial_seconds >= _NOTICED_SECONDS:
+    if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
     return pace
@@ -143,15 +143,15 @@ def _check_score(
     Raises:
         ObjectiveError: it has another score than before.
     """
-    others = []
+    losses_alone = []
     for row in (0, -1):
         alone = np.zeros(len(objective.steps))
         alone[row] = 1.0
         outcome = evaluate(dataclasses.replace(plain, coefficients=alone))
-        others.append(None if isinstance(outcome, Failure) else outcome.loss)
-        if others[-1] != loss:
+        if isinstance(outcome, Failure) or outcome.loss != loss:
             break
-    if others == [loss, loss] and objective.trajectory is not None:
+        losses_alone.append(outcome.loss)
+    if losses_alone == [loss, loss] and objective.trajectory is not None:
         notice(
             f"{name}: the first checkpoint, the last one and the start of the search have the same loss, {loss:.4g}: "
             "does the score evaluate the model that it is given?"
@@ -206,6 +206,32 @@ def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: 
             "weights reach the score without a graph, as through no_grad, detach or a reentrant checkpoint. Let them "
             "have one, or search by losses alone: optimizers: [EMAGrid, LCSCQuadratic]"
         )
+
+
+def warning_of_kept_state(
+    answer: Candidate, evaluate: Callable[[Candidate], Outcome], load: Callable[[], Objective]
+) -> str | None:
+    """What is wrong if the answer has another loss in a network of its own, as a user would load it.
+
+    A network may keep what it has computed with the first weights that it got, and a score of every later model then
+    depends on those.
+
+    Args:
+        answer: the candidate, on a few images.
+        evaluate: evaluates it where trials were.
+        load: loads the objective anew.
+    """
+    here = evaluate(answer)
+    alone = evaluate_safely(load(), answer)
+    if isinstance(here, Failure) or isinstance(alone, Failure):
+        return None
+    if math.isclose(here.loss, alone.loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):
+        return None
+    return (
+        f"the answer has the loss {alone.loss:.6g} in a new network, and {here.loss:.6g} in that of the search: "
+        "the network keeps something beside its weights, such as a cache of the first ones. Trust none of these losses "
+        "before it no longer does"
+    )
 
 
 def _sentence(failure: Failure, candidate: Candidate) -> str:

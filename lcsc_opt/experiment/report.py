@@ -99,6 +99,7 @@ def _part(choice: Choice, noises: Sequence[Noise], measurer: Measurer, sampler: 
         ObjectiveError: what losses are relative to cannot be measured there.
     """
     answer = measurer.on_each(noises, choice.answer)
-    others = [model for model in choice.models if model.name != choice.answer.name]
-    measured = {one.model.name: one for one in (answer, *measurer.possible(noises, others))}
+    not_the_answer = [model for model in choice.models if model.name != choice.answer.name]
+    measurements = [answer, *measurer.possible(noises, not_the_answer)]
+    measured = {measurement.model.name: measurement for measurement in measurements}
     return Part(sampler, tuple(measured[model.name] for model in choice.models if model.name in measured))

@@ -114,7 +114,9 @@ class Result:
             StudyStoreError: no study has a complete trial.
         """
         _, answer = self._answer()
-        return self.study.coefficients if answer is None else answer.coefficients
+        if answer is None:
+            return self.study.coefficients
+        return answer.coefficients
 
     def merge(self) -> dict[str, Tensor]:
         """The merged state dict of the answer, on the CPU, for ``net.load_state_dict``.

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from optuna.storages import RDBStorage
+from collections.abc import Callable, Sequence
 
 from lcsc_opt.base.errors import LcscError, SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.paths import BuildContext
-from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import StudyFile
-from lcsc_opt.base.study_spec import (
-    LANDSCAPE,
-    OF_EXPERIMENT,
-    BudgetSpec,
-    HeldOutSpec,
-    StudySpec,
-)
-from lcsc_opt.coefficients.plane import DEFAULT_SIZE
+from lcsc_opt.base.study_spec import HeldOutSpec, StudySpec
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.report import REPORT, Report, ReportPlan
 from lcsc_opt.database.states import Attributes
-from lcsc_opt.database.store import Contents, read_contents
-from lcsc_opt.database.urls import files_directory, masked
+from lcsc_opt.database.urls import masked
 from lcsc_opt.experiment.defaults import completed
 from lcsc_opt.experiment.experiment import Experiment
 from lcsc_opt.experiment.outcome import outcome_of_finished
+from lcsc_opt.experiment.stored import context_of, spec_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints, loader_of
+from lcsc_opt.objective.of_study import ObjectiveLoader, known_checkpoints
 from lcsc_opt.optimizers.registry import configure
 from lcsc_opt.study.loop import TrialCallback
 from lcsc_opt.views.answer import answer_line
@@ -52,8 +38,8 @@ def studies_of(study_file: StudyFile, database: Database, objectives: ObjectiveL
 
     def objective() -> Objective:
         stored = database.contents.experiments.get(study_file.name)
-        known = known_checkpoints(study_file.objective, objectives.context.directory, stored)
-        return objectives.load(study_file.objective, None, known)
+        checkpoints = known_checkpoints(study_file.objective, objectives.context.directory, stored)
+        return objectives.load(study_file.objective, None, checkpoints)
 
     return searches_of(completed(study_file, lambda: database.contents.studies, objective))
 
@@ -72,26 +58,11 @@ def searches_of(study_files: Sequence[StudyFile]) -> list[StudySpec]:
         for optimizer in study_file.optimizers:
             configure(optimizer)  # raises if an option is wrong
         for spec in study_file.studies():
-            if spec.optimizer.name == LANDSCAPE:
-                specs.append(_landscape(spec))
-            elif spec.is_grid:  # its list is the same wherever searches begin
+            if spec.is_grid:  # its list is the same wherever searches begin
                 specs.append(spec.model_copy(update={"start": None}))
             else:
                 specs.append(spec)
     return specs
-
-
-def _landscape(spec: StudySpec) -> StudySpec:
-    """A landscape evaluates all of its points, and nothing is chosen among them."""
-    size: Any = spec.optimizer.options.get("size", DEFAULT_SIZE)
-    changes = {
-        "budget": BudgetSpec(evaluations=size**2),
-        # models far from the corners often cannot sample
-        "failures": spec.failures.model_copy(update={"in_a_row": None}),
-        "held_out": None,
-        "start": None,
-    }
-    return spec.model_copy(update=changes)
 
 
 def run_studies(
@@ -147,7 +118,9 @@ def run_studies(
                     failed[spec.name] = outcome
                 on_end(f"{spec.name}: {outcome}")
             try:
-                report = experiment.report() if len(failed) < len(specs) else None
+                report = None
+                if len(failed) < len(specs):
+                    report = experiment.report()
             except LcscError as error:
                 if not failed:
                     raise
@@ -225,65 +198,19 @@ def evaluate_again(
     contents = database.contents
     specs = [spec_of(study, contents) for study in contents.of(name)]
     if not specs:
-        others = ", ".join(contents.experiments) or "none"
-        raise StudyStoreError(f"{name}: no such experiment; the database holds: {others}")
+        stored_names = ", ".join(contents.experiments) or "none"
+        raise StudyStoreError(f"{name}: no such experiment; the database holds: {stored_names}")
     stored = contents.experiments[name]
     planned = HeldOutSpec(**(stored.get("held_out") or {}))
     planned_images = planned.images_with(stored["report_images"])
-    wanted = images or planned_images
-    if keep and stored.get("held_out") is not None and wanted < planned_images:
-        fewer = f"{wanted:,} images are fewer than the {planned_images:,} that the study file asks for"
+    report_images = images or planned_images
+    if keep and stored.get("held_out") is not None and report_images < planned_images:
+        fewer = f"{report_images:,} images are fewer than the {planned_images:,} that the study file asks for"
         raise StudySpecError(f"--keep: {fewer}; increase --images, or leave out --keep for a preview")
-    keep = keep or (stored.get(REPORT) is None and wanted >= planned_images)
+    keep = keep or (stored.get(REPORT) is None and report_images >= planned_images)
     objectives = ObjectiveLoader(context_of(stored, database.url))
     with Experiment(specs, database, objectives, accept_changes=accept_changes) as experiment:
-        has_samples = bool(experiment.objective.samples.per_evaluation)
-        plan = ReportPlan(wanted if has_samples else 0, top or planned.top, seeds)
+        if not experiment.objective.samples.per_evaluation:
+            report_images = 0
+        plan = ReportPlan(report_images, top or planned.top, seeds)
         return experiment.evaluate(plan, keep=keep), keep
-
-
-def objective_of(
-    storage: RDBStorage, study: str, functions: Mapping[str, Callable[..., Any]] | None = None
-) -> Objective:
-    """The objective of a stored study, in its rows. Loading it may read a model.
-
-    Args:
-        storage: the database.
-        study: its name.
-        functions: those that its caller handed over, where its settings name such.
-
-    Raises:
-        LcscError: it cannot be loaded: its file, its checkpoints, its data or a function is not there.
-    """
-    contents = read_contents(storage)
-    spec = spec_of(study, contents)
-    stored = contents.experiments[spec.experiment]
-    context = dataclasses.replace(context_of(stored, storage.url), functions=functions or {})
-    known = known_checkpoints(spec.objective, context.directory, stored)
-    return loader_of(spec.objective, spec.space.rows, context, known)()
-
-
-def spec_of(study: str, contents: Contents) -> StudySpec:
-    """The specification of a stored study, so that it can be continued without its study file.
-
-    Raises:
-        StudyStoreError: there is no such study, or another version of lcsc_opt wrote it.
-    """
-    stored = contents.studies.get(study)
-    experiment = contents.experiments.get(split_name(study)[0])
-    if stored is None or experiment is None:
-        raise StudyStoreError(f"{study}: no such study; lcsc list has them")
-    shared = {key: experiment.get(key) for key in OF_EXPERIMENT}
-    try:
-        return parse_settings(StudySpec, {**stored["specification"], **shared}, source="its specification")
-    except StudySpecError as error:
-        raise StudyStoreError(f"{study}: not a study of lcsc_opt, or of another version ({error})") from error
-
-
-def context_of(experiment: Attributes, url: str) -> BuildContext:
-    """Where the files of a stored experiment are."""
-    directory = experiment["directory"]
-    return BuildContext(
-        directory=None if directory is None else Path(directory),
-        files=files_directory(url),
-    )

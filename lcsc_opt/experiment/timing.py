@@ -113,7 +113,7 @@ def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
     one_row = spec.model_copy(update={"space": SpaceSpec()})  # rows ask for the same
     driver = new_driver(one_row, objective, budget, defaults={})
     for candidate in itertools.islice(_candidates(driver), _SIMULATED):
-        count = images if candidate.images is None else candidate.images
+        count = candidate.images or images
         of_one = pace.gradient if candidate.gradient else pace.plain
         seconds += _SECONDS_TO_STORE + of_one.of(count)
         spent += count if budget.unit == "images" else 1
@@ -128,11 +128,12 @@ def report_seconds(specs: Sequence[StudySpec], objective: Objective, pace: Pace)
     if held_out is None:
         return 0.0
     per_evaluation = objective.samples.per_evaluation
-    images = held_out.images_with(objective.samples.per_report) if per_evaluation else 0
+    images = 0
+    if per_evaluation:
+        images = held_out.images_with(objective.samples.per_report)
     has_yardstick = objective.fixed_average is not None
-    models = (
-        len(specs) + 1 + _has_trainer_ema(objective)
-    )  # the best of each search, EMA* among them; and what was there
+    # the best of each search, EMA* among them; and what was there
+    models = len(specs) + 1 + _has_trainer_ema(objective)
     if objective.sampler is None:
         finalists = math.ceil(held_out.top / len(specs)) * len(specs)
         choosing = (finalists + 1 + has_yardstick + _POINTS_BETWEEN) * pace.selection.of(images)

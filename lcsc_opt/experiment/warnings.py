@@ -49,9 +49,11 @@ def warnings_of(report: Report, choice: Choice, searches: Sequence[Searched], ya
 
 def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     """What the answer costs, compared with the best that the user had; nothing if it is that itself."""
-    kept = None if yardstick is None else yardstick.kept
+    bounded = None
+    if yardstick is not None:
+        bounded = yardstick.kept
     for row in report.rows(report.answer):
-        if yardstick is not None and row.metric == kept and row.misses(yardstick.bound):
+        if yardstick is not None and row.metric == bounded and row.misses(yardstick.bound):
             yield (
                 f"keep: {row.metric} of the answer is {row.value:.4g}, beyond its bound of {yardstick.bound:.4g} by "
                 "more than the error; continue the search, or search with more images per evaluation"
@@ -65,7 +67,7 @@ def _about_answer(report: Report, yardstick: Yardstick | None) -> Iterator[str]:
     if costs:
         line = f"the answer has a cost, compared with {best_had}: {_changes(costs)}. {_COMPARE_IMAGES}"
         can_be_kept = any(row.metric.partition("@")[0] in _SINGLE_IMAGE_METRICS for row in costs)
-        yield f"{line}, or search with keep: precision" if can_be_kept and kept is None else line
+        yield f"{line}, or search with keep: precision" if can_be_kept and bounded is None else line
     unconfirmed = [
         row
         for row in report.rows(report.answer, against)[1:]
@@ -98,16 +100,16 @@ def _in_another_sampler(report: Report, best: Model) -> Iterator[str]:
 def _why_nothing_found(choice: Choice, searches: Sequence[Searched]) -> Iterator[str]:
     """What may help where no search found anything better: it overfitted, or it was too short."""
     grids = [search.lowest_loss for search in searches if search.is_ema_grid]
-    others = [search.lowest_loss for search in searches if not search.is_ema_grid]
-    if not grids or not others:
+    searched = [search.lowest_loss for search in searches if not search.is_ema_grid]
+    if not grids or not searched:
         return
-    if min(others) < min(grids):
+    if min(searched) < min(grids):
         line = "nothing certainly better was found: on their own noise the searches were better than EMA*"
         if choice.gain is not None:
             direction = "better" if choice.gain.value > 0 else "worse"
             share, error = (f"{100 * number:.2g} %" for number in (abs(choice.gain.value), choice.gain.error))
             line += f"; on other noise they are {share} {direction} than the best you had, with an error of {error}"
-        yield f"{line}. More real data to compare with make the error smaller, and the search better"
+        yield f"{line}. With more real data the error would be smaller, and the search better"
     else:
         yield "no search was better than EMA*, not even on its own noise: search with more evaluations"
 

@@ -81,13 +81,15 @@ class Chosen:
         study = StoredStudy.open(storage, name)
         experiment = split_name(name)[0]
         report = Report.from_json(contents.experiments[experiment].get(REPORT))
-        found = None if report is None else report.of_study(name)
-        if number is None and found is not None:
-            return cls._of(storage, contents, experiment, found.model, report)
+        measured = None
+        if report is not None:
+            measured = report.of_study(name)
+        if number is None and measured is not None:
+            return cls._of(storage, contents, experiment, measured.model, report)
         trial = study.trial_or_best(number)
         model = Model(f"trial {trial.number}", coefficients_of(trial), study=name, trial=trial.number)
-        if found is not None and found.model.trial == trial.number:
-            model = found.model
+        if measured is not None and measured.model.trial == trial.number:
+            model = measured.model
         return cls._of(storage, contents, experiment, model, report)
 
     @classmethod
@@ -101,9 +103,10 @@ class Chosen:
         if model.study is not None and model.trial is not None:
             trial = StoredStudy.open(storage, model.study).trial(model.trial)
             measured = {"loss": trial.value, "metrics": trial.user_attrs.get("metrics", {})}
-        on_held_out = None if report is None else report.measured(model.name)
-        if report is not None and on_held_out is not None:
-            measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
+        if report is not None:
+            on_held_out = report.measured(model.name)
+            if on_held_out is not None:
+                measured["held_out"] = {**on_held_out.means(report.sign), "sampler": report.parts[0].sampler}
         stored = contents.experiments[experiment]
         files = files_directory(storage.url)
         first = next(iter(contents.of(experiment)))
@@ -118,7 +121,9 @@ class Chosen:
     def trajectory_sha256(self) -> str | None:
         """Of the checkpoints, as the objective describes them; ``None`` if it does not."""
         sha256 = self.stored["problem"]["decides"]["objective"].get("trajectory")
-        return sha256 if isinstance(sha256, str) else None
+        if isinstance(sha256, str):
+            return sha256
+        return None
 
     @property
     def loaded_as(self) -> str:

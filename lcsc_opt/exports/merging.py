@@ -278,7 +278,9 @@ def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destina
     if to.form != "pt" or not source or torch_suffix(to.path) != torch_suffix(Path(source)):
         return None
     try:
-        earlier = Path(trajectory.sources[-2]) if len(trajectory) > 1 and trajectory.sources[-2] else None
+        earlier = None
+        if len(trajectory) > 1 and trajectory.sources[-2]:
+            earlier = Path(trajectory.sources[-2])
         document = with_weights(Path(source), trajectory.metadata.get("key", ""), weights, earlier=earlier)
     except TrajectoryError as error:
         notice(f"{to.path}: written as a plain state dict, which the trainer may be unable to load: {error}")

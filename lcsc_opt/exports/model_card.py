@@ -103,12 +103,16 @@ def _results_section(chosen: Chosen, recipe: Recipe) -> str:
     report = chosen.report
     if report is None or report.measured(chosen.model.name) is None:
         return text
-    for part, found in enumerate(report.parts):
-        sampler = "" if found.sampler is None else f", sampled with {found.sampler}"
-        images = found.models[0].images
-        sampled = f", {images:,} images" if images else ""  # a score may sample none
+    for index, part in enumerate(report.parts):
+        sampler = ""
+        if part.sampler is not None:
+            sampler = f", sampled with {part.sampler}"
+        images = part.models[0].images
+        sampled = ""  # a score may sample none
+        if images:
+            sampled = f", {images:,} images"
         title = f"On held-out noise{sampled}{sampler}"
-        table = _table(*report_table(report, chosen.model.name, part=part))
+        table = _table(*report_table(report, chosen.model.name, part=index))
         text += f"\n{title}; brackets are 95 % intervals over this noise:\n\n{table}"
     notes = list(report.warnings) if chosen.model.name == report.answer else []
     if report.metrics.cross_check_text is not None:

@@ -242,7 +242,9 @@ class Recipe(pydantic.BaseModel):
         """The name of the model, for people."""
         if self.trial is not None:
             return f"{self.study}, trial {self.trial}"
-        return self.study if self.model is None else f"{self.study}, {self.model}"
+        if self.model is None:
+            return self.study
+        return f"{self.study}, {self.model}"
 
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""

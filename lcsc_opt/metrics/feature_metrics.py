@@ -173,7 +173,9 @@ class FeatureMetrics:
         return reference.frechet.distance_from_features(self._all_rows())
 
     def _merged_moments(self) -> Moments:
-        return self._moments if self._moments.count else Moments.of(self._all_rows())
+        if self._moments.count:
+            return self._moments
+        return Moments.of(self._all_rows())
 
     def _inception_score(self) -> float:
         """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""

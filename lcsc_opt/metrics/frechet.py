@@ -407,7 +407,9 @@ def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
 
 def _is_positive(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Which of the ascending eigenvalues are larger than rounding errors."""
-    largest = max(float(values[-1]), 0.0) if len(values) else 0.0
+    largest = 0.0
+    if len(values):
+        largest = max(float(values[-1]), 0.0)
     is_positive: npt.NDArray[np.bool_] = values > ROUNDING * largest
     return is_positive
 

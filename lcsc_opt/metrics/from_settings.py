@@ -105,7 +105,9 @@ def _resolve_paths(reference: str | dict[str, JsonValue], context: BuildContext)
     """The reference with its paths resolved by ``context``; names of data sets stay as they are."""
     if isinstance(reference, str):
         path = context.path(reference)
-        return str(path) if path.exists() else reference
+        if path.exists():
+            return str(path)
+        return reference
     resolved: dict[str, JsonValue] = {}
     for name, value in reference.items():
         resolved[name] = _resolve_paths(value, context) if isinstance(value, (str, dict)) else value
@@ -118,7 +120,7 @@ def _without_images(loss: Loss, reference: str | dict[str, JsonValue]) -> Loss:
     if not loss.relative or network in WITHOUT_NETWORK:
         return loss
     settings = ReferenceSettings.by_extractor(reference, [PIXELS, network, *EXTRACTORS])
-    if any(one.holds_images for one in settings.values()):
+    if any(source.holds_images for source in settings.values()):
         return loss
     notice(
         "loss: the reference has statistics and no images, so fdr compares features of the network only; give the "

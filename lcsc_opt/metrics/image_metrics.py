@@ -204,7 +204,9 @@ class ImageMetrics:
         self._features[keep.extractor].gradient(keep.guide.formula)  # first, since it computes the value, too
         if keep_weight is None:
             penalty = constraint.penalty(self._value(keep))
-            keep_weight = PENALTY if penalty > 0 else 0.0
+            keep_weight = 0.0
+            if penalty > 0:
+                keep_weight = PENALTY
         weights[keep.guide] = weights.get(keep.guide, 0.0) + keep_weight * constraint.scale
         return weights
 

@@ -181,15 +181,15 @@ def _real_fid(samples: Tensor, reference: Reference) -> Array:
     def without(features: Tensor) -> list[tuple[Array, Array]]:
         return _gaussians_without_each_group(features.numpy(), group_of_each(len(features)))
 
-    others = reference.once("without groups", "cpu", without)
-    return reference.frechet.distances_to_others(samples.cpu().numpy(), others)
+    gaussians = reference.once("without groups", "cpu", without)
+    return reference.frechet.distances_to_others(samples.cpu().numpy(), gaussians)
 
 
 def _gaussians_without_each_group(features: Rows, labels: Labels) -> list[tuple[Array, Array]]:
     """The means ``[D]`` and covariances ``[D, D]`` of the images that are not in a group, for each group."""
     moments = [Moments.of(features[labels == group]) for group in range(GROUPS)]
-    others = [functools.reduce(Moments.merge, moments[:group] + moments[group + 1 :]) for group in range(GROUPS)]
-    return [(of_others.mean, of_others.covariance) for of_others in others]
+    rests = [functools.reduce(Moments.merge, moments[:group] + moments[group + 1 :]) for group in range(GROUPS)]
+    return [(of_others.mean, of_others.covariance) for of_others in rests]
 
 
 def _real_tones(samples: Tensor, reference: Reference) -> Array:

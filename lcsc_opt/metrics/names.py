@@ -139,7 +139,9 @@ class MetricName:
     @property
     def sign(self) -> int:
         """The sign of the metric in a loss: 1, or −1 where higher is better."""
-        return -1 if self.formula in HIGHER_IS_BETTER else 1
+        if self.formula in HIGHER_IS_BETTER:
+            return -1
+        return 1
 
     @property
     def needs_reference(self) -> bool:

@@ -93,8 +93,8 @@ class CheckpointsAlone(Objective):
 
 def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
-    known = _known_request(experiment, files)
-    return known is not None and changes_at(*known).written_again
+    begun_with = _known_request(experiment, files)
+    return begun_with is not None and changes_at(*begun_with).written_again
 
 
 def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
@@ -102,10 +102,10 @@ def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
 
     Empty if there is nothing new, or the experiment names no checkpoints.
     """
-    known = _known_request(experiment, files)
-    if known is None:
+    begun_with = _known_request(experiment, files)
+    if begun_with is None:
         return ""
-    request, checkpoints = known
+    request, checkpoints = begun_with
     steps = changes_at(request, checkpoints).later_steps
     if not steps:
         return ""
@@ -118,16 +118,20 @@ def _known_request(experiment: Attributes, files: Path) -> tuple[PackRequest, Kn
     if context is None or context.checkpoints is None:
         return None
     request = _request(experiment["objective"]["settings"], context)
-    return None if request is None else (request, context.checkpoints)
+    if request is None:
+        return None
+    return (request, context.checkpoints)
 
 
 def _context(experiment: Attributes, files: Path) -> BuildContext | None:
     """Where an experiment's checkpoints are looked for; ``None`` for one without."""
     if not experiment["checkpoints"]:
         return None
-    directory = None if experiment["directory"] is None else Path(experiment["directory"])
-    known = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
-    return BuildContext(directory, known, files=files, places=experiment["places"])
+    directory = None
+    if experiment["directory"] is not None:
+        directory = Path(experiment["directory"])
+    checkpoints = KnownCheckpoints(experiment["checkpoints"], tuple(experiment["steps"]))
+    return BuildContext(directory, checkpoints, files=files, places=experiment["places"])
 
 
 def _request(settings: Mapping[str, Any], context: BuildContext) -> PackRequest | None:

@@ -147,7 +147,20 @@ class Samples:
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
-    A subclass defines :attr:`steps`, :meth:`evaluate` and :meth:`describe`.
+    A subclass defines :attr:`steps`, :meth:`evaluate` and :meth:`describe`. It is worth its lines where a loss is
+    neither that of images nor a function of one network, such as of two models that are merged alike:
+
+    >>> import lcsc_opt
+    >>> class Distance(lcsc_opt.Objective):
+    ...     steps = (100, 200)
+    ...
+    ...     def evaluate(self, candidate):
+    ...         return lcsc_opt.Evaluation(loss=float(abs(candidate.coefficients[1] - 1.5)))
+    ...
+    ...     def describe(self):
+    ...         return {"target": 1.5}
+    >>> Distance()([-1.0, 2.0])
+    0.5
 
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
@@ -191,7 +204,9 @@ class Objective(abc.ABC):
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` or ``[S, K]`` coefficients that sum to one."""
         groups = self.layer_groups
-        rows = None if groups is None else len(groups)
+        rows = None
+        if groups is not None:
+            rows = len(groups)
         checked = check_coefficients(coefficients, len(self.steps), rows=rows)
         return self.evaluate(Candidate(checked, noise=SEARCH, yardstick=self._search_yardstick)).loss
 

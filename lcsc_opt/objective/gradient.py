@@ -61,8 +61,10 @@ class WeightGradient:
         for lift in lifts:
             is_last = lift == lifts[-1]
             scaled = gradient.to(images.dtype) * 2.0 ** (lift - exponent)
-            found = torch.autograd.grad(images, leaves, scaled, allow_unused=True, retain_graph=not is_last)
-            gradients = cast("Sequence[Tensor | None]", found)
+            gradients = cast(
+                "Sequence[Tensor | None]",
+                torch.autograd.grad(images, leaves, scaled, allow_unused=True, retain_graph=not is_last),
+            )
             if is_last or all(part is None or bool(torch.isfinite(part).all()) for part in gradients):
                 break
         exponent -= lift

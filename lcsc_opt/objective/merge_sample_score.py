@@ -117,7 +117,7 @@ class MergeSampleScore(StagedObjective):
         self.samples = Samples(
             per_evaluation=images,
             prompts_per_report=fewest_report_images(sampler),
-            samplers=tuple(title_of(one) for one in self._samplers),
+            samplers=tuple(title_of(each) for each in self._samplers),
             real_per_dimension=_real_images_per_dimension(scores),
         )
         self._placed: _Placed | None = None
@@ -187,7 +187,9 @@ class MergeSampleScore(StagedObjective):
 
     def describe(self) -> dict[str, Any]:
         """The trajectory's hash, the sampler, the loss with extractors and references, and the number of images."""
-        batch_norm = None if self._batch_norm is None else {"images": IMAGES, "batch": BATCH}
+        batch_norm = None
+        if self._batch_norm is not None:
+            batch_norm = {"images": IMAGES, "batch": BATCH}
         return {
             "trajectory": self.trajectory.sha256,
             **renamed(self.trajectory),
@@ -206,7 +208,9 @@ class MergeSampleScore(StagedObjective):
         """How many images a candidate is evaluated on; in a rehearsal that says no number a few, on a GPU a batch."""
         if candidate.rehearsal and candidate.images is None:
             return min(self._images, REHEARSED if self.device.type == "cpu" else self._batch_sizes.usual)
-        return self._images if candidate.images is None else candidate.images
+        if candidate.images is None:
+            return self._images
+        return candidate.images
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""

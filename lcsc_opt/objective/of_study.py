@@ -138,9 +138,9 @@ def moved(directory: Path | None, stored: Attributes) -> list[str]:
     A relative path does, from another folder.
     """
     context = BuildContext(directory)
-    others = []
+    moved_texts = []
     for text, place in (stored.get("places") or {}).items():
         now = context.path(text)
         if str(now) != place and (now.exists() or any(True for _ in now.parent.glob(now.name))):
-            others.append(text)
-    return others
+            moved_texts.append(text)
+    return moved_texts

@@ -96,6 +96,8 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             memory holds, and half as many whenever memory runs out.
         gradient_batch_size: images at once in a backward pass, which needs as much memory as training does. The default
             is ``batch_size``; with ``auto`` it follows the memory, too.
+        batch_norm: ``estimated`` (the default) passes images through each combination, from which it gets statistics of
+            its own; ``merged`` combines the checkpoints' statistics as weights.
     """
 
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
@@ -103,6 +105,12 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     images_on_cpu: ClassVar[int] = DEFAULT_BATCH  # at once, by default
     batch_size: BatchSize | None = None
     gradient_batch_size: Positive | None = None
+    batch_norm: Literal["estimated", "merged"] = "estimated"
+
+    @property
+    def merges_statistics(self) -> bool:
+        """Whether the user says so."""
+        return self.batch_norm == "merged"
 
     def check(self, context: BuildContext) -> None:
         """Refuse what needs no weights and no images to be seen, before checkpoints are packed.
@@ -162,19 +170,21 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             batch_size=self._images_at_once,
             gradient_batch_size=self.gradient_batch_size,
             device=self.torch_device(),
-            batch_norm=self._batch_norm(sampler, trajectory),
+            batch_norm=self._estimated_statistics(sampler, trajectory),
             also=also,
             real_images=lambda count: ScoreSources(self, context).real_images(count),
         )
 
-    @staticmethod
-    def _batch_norm(sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
+    def _estimated_statistics(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
         """Estimates statistics that differ between checkpoints: the merged network sees others."""
-        if not isinstance(sampler, DifferentiableSampler):
+        if self.merges_statistics or not isinstance(sampler, DifferentiableSampler):
             return None
         statistics = BatchNormStatistics.of_samples(sampler)
         merged_names = statistics.merged(trajectory.varying)
         if not merged_names:
             return None
-        notice(f"{merged_names[0]}: statistics of batch normalization are estimated again for each candidate")
+        notice(
+            f"{merged_names[0]}: statistics of batch normalization are estimated again for each combination "
+            "(batch_norm: merged in the objective's settings combines them)"
+        )
         return statistics

@@ -103,10 +103,10 @@ class SmallSettings(ScoreSettings, AlsoSettings):
         images, _ = bundled_images(dataset)
 
         def reference(extractor: FeatureExtractor) -> Reference:
-            found = Reference.of_images(extractor, images[searched])
+            built = Reference.of_images(extractor, images[searched])
             if held_out is None:
-                return found
-            return found.with_unseen(Reference.of_images(extractor, images[held_out]))
+                return built
+            return built.with_unseen(Reference.of_images(extractor, images[held_out]))
 
         metrics = self._suite_metrics
         loss_reference = reference(feature_network(dataset).to(device))

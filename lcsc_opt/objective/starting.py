@@ -136,16 +136,16 @@ def _facts(kind: ModelKind, run: _Run) -> tuple[str, Facts]:
 
 def _of_diffusers(run: _Run) -> tuple[str, Facts]:
     """The folder of the network, and what its configuration and that of its scheduler say."""
-    found = []
+    folders = []
     for place in run.folders:
         with contextlib.suppress(ObjectiveError):
-            found.append(DiffusersFolder.read(place))
-    found = sorted(
-        (model for model in found if "_class_name" in model.model), key=lambda model: model.scheduler is None
+            folders.append(DiffusersFolder.read(place))
+    folders = sorted(
+        (model for model in folders if "_class_name" in model.model), key=lambda model: model.scheduler is None
     )
-    if not found:
+    if not folders:
         return "diffusers", {"sampler": _SAMPLER, "labels": None, "decoder": None}
-    model = found[0]
+    model = folders[0]
     if model.model.get("cross_attention_dim") or model.model.get("joint_attention_dim"):
         component = "transformer" if "Transformer" in model.model["_class_name"] else "unet"
         return "text_to_image", {"component": component, **_pipeline(run)}
@@ -176,7 +176,9 @@ def _makes_latents(channels: object) -> bool:
 def _pipeline(run: _Run) -> Facts:
     """The folder of the pipeline, if it is in that of the run."""
     folder, _ = _config(run, "model_index.json")
-    return {} if folder is None else {"pipeline": _as_yaml(str(folder))}
+    if folder is None:
+        return {}
+    return {"pipeline": _as_yaml(str(folder))}
 
 
 def _of_edm(last: Path) -> Facts:
@@ -202,7 +204,9 @@ def _of_lora(run: _Run) -> Facts:
     if adapter.get("task_type") or library.startswith("transformers."):
         raise ObjectiveError(f"{folder}: an adapter of a language model: lcsc init score writes its study file")
     base = adapter.get("base_model_name_or_path")
-    return {"pipeline": _as_yaml(base)} if base else {}
+    if base:
+        return {"pipeline": _as_yaml(base)}
+    return {}
 
 
 def _of_score(run: _Run) -> Facts:
@@ -214,7 +218,9 @@ def _of_score(run: _Run) -> Facts:
     folder, config = _config(run, "config.json")
     if folder is not None and (folder / "modules.json").is_file():
         return {"model": f"{FILL_IN}  # e.g. my_module:build, which returns the SentenceTransformer"}
-    return {"model": _as_yaml(str(folder))} if config.get("model_type") else {}
+    if config.get("model_type"):
+        return {"model": _as_yaml(str(folder))}
+    return {}
 
 
 def _config(run: _Run, name: str) -> tuple[Path | None, dict[str, Any]]:
@@ -234,16 +240,16 @@ def _filled(template: str, facts: Facts) -> str:
     further = dict(facts)
     lines = []
     for line in template.splitlines():
-        found = _LINE.fullmatch(line)
-        if found is None or found["key"] not in further or not _is_to_be_filled(found):
+        match = _LINE.fullmatch(line)
+        if match is None or match["key"] not in further or not _is_to_be_filled(match):
             lines.append(line)
             continue
-        value = further.pop(found["key"])
+        value = further.pop(match["key"])
         if value is None:
             continue
-        filled = f"{found['indent']}{found['key']}: {value}"
-        if found["comment"] and not value.startswith(FILL_IN):
-            filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {found['comment']}"
+        filled = f"{match['indent']}{match['key']}: {value}"
+        if match["comment"] and not value.startswith(FILL_IN):
+            filled = f"{filled:<{_COMMENT_COLUMN - 2}}  {match['comment']}"
         lines.append(filled)
     end = 1 + max(index for index, line in enumerate(lines) if line.startswith(_SETTING))
     lines[end:end] = [f"{_SETTING}{key}: {value}" for key, value in further.items() if value is not None]

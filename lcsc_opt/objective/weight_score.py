@@ -73,7 +73,9 @@ class WeightScore(Objective):
         weights = self._merged(candidate.coefficients)
         merged = time.perf_counter()
         stop_if_told()
-        varying = self.trajectory.varying if candidate.gradient else None
+        varying = None
+        if candidate.gradient:
+            varying = self.trajectory.varying
         measured, weight_gradients = self.scorer.measure(
             weights, draw, varying, as_saved=is_saved(candidate.coefficients)
         )

@@ -94,12 +94,6 @@ class Driver:
         self._asks += 1
         return self._computed(self.optimizer.ask, "ask", self._asks)
 
-    def check_next(self) -> None:
-        """Let an optimizer that evaluates its answer now and then do so at its next ask; others ask as ever."""
-        check_next = getattr(self.optimizer, "check_next", None)
-        if check_next is not None:
-            check_next()
-
     def tell(self, candidate: Any, loss: float) -> None:
         """The loss of a candidate that was asked.
 
@@ -144,7 +138,7 @@ def _with_parts(optimizer: Optimizer) -> Iterator[Optimizer]:
         yield part
         for value in vars(part).values():
             values = value if isinstance(value, list) else [value]
-            waiting += [one for one in values if isinstance(one, Optimizer)]
+            waiting += [item for item in values if isinstance(item, Optimizer)]
 
 
 def _wait_for_thread(optimizer: Optimizer) -> None:

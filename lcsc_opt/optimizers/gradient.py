@@ -149,7 +149,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._idle_checks = 0  # of the last ones, how many brought nothing
         self._pending: dict[str, _PendingAsk] = {}  # by uid
         self._retreated_at = 0
-        self._checks_next = False
         self._best_told = np.inf  # of candidates that it did not ask
         self._dual_ascent = DualAscent()
 
@@ -162,10 +161,6 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._samples_images = images_per_evaluation > 0
         self._budget_in_images = images is not None
         self._budget_left = evaluations if images is None else images
-
-    def check_next(self) -> None:
-        """Ask for a check at the next ask, as the time will soon be over."""
-        self._checks_next = True
 
     @property
     def finished(self) -> bool:
@@ -194,8 +189,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         return before.loss - last.loss <= error
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        if self._checks_next or self._check_is_due():
-            self._checks_next = False
+        if self._check_is_due():
             asked = self._spawn(self._path.average)
             ask_with(asked, error=True)
         else:
@@ -284,7 +278,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if failed(candidate):
             return
         evaluation = evaluation_of(candidate)
-        without = None if evaluation is None else evaluation.without_groups.get("loss")
+        without = None
+        if evaluation is not None:
+            without = evaluation.without_groups.get("loss")
         self._checks.append(_Check(self._path.steps, loss, without))
         self._idle_checks = self._idle_checks + 1 if self._brought_nothing() else 0
 
@@ -384,7 +380,9 @@ class _Path:
     def _by_row(self, product: Callable[[_Floats, _Floats], _Floats], rows: _Floats) -> _Floats:
         """The product of the directions and each row. No BLAS: its bits depend on its threads."""
         row_products = [product(self._directions, row) for row in np.atleast_2d(rows)]
-        return np.stack(row_products) if rows.ndim > 1 else row_products[0]
+        if rows.ndim > 1:
+            return np.stack(row_products)
+        return row_products[0]
 
     def retreat(self) -> None:
         """Go back to the average, without momentum, with half the step."""

@@ -84,7 +84,9 @@ def coefficient_array(
 def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
     """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
     layers: list[_CoefficientLayer] = _CoefficientLayer.filter_from(parametrization)
-    return layers[0].space if layers else None
+    if layers:
+        return layers[0].space
+    return None
 
 
 def steps_of(parametrization: ng.p.Parameter) -> tuple[int, ...]:

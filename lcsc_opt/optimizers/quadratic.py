@@ -164,7 +164,9 @@ class _Stage:
     @property
     def centre(self) -> _Vector:
         """The best point, around which the model is learned; before the first loss the start."""
-        return self.points[self.best] if self.points else self.start
+        if self.points:
+            return self.points[self.best]
+        return self.start
 
     def two_sided_changes(self) -> list[float]:
         """loss(x) + loss(-x) - 2 loss(start) of the waves that were probed on both sides.
@@ -258,7 +260,9 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._basis = cosines * np.arange(1, count + 1) * length  # [K, r]
 
         start = np.zeros(count)
-        length_of_stage = None if few_images is None else 2 * count
+        length_of_stage = None
+        if few_images is not None:
+            length_of_stage = 2 * count
         self._stage = _Stage(start, prior=None, images=few_images, length=length_of_stage)
 
         probes = np.eye(count)

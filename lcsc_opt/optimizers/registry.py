@@ -19,7 +19,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from lcsc_opt.base.errors import StudySpecError, one_line
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel, check_options, excerpt, near_miss, parse_settings
-from lcsc_opt.base.study_spec import LANDSCAPE, OptimizerSpec
+from lcsc_opt.base.study_spec import OptimizerSpec
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
@@ -33,7 +33,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSCQuadratic": LCSCQuadratic,
     "EMAGrid": functools.partial(ProfileGrid, "ema"),
     "Grid": ProfileGrid,
-    LANDSCAPE: PlaneGrid,
+    "Landscape": PlaneGrid,
 }
 
 _STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's

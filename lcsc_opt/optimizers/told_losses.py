@@ -49,7 +49,9 @@ class ToldLosses:
     @property
     def of_failure(self) -> float:
         """The worst loss that was told so far, so that the optimizer avoids the surroundings of what failed."""
-        return FIRST_FAILURE_LOSS if self._worst is None else self._worst
+        if self._worst is None:
+            return FIRST_FAILURE_LOSS
+        return self._worst
 
 
 def _power_of_two(value: float) -> float:

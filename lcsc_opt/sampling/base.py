@@ -71,7 +71,9 @@ def fewest_report_images(sampler: Sampler) -> int:
 def why_no_graph(sampler: Sampler) -> str | None:
     """Why sampled images have no graph, as the end of a sentence; ``None`` if they have one, as far as is known."""
     check: Callable[[], str | None] | None = getattr(sampler, "why_no_graph", None)
-    return None if check is None else check()
+    if check is None:
+        return None
+    return check()
 
 
 def networks_to_lay_out(sampler: Sampler) -> tuple[nn.Module, ...]:
@@ -194,7 +196,9 @@ class ModuleWeights:
     @property
     def state(self) -> Mapping[str, Any]:
         """Name → parameter or buffer, of all that merged weights are copied into."""
-        return self.trained.state_dict(keep_vars=True) if self._lora is None else self._lora
+        if self._lora is None:
+            return self.trained.state_dict(keep_vars=True)
+        return self._lora
 
     def _all_tensors(self) -> Iterator[Tensor]:
         for module in self._modules:

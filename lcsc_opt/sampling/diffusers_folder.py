@@ -61,7 +61,9 @@ class DiffusersFolder:
                 scheduler = _read_json(scheduler_config)
                 timestep_scale = float(scheduler.pop(TIMESTEP_SCALE, 1.0))  # `lcsc train` wrote it
                 index = folder / "model_index.json"
-                pipeline = str(_read_json(index).get("_class_name")) if index.is_file() else None
+                pipeline = None
+                if index.is_file():
+                    pipeline = str(_read_json(index).get("_class_name"))
                 return cls(path, model, scheduler, timestep_scale, pipeline)
         return cls(path, model, None)
 
@@ -170,7 +172,9 @@ def find_model_config(path: Path) -> Path:
 
 def _beside_trajectory(path: Path) -> Path:
     """For a trajectory of ``lcsc train``, the folder of its model next to it; other paths as they are."""
-    return path.with_suffix(".model") if path.suffix == ".trajectory" else path
+    if path.suffix == ".trajectory":
+        return path.with_suffix(".model")
+    return path
 
 
 def _read_json(path: Path) -> Config:

@@ -173,18 +173,18 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
     Raises:
         ObjectiveError: there is none: it would take what the network predicts for something else.
     """
-    own = str(config.get("_class_name", ""))
-    family = _family_of(own)
+    own_class = str(config.get("_class_name", ""))
+    family = _family_of(own_class)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         family = "FlowMatch"
     schedulers: dict[SchedulerName, tuple[str, dict[str, Any]]] = dict(SCHEDULERS)
-    if own:
+    if own_class:
         schedulers = _FAMILIES.get(family or "", {})
     if name not in schedulers:
-        others = ", ".join(schedulers) or "none"
+        names = ", ".join(schedulers) or "none"
         raise ObjectiveError(
-            f"sampler.name: {name} is not for a network of {own}, whose predictions mean something else; leave it out, "
-            f"or name one of these: {others}"
+            f"sampler.name: {name} is not for a network of {own_class}, whose predictions mean something else; "
+            f"leave it out, or name one of these: {names}"
         )
     class_name, settings = schedulers[name]
     if "shift" in config and "use_flow_sigmas" in settings:
@@ -209,9 +209,9 @@ def _check_own(class_name: str) -> None:
             "network predicts is not known"
         )
     if class_name.endswith("InverseScheduler"):
-        others = ", ".join(_FAMILIES[family])
+        names = ", ".join(_FAMILIES[family])
         raise ObjectiveError(
-            f"sampler.name: the pipeline's own {class_name} makes noise of images; name one of {others}"
+            f"sampler.name: the pipeline's own {class_name} makes noise of images; name one of {names}"
         )
 
 

@@ -93,7 +93,9 @@ class FunctionSampler(NetworkSampler):
     def recomputed(self) -> int:  # type: ignore[override]
         """With one call, recomputing saves no memory; torch.compile would trace the calls that are repeated."""
         recomputes = self.nfe > 1 and not self._network.settings.compile
-        return self.nfe if recomputes else 0
+        if recomputes:
+            return self.nfe
+        return 0
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1].

@@ -26,12 +26,18 @@ Labels = Literal["balanced", "random"] | int
 class ImageNoise:
     """Standard normal noise below one seed.
 
-    A search samples every candidate from the same noise, so the batches drawn are kept, up to :data:`CACHE_BYTES`.
+    A search samples every candidate from the same noise, so the batches drawn are kept, up to ``cache_bytes``.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.seed = seed
+        self.cache_bytes = cache_bytes
         self._cache: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def cached_bytes(self) -> int:
+        """The size of the batches that are kept."""
+        return sum(tensor.nbytes for tensor in self._cache.values())
 
     def batch(
         self,
@@ -89,10 +95,9 @@ class ImageNoise:
             return self._cache[key]
         with torch.inference_mode(mode=False):  # a cached tensor may be used in a graph later
             drawn = draw()
-        cached_bytes = sum(tensor.nbytes for tensor in self._cache.values())
-        if cached_bytes + drawn.nbytes > CACHE_BYTES:
+        if self.cached_bytes + drawn.nbytes > self.cache_bytes:
             self._cache.clear()
-        if drawn.nbytes <= CACHE_BYTES:
+        if drawn.nbytes <= self.cache_bytes:
             self._cache[key] = drawn
         return drawn
 

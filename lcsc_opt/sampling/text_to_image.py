@@ -170,6 +170,7 @@ class LatentDiffusionSampler:
 
     Attributes:
         networks_to_lay_out: the U-Net or transformer, and the decoder, where a layout is to be chosen.
+        encoded_prompts: what is kept of the text encoders; another :class:`EncodedPrompts` bounds its memory.
 
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.
@@ -223,7 +224,7 @@ class LatentDiffusionSampler:
         if component == "lora":
             self.networks_to_lay_out = ()  # its layers are made later, when the first one is loaded
             self._lora = LoraAdapter(pipeline, alphas)
-        self._encoded_prompts = EncodedPrompts()
+        self.encoded_prompts = EncodedPrompts()
 
     def with_scheduler(
         self,
@@ -238,11 +239,11 @@ class LatentDiffusionSampler:
         Raises:
             ObjectiveError: an option that does not fit.
         """
-        other = copy.copy(self)
-        other.pipeline = copy.copy(self.pipeline)
-        other.pipeline.scheduler = scheduler
-        other._set_schedule(steps, timesteps, options)
-        return other
+        sampler = copy.copy(self)
+        sampler.pipeline = copy.copy(self.pipeline)
+        sampler.pipeline.scheduler = scheduler
+        sampler._set_schedule(steps, timesteps, options)
+        return sampler
 
     def _set_schedule(
         self, steps: int | None, timesteps: Sequence[int] | None, options: Mapping[str, Any] | None
@@ -306,7 +307,7 @@ class LatentDiffusionSampler:
         with contextlib.ExitStack() as stack:
             stack.enter_context(collected_messages())
             if not self._trains_text_encoder:
-                stack.enter_context(self._encoded_prompts.answering(self.pipeline))
+                stack.enter_context(self.encoded_prompts.answering(self.pipeline))
             if self.recomputed:
                 stack.enter_context(recomputed_calls(self.denoiser))
             output = call(

@@ -38,8 +38,6 @@ TrialCallback = Callable[[optuna.Study, FrozenTrial], object]
 
 _MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_progress while there is no result
-LAST_CHECKS = "last_checks"  # the attribute of a study with the numbers of the asks before which the time ran out
-_LAST_CHECK = 0.9  # of a time
 
 
 @dataclasses.dataclass
@@ -86,7 +84,6 @@ class Loop:
         driver: of an optimizer that was freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study.
-        repeated: how many trials of earlier runs were forgotten, to be asked again whatever the clock says.
         first: ``[K]`` or ``[S, K]`` coefficients that are asked before all others.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number; 0 where the
             objective samples none.
@@ -113,7 +110,6 @@ class Loop:
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
-        repeated: int = 0,
         first: Coefficients | None = None,
         images_per_evaluation: int = 0,
         yardstick: Yardstick | None = None,
@@ -147,9 +143,6 @@ class Loop:
         )
         self._begin = time.monotonic() - seconds_before
         self._asked = 0
-        self._last_checks = list(study.attributes.get(LAST_CHECKS) or ())
-        self._has_last_check = False  # of this run
-        self._left_to_repeat = repeated
         if first is not None:
             driver.optimizer.suggest(first)
         self._in_flight: list[_Trial] = []
@@ -209,25 +202,10 @@ class Loop:
         return self.budget.patience is not None and self._since_best >= self.budget.patience
 
     def _time_is_over(self) -> bool:
-        """Whether the time is over: not while stored or repeated trials remain, nor before a trial that compares."""
-        if self._to_replay or self._left_to_repeat or not self._has_compared:
+        """Whether the time is over: not while stored trials remain, nor before a trial that compares."""
+        if self._to_replay or not self._has_compared:
             return False
         return time.monotonic() - self._begin >= (self.budget.seconds or 0.0)
-
-    def _check_before_the_end(self) -> None:
-        """Let the optimizer ask for its last check when nine tenths of a time are over.
-
-        The number of that ask is stored, since a search that continues must ask the same.
-        """
-        is_due = self._asked in self._last_checks
-        if self.budget.seconds is not None and not (self._to_replay or self._has_last_check or is_due):
-            is_due = time.monotonic() - self._begin >= _LAST_CHECK * self.budget.seconds
-            if is_due:
-                self._last_checks.append(self._asked)
-                self._study.set_attribute(LAST_CHECKS, self._last_checks)
-        if is_due:
-            self._has_last_check = not self._to_replay
-            self._driver.check_next()
 
     def _price(self, images: int | None) -> int:
         """What a candidate costs: its images, if the budget counts them, else 1, for one evaluation.
@@ -236,15 +214,15 @@ class Loop:
         """
         if self.budget.unit != "images":
             return 1
-        return self._images_per_evaluation if images is None else images
+        if images is None:
+            return self._images_per_evaluation
+        return images
 
     def _ask(self) -> _Trial:
         """The next trial: a stored one, asked again, while there are any; else a new one, written and submitted.
 
         Raises as :meth:`run`.
         """
-        if self.budget.seconds is not None or self._last_checks:
-            self._check_before_the_end()
         self._asked += 1
         nevergrad_candidate = self._driver.ask()
         candidate = dataclasses.replace(candidate_of(nevergrad_candidate), yardstick=self._yardstick)
@@ -254,7 +232,6 @@ class Loop:
             stored = self._to_replay.popleft()
             self._verify(stored, candidate)
             return self._resumed(stored, _Trial(stored.number, candidate, nevergrad_candidate, price, compares))
-        self._left_to_repeat = max(self._left_to_repeat - 1, 0)
         number = self._study.add_candidate(candidate)
         return self._submit(_Trial(number, candidate, nevergrad_candidate, price, compares))
 
@@ -263,13 +240,6 @@ class Loop:
         asked.attempts = list(stored.user_attrs.get("attempts", ()))
         if stored.state.is_finished():
             asked.outcome = _stored_outcome(stored)
-            return asked
-        if asked.attempts and asked.attempts[-1].get("last"):
-            # The last attempt has failed, and a crash came before the trial's state was written.
-            last = asked.attempts.pop()
-            asked.future = concurrent.futures.Future()
-            failure = Failure(last["reason"], last["seconds"], retry=False, traceback=last.get("traceback", ""))
-            asked.future.set_result(failure)
             return asked
         return self._submit(asked)
 

@@ -92,7 +92,6 @@ class Search:
         self._objective = objective
         self._changed = changed
         self._retry_failed = retry_failed
-        self._repeated = 0  # trials that are asked again
         self._updated = {"specification": stored_specification(spec), "environment": environment}
         if stored is None:
             for line in advice(spec, objective):
@@ -138,10 +137,10 @@ class Search:
                 if value != study.attributes.get(name):
                     study.set_attribute(name, value)
             if self._retry_failed and before is not None:
-                self._repeated = study.retry_failed()
-                if self._repeated:
+                repeated = study.retry_failed()
+                if repeated:
                     notice(
-                        f"{study.name}: trials that failed after the last success are repeated: {self._repeated}; "
+                        f"{study.name}: trials that failed after the last success are repeated: {repeated}; "
                         "earlier failures are kept, because later candidates depend on them"
                     )
             self.stored = study
@@ -182,7 +181,6 @@ class Search:
                 driver,
                 evaluator,
                 budget=budget,
-                repeated=self._repeated,
                 first=self._origin if suggests_origin else None,
                 images_per_evaluation=self._objective.samples.per_evaluation,
                 yardstick=yardstick,
@@ -199,7 +197,9 @@ class Search:
             return
         ended: dict[str, Any] = {"evaluations": loop.told, "exhausted": driver.finished, "at": time.time()}
         if not self.spec.is_grid:
-            patience = self.spec.budget.patience if loop.is_out_of_patience else None
+            patience = None
+            if loop.is_out_of_patience:
+                patience = self.spec.budget.patience
             ended["how"] = how_it_ended(study.trials(), by_itself=driver.finished, patience=patience)
         if loop.is_out_of_patience:
             ended["patience"] = self.spec.budget.patience
@@ -218,7 +218,9 @@ class Search:
         if failed:
             line += f" ({failed} failed: lcsc show {self.spec.name})"
         how = (self.stored.attributes.get("search_ended") or {}).get("how")
-        return f"{line}; {how}" if how else line
+        if how:
+            return f"{line}; {how}"
+        return line
 
     def _begun_budget(self) -> BudgetSpec:
         """The total for this run. One that differs from the stored one is stored, and reopens an ended search."""

@@ -200,7 +200,9 @@ def _grid_size(spec: StudySpec, objective: Objective) -> int | None:
 
 def _price(spec: StudySpec, objective: Objective) -> int:
     """What one evaluation costs, in the unit of a budget that is no time."""
-    return objective.samples.per_evaluation if spec.budget.unit == "images" else 1
+    if spec.budget.unit == "images":
+        return objective.samples.per_evaluation
+    return 1
 
 
 def parallelism(spec: StudySpec, objective: Objective) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Trainings that leave trajectories behind.
 
 ``lcsc train``: ``preparing`` checks what is asked for, and ``trainer`` is the loop over the losses of ``recipes/``, on
-any device through Accelerate. ``data`` and ``models`` belong to it. ``networks`` has small ones, also for the shipped
+any device. ``data`` and ``models`` belong to it. ``networks`` has small ones, also for the shipped
 objectives.
 """

@@ -25,11 +25,11 @@ from lcsc_opt.training.data import BUNDLED, load_images, write_images
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, TrainingRecipe
-from lcsc_opt.training.trainer import Trainer, Training, new_accelerator, sibling_path
+from lcsc_opt.training.trainer import Trainer, Training, sibling_path
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
-OUTPUTS = (".trajectory", ".state", ".model", ".jsonl", ".yaml", ".samples")  # suffixes of what a training writes
+OUTPUTS = (".trajectory", ".state", ".model", ".jsonl", ".yaml")  # suffixes of what a training writes
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
@@ -53,7 +53,7 @@ def parse_recipe(name: str, settings: Sequence[str]) -> TrainingRecipe:
     return parse_settings(RECIPES[name], values, source=name)
 
 
-def run(training: Training, *, resume: bool = False) -> Path | None:
+def run(training: Training, *, resume: bool = False) -> Path:
     """Train, and write a trajectory, a model folder and a study file.
 
     Args:
@@ -61,18 +61,13 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
         resume: continue from the files of an earlier call.
 
     Returns:
-        The study file; ``None`` in processes of a distributed training that did not write it.
+        The study file.
 
     Raises:
         TrainingError: the request is wrong, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
     """
     _check(training)
-    accelerator = new_accelerator(training.precision)
-    if not accelerator.is_main_process:
-        _train(training, accelerator, resume=resume)
-        return None
-
     busy = TrainingError(f"{training.out}: another process trains it; wait until it ends, or name another trajectory")
     with only_process(sibling_path(training.out, ".model"), busy=busy):
         if resume:
@@ -82,7 +77,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
             advice = advice_on_checkpoints(training.steps // training.checkpoint_every)
             if advice is not None:
                 notice(advice)
-        network = _train(training, accelerator, resume=resume)
+        network = _train(training, resume=resume)
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start
             network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
@@ -90,7 +85,7 @@ def run(training: Training, *, resume: bool = False) -> Path | None:
     return sibling_path(training.out, ".yaml")
 
 
-def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
+def _train(training: Training, *, resume: bool) -> nn.Module:
     """Read what the training needs, write the files that belong to it, and train. Gives the network."""
     recipe = training.recipe
     pixels, reference = load_images(training.data, folder=DEFAULT_FILES)
@@ -105,21 +100,18 @@ def _train(training: Training, accelerator: Any, *, resume: bool) -> nn.Module:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(training, shape, begin)
     noise_scale = recipe.noise_scale if begin is None else begin.noise_scale
-    if accelerator.is_main_process:
-        _write_description(training)
-        model = sibling_path(training.out, ".model")
-        if reference is None:
-            write_images(model / "images.npz", pixels)
-        TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
-        study = sibling_path(training.out, ".yaml")
-        if not (resume and study.exists()):
-            write_atomically(study, _study_text(training, reference).encode(), error=TrainingError)
-    accelerator.wait_for_everyone()
+    _write_description(training)
+    model = sibling_path(training.out, ".model")
+    if reference is None:
+        write_images(model / "images.npz", pixels)
+    TrainedModel.write_config(model, network, recipe.scheduler(), recipe.timestep_scale(noise_scale))
+    study = sibling_path(training.out, ".yaml")
+    if not (resume and study.exists()):
+        write_atomically(study, _study_text(training, reference).encode(), error=TrainingError)
     trainer = Trainer(
         training,
         network,
         pixels,
-        accelerator=accelerator,
         noise_scale=noise_scale,
         keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=denoiser,
@@ -186,7 +178,7 @@ def _described(training: Training) -> dict[str, Any]:
     """Everything that decides the weights, as JSON."""
     described: dict[str, Any] = {"recipe": training.recipe.name}
     described |= training.recipe.model_dump()
-    for name in ("data", "steps", "checkpoint_every", "seed", "precision"):
+    for name in ("data", "steps", "checkpoint_every", "seed"):
         described[name] = getattr(training, name)
     paths = {
         "teacher": training.teacher,

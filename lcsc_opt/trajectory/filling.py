@@ -21,8 +21,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import ANOTHER_FOLDER, only_process, shown_size, sync_folder
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints.averages import trainers_averages
 from lcsc_opt.checkpoints.finding import is_packed
-from lcsc_opt.checkpoints.reading import Checkpoint, average_beside, read_checkpoint, searched_key
+from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint, searched_key
 from lcsc_opt.checkpoints.watched import FileState
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
@@ -221,15 +222,18 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
     """Write the trainer's own average at the last step, if it kept one; one that cannot be used is left out."""
     *_, before_last, last = sources.values()
     try:
-        file = FileState(last)
-        average_key = average_beside(last, key, before_last)
-        if average_key is None:
+        averages = trainers_averages(last, key, before_last)
+        if not averages:
             return
-        averages = read_checkpoint(last, key=average_key).tensors
-        average = completed(averages, read_checkpoint(last, key=key).tensors)
-        row = writer.check(average).row_of(average, copy=file.copy)
-        writer.write_trainer_ema(row, source=source_text(last))
+        average = averages[-1]  # of several rates the slowest, as their names are sorted
+        file = FileState(average.path)
+        weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
+        row = writer.check(weights).row_of(weights, copy=file.copy)
+        writer.write_trainer_ema(row, source=source_text(average.path))
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return
     writer.commit()
+    if average.path != last:
+        others = ", ".join(other.place for other in averages[:-1])
+        notice(f"the trainer's EMA of the report is {average.place}" + (f"; there is also {others}" if others else ""))

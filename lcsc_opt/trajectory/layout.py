@@ -47,7 +47,9 @@ def stored_dtype(dtype: str) -> str | None:
     """
     if dtype not in (EXACT, *ROUNDED):
         raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(ROUNDED)}, got {dtype!r}.")
-    return None if dtype == EXACT else dtype
+    if dtype == EXACT:
+        return None
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -304,7 +304,9 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
         return
     if not varies and stored is None and not torch.isnan(least):
         return
-    rounded = "" if stored is None else f" in {stored}"
+    rounded = ""
+    if stored is not None:
+        rounded = f" in {stored}"
     raise TrajectoryError(
         f"Tensor {spec.name!r} at step {step} holds NaN or infinity{rounded}: leave this checkpoint out."
     )
@@ -329,7 +331,9 @@ def _start(pool: ThreadPoolExecutor, update: Callable[[memoryview], None], conte
 
 def _load_manifest(path: Path) -> Manifest | None:
     """The manifest of a trajectory that is continued; ``None`` for a new one."""
-    return Manifest.load(path) if (path / MANIFEST).exists() else None
+    if (path / MANIFEST).exists():
+        return Manifest.load(path)
+    return None
 
 
 def _make_and_lock(path: Path) -> Callable[[], None]:

@@ -81,10 +81,10 @@ def _open_packed(request: PackRequest, path: Path) -> Trajectory:
     """Open the packed trajectory that was named, and refuse options that it was not packed with."""
     trajectory = Trajectory.open(path)
     packed_with = {"key": trajectory.metadata.get("key", ""), "stored": trajectory.stored or EXACT}
-    for option, given in (("key", request.key), ("stored", request.dtype)):
-        if given not in (None, packed_with[option]):
+    for option, asked in (("key", request.key), ("stored", request.dtype)):
+        if asked not in (None, packed_with[option]):
             raise TrajectoryError(
-                f"{path} was packed with {option} {packed_with[option]!r}, not {given!r}: leave it out, or pack again."
+                f"{path} was packed with {option} {packed_with[option]!r}, not {asked!r}: leave it out, or pack again."
             )
     if request.steps is not None:
         raise TrajectoryError(f"{path} is packed: leave out steps, which it has.")

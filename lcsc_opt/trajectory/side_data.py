@@ -51,17 +51,19 @@ def side_data(paths: Sequence[Path], first: Checkpoint) -> dict[str, str]:
 
 def _alphas(paths: Sequence[Path], key: str) -> str:
     """The alphas of a LoRA as JSON, which are the same in all checkpoints; empty if its tensors hold them."""
-    found: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in paths:
         alphas = LoraAlphas.read(path, key=key)
-        text = "" if alphas is None else alphas.model_dump_json(exclude_unset=True)
-        found.setdefault(text, path)
-    if len(found) > 1:
-        one, other = [*found.values()][:2]
+        text = ""
+        if alphas is not None:
+            text = alphas.model_dump_json(exclude_unset=True)
+        path_of.setdefault(text, path)
+    if len(path_of) > 1:
+        first, second = [*path_of.values()][:2]
         raise TrajectoryError(
-            f"{other}: its LoRA has other alphas than {one}, so their weights cannot be combined: {_ADVICE}."
+            f"{second}: its LoRA has other alphas than {first}, so their weights cannot be combined: {_ADVICE}."
         )
-    return next(iter(found), "")
+    return next(iter(path_of), "")
 
 
 def check_alphas(layout: Layout, varying: Collection[str]) -> None:
@@ -81,8 +83,8 @@ def check_alphas(layout: Layout, varying: Collection[str]) -> None:
 
 def _check_configurations(paths: Sequence[Path], key: str) -> None:
     """Refuse checkpoints whose models were configured differently, as with another activation."""
-    found = {path: _configuration(path, key) for path in paths}
-    configurations = [(path, settings) for path, settings in found.items() if settings is not None]
+    settings_of = {path: _configuration(path, key) for path in paths}
+    configurations = [(path, settings) for path, settings in settings_of.items() if settings is not None]
     for path, settings in configurations:
         first_path, first = configurations[0]
         for name in sorted(first | settings):

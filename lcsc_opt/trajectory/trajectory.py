@@ -46,6 +46,16 @@ _COMPARED_BYTES = 4096  # the beginning of a tensor, which tells most of them ap
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
+    Any linear combination of them is merged at the speed of memory, without K state dicts in it:
+
+    >>> import torch, lcsc_opt
+    >>> with lcsc_opt.TrajectoryWriter("run.trajectory", every=1) as writer:
+    ...     for step in (1, 2, 3):
+    ...         _ = writer.append(step, {"weight": torch.tensor([float(step)])})
+    >>> trajectory = lcsc_opt.Trajectory.open("run.trajectory")
+    >>> trajectory.merge([-1.0, 0.0, 2.0])["weight"]
+    tensor([5.])
+
     Only the pages that are read use memory, and the system can free them. Several threads may use one object. It is
     pickled as its path and steps.
 
@@ -192,14 +202,16 @@ class Trajectory:
         Raises:
             TrajectoryError: the files hold several models that fit.
         """
-        found = renaming(self.layout.shapes, network)
-        return self if found is None else self.renamed(found)
+        new_names = renaming(self.layout.shapes, network)
+        if new_names is None:
+            return self
+        return self.renamed(new_names)
 
     def renamed(self, names: Renaming) -> Trajectory:
         """The same trajectory with other names, without the tensors that lack the prefix."""
-        kept = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
-        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in kept)
-        varying = sorted(names(spec.name) for spec in kept if spec.name in self.varying)
+        remaining = [spec for spec in self.tensors if spec.name.startswith(names.removed)]
+        tensors = tuple(dataclasses.replace(spec, name=names(spec.name)) for spec in remaining)
+        varying = sorted(names(spec.name) for spec in remaining if spec.name in self.varying)
         manifest = self._manifest.model_copy(update={"tensors": tensors, "varying": tuple(varying)})
         changed = Trajectory(self.path, manifest, self._stamp)
         changed.renaming = names
@@ -306,7 +318,9 @@ class Trajectory:
     def trainer_ema_sha256(self) -> str | None:
         """The SHA-256 of :meth:`trainer_ema`; ``None`` without one. Raises TrajectoryError as that does."""
         averages = self.trainer_ema()
-        return None if averages is None else weights_sha256(averages)
+        if averages is None:
+            return None
+        return weights_sha256(averages)
 
     @property
     def layout(self) -> Layout:
@@ -341,7 +355,9 @@ class Trajectory:
             if average is None:
                 raise TrajectoryError("The last checkpoint has no average of the trainer's any more.")
             return {name: tensor.to(self.device) for name, tensor in average.items()}
-        rows = None if self.layer_groups is None else len(self.layer_groups)
+        rows = None
+        if self.layer_groups is not None:
+            rows = len(self.layer_groups)
         checked = check_coefficients(coefficients, len(self), rows=rows)
         with self._unchanged():
             return self._merger.merge(checked)
@@ -470,7 +486,9 @@ class Trajectory:
 def renamed(trajectory: object) -> dict[str, list[str]]:
     """What the description of an objective says of names that its network has changed; nothing if it has not."""
     renaming = getattr(trajectory, "renaming", Renaming())
-    return {"names": [*renaming]} if any(renaming) else {}
+    if any(renaming):
+        return {"names": [*renaming]}
+    return {}
 
 
 def _reopened(

@@ -40,14 +40,14 @@ def answer_line(report: Report) -> str:
     had = value_of(report, best, metric)
     compared = _compared(value, had, report.direction(metric))
     line += f": {compared} the best model you had, {named(best.model)}, with {had:.4g}."
-    others: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}
     for row in (loss, *(row for row in metrics if row.is_judge)):
         other = report.best_had(row.metric)
         if other is None or other.model.name == best.model.name:
             continue
         values = f"{value_of(report, other, row.metric):.4g} → {value_of(report, answer, row.metric):.4g}"
-        others.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
-    sentences = [f"By {in_words(values)}, the best you had was {name}." for name, values in others.items()]
+        values_of.setdefault(named(other.model), []).append(f"{row.metric} ({values})")
+    sentences = [f"By {in_words(values)}, the best you had was {name}." for name, values in values_of.items()]
     return " ".join([line, *sentences])
 
 
@@ -79,9 +79,13 @@ def _compared(value: float, had: float, direction: int) -> str:
 def value_of(report: Report, measured: Measurement, metric: str) -> float:
     """A metric of a model, or its loss, as a user knows it; the loss where this metric was not measured."""
     value = measured.value(metric)
-    return report.shown(measured) if value is None or metric == "loss" else value
+    if value is None or metric == "loss":
+        return report.shown(measured)
+    return value
 
 
 def named(model: Model) -> str:
     """A model in a sentence: ``LCSCGradient, trial 38``, ``the last checkpoint``, ``EMA* (last 10)``."""
-    return f"the {model.name}" if model.name in _WITH_ARTICLE else model.title
+    if model.name in _WITH_ARTICLE:
+        return f"the {model.name}"
+    return model.title

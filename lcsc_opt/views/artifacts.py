@@ -58,8 +58,10 @@ class StoredImage:
     @classmethod
     def of_experiment(cls, storage: RDBStorage, name: str, report: Report | None, folder: Path) -> list[StoredImage]:
         """The images of an experiment, samples as they come first; what :func:`read_png` refuses is left out."""
-        best = None if report is None else report.best_had(report.headline_metric)
-        if report is None or best is None or not report.is_found:  # what is stored then is of an earlier report
+        if report is None or not report.is_found:  # what is stored then is of an earlier report
+            return []
+        best = report.best_had(report.headline_metric)
+        if best is None:
             return []
         captions: dict[Shows, str] = {
             "before": f"The best you had: {best.model.title}",
@@ -116,4 +118,6 @@ def read_png(path: Path) -> bytes | None:
         content = path.read_bytes()
     except OSError:
         return None
-    return content if content.startswith(_PNG_SIGNATURE) else None
+    if content.startswith(_PNG_SIGNATURE):
+        return content
+    return None

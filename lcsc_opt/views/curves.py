@@ -16,10 +16,9 @@ AXES = {
     "evaluations": "evaluations",
     "images": "images sampled",
     "model_calls": "model calls",
-    "seconds": "wall-clock time (s)",
-    "evaluation_seconds": "evaluation time, all workers together (s)",
+    "seconds": "evaluation time, all workers together (s)",
 }
-"""What a search spends. ``seconds`` count while it runs, not between two runs of it."""
+"""What a search spends."""
 
 MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
 
@@ -86,7 +85,9 @@ class Curve:
 def default_axis(studies: Sequence[Standing]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
     has_images = any(study.images for study in studies)
-    return "images" if has_images else "evaluations"
+    if has_images:
+        return "images"
+    return "evaluations"
 
 
 def curves(studies: Sequence[Standing], axis: str) -> list[Curve]:
@@ -123,21 +124,9 @@ def _curve(studies: Sequence[Standing], axis: str) -> Curve:
 def best_so_far(study: Standing, axis: str) -> _Steps:
     """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare."""
     summary = study.summary
-    if axis == "seconds":
-        timed = summary.timed_improvements
-        positions = [point.seconds for point in timed]
-        losses = [point.loss for point in timed]
-        end = summary.run_seconds
-    else:
-        positions = [getattr(point, axis) for point in summary.improvements]
-        losses = [point.loss for point in summary.improvements]
-        ends = {
-            "evaluations": summary.evaluations,
-            "images": summary.images,
-            "model_calls": summary.model_calls,
-            "evaluation_seconds": summary.seconds,
-        }
-        end = float(ends[axis])
+    positions = [getattr(point, axis) for point in summary.improvements]
+    losses = [point.loss for point in summary.improvements]
+    end = float(getattr(summary, axis))
     return _Steps(np.array(positions, dtype=np.float64), np.array(losses, dtype=np.float64), end=end)
 
 

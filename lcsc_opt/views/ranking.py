@@ -36,7 +36,9 @@ class Spread(NamedTuple):
         sample = [value for value in values if value is not None]
         if not sample:
             return None
-        deviation = statistics.stdev(sample) if len(sample) > 1 else None
+        deviation = None
+        if len(sample) > 1:
+            deviation = statistics.stdev(sample)
         return cls(statistics.fmean(sample), deviation)
 
 
@@ -115,7 +117,9 @@ class Difference:
     def text(self) -> str:
         """The difference with its interval."""
         mean, *ends = [signed(value, "+.3g") for value in (self.mean, self.low, self.high) if value is not None]
-        return f"{mean} [{', '.join(ends)}]" if ends else mean
+        if ends:
+            return f"{mean} [{', '.join(ends)}]"
+        return mean
 
 
 def _mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
@@ -147,7 +151,6 @@ class Ranked:
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
             compare.
         to_ema: axis → the cost of being as good as EMA* on the search's noise.
-        to_value: axis → the cost of reaching the value that was asked for.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
     """
@@ -165,18 +168,16 @@ class Ranked:
     seconds: float = 0.0
     searched: Spread | None = None
     to_ema: Mapping[str, Reach] = dataclasses.field(default_factory=dict)
-    to_value: Mapping[str, Reach] = dataclasses.field(default_factory=dict)
     difference: Difference | None = None
 
 
-def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[Ranked]:
+def ranking(studies: Sequence[Standing]) -> list[Ranked]:
     """The answer, then the optimizers of an experiment, the best held-out loss first, then the best searched one.
 
     The last checkpoint and the trainer's EMA are among them, once there is a report.
 
     Args:
         studies: the studies of one experiment.
-        value: a loss on the search's noise, or a maximized score; the cost of reaching it is computed, too.
     """
     groups: dict[str, list[Standing]] = {}
     for study in studies:
@@ -184,7 +185,7 @@ def ranking(studies: Sequence[Standing], *, value: float | None = None) -> list[
     ordered = sorted(groups.values(), key=_rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
     grid = ema_grid(studies)
-    ranked = [_ranked(group, best, grid, value) for group in ordered]
+    ranked = [_ranked(group, best, grid) for group in ordered]
     report = studies[0].report
     if report is None:
         return ranked
@@ -223,12 +224,11 @@ def _ranked(
     group: Sequence[Standing],
     best: Sequence[Standing] | None,
     grid: Standing | None,
-    value: float | None,
 ) -> Ranked:
     sign = group[0].sign
     losses = _held_out_losses(group)
     report = group[0].report
-    found = [study.found for study in group if study.found is not None]
+    measured_models = [study.found for study in group if study.found is not None]
     difference = None
     verdict = "no held-out value"
     if group is best:
@@ -241,10 +241,7 @@ def _ranked(
         to_ema = _cost_to_reach(group, grid.lowest_loss)
     below_ema = None
     if report is not None:
-        below_ema = _share_below([measured.loss for measured in found], report.ema)
-    to_value = {}
-    if value is not None:
-        to_value = _cost_to_reach(group, sign * value)
+        below_ema = _share_below([measured.loss for measured in measured_models], report.ema)
     return Ranked(
         optimizer=group[0].optimizer,
         label=_common_label(group),
@@ -255,10 +252,9 @@ def _ranked(
         seconds=statistics.fmean(study.seconds for study in group),
         searched=Spread.of(study.searched for study in group),
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
-        held_out_images=tuple(sorted({measured.images for measured in found if measured.images})),
+        held_out_images=tuple(sorted({measured.images for measured in measured_models if measured.images})),
         below_ema=as_known(below_ema, sign),
         to_ema=to_ema,
-        to_value=to_value,
         difference=None if difference is None else difference.shown(sign),
         verdict=verdict,
     )
@@ -310,11 +306,13 @@ def headline(studies: Sequence[Standing]) -> str:
     best = best_searched(studies)
     if best is None:
         return "No result yet."
-    seed = f" (seed {best.seed})" if best.seed else ""
-    found = f"{best.label}{seed} with {best.searched:.4g}"
+    seed = ""
+    if best.seed:
+        seed = f" (seed {best.seed})"
+    leader = f"{best.label}{seed} with {best.searched:.4g}"
     if not all(study.ended for study in studies):
         return (
-            f"Best searched {best.metric} so far: {found}; held-out values come when all searches have ended, or with "
+            f"Best searched {best.metric} so far: {leader}; held-out values come when all searches have ended, or with "
             "lcsc evaluate EXPERIMENT"
         )
     if not best.holds_out:
@@ -323,4 +321,4 @@ def headline(studies: Sequence[Standing]) -> str:
         reason = "nothing was held out: add held_out to the study file for a report, or use lcsc evaluate EXPERIMENT"
     else:
         reason = "its report is not made yet: run the same command again"
-    return f"Best searched {best.metric}: {found}; {reason}"
+    return f"Best searched {best.metric}: {leader}; {reason}"

@@ -28,7 +28,7 @@ from lcsc_opt.views.answer import first_line, value_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.study import distances_figure, own_figures
+from lcsc_opt.views.figures.study import own_figures
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
@@ -44,7 +44,6 @@ _Shown = tuple[StoredImage, str]
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
 _SECTION_TITLES = {
     "coefficients": "Coefficients",
-    "movement": "How the best coefficients moved",
     "times": "Time per trial",
 }
 
@@ -82,7 +81,6 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         curves=_curves(studies),
         summaries=studies_table(studies),
         trade_off=_trade_off(studies),
-        distances=_distances(reader, studies),
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
@@ -101,7 +99,9 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
     Real images stand beside them where there are some. Empty without both.
     """
     unselected = {image.shows: image for image in images if not image.selected}
-    best = None if report is None else report.best_had(report.headline_metric)
+    best = None
+    if report is not None:
+        best = report.best_had(report.headline_metric)
     if report is None or best is None or not {"before", "answer"} <= unselected.keys():
         return []
 
@@ -145,14 +145,6 @@ def _trade_off(studies: Sequence[Standing]) -> _Drawn | None:
     if figure is None:
         return None
     return _drawn(figure)
-
-
-def _distances(reader: HistoryReader, studies: Sequence[Standing]) -> _Drawn | None:
-    """The distances between the answers; ``None`` unless there are at least two."""
-    answers = sum(study.chosen is not None for study in studies)
-    if answers < 2:
-        return None
-    return _drawn(distances_figure(reader, studies))
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:

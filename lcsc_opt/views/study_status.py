@@ -12,23 +12,26 @@ import numpy as np
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.experiment import search_yardstick
-from lcsc_opt.database.history import Floats, Standing, Trials
+from lcsc_opt.database.history import Standing, Trials
 from lcsc_opt.database.reader import Failures, HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.database.summary import PARTS, is_finished, longest_pause, wall_clock
+from lcsc_opt.database.summary import PARTS, is_finished
 from lcsc_opt.views import number
 
 EVALUATION = "evaluation"  # the part that stands for all of a trial whose objective names none
 RECENT = 50  # trials that the rate is computed from
+SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 
 
 def rate(study: Standing, trials: Trials) -> float | None:
     """Units of the budget per second over the last trials; ``None`` until time has passed between two of them."""
-    clock = np.sort(wall_clock(trials[is_finished(trials)]))[-RECENT:]
-    if len(clock) < 2 or clock[-1] <= clock[0]:
+    ended = trials[is_finished(trials)]
+    gaps = np.diff(np.sort(ended["ended"])[-RECENT:])
+    if len(gaps):
+        gaps = gaps[gaps <= max(SHORTEST_INTERRUPTION, 3 * np.median(ended["seconds"]))]
+    if not gaps.sum() > 0:
         return None
-    charge_per_trial = study.budget_spent / study.evaluations
-    return float((len(clock) - 1) * charge_per_trial / (clock[-1] - clock[0]))
+    return float(study.budget_spent / study.evaluations * len(gaps) / gaps.sum())
 
 
 def rate_text(study: Standing, per_second: float | None) -> str | None:
@@ -98,19 +101,6 @@ def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[li
     return header, rows
 
 
-def seconds_outside(study: Standing, trials: Trials) -> Floats:
-    """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
-
-    With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
-    """
-    until = trials["ended"]
-    if study.workers == 1:
-        until = np.append(trials["started"][1:], trials["ended"][-1:])
-    outside = np.nan_to_num(until - trials["started"] - trials["seconds"])
-    is_interrupted = outside > longest_pause(trials)
-    return np.where((outside < 0) | is_interrupted, 0.0, outside)
-
-
 def overview(study: StoredStudy) -> dict[str, Any]:
     """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
@@ -131,7 +121,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     # a trial counts with the reason of its last attempt
     last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
-    found = standing.found
+    measured = standing.found
     return {
         **standing.as_row(),
         "budget": dict(standing.budget),
@@ -145,8 +135,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
         "compared_trials": standing.summary.compared,
         "best_trial": standing.best,
-        "chosen_trial": standing.chosen if found is None else found.model.trial,
-        "chosen_model": None if found is None else found.model.name,
+        "chosen_trial": standing.chosen if measured is None else measured.model.trial,
+        "chosen_model": None if measured is None else measured.model.name,
         "ended": (attributes.get("search_ended") or {}).get("how"),
         **_coefficients(standing, reader.answer(standing), space),
         "failed": standing.summary.failed,
@@ -177,7 +167,7 @@ def _coefficients(study: Standing, coefficients: Coefficients | None, space: Map
     }
 
 
-_ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics", "other": "optimizer and database"}
+_ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics"}
 """Part of a trial → what it is called where a search says where its time went."""
 
 
@@ -185,9 +175,7 @@ def seconds_per_trial(study: Standing) -> dict[str, float]:
     """Mean seconds of a trial, by part.
 
     Parts are means over the trials with a loss, since only these record them. Without parts, there is the mean
-    ``evaluation`` of all trials. ``other`` (optimizer, database, progress
-    bar) is a mean over all trials: with one worker, the time of the search less that of evaluations; with several, the
-    time between a trial's ask and its result in which it was not evaluated.
+    ``evaluation`` of all trials.
     """
     summary = study.summary
     if not summary.with_loss:
@@ -198,11 +186,6 @@ def seconds_per_trial(study: Standing) -> dict[str, float]:
             mean_seconds[part.removesuffix("_seconds")] = seconds / summary.with_loss
     if not mean_seconds:
         mean_seconds[EVALUATION] = summary.seconds / summary.evaluations
-    if study.workers == 1:
-        outside = max(summary.run_seconds - summary.seconds, 0.0)
-    else:
-        outside = summary.waited_seconds
-    mean_seconds["other"] = outside / summary.evaluations
     return mean_seconds
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lcsc_opt.base.study_spec import EMA_GRID
@@ -38,13 +37,15 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
     against = None if best is None or best.model.name == name else best.model.name
     rows = report.rows(name, against, part=part)
     shown = {*report.had, report.answer} - {name, against}
-    others = [measured for measured in report.parts[part].models if measured.model.name in shown]
+    others_shown = [measured for measured in report.parts[part].models if measured.model.name in shown]
     has_real_images = any(row.real_halves is not None for row in rows)
-    level = " [95 %]" if any(row.interval is not None for row in rows) else ""
+    level = ""
+    if any(row.interval is not None for row in rows):
+        level = " [95 %]"
     header = ["metric", f"{_column(report, name)}{level}"]
     if against is not None:
         header += [f"{_column(report, against)}{level}", f"gain{level}"]
-    header += [_column(report, measured.model.name) for measured in others]
+    header += [_column(report, measured.model.name) for measured in others_shown]
     if has_real_images:
         header.append("real images")
     texts = []
@@ -52,7 +53,7 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
         if against is not None:
             cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
-        cells += [number(measured.value(row.metric)) for measured in others]
+        cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))
         texts.append(cells)
@@ -61,7 +62,9 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
 
 def _column(report: Report, name: str) -> str:
     """A model's name above its column; the answer is marked."""
-    return f"{ANSWER}: {name}" if name == report.answer else name
+    if name == report.answer:
+        return f"{ANSWER}: {name}"
+    return name
 
 
 def with_arrow(metric: str, sign: int | None) -> str:
@@ -71,7 +74,9 @@ def with_arrow(metric: str, sign: int | None) -> str:
 
 def _gain(row: MetricRow) -> str:
     gain = with_interval(row.gain, row.gain_interval, row.gain_spread, "+.3g")
-    return f"{gain} (worse)" if row.lost else gain
+    if row.lost:
+        return f"{gain} (worse)"
+    return gain
 
 
 def with_interval(
@@ -141,39 +146,6 @@ def _is_main(row: MetricRow) -> bool:
     return row.is_judge or row.metric.partition("@")[0] in _SINGLE_IMAGES
 
 
-def settings_table(studies: Sequence[Standing]) -> TextTable | None:
-    """Only the settings in which studies differ; ``None`` if in none but optimizer and seed.
-
-    A row is of all seeds with the same settings.
-    """
-    settings = [_by_path(study.settings) for study in studies]
-    keys = [
-        key
-        for key in dict.fromkeys(key for by_path in settings for key in by_path)
-        if key not in {"seed", "optimizer.name"} and len({by_path.get(key) for by_path in settings}) > 1
-    ]
-    if not keys:
-        return None
-    seeds: dict[tuple[str, ...], list[str]] = {}
-    for study, by_path in zip(studies, settings, strict=True):
-        row = (label(study.optimizer), *(by_path.get(key, UNKNOWN) for key in keys))
-        seeds.setdefault(row, []).append(str(study.seed))
-    return ("optimizer", *keys, "seeds"), [[*row, ", ".join(numbers)] for row, numbers in seeds.items()]
-
-
-def _by_path(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Path with dots, as in an override, → value as text."""
-    by_path: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            by_path |= _by_path(value, f"{path}{key}.")
-        elif isinstance(value, str):
-            by_path[f"{path}{key}"] = value
-        else:
-            by_path[f"{path}{key}"] = json.dumps(value)
-    return by_path
-
-
 def comparison_rows(studies: Sequence[Standing]) -> list[dict[str, Any]]:
     """What ``lcsc compare --format json`` prints: a row of each study, and of the answer with the report's warnings."""
     rows = [study.as_row() for study in studies]
@@ -187,7 +159,9 @@ def answer_row(experiment: str, report: Report) -> dict[str, Any]:
     """The answer in the JSON of ``lcsc compare``, with the keys of a study."""
     answer = report.of_answer
     best = report.best_had(report.headline_metric)
-    against = None if best is None else best.model.name
+    against = None
+    if best is not None:
+        against = best.model.name
     return {
         "study": experiment,
         "optimizer": ANSWER,

@@ -260,9 +260,7 @@ def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, mad
 
 
 @pytest.mark.parametrize(("recipe", "nfe"), [("ict", 1), ("ddpm", 2)])
-def test_a_model_that_was_trained_here_is_searched_on_the_device(
-    folder: Path, new_accelerator: None, recipe: str, nfe: int
-) -> None:
+def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path, recipe: str, nfe: int) -> None:
     out = folder / "run.trajectory"
     preparing.run(Training(preparing.parse_recipe(recipe, ()), "digits", out, steps=2, checkpoint_every=1))
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part

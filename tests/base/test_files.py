@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lcsc_opt.base import files
 from lcsc_opt.base.errors import LcscError, MetricError
 from lcsc_opt.base.files import (
     NoLocksError,
@@ -21,6 +20,7 @@ from lcsc_opt.base.files import (
     try_lock,
     write_atomically,
 )
+from tests.processes import wait_until
 
 
 def names(folder: Path) -> list[str]:
@@ -63,14 +63,20 @@ def test_a_file_and_a_folder_are_replaced_when_all_of_it_is_there(tmp_path: Path
     assert names(tmp_path / "folder") == ["new"]
 
 
-def test_a_link_to_a_folder_is_replaced_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "old").touch()
     (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").symlink_to(tmp_path / "deep")
     with replacing(tmp_path / "folder") as pending:
         pending.mkdir()
-    assert names(tmp_path) == ["elsewhere", "folder"]
-    assert names(tmp_path / "elsewhere") == ["old"]
+        (pending / "new").touch()
+    write_atomically(tmp_path / "file", b"new", error=MetricError)
+    assert names(tmp_path) == ["deep", "elsewhere", "file", "folder"]
+    assert names(tmp_path / "elsewhere") == ["new"]
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "deep").read_bytes() == b"new"
 
 
 def fail(path: Path) -> None:
@@ -159,9 +165,8 @@ def test_without_locks_a_lock_is_refused_and_work_that_may_be_done_twice_goes_on
     assert names(tmp_path) == []
 
 
-def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
-    monkeypatch.setattr(files, "notice", told.append)
 
     def second() -> None:
         with only_process(tmp_path / "out", busy="busy"):
@@ -172,9 +177,8 @@ def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, monkey
             with pytest.raises(LcscError), only_process(tmp_path / "out", busy=LcscError("refused")):
                 pass
             later = pool.submit(second)
-            while not told and not later.done():
-                pass
+            wait_until(lambda: "busy" in capsys.readouterr().err)
             told.append("first is done")
         later.result(120)
-    assert told == ["busy", "first is done", "made"]
+    assert told == ["first is done", "made"]
     assert names(tmp_path) == []

@@ -212,12 +212,9 @@ def test_evaluate_chooses_again_and_a_function_is_held_out_where_it_has_another_
     assert not Path("x.safetensors").exists()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_experiment(ran: Path, typed: Typed) -> None:
     typed("run", "tiny.yaml", "name=other", "--optimizer", "CMA", "--seed", "0")
-    typed("run", "tiny.yaml", "optimizers=[Landscape]", "~held_out", "--budget", "3")
-    report = stored("tiny").user_attrs["report"]
-    typed("delete", "tiny/Landscape/0", "--yes")
-    assert stored("tiny").user_attrs["report"] == report, "it knows nothing of landscapes"
     with StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/CMA/0").hold():
         assert "still running: tiny/CMA/0" in typed.refused("delete", "tiny", "--yes")
     said = typed("delete", "tiny/LCSC/0", "--yes").err
@@ -279,7 +276,6 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-@pytest.mark.usefixtures("new_accelerator")
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     training = [
         "ict",
@@ -289,8 +285,6 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
         "12",
         "--checkpoint-every",
         "2",
-        "--samples-every",
-        "0",
         "batch_size=4",
     ]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
@@ -310,7 +304,9 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
     report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
     attach_images(experiment, load_study("small/LCSC/0").objective, report)
-    artifacts = optuna.artifacts.get_all_artifact_meta(stored("small"), storage=study._storage)
+    artifacts = optuna.artifacts.get_all_artifact_meta(
+        stored("small"), storage=open_storage("sqlite:///studies.db", write=False)
+    )
     assert sorted(meta.filename for meta in artifacts) == [
         "images_1_before.png",
         "images_2_answer.png",
@@ -334,3 +330,31 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
     weights.write_bytes(changed)
     assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
+
+
+def test_h_is_help_for_every_command(typed: Typed) -> None:
+    assert "Exit status" in typed("-h").out
+    assert "--dry-run" in typed("run", "-h").out
+
+
+def test_a_removed_working_folder_is_one_line(tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        said = typed("list", status=2).err
+    finally:
+        monkeypatch.chdir(tmp_path)  # pytest cannot return to a folder that it has no path of
+    assert said == "lcsc: the working folder was removed: go to another one (cd)\n"
+
+
+def test_more_processes_than_the_machine_can_run_are_refused(workplace: Path, typed: Typed) -> None:
+    (workplace / "own.py").write_text(MODULE)
+    study = {
+        "name": "many",
+        "objective": {"file": "function.py", "settings": {"callable": "own:loss", "steps": [1, 2, 3]}},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": 2},
+    }
+    (workplace / "many.yaml").write_text(yaml.safe_dump(study))
+    assert "expected at most" in typed("run", "many.yaml", "--dry-run", "workers=10000", status=2).err

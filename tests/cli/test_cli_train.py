@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import shutil
@@ -15,30 +14,23 @@ import torch
 import yaml
 from PIL import Image
 
-from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.files import only_process
-from lcsc_opt.base.records import HELD_OUT, SEARCH
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.training import preparing
 from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.recipes import RECIPES
-from lcsc_opt.training.trainer import Training
 from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
 SHORT = ["--data", "digits", "--steps", "4", "--checkpoint-every", "2", "batch_size=4"]
-QUICK = [*SHORT, "--samples-every", "0"]  # where no sample is looked at
-
-
-pytestmark = pytest.mark.usefixtures("new_accelerator")
 
 
 @pytest.fixture
@@ -74,7 +66,7 @@ def study_objective() -> Any:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, typed: Typed) -> None:
-    command = ["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory", "--samples-every", "4"]
+    command = ["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory"]
     assert "next: lcsc run run.yaml" in typed(*command).err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == (2, 4)
@@ -85,20 +77,10 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, typ
     assert images.shape == (3, 1, 8, 8)
     assert images.isfinite().all()
     assert objective.sampler.nfe == (1 if TrainedModel.read(folder / "run.model", "-").kind == "consistency" else 10)
-    assert [sheet.name for sheet in Path("run.samples").glob("*.png")] == ["step00000004.png"]
-
-
-def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder: Path) -> None:
-    command = ["train", "ict", *SHORT, *options("ict")]
-    assert lcsc([*command, "-o", "run.trajectory", "--samples-every", "4"]) == 0
-    expected = contact_sheet(study_objective().images([0.0, 1.0], HELD_OUT, 32).numpy())
-    assert [sheet.read_bytes() for sheet in Path("run.samples").iterdir()] == [expected]
-    assert lcsc([*command, "-o", "none.trajectory", "--samples-every", "0"]) == 0
-    assert not Path("none.samples").exists()
 
 
 def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> None:
-    assert lcsc(["train", "ddpm", *QUICK, *options("ddpm"), "-o", "run.trajectory"]) == 0
+    assert lcsc(["train", "ddpm", *SHORT, *options("ddpm"), "-o", "run.trajectory"]) == 0
     trajectory = Trajectory.open("run.trajectory")
     expected = trajectory.merge(power_ema_coefficients(trajectory.steps, 0.1))
     model = TrainedModel.read(Path("run.model"), "-")
@@ -109,7 +91,7 @@ def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> 
 
 def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     """EDM's ln(sigma) / 4 where the scheduler of consistency models has 250 ln(sigma)."""
-    assert lcsc(["train", "ict", *QUICK, "--from", "edm.model", "-o", "run.trajectory", "sigma_max=3"]) == 0
+    assert lcsc(["train", "ict", *SHORT, "--from", "edm.model", "-o", "run.trajectory", "sigma_max=3"]) == 0
     objective, network = study_objective(), unet(0)
     network.load_state_dict(Trajectory.open("run.trajectory").merge([0.0, 1.0]))
     z = objective.sampler.noise.batch(SEARCH, 0, 5, (1, 8, 8))
@@ -120,16 +102,16 @@ def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
 
 
 def test_a_trajectory_stands_for_the_model_beside_it(folder: Path) -> None:
-    assert lcsc(["train", "edm", *QUICK, *options("edm"), "-o", "teacher.trajectory"]) == 0
+    assert lcsc(["train", "edm", *SHORT, *options("edm"), "-o", "teacher.trajectory"]) == 0
     for name in ("teacher.model", "teacher.trajectory"):
         given = ["--teacher", name, "--network", "network", "-o", f"of-{name}.trajectory"]
-        assert lcsc(["train", "cd", *QUICK, *given]) == 0
+        assert lcsc(["train", "cd", *SHORT, *given]) == 0
     assert len({Trajectory.open(path).sha256 for path in folder.glob("of-*.trajectory")}) == 1
 
 
 def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
     save_images([(8, 8)] * 5)
-    arguments = ["--data", "images", *QUICK[2:], "--network", "network", "-o", "run.trajectory"]
+    arguments = ["--data", "images", *SHORT[2:], "--network", "network", "-o", "run.trajectory"]
     assert lcsc(["train", "flow", *arguments]) == 0
     settings = study_settings()
     assert (settings["loss"], settings["reference"]) == ("fid", str((folder / "images").absolute()))
@@ -138,17 +120,10 @@ def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
 def test_layers_of_a_named_network_draw_their_weights_in_their_own_way(folder: Path) -> None:
     unet(0, time_embedding_type="fourier").save_config("network")
     drawn = []
-    asked = Training(
-        recipe=preparing.parse_recipe("flow", []),
-        data="digits",
-        out=Path("run.trajectory"),
-        steps=4,
-        checkpoint_every=2,
-        network=Path("network"),
-    )
-    for seed in (0, 0, 1):
-        training = dataclasses.replace(asked, seed=seed)
-        drawn.append(preparing._untrained_network(training, (1, 8, 8)).state_dict()["time_proj.weight"])
+    for number, seed in enumerate((0, 0, 1)):
+        out = f"run{number}.trajectory"
+        assert lcsc(["train", "flow", *SHORT, "--network", "network", "--seed", str(seed), "-o", out]) == 0
+        drawn.append(Trajectory.open(out).checkpoint(0)["time_proj.weight"])
     assert float(drawn[0].std()) > 1  # random frequencies, which no training moves
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -172,7 +147,7 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settings(folder: Path, typed: Typed) -> None:
-    command = ["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]
+    command = ["train", "flow", *SHORT, *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
     before = written(folder)
     assert "run.trajectory exists already: continue with --resume, or name another" in typed.refused(*command)
@@ -199,7 +174,7 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
 
 @pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("08", "08")])
 def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, typed: Typed) -> None:
-    said = typed("train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory").err
+    said = typed("train", "flow", *SHORT, *options("flow"), "-o", f"{name}.trajectory").err
     assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in said
     assert yaml.safe_load(Path(f"{name}.yaml").read_text())["name"] == study
     few = ("objective.settings.images=6", "objective.settings.batch_size=6", "held_out.images=6")
@@ -244,6 +219,6 @@ def test_bad_input_is_one_line_before_anything_is_trained(
 ) -> None:
     shutil.copytree(wrong, folder, dirs_exist_ok=True)
     before = set(folder.rglob("*"))
-    assert message in typed.refused("train", arguments[0], *QUICK, "-o", "run.trajectory", *arguments[1:])
+    assert message in typed.refused("train", arguments[0], *SHORT, "-o", "run.trajectory", *arguments[1:])
     made = {path for path in folder.rglob("*") if "studies.files" not in path.parts}
     assert made == before

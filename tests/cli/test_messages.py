@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base.paths import SHIPPED
 from lcsc_opt.cli.options import studies_that_begin_with
 from tests.commands import Typed
 
@@ -66,13 +65,6 @@ def test_a_shell_completes_the_names_of_studies(study_file: str, monkeypatch: py
     assert studies_that_begin_with(context, "") == []
 
 
-def test_the_commands_are_in_groups(typed: Typed) -> None:
-    said = typed("--help").out
-    titles = re.findall(r"^(\w+):$", said, re.M)
-    assert titles == ["Options", "Start", "Look", "Use", "Manage"]
-    assert re.search(r"^Manage:\n  delete .*\n  trajectory ", said, re.M)
-
-
 @pytest.mark.parametrize("group", ["", "trajectory"])
 def test_the_first_sentence_about_a_command_is_shown_whole(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, group: str
@@ -81,9 +73,3 @@ def test_the_first_sentence_about_a_command_is_shown_whole(
     commands = re.findall(r"^  [a-z]+  +[A-Z].*$", typed(*group.split(), "--help").out, re.M)
     assert len(commands) > 1
     assert not [line for line in commands if not line.endswith(".") or line.endswith("...")]
-
-
-def test_the_help_begins_as_the_readme_does(typed: Typed) -> None:
-    readme = " ".join((SHIPPED / "README.md").read_text(encoding="utf-8").split())
-    first = " ".join(typed("--help").out.split()).partition("ARGS]... ")[2].partition(". ")[0]
-    assert f"**{first}." in readme

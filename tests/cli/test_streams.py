@@ -214,7 +214,7 @@ def test_the_study_file_that_init_writes_names_such_a_folder(ran: Path) -> None:
 
 def test_pages_over_a_database_in_such_a_folder(ran_once: Path, workplace: Path) -> None:
     site = Site(f"sqlite:///{ran_once}/studies.db")
-    for page in ("compare", "study", "images", "landscape", "training"):
+    for page in ("compare", "study", "images", "landscape"):
         assert r"caf\udce9/studies.db" in site.get(f"/lcsc/{page}/")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 
-from lcsc_opt.base import catalog
-from lcsc_opt.cli import run as lcsc
+from tests.processes import lcsc_process
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVE = """
@@ -56,9 +54,7 @@ READ_ONLY = [
 ]
 
 
-def test_commands_run_code_or_not_as_the_page_says(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_run_code_or_not_as_the_page_says(workplace: Path) -> None:
     (workplace / "own_program.py").write_text(OBJECTIVE)
     (workplace / "own.yaml").write_text(yaml.safe_dump(STUDY))
     for step in (10, 20, 30):
@@ -69,7 +65,7 @@ def test_commands_run_code_or_not_as_the_page_says(
     for commands, runs in ((RUN_IT, True), (READ_ONLY, False)):
         for command in commands:
             marker.unlink(missing_ok=True)
-            monkeypatch.setattr(catalog, "_loaded", {})  # as in a new process
-            assert lcsc(command) == 0, f"{command}: {capsys.readouterr().err}"
+            ended = lcsc_process(*command)
+            assert ended.status == 0, f"{command}: {ended.err}"
             assert marker.exists() == runs, command
             assert f"`{command[0]}`" in table or f"`lcsc {command[0]}`" in table + read_only

@@ -77,8 +77,8 @@ def compare(view: Watched, home: str) -> Watched:
 
 
 def refresh_each(milliseconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "RUNNING_MS", milliseconds)
-    monkeypatch.setattr(parts, "IDLE_MS", milliseconds)
+    for name in ("RUNNING_MS", "IDLE_MS"):
+        monkeypatch.setattr(parts, name, milliseconds)
 
 
 def headline(view: Watched) -> str:
@@ -322,3 +322,17 @@ def test_a_report_draws_visible_figures_and_fits_a_phone(page: Any, url: str, tm
         assert page.evaluate(OUTSIDE) == []
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert view.problems == []
+
+
+def test_a_page_says_when_its_server_has_ended_and_when_it_is_back(
+    page: Any, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh_each(200, monkeypatch)
+    page.goto(f"{home}/lcsc/compare")
+    page.wait_for_selector("#ranking .ag-row")
+    page.context.set_offline(True)
+    try:
+        page.wait_for_selector("text=lcsc dashboard has ended")
+    finally:
+        page.context.set_offline(False)
+    page.wait_for_selector("#ended", state="hidden")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,15 +50,15 @@ def draw(site: Site, **values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("address", "values"),
     [
-        ("?experiment=digits&axis=images&scale=x&target=2.5", ["digits", "images", ["x"], 2.5, []]),
-        ("?only=LCSC,CMA", ["digits", "images", ["y"], None, ["LCSC", "CMA"]]),
-        ("?experiment=digits&scale=", ["digits", "images", [], None, []]),
-        ("?axis=__proto__&scale=z&target=cheap&experiment=", ["digits", "images", [], None, []]),
+        ("?experiment=digits&axis=images&scale=x", ["digits", "images", ["x"], []]),
+        ("?only=LCSC,CMA", ["digits", "images", ["y"], ["LCSC", "CMA"]]),
+        ("?experiment=digits&scale=", ["digits", "images", [], []]),
+        ("?axis=__proto__&scale=z&experiment=", ["digits", "images", [], []]),
     ],
 )
 def test_the_address_says_what_is_shown(site: Site, address: str, values: list[Any]) -> None:
     chosen = site.call("compare", "experiment.value", url=address)
-    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target", "only")] == values
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "only")] == values
     assert chosen["experiment"]["options"] == ["digits"]
     said = draw(site, experiment="digit<b>s")["problem"]["children"]
     assert said.startswith("digit<b>s: no such experiment (did you mean 'digits'?)")
@@ -100,25 +99,6 @@ def test_pinned_optimizers_are_shown_with_ema_and_the_others_stay_on_offer(site:
     assert shown["only"]["options"] == ["LCSC", "CMA"]
     for nobody in (None, [], ["DE"]):
         assert len(draw(site, only=nobody)["ranking"]["rowData"]) == 4
-
-
-def test_only_the_settings_that_differ_are_listed(site: Site, url: str) -> None:
-    assert draw(site)["settings"]["children"] == ""
-    for seed in (0, 1):
-        for optimizer, options in (("LCSC", {"population": 20}), ("CMA", {})):
-            told = {"objective": {"file": "one.py"}, "optimizer": {"name": optimizer, "options": options}, "seed": seed}
-            write_study(url, f"two/{optimizer}/{seed}", [3.0]).set_attribute("specification", told)
-    shown = json.dumps(draw(site, experiment="two")["settings"]["children"])
-    cells = re.findall(r'"children": "([^"]*)"', shown)
-    header = ["optimizer", "optimizer.\\u200boptions.\\u200bpopulation", "seeds"]
-    assert cells == ["Settings that differ", *header, "LCSC", "20", "0, 1", "CMA", "\\u2013", "0, 1"]
-
-
-def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
-    shown = draw(site, target=1.1, axis="images")["ranking"]
-    assert [row["to_value_text"] for row in shown["rowData"]] == ["", "20 (not reached 1 of 3)", "not reached 3 of 3"]
-    assert "Images sampled to 1.1" in [column["headerName"] for column in shown["columnDefs"]]
-    assert "to_value" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
 
 
 def test_a_refresh_sends_a_new_result_but_leaves_the_columns(site: Site, url: str) -> None:

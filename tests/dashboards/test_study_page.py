@@ -8,19 +8,18 @@ import time
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise, ReportedMetrics
 from lcsc_opt.database.history import NODES
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures import study as study_figures
+from lcsc_opt.views.figures.study import MOST_BARS
 from tests.dashboard_site import Site, write_study, written
 from tests.history_examples import measured, report_of
 from tests.study_examples import add_result, write_report
 
 NAME = "digits/LCSC/0"
-FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "times", "distances")}
+FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "times")}
 
 
 def draw(site: Site, study: str = NAME, **values: Any) -> dict[str, Any]:
@@ -54,22 +53,17 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert "broken" in json.dumps(shown["failures"])
     folded = shown["failures"]["children"]["props"]["children"][-1]
     assert (folded["type"], folded["props"]["children"][1]["props"]["children"]) == ("Details", "File <b>, line 3")
-    assert all(shown[name]["data"]["data"] for name in FIGURES - {"distances-new"})
-    [sentence] = shown["distances-new"]["data"]["layout"]["annotations"]
-    assert "LCSC/0 are" in sentence["text"].replace("<br>", " ")
-    assert sentence["text"].endswith("apart")
+    assert all(shown[name]["data"]["data"] for name in FIGURES)
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
-def test_times_of_many_trials_are_means_of_consecutive_ones(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_figures, "_MOST_BARS", 3)
-    write_study(url, NAME, [4.0, None, 3.0, 2.0, 2.5, 3.5], ended=False)
+def test_times_of_many_trials_are_means_of_consecutive_ones(url: str) -> None:
+    write_study(url, NAME, [4.0, None, 3.0, 2.0] + [2.5] * (MOST_BARS - 3), ended=False)
     shown = draw(Site(url))
     times = shown["times-new"]["data"]
     bars = np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)
-    assert bars.tolist() == [0, 2, 4]
+    assert bars.tolist() == list(range(0, MOST_BARS + 1, 2))
     assert "trial (mean of 2)" in json.dumps(times["layout"])
-    assert shown["movement-new"]["data"]["data"][0]["y"] == [0, 2, 3, 6]
 
 
 def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:

@@ -16,7 +16,6 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import compared_trials
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.curves import best_so_far
-from lcsc_opt.views.ranking import ranking
 from tests.history_examples import history, measured, report_of
 from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_study
 
@@ -110,9 +109,6 @@ def test_losses_that_do_not_compare_are_not_chosen_but_paid_for(asked: StoredStu
     assert (found.evaluations, found.images, found.seconds) == (7, 82, 3.5)
     images = best_so_far(found, "images")
     assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
-    reach = ranking([found], value=4.0)[0].to_value
-    assert (reach["images"].median, reach["evaluations"].median, reach["evaluation_seconds"].median) == (32, 5, 2.5)
-    assert ranking([found], value=0.5)[0].to_value["images"].reached == 0
 
 
 def test_plain_optuna_names_the_same_best_trial(asked: StoredStudy) -> None:

@@ -27,9 +27,7 @@ NAME = "e/LCSC/0"
 ONE = Candidate(np.array([0.5, 0.5]))
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def open_study(url: str) -> StoredStudy:
@@ -66,12 +64,14 @@ def test_a_coordinator_that_has_not_written_its_name_yet_is_another_process(any_
     taken.free()
 
 
-def test_a_server_that_does_not_say_who_runs_a_study_is_one_line(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_say_who_runs_a_study_is_one_line(postgresql_url: str) -> None:
     study = open_study(postgresql_url)
-    monkeypatch.setattr(lock, "_HELD_LOCKS", "SELECT classid, objid FROM nothing")
-    with pytest.raises(StudyStoreError, match='relation "nothing" does not exist'):
+    with study.storage.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE pg_locks (pid integer)")  # in the place of the server's own
+        name = study.storage.engine.url.database
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
+    study.storage.engine.dispose()
+    with pytest.raises(StudyStoreError, match='column "classid" does not exist'):
         locked(study.storage, [NAME])
 
 
@@ -107,9 +107,11 @@ def test_a_lock_file_that_may_not_be_written_is_one_line(
     left_behind: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
+    with study.hold():
+        [file] = tmp_path.glob("*.lock")
     monkeypatch.setattr(FileLock, "acquire", refuse_to_open)
     if left_behind:
-        lock._lock_file(tmp_path / "studies.db", NAME).touch()
+        file.touch()
     with pytest.raises(StudyStoreError, match=rf"\.lock: Permission denied; .*{advice}"):
         study.hold().__enter__()
     assert locked(study.storage, [NAME]) == set(), "readers go on"
@@ -206,10 +208,7 @@ def refuses_all_writes(study: StoredStudy, number: int) -> None:
             write()
 
 
-def test_a_coordinator_whose_lock_file_was_removed_goes_on_unless_another_one_began(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "_RETAKE_SECONDS", 0.3)
+def test_a_coordinator_whose_lock_file_was_removed_goes_on_unless_another_one_began(url: str, tmp_path: Path) -> None:
     study, other = open_study(url), open_study(url)
     with study.hold():
         number = study.add_candidate(ONE)

@@ -173,12 +173,10 @@ def share_called_worse(kind: str, groups: int, shift: float = 0.0) -> float:
     ("kind", "groups"),
     [
         ("groups of noise alone", 2),
-        ("groups of noise alone", 3),
         ("groups of noise alone", 5),
         ("standard errors", 1),
         ("standard errors", 2),
         ("groups of images", 1),
-        ("groups of images", 2),
         ("groups of images", 3),
     ],
 )

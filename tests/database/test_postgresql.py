@@ -14,7 +14,6 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import connection, lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, create, our_studies
 from lcsc_opt.database.urls import masked
@@ -22,6 +21,7 @@ from lcsc_opt.objective.contract import CoefficientFunction, Objective
 from tests.database_servers import PASSWORD, Postgresql
 from tests.study.test_loop import open_study, run, trials_of
 
+pytestmark = pytest.mark.usefixtures("impatient")
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
 
@@ -31,16 +31,24 @@ def study(postgresql_url: str) -> StoredStudy:
     return open_study(postgresql_url)
 
 
-@pytest.fixture(autouse=True)
-def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
-    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
-
-
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_a_url_without_a_driver_is_opened_with_psycopg(scheme: str, postgresql_url: str) -> None:
     storage = open_storage(postgresql_url.replace("postgresql", scheme, 1), write=True)
     assert storage.engine.url.drivername == "postgresql+psycopg"
+
+
+def test_readers_make_no_tables_and_nobody_makes_them_beside_those_of_another_program(postgresql_url: str) -> None:
+    engine = sa.create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:", 1))
+    with pytest.raises(StudyStoreError, match="holds no studies"):
+        open_storage(postgresql_url, write=False)
+    assert sa.inspect(engine).get_table_names() == []
+    with engine.begin() as begun:
+        begun.exec_driver_sql("CREATE TABLE studies (name TEXT)")
+    for write in (True, False):
+        with pytest.raises(StudyStoreError, match="another program" if write else "holds no studies"):
+            open_storage(postgresql_url, write=write)
+    assert sa.inspect(engine).get_table_names() == ["studies"]
+    engine.dispose()
 
 
 def no_secret(message: str) -> bool:
@@ -56,10 +64,7 @@ def chain(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def test_no_message_holds_the_password(
-    postgresql: Postgresql, study: StoredStudy, capfd: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.01, 0.01))  # nobody comes back here
+def test_no_message_holds_the_password(postgresql: Postgresql, study: StoredStudy, capfd: Any) -> None:
     there = postgresql.url("postgres")
     wrong = [
         postgresql.url("no_such_database"),

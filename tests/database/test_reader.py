@@ -148,7 +148,8 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     study.note_attempts(key, [{"reason": "out of memory", "seconds": 1}])
     study.finish(key, Evaluation(1.0, {}, COST))
     closed = study.add_candidate(Candidate(coefficients(1)))
-    trial_id = with_optuna(storage, study.name)[closed]._trial_id
+    key = storage.get_study_id_from_name(study.name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(key, closed)
     storage.set_trial_state_values(trial_id, optuna.trial.TrialState.FAIL)  # by another program
     reader = HistoryReader(storage)
     (found,) = reader.read("digits")

@@ -6,9 +6,9 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import optuna
@@ -19,11 +19,10 @@ import yaml
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import connection
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import CoefficientFunction, Objective
-from tests.processes import lcsc_process
+from tests.processes import lcsc_process, wait_until
 from tests.study.test_loop import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
@@ -48,14 +47,15 @@ connection.execute("ROLLBACK")
 """
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
-    url: str, objective: Objective, clean: list[Any], monkeypatch: pytest.MonkeyPatch
+    url: str, objective: Objective, clean: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     study = open_study(url)
     command = [sys.executable, "-c", HOLD_THE_LOCK, url.removeprefix("sqlite:///")]
-    said, calls = list[str](), 0
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    calls = 0
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as other, ThreadPoolExecutor() as pool:
         assert other.stdin is not None
         assert other.stdout is not None
 
@@ -65,21 +65,19 @@ def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
             if calls == 10:
                 print(file=other.stdin, flush=True)
                 assert other.stdout.readline() == "held\n"
+                pool.submit(release)
             return objective(coefficients)
 
-        def release(notice: str, **_: Any) -> None:
-            said.append(notice)
-            if len(said) == 1:
-                print(file=other.stdin, flush=True)
+        def release() -> None:
+            wait_until(lambda: "is locked by another process; waiting" in capsys.readouterr().err)
+            print(file=other.stdin, flush=True)
 
-        monkeypatch.setattr(connection, "notice", release)
         try:
             with study.hold():
                 run(study, CoefficientFunction(locked, STEPS, name="locked"))
             assert other.wait(timeout=120) == 0
         finally:
             other.kill()
-    assert "is locked by another process; waiting" in said[0]
     assert trials_of(study) == clean
 
 
@@ -154,11 +152,10 @@ def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failur
         if attempts <= failures:
             raise error
 
-    with mock.patch.object(connection, "RETRY_SECONDS", (0.0, 0.0, 0.0)):
-        try:
-            in_database(storage, work)
-        except StudyStoreError:
-            return -attempts
+    try:
+        in_database(storage, work)
+    except StudyStoreError:
+        return -attempts
     return attempts
 
 
@@ -188,15 +185,17 @@ def test_a_database_in_whose_place_another_one_stands_is_called_moved(tmp_path: 
         study.set_attribute("a", 1)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storages.RDBStorage, capfd: Any) -> None:
     assert attempts_of(storage, LOST, failures=2) == 3
     assert attempts_of(storage, LOCKED, failures=40) == 41
     assert "it is gone; trying again" in capfd.readouterr().err
-    assert attempts_of(storage, LOST, failures=100) == -4
+    assert attempts_of(storage, LOST, failures=100) == -6
     assert attempts_of(storage, FULL, failures=1) == -1
     assert attempts_of(storage, StudyStoreError("another process"), failures=1) == -1
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("sqlstate", "transient"),
     [(None, True), ("57P01", True), ("55P03", True), ("40P01", True), ("08006", True), ("53100", False)],

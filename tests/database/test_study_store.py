@@ -57,7 +57,7 @@ def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: st
     study.fail(study.add_candidate(candidate(1, 0)), attempts)
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
     assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
-    assert trial.user_attrs["attempts"] == [attempts[0], {**attempts[1], "last": True}]
+    assert trial.user_attrs["attempts"] == attempts
     assert trial.user_attrs["cost"]["seconds"] == 0.75
 
 

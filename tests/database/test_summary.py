@@ -155,7 +155,7 @@ def test_a_study_that_is_deleted_while_it_is_held_leaves_nothing(storage: RDBSto
     assert our_studies(storage) == {}
 
 
-@pytest.mark.parametrize("field", ["waited_seconds", "unheard_of"])
+@pytest.mark.parametrize("field", ["part_seconds", "unheard_of"])
 def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_process(
     storage: RDBStorage, field: str
 ) -> None:

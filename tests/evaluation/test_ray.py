@@ -27,7 +27,7 @@ from lcsc_opt.database.store import StoredStudy, read_contents
 from lcsc_opt.evaluation import node_objective
 from lcsc_opt.evaluation.node_objective import NodeObjective
 from lcsc_opt.evaluation.pool import ProcessEvaluator
-from lcsc_opt.experiment.running import spec_of
+from lcsc_opt.experiment.stored import spec_of
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
 from tests.commands import Typed

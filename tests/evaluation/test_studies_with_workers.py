@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base import accelerator
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import plain_averages
@@ -143,10 +142,14 @@ def test_a_search_with_overlapping_stages_continues_as_if_nothing_had_happened(f
     assert asked() == asked("whole/CMA/0")
 
 
-@pytest.mark.parametrize(("begun_on", "continued_on"), [(2, 1), (1, 3)])
 @pytest.mark.parametrize(
-    ("optimizer", "objective"),
-    [("CMA", {"file": "stages.py"}), ("CMA", WITHOUT_STAGES), ("LCSCGradient", {"file": "stages.py"})],
+    ("optimizer", "objective", "begun_on", "continued_on"),
+    [
+        ("CMA", {"file": "stages.py"}, 2, 1),
+        ("CMA", WITHOUT_STAGES, 1, 3),
+        ("LCSCGradient", {"file": "stages.py"}, 2, 1),
+        ("LCSCGradient", {"file": "stages.py"}, 1, 3),
+    ],
 )
 def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
     folder: Path, typed: Typed, optimizer: str, begun_on: int, continued_on: int, objective: dict[str, Any]
@@ -167,13 +170,13 @@ def test_a_search_goes_on_with_other_workers_as_if_it_had_not_ended(
 
 
 def test_auto_is_one_worker_for_each_gpu_of_the_machine_that_continues_a_study(
-    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+    folder: Path, typed: Typed, set_devices: Any
 ) -> None:
     file = study_file(folder, workers="auto", budget={"evaluations": 4})
-    monkeypatch.setattr(accelerator, "names", lambda: ["cuda:0", "cuda:1"])
+    set_devices("cuda:0", "cuda:1")
     assert lcsc(["run", file]) == 0
     assert stored().attributes["specification"]["workers"] == 2
-    monkeypatch.setattr(accelerator, "names", list)
+    set_devices()
     assert "finished already" in typed("run", file).err
     began = stored().attributes["parallelism"]
     assert lcsc(["run", file, "--budget", "8"]) == 0

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base import accelerator
 from lcsc_opt.base.accelerator import environments
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.machine import cores
@@ -182,13 +181,13 @@ def test_an_objective_that_workers_cannot_load_or_that_differs_there_is_told_as_
     assert ("was lost 3 times" in capsys.readouterr().err) == message.startswith("worker 0 was lost")
 
 
-def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerator, "names", lambda: ["cuda:0", "cuda:1"])
+def test_workers_are_spread_evenly_over_the_gpus(set_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_devices("cuda:0", "cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(3)] == ["2", "5", "2"]
     listed = environments(3, ("cuda:1", "cpu", "cuda"))
     assert [one["CUDA_VISIBLE_DEVICES"] for one in listed] == ["5", "", "2"]
-    monkeypatch.setattr(accelerator, "names", list)
+    set_devices()
     assert environments(2) == [{}, {}]
     assert environments(1, ("cpu",)) == [{}]
     with pytest.raises(ObjectiveError, match="device: cuda:0 is not available; expected auto or one of cpu"):

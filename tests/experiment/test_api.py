@@ -12,7 +12,6 @@ import yaml
 
 import lcsc_opt
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import lock
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.store import StoredStudy, our_studies
@@ -50,10 +49,8 @@ def states(typed: Typed) -> dict[str, tuple[str, int]]:
     return {row["optimizer"]: (row["state"], row["evaluations"]) for row in typed.json("list")}
 
 
-def test_a_study_that_another_process_runs_does_not_stop_the_others(
-    study_file: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
+@pytest.mark.usefixtures("impatient")
+def test_a_study_that_another_process_runs_does_not_stop_the_others(study_file: str, typed: Typed) -> None:
     assert lcsc(["run", study_file, "--optimizer", "CMA", "--budget", "2"]) == 0
     held = StoredStudy.open(open_storage(STORAGE, write=True), "several/CMA/0")
     with held.hold():

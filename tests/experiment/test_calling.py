@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ def states(many: int = 4, width: int = 4) -> dict[int, dict[str, torch.Tensor]]:
     return {step: {"weight": (target + torch.randn(width, generator=generator))[None]} for step in range(1, many + 1)}
 
 
+def save_states() -> None:
+    for step, state in states().items():
+        torch.save(state, f"{step}.pt")
+
+
+def pack_states() -> None:
+    save_states()
+    assert lcsc(["trajectory", "pack", "*.pt", "-o", "run.trajectory"]) == 0
+
+
 def distance(net: nn.Module) -> torch.Tensor:
     return ((net.weight - TARGET) ** 2).sum()
 
@@ -65,6 +76,14 @@ BAD_BUDGETS = ("soon", "50", 0, -3, 2.5, True, "0 s", datetime.timedelta(seconds
 @pytest.fixture
 def search(workplace: Path) -> Any:
     return functools.partial(lcsc_opt.search, build=lambda: Net(), name="tried", budget=4)
+
+
+@pytest.fixture
+def module(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Functions that every process can import."""
+    (workplace / "called_from_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(workplace))
+    return importlib.import_module("called_from_module")
 
 
 def test_the_answer_is_better_than_ema_and_continues(search: Any, workplace: Path) -> None:
@@ -244,15 +263,8 @@ print(len(result.studies))
     assert script_process(script, "accept_changes").out == "2\n"
 
 
-def test_functions_of_a_module_make_a_study_file_that_continues(
-    workplace: Path, search: Any, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workplace / "called_from_module.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(workplace))
-    import called_from_module as module  # type: ignore[import-not-found]
-
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
+def test_functions_of_a_module_make_a_study_file_that_continues(search: Any, module: Any, typed: Typed) -> None:
+    save_states()
     result = search("*.pt", build=module.build, score=module.score, held_out=module.held_out)
     text = result.to_study_file("study.yaml")
     assert "score: called_from_module:score" in text
@@ -263,15 +275,8 @@ def test_functions_of_a_module_make_a_study_file_that_continues(
     assert len(in_processes.studies[0].trials) == 4
 
 
-def test_a_study_file_of_a_temporary_database_needs_checkpoints_that_stay(
-    workplace: Path, search: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (workplace / "called_for_a_while.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(workplace))
-    import called_for_a_while as module  # type: ignore[import-not-found]
-
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
+def test_a_study_file_of_a_temporary_database_needs_checkpoints_that_stay(search: Any, module: Any) -> None:
+    save_states()
     functions = {"build": module.build, "score": module.score, "optimizers": {"CMA": {"step_size": np.float64(0.2)}}}
     assert "step_size: 0.2" in search("*.pt", **functions, storage=None).to_study_file()
     with pytest.raises(lcsc_opt.LcscError, match="were in memory, and their packed copy is deleted with this result"):
@@ -429,8 +434,7 @@ def test_state_dicts_of_two_models_leave_nothing_packed(search: Any) -> None:
 
 
 def test_checkpoints_may_come_from_a_generator(search: Any, workplace: Path) -> None:
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
+    save_states()
     files = search((f"{step}.pt" for step in (1, 2, 3)), score=distance, storage=None)
     assert files.studies[0].steps == (1, 2, 3)
     in_memory = search((state for state in states().values()), score=distance, storage=None)
@@ -462,8 +466,7 @@ def test_without_a_storage_nothing_is_kept(search: Any, tmp_path: Path, monkeypa
 
 
 def test_packed_checkpoints_lie_beside_their_database(search: Any, workplace: Path) -> None:
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
+    save_states()
     search("*.pt", score=distance, storage="mine.db")
     search(states(), score=distance, storage="sqlite:///other.db")
     assert len(list(Path("mine.files").glob("*.trajectory"))) == 1
@@ -478,9 +481,7 @@ def test_a_search_in_memory_that_fails_leaves_no_folder(search: Any, monkeypatch
 
 
 def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, workplace: Path) -> None:
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
-    assert lcsc(["trajectory", "pack", "*.pt", "-o", "run.trajectory"]) == 0
+    pack_states()
     opened = lcsc_opt.Trajectory.open("run.trajectory")
     for checkpoints in ("run.trajectory", opened):
         result = search(checkpoints, score=without_graph, optimizers={"CMA": {"step_size": 0.1}, "EMAGrid": {}})
@@ -490,9 +491,7 @@ def test_checkpoints_may_be_a_trajectory_and_options_a_mapping(search: Any, work
 
 
 def test_a_trajectory_that_was_opened_in_part_is_refused(search: Any, workplace: Path) -> None:
-    for step, state in states().items():
-        torch.save(state, workplace / f"{step}.pt")
-    assert lcsc(["trajectory", "pack", "*.pt", "-o", "run.trajectory"]) == 0
+    pack_states()
     part = lcsc_opt.Trajectory.open("run.trajectory", steps=(2, 3))
     with pytest.raises(lcsc_opt.LcscError, match="opened with 2 of its 4 checkpoints"):
         search(part, score=without_graph)
@@ -574,6 +573,41 @@ def test_rows(search: Any) -> None:
     assert result.coefficients.shape == (1, 4)
 
 
+@pytest.fixture
+def real_images(workplace: Path) -> Path:
+    """A folder of 40 images of noise, whose pixels vary in almost as many directions as there are images."""
+    generator = np.random.default_rng(0)
+    (workplace / "real").mkdir()
+    for index in range(40):
+        pixels = generator.integers(90, 160, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(workplace / "real" / f"{index}.png")
+    return workplace / "real"
+
+
+def convolution() -> nn.Module:
+    return nn.Conv2d(3, 3, 1, bias=False)
+
+
+def convolutions(scale: float = 0.1) -> dict[int, dict[str, torch.Tensor]]:
+    return {step: {"weight": torch.full((3, 3, 1, 1), scale * step)} for step in range(1, 4)}
+
+
+def search_images(checkpoints: Any = None, **changed: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "build": convolution,
+        "sample": lambda net, noise: torch.tanh(net(noise)),
+        "reference": "real",
+        "image_shape": (3, 8, 8),
+        "images": 20,
+        "held_out": 20,
+        "settings": {"held_out_metrics": [], "device": "cpu"},
+        "loss": PIXELS,
+        "budget": 2,
+    }
+    return lcsc_opt.search(checkpoints or convolutions(), **{**arguments, **changed})
+
+
+@pytest.mark.usefixtures("real_images")
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -588,34 +622,11 @@ def test_rows(search: Any) -> None:
         ({"held_out": 0}, "images: Input should be greater than or equal to 2, got 0"),
     ],
 )
-def test_images_that_cannot_be_searched_are_refused_in_one_line(
-    workplace: Path, changed: dict[str, Any], said: str
-) -> None:
-    for index in range(3):
-        Image.new("RGB", (8, 8), (index, index, index)).save(workplace / f"{index}.png")
-    arguments = {
-        "build": lambda: nn.Conv2d(3, 3, 1, bias=False),
-        "sample": lambda net, noise: net(noise),
-        "reference": ".",
-        "image_shape": (3, 8, 8),
-        "loss": "fid@pixels",
-    }
-    trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
+def test_images_that_cannot_be_searched_are_refused_in_one_line(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(lcsc_opt.LcscError, match=said) as refused:
-        lcsc_opt.search(trained, **{**arguments, **changed})
+        search_images(**changed)
     assert "\n" not in str(refused.value)
     assert not Path("studies.db").exists()
-
-
-@pytest.fixture
-def real_images(workplace: Path) -> Path:
-    """A folder of 40 images of noise, whose pixels vary in almost as many directions as there are images."""
-    generator = np.random.default_rng(0)
-    (workplace / "real").mkdir()
-    for index in range(40):
-        pixels = generator.integers(90, 160, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(workplace / "real" / f"{index}.png")
-    return workplace / "real"
 
 
 @pytest.mark.usefixtures("real_images")
@@ -633,21 +644,7 @@ def real_images(workplace: Path) -> Path:
 def test_images_have_coefficients_for_each_layer_wherever_the_gradient_leads(
     optimizers: Any, arguments: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
-    result = lcsc_opt.search(
-        {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)},
-        build=lambda: nn.Conv2d(3, 3, 1, bias=False),
-        sample=lambda net, noise: torch.tanh(net(noise)),
-        reference="real",
-        optimizers=optimizers,
-        name="rows",
-        image_shape=(3, 8, 8),
-        images=20,
-        held_out=20,
-        settings={"held_out_metrics": [], "device": "cpu"},
-        loss=PIXELS,
-        budget=2,
-        **arguments,
-    )
+    result = search_images(optimizers=optimizers, name="rows", **arguments)
     assert result.studies[1].name == "rows/LCSCGradient/0"
     assert result.studies[1].coefficients.shape == shape
 
@@ -657,23 +654,11 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in range(1, 4):
-        weights = {name: {"weight": torch.full((3, 3, 1, 1), scale * step)} for name, scale in KEYS.items()}
+        weights = {name: convolutions(scale)[step] for name, scale in KEYS.items()}
         torch.save(weights, workplace / f"model{step}.pt")
-    search = functools.partial(
-        lcsc_opt.search, "model*.pt", build=functools.partial(nn.Conv2d, 3, 3, 1, bias=False), name="keyed"
-    )
-    sampled = functools.partial(
-        search,
-        sample=lambda net, noise: torch.tanh(net(noise)),
-        reference="real",
-        image_shape=(3, 8, 8),
-        images=20,
-        settings={"key": "model", "held_out_metrics": [], "device": "cpu"},
-        loss=PIXELS,
-        budget=2,
-        resume=True,
-    )
-    result = sampled(held_out=20)
+    settings = {"key": "model", "held_out_metrics": [], "device": "cpu"}
+    sampled = functools.partial(search_images, "model*.pt", name="keyed", settings=settings, resume=True)
+    result = sampled()
     trajectory: Any = result.study.objective.trajectory
     assert float(trajectory.checkpoint(-1)["weight"][0, 0]) == pytest.approx(0.3)
     assert "trainer's EMA" in repr(result)
@@ -686,22 +671,8 @@ def test_of_two_state_dicts_in_a_file_the_key_chooses_and_the_average_is_compare
 
 @pytest.mark.usefixtures("real_images")
 def test_images_are_sampled_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    trained = {step: {"weight": torch.full((3, 3, 1, 1), 0.1 * step)} for step in range(1, 4)}
-    for options, optimizer in (({}, "LCSCGradient"), ({"loss": "precision@pixels"}, "LCSCQuadratic")):
-        settings: dict[str, Any] = {"loss": "fid@pixels", **options}
-        result = lcsc_opt.search(
-            trained,
-            build=lambda: nn.Conv2d(3, 3, 1, bias=False),
-            sample=lambda net, noise: torch.tanh(net(noise)),
-            reference="real",
-            name=optimizer,
-            image_shape=(3, 8, 8),
-            images=20,
-            held_out=20,
-            settings={"held_out_metrics": [], "device": "cpu"},
-            budget=2,
-            **settings,
-        )
+    for loss, optimizer in (("fid@pixels", "LCSCGradient"), ("precision@pixels", "LCSCQuadratic")):
+        result = search_images(name=optimizer, loss=loss)
         assert result.studies[1].name == f"{optimizer}/{optimizer}/0"
         assert result.studies[1].held_out is not None
         warned = "real images for each effective dimension of its features" in capsys.readouterr().err

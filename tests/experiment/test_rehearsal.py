@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from optuna.storages import RDBStorage
 
 from lcsc_opt import load_study
-from lcsc_opt.base.records import Candidate
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.objective.merge_sample_score import REHEARSED
 from tests.commands import Typed
 
@@ -34,6 +30,12 @@ class Net(torch.nn.Module):
 def score(model, draw):
     return float(Path(f"{draw.group}.txt").read_text())
 
+def score_while_another_begins(model, draw):
+    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.store import StoredStudy
+    StoredStudy.open_or_create(open_storage("sqlite:///studies.db", write=True), "scored/LCSC/0", {"specification": {}})
+    return 0.5
+
 def broken(model, draw):
     raise KeyError("los")
 """
@@ -41,7 +43,7 @@ def broken(model, draw):
 
 @pytest.fixture(autouse=True)
 def any_duration_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.experiment.rehearsal._NOTICED_SECONDS", 0.0)
+    monkeypatch.setattr("lcsc_opt.experiment.rehearsal.NOTICED_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -83,16 +85,9 @@ def test_data_that_only_the_report_needs_are_asked_for_before_the_search(
     assert "with score 0.5" in typed("run", "scored.yaml").err
 
 
-def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(
-    scored: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_late(url: str, *, write: bool) -> RDBStorage:
-        storage = open_storage(url, write=write)
-        StoredStudy.open_or_create(storage, "scored/LCSC/0", {"specification": {}})
-        return storage
-
-    monkeypatch.setattr("lcsc_opt.database.opened.open_storage", open_late)
-    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", status=2).err
+def test_a_study_that_another_process_makes_during_the_rehearsal_is_not_run(scored: Path, typed: Typed) -> None:
+    late = "objective.settings.score=scored_parts:score_while_another_begins"
+    assert "another process has just changed it" in typed("run", "scored.yaml", "~held_out", late, status=2).err
 
 
 def test_what_is_broken_is_refused_before_anything_is_stored(scored: Path, typed: Typed) -> None:
@@ -189,22 +184,6 @@ def test_what_would_stop_a_later_search_stops_the_run_before_its_first_trial(
     assert not (sampled / "studies.db").exists()
 
 
-def test_a_later_search_is_rehearsed_in_its_own_rows(
-    sampled: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, ...]] = []
-    submit = InProcessEvaluator.submit
-
-    def noted(self: InProcessEvaluator, candidate: Candidate) -> Any:
-        shapes.append(candidate.coefficients.shape)
-        return submit(self, candidate)
-
-    monkeypatch.setattr(InProcessEvaluator, "submit", noted)
-    rows = {"weight": "*weight", "bias": "*bias"}
-    typed("run", "sampled.yaml", "--dry-run", f"space.rows={rows}", "~held_out")
-    assert shapes[0] == (2, 3)
-
-
 def test_a_search_that_cannot_run_does_not_stop_one_that_continues(sampled: Path, typed: Typed) -> None:
     begin = ("run", "sampled.yaml", "objective.settings.sampler=sampled_parts:without_graph", "~held_out")
     typed(*begin, "--optimizer", "EMAGrid", "budget.evaluations=2")
@@ -218,7 +197,8 @@ def test_a_dry_run_says_how_long_a_trial_takes_and_a_second_run_does_not_rehears
     said = typed("run", "sampled.yaml", "--dry-run")
     assert "sampled: a trial with its gradient takes about" in said.err
     assert re.search(
-        r"sampled: the whole run takes up to about [0-9.]+ s: its searches about [0-9.]+ s, choosing .* [0-9.]+ s\n",
+        r"sampled: the whole run takes up to about [0-9.]+ s: what came before .* s, its searches about .* s, "
+        r"choosing .* [0-9.]+ s\n",
         said.err,
     )
     assert "sampled/LCSCGradient/0" in said.out
@@ -335,3 +315,31 @@ def test_a_gradient_with_holes_is_refused(scores: Path, typed: Typed, name: str)
 
 def test_a_gradient_without_holes_is_followed(scores: Path, typed: Typed) -> None:
     assert "after 3 evaluations" in typed(*score("steady", "LCSCGradient")).err
+
+
+KEEPS_FIRST = """
+
+class Cached(Net):
+    def forward(self):
+        if not hasattr(self, "first"):
+            self.first = self.weight.detach().clone()
+        return self.first[0] / 1000 + (self.weight[0] - 25) ** 2
+
+class Plain(Net):
+    def forward(self):
+        return (self.weight[0] - 25) ** 2
+
+def value(model, draw):
+    return float(model())
+"""
+
+
+@pytest.mark.parametrize(("model", "is_warned"), [("Cached", True), ("Plain", False)])
+def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answer_is_loaded_anew(
+    scored: Path, typed: Typed, model: str, is_warned: bool
+) -> None:
+    (scored / "scored_parts.py").write_text(PARTS + KEEPS_FIRST)
+    changes = [f"objective.settings.model=scored_parts:{model}", "objective.settings.score=scored_parts:value"]
+    said = typed("run", "scored.yaml", *changes).err
+    assert ("in a new network" in said) == is_warned
+    assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned

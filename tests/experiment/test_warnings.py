@@ -67,10 +67,10 @@ def test_an_improvement_in_everything_is_no_cost() -> None:
 
 def test_costs_are_named_with_both_values_and_what_to_do() -> None:
     costly = report({"fid": 2.5, "precision": 0.557, "near": 2.87}, {"fid": 28.0, "precision": 0.62, "near": 2.87})
-    assert warned(costly) == (
-        "the answer has a cost, compared with the last checkpoint: precision 0.62 → 0.557. Compare images of both "
-        "models before you use it, or search with keep: precision"
-    )
+    said = warned(costly)
+    assert "precision 0.62 → 0.557" in said
+    assert "search with keep: precision" in said
+    assert "near" not in said
     kept = Yardstick({}, kept="near", bound=9.0)
     assert "search with keep" not in warned(costly, yardstick=kept)
     within_the_error = report({"fid": 2.5, "precision": 0.615}, {"fid": 28.0, "precision": 0.62})
@@ -96,10 +96,9 @@ def test_the_costs_are_against_the_best_that_was_there_in_the_metric_of_the_sent
 def test_a_gain_that_turns_in_another_sampler_is_a_warning() -> None:
     here = ({"fid": 2.5, CLIP: 84.0}, {"fid": 28.0, CLIP: 268.0})
     turned = report(*here, others=({"fid": 9.0, CLIP: 100.0}, {"fid": 10.0, CLIP: 69.0}))
-    assert warned(turned) == (
-        "in another sampler the answer is worse than the last checkpoint: fid@clip 69 → 100 with DDIM, 12 model calls; "
-        "with DDIM, 3 model calls, fid@clip 268 → 84. Use it only with the sampler that it was searched with"
-    )
+    said = warned(turned)
+    assert "fid@clip 69 → 100 with DDIM, 12 model calls" in said
+    assert "fid@clip 268 → 84. Use it only with the sampler" in said
     alike = report(*here, others=({"fid": 9.0, CLIP: 69.5}, {"fid": 10.0, CLIP: 69.0}))
     assert warned(alike) == ""
 

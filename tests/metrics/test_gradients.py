@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FeatureExtractor, FrechetReference, Reference, distances, extract
+from lcsc_opt.metrics import FeatureExtractor, FrechetReference, Reference, extract
 from lcsc_opt.metrics.distances import kernel_distance
 from lcsc_opt.metrics.tones import Tones
 from tests.metrics.examples import differences, features_of, fill, suite
@@ -51,15 +51,8 @@ def test_images_that_are_all_alike_have_the_gradient_of_their_mean(count):
     np.testing.assert_allclose(gradient, np.full((count, 8), 2 / count), atol=1e-6)
 
 
-@pytest.fixture(params=["all", "subsets"])
-def subset_sizes(request, monkeypatch):
-    monkeypatch.setattr(distances, "SUBSETS", 4)
-    if request.param == "subsets":
-        monkeypatch.setattr(distances, "SUBSET_SIZE", 7)
-
-
-@pytest.mark.parametrize("real", [12, 15])
-def test_gradient_of_kid_is_that_of_central_differences(subset_sizes, real):
+@pytest.mark.parametrize("real", [12, 15, 9], ids=["all", "subsets of the real", "subsets of the samples"])
+def test_gradient_of_kid_is_that_of_central_differences(real):
     samples, others = features(12, 5, 0), torch.from_numpy(features(real, 5, 1))
 
     def value(at):

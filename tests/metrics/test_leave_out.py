@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.jackknife import GROUPS, group_of_each, half_width, standard_error
 from lcsc_opt.metrics import Reference
-from lcsc_opt.metrics.feature_metrics import FeatureMetrics, scores_of_splits
+from lcsc_opt.metrics.feature_metrics import MOST_KEPT, FeatureMetrics, scores_of_splits
 from lcsc_opt.metrics.names import Formula
 from tests.metrics.examples import Classifier, fill, images, reference, suite
 from tests.metrics.test_fidelity import drawn, reference_of
@@ -53,9 +53,8 @@ def without(metrics: FeatureMetrics, formula: Formula) -> Any:
 
 
 @pytest.mark.parametrize("formula", EXACT)
-@pytest.mark.parametrize("block", [2**27, 2000])
-def test_it_is_the_metric_of_the_other_images(formula, block, monkeypatch):
-    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", block)
+@pytest.mark.usefixtures("blocks")
+def test_it_is_the_metric_of_the_other_images(formula):
     real = with_held_out()
     samples = drawn(COUNT, shift=0.3)
     labels = group_of_each(COUNT)
@@ -85,11 +84,8 @@ def test_kid_without_a_group_is_that_of_the_other_images():
         assert values[group] == pytest.approx(float(within + within_real - 2 * across), rel=1e-6)
 
 
-@pytest.mark.parametrize("block", [2**27, 2000])
-def test_recall_without_a_group_is_that_of_the_others_spheres_among_all(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", block)
+@pytest.mark.usefixtures("blocks")
+def test_recall_without_a_group_is_that_of_the_others_spheres_among_all() -> None:
     real, samples = drawn(60, seed=1), drawn(COUNT, shift=0.3)
     radii = torch.cdist(samples, samples).sort(dim=1).values[:, 3]
     inside = torch.cdist(real, samples) <= radii
@@ -224,12 +220,9 @@ def test_parts_of_an_evaluation_merge_with_their_groups():
         np.testing.assert_allclose(column, at_once[name], rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["few", "large"])
-def test_too_few_images_or_too_many_numbers_have_none(case, monkeypatch):
-    count = 99 if case == "few" else 150
-    if case == "large":
-        monkeypatch.setattr("lcsc_opt.metrics.feature_metrics.MOST_KEPT", 150 * 16 - 1)
+@pytest.mark.parametrize(("count", "total"), [(99, 99), (150, MOST_KEPT // 16 + 1)], ids=["few", "large"])
+def test_too_few_images_or_too_many_numbers_have_none(count, total):
     scores = suite({"inception": reference()}, held_out_metrics=[])
-    metrics = fill(scores.image_metrics(count, group="held-out", error=True), images(count))
+    metrics = fill(scores.image_metrics(total, group="held-out", error=True), images(count))
     assert metrics.compute()[0] > 0
     assert metrics.without_each_group().keys() <= {"outside"}

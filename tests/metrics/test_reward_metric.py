@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import MetricSuite, Reference, from_settings
+from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
+from lcsc_opt.metrics.from_settings import MOST_IMAGES
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import (
@@ -86,13 +87,12 @@ def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user
 
 
 def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
-    scores = made(loss={"reward": -1, "fid": 1})
+    scores = suite(rewards(reward=bright), loss={"reward": -1})
     upscaled = images(300).repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = float(upscaled.double().var(dim=0, correction=0).mean().sqrt())
     for count in (300, 10):  # as moments, and as rows
-        metrics = scores.image_metrics(count, group="held-out")._features["thumbnails"]
-        metrics.update(scores.references["thumbnails"].extractor(upscaled))
-        assert metrics.compute("spread") == pytest.approx(expected, rel=1e-5)
+        metrics = fill(scores.image_metrics(count, group="held-out"), upscaled).compute()[1]
+        assert metrics["spread"] == pytest.approx(expected, rel=1e-5)
     assert score(scores, images(1).repeat(50, 1, 1, 1), held_out=True)[1]["spread"] == pytest.approx(0, abs=1e-6)
 
 
@@ -141,10 +141,10 @@ def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
     compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
     assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
-    monkeypatch.setattr(from_settings, "MOST_IMAGES", 3)
-    lean = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
+    np.savez(tmp_path / "many.npz", np.broadcast_to(pixels(1, 4, 4), (MOST_IMAGES + 1, 4, 4, 3)))
+    lean = score(build_scores(**alone, **own, reference=str(tmp_path / "many.npz")), held_out=True)[1]
     assert "fid" in lean
     assert "precision" not in lean
-    assert "the reference has 30 images and more than 3 take long" in capsys.readouterr().err
+    assert "the reference has 100,001 images and more than 100,000 take long" in capsys.readouterr().err
     with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
         Loss.parse("held_out_reward")

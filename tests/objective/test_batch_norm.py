@@ -102,6 +102,16 @@ def test_the_same_candidate_has_the_same_loss_whatever_was_there_before_and_howe
     assert other(SIGNED) == pytest.approx(expected, rel=1e-4)
 
 
+def test_they_are_combined_as_weights_if_the_user_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merging = objective(folder, batch_norm="merged")
+    assert "are estimated again" not in capsys.readouterr().err
+    half = np.array([0.5, 0.5, 0.0])
+    merging.images(half, SEARCH, 4)
+    state = merging.sampler.weights.trained.state_dict()  # type: ignore[attr-defined]
+    torch.testing.assert_close(state["1.running_var"], torch.full((4,), 2.5))
+    assert merging.describe() != objective(folder).describe()
+
+
 def test_networks_without_it_cost_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without = objective(folder, "plain")
     assert without.describe()["batch_norm"] is None

@@ -28,9 +28,7 @@ OWN = "tests.objective.test_init_runs"
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 
-@pytest.fixture(autouse=True)
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcsc_opt.exports.images.PAIRS", 12)
+pytestmark = pytest.mark.usefixtures("workplace", "few_pairs")
 
 
 def init(*arguments: str) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def test_images(capsys: pytest.CaptureFixture[str]) -> None:
     real_images("real")
     study = init("diffusers", "out", "reference=real", *SMALL)
     assert study["objective"]["settings"]["sampler"] == {"steps": 50}
-    runs(capsys, study, "objective.settings.sampler.steps=2")
+    runs(capsys, study, "objective.settings.sampler={steps: 2, also: {steps: 3}}")
 
 
 def test_a_snapshot_of_edm(capsys: pytest.CaptureFixture[str]) -> None:

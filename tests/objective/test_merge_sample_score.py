@@ -15,8 +15,8 @@ from lcsc_opt.metrics import FrechetReference, MetricSuite, Reference
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from tests.consistency_sampler import ConsistencySampler
 from tests.metrics.examples import Pixels, suite
+from tests.sampling.consistency_sampler import ConsistencySampler
 
 STEPS = (10, 20, 30, 40)
 EMA = ema_coefficients(STEPS, 0.95)

@@ -42,9 +42,7 @@ def test_a_reward_without_a_graph_is_searched_without_a_gradient(tmp_path: Path)
         made.evaluate(Candidate(EMA, gradient=True))
 
 
-def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(tmp_path: Path) -> None:
     seen: list[str] = []
 
     def prompted(images: Tensor, prompts: list[str]) -> Tensor:
@@ -55,7 +53,7 @@ def test_each_image_is_scored_with_its_own_prompt_also_on_the_way_back(
         return [str(index if noise.group == SEARCH.group else -1) for index in range(start, stop)]
 
     made = objective(tmp_path, prompted, images=20)
-    monkeypatch.setattr(made.sampler, "prompts_of", prompts_of, raising=False)
+    made.sampler.prompts_of = prompts_of  # type: ignore[attr-defined]
     evaluation = made.evaluate(Candidate(EMA, gradient=True))
     assert sorted(map(int, set(seen))) == list(range(20))
     move = np.random.default_rng(0).standard_normal(len(EMA))

@@ -32,7 +32,10 @@ class TinyPrecond(Persistent):
         s = sigma.reshape(-1, 1, 1, 1)
         norm = (s**2 + self.sigma_data**2).sqrt()
         c_noise = (s.log() / 4).expand(len(x), 1, *x.shape[2:])
-        output = self.layers(torch.cat([x / norm, c_noise], 1))
+        inputs = torch.cat([x / norm, c_noise], 1)
+        if self.use_fp16:
+            inputs = inputs.half().float()
+        output = self.layers(inputs)
         if self.classes is not None and class_labels is not None:
             output = output + self.classes(class_labels)[:, :, None, None]
         return self.sigma_data**2 / norm**2 * x + s * self.sigma_data / norm * output

@@ -37,7 +37,7 @@ def sampler(pipeline: Any, *, most_bytes: int | None = None, **changes: Any) -> 
     settings = {"component": component, "prompts": PROMPTS, "noise": ImageNoise(3), "steps": 2, **changes}
     made = LatentDiffusionSampler(pipeline, **settings)
     if most_bytes is not None:
-        made._encoded_prompts = EncodedPrompts(most_bytes)
+        made.encoded_prompts = EncodedPrompts(most_bytes)
     return made
 
 
@@ -80,32 +80,18 @@ def test_each_prompt_is_encoded_once_and_the_images_stay_the_same(
     assert "encode_prompt" not in vars(pipeline)
 
 
-def test_embeddings_do_not_depend_on_the_batch_that_a_prompt_comes_in(tmp_path: Path) -> None:
-    pipeline = tiny_pipelines.pixart(tmp_path)
-    together = sampler(pipeline)
-    together.sample(SEARCH, 0, 3)
-    alone = sampler(pipeline)
-    for image in (2, 0, 1):
-        alone.sample(SEARCH, image, image + 1)
-    embeddings = together._encoded_prompts._embeddings
-    assert set(embeddings) == set(alone._encoded_prompts._embeddings)
-    for key, tensors in embeddings.items():
-        for one, other in zip(tensors, alone._encoded_prompts._embeddings[key], strict=True):
-            assert one is other is None or torch.equal(one, other)  # type: ignore[arg-type]
-
-
 def test_memory_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = tiny_pipelines.stable_diffusion(tmp_path)
     prompt_bytes = 2 * 16 * 16 * 4  # of the prompt and the negative one: tokens, features, float32
     kept = sampler(pipeline, guidance_scale=4.0, negative_prompt="blurry")
     kept.sample(SEARCH, 0, 3)
-    assert kept._encoded_prompts.used_bytes == len(PROMPTS) * prompt_bytes
+    assert kept.encoded_prompts.used_bytes == len(PROMPTS) * prompt_bytes
     bounded = sampler(pipeline, guidance_scale=4.0, negative_prompt="blurry", most_bytes=2 * prompt_bytes)
     with counted_calls(pipeline) as calls:
         for _ in range(3):
             images = bounded.sample(SEARCH, 0, 3)
     assert len(calls) == 2 * (2 + 3)  # with the negative one: two prompts once, the third three times
-    assert bounded._encoded_prompts.used_bytes == 2 * prompt_bytes
+    assert bounded.encoded_prompts.used_bytes == 2 * prompt_bytes
     assert torch.equal(images, kept.sample(SEARCH, 0, 3))
     assert capsys.readouterr().err.count("the others are encoded again with each batch") == 1
 

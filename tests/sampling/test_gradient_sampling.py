@@ -30,7 +30,7 @@ from lcsc_opt.sampling import (
     build_scheduler,
 )
 from lcsc_opt.sampling.base import ModuleWeights
-from tests.consistency_sampler import ConsistencySampler
+from tests.sampling.consistency_sampler import ConsistencySampler
 
 SHAPE = (1, 4, 4)
 CPU = NetworkSettings(device="cpu")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
@@ -59,14 +58,14 @@ class _Small(nn.Module):
 
 
 @pytest.mark.parametrize("best", ["cpu", "cuda", "mps"])
-def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch, best: str) -> None:
-    monkeypatch.setattr(accelerator, "names", lambda: [f"{best}:0"] if best != "cpu" else [])
+def test_auto_takes_the_best_device_there_is(set_devices: Any, best: str) -> None:
+    set_devices(*([f"{best}:0"] if best != "cpu" else []))
     assert NetworkSettings().torch_device() == torch.device(best)
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("gpu", 0), ("cuda:x", 1), ("meta", 0)])
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
-    monkeypatch.setattr(accelerator, "names", lambda: [f"cuda:{index}" for index in range(gpus)])
+def test_a_device_that_is_not_there_is_refused(set_devices: Any, device: str, gpus: int) -> None:
+    set_devices(*(f"cuda:{index}" for index in range(gpus)))
     with pytest.raises(ObjectiveError, match=f"device: {device} is not available; expected auto or one of cpu"):
         NetworkSettings(device=device).torch_device()
 

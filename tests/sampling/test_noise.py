@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -72,11 +71,10 @@ IMAGE_BYTES = 4 * 2 * 3 * 3
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 12))
 def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> None:
-    noise = ImageNoise(0)
-    with mock.patch("lcsc_opt.sampling.noise.CACHE_BYTES", bound * IMAGE_BYTES):
-        for start, size in enumerate(sizes):
-            assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
-            assert sum(tensor.nbytes for tensor in noise._cache.values()) <= bound * IMAGE_BYTES
+    noise = ImageNoise(0, cache_bytes=bound * IMAGE_BYTES)
+    for start, size in enumerate(sizes):
+        assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
+        assert noise.cached_bytes <= bound * IMAGE_BYTES
 
 
 def step_noise(noise: Noise = SEARCH, start: int = 0, stop: int = 20, *, seed: int = 0) -> torch.Tensor:

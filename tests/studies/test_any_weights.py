@@ -115,12 +115,10 @@ def adapter(folder: Path) -> Any:
 @pytest.mark.parametrize("made", [language_model, gpt2, adapter])
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
-def test_a_language_models_score_is_its_trainers(
-    made: Callable[[Path], Any], example: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_language_models_score_is_its_trainers(made: Callable[[Path], Any], example: Any) -> None:
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    monkeypatch.setattr(example, "TOKENIZER", "model")
+    example.TOKENIZER = "model"
     model = made(Path("model"))
     randomize(model, 1)
     write(example.TEXTS["held-out"], 16)
@@ -139,8 +137,8 @@ def test_a_language_models_score_is_its_trainers(
 
 
 @pytest.mark.parametrize("example", ["language_model"], indirect=True)
-def test_a_language_model_is_searched(workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example, "TOKENIZER", "runs/checkpoint-300")
+def test_a_language_model_is_searched(workplace: Path, example: Any) -> None:
+    example.TOKENIZER = "runs/checkpoint-300"
     save_models()
     for file in example.TEXTS.values():
         write(file, 16)
@@ -156,8 +154,8 @@ def test_adapters_are_searched_in_their_network_and_exported_for_peft(
 ) -> None:
     from peft import PeftModel
 
-    monkeypatch.setattr(example, "TOKENIZER", "base")
-    monkeypatch.setattr(example, "BATCH", 16)  # all texts, in whatever order
+    example.TOKENIZER = "base"
+    example.BATCH = 16  # all texts, in whatever order
     language_model(Path("base")).save_pretrained("base")
     Path("adapted_here.py").write_text(ADAPTED)
     monkeypatch.syspath_prepend(str(Path.cwd()))
@@ -200,12 +198,12 @@ def clip(folder: Path) -> None:
 @pytest.mark.parametrize("example", ["clip_reward"], indirect=True)
 @pytest.mark.parametrize("shape", [(40, 40), (50, 90)])
 def test_the_clip_score_is_that_of_transformers_own_processor(
-    workplace: Path, example: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    workplace: Path, example: Any, shape: tuple[int, int]
 ) -> None:
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     clip(workplace / "clip")
-    monkeypatch.setattr(example, "FOLDER", "clip")
+    example.FOLDER = "clip"
     prompts = ["a cat", "two dogs, old"]
     levels = torch.randint(0, 256, (2, 3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in levels]
@@ -249,15 +247,13 @@ def test_a_command_scores_a_model_on_the_disk(workplace: Path, example: Any, typ
 
 
 @pytest.mark.parametrize("example", ["command"], indirect=True)
-def test_a_command_that_leaves_a_process_with_its_output_blocks_nothing(
-    workplace: Path, example: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_leaves_a_process_with_its_output_blocks_nothing(workplace: Path, example: Any) -> None:
     start = time.monotonic()
     assert example.run(["sh", "-c", "sleep 60 & echo $!"], Path("output.txt")) == Path("output.txt").read_text()
     left = int(Path("output.txt").read_text())
     with pytest.raises(subprocess.CalledProcessError):
         example.run(["sh", "-c", "sleep 60 & exit 3"], Path("output.txt"))
-    monkeypatch.setattr(example, "SECONDS", 0.5)
+    example.SECONDS = 0.5
     with pytest.raises(subprocess.TimeoutExpired):
         example.run(["sh", "-c", "trap '' TERM; sleep 60"], Path("output.txt"))
     assert time.monotonic() - start < 20

@@ -23,8 +23,8 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.trajectory import Trajectory
-from tests.consistency_sampler import ConsistencySampler
 from tests.objectives.image_objectives import PIXELS, settings
+from tests.sampling.consistency_sampler import ConsistencySampler
 from tests.studies import code_bases
 
 FOLDER = (SHIPPED / "studies") / "paper" / "full"

@@ -73,7 +73,7 @@ def test_the_study_goes_from_training_which_continues_to_a_lora_that_its_pipelin
     assert (folder / "pipeline/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
     checkpoints = sorted(path.name for path in Path("runs/lora/lora-0").iterdir())
     assert checkpoints == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    typed("run", "lora.yaml", "--optimizer", "LCSCGradient", "--optimizer", "LCSC", *SHORT)
+    typed("run", "lora.yaml", "--optimizer", "LCSCGradient", *SHORT)
     study = lcsc_opt.load_study("lora/LCSCGradient/0")
     objective: Any = study.objective
     assert study.coefficients.shape == (len(lora_modules(objective.trajectory.names)), 3), "a row for each module"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import TrialState
 
-import lcsc_opt
 from lcsc_opt.base.errors import MetricError, ObjectiveError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import store
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
@@ -94,33 +89,6 @@ def undisturbed(study: StoredStudy, evaluations: int) -> list[tuple[int, str, fl
 
 def states(study: StoredStudy) -> list[str]:
     return [trial.state.name for trial in study.trials()]
-
-
-@pytest.mark.parametrize("written", [1, 2, 3])  # attempts, reason, cost; the state came last
-def test_a_failure_that_a_crash_cut_off_in_an_older_version_is_not_evaluated_again(
-    study: StoredStudy, written: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "one_transaction", contextlib.nullcontext)  # each attribute was committed by itself
-    write, names = study.storage.set_trial_user_attr, list[str]()
-
-    def cut_off(trial_id: int, name: str, value: Any) -> None:
-        write(trial_id, name, value)
-        if names or (name == "attempts" and len(value) == 2):
-            names.append(name)
-        if len(names) == written:
-            raise Killed
-
-    twice = FailureSpec(retries=1, in_a_row=None)
-    monkeypatch.setattr(study.storage, "set_trial_user_attr", cut_off)
-    with pytest.raises(Killed):
-        search(study, Breaking(0, 1, reason="b"), failures=twice)
-    monkeypatch.undo()
-    going_on = Breaking()
-    search(study, going_on, failures=twice)
-    [first, *others] = study.trials()
-    assert first.state == TrialState.FAIL
-    assert len(first.user_attrs["attempts"]) == 2
-    assert going_on.calls == len(others) == 7
 
 
 def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reason_where_it_was(
@@ -200,14 +168,14 @@ class TestRetryFailed:
     ) -> None:
         search(study, Breaking(7))
         study.set_attribute("search_ended", {"evaluations": 8, "exhausted": False})
-        written, write = iter(range(9)), study.set_attribute
+        written, write = iter(range(9)), study.storage.set_study_user_attr
 
-        def interrupted(name: str, value: Any) -> None:
+        def interrupted(key: int, name: str, value: Any) -> None:
             if next(written) == 2:
                 raise Killed
-            write(name, value)
+            write(key, name, value)
 
-        monkeypatch.setattr(study, "set_attribute", interrupted)
+        monkeypatch.setattr(study.storage, "set_study_user_attr", interrupted)
         with pytest.raises(Killed):
             study.retry_failed()
         assert study.attributes["search_ended"] is None
@@ -241,38 +209,3 @@ def test_an_error_of_ours_prints_one_line_without_the_code_that_raised_it(
     printed = capsys.readouterr().err
     assert "ObjectiveError: no model" in printed
     assert "  File" not in printed
-
-
-LOSSES = """
-import pathlib, time
-
-def loss(coefficients):
-    time.sleep(0.02)
-    if pathlib.Path("broken").exists():
-        raise ValueError("broken")
-    return float(((coefficients - 0.1) ** 2).sum())
-"""
-
-
-def test_failed_trials_are_repeated_though_their_time_is_over(workplace: Path) -> None:
-    (workplace / "timed_losses.py").write_text(LOSSES)
-    study = {
-        "name": "timed",
-        "objective": {"file": "function.py", "settings": {"callable": "timed_losses:loss", "steps": [10, 20, 30]}},
-        "optimizers": ["LCSC"],
-        "failures": {"retries": 0, "in_a_row": None},
-        "held_out": None,
-    }
-
-    def run(seconds: float, *, retry_failed: bool = False) -> list[str]:
-        lcsc_opt.run({**study, "budget": {"seconds": seconds}}, retry_failed=retry_failed)
-        return [trial["state"] for trial in lcsc_opt.load_study("timed/LCSC/0").trials]
-
-    succeeded = len(run(0.2))
-    (workplace / "broken").touch()
-    asked = run(0.4)
-    assert set(asked[succeeded:]) == {"FAIL"}
-    (workplace / "broken").unlink()
-    repeated = run(0.4, retry_failed=True)
-    assert len(repeated) >= len(asked)
-    assert set(repeated) == {"COMPLETE"}

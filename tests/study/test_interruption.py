@@ -13,7 +13,7 @@ import yaml
 from optuna.trial import TrialState
 
 from lcsc_opt.cli import run as lcsc
-from tests.processes import Ended, lcsc_process
+from tests.processes import Ended, Lcsc, lcsc_process
 
 MODULE = """
 import os, signal
@@ -29,12 +29,15 @@ def count(*_):
     if seen == int(AT):
         os.kill(os.getpid(), getattr(signal, NAME))
 
-if EVENT != "evaluation":
+if EVENT not in ("evaluation", "worker"):
     sa.event.listen(sa.Engine, EVENT, count)
 
 def loss(coefficients):
     if EVENT == "evaluation":
         count()
+    if EVENT == "worker" and not os.path.exists("killed"):
+        open("killed", "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
 """
 EVALUATIONS = 20
@@ -66,9 +69,9 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "long.yaml").write_text(yaml.safe_dump(STUDY))
 
 
-def run(signal_at: str) -> Ended:
+def run(signal_at: str, *changes: str) -> Ended:
     """A search to which a signal comes at the n-th event of a kind."""
-    return lcsc_process("run", "long.yaml", environment={"LCSC_TEST_SIGNAL": signal_at})
+    return lcsc_process("run", "long.yaml", *changes, environment={"LCSC_TEST_SIGNAL": signal_at})
 
 
 def trials() -> Trials:
@@ -98,3 +101,29 @@ def test_a_search_interrupted_again_and_again_ends_as_the_undisturbed_one(
     assert {len(study) for study in undisturbed.values()} == {EVALUATIONS}
     with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_after_a_kill_end_as_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(workplace, monkeypatch)
+    assert lcsc(["run", "long.yaml"]) == 0
+    undisturbed = trials()
+    Path("studies.db").unlink()
+    assert run("SIGKILL evaluation 9").status == -signal.SIGKILL
+    both = [Lcsc("run", "long.yaml") for _ in range(2)]
+    assert [running.wait().status for running in both] == [0, 0]
+    assert trials() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_an_attempt_and_nothing_else(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(workplace, monkeypatch)
+    assert run("SIGKILL evaluation 0", "workers=2").status == 0
+    undisturbed = trials()
+    Path("studies.db").unlink()
+    ended = run("SIGKILL worker 0", "workers=2")
+    assert ended.status == 0, ended.err
+    assert Path("killed").exists()
+    assert trials() == undisturbed

@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory import Trajectory, tiles
 from tests.trajectory.trajectory_examples import make_trajectory
 
 
 @pytest.fixture
 def trajectory(tmp_path: Path) -> Trajectory:
     return make_trajectory(tmp_path / "run.trajectory")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that end inside tensors."""
+    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)

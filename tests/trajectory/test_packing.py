@@ -205,16 +205,17 @@ def test_packed_trajectory_opens_as_it_is(files, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys, monkeypatch):
+def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys):
     cache = tmp_path / "cache"
     first = open_or_pack(str(tmp_path / "model*"), folder=cache)
     assert first.path.parent == cache
     assert str(first.path) in capsys.readouterr().err
     assert first.sha256 == pack(files, tmp_path / "t").sha256
-    monkeypatch.setattr(filling, "read_checkpoint", None)  # nothing is read again
+    written = (first.path / "weights.bin").stat()
     assert open_or_pack(tmp_path / "model*", folder=cache).path == first.path
     assert open_or_pack(files[::-1], folder=cache).path == first.path
     assert {path.name for path in first.path.parent.iterdir()} == {first.path.name}
+    assert (first.path / "weights.bin").stat() == written
 
 
 def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
@@ -253,39 +254,38 @@ def test_rows_of_half_precision_are_the_rounded_checkpoints(files, tmp_path, dty
 
 
 def pack_step_by_step(files, cache, pipe):
-    """Wait for a message before each file is read; sends the SHA-256 at the end."""
-    plain = filling.read_checkpoint
+    """Wait for a message before the trajectory is written; sends the SHA-256 at the end."""
 
-    def reading(path, *, key):
-        pipe.send("read")
-        pipe.recv()
-        return plain(path, key=key)
+    def waiting(event, arguments):
+        if event == "open" and str(arguments[0]).endswith("weights.bin") and not said:
+            said.append("writes")
+            pipe.send("writes")
+            pipe.recv()
 
-    filling.read_checkpoint = reading  # type: ignore[assignment]
+    said: list[str] = []
+    sys.addaudithook(waiting)
     pipe.send(open_or_pack(files, folder=cache).sha256)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
-def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
+def test_second_process_waits_for_the_first(files, tmp_path, capsys):
     """As the workers of one study do, each of which builds the objective."""
     cache = tmp_path / "cache"
     worker, workers_end = CONTEXT.Pipe()
     process = forked(pack_step_by_step, files, cache, workers_end)
     process.start()
     workers_end.close()
-    assert worker.recv() == "read"  # it packs, and now stands still
+    assert worker.recv() == "writes"  # it packs, and now stands still
     (partial,) = cache.glob(".*.lock")
     with pytest.raises(TrajectoryError, match="Another process packs to"):
         pack(files, partial.with_name(partial.name[1:].removesuffix(".lock")))
-    monkeypatch.setattr(filling, "read_checkpoint", None)  # the first has packed what it opens
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(open_or_pack, files, folder=cache)
         wait_until(lambda: "waiting" in capsys.readouterr().err)
         assert not waiting.done()
-        for _ in [files[0], *files]:  # the first is read twice
-            worker.send("go on")
+        worker.send("go on")
         trajectory = waiting.result(timeout=120)
-    assert [worker.recv() for _ in [files[0], *files]][-1] == trajectory.sha256
+    assert worker.recv() == trajectory.sha256
     process.join()
     assert trajectory.steps == STEPS
     assert names(cache) == {trajectory.path.name}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, placement, tiles
+from lcsc_opt.trajectory import Trajectory, placement
 from lcsc_opt.trajectory.placement import Placement
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, append, make_trajectory, same_bits, state_dict
 
@@ -27,12 +27,10 @@ def way(request: pytest.FixtureRequest) -> Placement:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_reads(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
     """So that segments have several reads, and reads several tiles."""
     monkeypatch.setattr(placement, "READ_BYTES", 100)
     monkeypatch.setattr(placement, "FEWEST_COLUMNS", 7)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 5)
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
 
 
 def assert_close(merged: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -124,16 +122,6 @@ def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajecto
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
 
 
-def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
-    trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_arguments: object) -> None:
-        raise torch.OutOfMemoryError("meanwhile")
-
+def test_what_memory_holds_is_mapped_without_a_word(trajectory: Trajectory, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory.on("cpu")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(placement, "_room", lambda _device: 100.0)
-    monkeypatch.setattr(placement, "_copied", full)
-    for how in (None, "resident"):  # there was room, until it was taken
-        trajectory.on("cpu", how=how)  # type: ignore[arg-type]
-        assert "are streamed for each merge" in capsys.readouterr().err

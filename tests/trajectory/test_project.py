@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.trajectory import Trajectory, tiles
+from lcsc_opt.trajectory import Trajectory
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, state_dict
 
 K = len(STEPS)
@@ -48,14 +48,12 @@ def test_what_a_merge_does_not_combine_counts_as_zero(trajectory: Trajectory) ->
     assert np.array_equal(trajectory.project(gradients | copied), trajectory.project(gradients))
 
 
-def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trajectory = make_trajectory(
-        tmp_path / "run", weights=lambda step: {"weight": step + torch.arange(2100.0).view(700, 3)}, keep_last=3
-    )
-    gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("rows", [700, 200_000], ids=["one tile", "two tiles"])
+def test_blocks_and_free_slots_change_nothing(tmp_path: Path, rows: int) -> None:
+    weights = torch.arange(3.0 * rows).view(rows, 3) / rows
+    trajectory = make_trajectory(tmp_path / "run", weights=lambda step: {"weight": step + weights}, keep_last=3)
+    gradient = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
-    np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
-    monkeypatch.setattr(tiles, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.trajectory import Trajectory, tiles
+from lcsc_opt.trajectory import Trajectory
 from tests.trajectory.test_project import dense, gradients_like
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, same_bits, state_dict
 
@@ -19,9 +19,7 @@ ROW_OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale
 
 
 @pytest.fixture
-def grouped(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> Trajectory:
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)  # tiles that end inside tensors
+def grouped(trajectory: Trajectory, small_tiles: None) -> Trajectory:
     return trajectory.in_rows({"first": ["weight", "double", "batches"], "second": "b[if]*", "third": GROUPS["third"]})
 
 

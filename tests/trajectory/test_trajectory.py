@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import StudySpecError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, filling, pack, tiles
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, tiles
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, append, bits, interrupt, make_trajectory, same_bits, state_dict
 
@@ -55,11 +57,10 @@ def test_merge_is_the_linear_combination(trajectory, values):
         torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
 
 
-def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch):
+def test_merge_does_not_depend_on_the_block_size(trajectory, request):
     row = np.random.default_rng(0).dirichlet(np.ones(K))
     in_one_tile = trajectory.merge(row)
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
+    request.getfixturevalue("small_tiles")
     assert_near(in_one_tile, trajectory.merge(row))
 
 
@@ -140,10 +141,10 @@ def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, messag
         Trajectory.open(trajectory.path).verify()
 
 
-@pytest.mark.parametrize("block", [1, tiles.TILE_BYTES])
-def test_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
-    monkeypatch.setattr(tiles, "TILE_BYTES", block)
-    monkeypatch.setattr(tiles, "FEWEST_COLUMNS", 4)
+@pytest.mark.parametrize("in_small_tiles", [False, True])
+def test_norms_are_those_of_the_stacked_checkpoints(trajectory, request, in_small_tiles):
+    if in_small_tiles:
+        request.getfixturevalue("small_tiles")
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)
@@ -237,9 +238,12 @@ def test_a_trainers_average_is_packed_with_the_checkpoints(tmp_path):
         longer.verify()
 
 
-def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("write", [1, 2, 3], ids=["first row", "second row", "average"])
+def test_an_interrupted_pack_writes_the_average_when_it_goes_on(tmp_path, monkeypatch, write):
+    two_in_a_file(tmp_path, "model")  # the files
+    shutil.rmtree(tmp_path / "t")
     with monkeypatch.context() as patch:
-        interrupt(patch, filling, "_write_trainer_ema", 1, KeyboardInterrupt())
+        interrupt(patch, os, "write", write, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             two_in_a_file(tmp_path, "model")
     assert same_bits(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -89,8 +90,7 @@ def test_resumed_training_may_come_by_a_second_time(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("weight", "nan"), ("bfloat", "inf"), ("half", "-inf"), ("double", "nan")])
-def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
-    monkeypatch.setattr(matrix, "WRITE_BYTES", 8)  # checked at once
+def test_non_finite_weights_are_refused(tmp_path, name, value):
     append(tmp_path / "t", 1)
     broken = state_dict(2)
     broken[name].view(-1)[-1] = float(value)
@@ -99,6 +99,16 @@ def test_non_finite_weights_are_refused(tmp_path, monkeypatch, name, value):
             writer.append(2, broken)
         assert writer.append(3, state_dict(3))
     assert_whole(tmp_path / "t", [1, 3])
+
+
+def test_a_non_finite_number_at_the_end_of_a_large_tensor_is_found(tmp_path):
+    """Megabytes are checked one after the other."""
+    weight = torch.ones(600_000)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, {"w": weight.clone()})
+        weight[-1] = float("nan")
+        with pytest.raises(TrajectoryError, match="'w' at step 2"):
+            writer.append(2, {"w": weight})
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
@@ -194,6 +204,43 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             break
     assert count > 3 or not wait, "each append calls it"
     assert count > 1
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_crash_at_any_call_while_training_goes_back_leaves_the_old_rows_or_the_new(tmp_path, monkeypatch, name):
+    """It goes back to step 2 of 4, and again after the crash."""
+    for count in itertools.count(1):
+        path = tmp_path / f"{count}"
+        append(path, 1, 2, 3, 4)
+        crashed = False
+        with monkeypatch.context() as patch:
+            interrupt(patch, os, name, count, StopError())
+            try:
+                again_from_step_2(path)
+            except StopError:
+                crashed = True
+        gc.collect()  # the writer's lock ends with it, as with a process
+        trajectory = Trajectory.open(path)
+        trajectory.verify()
+        seeds = [seed_of(trajectory, row) for row in range(len(trajectory))]
+        assert seeds in ([1, 2, 3, 4], [1, 2], [1, 2, 13], [1, 2, 13, 14])
+        again_from_step_2(path)
+        ended = Trajectory.open(path)
+        assert [seed_of(ended, row) for row in range(len(ended))] == [1, 2, 13, 14]
+        if not crashed:
+            break
+    assert count > 1
+
+
+def again_from_step_2(path):
+    with TrajectoryWriter(path, resume=2) as writer:
+        writer.append(3, state_dict(13))
+        writer.append(4, state_dict(14))
+
+
+def seed_of(trajectory, row):
+    """Of which :func:`state_dict` a row is."""
+    return next(seed for seed in (1, 2, 3, 4, 13, 14) if same_bits(trajectory.checkpoint(row), state_dict(seed)))
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.database.summary import improvements, wall_clock
+from lcsc_opt.database.summary import improvements
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
@@ -13,7 +13,7 @@ from lcsc_opt.views.curves import (
     default_axis,
     thinned,
 )
-from tests.history_examples import history, standing, trial_array
+from tests.history_examples import history
 
 losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_size=25)
 
@@ -21,7 +21,7 @@ losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_siz
 @given(losses)
 def test_best_so_far_is_the_minimum_of_all_that_was_told(values: list[float | None]) -> None:
     study = history(values)
-    for axis, unit in (("evaluations", 1), ("images", 10), ("model_calls", 20), ("evaluation_seconds", 1)):
+    for axis, unit in (("evaluations", 1), ("images", 10), ("model_calls", 20), ("seconds", 1)):
         steps = best_so_far(study, axis)
         assert steps.end == unit * len(values)
         for count in range(1, len(values) + 1):
@@ -35,29 +35,6 @@ def test_only_improvements_are_kept() -> None:
     steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
     assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
     assert (steps.first_below(4.5), steps.first_below(4.0), steps.first_below(3.9)) == (4, 4, None)
-
-
-# wall clock
-
-
-def test_wall_clock_counts_short_pauses_and_leaves_interruptions_out() -> None:
-    trials = trial_array([3.0, 2.0, 1.0], seconds=10, gap=2)
-    assert wall_clock(trials).tolist() == [10, 22, 34]
-    trials["started"][2] += 3600
-    trials["ended"][2] += 3600
-    assert wall_clock(trials).tolist() == [10, 22, 32], "an hour away, and the pause around it"
-    trials["ended"][2] += 5000
-    assert wall_clock(trials).tolist() == [10, 22, 32], "evaluated again the next day, under its own number"
-
-
-def test_wall_clock_of_several_workers_is_not_their_sum() -> None:
-    columns = {"started": 1000.0, "ended": [1010.0, 1012.0, 1011.0], "seconds": 10.0}
-    trials = trial_array([3.0, 2.0, 1.0], columns=columns)
-    study = standing(trials)
-    assert wall_clock(trials).tolist() == [10, 12, 11]
-    steps = best_so_far(study, "seconds")
-    assert steps.positions.tolist() == [10, 11], "the third trial ended before the second"
-    assert best_so_far(study, "evaluation_seconds").positions.tolist() == [10, 20, 30]
 
 
 # over seeds

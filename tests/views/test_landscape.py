@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import Plane, plane_grid
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.landscape import Landscape, landscapes
-from lcsc_opt.views.report import write_report
+from lcsc_opt.views.landscape import landscape_figure, landscapes
 from tests.dashboard_site import Site
 from tests.history_examples import measured
 from tests.study_examples import STEPS, add_result, coefficients, write_study
@@ -49,30 +46,25 @@ def write_landscape(
         add_result(study, number, loss(x, y), at=plane.at(x, y))
 
 
-def read(storage: RDBStorage, name: str = NAME) -> Landscape:
-    return Landscape.read(HistoryReader(storage), name)
-
-
 def figure(storage: RDBStorage, name: str = NAME) -> Any:
-    return read(storage, name).figure(HistoryReader(storage))
+    reader = HistoryReader(storage)
+    study = reader.read_study(name)
+    return landscape_figure(reader, study, [each for each in reader.read(study.experiment) if each.study != name])
 
 
 @pytest.mark.parametrize("size", [11, 4])
 def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> None:
     write_landscape(storage, size=size)
-    found = read(storage)
-    np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
-    assert found.plane.labels == ("step 100", "step 200", "step 300")
+    contours = figure(storage).data[0]
+    np.testing.assert_allclose(10**contours.z, [[bowl(x, y) for x in contours.x] for y in contours.y])
 
 
-def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
+def test_a_landscape_that_is_begun_has_holes(storage: RDBStorage) -> None:
     write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
-    found = read(storage)
-    assert np.isnan(found.values[0, 0])
-    assert found.headline == f"{NAME}: lowest FID 1.25 at (0.5, 0.5), 7 of 9 points"
+    assert np.isnan(figure(storage).data[0].z[0, 0])
     write_landscape(storage, "digits/Landscape/1", points=0)
     empty = figure(storage, "digits/Landscape/1")
-    assert "Continue it: lcsc run" in empty.layout.annotations[0].text.replace("<br>", " ")
+    assert "has no value yet" in empty.layout.annotations[0].text.replace("<br>", " ")
 
 
 def test_trials_are_drawn_at_the_nearest_coefficients_and_the_answer_is_large(storage: RDBStorage) -> None:
@@ -83,7 +75,7 @@ def test_trials_are_drawn_at_the_nearest_coefficients_and_the_answer_is_large(st
     expected = [coefficients(n)[1:] for n in (0, 2, 3)]
     np.testing.assert_allclose(np.stack([drawn.x, drawn.y], axis=1), expected, atol=1e-12)
     assert list(drawn.marker.size) == [15, 5, 5], "the answer was chosen on other noise"
-    assert drawn.text[0] == "digits/LCSC/0, trial 0: 4"
+    assert drawn.text[0] == "trial 0: 4"
 
 
 def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
@@ -95,19 +87,10 @@ def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(
     for name, losses in {**searches, "faces/LCSC/0": [2.0]}.items():
         write_study(storage, name, losses)
     write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
-    assert [search.study for search in read(storage).searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
-    assert len(figure(storage).data[2].x) == 5
-    assert landscapes(HistoryReader(storage), "faces") == []
-
-
-def test_a_search_is_no_landscape_and_a_landscape_no_search(storage: RDBStorage, tmp_path: Path) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=measured(2.5, trial=1))
-    with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape"):
-        read(storage, "digits/LCSC/0")
-    write_landscape(storage, loss=lambda *_: 0.1)
-    reader = HistoryReader(storage)
-    assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
-    assert "Landscape" not in write_report(storage, "digits", tmp_path / "digits.html").read_text()
+    drawn = figure(storage).data[1:-1]
+    assert [trace.name for trace in drawn][1:] == ["CMA/0"]
+    assert len(drawn[1].x) == 5
+    assert landscapes(HistoryReader(storage)) == [NAME]
 
 
 @pytest.mark.parametrize("loss", [lambda x, y: bowl(x, y) ** 3, lambda x, y: x])
@@ -116,7 +99,9 @@ def test_the_figure_shows_plane_corners_and_trials(storage: RDBStorage, loss: An
     for name, searched in (("EMAGrid/0", [3.0]), ("LCSC/0", [4.0, 2.0]), ("LCSC/1", [4.0, 2.5])):
         write_study(storage, f"digits/{name}", searched)
     made = figure(storage)
-    assert made.data[0].colorbar.ticktext[-1] == f"{read(storage).values.max():.3g}"
+    assert (
+        made.data[0].colorbar.ticktext[-1] == f"{max(loss(x, y) for x in made.data[0].x for y in made.data[0].y):.3g}"
+    )
     assert made.data[0].type == "contour"
     assert [trace.name for trace in made.data[2:]] == ["LCSC/0", "LCSC/1", "corners"]
     assert made.data[1].name.startswith("EMA*")
@@ -145,18 +130,15 @@ def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: 
         asked = site.call("landscape", "landscape.value", url=query)["landscape"]
         assert asked == {"value": chosen, "options": [NAME]}
     shown = draw(site)
-    assert shown["headline"]["children"] == f"{NAME}: lowest FID 1 at (0.5, 1), 121 of 121 points"
-    assert "LCSC/0, trial 0" in str(shown["plane-new"])
+    assert shown["headline"]["children"] == f"{NAME}: 121 points"
+    assert "LCSC/0" in str(shown["plane-new"])
     assert "plane-new" not in draw(site, triggered="refresh", seen=shown["seen"]["data"])
     write_study(storage, "digits/CMA/0", [1.75])
-    assert "CMA/0, trial 0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["plane-new"])
+    assert "CMA/0" in str(draw(site, triggered="refresh", seen=shown["seen"]["data"])["plane-new"])
 
 
 def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:
     write_study(storage, "digits/LCSC/0", [2.0])
     site = Site(url)
-    command = "lcsc run digits/LCSC/0 --optimizer Landscape"
-    assert draw(site, name=None)["headline"]["children"].endswith(f"Compute one: {command}")
-    assert f"{NAME}: no such landscape" in draw(site)["problem"]["children"]
-    write_landscape(storage, points=0)
-    assert draw(site)["headline"]["children"].endswith(f"Continue it: lcsc run {NAME}")
+    assert "optimizers=[Landscape]" in draw(site, name=None)["headline"]["children"]
+    assert f"{NAME}: is not in the database" in draw(site)["problem"]["children"]

@@ -71,26 +71,18 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
         assert shown.count(f"digits/{study}") >= 2
     assert "broken" in shown, "the reason of a failure"
     figures = page.figures()
-    assert len(figures) == 5 + 1 + 5 * 2, "comparisons, distances, two for each study"
+    assert len(figures) == 4 + 5 * 2, "comparisons, two for each study"
     labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("role") == "figure"]
     assert len(labels) == len(figures)
     assert all(labels)
     assert {
         "Best so far against evaluations",
-        "Distance between the best of each search",
         "Coefficients, digits/LCSC/0",
     } <= {*labels}
     assert "noscript" in [tag for tag, _ in page.elements]
     assert not [figure for figure in figures if "template" in figure["layout"]]
     templates = next(json.loads(text) for text in page.scripts if text.startswith('{"light"'))
     assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]
-
-
-def test_the_movement_is_drawn_where_the_best_coefficients_moved(storage: RDBStorage, tmp_path: Path) -> None:
-    write_study(storage, "digits/LCSC/0", [9.0, 2.0])
-    assert "How the best coefficients moved" not in write_report(storage, "digits", tmp_path / "two.html").read_text()
-    write_study(storage, "more/LCSC/0", [9.0, 3.0, 2.0])
-    assert "How the best coefficients moved" in write_report(storage, "more", tmp_path / "three.html").read_text()
 
 
 def test_a_report_begins_with_samples_as_they_come_and_pairs_that_differ_most_have_a_heading(

@@ -19,7 +19,6 @@ from lcsc_opt.views.study_status import (
     rate,
     rate_text,
     seconds_left,
-    seconds_outside,
     seconds_per_trial,
     shares_of_time,
 )
@@ -164,33 +163,15 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
         overview(study)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_seconds_per_trial_are_means_without_interruptions(workers: int) -> None:
-    """A worker waits for half a second after each trial; two workers each wait for it before their result."""
-    trials = trial_array([4.0, None, 2.0, 1.0], seconds=1.0, gap=0.5, columns={"merge_seconds": 0.25})
-    if workers == 2:
-        trials["started"] -= 0.5
-    trials["started"][2:] += 3600
-    trials["ended"][2:] += 3600
-    found = seconds_per_trial(standing(trials, workers=workers))
-    pauses = 2 if workers == 1 else 4  # none before the interruption, none after the last trial
-    assert found == {"merge": pytest.approx(0.25), "other": pytest.approx(0.5 * pauses / 4)}
+def test_seconds_per_trial_are_means() -> None:
+    trials = trial_array([4.0, None, 2.0, 1.0], seconds=1.0, columns={"merge_seconds": [0.2, 0.0, 0.3, 0.4]})
+    assert seconds_per_trial(standing(trials)) == {"merge": pytest.approx(0.3)}
     assert seconds_per_trial(history([None])) == {}
-    without_parts = seconds_per_trial(history([4.0, 2.0], seconds=1.0, gap=0.5, workers=workers))
-    assert without_parts["evaluation"] == pytest.approx(1.0)
+    assert seconds_per_trial(history([4.0, 2.0], seconds=1.0)) == {"evaluation": pytest.approx(1.0)}
 
 
 def test_the_shares_of_a_search_s_time_are_in_words_the_largest_first() -> None:
     parts = {"merge_seconds": 0.2, "sample_seconds": 0.5, "features_seconds": 0.1, "metric_seconds": 0.001}
-    study = history([4.0, 2.0], seconds=0.8, gap=0.3, columns=parts)
-    assert shares_of_time(study) == "sampling 53 %, merging 21 %, optimizer and database 16 %, features 11 %"
+    study = history([4.0, 2.0], seconds=0.8, columns=parts)
+    assert shares_of_time(study) == "sampling 62 %, merging 25 %, features 12 %"
     assert shares_of_time(history([None])) == ""
-
-
-def test_time_outside_of_evaluations_is_none_where_the_search_was_interrupted() -> None:
-    trials = trial_array([4.0, 3.0, 2.0, 1.0], gap=0.5)
-    trials["started"][3] += 3600
-    assert seconds_outside(standing(trials), trials).tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])
-    trials = trial_array([3.0, 2.0], seconds=1.0, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
-    outside = seconds_outside(standing(trials, workers=2), trials)
-    assert outside.tolist() == pytest.approx([0.5, 2.0]), "the second one waited for 2 s"

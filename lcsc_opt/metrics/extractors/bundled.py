@@ -129,7 +129,7 @@ class Classifier(nn.Module):
             MetricError: for images of another shape.
         """
         if tuple(images.shape[1:]) != self.settings.image_shape:
-            sizes = ", ".join(f"{name} {_in_words(other.image_shape)}" for name, other in SETTINGS.items())
+            sizes = ", ".join(f"{name} {_in_words(network.image_shape)}" for name, network in SETTINGS.items())
             raise MetricError(
                 f"loss: the network {self.settings.name} takes images of {_in_words(self.settings.image_shape)}, and "
                 f"these are {_in_words(images.shape[1:])}. The small networks take one size each ({sizes}); fdr, "

@@ -109,8 +109,8 @@ class _FactoryExtractor:
         return features
 
     def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        both: tuple[Tensor, Tensor] = self._folded(images).features_and_logits(images)
-        return both
+        features_and_logits: tuple[Tensor, Tensor] = self._folded(images).features_and_logits(images)
+        return features_and_logits
 
     def _folded(self, images: Tensor) -> Any:
         """The extractor, folded when it sees the first images."""
@@ -123,8 +123,10 @@ class _FactoryExtractor:
 
 def _weights_of(extractor: FeatureExtractor) -> list[Mapping[str, Tensor]]:
     """First all single tensors and arrays that an extractor holds, then the state dict of each module."""
-    held = _held_by(extractor)
-    tensors = {name: torch.as_tensor(value) for name, value in held.items() if isinstance(value, (Tensor, np.ndarray))}
+    values = _held_by(extractor)
+    tensors = {
+        name: torch.as_tensor(value) for name, value in values.items() if isinstance(value, (Tensor, np.ndarray))
+    }
     return [tensors, *(module.state_dict() for module in _modules_of(extractor))]
 
 

@@ -53,7 +53,9 @@ def folded(extractor: FeatureExtractor, modules_of: Callable[[Any], list[nn.Modu
             return extractor
         rounding = ROUNDING if expected.device.type == "cpu" else ROUNDING_ON_DEVICE
         agrees = bool(difference.norm() <= rounding * expected.norm())
-    return faster if agrees else extractor
+    if agrees:
+        return faster
+    return extractor
 
 
 @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,8 @@ from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.folding import fold
 
+_ANSWER_SECONDS = 15.0
+
 SMALLEST_INPUT = 75  # pixels, of Inception's layers
 
 
@@ -35,6 +39,7 @@ class _PublishedNetwork(ABC):
         device: where the network runs.
 
     Attributes:
+        network: the network itself, in evaluation mode; Inception has its batch normalization folded in.
         name: ``<label>-<dimension>-<hash of the weights>``.
         dimension: the number of features, D.
         graph_bytes: how many bytes the graph of an image takes, with something to spare.
@@ -58,7 +63,7 @@ class _PublishedNetwork(ABC):
             raise MetricError(
                 f"{weights or self.label}: belongs to another network; give the weights of {self.published}"
             ) from error
-        self._network = network.eval().requires_grad_(False).to(device)
+        self.network = network.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
         self.name = f"{self.label}-{self.dimension}-{weights_sha256(used_weights)[:12]}"
 
@@ -126,12 +131,12 @@ class InceptionExtractor(_PublishedNetwork):
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         super().__init__(weights, device=device)
         smallest = torch.zeros(1, 3, SMALLEST_INPUT, SMALLEST_INPUT, device=self._device)
-        fold([self._network], lambda: self._through_layers(smallest))
+        fold([self.network], lambda: self._through_layers(smallest))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2048]`` and logits ``[B, 1008]`` without biases, as torch-fidelity's score uses them."""
         features = self(images)
-        return features, features @ self._network.fc.weight.T
+        return features, features @ self.network.fc.weight.T
 
     @classmethod
     def fetch(cls) -> Path:
@@ -142,11 +147,11 @@ class InceptionExtractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
-        return self._through_layers((_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128)
+        return self._through_layers((_resized(levels, self.network.INPUT_IMAGE_SIZE) - 128) / 128)
 
     def _through_layers(self, x: Tensor) -> Tensor:
         for name in self.layers:
-            x = getattr(self._network, name)(x)
+            x = getattr(self.network, name)(x)
         return x.flatten(1)
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -211,8 +216,8 @@ class ClipExtractor(_PublishedNetwork):
         return _downloaded(module.MODEL_URLS[cls.label], f"{cls.label}-{digest}.pt", "clip", digest)
 
     def _features(self, levels: Tensor) -> Tensor:
-        pixels = _resized(levels, self._network.input_resolution)
-        features: Tensor = self._network(normalized(pixels, self.mean, self.std))
+        pixels = _resized(levels, self.network.input_resolution)
+        features: Tensor = self.network(normalized(pixels, self.mean, self.std))
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -256,7 +261,7 @@ class DinoV2Extractor(_PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         pixels = normalized(_resized(levels, self.size), self.mean, self.std)
-        features: Tensor = self._network(pixel_values=pixels).pooler_output
+        features: Tensor = self.network(pixel_values=pixels).pooler_output
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -303,13 +308,26 @@ def _downloaded(url: str, name: str, setting: str, digest: str) -> Path:
         notice(f"{setting}: downloading its weights from {url}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+            with _impatient_sockets():
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
         except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
             raise MetricError(
-                f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
-                f"or give its path in the setting weights: {{{setting}: PATH}}"
+                f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, give its "
+                f"path in the setting weights: {{{setting}: PATH}}, or use a network that is here: "
+                "loss: fdr@features:mine for one of yours, fdr@mnist, fdr@digits or fdr@photographs for bundled ones"
             ) from error
     return path
+
+
+@contextlib.contextmanager
+def _impatient_sockets() -> Iterator[None]:
+    """While this is open, a host that does not answer is given up in seconds; torch would wait for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_ANSWER_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _scaled_positions(positions: Tensor, patches: int) -> Tensor:

@@ -116,12 +116,12 @@ class ReferenceSettings(FrozenModel):
         Raises:
             MetricError: they are no images, or cannot be read.
         """
-        found = _image_set(self.train, folder)
-        if found is None:
-            _, _, found = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
-        if found is None:
+        image_set = _image_set(self.train, folder)
+        if image_set is None:
+            _, _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
+        if image_set is None:
             raise MetricError(f"reference: {self.train} holds no images")
-        return found
+        return image_set
 
     def build(
         self,
@@ -154,11 +154,15 @@ class ReferenceSettings(FrozenModel):
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
                 "give train: and held_out:"
             )
-        fraction = 0.0 if images is None else self._fraction(images)
+        fraction = 0.0
+        if images is not None:
+            fraction = self._fraction(images)
         if images is not None and fraction:
             train_images, held_out_images = _divided(images, fraction)
             seen = builder.of_images(train_images, features=features)
-            return builder.with_unseen(seen, held_out_images) if held_out else seen
+            if held_out:
+                return builder.with_unseen(seen, held_out_images)
+            return seen
         seen = builder.of(self.train, images, features=features)
         if not held_out or self.held_out is None:
             return seen
@@ -282,10 +286,13 @@ class _Builder:
         identity = _digest(images.content, self.extractor.name)
         statistics_file = self.folder / f"{identity[:32]}.npz"
         features_file = self.folder / f"{identity[:32]}.npy"
-        rows = _mapped(features_file) if features else None
+        rows = None
+        if features:
+            rows = _mapped(features_file)
         if not statistics_file.exists() or (features and rows is None):
             self._compute(images, statistics_file, features_file if features else None)
-            rows = _mapped(features_file) if features else None
+            if features:
+                rows = _mapped(features_file)
         statistics, _, _ = read_reference_file(statistics_file, self.alias, images=False)
         assert statistics is not None  # written by _compute
         return Reference(self.extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
@@ -301,25 +308,27 @@ class _Builder:
     def _enough(self, images: ImageSet) -> ImageSet:
         """As many of the images as the extractor's statistics need."""
         enough = getattr(self.extractor, "enough_images", images.count)
-        return images if images.count <= enough else images.part(enough / images.count, held_out=True)
+        if images.count <= enough:
+            return images
+        return images.part(enough / images.count, held_out=True)
 
     def _compute(self, images: ImageSet, statistics_file: Path, features_file: Path | None) -> None:
         """Write the statistics of images, and their features if there is a file for them."""
         moments = Moments()
-        kept: list[Rows] = []
+        blocks: list[Rows] = []
         with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
             for batch in images.batches(self.batch_size):
                 features = features_in_parts(self.extractor, batch).float().cpu()
                 moments.update(features)
                 if features_file is not None:
-                    kept.append(np.ascontiguousarray(features.numpy()))
+                    blocks.append(np.ascontiguousarray(features.numpy()))
                 advance(len(batch))
         if features_file is not None:
             header = io.BytesIO()
             shape = (images.count, self.extractor.dimension)
             np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
             write_atomically(
-                features_file, header.getvalue(), *(rows.data.cast("B") for rows in kept), error=MetricError
+                features_file, header.getvalue(), *(rows.data.cast("B") for rows in blocks), error=MetricError
             )
         if statistics_file.exists():  # FID stays what it was, to the last bit
             return

@@ -62,7 +62,9 @@ def read_reference_file(
             has_inception_statistics = extractor == INCEPTION and "mu" in archive
             if IMAGES in archive and (images or not has_inception_statistics):
                 pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
-                statistics = _statistics(archive) if has_inception_statistics else None
+                statistics = None
+                if has_inception_statistics:
+                    statistics = _statistics(archive)
                 return statistics, None, pixels
             if "features" in archive:
                 return None, _features(archive["features"]), None
@@ -97,10 +99,14 @@ def _named(path: Path) -> Iterator[None]:
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if not {"mu", "sigma"} <= set(arrays):
         raise MetricError("holds no mu and sigma; expected pytorch-fid statistics, features or images")
-    count = int(arrays["count"]) if "count" in arrays else None
-    if count is not None and count < 2:
-        raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
-    extractor = str(arrays["extractor"]) if "extractor" in arrays else None
+    count = None
+    if "count" in arrays:
+        count = int(arrays["count"])
+        if count < 2:
+            raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
+    extractor = None
+    if "extractor" in arrays:
+        extractor = str(arrays["extractor"])
     gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
     check_covariance(arrays["sigma"], "sigma")
     return Statistics(gaussian, count, extractor)

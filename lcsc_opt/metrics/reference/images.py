@@ -28,7 +28,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import progress
 from lcsc_opt.metrics.bundled_images import Bundled, bundled_images
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # torchvision's
@@ -40,7 +40,6 @@ _OF_TORCHVISION = {  # name → class in torchvision, and whether it is the part
 DATASETS = (*_OF_TORCHVISION, *get_args(Bundled))
 """The data sets of torchvision that hold all images in one array, and check the MD5 of their files; bundled images."""
 THREADS = min(8, os.cpu_count() or 1)
-SCANNED = 256  # files between two updates of the progress bar
 MIXER = np.uint32(2654435761)  # an odd number (Knuth, The Art of Computer Programming, Section 6.4)
 
 
@@ -84,37 +83,30 @@ class ImageSet:
         """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
         All files are read once for their size and content. The result is kept in ``folder`` until a file changes its
-        name, length or time. A notice counts the files that are not read as images.
+        name, length or time.
 
         Raises:
             MetricError: there are no images, one cannot be read, or they differ in size.
         """
-        every_file = _in_zip(path) if path.is_file() else _in_folder(path)
-        files = [file for file in every_file if not _is_hidden(file.name)]
-        entries = [file for file in files if PurePath(file.name).suffix.lower() in IMAGE_SUFFIXES]
+        files = _in_zip(path) if path.is_file() else _in_folder(path)
+        entries = sorted((file for file in files if _is_image(file.name)), key=lambda entry: entry.name)
         if not entries:
             raise MetricError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        if len(entries) < len(files):
-            notice(f"{path}: {len(files) - len(entries):,} of {len(files):,} files are not read, as they are no images")
-        entries.sort(key=lambda entry: entry.name)
         listing = hashlib.sha256(os.fsencode(path.resolve()))
         for entry in entries:
             listing.update(os.fsencode(f"\n{entry.name}\t{entry.stamp}"))
         kept_file = folder / f"images-{listing.hexdigest()[:32]}.json"
         try:
-            scan = _Scan(*json.loads(kept_file.read_text()))
-            height, width = scan.size
+            (height, width), mode, content, prefixes = json.loads(kept_file.read_text())
         except (OSError, ValueError, TypeError):  # not kept yet, or damaged
-            scan = _scan(path, entries)
-            height, width = scan.size
+            (height, width), mode, content, prefixes = scan = _scan(path, entries)
             write_atomically(kept_file, json.dumps(scan).encode(), error=MetricError)
-        mode = "L" if scan.grey else "RGB"  # Pillow's
 
         def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
             with ThreadPoolExecutor(THREADS) as threads:
                 return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
-        return cls((height, width), scan.content, _as_prefixes(bytes.fromhex(scan.hash_prefixes)), pixels)
+        return cls((height, width), content, _as_prefixes(bytes.fromhex(prefixes)), pixels)
 
     @classmethod
     def of_dataset(cls, name: str, *, root: Path) -> ImageSet:
@@ -168,7 +160,9 @@ class ImageSet:
         return self._read(self._rows()[chosen])
 
     def _rows(self) -> npt.NDArray[np.intp]:
-        return np.arange(self.count) if self.chosen is None else self.chosen
+        if self.chosen is None:
+            return np.arange(self.count)
+        return self.chosen
 
     def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
         pixels = self.pixels(rows)
@@ -209,64 +203,44 @@ def _in_zip(path: Path) -> Iterator[_Entry]:
             yield _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info))
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in PurePath(name).parts)
+def _is_image(name: str) -> bool:
+    """Whether it ends as an image does, and is not hidden: macOS and image viewers hide files beside images."""
+    path = PurePath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-class _Scan(NamedTuple):
-    """What is kept of a set of files.
+def _scan(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], str, str, str]:
+    """Read every file once; there is at least one. Raises MetricError if they differ in size, or one is unreadable.
 
-    Attributes:
-        size: height and width.
-        grey: whether all images are grey.
-        content: a SHA-256 of all images.
-        hash_prefixes: those of the images, in hexadecimal.
+    Returns:
+        Height and width; Pillow's mode of all; a SHA-256 of all; and four bytes of each one's, in hexadecimal.
     """
-
-    size: tuple[int, int]
-    grey: bool
-    content: str
-    hash_prefixes: str
-
-
-class _Header(NamedTuple):
-    """One image file without its pixels: a SHA-256 of its bytes, height and width, whether it is grey."""
-
-    digest: bytes
-    size: tuple[int, int]
-    grey: bool
-
-
-def _scan(path: Path, entries: Sequence[_Entry]) -> _Scan:
-    """Read every file once; there is at least one. Raises MetricError if they differ in size, or one is unreadable."""
     digest = hashlib.sha256()
-    hash_prefixes = bytearray()
-    grey = True
-    first_size = _header(entries[0]).size
+    prefixes = bytearray()
+    mode = "L"
+    first_size, _, _ = _header(entries[0])
     with progress(f"reading {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(entries), SCANNED):
-            part = entries[start : start + SCANNED]
-            for entry, header in zip(part, threads.map(_header, part), strict=True):
-                if header.size != first_size:
-                    height, width = header.size
-                    raise MetricError(
-                        f"{path}: images differ in size: {entries[0].name} is {first_size[0]}x{first_size[1]} and "
-                        f"{entry.name} {height}x{width}; bring them to the size of the samples first: how "
-                        "they are scaled changes FID"
-                    )
-                grey = grey and header.grey
-                digest.update(header.digest)
-                hash_prefixes += header.digest[:4]
-            advance(len(part))
-    return _Scan(first_size, grey, digest.hexdigest(), hash_prefixes.hex())
+        for entry, (size, is_grey, sha256) in zip(entries, threads.map(_header, entries), strict=True):
+            if size != first_size:
+                raise MetricError(
+                    f"{path}: images differ in size: {entries[0].name} is {first_size[0]}x{first_size[1]} and "
+                    f"{entry.name} {size[0]}x{size[1]}; bring them to the size of the samples first: how "
+                    "they are scaled changes FID"
+                )
+            if not is_grey:
+                mode = "RGB"
+            digest.update(sha256)
+            prefixes += sha256[:4]
+            advance()
+    return first_size, mode, digest.hexdigest(), prefixes.hex()
 
 
-def _header(entry: _Entry) -> _Header:
-    """What is known of one file before its pixels are needed. Raises MetricError for more than 8 bits a channel."""
+def _header(entry: _Entry) -> tuple[tuple[int, int], bool, bytes]:
+    """Height and width, whether it is grey, and a SHA-256 of one file. Raises MetricError for more than 8 bits."""
     with _opened(entry) as (image, content):
         # of deep colours Pillow drops the lower bits, and only its decoder's name tells, such as RGB;16B
         is_deep = image.mode.startswith(("I", "F")) or ";16" in str(image.tile)
-        header = _Header(hashlib.sha256(content).digest(), (image.height, image.width), image.mode in ("1", "L"))
+        header = (image.height, image.width), image.mode in ("1", "L"), hashlib.sha256(content).digest()
     if is_deep:
         raise MetricError(f"{entry.name} has more than 8 bits per channel; convert it to 8 bits first")
     return header
@@ -275,8 +249,7 @@ def _header(entry: _Entry) -> _Header:
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
     """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
     with _opened(entry) as (image, _):
-        pixels = np.asarray(image.convert(mode), dtype=np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return np.asarray(image.convert(mode), dtype=np.uint8).reshape(image.height, image.width, -1)
 
 
 @contextlib.contextmanager
@@ -286,8 +259,7 @@ def _opened(entry: _Entry) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
         content = entry.read()
         with Image.open(io.BytesIO(content)) as image:
             yield image, content
-    except Exception as error:  # damaged files make Pillow raise anything; an unknown format is an OSError
-        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise MetricError(
-            f"{entry.name}: cannot be read as an image ({reason}); remove it or fetch it again"
-        ) from error
+    except UnidentifiedImageError as error:  # it names no file
+        raise MetricError(f"{entry.name}: cannot be read as an image; remove it or fetch it again") from error
+    except Exception as error:  # damaged files make Pillow raise anything
+        raise MetricError(f"{entry.name}: cannot be read as an image ({error}); remove it or fetch it again") from error

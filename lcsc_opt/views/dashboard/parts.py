@@ -191,7 +191,9 @@ class Page:
 
 def refresh_interval(studies: Iterable[Standing]) -> int:
     """Milliseconds until the next refresh."""
-    return RUNNING_MS if any(study.running for study in studies) else IDLE_MS
+    if any(study.running for study in studies):
+        return RUNNING_MS
+    return IDLE_MS
 
 
 def signature(studies: Iterable[Standing], *more: object) -> str:

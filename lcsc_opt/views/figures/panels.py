@@ -125,7 +125,9 @@ def draw(
 
 def _lines(panel: Panel) -> int:
     """How many lines the title of a panel has."""
-    return len(panel.title.split("<br>")) if panel.title else 0
+    if panel.title:
+        return len(panel.title.split("<br>"))
+    return 0
 
 
 def _place_colorbar(trace: BaseTraceType, panel: Panel, *, top: float) -> None:

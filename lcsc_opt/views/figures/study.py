@@ -1,4 +1,4 @@
-"""The figures of one study, and of the distances between the answers of several."""
+"""The figures of one study."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from lcsc_opt.coefficients.profiles import effective_count, starts_of, sum_abs
 from lcsc_opt.database.history import Floats, Standing, Trials, ema_grid
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import PARTS, is_finished
-from lcsc_opt.views.curves import thinned
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.panels import Axis, Panel, draw
 from lcsc_opt.views.figures.theme import GREY, PART_COLOURS, Theme, empty_figure, in_lines, inert, style
-from lcsc_opt.views.study_status import EVALUATION, seconds_outside
+from lcsc_opt.views.study_status import EVALUATION
 
 _NO_RESULT = "No complete trial yet. Continue the search: lcsc run"
 _STEP_TITLE = "training step of the checkpoint"
@@ -35,17 +34,9 @@ _MEANS_HEIGHT = 200  # of bars above a heat map
 _HEAT_MAP_ROW = 13  # with its label
 _LOWEST_HEAT_MAP = 120
 _HIGHEST_HEAT_MAP = 780
-_DISTANCES_ROW = 28
-_HIGHEST_DISTANCES = 500
 
-_MOST_DISTANCES_IN_CELLS = 12  # studies
-_FEWEST_IMPROVEMENTS = 3
-MOST_IMPROVEMENTS = 60  # rows of the heat map
-_MOST_TICKS = 8
-_MOST_BARS = 120  # in a figure of trials
+MOST_BARS = 120  # in a figure of trials
 _IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
-_OTHER = "other"
-_OTHER_TITLE = "optimizer, database, waiting"
 
 
 def own_figures(
@@ -58,7 +49,7 @@ def own_figures(
 ) -> dict[str, go.Figure]:
     """Figures of one study, compared with EMA* of its experiment.
 
-    The ``names`` are of ``best_so_far``, ``coefficients``, ``movement``, ``times``.
+    The ``names`` are of ``best_so_far``, ``coefficients``, ``times``.
     """
     ema = ema_grid(studies)
     compared: list[Standing] = [study]
@@ -67,7 +58,6 @@ def own_figures(
     draw_figure: dict[str, Callable[[], go.Figure]] = {
         "best_so_far": lambda: comparison_figure(compared, theme=theme),
         "coefficients": lambda: coefficients_figure(reader, study, ema, theme=theme),
-        "movement": lambda: _movement_figure(reader, study, theme),
         "times": lambda: _times_figure(study, reader.trials(study), theme),
     }
     return {name: draw_figure[name]() for name in draw_figure if name in names}
@@ -87,7 +77,9 @@ def coefficients_figure(
         return empty_figure(_NO_RESULT, theme)
     has_rows = rows.ndim > 1
     traces: list[go.Bar | go.Scatter] = [_bars(study, mean_of_rows(rows))]
-    ema_coefficients = None if ema is None else reader.answer(ema)
+    ema_coefficients = None
+    if ema is not None:
+        ema_coefficients = reader.answer(ema)
     if ema is not None and ema_coefficients is not None and ema.study != study.study:
         traces.append(_ema_line(ema, ema_coefficients))
     bars = Panel(
@@ -138,43 +130,27 @@ def _ema_line(ema: Standing, coefficients: Floats) -> go.Scatter:
 
 def _rows_panel(study: Standing, rows: Floats) -> Panel:
     """A heat map of ``[S, K]``, a row for each layer group, in the order of the way through the network."""
+    steps = study.steps
     order = sorted(range(len(rows)), key=lambda group: _layer_place(study.layer_groups[group]))
-    names = [inert(study.layer_groups[group]) for group in order]
-    heat_map = _heat_map(
-        _bar_heights(rows[order], study.steps),
-        study.steps,
-        names,
-        scale_title="per step" if _is_irregular(study.steps) else "coefficient",
+    heights = _bar_heights(rows[order], steps)
+    absolute = np.abs(heights)
+    largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
+    heat_map = go.Heatmap(
+        x=[starts_of(steps)[0], *steps],  # edges of cells, where those of bars are
+        y=[inert(study.layer_groups[group]) for group in order],
+        z=heights.astype(np.float32),
+        zmin=-largest,
+        zmax=largest,
+        autocolorscale=True,
+        colorbar={"title": {"text": "per step" if _is_irregular(steps) else "coefficient"}, "thickness": 12},
+        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), heights.shape),
+        hovertemplate="%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
     y_options = {"type": "category", "autorange": "reversed", "tickfont": {"size": 9}, "ticklen": 2}
     return Panel(
         [heat_map],
         y=Axis(options=y_options),
         height=min(max(_HEAT_MAP_ROW * len(rows), _LOWEST_HEAT_MAP), _HIGHEST_HEAT_MAP),
-    )
-
-
-def _heat_map(
-    coefficients: Floats,
-    steps: Sequence[int],
-    names: Sequence[str],
-    *,
-    prefix: str = "",
-    scale_title: str = "coefficient",
-) -> go.Heatmap:
-    """A row of cells for each row of ``[n, K]``, whose ``names`` [n] stand behind ``prefix`` under the pointer."""
-    absolute = np.abs(coefficients)
-    largest = float(np.quantile(absolute, 0.995)) or float(absolute.max()) or 1.0  # a few cells may be off the scale
-    return go.Heatmap(
-        x=[starts_of(steps)[0], *steps],  # edges of cells, where those of bars are
-        y=names,
-        z=coefficients.astype(np.float32),
-        zmin=-largest,
-        zmax=largest,
-        autocolorscale=True,
-        colorbar={"title": {"text": scale_title}, "thickness": 12},
-        customdata=np.broadcast_to(np.array(steps, dtype=np.int32), coefficients.shape),
-        hovertemplate=prefix + "%{y}, step %{customdata:,}: %{z:.4g}<extra></extra>",
     )
 
 
@@ -233,34 +209,10 @@ def _intervals(steps: Sequence[int]) -> Floats:
     return intervals
 
 
-def _movement_figure(reader: HistoryReader, study: Standing, theme: Theme) -> go.Figure:
-    """The best coefficients at each improvement, first above last: where weight came from and went to.
-
-    Of many improvements some are chosen evenly.
-    """
-    improved = np.array([point.number for point in study.summary.improvements], dtype=np.int64)
-    if not len(improved):
-        return empty_figure(_NO_RESULT, theme)
-    if len(improved) < _FEWEST_IMPROVEMENTS:
-        return empty_figure("Fewer than three improvements: no movement to draw yet", theme)
-    shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
-    rows = np.stack([mean_of_rows(each) for each in reader.coefficients(study, shown)])
-    heat_map = _heat_map(rows, study.steps, [str(number) for number in shown], prefix="trial ")
-    last = int(reader.trials(study)["number"].max())
-    heat_map.update(y=[*shown, last + 1])  # edges: the best of one trial stays so until the next
-    heat_map.update(text=[[f"trial {number}"] * len(study.steps) for number in shown])
-    heat_map.update(hovertemplate="%{text}, step %{customdata:,}: %{z:.4g}<extra></extra>")
-    ticks = thinned(np.array(shown), _MOST_TICKS).tolist()
-    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
-    panel = Panel([heat_map], y=Axis("trial", options={"autorange": "reversed", "tickvals": ticks}), title=title)
-    return draw([panel], x=Axis(_STEP_TITLE, tick_format="~s"), theme=theme, view=f"movement/{study.study}")
-
-
 def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
     """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
 
-    ``other`` is the optimizer, the database, waiting, and what the objective's parts leave of an evaluation; without
-    parts, an evaluation is one.
+    ``other`` is what the objective's parts leave of an evaluation; without parts, an evaluation is one.
     """
     trials = trials[is_finished(trials)]
     if not len(trials):
@@ -270,13 +222,13 @@ def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
     if not named.any():
         seconds[EVALUATION] = trials["seconds"]
         named = trials["seconds"]
-    seconds[_OTHER] = np.maximum(trials["seconds"] - named, 0.0) + seconds_outside(study, trials)
-    group_size = math.ceil(len(trials) / _MOST_BARS)
+    seconds["other"] = np.maximum(trials["seconds"] - named, 0.0)
+    group_size = math.ceil(len(trials) / MOST_BARS)
     starts = np.arange(0, len(trials), group_size)
     sizes = np.diff(np.append(starts, len(trials)))
     bars = []
     for part, values in seconds.items():
-        if part != _OTHER and not values.any():
+        if not values.any():
             continue
         bars.append(
             go.Bar(
@@ -284,7 +236,7 @@ def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
                 y=np.add.reduceat(values, starts) / sizes,
                 width=group_size,
                 offset=0,
-                name=_OTHER_TITLE if part == _OTHER else part,
+                name=part,
                 marker={"color": PART_COLOURS[part], "line": {"width": 0}},
                 hovertemplate="%{y:.3g} s",
             )
@@ -302,56 +254,3 @@ def _times_figure(study: Standing, trials: Trials, theme: Theme) -> go.Figure:
         hovermode="x unified",
         showlegend=True,
     )
-
-
-def distances_figure(reader: HistoryReader, studies: Sequence[Standing], *, theme: Theme = "light") -> go.Figure:
-    """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps.
-
-    With a row of coefficients for each layer group, the root mean square over rows.
-    """
-    answers = _comparable_answers(reader, studies)
-    if len(answers) < 2:
-        another = "Search with another seed: lcsc run STUDY_FILE 'seeds=[0,1]'"
-        return empty_figure(f"There is one model, and no distance. {another}", theme)
-    rows = max(len(np.atleast_2d(answer)) for _, answer in answers)
-    shape = (rows, len(answers[0][0].steps))
-    stacked = np.stack([np.broadcast_to(answer, shape) for _, answer in answers])
-    squares = np.square(stacked[:, None] - stacked[None]).sum(axis=-1)
-    distances = np.sqrt(squares.mean(axis=-1))
-    labels = [f"{study.label}/{study.seed}" for study, _ in answers]
-    if len(labels) == 2:
-        return empty_figure(f"{labels[0]} and {labels[1]} are {distances[0, 1]:.3g} apart", theme)
-    labels = [inert(label) for label in labels]
-    has_numbers = len(labels) <= _MOST_DISTANCES_IN_CELLS
-    places = list(range(len(labels)))
-    heat_map = go.Heatmap(
-        x=places,
-        y=places,
-        z=distances,
-        autocolorscale=True,
-        texttemplate="%{z:.2f}" if has_numbers else None,
-        showscale=not has_numbers,
-        customdata=[[f"{row} to {column}" for column in labels] for row in labels],
-        colorbar={"title": {"text": "distance"}, "thickness": 12},
-        hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
-    )
-    ticks = {"tickvals": places, "ticktext": labels}
-    panel = Panel(
-        [heat_map],
-        y=Axis(options={"autorange": "reversed", **ticks}),
-        height=20 + min(_DISTANCES_ROW * len(labels), _HIGHEST_DISTANCES),
-    )
-    return draw([panel], x=Axis(options=ticks), theme=theme, view="distances")
-
-
-def _comparable_answers(reader: HistoryReader, studies: Sequence[Standing]) -> list[tuple[Standing, Floats]]:
-    """Studies with their answers ``[K]`` or ``[S, K]``, by optimizer; only those of the same steps and layer groups."""
-    optimizers = list(dict.fromkeys(study.optimizer for study in studies))
-    answers: list[tuple[Standing, Floats]] = []
-    for study in sorted(studies, key=lambda study: optimizers.index(study.optimizer)):
-        answer = reader.answer(study)
-        has_first_steps = not answers or study.steps == answers[0][0].steps
-        if answer is not None and has_first_steps:
-            answers.append((study, answer))
-    layer_groups = next((study.layer_groups for study, answer in answers if answer.ndim > 1), ())
-    return [(study, answer) for study, answer in answers if answer.ndim == 1 or study.layer_groups == layer_groups]

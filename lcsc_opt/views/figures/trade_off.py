@@ -22,15 +22,17 @@ _FIRST_UP = ("fid", "loss")
 
 def metrics_of(studies: Iterable[Standing]) -> list[str]:
     """The names of all held-out metrics, precision and recall first, the loss last."""
-    found = [study.found for study in studies if study.found is not None]
-    names = dict.fromkeys(name for measured in found for name in ("loss", *measured.metrics))
+    measured_models = [study.found for study in studies if study.found is not None]
+    names = dict.fromkeys(name for measured in measured_models for name in ("loss", *measured.metrics))
     return sorted(names, key=lambda name: (_place(name, _FIRST_ACROSS), name == "loss"))
 
 
 def _place(metric: str, order: Sequence[str]) -> int:
     """Where a metric, in whatever features, is in an order of metrics; those that it does not name come last."""
     formula = metric.partition("@")[0]
-    return order.index(formula) if formula in order else len(order)
+    if formula in order:
+        return order.index(formula)
+    return len(order)
 
 
 def trade_off_figure(
@@ -58,8 +60,10 @@ def trade_off_figure(
             raise LcscError(f"{name}: no answer has this held-out metric; available: {', '.join(names) or 'none'}")
     y = y or min(names, key=lambda name: (name == x, _place(name, _FIRST_UP)), default=None)
     x = x or next((name for name in names if name != y), None)
-    report = studies[0].report if studies else None
-    if report is None or x is None or y is None:
+    if x is None or y is None:
+        return None
+    report = studies[0].report
+    if report is None:
         return None
     marks = [_mark(report, study.found, study.optimizer, f"{study.label}/{study.seed}", x, y) for study in studies]
     marks += [_mark(report, report.measured(name), name, name, x, y) for name in TRAINED]

@@ -181,33 +181,6 @@ def test_a_folder_that_is_a_link_itself_is_read(tmp_path):
     assert read(tmp_path / "link").count == 5
 
 
-def write_others(folder):
-    """Three files that are no images."""
-    for name in ("list.csv", "labels.json", "class-0/notes.txt"):
-        (folder / name).write_text("no image")
-    (folder / ".hidden").write_text("no image")
-
-
-def in_zip(folder):
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in folder.rglob("*"):
-            archive.write(file, file.relative_to(folder))
-    return path
-
-
-@pytest.mark.parametrize("place", [lambda folder: folder, in_zip])
-def test_files_that_are_not_read_are_counted_each_time(tmp_path, caplog, place):
-    folder = write(tmp_path / "real", pixels())
-    write_others(folder)
-    path = place(folder)
-    for _ in range(2):  # also when everything is known already
-        caplog.clear()
-        with caplog.at_level("INFO", logger="lcsc_opt"):
-            assert read(path).count == 5
-        assert caplog.messages == [f"{path}: 3 of 8 files are not read, as they are no images"]
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 2), (0, 3, 4, 3)])
 def test_arrays_that_are_no_images_are_refused(shape):
     with pytest.raises(MetricError, match="expected images"):

@@ -51,7 +51,7 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
     assert site.request("/lcsc/").headers["Location"] == "/lcsc/compare"
     pages = sorted(entries("dashboards"))
     assert {"compare", "study", "images"} <= set(pages)
-    with_content = {"compare", "study"}  # no images, landscape or training is there
+    with_content = {"compare", "study"}  # no images or landscape is there
     for page in pages:
         answer = site.request(f"/lcsc/{page}")
         text, policy = answer.text, answer.headers["Content-Security-Policy"]
@@ -92,7 +92,7 @@ def test_reading_pages_changes_nothing_and_whatever_else_is_refused(finished: tu
     site, database = finished
     before = database.read_bytes()
     site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
-    site.call("study", "movement-new.data", study="digits/LCSC/0", theme="dark")
+    site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
     for method in ("POST", "PUT", "DELETE"):
         assert site.request("/lcsc/study", method, json={}).status_code == 403
     assert database.read_bytes() == before

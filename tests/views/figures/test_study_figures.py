@@ -9,7 +9,6 @@ from unittest import mock
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-import scipy.spatial
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Evaluation
@@ -20,14 +19,13 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
-    distances_figure,
     own_figures,
 )
 from lcsc_opt.views.figures.theme import empty_figure, inert
 from tests.history_examples import measured, standing, trial_array
 from tests.study_examples import STEPS, coefficients, write_study
 
-NAMES = ("best_so_far", "coefficients", "movement", "times")
+NAMES = ("best_so_far", "coefficients", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
@@ -93,43 +91,6 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
     np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
     np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
-    apart = np.sqrt(np.square(found - found[0]).sum(axis=1).mean())
-    shown = distances_figure(reader, studies).data[0].z
-    np.testing.assert_allclose(shown, [[0, apart, apart], [apart, 0, 0], [apart, 0, 0]])
-
-
-def test_the_movement_shows_the_improvements_in_their_order(
-    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lcsc_opt.views.figures.study.MOST_IMPROVEMENTS", 4)
-    write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0, None, 2.0, 2.0])
-    write_study(storage, "digits/LCSC/1", [float(-number) for number in range(5)])
-    reader, (study, many) = read(storage)
-    made = drawn(reader, "movement", study)
-    (heat,) = made.data
-    assert (list(heat.x), list(heat.y)) == ([0, *STEPS], [0, 2, 4, 6])
-    np.testing.assert_allclose(heat.z, [coefficients(number) for number in (0, 2, 4)])
-    assert heat.zmin == -heat.zmax
-    made = drawn(reader, "movement", many)
-    assert made.layout.annotations[0].text == "4 of 5 improvements"
-    assert (made.data[0].y[0], made.data[0].y[-1]) == (0, 5)
-
-
-def test_two_rows_are_no_movement(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 5.0, 3.0])
-    reader, (study,) = read(storage)
-    assert not drawn(reader, "movement", study).data
-
-
-def test_the_movement_of_rows_is_that_of_their_mean(storage: RDBStorage) -> None:
-    names = ["first", "second"]
-    study = StoredStudy.open_or_create(storage, "digits/LCSC/0", {"steps": STEPS, "layer_groups": names})
-    found = [np.stack([coefficients(number), coefficients(number + 1)]) for number in range(3)]
-    for number, answer in enumerate(found):
-        study.finish(study.add_candidate(Candidate(answer)), Evaluation(3.0 - number))
-    reader, (read_again,) = read(storage)
-    shown = drawn(reader, "movement", read_again).data[0].z
-    np.testing.assert_allclose(shown, [rows.mean(axis=0) for rows in found])
 
 
 @pytest.mark.parametrize("name", ["digits/LCSC/0", "a-long-name-" * 8 + "x/LCSCGradient/12"])
@@ -143,29 +104,15 @@ def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> Non
     assert made.layout.margin.t >= 17 * len(lines)
 
 
-def test_distances_are_between_answers_over_the_same_checkpoints(storage: RDBStorage) -> None:
-    for name, losses in (("LCSC/0", [1.0]), ("CMA/0", [2.0, 1.0]), ("LCSC/1", [3.0, 2.0, 1.0])):
-        write_study(storage, f"digits/{name}", losses)
-    other = StoredStudy.open_or_create(storage, "digits/LCSC/2", {"steps": [1, 2]})
-    other.finish(other.add_candidate(Candidate(np.array([0.5, 0.5]))), Evaluation(1.0))
-    made = distances_figure(*read(storage))
-    assert list(made.layout.xaxis.ticktext) == ["LCSC/0", "LCSC/1", "CMA/0"]
-    rows = np.stack([coefficients(number) for number in (0, 2, 1)])
-    np.testing.assert_allclose(made.data[0].z, scipy.spatial.distance.cdist(rows, rows), atol=1e-12)
-
-
 def test_time_per_trial_is_stacked_by_part() -> None:
     columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
     made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
     shown = {trace.name: list(trace.y) for trace in made.data}
-    after = "after the last one nothing starts"
-    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "optimizer, database, waiting": [0.75, 0.75, 0.25]}, (
-        after
-    )
+    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.25] * 3}
     assert made.layout.barmode == "stack"
     made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
     shown = {trace.name: list(trace.y) for trace in made.data}
-    assert shown == {"evaluation": [1.0] * 3, "optimizer, database, waiting": [0.5, 0.5, 0.0]}, "no part has a name"
+    assert shown == {"evaluation": [1.0] * 3}, "no part has a name"
 
 
 def test_many_trials_are_averaged_and_none_is_lost() -> None:
@@ -179,7 +126,7 @@ def test_figures_without_data_say_what_to_run(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [], ended=False)
     reader, (study,) = read(storage)
     found = own_figures(reader, study, [study], NAMES)
-    for made in (*found.values(), distances_figure(reader, [study]), comparison_figure([])):
+    for made in (*found.values(), comparison_figure([])):
         assert not made.data
         (sentence,) = made.layout.annotations
         assert "lcsc r" in sentence.text
@@ -193,7 +140,7 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
         write_study(storage, f"digits/{name}/{seed}", [2.0, None, 1.0], metric=HOSTILE)
     reader, studies = read(storage)
     found: Any = own_figures(reader, studies[0], studies, NAMES).values()
-    for made in (*found, comparison_figure(studies), distances_figure(reader, studies), empty_figure(HOSTILE)):
+    for made in (*found, comparison_figure(studies), empty_figure(HOSTILE)):
         assert not any(tag in texts(made) for tag in ("<script", "<a"))
 
 

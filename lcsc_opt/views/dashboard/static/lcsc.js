@@ -41,6 +41,19 @@
     });
   }
 
+  /* Says so if the server has ended: what the page shows is then as old as its last answer. */
+  let answered = new Date();
+  async function look() {
+    const line = document.getElementById("ended");
+    try {
+      await fetch(location.pathname, {method: "HEAD", cache: "no-store"});
+      answered = new Date();
+      line.textContent = "";
+    } catch {
+      line.textContent = `lcsc dashboard has ended: this page is as it was at ${answered.toLocaleTimeString()}.`;
+    }
+  }
+
   /* One zoom for all images of a page; at 100 % each of them is seen as a whole. Its middle stays in the middle. */
   let zoomed = 100;
   function resize(pane) {
@@ -60,7 +73,10 @@
     lcsc: {
       theme: () => { started = true; return theme(); },
       /* A refresh waits for the answers that are on their way: Dash would drop them for those of the refresh. */
-      refresh: count => document.querySelector("[data-dash-is-loading]") ? window.dash_clientside.no_update : count,
+      refresh: count => {
+        if (count) look();
+        return document.querySelector("[data-dash-is-loading]") ? window.dash_clientside.no_update : count;
+      },
       /* A figure that is drawn again: what a reader zoomed into, or switched off, stays while its uirevision does.
          plotly would see to that, but Dash writes a zoom into the figure, where plotly takes it for a new one. */
       redraw: (figure, before) => {

@@ -1,0 +1,6 @@
+"""``python -m lcsc_opt`` is ``lcsc``."""
+
+from lcsc_opt.cli import main
+
+if __name__ == "__main__":
+    main()

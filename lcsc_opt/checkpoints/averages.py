@@ -1,0 +1,161 @@
+"""The average of the weights that a trainer kept: beside them in a checkpoint, or in a file of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.inventory import Container, Inventory, Role, is_average
+from lcsc_opt.checkpoints.matching import counterparts, named_averages
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, TORCH_SUFFIXES, read_names
+from lcsc_opt.checkpoints.reading import is_constant, naming, read_checkpoint
+from lcsc_opt.checkpoints.torch_files import map_tensors, read_content
+
+_COMPARED = 4096  # scalars of a tensor
+_CLEARLY = 0.5  # the distance of the nearest weights ÷ that of the second nearest, at most
+
+
+class Average(NamedTuple):
+    """An average of a checkpoint's weights: the file or folder that it is in, its key there, and the weights."""
+
+    path: Path
+    key: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def place(self) -> str:
+        """For messages: the name of the file, and the key in it."""
+        return " ".join(filter(None, (self.path.name, self.key and f"({self.key})")))
+
+
+def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -> list[Average]:
+    """The running averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
+
+    What is the same beside the checkpoint ``earlier`` is none, unless the weights have not moved either. An average
+    in a file of its own has "ema" in its name, or inside; and the names and shapes of the weights, or their shapes in
+    order. Beside a file it has the step of the checkpoint in its name.
+    """
+    if is_average(key) or is_average(checkpoint.stem):
+        return []
+    inside = _key_beside(checkpoint, key, earlier)
+    if inside is not None:
+        return [Average(checkpoint, inside, read_checkpoint(checkpoint, key=inside).tensors)]
+    weights: Mapping[str, Tensor] | None = None
+    averages: list[Average] = []
+    for file in _files_of_averages(checkpoint):
+        if earlier is not None and _is_unchanged(file, checkpoint, earlier):
+            continue
+        weights = weights or read_checkpoint(checkpoint, key=key).tensors
+        try:
+            with naming(file):
+                averages += _averages_in(file, weights)
+        except TrajectoryError as error:
+            notice(f"the trainer's EMA is left out: {error}")
+    return averages
+
+
+def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
+    """The key of the running average in the checkpoint; ``None`` if there is none, or several."""
+    average: str | None = None
+    with contextlib.suppress(TrajectoryError), naming(checkpoint):
+        if checkpoint.is_dir():
+            _, average = find_weights(checkpoint, None).raw_and_average
+        elif checkpoint.name.endswith(TORCH_SUFFIXES):
+            average = Inventory(read_content(checkpoint)).average_of(key)
+    if average is None or earlier is None:
+        return average
+    if is_constant(average, earlier, checkpoint) and not is_constant(key, earlier, checkpoint):
+        return None  # the weights have moved without it
+    return average
+
+
+def _files_of_averages(checkpoint: Path) -> Iterator[Path]:
+    """Files that may hold an average of a checkpoint: in its folder; or beside its file, of the same step."""
+    with contextlib.suppress(OSError):
+        if checkpoint.is_dir():
+            weights = find_weights(checkpoint, None).file
+            files = [file for file in sorted(checkpoint.iterdir()) if file.name.endswith(CHECKPOINT_SUFFIXES)]
+            for file in files:
+                if file != weights and (is_average(file.stem) or file.name.startswith(OBJECTS_OF_ACCELERATE)):
+                    yield file
+            return
+        step = read_names([checkpoint])[0].numbers
+        for file in sorted(checkpoint.parent.iterdir()):
+            is_candidate = file != checkpoint and file.name.endswith(CHECKPOINT_SUFFIXES) and is_average(file.stem)
+            if is_candidate and step and read_names([file])[0].numbers == step:
+                yield file
+
+
+def _is_unchanged(file: Path, checkpoint: Path, earlier: Path) -> bool:
+    """Whether an average in a checkpoint's folder is the same, byte by byte, in that of an earlier one."""
+    before = earlier / file.name
+    return checkpoint.is_dir() and before.is_file() and filecmp.cmp(file, before, shallow=False)
+
+
+def _averages_in(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Average]:
+    """The averages of these weights in a file of their own."""
+    if not file.name.endswith(TORCH_SUFFIXES):
+        tensors = read_checkpoint(file).tensors
+        names = counterparts(tensors, weights)
+        if names is not None:
+            yield Average(file, "", {names[name]: tensor for name, tensor in tensors.items()})
+        return
+    for container in Inventory(read_content(file)).containers:
+        if not _may_be_average(container, file):
+            continue
+        if container.has_no_names:
+            listed = map_tensors(file, {str(number): tensor for number, tensor in container.tensors.items()})
+            tensors = _named([*listed.values()], weights)
+        else:
+            tensors = map_tensors(file, container.named)
+        names = counterparts(tensors, weights)
+        if names is not None:
+            yield Average(file, container.key, {names[name]: tensor for name, tensor in tensors.items()})
+
+
+def _named(averages: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of averages in a list, whose order is that of the network's parameters; none if it is another network.
+
+    A file of safetensors has its tensors in the order of their names. Then an average is that of the weights of its
+    shape that are by far the nearest to it.
+
+    Raises:
+        TrajectoryError: weights of one shape are too near to each other.
+    """
+    with contextlib.suppress(TrajectoryError):
+        return named_averages(averages, weights)
+    of_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in weights.items():
+        of_shape.setdefault(tuple(tensor.shape), []).append(name)
+    named: dict[str, Tensor] = {}
+    for average in averages:
+        candidates = of_shape.get(tuple(average.shape))
+        if candidates is None:
+            return {}  # of another network
+        distances = sorted((_distance(average, weights[name]), name) for name in candidates)
+        is_clear = len(distances) == 1 or (len(distances) > 1 and distances[0][0] < _CLEARLY * distances[1][0])
+        if not is_clear or distances[0][1] in named:
+            raise TrajectoryError(
+                f"holds {len(averages)} averages without names, which cannot be told apart: give a state dict of them "
+                "in the setting trainer_ema."
+            )
+        named[distances[0][1]] = average
+    return named
+
+
+def _distance(average: Tensor, weights: Tensor) -> float:
+    """Between the first scalars."""
+    difference = average.reshape(-1)[:_COMPARED].double() - weights.reshape(-1)[:_COMPARED].double()
+    return float(difference.norm())
+
+
+def _may_be_average(container: Container, file: Path) -> bool:
+    return container.is_shadow or container.role is Role.AVERAGE or is_average(file.stem)

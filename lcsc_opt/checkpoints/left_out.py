@@ -1,0 +1,113 @@
+"""The files of weights in the folder of a run that are not read, and why each is left out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.paths import MANIFEST, WEIGHTS
+from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.inventory import is_average
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, OBJECTS_OF_ACCELERATE, ZIP, is_state_file
+
+_DEEPEST = 4  # folders below that of the run
+_MOST_FILES = 10_000  # that are looked at
+_MOST_PATTERNS = 3  # for one reason, in a message
+_PIECES = ".distcp"  # of torch.distributed.checkpoint
+
+STATE = "states of the training"
+OBJECTS = "objects of the trainer, among which its average is looked for"
+AVERAGE = "averages of the weights"
+PART = "other parts of a checkpoint"
+ELSEWHERE = "in other folders"
+OTHER = "of other names than the checkpoints"
+
+
+def why_left_out(folder: Path, used: Sequence[Path], key: str | None) -> dict[Path, str]:
+    """The files of weights below a run's folder that are not read, each with its reason; by names alone.
+
+    Args:
+        folder: of the run.
+        used: its checkpoints.
+        key: which state dict of each, as the user chose it.
+    """
+    read = {file for checkpoint in used for file in _files_read(checkpoint, key)}
+    checkpoint_folders = {path for path in used if path.is_dir()}
+    places = {path.parent for path in used}
+    left_out: dict[Path, str] = {}
+    for file in _weights_below(folder):
+        if file in read:
+            continue
+        if file.name.startswith(OBJECTS_OF_ACCELERATE):
+            left_out[file] = OBJECTS
+        elif is_state_file(file):
+            left_out[file] = STATE
+        elif is_average(file.stem) or is_average(file.parent.name):
+            left_out[file] = AVERAGE
+        elif not checkpoint_folders.isdisjoint(file.parents):
+            left_out[file] = PART
+        elif file.parent in places:
+            left_out[file] = OTHER
+        else:
+            left_out[file] = ELSEWHERE
+    return left_out
+
+
+def shown_left_out(folder: Path, left_out: Mapping[Path, str]) -> str:
+    """Paths by reason, those that differ in their numbers as one: ``8 checkpoint-*/optimizer.bin (states of …)``."""
+    alike: dict[tuple[str, str], list[str]] = {}  # reason and pattern → paths
+    for path, reason in left_out.items():
+        name = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+        alike.setdefault((reason, re.sub("[0-9]+", "*", name)), []).append(name)
+    shown: dict[str, list[str]] = {}
+    for (reason, pattern), names in alike.items():
+        if len(names) > 1:
+            names = [f"{len(names)} {pattern}"]
+        shown.setdefault(reason, []).extend(names)
+    return "; ".join(f"{_listed(texts)} ({reason})" for reason, texts in shown.items())
+
+
+def _listed(texts: Sequence[str]) -> str:
+    further = len(texts) - _MOST_PATTERNS
+    if further > 0:
+        texts = [*texts[:_MOST_PATTERNS], f"{further} more"]
+    return ", ".join(texts)
+
+
+def _files_read(checkpoint: Path, key: str | None) -> Collection[Path]:
+    """The files that the weights of a checkpoint are in."""
+    if not checkpoint.is_dir():
+        return {checkpoint}
+    weights: Path | None = None
+    for candidate in (key, None):
+        with contextlib.suppress(TrajectoryError, OSError):
+            weights = weights or find_weights(checkpoint, candidate).file
+    if weights is None:
+        return ()
+    if weights.suffix == ".json":  # an index of several
+        stem = weights.name.partition(".")[0]
+        return {file for file in weights.parent.iterdir() if file.name.startswith(stem)}
+    return {weights, *weights.parent.glob(f"*{_PIECES}")}
+
+
+def _weights_below(folder: Path) -> Iterator[Path]:
+    """Files with the endings of checkpoints, in no packed trajectory; those of hidden folders are left out."""
+    count = 0
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        is_trajectory = MANIFEST in names and WEIGHTS in names
+        if is_trajectory or depth == _DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        count += len(names)
+        if count > _MOST_FILES:
+            return
+        if is_trajectory:
+            continue
+        for name in sorted(names):
+            if name.endswith((*CHECKPOINT_SUFFIXES, ZIP, _PIECES)) and not name.startswith("."):
+                yield Path(place, name)
