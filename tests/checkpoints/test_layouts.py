@@ -190,7 +190,7 @@ def test_averages_in_a_list_are_named_though_safetensors_sorts_names(tmp_path, c
     shapes = {"up": (4, 4), "down": (4, 4), "scale": (4,), "bias": (4,)}  # in the network's order
     last = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     if not is_told_apart:
-        last["up"] = last["down"].clone()
+        last["up"] = last["down"] + 0.02  # between which the average of the latter lies
     for step in STEPS:
         moved = {name: tensor + (300 - step) / 1000 for name, tensor in last.items()}
         saved(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors", moved)
