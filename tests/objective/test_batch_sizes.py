@@ -1,0 +1,30 @@
+"""How many images are sampled at once on the CPU, where nothing follows the memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcsc_opt.base.accelerator import CPU
+from lcsc_opt.objective.batch_sizes import AUTO, BatchSizes, Size, images_at_once
+
+
+@pytest.mark.parametrize(
+    ("given", "with_graph", "expected"),
+    [
+        (None, None, (500, 500)),
+        (None, 20, (500, 20)),
+        (AUTO, None, (500, 125)),
+        (64, None, (64, 64)),
+        (64, 100, (64, 64)),
+    ],
+)
+def test_the_cpu_has_numbers_that_no_batch_changes(
+    given: Size | None, with_graph: int | None, expected: tuple[int, int]
+) -> None:
+    sizes = BatchSizes(images_at_once(given, CPU), with_graph=with_graph, images=2000, device=CPU)
+    for batches in (sizes.batches, sizes.batches_with_graph):
+        ranges = list(batches(3, 1803))
+        assert [first for first, _ in ranges] == [3, *(last for _, last in ranges[:-1])]
+        assert ranges[-1][1] == 1803
+    assert (sizes.without_graph, sizes.with_graph) == expected
+    assert images_at_once(given, CPU, on_cpu=8) == (8 if given is None else given)
