@@ -8,11 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 
 import lcsc_opt
@@ -20,6 +18,7 @@ from lcsc_opt.base.settings import parse_yaml
 from tests import tiny_pipelines
 from tests.commands import Typed
 from tests.lora_files import KOHYA_EPOCHS, save_kohya_epochs
+from tests.metrics.examples import pixels, write_folder
 
 if not (find_spec("peft") and find_spec("transformers")):
     pytest.skip("needs peft and transformers", allow_module_level=True)
@@ -33,9 +32,7 @@ def place(workplace: Path, few_pairs: None) -> Path:
     tiny_pipelines.stable_diffusion(workplace / "words").save_pretrained(workplace / "sdxl")
     save_kohya_epochs(workplace / "runs" / "lora")
     (workplace / "prompts.txt").write_text("a cat\na red house\n")
-    (workplace / "photographs").mkdir()
-    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)):
-        Image.fromarray(image).save(workplace / "photographs" / f"{i}.png")
+    write_folder(workplace / "photographs", pixels(16, 16, 16))
     return workplace
 
 

@@ -12,12 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import typer
 import yaml
-from PIL import Image
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.settings import parse_settings, parse_yaml
@@ -25,6 +23,7 @@ from lcsc_opt.base.study_file import StudyFile, parse_study_file
 from lcsc_opt.cli import app
 from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
+from tests.metrics.examples import pixels, write_folder
 from tests.objectives.image_objectives import PIXELS
 from tests.processes import script_process
 from tests.unet_examples import unet
@@ -101,9 +100,7 @@ def checkpoints(workplace: Path, few_pairs: None) -> Path:
         scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
         (workplace / folder / "scheduler").mkdir()
         (workplace / folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    (workplace / "photographs").mkdir()
-    for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)):
-        Image.fromarray(pixels).save(workplace / "photographs" / f"{index}.png")
+    write_folder(workplace / "photographs", pixels(12, 8, 8)[..., 0])
     return workplace
 
 

@@ -176,18 +176,20 @@ def loss_of(weights: dict[str, torch.Tensor]) -> float:
     return float(squared(net, UNSEEN).mean().detach())
 
 
+def search(checkpoints: Any, **changed: Any) -> Any:
+    """Few data, which a search overfits."""
+    functions: dict[str, Any] = {
+        "build": lambda: nn.Linear(12, 1),
+        "score": lambda net: squared(net, SEARCHED),
+        "held_out": lambda net: squared(net, UNSEEN),
+    }
+    return lcsc_opt.search(checkpoints, **{**functions, "name": "few", **changed})
+
+
 @pytest.fixture(scope="module")
 def searched_few(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("overfitted")
-    return lcsc_opt.search(
-        trained(),
-        build=lambda: nn.Linear(12, 1),
-        score=lambda net: squared(net, SEARCHED),
-        held_out=lambda net: squared(net, UNSEEN),
-        budget=60,
-        name="few",
-        storage=f"sqlite:///{folder / 'studies.db'}",
-    )
+    return search(trained(), budget=60, storage=f"sqlite:///{folder / 'studies.db'}")
 
 
 @pytest.fixture
@@ -231,13 +233,7 @@ def test_half_of_what_held_out_returns_chooses_and_the_other_half_is_reported(ov
 
 @pytest.mark.usefixtures("workplace")
 def test_a_held_out_number_cannot_choose_and_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
-    lcsc_opt.search(
-        trained(),
-        build=lambda: nn.Linear(12, 1),
-        score=lambda net: squared(net, SEARCHED),
-        held_out=lambda net: squared(net, UNSEEN).mean(),
-        budget=5,
-    )
+    search(trained(), held_out=lambda net: squared(net, UNSEEN).mean(), budget=5)
     assert "chosen by the data of the search" in capfd.readouterr().err
 
 
@@ -263,16 +259,7 @@ def test_the_trainers_own_average_can_be_the_answer(workplace: Path, typed: Type
     for step, weights in states.items():
         average = {"weight": best + 0.01 * (400 - step), "bias": torch.zeros(1)}
         torch.save({"model": weights, "ema": average, "step": step}, workplace / "runs" / f"model{step}.pt")
-    result = lcsc_opt.search(
-        "runs/*.pt",
-        settings={"key": "model"},
-        build=lambda: nn.Linear(12, 1),
-        score=lambda net: squared(net, SEARCHED),
-        held_out=lambda net: squared(net, UNSEEN),
-        budget=12,
-        name="few",
-        storage="sqlite:///studies.db",
-    )
+    result = search("runs/*.pt", settings={"key": "model"}, budget=12)
     assert "The answer is the trainer's EMA" in repr(result)
     torch.testing.assert_close(result.merge()["weight"], best)
     assert lcsc(["export", "few", "-o", "answer.safetensors"]) == 0

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,6 +20,7 @@ from lcsc_opt.base.study_file import parse_study_file
 from lcsc_opt.base.study_spec import BudgetSpec
 from lcsc_opt.cli import run as lcsc
 from tests.commands import Typed
+from tests.metrics.examples import pixels, write_folder
 from tests.objectives.image_objectives import PIXELS
 from tests.processes import script_process
 
@@ -576,12 +576,7 @@ def test_rows(search: Any) -> None:
 @pytest.fixture
 def real_images(workplace: Path) -> Path:
     """A folder of 40 images of noise, whose pixels vary in almost as many directions as there are images."""
-    generator = np.random.default_rng(0)
-    (workplace / "real").mkdir()
-    for index in range(40):
-        pixels = generator.integers(90, 160, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(workplace / "real" / f"{index}.png")
-    return workplace / "real"
+    return write_folder(workplace / "real", 90 + pixels(40, 8, 8) % 70)
 
 
 def convolution() -> nn.Module:

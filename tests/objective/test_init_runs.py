@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +18,7 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.cli import run as lcsc
 from tests import tiny_pipelines
 from tests.checkpoints.nvlabs_examples import write_snapshot
+from tests.metrics.examples import pixels, write_folder
 from tests.objectives.edm_networks import tiny
 from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
@@ -58,10 +57,7 @@ def runs(
 
 
 def real_images(folder: str, count: int = 12, side: int = 8) -> None:
-    Path(folder).mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side), dtype=np.uint8)
-    for index, image in enumerate(pixels):
-        Image.fromarray(image).save(Path(folder) / f"{index}.png")
+    write_folder(Path(folder), pixels(count, side, side)[..., 0])
 
 
 SMALL = (f"loss={PIXELS}", "images=12", "device=cpu")  # Inception would be downloaded

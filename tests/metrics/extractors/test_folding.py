@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lcsc_opt.metrics.extractors.base import image_gradient
-from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.metrics.extractors.folding import fold
+from tests.metrics.examples import found
 
 
 class Block(nn.Module):
@@ -67,19 +67,6 @@ class Extractor:
 class CannotBeCopied(Extractor):
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("it holds a file")
-
-
-made_last: Any = None
-
-
-def made_here() -> Any:
-    return made_last
-
-
-def found(made: Any) -> Any:
-    global made_last
-    made_last = made
-    return find_extractor(f"{__name__}:made_here", weights=None)("cpu")
 
 
 def images() -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.metrics.extractors.by_name import find_extractor
+from tests.metrics.examples import found
 
 
 class Holder:
@@ -30,21 +30,8 @@ def linear(value: float) -> nn.Linear:
     return network
 
 
-made_last: Any = None
-
-
-def made_here() -> Any:
-    return made_last
-
-
-def built(made: Any) -> Any:
-    global made_last
-    made_last = made
-    return find_extractor(f"{__name__}:made_here", weights=None)("cpu")
-
-
 def name_of(made: Any) -> str:
-    return str(built(made).name)
+    return str(found(made).name)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +53,7 @@ def test_what_the_extractor_offers_is_offered() -> None:
     def both(images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :4], images.flatten(1)[:, :2]
 
-    wrapped = built(Holder(features_and_logits=both, graph_bytes=3))
+    wrapped = found(Holder(features_and_logits=both, graph_bytes=3))
     assert wrapped.features_and_logits(torch.ones(1, 1, 2, 2))[1].shape == (1, 2)
     assert vars(wrapped)["graph_bytes"] == 3
-    assert not hasattr(built(Holder()), "features_and_logits")
+    assert not hasattr(found(Holder()), "features_and_logits")
