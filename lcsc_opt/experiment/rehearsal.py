@@ -17,7 +17,7 @@ import numpy as np
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Cost, Evaluation
-from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, Outcome, attempt, evaluate_safely
 from lcsc_opt.experiment.timing import Pace, Seconds
 from lcsc_opt.objective.contract import Objective
 
@@ -219,10 +219,13 @@ def warning_of_kept_state(
     Args:
         answer: the candidate, on a few images.
         evaluate: evaluates it where trials were.
-        load: loads the objective anew.
+        load: loads the objective anew; where that fails, nothing is known.
     """
+    objective = attempt(load)
+    if isinstance(objective, Failure):  # such as of memory, which two networks may not have
+        return None
+    alone = evaluate_safely(objective, answer)
     here = evaluate(answer)
-    alone = evaluate_safely(load(), answer)
     if isinstance(here, Failure) or isinstance(alone, Failure):
         return None
     if math.isclose(here.loss, alone.loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):

@@ -342,3 +342,11 @@ def test_a_network_that_keeps_what_its_first_weights_gave_is_found_when_the_answ
     said = typed("run", "scored.yaml", *changes).err
     assert ("in a new network" in said) == is_warned
     assert ("in a new network" in " ".join(typed("compare", "scored").err.split())) == is_warned
+
+
+def test_a_report_does_not_depend_on_a_second_network(scored: Path, typed: Typed) -> None:
+    (scored / "scored_parts.py").write_text(
+        PARTS + KEEPS_FIRST + "made = []\n\ndef once():\n    assert not made\n    made.append(1)\n    return Plain()\n"
+    )
+    changes = ["objective.settings.model=scored_parts:once", "objective.settings.score=scored_parts:value"]
+    assert "The answer is" in typed("run", "scored.yaml", *changes).err
