@@ -184,7 +184,7 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
         )
     finally:
         hook.remove()
-    assert calls == [1, 1, 1], "each prompt once in the whole study"
+    assert calls == [1] * 6, "each prompt once in the whole study, and once in the new network that scores the answer"
     storage = open_storage("sqlite:///studies.db", write=False)
     report = StoredExperiment.open(storage, "rewarded").report
     assert report is not None
