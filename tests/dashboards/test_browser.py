@@ -308,8 +308,8 @@ def test_a_report_draws_visible_figures_and_fits_a_phone(page: Any, url: str, tm
     with watched(page, path.as_uri()) as view:
         page.set_viewport_size({"width": 390, "height": 844})
         page.goto(path.as_uri())
-        view.until("document.querySelectorAll('.figure[data-drawn]').length >= 3")
-        assert page.evaluate("document.querySelectorAll('details:not([open]) .figure').length") == 13
+        view.until("document.querySelectorAll('.figure[data-drawn]').length >= 2")
+        assert page.evaluate("document.querySelectorAll('details:not([open]) .figure').length") == 9
         assert not page.evaluate("document.querySelectorAll('details:not([open]) .figure[data-drawn]').length")
         assert page.title() == f"narrow{MARKUP}"
         titles = page.evaluate("[...document.querySelectorAll('[data-title]')].map(e => e.dataset.title)")

@@ -166,7 +166,7 @@ def _header(storage: RDBStorage, files: Mapping[str, Path], menu: Mapping[str, s
         f'<header class="site"><nav aria-label="Pages">{links}</nav>'
         f'<span class="source" title="the study database">{html.escape(source)}</span>'
         '<button type="button" id="theme-switch">Dark</button></header>'
-        '<p id="ended" class="problem" role="alert"></p>'
+        '<p id="ended" role="alert"></p>'
     )
 
 
