@@ -24,6 +24,8 @@ from lcsc_opt.objective.contract import Objective
 NOTICED_SECONDS = 1.0  # the first evaluation in a process takes longer than others
 _TIMED_SECONDS = 1.0  # of an evaluation, which say enough
 _LEAST_SECONDS = 0.01
+_MOST_WARM_UP_SECONDS = 10.0
+_MORE_WITH_GRADIENT = 4  # times the images of the first batch
 _SAME_SCORE = 1e-3  # relative: kernels of a GPU may add in another order
 _DISTANCES = (0.02, 0.005)  # of coefficients, for differences of scores
 _SAME_SLOPE = 0.25  # relative: the loss is curved, and few images are rough
@@ -106,9 +108,12 @@ def _pace(
         return Seconds(seconds)
     if not cost.sample_seconds:  # of a score, all of whose items were scored
         return Seconds(of_image=seconds / cost.images)
-    if seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
+    is_warm_up = candidate.gradient and seconds < _MOST_WARM_UP_SECONDS  # a first backward pass takes longer
+    if is_warm_up or seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
         of_an_image = max(cost.sample_seconds, _LEAST_SECONDS) / cost.images
         more = max(cost.images, min(int(_TIMED_SECONDS / of_an_image), objective.samples.per_evaluation))
+        if is_warm_up:  # small batches cost more an image
+            more = max(more, min(_MORE_WITH_GRADIENT * cost.images, objective.samples.per_evaluation))
         for _ in range(2):
             start = time.perf_counter()
             again = evaluate(dataclasses.replace(candidate, images=more))

@@ -21,11 +21,11 @@ from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, networks_to_l
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 SECONDS_TO_SHORTEN = 0.3  # of a trial: another layout of a shorter one is worth no measurement
-_SECONDS_OF_A_TURN = 0.3
+_SECONDS_OF_A_TURN = 0.2
 _MOST_IMAGES = 32  # of a turn on the CPU
 _MOST_ON_DEVICE = 256
 _ROUNDS = 3
-_MOST_SECONDS = 4.0  # no new round begins after that
+_MOST_SECONDS = 2.0  # no new round begins after that
 _WORTH = 0.95  # of the time; what gains less stays contiguous
 _SAME_IMAGES = 0.01  # of their size: in another layout they differ in their last bits
 
