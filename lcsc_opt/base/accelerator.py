@@ -206,3 +206,15 @@ def rounds_float32(device: torch.device) -> bool:
     # the CPU and Intel's GPUs multiply by oneDNN
     matmul = getattr(backend, "matmul", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     return matmul.fp32_precision in ("tf32", "bf16")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """While this is open, torch's random numbers are those of a seed; the caller's on the CPU and CUDA are kept."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators, too
+        else:
+            torch.manual_seed(seed)
+        yield

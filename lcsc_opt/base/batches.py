@@ -39,6 +39,11 @@ class Batches:
         self._most = most
         self._grows_on = grows_on  # until a batch has been measured
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the size is final, unless memory runs out."""
+        return self._grows_on is None
+
     def ranges(self, first: int, last: int) -> Iterator[Range]:
         """The images ``[first, last)``, a batch at a time: ask for the next one when everything is done with one."""
         while first < last:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ class Average(NamedTuple):
 def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -> list[Average]:
     """The running averages that the trainer kept of the weights under ``key``; none if these are an average themselves.
 
+    Those of higher rates come later.
+
     What is the same beside the checkpoint ``earlier`` is none, unless the weights have not moved either. An average
     in a file of its own has "ema" in its name, or inside; and the names and shapes of the weights, or their shapes in
     order. Beside a file it has the step of the checkpoint in its name.
@@ -59,7 +62,15 @@ def trainers_averages(checkpoint: Path, key: str, earlier: Path | None = None) -
                 averages += _averages_in(file, weights)
         except TrajectoryError as error:
             notice(f"the trainer's EMA is left out: {error}")
-    return averages
+    return sorted(averages, key=_rate)
+
+
+def _rate(average: Average) -> float:
+    """The rate in the name of an average; 0 without one."""
+    rate = re.search(r"0\.[0-9]+", average.path.name)
+    if rate is None:
+        return 0.0
+    return float(rate[0])
 
 
 def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
@@ -67,7 +78,9 @@ def _key_beside(checkpoint: Path, key: str, earlier: Path | None) -> str | None:
     average: str | None = None
     with contextlib.suppress(TrajectoryError), naming(checkpoint):
         if checkpoint.is_dir():
-            _, average = find_weights(checkpoint, None).raw_and_average
+            raw, average = find_weights(checkpoint, None).raw_and_average
+            if raw != key:  # it is that of another part
+                average = None
         elif checkpoint.name.endswith(TORCH_SUFFIXES):
             average = Inventory(read_content(checkpoint)).average_of(key)
     if average is None or earlier is None:

@@ -160,7 +160,11 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     ]
     inner = folder / _INNER_FOLDER
     if inner.is_dir() and not any(map(is_numbered, files)):
-        return [*_in_folder(inner, key), *files]
+        try:
+            return [*_in_folder(inner, key), *files]
+        except TrajectoryError:
+            if not files:
+                raise
     if files:
         return files
     dated = [

@@ -70,7 +70,9 @@ class BatchSizes:
 
     @property
     def with_graph(self) -> int:
-        """The size of a batch with a graph, at most :attr:`without_graph`."""
+        """The size of a batch with a graph, at most :attr:`without_graph` where that is known."""
+        if not self._plain.is_measured:
+            return self._graph.size
         return min(self._graph.size, self._plain.size)
 
     def batches(self, first: int, last: int) -> Iterator[Range]:

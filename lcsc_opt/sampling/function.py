@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, one_line
 from lcsc_opt.base.imports import has_parameter
 from lcsc_opt.base.progress import notice
@@ -20,18 +21,6 @@ from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 BYTES_ABOVE = 2.0  # images without a negative value are assumed to be bytes if they reach this
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """While this is open, torch's random numbers are those of a seed; the caller's on the CPU and CUDA are kept."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        if device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators, too
-        else:
-            torch.manual_seed(seed)
-        yield
 
 
 class FunctionSampler(NetworkSampler):
@@ -130,7 +119,7 @@ class FunctionSampler(NetworkSampler):
             options["draw"] = draw
         with contextlib.ExitStack() as stack:
             own_seed = derive_seed(self.noise.seed, "own", noise.group, noise.seed, start)
-            stack.enter_context(_seeded(own_seed, device))
+            stack.enter_context(accelerator.seeded(own_seed, device))
             stack.enter_context(self._network.arithmetic())
             # restores grad mode, if the function changes it
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))

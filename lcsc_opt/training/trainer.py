@@ -268,7 +268,8 @@ class Trainer:
             noise_scale=self.noise_scale,
             teacher=self.teacher,
         )
-        with torch.enable_grad():
+        own_numbers = derive_seed(self.training.seed, "training", self.step, 1)  # of the network, as of dropout
+        with accelerator.seeded(own_numbers, self.device), torch.enable_grad():
             loss = recipe.loss(batch)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

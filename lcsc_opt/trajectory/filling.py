@@ -225,7 +225,7 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
         averages = trainers_averages(last, key, before_last)
         if not averages:
             return
-        average = averages[-1]  # of several rates the slowest, as their names are sorted
+        average = averages[-1]  # of several rates the slowest
         file = FileState(average.path)
         weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
         row = writer.check(weights).row_of(weights, copy=file.copy)

@@ -239,3 +239,19 @@ def test_images_that_are_bytes_train_as_floats_do(tmp_path: Path) -> None:
     images = torch.randint(256, (64, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     floats = images.float() / 127.5 - 1
     assert run(tmp_path / "a", EDM, images=images).sha256 == run(tmp_path / "b", EDM, images=floats).sha256
+
+
+def test_a_networks_own_random_numbers_are_those_of_the_seed_and_the_step(tmp_path: Path, often_saved: None) -> None:
+    """As those of dropout, which no recipe draws: a training that goes on has the numbers of one that did not end."""
+
+    def by_chance(_batch: Batch, loss: Tensor) -> Tensor:
+        return loss * (1 + torch.rand(()))
+
+    def end(batch: Batch) -> None:
+        if batch.step == 14:
+            raise StopError
+
+    whole = run(tmp_path / "whole", watched(Edm, after=by_chance))
+    with pytest.raises(StopError):
+        run(tmp_path / "parted", watched(Edm, end, by_chance))
+    assert run(tmp_path / "parted", watched(Edm, after=by_chance), resume=True).sha256 == whole.sha256
