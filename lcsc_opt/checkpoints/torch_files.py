@@ -306,7 +306,10 @@ class _Storages:
 
 
 def _read_zip(data: memoryview, file: Any) -> Any:
-    """A file of torch since 1.6: a zip of ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage."""
+    """A file of torch since 1.6: a zip of ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage.
+
+    ``file`` is the map that ``data`` views; the zip ends with it, and may begin later.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}

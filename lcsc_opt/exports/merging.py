@@ -195,7 +195,10 @@ def _packed(
     steps: Sequence[int] | None,
     dtype: str | None = None,
 ) -> Iterator[Trajectory]:
-    """The checkpoints of these patterns; files are packed beside the model that is written, while this is open."""
+    """The checkpoints of these patterns; files are packed beside the model that is written, while this is open.
+
+    A packed trajectory is opened as it is: key, steps and dtype are its own.
+    """
     if len(patterns) == 1 and is_packed(Path(patterns[0])):
         yield Trajectory.open(patterns[0])
         return

@@ -80,6 +80,8 @@ class ImageStages:
     ) -> Tensor:
         """The derivative of the loss in the images, ``[n, C, H, W]``, from that in their features.
 
+        The features are computed again, with a graph of their own; that of ``images`` back to the weights is not used.
+
         Args:
             images: ``first``, ``first + 1``, … of a group of noise, ``[n, C, H, W]``.
             noise: the group.

@@ -170,6 +170,8 @@ class Trainer:
     def train(self, *, resume: bool) -> None:
         """Train to the end; with ``resume``, from the last state.
 
+        An interruption saves no state, since a step may be half done: checkpoints after the last one are made again.
+
         Raises:
             TrainingError: the loss is not finite, and earlier checkpoints are complete; the training cannot be resumed;
                 or its state cannot be written.
@@ -203,7 +205,9 @@ class Trainer:
         self.curve.rewind(self.step)
 
     def _prepare_rows(self, state: Mapping[str, Any] | None) -> None:
-        """Refuse to resume where checkpoints would be lost, and remove those that are made again.
+        """Refuse to resume where checkpoints would be lost; before a training from step 0, remove all that are there.
+
+        Those after a later state are dropped by the saver, which begins at its step.
 
         Raises:
             TrainingError: the state of the checkpoints is gone, or the checkpoints that the state follows are.
