@@ -39,7 +39,7 @@ _MOST_SERIES_NAMED = 8  # in a message
 Patterns = str | Path | Sequence[str | Path]
 
 
-class Found(NamedTuple):
+class RunFiles(NamedTuple):
     """The checkpoints of a run, and the other files of weights in its folder: each with the reason why it is left out.
 
     Only a folder that was named itself is looked through: who names files or a glob has chosen.
@@ -59,7 +59,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None, has_steps: b
     return run.checkpoints
 
 
-def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> Found:
+def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = False) -> RunFiles:
     """The checkpoints that ``patterns`` stand for, each once, and what is left out.
 
     Those of a glob or a folder are in natural order; several patterns stay in the order in which they are listed. The
@@ -92,7 +92,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
         if not path.exists():
             raise TrajectoryError(f"{path} does not exist: put it back, or remove the link to it.")
     if has_steps and len(patterns) > 1:
-        return Found(list(checkpoints), {})
+        return RunFiles(list(checkpoints), {})
     left_out: dict[Path, str] = {}
     originals = _without_copies(list(checkpoints), left_out)
     used = _only_series(_place(patterns), originals, left_out)
@@ -101,7 +101,7 @@ def find_run(patterns: Patterns, *, key: str | None = None, has_steps: bool = Fa
         for file, reason in why_left_out(folder, used, key).items():
             if left_out.keys().isdisjoint([file, *file.parents]):
                 left_out[file] = reason
-    return Found(used, left_out)
+    return RunFiles(used, left_out)
 
 
 def _place(patterns: Sequence[str | Path]) -> str:

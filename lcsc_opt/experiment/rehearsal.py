@@ -164,7 +164,7 @@ def _check_score(
     if objective.is_random:
         return
     again = evaluate(plain)
-    if isinstance(again, Failure) or math.isclose(again.loss, loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):
+    if isinstance(again, Failure) or _is_one_score(again.loss, loss):
         return
     advice = (
         "Seed what is random (by draw.seed), and keep nothing between calls, such as hooks or attributes; of a score "
@@ -176,6 +176,10 @@ def _check_score(
         f"{name}: one model was scored twice, and got {loss:.6g} and then {again.loss:.6g}: the score depends on "
         f"something beside the weights. {advice}"
     )
+
+
+def _is_one_score(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2)
 
 
 def _check_gradient(name: str, outcome: Evaluation, plain: Candidate, evaluate: Callable[[Candidate], Outcome]) -> None:
@@ -233,7 +237,7 @@ def warning_of_kept_state(
     here = evaluate(answer)
     if isinstance(here, Failure) or isinstance(alone, Failure):
         return None
-    if math.isclose(here.loss, alone.loss, rel_tol=_SAME_SCORE, abs_tol=_SAME_SCORE**2):
+    if _is_one_score(here.loss, alone.loss):
         return None
     return (
         f"the answer has the loss {alone.loss:.6g} in a new network, and {here.loss:.6g} in that of the search: "

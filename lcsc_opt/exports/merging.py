@@ -19,7 +19,6 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import is_packed
 from lcsc_opt.checkpoints.folders import find_weights, folder_of_weights, parts_with_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
@@ -37,6 +36,7 @@ from lcsc_opt.sampling.diffusers_folder import find_model_config
 from lcsc_opt.trajectory import Trajectory, open_or_pack
 from lcsc_opt.trajectory.layout import DTYPES, EXACT
 from lcsc_opt.trajectory.manifest import HEADER, PREFIX
+from lcsc_opt.trajectory.sources import PackRequest
 
 _MOST_NAMED = 8  # of what is left out, in a message
 
@@ -153,7 +153,7 @@ def rebuild(
         TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
         StudyStoreError: the disk refuses.
     """
-    with _packed(patterns, to, key=key or recipe.key or None, steps=steps, dtype=recipe.stored) as trajectory:
+    with _packed(patterns, to, key=key, steps=steps, recipe=recipe) as trajectory:
         return _write_alone(trajectory, recipe.model_copy(update={"dtype": to.dtype or recipe.dtype}), to)
 
 
@@ -193,18 +193,21 @@ def _packed(
     *,
     key: str | None,
     steps: Sequence[int] | None,
-    dtype: str | None = None,
+    recipe: Recipe | None = None,
 ) -> Iterator[Trajectory]:
     """The checkpoints of these patterns; files are packed beside the model that is written, while this is open.
 
-    A packed trajectory is opened as it is: key, steps and dtype are its own.
+    Raises:
+        TrajectoryError: as :func:`~lcsc_opt.trajectory.packing.open_or_pack`, also where one packed trajectory is named
+            with options that it does not have.
     """
-    if len(patterns) == 1 and is_packed(Path(patterns[0])):
-        yield Trajectory.open(patterns[0])
-        return
     beside = to.path.absolute().parent
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lcsc-", dir=beside) as folder:
+        dtype: str | None = None
+        if recipe is not None and PackRequest(patterns, Path(folder)).packed_path is None:
+            key = key or recipe.key or None
+            dtype = recipe.stored
         yield open_or_pack(patterns, folder=Path(folder), key=key, steps=steps, dtype=dtype)
 
 

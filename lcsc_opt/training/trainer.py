@@ -13,8 +13,10 @@ import dataclasses
 import io
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from lcsc_opt.training.recipes.base import Batch, Denoiser, TrainingRecipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 from lcsc_opt.trajectory.manifest import Manifest
 
-STATE_SECONDS = 60.0  # between two saved states; an interruption costs about this time
+STATE_SECONDS = 60.0  # between two saved states; a crash costs about this time
 _STEPS_BETWEEN_CHECKS = 50  # of the loss on an accelerator, since fetching it waits for all kernels
 
 
@@ -170,7 +172,7 @@ class Trainer:
     def train(self, *, resume: bool) -> None:
         """Train to the end; with ``resume``, from the last state.
 
-        An interruption saves no state, since a step may be half done: checkpoints after the last one are made again.
+        An interruption waits for the end of its step, after which the state is saved.
 
         Raises:
             TrainingError: the loss is not finite, and earlier checkpoints are complete; the training cannot be resumed;
@@ -180,10 +182,13 @@ class Trainer:
         training = self.training
         try:
             self._begin(resume=resume)
-            with progress(f"training {training.recipe.name}", training.steps, done=self.step) as advance:
-                for loss in self.run():
-                    advance(note="" if loss is None else f"loss {loss:.4g}")
-            self._save_state()
+            with _interrupt_deferred() as is_interrupted:
+                with progress(f"training {training.recipe.name}", training.steps, done=self.step) as advance:
+                    for loss in self.run():
+                        advance(note="" if loss is None else f"loss {loss:.4g}")
+                        if is_interrupted():
+                            break
+                self._save_state()
         except KeyboardInterrupt:
             notice(f"{training.out}: stopped after step {self.step}; stored up to step {self._saved_step}")
             raise
@@ -227,7 +232,7 @@ class Trainer:
                 remove(out)
             return
         expected_row = state_step // self.training.checkpoint_every * self.training.checkpoint_every
-        if last_row < expected_row:
+        if last_row < expected_row and (expected_row > 0 or self._keeps_start):
             raise TrainingError(
                 f"{out} lacks checkpoints up to step {expected_row}: restore it, or train again under another name"
             )
@@ -349,3 +354,43 @@ def _last_step(trajectory: Path) -> int:
     if not (trajectory / MANIFEST).exists():
         return -1
     return max((checkpoint.step for checkpoint in Manifest.load(trajectory).checkpoints), default=-1)
+
+
+_DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _interrupt_deferred() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT, SIGTERM or SIGHUP until the end, where its own handler is called. A second one acts at once.
+
+    Signals that are ignored, or that end the process without a handler, stay as they are. Only the main thread gets
+    signals; in others nothing is deferred.
+
+    Yields:
+        Whether a signal waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handlers: dict[int, Any] = {}
+    for deferred in _DEFERRED:
+        handler = signal.getsignal(deferred)
+        if callable(handler):
+            handlers[deferred] = handler
+    waiting: list[tuple[int, Any]] = []
+
+    def defer(number: int, frame: Any) -> None:
+        waiting.append((number, frame))
+        if len(waiting) > 1:
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, defer)
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if waiting:
+        number, frame = waiting[0]
+        handlers[number](number, frame)

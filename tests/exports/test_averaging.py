@@ -71,3 +71,13 @@ def test_files_are_rounded_as_the_recipes_checkpoints_were(capsys: pytest.Captur
     assert lcsc(["apply", "mean.safetensors", "exact", "-o", "again.safetensors", "--overwrite"]) == 2
     advice = "The recipe combines weights stored as float16: name the files themselves."
     assert advice in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", [["--key", "ema"], ["--steps", "100,200"]])
+def test_options_that_a_packed_trajectory_does_not_have_are_refused(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcsc(["trajectory", "pack", "runs", "-o", "packed"]) == 0
+    assert lcsc(["apply", "uniform", "packed", "-o", "mean.safetensors", *option]) == 2
+    assert "packed" in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("mean.safetensors").exists()

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,15 @@ def watched(
     return Watched(batch_size=8)
 
 
-def ending(kind: type[Any], at: int, *, error: type[BaseException] = StopError) -> Any:
-    """Ends in step ``at``."""
+def ending(kind: type[Any], at: int, *, signals: int = 0) -> Any:
+    """Ends in step ``at``, with so many of its user's Ctrl-C."""
 
     def end(batch: Batch) -> None:
         if batch.step == at:
-            raise error
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+            if not signals:
+                raise StopError
 
     return watched(kind, end)
 
@@ -125,10 +129,23 @@ def test_a_tuning_keeps_its_start_also_after_an_interruption(tmp_path: Path, at:
     assert all(torch.equal(tensor, start[name]) for name, tensor in trajectory.checkpoint(0).items())
 
 
-def test_ctrl_c_says_how_much_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str], often_saved: None) -> None:
+@pytest.mark.parametrize("at", [0, 11, STEPS - 1])
+def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, ending(Edm, 10, error=KeyboardInterrupt))
+        run(tmp_path / "ended", ending(Edm, at, signals=1))
+    assert f"stopped after step {at + 1}; stored up to step {at + 1}\n" in capsys.readouterr().err
+    continued = run(tmp_path / "ended", EDM, resume=True)
+    assert continued.sha256 == run(tmp_path / "whole", EDM).sha256
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], often_saved: None
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ending(Edm, 10, signals=2))
     assert "stopped after step 10; stored up to step 8" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path) -> None:
