@@ -108,12 +108,8 @@ def _pace(
         return Seconds(seconds)
     if not cost.sample_seconds:  # of a score, all of whose items were scored
         return Seconds(of_image=seconds / cost.images)
-    is_warm_up = candidate.gradient and seconds < _MOST_WARM_UP_SECONDS  # a first backward pass takes longer
-    if is_warm_up or seconds < _TIMED_SECONDS or seconds - cost.sample_seconds > _TIMED_SECONDS:
-        of_an_image = max(cost.sample_seconds, _LEAST_SECONDS) / cost.images
-        more = max(cost.images, min(int(_TIMED_SECONDS / of_an_image), objective.samples.per_evaluation))
-        if is_warm_up:  # small batches cost more an image
-            more = max(more, min(_MORE_WITH_GRADIENT * cost.images, objective.samples.per_evaluation))
+    more = _more_images(candidate, cost, seconds, objective.samples.per_evaluation)
+    if more:
         for _ in range(2):
             start = time.perf_counter()
             again = evaluate(dataclasses.replace(candidate, images=more))
@@ -124,6 +120,17 @@ def _pace(
                 break
     fixed = cost.metric_seconds + cost.merge_seconds
     return Seconds(fixed, (seconds - fixed) / cost.images)
+
+
+def _more_images(candidate: Candidate, cost: Cost, seconds: float, per_evaluation: int) -> int:
+    """How many images are timed after a first few; 0 if those have told enough."""
+    images = int(_TIMED_SECONDS * cost.images / max(cost.sample_seconds, _LEAST_SECONDS))
+    if candidate.gradient and seconds < _MOST_WARM_UP_SECONDS:
+        # a first backward pass takes longer, and small batches with a graph cost more an image
+        images = max(images, _MORE_WITH_GRADIENT * cost.images)
+    elif _TIMED_SECONDS <= seconds <= cost.sample_seconds + _TIMED_SECONDS:
+        return 0
+    return max(cost.images, min(images, per_evaluation))
 
 
 def _candidates(first: Candidate, plain: Candidate, objective: Objective, *, report: bool) -> dict[str, Candidate]:
