@@ -41,9 +41,9 @@ from lcsc_opt.experiment.finalists import Searched
 from lcsc_opt.experiment.measuring import Measurer, score_as_trained, trained_models
 from lcsc_opt.experiment.origin import ended_grid, origin_at
 from lcsc_opt.experiment.problem import ACCEPT, Problem, check_search, code_changes, settings_of
-from lcsc_opt.experiment.rehearsal import about, rehearse, warning_of_kept_state
+from lcsc_opt.experiment.rehearsal import Rehearsal, about, rehearse, warning_of_kept_state
 from lcsc_opt.experiment.report import make_report
-from lcsc_opt.experiment.timing import Pace, evaluations_in, report_seconds, searches_seconds
+from lcsc_opt.experiment.timing import evaluations_in, report_seconds, searches_seconds
 from lcsc_opt.exports.images import attach_images
 from lcsc_opt.objective.checkpoints_alone import checkpoints_written_again
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -70,7 +70,7 @@ class Experiment:
         name: of the experiment.
         database: the same.
         studies: name → attributes of its stored studies, as far as this process knows them.
-        pace: how long evaluations take; ``None`` before they were rehearsed.
+        rehearsal: what this run has rehearsed; ``None`` before, and where all searches have results.
     """
 
     def __init__(
@@ -84,7 +84,9 @@ class Experiment:
     ) -> None:
         self.name = specs[0].experiment
         self.database = database
-        self.pace: Pace | None = None
+        self.rehearsal: Rehearsal | None = None
+        self._rehearsed_rows: Rule | None = None
+        self._drift: list[str] = []  # warnings, for the report
         self._specs = list(specs)
         self._objectives = objectives
         self._accept = accept_changes
@@ -303,7 +305,17 @@ class Experiment:
             yardstick = self._measurer(0).yardstick(SEARCH)
             search.run(yardstick, pool=self._pool, callbacks=callbacks)
             self.studies[spec.name] = search.stored.attributes
+            self._check_drift(spec.space.rows)
             return search.outcome()
+
+    def _check_drift(self, rows: Rule | None) -> None:
+        """Score again what was rehearsed in these rows; another loss is said once, and in the report."""
+        if self.rehearsal is None or rows != self._rehearsed_rows or self._drift:
+            return
+        warning = self.rehearsal.warning_of_drift(lambda candidate: self._evaluate(candidate, rows))
+        if warning is not None:
+            notice(f"{self.name}: {warning}")
+            self._drift.append(warning)
 
     def rehearse(self) -> dict[str, Attributes]:
         """Do all that comes before the first trial of each search; nothing is written.
@@ -325,16 +337,17 @@ class Experiment:
 
     def _say_how_long(self) -> None:
         """Say once how long the searches and the report take, if they were rehearsed in this run."""
-        if self.pace is None or self._has_estimate:
+        if self.rehearsal is None or self._has_estimate:
             return
+        pace = self.rehearsal.pace
         self._has_estimate = True
         unfinished = []
         for spec in self._specs:
             with contextlib.suppress(LcscError):  # of a search that cannot run, which says so itself
                 if not self.is_finished(spec):
                     unfinished.append(spec)
-        searches = searches_seconds(unfinished, self.objective, self.pace)
-        reports = report_seconds(self._specs, self.objective, self.pace)
+        searches = searches_seconds(unfinished, self.objective, pace)
+        reports = report_seconds(self._specs, self.objective, pace)
         prepared = time.perf_counter() - self._begun_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
@@ -381,8 +394,8 @@ class Experiment:
         self._use(spec, spec.space.rows)
         self._rehearse(spec)
         planned = None
-        if before is None and spec.budget.seconds is not None and self.pace is not None:
-            planned = evaluations_in(spec, objective, self.pace)
+        if before is None and spec.budget.seconds is not None and self.rehearsal is not None:
+            planned = evaluations_in(spec, objective, self.rehearsal.pace)
         return Search(
             spec,
             objective,
@@ -424,21 +437,23 @@ class Experiment:
 
     def _rehearse(self, spec: StudySpec) -> None:
         """Evaluate one candidate on a few images, as the searches without a result and the report will; once."""
-        if self.pace is not None or self._has_result(spec):
+        if self.rehearsal is not None or self._has_result(spec):
             return
         without_result = [search for search in self._specs if not self._has_result(search)]
         try:
             for search in without_result:
                 check(search, self.objective)
             first = first_candidate(spec, self.objective, None)
+            self._rehearsed_rows = spec.space.rows
             follows_gradient = [search for search in without_result if configure(search.optimizer).needs_gradient]
             if follows_gradient:
                 first = first_candidate(follows_gradient[0], self.objective, None, gradient=True)
-                self._use(spec, follows_gradient[0].space.rows)
+                self._rehearsed_rows = follows_gradient[0].space.rows
+                self._use(spec, self._rehearsed_rows)
             in_flight = parallelism(spec, self.objective)["in_flight"]
             notice(f"{self.name}: rehearsing what a search and its report will do")
             with contextlib.closing(evaluator_of(self.objective, self._pool, in_flight)) as evaluator:
-                self.pace = rehearse(
+                self.rehearsal = rehearse(
                     self.name,
                     self.objective,
                     persistently(evaluator, spec.failures.retries),
@@ -566,6 +581,7 @@ class Experiment:
             rows = None if study is None else self._rule_of(study)
             if not self.objective.is_random:
                 report = self._checked_in_new_network(report, rows)
+            report = dataclasses.replace(report, warnings=(*report.warnings, *self._drift))
             if keep:
                 self._objectives.load(self._specs[0].objective, rows, self._checkpoints)
                 attach_images(stored, self.objective, report)

@@ -33,6 +33,36 @@ _RELIABLE_SLOPES = 0.1
 _SILENT_SECONDS = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal has found.
+
+    Attributes:
+        pace: how long evaluations take.
+        candidate: the one that was scored, without its gradient.
+        loss: its loss; ``None`` if it could not be scored, or if scores are random.
+    """
+
+    pace: Pace
+    candidate: Candidate
+    loss: float | None = None
+
+    def warning_of_drift(self, evaluate: Callable[[Candidate], Outcome]) -> str | None:
+        """What is wrong if the same candidate has another loss at the end of a search; ``evaluate`` is that of trials.
+
+        What a score keeps may grow so slowly that two evaluations in a row do not show it.
+        """
+        if self.loss is None:
+            return None
+        again = evaluate(self.candidate)
+        if isinstance(again, Failure) or _is_one_score(again.loss, self.loss):
+            return None
+        return (
+            f"one model had the loss {self.loss:.6g} on a few images before the search, and {again.loss:.6g} after it: "
+            "the score depends on what was scored before. Trust none of these losses before it no longer does"
+        )
+
+
 def rehearse(
     name: str,
     objective: Objective,
@@ -40,7 +70,7 @@ def rehearse(
     first: Candidate,
     *,
     report: bool,
-) -> Pace:
+) -> Rehearsal:
     """Evaluate a candidate on each noise, and say how long a trial will take.
 
     One model is scored twice, with another in between: a score that is no function of the weights would make any search
@@ -54,7 +84,7 @@ def rehearse(
         report: whether results will be measured on selection and held-out noise.
 
     Returns:
-        How long each takes.
+        How long each takes, and the loss of the first one.
 
     Raises:
         ObjectiveError: the code failed, or gave no gradient where one is followed; one model has two scores, or the
@@ -86,7 +116,10 @@ def rehearse(
     if trial_seconds >= NOTICED_SECONDS:
         what_is_timed = "a trial with its gradient" if first.gradient else "a trial"
         notice(f"{name}: {what_is_timed} takes {about(trial_seconds)}")
-    return pace
+    loss = None
+    if "search" in outcomes and not objective.is_random:
+        loss = outcomes["search"].loss
+    return Rehearsal(pace, plain, loss)
 
 
 def _pace(

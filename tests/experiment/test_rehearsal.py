@@ -350,3 +350,30 @@ def test_a_report_does_not_depend_on_a_second_network(scored: Path, typed: Typed
     )
     changes = ["objective.settings.model=scored_parts:once", "objective.settings.score=scored_parts:value"]
     assert "The answer is" in typed("run", "scored.yaml", *changes).err
+
+
+DRIFTS = """
+
+class Drifts(Net):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self):
+        self.calls += 1
+        return self.weight.mean() * (1 + 1e-4 * self.calls)
+
+def drifting(model, draw):
+    return float(model())
+"""
+
+
+@pytest.mark.parametrize(("grows", "is_warned"), [("1e-4", True), ("0.0", False)])
+def test_a_score_that_drifts_too_slowly_for_the_rehearsal_is_said_after_the_search(
+    scored: Path, typed: Typed, grows: str, is_warned: bool
+) -> None:
+    (scored / "scored_parts.py").write_text(PARTS + DRIFTS.replace("1e-4", grows))
+    changes = ["objective.settings.model=scored_parts:Drifts", "objective.settings.score=scored_parts:drifting"]
+    said = typed("run", "scored.yaml", *changes, "budget.evaluations=60").err
+    assert ("depends on what was scored before" in said) == is_warned
+    assert ("depends on what was scored before" in " ".join(typed("compare", "scored").err.split())) == is_warned

@@ -86,7 +86,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Candidate, int
         return Evaluation(1.0, cost=cost)
 
     monkeypatch.setattr("lcsc_opt.experiment.rehearsal.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25)), report=True)
+    return rehearse("s", Images(), evaluate, Candidate(np.full(4, 0.25)), report=True).pace
 
 
 @pytest.mark.parametrize("loading", [0.0, 60.0])
