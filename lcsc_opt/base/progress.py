@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lcsc_opt.base.streams import is_terminal, printable, write_message
 
+SLOW_SECONDS = 1.0  # without a line, of which a user wonders
 _LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 log = logging.getLogger("lcsc_opt")
@@ -38,6 +39,18 @@ def notice(message: str, *, every_time: bool = False) -> None:
             return
         _logged.add(message)
     log.info("%s", message)
+
+
+@contextlib.contextmanager
+def said_if_slow(message: str) -> Iterator[None]:
+    """Log a line while this is open, unless that is shorter than a second."""
+    timer = threading.Timer(SLOW_SECONDS, notice, [message])
+    timer.daemon = True  # a process that ends waits for no message
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 _logged: set[str] | None = None  # the notices inside of each_notice_once, of all threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import ModelKind
@@ -154,7 +156,9 @@ def run(
     if ray is not None:
         study_file = study_file.on_ray(ray)
     objectives = ObjectiveLoader(BuildContext(directory, files=files_directory(url)))
-    say_found(study_file.objective, objectives.context)
+    has_said = say_found(study_file.objective, objectives.context)
+    if not has_said and "nevergrad" not in sys.modules:
+        notice("importing the optimizers")
 
     from lcsc_opt.experiment.running import run_studies, studies_of  # and with it Nevergrad
 

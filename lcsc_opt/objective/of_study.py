@@ -12,7 +12,7 @@ from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import shown_size
 from lcsc_opt.base.paths import BuildContext, KnownCheckpoints, from_here
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, said_if_slow
 from lcsc_opt.base.records import CONTIGUOUS
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.checkpoints.finding import as_patterns, find_checkpoints
@@ -53,17 +53,21 @@ class ObjectiveLoader:
             LcscError: it cannot be loaded.
         """
         if self._objective is None:
-            self._objective = loader_of(spec, rows, self.context, checkpoints)()
+            with said_if_slow(f"loading {spec.file}"):
+                self._objective = loader_of(spec, rows, self.context, checkpoints)()
         elif self._rows != rows:
             self._objective.merge_in_rows(rows)
         self._rows = rows
         return self._objective
 
 
-def say_found(spec: ObjectiveSpec, context: BuildContext) -> None:
+def say_found(spec: ObjectiveSpec, context: BuildContext) -> bool:
     """Say which checkpoints a study file names; nothing of packed ones, or where something is wrong with them.
 
     A run calls this before it imports its optimizers, which takes as long as importing torch.
+
+    Returns:
+        Whether something was said.
     """
     named: Any = spec.settings.get(CHECKPOINTS)
     key: Any = spec.settings.get("key")
@@ -72,8 +76,9 @@ def say_found(spec: ObjectiveSpec, context: BuildContext) -> None:
         paths = find_checkpoints(patterns, key=key, has_steps="steps" in spec.settings)
         size = sum(size_and_time(path)[0] for path in paths)
     except (LcscError, TypeError):  # loading the objective says it
-        return
+        return False
     notice(f"{len(paths)} checkpoints, {from_here(paths[0])} to {paths[-1].name} ({shown_size(size)})")
+    return True
 
 
 def code_now(spec: ObjectiveSpec, directory: Path | None) -> Mapping[str, str]:

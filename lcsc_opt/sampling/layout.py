@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.accelerator import CPU
 from lcsc_opt.base.machine import free_memory
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import CHANNELS_LAST, CONTIGUOUS, SEARCH
 from lcsc_opt.sampling.base import DifferentiableSampler, Sampler, networks_to_lay_out
 
@@ -73,6 +74,9 @@ def fastest_layout(sampler: Sampler, *, trial_images: int, gradient: bool) -> tu
     if next(networks_to_lay_out(sampler)[0].parameters()).device != CPU:
         count = _images_on_device(sampler, seconds, min(trial_images, _MOST_ON_DEVICE), gradient)
     layouts = [*_FORMATS]
+    fewest_turns = 2 * len(layouts)
+    if fewest_turns * count * seconds > _MOST_SECONDS:
+        notice("timing in which layout the network's weights are faster")
     shortest = dict.fromkeys(layouts, math.inf)
     images: dict[str, Tensor] = {}
     begin = time.perf_counter()

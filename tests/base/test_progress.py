@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lcsc_opt.base import progress as module
 from lcsc_opt.base.machine import WAITING
-from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress
+from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress, said_if_slow
 
 
 class Clock:
@@ -191,3 +192,16 @@ assert notices == ["for the parent"], notices
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("seconds", "is_said"), [(0.0, True), (60.0, False)])
+def test_what_takes_long_is_said_while_it_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float, is_said: bool
+) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", seconds)
+    caplog.set_level(logging.INFO, logger="lcsc_opt")
+    with said_if_slow("loading"):
+        deadline = time.monotonic() + 30
+        while is_said and not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages == ["loading"] * is_said
