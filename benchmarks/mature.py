@@ -5,6 +5,7 @@
     python benchmarks/mature.py --command cells --work FOLDER [--cells digits8,late,20,2500,0 ...]
     python benchmarks/mature.py --command rechoose --work FOLDER  # where the rules of the choice have changed
     python benchmarks/mature.py --command floor --work FOLDER [--seeds 20] [--real 2500]
+    python benchmarks/mature.py --command variants --work FOLDER [--cells digits8,late,20,2500,0 ...] [--variants ...]
     python benchmarks/mature.py --command table --work FOLDER
 
 Flows of MNIST's digits at 8×8 and at 16×16 and of Twitter's emoji at 16×16 in colour (CC-BY 4.0) are trained until
@@ -19,7 +20,8 @@ end also the last checkpoint after as many more seconds of training as the searc
 images that were trained on. *Nearest* is the median distance to the nearest image that was trained on, one for unseen
 images; *recognized* the share of images of which a judge is surer than 90 %.
 
-``floor`` searches models that have nothing to gain: linear ones around the truth. ``table`` writes
+``variants`` searches cells by other settings with as many images, and judges the answers; what helps in one is tried
+in the next. ``floor`` searches models that have nothing to gain: linear ones around the truth. ``table`` writes
 ``results/mature.md``.
 """
 
@@ -49,6 +51,18 @@ from lcsc_opt.experiment.finalists import Searched
 CHECKPOINTS = 8  # of a window
 CHECKS = 8  # that are judged
 WINDOWS = {"early": (0.04, 0.13), "middle": (0.3, 0.5), "late": (0.8, 1.0)}  # shares of the training
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "one row": {"rows": None},
+    "16 checkpoints": {"checkpoints": 16},
+    "32 checkpoints": {"checkpoints": 32},
+    "8 of a window of three times the length": {"longer": 3},
+    "half the step": {"optimizers": {"EMAGrid": {}, "LCSCGradient": {"step_size": 0.1}}},
+    "twice the images a step, half the steps": {
+        "optimizers": {"EMAGrid": {}, "LCSCGradient": {"images": 200}},
+        "budget": 45,
+    },
+}
 CELLS = [
     f"{model},{window},{steps},2500,0"
     for model in MODELS
@@ -80,15 +94,18 @@ def trials_of(storage: str, study: str) -> list[optuna.trial.FrozenTrial]:
     return sorted(optuna.load_study(study_name=study, storage=storage).trials, key=lambda trial: trial.number)
 
 
-def checkpoints_of(cell: Cell, work: Path) -> list[Path]:
-    """The files of its window."""
+def checkpoints_of(cell: Cell, work: Path, count: int = CHECKPOINTS, longer: float = 1) -> list[Path]:
+    """The files of its window, which may be so many times longer towards the beginning."""
     files = sorted((work / cell.model / "model").glob("step_*.pt"))
     first, last = WINDOWS[cell.window]
-    chosen = np.linspace(first * len(files) - 1, last * len(files) - 1, CHECKPOINTS).round().astype(int)
+    first = max(0.01, last - longer * (last - first))
+    chosen = np.linspace(first * len(files) - 1, last * len(files) - 1, count).round().astype(int)
     return [files[index] for index in chosen]
 
 
-def search(work: Path, cell: Cell, name: str = "", **options: Any) -> Any:
+def search(
+    work: Path, cell: Cell, name: str = "", *, checkpoints: int = CHECKPOINTS, longer: float = 1, **options: Any
+) -> Any:
     """The search of a cell, or what it has found."""
     model = MODELS[cell.model]
     reference = work / f"real_{cell.model}_{cell.real}_{cell.seed}"
@@ -98,7 +115,7 @@ def search(work: Path, cell: Cell, name: str = "", **options: Any) -> Any:
         images = images[first : first + cell.real]
     write_reference(images, reference, count=len(images))
     return lcsc_opt.search(
-        [str(path) for path in checkpoints_of(cell, work)],
+        [str(path) for path in checkpoints_of(cell, work, checkpoints, longer)],
         build=model.build,
         sample=SAMPLERS[cell.steps],
         reference=str(reference),
@@ -163,6 +180,22 @@ def cells(work: Path, wanted: list[str]) -> None:
         path = work / f"result_{cell}.json"
         if not path.exists():
             path.write_text(json.dumps(judge_cell(work, cell)))
+
+
+def variants(work: Path, wanted: list[str], names: list[str]) -> None:
+    """Search cells by other settings, judge the answers, and write ``variant_CELL.json``."""
+    for cell in map(Cell.parse, wanted):
+        path = work / f"variant_{cell}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        judges = Judges(MODELS[cell.model], work)
+        for number, (name, options) in enumerate(VARIANTS.items()):
+            if name in names and name not in found:
+                result = search(work, cell, f"_v{number}", **{"budget": 80, "held_out": 2000, **options})
+                costs = [trial.user_attrs["cost"] for trial in trials_of(result.storage, result.studies[-1].name)]
+                judged = judges.measure(sampled(MODELS[cell.model], result.merge(), cell.steps))
+                found[name] = {**judged, "images": sum(cost["images"] for cost in costs)}
+                print(cell, name, found[name], flush=True)
+                path.write_text(json.dumps(found))
 
 
 class Linear(nn.Module):
@@ -245,6 +278,7 @@ def table(work: Path) -> list[str]:
     lines.append(
         f"Answer ÷ best of EMA*, checks and means: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."
     )
+    lines += ["", *_of_variants(work)]
     for path in sorted(work.glob("floor_*.json")):
         answers = json.loads(path.read_text())
         better = sum("LCSCGradient" in answer for answer in answers)
@@ -301,6 +335,21 @@ def _details(found: list[dict[str, Any]]) -> list[str]:
     return [*markdown(rows), "", *markdown(costs)]
 
 
+def _of_variants(work: Path) -> list[str]:
+    """Each variant against the defaults: the mean over cells and judges of ratios of distances, and their spread."""
+    ratios: dict[str, list[float]] = {}
+    for path in sorted(work.glob("variant_*.json")):
+        judged = json.loads(path.read_text())
+        for name, one in judged.items():
+            for judge in JUDGES:
+                ratios.setdefault(name, []).append(one[judge] / judged["defaults"][judge])
+    rows = [["settings", "÷ defaults", "lowest to highest", "cells and judges"]]
+    for name, values in ratios.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        rows.append([name, f"{statistics.fmean(values):.3f}", spread, str(len(values))])
+    return markdown(rows)
+
+
 def _over_best(one: dict[str, Any]) -> list[float]:
     """Of each judge: the answer against the best of what had been there and of the search's path."""
     known = {"EMA*", *(name for name in one["judged"] if name.startswith("LCSCGradient"))}
@@ -322,6 +371,7 @@ def main() -> None:
         work=str(RESULTS / "mature"),
         models={"nargs": "*", "default": list(MODELS)},
         cells={"nargs": "*", "default": CELLS},
+        variants={"nargs": "*", "default": list(VARIANTS)},
         seeds=20,
         real=2500,
     )
@@ -336,6 +386,8 @@ def main() -> None:
             cells(work, arguments.cells)
         case "rechoose":
             rechoose(work)
+        case "variants":
+            variants(work, arguments.cells, arguments.variants)
         case "floor":
             floor(work, arguments.seeds, arguments.real)
         case _:

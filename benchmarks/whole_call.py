@@ -3,8 +3,8 @@
     python benchmarks/whole_call.py [--work FOLDER] [--calls demo unet score]
 
 Three calls: ``studies/demo.yaml`` (500 images an evaluation, 40 evaluations, a report of 1,000); a study file that
-``lcsc init diffusers`` writes for 16 checkpoints of a U-Net of 8×8 images, with 50 steps as it stands, 300 images for
-an evaluation, 12 evaluations and a report of 1,000; and a score of a small network. Each is tried by
+``lcsc init diffusers`` writes for 16 checkpoints of a U-Net of 8×8 images, with 50 steps as it stands, 500 images for
+an evaluation, 40 evaluations and a report of 1,000; and a score of a small network. Each is tried by
 ``lcsc run --dry-run`` and then run, without anything packed. *First* is the time until the first line, *silence* the
 longest time without one in the dry run, *share* that of the searches in the whole call. Writes results/whole_call.md.
 """
@@ -103,7 +103,7 @@ def demo(_folder: Path) -> str:
 
 
 def unet(folder: Path) -> str:
-    """What ``lcsc init diffusers`` writes for a folder of a run, with a small budget."""
+    """What ``lcsc init diffusers`` writes for a folder of a run."""
     diffusers: Any = import_extra("diffusers")
 
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def score(folder: Path) -> str:
 
 CALLS: dict[str, tuple[Callable[[Path], str], tuple[str, ...]]] = {
     "demo": (demo, ()),
-    "unet": (unet, ("budget.evaluations=12", "objective.settings.images=300", "held_out.images=1000")),
+    "unet": (unet, ("budget.evaluations=40", "objective.settings.images=500", "held_out.images=1000")),
     "score": (score, ()),
 }
 

@@ -103,7 +103,6 @@ class Experiment:
         self._scored_as_trained = False
         self._has_layout = False
         self._has_estimate = False
-        self._begun_at = time.perf_counter()
         self._held_out = specs[0].held_out
 
     def __enter__(self) -> Experiment:
@@ -348,7 +347,7 @@ class Experiment:
                     unfinished.append(spec)
         searches = searches_seconds(unfinished, self.objective, pace)
         reports = report_seconds(self._specs, self.objective, pace)
-        prepared = time.perf_counter() - self._begun_at
+        prepared = time.perf_counter() - self._objectives.made_at
         parts = [f"what came before {about(prepared)}", f"its searches {about(searches)}"]
         if reports:
             parts.append(f"choosing the answer and its report {about(reports)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ class ObjectiveLoader:
 
     Attributes:
         context: the same.
+        made_at: when a run has begun, by ``time.perf_counter()``: optimizers are imported after this.
     """
 
     def __init__(self, context: BuildContext) -> None:
         self.context = context
+        self.made_at = time.perf_counter()
         self._rows: Rule | None = None
         self._objective: Objective | None = None
 
