@@ -97,8 +97,8 @@ def ran(ran_once: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def encoded_in(encoding: str) -> None:
     """As Python opens them where this is the locale's encoding."""
-    sys.stdout = Path("/dev/fd/1").open("w", encoding=encoding)
-    sys.stderr = Path("/dev/fd/2").open("w", encoding=encoding, errors="backslashreplace")
+    sys.stdout = Path("/dev/fd/1").open("w", encoding=encoding)  # noqa: SIM115
+    sys.stderr = Path("/dev/fd/2").open("w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
 
 
 # narrow streams
