@@ -23,7 +23,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import LockedFile, try_lock
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
-from lcsc_opt.database.urls import masked, sqlite_file
+from lcsc_opt.database.urls import sqlite_file
 
 RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS = 2.0  # whoever asks whether a study runs holds its lock for a moment; a server frees one after a moment
@@ -165,17 +165,11 @@ class Coordinator:
 
 
 def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
-    """The lock of a study, not taken yet. The study itself need not exist.
-
-    Raises:
-        StudyStoreError: there are no locks for this kind of database.
-    """
+    """The lock of a study, not taken yet. The study itself need not exist."""
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return _FileLock(_lock_file(file, study))
-    if storage.engine.dialect.name == "postgresql":
-        return _AdvisoryLock(storage.engine, study)
-    raise StudyStoreError(f"{masked(storage.url)}: studies are run in SQLite files and in PostgreSQL only")
+    return _AdvisoryLock(storage.engine, study)
 
 
 def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
@@ -187,8 +181,6 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return {study for study in studies if _is_file_locked(_lock_file(file, study))}
-    if storage.engine.dialect.name != "postgresql":  # where no study is run
-        return set()
     held_keys = in_database(storage, lambda: _held_keys(storage))
     return {study for study in studies if _key(study) % 2**64 in held_keys}
 
