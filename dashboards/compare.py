@@ -21,24 +21,13 @@ from lcsc_opt.views.answer import first_line
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.theme import Theme, empty_figure, style
-from lcsc_opt.views.figures.trade_off import metrics_of, trade_off_figure
-from lcsc_opt.views.ranking import (
-    CONFIDENCE,
-    Difference,
-    Ranked,
-    Reach,
-    Spread,
-    ranking,
-    spread_text,
-)
+from lcsc_opt.views.figures.theme import empty_figure, style
+from lcsc_opt.views.ranking import CONFIDENCE, Difference, Ranked, Spread, ranking, spread_text
 from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_tables
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "only", "scale", "across", "up")
-NO_REPORT = "No report yet. It is made when all searches have ended, or by lcsc evaluate EXPERIMENT."
-ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/evaluation_metrics.md"
+CONTROLS = ("experiment", "axis", "only", "scale")
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
     "sortable": True,
@@ -51,10 +40,7 @@ COLUMN = {
     "autoHeaderHeight": True,
 }
 LOSS_WIDTH = 150  # fits "0.08138 ± 0.0023"
-SEVERAL_LINES: dict[str, Any] = {
-    "wrapText": True,
-    "autoHeight": True,
-}  # "1,234,000 (not reached 1 of 5)" takes two lines
+SEVERAL_LINES: dict[str, Any] = {"wrapText": True, "autoHeight": True}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -72,36 +58,30 @@ def build(storage: RDBStorage) -> dash.Dash:
         axis: str,
         only: Sequence[str] | None,
         scale: Sequence[str],
-        across: str | None,
-        up: str | None,
         seen: str,
         columns: Any,
     ) -> tuple[Any, ...]:
         if not experiment:
             nothing = "Choose an experiment." if reader.experiments() else NOTHING
             blank = empty_figure(nothing, theme)
-            return "", nothing, blank, [], [], "", blank, [], [], [], "", parts.RUNNING_MS, ""
+            return "", nothing, blank, [], [], "", [], "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
-        controls = (axis, scale, across, up, shown.optimizers)
+        controls = (axis, scale, shown.optimizers)
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
-            return *[no_update] * 11, interval, no_update
-        new_columns: Any = _columns(loss_name(shown.studies), axis)
+            return *[no_update] * 8, interval, no_update
+        new_columns: Any = _columns(loss_name(shown.studies))
         if new_columns == columns:
             new_columns = no_update  # a reader may have made them wider
         ranked = ranking(shown.studies)
-        metrics = metrics_of(shown.studies)
         return (
             "",
             first_line(shown.studies),
             comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
             new_columns,
-            [_row(row, axis) for row in ranked],
+            [_row(row) for row in ranked],
             _metrics(shown),
-            _trade_off(shown.studies, across, up, theme),
-            metrics,
-            metrics,
             shown.optimizers,
             _studies(shown.studies),
             interval,
@@ -125,9 +105,6 @@ def _outputs(page: parts.Page) -> list[Output]:
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
         Output("metrics", "children"),
-        page.drawn("trade-off"),
-        Output("across", "options"),
-        Output("up", "options"),
         Output("only", "options"),
         Output("studies", "children"),
     ]
@@ -170,9 +147,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
     scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]
-    across = query.get("across") or None
-    up = query.get("up") or None
-    return experiment, axis, only, scale, across, up
+    return experiment, axis, only, scale
 
 
 def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[Standing, ...]:
@@ -218,20 +193,10 @@ def _content() -> list[Any]:
         dcc.Download(id="download"),
         html.P(
             "Mean ± standard deviation over seeds; lower is better. The difference is from the best held-out loss, "
-            f"with a {CONFIDENCE:.0%} confidence interval over seeds. "
-            "Costs are medians over seeds, on the search's noise.",
+            f"with a {CONFIDENCE:.0%} confidence interval over seeds.",
             className="note",
         ),
         html.Div(id="metrics"),
-        html.H2("Trade-off"),
-        html.Div(
-            [
-                parts.field("Held-out metric across", dcc.Dropdown(id="across", placeholder="precision")),
-                parts.field("Held-out metric upwards", dcc.Dropdown(id="up", placeholder="fid")),
-            ],
-            className="controls",
-        ),
-        parts.graph("trade-off", label="One held-out metric against another"),
         parts.section("Studies", html.Div(id="studies")),
     ]
 
@@ -247,16 +212,7 @@ def _metrics(shown: Shown) -> Any:
     return sections
 
 
-def _trade_off(studies: Sequence[Standing], across: str | None, up: str | None, theme: Theme) -> Any:
-    """The figure of these two metrics; those that no answer has are chosen by the figure."""
-    metrics = metrics_of(studies)
-    x = across if across in metrics else None
-    y = up if up in metrics else None
-    missing = NO_REPORT if studies[0].report is None else ONE_METRIC
-    return trade_off_figure(studies, x, y, theme=theme) or empty_figure(missing, theme)
-
-
-def _row(row: Ranked, axis: str) -> dict[str, Any]:
+def _row(row: Ranked) -> dict[str, Any]:
     """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
     return {
         "optimizer": row.label,
@@ -265,7 +221,6 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
         "unfinished": row.seeds - row.finished,
         **_spread_cells("held_out", row.held_out),
         **_spread_cells("searched", row.searched),
-        **_cost_cells("to_ema", row.to_ema.get(axis)),
         "verdict": row.verdict,
         **_difference_cells(row.difference),
         "below_ema_percent": None if row.below_ema is None else 100 * row.below_ema,
@@ -277,12 +232,6 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
 def _spread_cells(name: str, spread: Spread | None) -> dict[str, Any]:
     mean, deviation = spread or (None, None)
     return {name: mean, f"{name}_sd": deviation, f"{name}_text": spread_text(spread)}
-
-
-def _cost_cells(name: str, reach: Reach | None) -> dict[str, Any]:
-    if reach is None:
-        return {name: None, f"{name}_text": ""}
-    return {name: reach.median, f"{name}_text": reach.text}
 
 
 def _difference_cells(difference: Difference | None) -> dict[str, Any]:
@@ -301,10 +250,9 @@ def _difference_cells(difference: Difference | None) -> dict[str, Any]:
     }
 
 
-def _columns(metric: str, axis: str) -> list[dict[str, Any]]:
+def _columns(metric: str) -> list[dict[str, Any]]:
     """The columns of the ranking, as ag-grid describes them."""
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
-    cost = AXES[axis].capitalize()
     return [
         {
             "field": "optimizer",
@@ -317,7 +265,6 @@ def _columns(metric: str, axis: str) -> list[dict[str, Any]]:
         {"field": "verdict", "headerName": "Verdict", "minWidth": 170, **SEVERAL_LINES},
         _quantity("below_ema_percent", "Against EMA*", text="below_ema_text", minWidth=95),
         _quantity("difference", "Difference from the best", minWidth=185, **SEVERAL_LINES),
-        _quantity("to_ema", f"{cost} to EMA*", **SEVERAL_LINES),
         _quantity("searched", f"Searched {metric}", minWidth=LOSS_WIDTH),
         _quantity("seeds", "Seeds", minWidth=70),
     ]

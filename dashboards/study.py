@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import dash
 from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import Standing, Trials, ema_grid
 from lcsc_opt.database.reader import Failures
 from lcsc_opt.database.summary import is_finished
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.study import own_figures
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import Theme, empty_figure
 from lcsc_opt.views.study_status import FailureReason, duration, rate, rate_text, seconds_left
 from lcsc_opt.views.tables import report_table
@@ -25,12 +24,10 @@ NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
     "best_so_far": "Best so far",
     "coefficients": "Coefficients over training steps",
-    "times": "Time per trial",
 }
-TEXTS = ("metrics", "progress", "nodes", "failures", "links")
+TEXTS = ("metrics", "progress", "failures", "links")
 MOST_REASONS = 10
 MOST_WAITING = 8  # trials that are listed
-OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -52,15 +49,19 @@ def build(storage: RDBStorage) -> dash.Dash:
         studies = reader.read(study.experiment)
         trials = reader.trials(study)
         per_second = rate(study, trials)
-        signatures = _signatures(study, studies, theme)
+        ema = ema_grid(studies)
+        signatures = _signatures(study, ema, theme)
         changed = {key for key in signatures if signatures[key] != (seen or {}).get(key)}
-        figures = own_figures(reader, study, studies, changed, theme=theme)
+        figures: dict[str, Any] = {}
+        if "best_so_far" in changed:
+            figures["best_so_far"] = comparison_figure(_compared(study, ema), theme=theme)
+        if "coefficients" in changed:
+            figures["coefficients"] = coefficients_figure(reader, study, ema, theme=theme)
         return (
             "",
             _headline(study, per_second),
             _metrics(study),
             _progress(study, trials, per_second),
-            _nodes(study),
             _failures(reader.failures(study)),
             parts.study_link(study, "images", "Images of its experiment"),
             *(figures.get(key, no_update) for key in FIGURES),
@@ -87,7 +88,6 @@ def _content() -> list[Any]:
             className="controls",
         ),
         html.Div(id="progress"),
-        html.Div(id="nodes"),
         html.Div(id="metrics"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
@@ -127,19 +127,20 @@ def _metrics(study: Standing) -> Any:
     return sections
 
 
-def _signatures(study: Standing, studies: Sequence[Standing], theme: Theme) -> dict[str, str]:
+def _compared(study: Standing, ema: Standing | None) -> list[Standing]:
+    """The study, and the one whose best is EMA*, if that is another."""
+    if ema is None or ema.study == study.study:
+        return [study]
+    return [study, ema]
+
+
+def _signatures(study: Standing, ema: Standing | None, theme: Theme) -> dict[str, str]:
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
-    ema = ema_grid(studies)
-    answer = repr((study.study, study.study_id, study.chosen, study.best, theme, study.report))
-    ema_answer = None
-    compared: list[Standing] = [study]
-    if ema is not None:
-        ema_answer = (ema.study, ema.chosen)
-        compared.append(ema)
+    compared = _compared(study, ema)
+    answers = [(drawn.study, drawn.study_id, drawn.chosen, drawn.best) for drawn in compared]
     return {
         "best_so_far": parts.signature(compared, theme),
-        "coefficients": repr((ema_answer, answer)),
-        "times": parts.signature([study], theme),
+        "coefficients": repr((answers, study.report, theme)),
     }
 
 
@@ -184,25 +185,6 @@ def _evaluating(study: Standing, trials: Trials) -> list[Any]:
     now = time.time()
     ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
     return [html.P(f"Evaluating {ages}.", className="note")]
-
-
-def _nodes(study: Standing) -> Any:
-    """A row for each machine, while the study runs. The process that searches may be the worker itself."""
-    if study.holder is None:
-        return ""
-    nodes: Sequence[NodeWork] = ()
-    age = ""
-    if study.nodes_seen_at >= study.held_since:  # not from an earlier run
-        nodes = study.nodes
-        seconds = time.time() - study.nodes_seen_at
-        if seconds > OLD_SECONDS:
-            age = f", {duration(seconds)} ago"
-    elif study.workers == 1:
-        nodes = [NodeWork(study.holder, 1, 0)]
-    rows = [[node.name or "before they began", node.alive, node.deaths] for node in nodes]
-    alive = sum(node.alive for node in nodes)
-    summary = html.P(f"{alive} of {study.workers} workers answer{age}.", className="note")
-    return parts.section("Workers", summary, parts.table(("machine", "alive", "died"), rows))
 
 
 def _failures(found: Failures) -> Any:

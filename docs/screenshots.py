@@ -31,7 +31,7 @@ RUNS: tuple[tuple[str, ...], ...] = (  # the commands of `make demo`, and the la
 )
 SHOTS = (  # page, and what is drawn on it last
     ("compare", "#curves .trace"),
-    ("study", "#times .trace"),
+    ("study", "#coefficients .trace"),
     ("landscape", "#plane .plotly"),
 )
 

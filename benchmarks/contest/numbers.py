@@ -20,11 +20,7 @@ from scipy.special import stdtrit
 from contest.answers import Measured
 from contest.entries import Cell, Contender
 from lcsc_opt.database.history import Floats
-from lcsc_opt.views.ranking import (
-    CONFIDENCE,
-    Difference,
-    Reach,
-)
+from lcsc_opt.views.ranking import CONFIDENCE, Difference
 
 RESAMPLES, RESAMPLING_SEED = 10_000, 0
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
@@ -124,6 +120,15 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """The median over seeds, ``None`` if half of the seeds or more did not reach the value; and how many did."""
+
+    median: float | None
+    reached: int
+    seeds: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,7 +19,6 @@ PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
 ANOTHER_FOLDER = "choose another folder, or a database on another disk if this folder is beside it"
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -135,10 +133,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class NoLocksError(OSError):
-    """The file system has no locks, or locks that do not exclude other processes."""
-
-
 class LockedFile:
     """A file that this process has locked; :func:`try_lock` makes it."""
 
@@ -167,23 +161,20 @@ class LockedFile:
 def try_lock(path: Path) -> LockedFile | None:
     """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
+    Where the file system has no locks, the file itself is the lock, which a killed process leaves behind.
+
     Returns:
         The lock, or ``None`` if another process, or another lock of this process, has the file locked, or has just
         removed it.
 
     Raises:
-        NoLocksError: the file system has no locks; the file may remain.
         OSError: the file cannot be made.
     """
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise NoLocksError(error.errno, error.strerror) from error
-        raise
     try:
         return LockedFile(path, lock)
     except FileNotFoundError:  # whoever had it has just removed it
@@ -191,29 +182,9 @@ def try_lock(path: Path) -> LockedFile | None:
         return None
 
 
-def try_advisory_lock(path: Path) -> Callable[[], None] | None:
-    """:func:`try_lock` for work that two processes may do twice: without locks, it excludes no process.
-
-    Returns:
-        What removes the file and releases the lock, or ``None`` if another process has it.
-
-    Raises:
-        OSError: the file cannot be made.
-    """
-    try:
-        lock = try_lock(path)
-    except NoLocksError:
-        return lambda: path.unlink(missing_ok=True)
-    if lock is None:
-        return None
-    return lock.release
-
-
 @contextlib.contextmanager
 def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     """Keep other processes from making ``out`` while this is open; the lock ends with the process.
-
-    On a file system without locks, it excludes no process.
 
     Args:
         out: what is made; the lock is the file ``.NAME.lock`` next to it, which is removed at the end.
@@ -226,17 +197,17 @@ def only_process(out: Path, *, busy: LcscError | str = "") -> Iterator[None]:
     path = out.with_name(f".{out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unlock = try_advisory_lock(path)
+        lock = try_lock(path)
     except OSError as error:
         raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {ANOTHER_FOLDER}.") from error
-    if unlock is None and busy:
+    if lock is None and busy:
         if isinstance(busy, LcscError):
             raise busy
         notice(busy)
-    while unlock is None:
+    while lock is None:
         time.sleep(POLL_SECONDS)
-        unlock = try_advisory_lock(path)
+        lock = try_lock(path)
     try:
         yield
     finally:
-        unlock()
+        lock.release()

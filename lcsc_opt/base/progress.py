@@ -8,11 +8,10 @@ the application has configured logging.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import io
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,19 +144,23 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     It yields ``advance(steps=1, *, note=None)``, which counts more steps as done; a note replaces the text after the
     bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
     loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced, and of a
-    loop that ends within ``after`` seconds.
+    loop that ends within ``after`` seconds; in a log, within ten.
     """
     is_silenced = log.level > logging.INFO
     if is_silenced or not _showing.acquire(blocking=False):
         yield lambda *_, **__: None
         return
     try:
-        bar_class = _bar_class()
-        if bar_class is not None:
-            with _bar(bar_class, description, total, done, after) as advance:
-                yield advance
-        else:
-            yield _Lines(description, total, done, after)
+        bar_class, options = _way_to_show()
+        options.setdefault("delay", after)
+        with bar_class(total=total, initial=done, desc=description, **options) as bar:
+
+            def advance(steps: int = 1, *, note: str | None = None) -> None:
+                if note is not None:
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update(steps)
+
+            yield advance
     finally:
         _showing.release()
 
@@ -165,67 +168,22 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
 _showing = threading.Lock()
 
 
-def _bar_class() -> Any:
-    """The bar of a notebook or of a terminal; ``None`` where lines are printed."""
-    if "ipykernel" in sys.modules and "IPython" in sys.modules:
-        shell = sys.modules["IPython"].get_ipython()
-        is_notebook = shell is not None and hasattr(shell, "kernel")
-        if is_notebook and importlib.util.find_spec("ipywidgets") is not None:
-            from tqdm.notebook import tqdm as notebook_tqdm
-
-            return notebook_tqdm
-        if is_notebook:
-            return tqdm  # as text
-    if is_terminal(sys.stderr):
-        return tqdm
-    return None
-
-
-@contextlib.contextmanager
-def _bar(bar_class: Any, description: str, total: int, done: int, after: float) -> Iterator[Callable[..., None]]:
-    options: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True, "delay": after}
-    with bar_class(total=total, initial=done, desc=description, **options) as bar:
-
-        def advance(steps: int = 1, *, note: str | None = None) -> None:
-            if note is not None:
-                bar.set_postfix_str(note, refresh=False)
-            bar.update(steps)
-
-        yield advance
-
-
-class _Lines:
+class _Lines(tqdm):  # type: ignore[misc]
     """The progress as plain lines, for logs."""
 
-    def __init__(self, description: str, total: int, done: int, after: float) -> None:
-        self._description = description
-        self._after = after
-        self._total = total
-        self._done_before = done
-        self._done = done
-        self._start = time.monotonic()
-        self._printed_at = self._start
-        self._note = ""
-        self._printed_note = ""
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:  # noqa: ARG004 - as tqdm calls it
+        """What prints one state of the loop."""
+        return lambda line: write_message(f"{line}\n")
 
-    def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
-        self._done += steps
-        if note is not None:
-            self._note = note
-        if steps == 0 and self._note == self._printed_note:  # no news
-            return
-        now = time.monotonic()
-        is_end = self._done == self._total and now - self._start >= self._after
-        if now - self._printed_at >= _LINE_SECONDS or is_end:
-            self._printed_at = now
-            self._printed_note = self._note
-            line = tqdm.format_meter(
-                self._done,
-                self._total,
-                now - self._start,
-                ncols=0,
-                prefix=self._description,
-                postfix=self._note or None,
-                initial=self._done_before,
-            )
-            write_message(f"{line}\n")
+
+def _way_to_show() -> tuple[Any, dict[str, Any]]:
+    """A bar in a notebook or a terminal, elsewhere lines; and the options of it."""
+    if "ipykernel" in sys.modules:
+        from tqdm.auto import tqdm as bar_of_notebook
+
+        return bar_of_notebook, {}
+    if is_terminal(sys.stderr):
+        return tqdm, {"file": sys.stderr, "dynamic_ncols": True}
+    lines = {"file": io.StringIO(), "ncols": 0, "mininterval": _LINE_SECONDS, "miniters": 1}
+    return _Lines, {**lines, "delay": _LINE_SECONDS}

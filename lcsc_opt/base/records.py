@@ -197,18 +197,3 @@ def metric_of_loss(metrics: Mapping[str, float], loss: float) -> str | None:
     if first is None or abs(metrics[first]) != abs(loss):
         return None
     return first
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeWork:
-    """The workers of one machine.
-
-    Attributes:
-        name: the name of the machine; empty where workers died before it was known.
-        alive: how many of them answer.
-        deaths: how many died since this process started or continued the search.
-    """
-
-    name: str
-    alive: int
-    deaths: int

@@ -1,19 +1,16 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
-Exit status: 0 done, 1 a search that failed, 2 wrong input, 129 the terminal was closed, 130 interrupted,
-141 nobody reads the output, 143 terminated.
+Exit status: 0 done, 1 a search that failed, 2 wrong input, 130 interrupted,
+141 nobody reads the output.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +20,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.machine import let_waiting_threads_sleep
 from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, notice
-from lcsc_opt.base.streams import results_apart, stop_writing, take_standard_streams
+from lcsc_opt.base.streams import results_apart, results_on_a_descriptor_of_their_own
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -102,19 +99,16 @@ for _commands_of_group in GROUPS.values():
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT
-_NOT_WRITTEN = 128 + signal.SIGPIPE
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal was closed
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
 _USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-_signals: list[int] = []  # the signal that ended the command
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lcsc`` and exit with its status. After the first signal of :data:`_ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
-    take_standard_streams()
+    results_on_a_descriptor_of_their_own()
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
@@ -123,10 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def _end_once(number: int, _frame: Any) -> None:
+def _end_once(*_: Any) -> None:
     for ignored in _ENDING:
         signal.signal(ignored, signal.SIG_IGN)
-    _signals.append(number)
     raise KeyboardInterrupt
 
 
@@ -143,10 +136,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        _check_working_folder()
         with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
-        sys.stdout.flush()
     except LcscError as error:
         log.error("%s", error)
         log.debug("raised here", exc_info=True)
@@ -156,63 +147,10 @@ def _run(arguments: Sequence[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stdout.write(f"{error.format_message()}\n")
         else:
-            log.error("%s", _usage_line(error.format_message()))
+            log.error("%s", " ".join(error.format_message().split()))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
-    except (OSError, SystemExit) as error:  # click makes a SystemExit of a broken pipe
-        if not _is_about_the_output(error):
-            raise
-        return _NOT_WRITTEN
     if status == _INTERRUPTED:  # raised as an exception, or returned by some versions of typer
-        notice(f"interrupted; what finished is kept; run the same command{_resume_option(arguments)} to continue")
-        if _signals:
-            return 128 + _signals[0]
+        notice("interrupted; what finished is kept; run the same command to continue (lcsc train: with --resume)")
     return status
-
-
-def _check_working_folder() -> None:
-    """Refuse to begin in a folder that was removed.
-
-    Raises:
-        LcscError: so it was.
-    """
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise LcscError("the working folder was removed: go to another one (cd)") from error
-
-
-def _usage_line(message: str) -> str:
-    """The message of a usage error on one line, in the words of our own errors."""
-    line = " ".join(message.split()).replace("Value error, ", "")
-    line = line.replace("Input should be greater than or equal to", "expected at least")
-    line = line.replace("Input should be less than or equal to", "expected at most")
-    return line.replace("Input should be", "expected")
-
-
-def _is_about_the_output(error: BaseException) -> bool:
-    """Whether the output's reader is gone, or its disk is full; then no more is written to it."""
-    cause: BaseException | None = error
-    if isinstance(error, SystemExit):  # click and rich exit silently
-        cause = error.__context__
-    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
-        return False
-    if cause.errno != errno.EPIPE:  # a reader such as `| head`, which needs no more
-        log.error("the output cannot be written: %s", cause.strerror)
-    with contextlib.suppress(OSError, ValueError):
-        stop_writing(sys.stdout)
-    return True
-
-
-def _resume_option(arguments: Sequence[str]) -> str:
-    """`` with --resume`` for commands that start again without this option."""
-    names = [argument for argument in arguments if not argument.startswith("-")]
-    command = None
-    if names:
-        command = _commands().commands.get(names[0])
-    if command is None or "--resume" in arguments:
-        return ""
-    if any(parameter.name == "resume" for parameter in command.params):
-        return " with --resume"
-    return ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pydantic_core
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -100,23 +99,12 @@ def _readable(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output. JSON has no NaN and no infinity: they become ``null``."""
-    print_line(json.dumps(_finite(value), indent=2, allow_nan=False))
+    print_line(pydantic_core.to_json(value, indent=2, inf_nan_mode="null").decode())
 
 
 def print_line(text: str) -> None:
     """A line, or several, of the result."""
     results().write(f"{printable(text)}\n")
-
-
-def _finite(value: Any) -> Any:
-    """The value with ``None`` for each number in it that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def say(message: str) -> None:

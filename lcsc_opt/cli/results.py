@@ -33,7 +33,7 @@ def compare(
     ] = None,
     axis: Annotated[
         str | None,
-        typer.Option(help="X axis of the curves: evaluations, images, model_calls, seconds; or metrics: recall:fid."),
+        typer.Option(help="X axis of the curves: evaluations, images, model_calls or seconds."),
     ] = None,
     all_metrics: Annotated[
         bool, typer.Option("--all", help="All held-out metrics; by default FID on unseen images, precision and recall.")
@@ -43,7 +43,7 @@ def compare(
 ) -> None:
     """Compare the optimizers of an experiment.
 
-    Prints a table over seeds; --plot draws curves, or with --axis METRIC:METRIC a trade-off.
+    Prints a table over seeds; --plot draws curves.
     """
     from lcsc_opt.database.history import loss_name
     from lcsc_opt.database.reader import HistoryReader
@@ -105,24 +105,15 @@ def _check_plot(path: Path, axis: str | None) -> None:
     from lcsc_opt.views.figures.writing import check_suffix
 
     check_suffix(path)
-    if axis is not None and ":" not in axis and axis not in AXES:
-        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
+    if axis is not None and axis not in AXES:
+        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
 
 
 def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.figures.comparison import comparison_figure
-    from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figure
 
-    if axis is not None and ":" in axis:
-        x, _, y = axis.partition(":")
-        figure = trade_off_figure(studies, x or None, y or None)
-        if figure is None:
-            say("nothing drawn: no two metrics were measured on held-out noise; see held_out_metrics")
-            return
-    else:
-        figure = comparison_figure(studies, axis)
-    write_figure(path, figure)
+    write_figure(path, comparison_figure(studies, axis))
     say(f"drawn: {path}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.overrides import with_overrides
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_yaml
-from lcsc_opt.base.study_file import FILL_IN, StudyFile, lines_to_fill_in, parse_study_file, read_study_file
+from lcsc_opt.base.study_file import StudyFile, lines_to_fill_in, parse_study_file, read_study_file
 from lcsc_opt.base.study_spec import ModelKind
 from lcsc_opt.cli.options import (
     AcceptChanges,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _PRINTED_IF_ANY = ("maximized", "failed", "images", "shares_of_time")
 _PRINTED_APART = ("coefficients", "layer_groups", "tracebacks", "held_out_rows")
-_LARGEST = 3  # coefficients that are shown of each layer group
 
 
 def _parse_budget(text: str) -> int | str:
@@ -76,34 +75,15 @@ def init(
     files = [checkpoints, *map(Path, further)]
     if steps is not None:
         files = in_order_of(steps, files)
-    text, summary = draft(kind, files, settings, steps=steps)
     if out.exists():
-        lost = _lost_lines(out.read_text(encoding="utf-8", errors="replace"), text, settings)
-        if lost:
-            raise StudySpecError(
-                "\n".join(
-                    [
-                        f"{out}: exists already; delete it, or give another name with -o. These lines would be lost:",
-                        *lost,
-                    ]
-                )
-            )
+        raise StudySpecError(f"{out}: exists already; delete it, or give another name with -o")
+    text, summary = draft(kind, files, settings, steps=steps)
     write_atomically(out, text, error=StudySpecError)
     say(f"{out}: {summary}")
     missing = lines_to_fill_in(text, parse_yaml(text))
     if missing:
         say("\n".join(["to be filled in:", *missing]))
     say(f"next: lcsc run {out}")
-
-
-def _lost_lines(before: str, now: str, given: Collection[str]) -> list[str]:
-    """The lines of a study file that a new one lacks, except those still to be filled in, or given again."""
-    new_lines = set(now.splitlines())
-    return [
-        line
-        for line in before.splitlines()
-        if line not in new_lines and FILL_IN not in line and line.partition(":")[0].strip() not in given
-    ]
 
 
 def run(
@@ -225,7 +205,6 @@ def _print_rehearsed(
 
 def list_(
     catalog: Annotated[bool, typer.Option("--catalog", help="List objectives, studies and dashboards.")] = False,
-    experiment: Annotated[str | None, typer.Option(help="Only the studies of this experiment.")] = None,
     storage: Storage = None,
     output: Output = "table",
 ) -> None:
@@ -240,12 +219,8 @@ def list_(
 
     database = open_database(storage)
     reader = HistoryReader(database)
-    if experiment is None:
-        studies = reader.read_studies()
-        foreign = read_contents(database).others
-    else:
-        studies = reader.read(experiment)
-        foreign = 0
+    studies = reader.read_studies()
+    foreign = read_contents(database).others
     if foreign:
         say(f"{foreign} studies of other programs are in {masked(database.url)}, too; they are left alone")
     if output == "json":
@@ -296,15 +271,12 @@ def show(
     left_out = {name for name in _PRINTED_IF_ANY if not described[name]}.union(_PRINTED_APART)
     print_described(study, {name: value for name, value in described.items() if name not in left_out})
     print_report(report_of(stored), described["study"])
-    groups = described["layer_groups"]
-    if groups is not None:
-        _print_groups(groups["names"], described["coefficients"], stored.attributes["steps"])
     for text in described["tracebacks"].values():
         print_line(f"\n{text.rstrip()}")
 
 
 def _print_recipe(shown: Recipe) -> None:
-    """Print how a model was merged: the coefficients by their measures, and the largest of each layer group."""
+    """Print how a model was merged: the coefficients by their measures."""
     import numpy as np
 
     from lcsc_opt.coefficients.profiles import describe_coefficients
@@ -322,29 +294,3 @@ def _print_recipe(shown: Recipe) -> None:
     described["checkpoints"] = f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}"
     described |= describe_coefficients(np.array(shown.coefficients), shown.steps)
     print_described(shown.title, described)
-    groups = list(shown.rows or ["all"])
-    rows = np.atleast_2d(shown.coefficients).tolist()
-    _print_groups(groups, rows, shown.steps)
-
-
-def _print_groups(names: Sequence[str], coefficients: Sequence[Any], steps: Sequence[int]) -> None:
-    """Print a line for each layer group with its row of coefficients ``[S, K]``."""
-    import numpy as np
-
-    from lcsc_opt.coefficients.profiles import describe_coefficients
-
-    cells = []
-    for name, row in zip(names, map(np.array, coefficients), strict=True):
-        described = describe_coefficients(row, steps)
-        largest = np.argsort(-np.abs(row), kind="stable")[:_LARGEST]
-        cells.append(
-            (
-                name,
-                f"{described['sum_abs']:.2f}",
-                f"{described['effective']:.1f}",
-                f"{described['negative']:.0%}",
-                ", ".join(f"{steps[i]} {row[i]:+.3f}" for i in largest),
-            )
-        )
-    header = ("layer group", "Σ|a|", "effective checkpoints", "negative", "largest, by step")
-    print_table(header, cells, title="\ncoefficients")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +22,10 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import from_here
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.urls import masked, parse_url, sqlite_file, without_secrets
+from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
-_OPTUNAS_TABLES = {"studies", "version_info"}  # another program may have the first, too
+_FIRST_TABLE = "version_info"  # that Optuna looks for
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 _CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
@@ -41,10 +40,7 @@ _TRANSIENT_SQLSTATES = (
     "57P03",  # starting up
 )
 LOCKED = ("database is locked", "database table is locked")
-READ_ONLY = "attempt to write a readonly database"
-_MOVED = "SQLITE_READONLY_DBMOVED"  # its message is that of a file that may not be written
 _TABLE_EXISTS = ("already exists", "unique constraint", "duplicate key")
-_SQLITE_HEADER = b"SQLite format 3\x00"
 T = TypeVar("T")
 
 
@@ -62,8 +58,8 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     """
     parsed = parse_url(url)
     file = sqlite_file(parsed)
-    if file is not None:
-        _check_sqlite_file(file, write=write)
+    if file is not None and not write:
+        _check_is_there(file)
     url_with_driver = url
     if sa.make_url(url).drivername != parsed.drivername:  # an installed driver was chosen
         url_with_driver = parsed.render_as_string(hide_password=False)
@@ -71,9 +67,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     if file is not None and not write:  # a connection that stays would read on in a file that was deleted
         engine_kwargs["poolclass"] = sa.NullPool
     try:
-        if file is None:
-            _check_server(url_with_driver, engine_kwargs, write=write)
-        storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs))
+        storage = _when_unlocked(url, lambda: _connect(url_with_driver, engine_kwargs, write=write))
     except ImportError as error:
         advice = ""
         if parsed.get_backend_name() == "postgresql":
@@ -81,7 +75,10 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         raise StudyStoreError(f"{masked(url)}: its driver is not installed{advice}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         # Optuna raises RuntimeError for the tables of another version
-        raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
+        problem = _first_line(error, url)
+        if _FIRST_TABLE in problem:
+            problem = "holds no studies; start one with `lcsc run`, or give another --storage"
+        raise StudyStoreError(f"{masked(url)}: {problem}") from error
     if file is not None and not write:
         _check_before_each_connection(storage.engine, file)
     weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
@@ -107,48 +104,43 @@ def reading(url: str) -> Iterator[RDBStorage]:
 
 
 def open_existing(url: str) -> RDBStorage | None:
-    """Open a study database to write; ``None`` if it is a file that does not exist yet, or lacks Optuna's tables.
+    """Open a study database to write; ``None`` if it is a file that does not exist yet.
 
-    So a study that is refused before its search begins leaves no file behind. A server is always opened, and gets the
-    tables.
+    So a study that is refused before its search begins leaves no file behind. A server is always opened, and gets
+    Optuna's tables.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened, or created.
     """
-    parsed = parse_url(url)
-    file = sqlite_file(parsed)
-    if file is None and parsed.get_backend_name() != "postgresql":
-        raise StudyStoreError(f"{masked(url)}: studies are run in SQLite files and in PostgreSQL only")
-    if file is not None:
-        _check_sqlite_file(file, write=True)
-        if not (file.exists() and _has_studies_table(file)):
-            return None
-    return open_storage(url, write=True)
+    if is_there(url):
+        return open_storage(url, write=True)
+    file = Path(str(parse_url(url).database))
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise StudyStoreError(f"{from_here(file)}: its folder does not exist, or cannot be written")
+    return None
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:
     """The driver's arguments: wait for a lock, but not for ever for a server that is gone. The URL's settings win."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_SECONDS}
-    if url.drivername not in {"postgresql+psycopg", "postgresql+psycopg2"}:
-        return {}
     defaults = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
     return {name: value for name, value in defaults.items() if name not in url.query}
 
 
-def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    """Connect, and create Optuna's missing tables; try again when another process creates them at the same time."""
+def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStorage:
+    """Connect; who writes creates Optuna's missing tables, again when another process creates them at the same time."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
     with quiet_optuna():
         for pause in _CREATION_SECONDS:
             try:
-                return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs))
+                return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
             except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
                 message = str(error).lower()
                 if not any(part in message for part in _TABLE_EXISTS):
                     raise
             time.sleep(pause)
-        return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs))
+        return RDBStorage(escaped, engine_kwargs=dict(engine_kwargs), skip_table_creation=not write)
 
 
 def _begin_immediate(engine: sa.Engine) -> None:
@@ -178,73 +170,20 @@ def _past_optuna(context: sa.engine.ExceptionContext) -> None:
         raise ConnectionError(error)
 
 
-def _check_sqlite_file(file: Path, *, write: bool) -> None:
-    """Refuse a file that is no SQLite database, or that cannot be opened or made.
-
-    For a reader, also one that is missing, which SQLite would make, or one that holds no studies.
-
-    Raises:
-        StudyStoreError: it is refused.
-    """
-    shown = from_here(file)
-    if file.exists():
-        mode = "r+b" if write else "rb"
-        try:
-            with file.open(mode) as opened:
-                header = opened.read(len(_SQLITE_HEADER))
-        except OSError as error:
-            raise StudyStoreError(f"{shown}: {error.strerror}; give another --storage") from error
-        if header and header != _SQLITE_HEADER:
-            raise StudyStoreError(f"{shown}: is not an SQLite database; give another --storage")
-        _check_tables(str(shown), _tables(file), write=write)
-        return
-    if not write:
-        raise StudyStoreError(f"{shown}: no such database; start a study with `lcsc run`, or give its --storage")
-    folder = file.absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise StudyStoreError(f"{shown}: the folder {folder} does not exist, or cannot be written")
-
-
-def _check_server(url: str, engine_kwargs: Mapping[str, Any], *, write: bool) -> None:
-    """Refuse a database on a server that Optuna would have to make its tables in, for a reader, or beside others."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=engine_kwargs["connect_args"])
-    tables = set(sa.inspect(engine).get_table_names())
-    _check_tables(masked(url), tables, write=write)
-
-
-def _check_tables(database: str, tables: set[str] | None, *, write: bool) -> None:
-    """Refuse tables of another program, and none at all for a reader, who must not make them; ``None`` is not known."""
-    if tables is None or tables >= _OPTUNAS_TABLES:
-        return
-    if not write:
-        raise StudyStoreError(f"{database}: holds no studies; start one with `lcsc run`, or give another --storage")
-    if tables:
-        raise StudyStoreError(f"{database}: holds the tables of another program; give another --storage")
+def _check_is_there(file: Path) -> None:
+    """Refuse a missing file, which SQLite would make."""
+    if not file.exists():
+        raise StudyStoreError(
+            f"{from_here(file)}: no such database; start a study with `lcsc run`, or give its --storage"
+        )
 
 
 def _check_before_each_connection(engine: sa.Engine, file: Path) -> None:
-    """Before a reader connects, check the file: another one may have its name, and even its inode, by then."""
+    """Before a reader connects, check that the file is there still."""
 
     @sa.event.listens_for(engine, "do_connect")
     def _check(*_: Any) -> None:
-        _check_sqlite_file(file, write=False)
-
-
-def _has_studies_table(file: Path) -> bool:
-    """Whether Optuna has created its tables; a reader must not create them in somebody else's database."""
-    tables = _tables(file)
-    return tables is None or tables >= _OPTUNAS_TABLES
-
-
-def _tables(file: Path) -> set[str] | None:
-    """The names of the tables in a file; ``None`` if it is locked or damaged, which opening it says."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    read_only_url = f"{file.absolute().as_uri()}?mode=ro"
-    try:
-        with contextlib.closing(sqlite3.connect(read_only_url, uri=True, timeout=0)) as connection:
-            return {str(name) for (name,) in connection.execute(query)}
-    except sqlite3.Error:
-        return None
+        _check_is_there(file)
 
 
 def _first_line(error: BaseException, url: str) -> str:
@@ -289,13 +228,9 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             raise
         except (ConnectionError, sa.exc.SQLAlchemyError, StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
-            if _was_moved(storage, error):
-                raise StudyStoreError(
-                    f"{masked(storage.url)}: was moved or deleted while it was in use; what was committed is in the "
-                    "moved file: move it back, and run the same command to continue"
-                ) from error
             if attempt == len(RETRY_SECONDS) or not _is_transient(error):
-                raise StudyStoreError(f"{problem}; {_advice(problem)}") from error
+                advice = "what was committed is safe, run the same command to continue"
+                raise StudyStoreError(f"{problem}; {advice}") from error
         pause = RETRY_SECONDS[attempt]
         attempt += 1
         notice(f"{problem}; trying again in {pause:g} s", every_time=True)
@@ -316,25 +251,6 @@ def one_transaction(storage: RDBStorage) -> Iterator[None]:
             yield
         finally:
             storage.remove_session()
-
-
-def _was_moved(storage: RDBStorage, error: BaseException) -> bool:
-    """Whether an SQLite file no longer has its name, or another file has it."""
-    file = sqlite_file(storage.engine.url)
-    if file is None:  # a server
-        return False
-    cause: Any = error
-    if isinstance(error, ConnectionError):
-        cause = error.args[0]  # see _past_optuna
-    driver_error = getattr(cause, "orig", None)
-    is_moved = getattr(driver_error, "sqlite_errorname", "") == _MOVED  # from Python 3.11
-    return is_moved or not file.exists()
-
-
-def _advice(problem: str) -> str:
-    if READ_ONLY in problem:
-        return "SQLite writes next to it, too: let this user write its folder, or give another --storage"
-    return "what was committed is safe, run the same command to continue"
 
 
 def _when_unlocked(url: str, work: Callable[[], T]) -> T:

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.study_spec import EMA_GRID
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.database.summary import PARTS, Summary
-
-NODES = "nodes"  # the attribute of a study with what its workers were last seen doing: ``seen_at`` and ``nodes``
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -81,10 +78,7 @@ class Standing:
         holds_out: whether the experiment's objective can report.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.
-        held_since: when that began, in seconds since 1970; 0 if nobody runs it.
-        nodes: what its workers were last seen doing, for each machine; empty without workers.
-        nodes_seen_at: when that was, in seconds since 1970; 0 if never.
-        revision: new with every change of anything above but ``holder`` and the nodes, and where a study is made anew.
+        revision: new with every change of anything above but ``holder``, and where a study is made anew.
     """
 
     study_id: int
@@ -109,9 +103,6 @@ class Standing:
     holds_out: bool = True
     keeps: bool = False
     holder: str | None = None
-    held_since: float = 0.0
-    nodes: tuple[NodeWork, ...] = ()
-    nodes_seen_at: float = 0.0
     revision: int = 0
 
     @property

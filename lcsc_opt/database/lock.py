@@ -20,10 +20,10 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.files import LockedFile, NoLocksError, try_lock
+from lcsc_opt.base.files import LockedFile, try_lock
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.names import HOLDER
-from lcsc_opt.database.urls import masked, sqlite_file
+from lcsc_opt.database.urls import sqlite_file
 
 RETAKE_SECONDS = 30.0  # until a server has noticed that a connection is lost
 WAIT_SECONDS = 2.0  # whoever asks whether a study runs holds its lock for a moment; a server frees one after a moment
@@ -43,7 +43,7 @@ _HELD_LOCKS = (
 class _FileLock:
     """``take`` returns whether the lock was free; ``is_held`` whether it still is this object's.
 
-    ``take`` raises StudyStoreError where there are no locks, or where the file cannot be made.
+    ``take`` raises StudyStoreError where the file cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,26 +54,12 @@ class _FileLock:
         self.free()  # a lock that was lost, since somebody removed its file
         try:
             self._lock = try_lock(self._path)
-            if self._lock is None:
-                return False
-            if try_lock(self._path) is not None:  # some file systems grant a lock to everybody
-                raise NoLocksError
-        except NoLocksError as error:
-            self.free()
-            raise StudyStoreError(
-                f"the file system of {self._path.parent} has no locks, so two processes could run one study; put the "
-                "database on a local disk, or into PostgreSQL: --storage postgresql://USER:PASSWORD@HOST/DATABASE"
-            ) from error
         except OSError as error:
-            raise StudyStoreError(f"{self._path}: {error.strerror or error}; {self._advice}") from error
-        return True
-
-    @property
-    def _advice(self) -> str:
-        """What to do where the file cannot be made or opened."""
-        if self._path.exists():
-            return "this lock of the study is another user's; if that user runs it no more, remove this file"
-        return "a search locks its study beside the database: let this user write there, or give another --storage"
+            raise StudyStoreError(
+                f"{self._path}: {error.strerror or error}; a search locks its study with this file beside the "
+                "database: let this user write it, or give another --storage"
+            ) from error
+        return self._lock is not None
 
     def is_held(self) -> bool:
         return self._lock is not None and self._lock.is_in_place
@@ -136,7 +122,7 @@ class Coordinator:
         """Take the lock, and write to the database who holds it.
 
         Raises:
-            StudyStoreError: within seconds; the message says who holds it, or that there are no locks.
+            StudyStoreError: within seconds; the message says who holds it.
         """
         if not self._take(WAIT_SECONDS):
             raise StudyStoreError(f"{self._study}: is being run {self._described_holder()}; wait for it, or end it")
@@ -179,17 +165,11 @@ class Coordinator:
 
 
 def lock_of(storage: RDBStorage, study: str) -> _FileLock | _AdvisoryLock:
-    """The lock of a study, not taken yet. The study itself need not exist.
-
-    Raises:
-        StudyStoreError: there are no locks for this kind of database.
-    """
+    """The lock of a study, not taken yet. The study itself need not exist."""
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return _FileLock(_lock_file(file, study))
-    if storage.engine.dialect.name == "postgresql":
-        return _AdvisoryLock(storage.engine, study)
-    raise StudyStoreError(f"{masked(storage.url)}: studies are run in SQLite files and in PostgreSQL only")
+    return _AdvisoryLock(storage.engine, study)
 
 
 def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
@@ -201,8 +181,6 @@ def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
     file = sqlite_file(storage.engine.url)
     if file is not None:
         return {study for study in studies if _is_file_locked(_lock_file(file, study))}
-    if storage.engine.dialect.name != "postgresql":  # where no study is run
-        return set()
     held_keys = in_database(storage, lambda: _held_keys(storage))
     return {study for study in studies if _key(study) % 2**64 in held_keys}
 
@@ -220,7 +198,7 @@ def _is_file_locked(path: Path) -> bool:
         return False
     try:
         lock = try_lock(path)
-    except OSError:  # this user may not write there, or nobody can lock there
+    except OSError:  # this user may not write there
         return False
     if lock is None:
         return path.exists()  # it may have been released and removed meanwhile

@@ -18,13 +18,12 @@ from optuna.storages import RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import NodeWork
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.experiment import search_yardstick
-from lcsc_opt.database.history import NODES, Floats, Standing, Trials, sign_of
+from lcsc_opt.database.history import Floats, Standing, Trials, sign_of
 from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import BASELINES, HOLDER, split_name
 from lcsc_opt.database.report import REPORT
@@ -33,8 +32,6 @@ from lcsc_opt.database.states import forgotten_trials, is_ours, shown_trials
 from lcsc_opt.database.store import our_studies
 from lcsc_opt.database.summary import Summary
 from lcsc_opt.database.urls import parse_url, sqlite_file
-
-UNSEEN = (HOLDER, NODES)  # attributes whose changes make no new revision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Failures:
 
 @dataclasses.dataclass(frozen=True)
 class _Cached:
-    """A study as it was last read, and the attributes that it had then, without :data:`UNSEEN`."""
+    """A study as it was last read, and the attributes that it had then, without its holder."""
 
     study: Standing
     attributes: Mapping[str, Any]
@@ -260,7 +257,7 @@ class HistoryReader:
         Raises:
             KeyError: it was deleted.
         """
-        seen_attributes = {key: value for key, value in attributes.items() if key not in UNSEEN}
+        seen_attributes = {key: value for key, value in attributes.items() if key != HOLDER}
         cached = self._studies.get(name)
         if cached is not None and cached.attributes == seen_attributes:
             study = cached.study
@@ -303,18 +300,11 @@ def _file_of(storage: RDBStorage) -> tuple[int, int] | None:
 
 
 def _with_holder(study: Standing, attributes: Mapping[str, Any], *, is_running: bool) -> Standing:
-    """The study with the machine that runs it now, if one does, and what its workers were last seen doing."""
-    nodes = attributes.get(NODES) or {}
+    """The study with the machine that runs it now, if one does."""
     holder = None
     if is_running:
         holder = attributes.get(HOLDER)
-    return dataclasses.replace(
-        study,
-        holder=None if holder is None else holder["host"],
-        held_since=0.0 if holder is None else holder["since"],
-        nodes=tuple(NodeWork(row["name"], row["alive"], row["deaths"]) for row in nodes.get("nodes", ())),
-        nodes_seen_at=float(nodes.get("seen_at", 0.0)),
-    )
+    return dataclasses.replace(study, holder=None if holder is None else holder["host"])
 
 
 def _standing(study_id: int, name: str, attributes: Mapping[str, Any]) -> Standing:

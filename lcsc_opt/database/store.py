@@ -16,7 +16,7 @@ study user attributes  when it is made: ``specification`` (but what its experime
                        ``maximize``, ``steps`` [K], ``budget``, ``optimizer_budget``, ``optimizer_defaults`` (options
                        that the study file does not name), ``origin``, ``created``, ``created_by``, ``schema``,
                        ``parallelism``, ``layer_groups`` [S] by name; later:
-                       ``holder``, ``search_ended``, ``retry``, ``nodes``, ``summary``
+                       ``holder``, ``search_ended``, ``retry``, ``summary``
                        (see :mod:`lcsc_opt.database.summary`)
 =====================  =======================================================================================
 

@@ -29,7 +29,6 @@ def storage_url(option: str | Path | None, of_study_file: str | None = None) -> 
 
     Raises:
         StudySpecError: ``option`` is neither a URL nor a file.
-        StudyStoreError: as :func:`absolute_url`.
     """
     if option is not None and not (isinstance(option, (str, Path)) and str(option)):
         raise StudySpecError(f"storage: expected a file or the URL of a database, got {excerpt(option)}")
@@ -41,9 +40,6 @@ def absolute_url(url: str) -> str:
     """The URL with the whole path of its file; one that cannot be parsed, or is of no file, as it is.
 
     A text without ``://`` is the name of a file.
-
-    Raises:
-        StudyStoreError: as :func:`url_of_file`.
     """
     if "://" not in url:
         return url_of_file(Path(url).absolute())
@@ -52,35 +48,20 @@ def absolute_url(url: str) -> str:
     except (sa.exc.ArgumentError, ValueError):  # whoever opens it says what is wrong
         return url
     file = sqlite_file(parsed)
-    if file is None or file.is_absolute() or str(file).startswith("file:"):
+    if file is None or file.is_absolute():
         return url
     name = str(file.absolute())
     if parsed.drivername == "sqlite" and not parsed.query:
         return url_of_file(name)
-    absolute = parsed.set(database=name).render_as_string(hide_password=False)
-    if sa.make_url(absolute).database != name:
-        raise _without_url(name)
-    return absolute
+    return parsed.set(database=name).render_as_string(hide_password=False)
 
 
 def url_of_file(file: Path | str) -> str:
-    """The URL of an SQLite database whose file has this name, with any characters in it.
-
-    Raises:
-        StudyStoreError: the installed SQLAlchemy (2.0) has no URL for a name with these characters.
-    """
-    name = str(file)
-    url = f"sqlite:///{name}"
-    if sa.make_url(url).database == name:
-        return url
-    url = f"sqlite:///{urllib.parse.quote(name)}"
-    if sa.make_url(url).database == name:
-        return url
-    raise _without_url(name)
-
-
-def _without_url(name: str) -> StudyStoreError:
-    return StudyStoreError(f"storage: {name}: SQLAlchemy 2.0 opens no file whose name has a ? in it; give another name")
+    """The URL of an SQLite database whose file has this name, as the installed SQLAlchemy reads it."""
+    url = f"sqlite:///{file}"
+    if sa.make_url(url).database != str(file):
+        url = f"sqlite:///{urllib.parse.quote(str(file))}"
+    return url
 
 
 def is_there(url: str) -> bool:
@@ -111,8 +92,8 @@ def parse_url(url: str) -> sa.URL:
     """The URL, parsed; one of PostgreSQL that names no driver has an installed one, if there is any.
 
     Raises:
-        StudyStoreError: it cannot be parsed, names an SQLite URI in place of a file, or a file whose name the system
-            refuses. The message quotes no URL that may hold a password.
+        StudyStoreError: it cannot be parsed, names another kind of database, or a file whose name the system refuses.
+            The message quotes no URL that may hold a password.
     """
     if _has_raw_at(url):
         raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
@@ -122,13 +103,11 @@ def parse_url(url: str) -> sa.URL:
         raise StudyStoreError(
             f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)}"
         ) from None
-    if parsed.get_backend_name() == "sqlite" and (parsed.database or "").startswith("file:"):
-        raise StudyStoreError(f"storage: {masked(url)}: give the file itself, as in sqlite:///studies.db")
     file = sqlite_file(parsed)
     if file is not None:
-        if "\0" in str(file):
-            raise StudyStoreError(f"storage: {masked(url)}: no file has such a name; give another one")
         expanded_path(file, error=StudyStoreError)
+    elif parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise StudyStoreError(f"{masked(url)}: studies are in SQLite files and in PostgreSQL only")
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
     for driver in ("psycopg", "psycopg2"):

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.machine import cores
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate, NodeWork
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.process import WorkerProcess
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
@@ -25,14 +24,7 @@ _MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker 
 
 
 class _Link(Protocol):
-    """The connection to one worker that was started.
-
-    Attributes:
-        machine: the name of the machine that it runs on; empty while this is not known.
-    """
-
-    @property
-    def machine(self) -> str: ...
+    """The connection to one worker that was started."""
 
     def send(self, pickled_job: bytes) -> None:
         """Give the worker a job. Raises OSError if it is gone."""
@@ -126,14 +118,6 @@ class WorkerPool:
         """How many workers have loaded the objective and answer now."""
         return sum(worker.ready for worker in self._workers)
 
-    def nodes(self) -> list[NodeWork]:
-        """The workers of each machine, by its name; also of one whose workers died."""
-        alive = Counter(worker.machine for worker in self._workers if worker.ready)
-        deaths: Counter[str] = Counter()
-        for worker in self._workers:
-            deaths.update(worker.deaths.copy())  # which another thread may change
-        return [NodeWork(name, alive[name], deaths[name]) for name in sorted({*alive, *deaths})]
-
     def submit(self, kind: Kind, *arguments: Any, worker: int | None = None, most_jobs: int = 1) -> Future[Any]:
         """Queue a job. Jobs for the same worker, or for any, keep their order.
 
@@ -212,8 +196,6 @@ class _Worker:
     """One worker, those that replace it, and the thread that receives their answers.
 
     Attributes:
-        machine: where it is.
-        deaths: how often it died, by machine.
         ready: whether it has loaded the objective and answers.
         given_up: why it is not started again; empty while it may be.
     """
@@ -229,8 +211,6 @@ class _Worker:
         self._machines = machines
         self._settings = settings
         self._number = number
-        self.machine = ""
-        self.deaths: Counter[str] = Counter()
         self.ready = False
         self.given_up = ""
         self._lock = threading.RLock()
@@ -307,7 +287,6 @@ class _Worker:
             elif answer.number != READY:
                 self._take(answer)
             elif self._begin(link, answer):
-                self.machine = link.machine
                 self.ready = True
             else:
                 link.terminate()
@@ -338,7 +317,6 @@ class _Worker:
 
     def _bury(self, link: _Link) -> None:
         """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
-        was_ready = self.ready
         self.ready = False
         how_it_ended, counts = link.join()
         with self._lock:
@@ -347,7 +325,6 @@ class _Worker:
             lost_jobs = self._jobs
             self._jobs = {}
             self._link = None
-            self.deaths[link.machine] += was_ready or counts
             self._deaths_in_a_row += counts
             if self._deaths_in_a_row >= _MOST_DEATHS:
                 self.given_up = (

@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import platform
 import subprocess
 import sys
 from multiprocessing import spawn
@@ -32,15 +31,11 @@ class WorkerProcess:
     Args:
         settings: the settings of the worker.
 
-    Attributes:
-        machine: the name of this machine.
-
     Raises:
         OSError: the process cannot be started.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.machine = platform.node()
         self._connection, connection_of_worker = multiprocessing.Pipe()
         # the path comes first: it is where the worker finds this library
         code = f"import sys; sys.path[:] = {sys.path!r}; from lcsc_opt.evaluation.worker import main; main()"

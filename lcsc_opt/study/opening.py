@@ -10,9 +10,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +23,6 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.base.study_spec import BudgetSpec, StudySpec
-from lcsc_opt.database.history import NODES
 from lcsc_opt.database.states import Attributes, compared_trials, is_searched
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.base import Evaluator, InProcessEvaluator
@@ -47,7 +44,6 @@ from lcsc_opt.study.planning import (
     why_incomplete,
 )
 
-_NODES_SECONDS = 10.0  # between two writes of the workers' state
 _PLANNED_IN_A_DRY_RUN = BudgetSpec(evaluations=100)  # none of which are made
 
 
@@ -246,28 +242,23 @@ class Search:
 
     @contextlib.contextmanager
     def _showing(self, loop: Loop, pool: WorkerPool | None) -> Iterator[None]:
-        """A progress line while this is open. The state of each machine's workers is written now and then."""
+        """A progress line while this is open."""
         if loop.last_stored is not None:
             notice(f"{loop.name}: continuing after trial {loop.last_stored}")
         is_timed = loop.budget.seconds is not None
         shown = loop.seconds_spent if is_timed else loop.stored_spent  # what is replayed is not shown again
-        nodes_written_at = -math.inf
 
         with progress(loop.name, loop.budget.total, done=shown) as advance:
 
             def on_progress(loop: Loop) -> None:
-                nonlocal shown, nodes_written_at
+                nonlocal shown
                 spent = loop.seconds_spent if is_timed else loop.spent
                 advance(max(spent - shown, 0), note=self._progress_note(loop, pool))
                 shown = max(shown, spent)
-                if time.monotonic() - nodes_written_at >= _NODES_SECONDS:
-                    nodes_written_at = time.monotonic()
-                    self._write_nodes(pool)
 
             on_progress(loop)
             loop.on_progress = on_progress
             yield
-            self._write_nodes(pool)
 
     def _progress_note(self, loop: Loop, pool: WorkerPool | None) -> str:
         notes = []
@@ -279,12 +270,6 @@ class Search:
         if pool is not None and self.spec.ray is not None:
             notes.append(f"{pool.alive} of {len(pool)} workers")
         return ", ".join(notes)
-
-    def _write_nodes(self, pool: WorkerPool | None) -> None:
-        """Write what the workers of each machine do."""
-        if pool is not None:
-            nodes = [dataclasses.asdict(node) for node in pool.nodes()]
-            self.stored.set_attribute(NODES, {"seen_at": time.time(), "nodes": nodes})
 
 
 def evaluator_of(objective: Objective, pool: WorkerPool | None, in_flight: int) -> Evaluator:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.files import is_pending, remove, sync_folder, try_advisory_lock
+from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock
 from lcsc_opt.base.paths import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.layout import EXACT, UNMERGEABLE, Layout, TensorSpec, stored_dtype
 from lcsc_opt.trajectory.manifest import LOCK, Manifest, foreign_files
@@ -346,7 +346,7 @@ def _make_and_lock(path: Path) -> Callable[[], None]:
     foreign = foreign_files(path)
     if foreign and not (path / MANIFEST).exists():
         raise TrajectoryError(f"{path} is not a trajectory, it holds {foreign[0]!r}: name a new folder.")
-    release = try_advisory_lock(path / LOCK)
-    if release is None:
+    lock = try_lock(path / LOCK)
+    if lock is None:
         raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
-    return release
+    return lock.release

@@ -36,13 +36,6 @@ class _Steps:
         values = np.concatenate([[np.nan], self.values])
         return np.asarray(values[np.searchsorted(self.positions, positions, side="right")])
 
-    def first_below(self, target: float) -> float | None:
-        """Where the value is at most ``target`` for the first time."""
-        reached = np.flatnonzero(self.values <= target)
-        if not len(reached):
-            return None
-        return float(self.positions[reached[0]])
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:

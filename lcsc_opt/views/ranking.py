@@ -1,4 +1,4 @@
-"""Which optimizer is ahead, at what cost, by more than chance or not, and in which metrics."""
+"""Which optimizer is ahead, by more than chance or not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.history import Floats, Standing, as_known, best_searched, ema_grid
+from lcsc_opt.database.history import Floats, Standing, as_known, best_searched
 from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.names import TRAINED, label
 from lcsc_opt.database.report import Report
 from lcsc_opt.views import UNKNOWN, number, signed
-from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
 ANSWER = "answer"  # its row in tables
@@ -47,26 +46,6 @@ def spread_text(spread: Spread | None) -> str:
     if spread is None:
         return UNKNOWN
     return number(spread.mean, spread.deviation)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reach:
-    """The cost of reaching a value: the median over seeds, ``None`` if half of the seeds or more did not reach it."""
-
-    median: float | None
-    reached: int
-    seeds: int
-
-    @property
-    def text(self) -> str:
-        """The cost as text for people; says how many seeds did not reach the value."""
-        missed = f"not reached {self.seeds - self.reached} of {self.seeds}"
-        if self.median is None:
-            return missed
-        cost = f"{self.median:,.0f}"
-        if self.reached < self.seeds:
-            return f"{cost} ({missed})"
-        return cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +129,6 @@ class Ranked:
         held_out_images: the numbers of images of the held-out losses, each once.
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it; ``None`` where they do not
             compare.
-        to_ema: axis → the cost of being as good as EMA* on the search's noise.
         difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
     """
@@ -167,7 +145,6 @@ class Ranked:
     images: float = 0.0
     seconds: float = 0.0
     searched: Spread | None = None
-    to_ema: Mapping[str, Reach] = dataclasses.field(default_factory=dict)
     difference: Difference | None = None
 
 
@@ -184,8 +161,7 @@ def ranking(studies: Sequence[Standing]) -> list[Ranked]:
         groups.setdefault(study.optimizer, []).append(study)
     ordered = sorted(groups.values(), key=_rank)
     best = next((group for group in ordered if _held_out_losses(group)), None)
-    grid = ema_grid(studies)
-    ranked = [_ranked(group, best, grid) for group in ordered]
+    ranked = [_ranked(group, best) for group in ordered]
     report = studies[0].report
     if report is None:
         return ranked
@@ -220,11 +196,7 @@ def _rank(group: Sequence[Standing]) -> tuple[float, float]:
     return math.inf if held_out is None else held_out.mean, math.inf if searched is None else searched.mean
 
 
-def _ranked(
-    group: Sequence[Standing],
-    best: Sequence[Standing] | None,
-    grid: Standing | None,
-) -> Ranked:
+def _ranked(group: Sequence[Standing], best: Sequence[Standing] | None) -> Ranked:
     sign = group[0].sign
     losses = _held_out_losses(group)
     report = group[0].report
@@ -236,9 +208,6 @@ def _ranked(
     elif losses and best is not None:
         difference = Difference.of(losses, _held_out_losses(best))
         verdict = difference.verdict
-    to_ema = {}
-    if grid is not None and grid.lowest_loss is not None:
-        to_ema = _cost_to_reach(group, grid.lowest_loss)
     below_ema = None
     if report is not None:
         below_ema = _share_below([measured.loss for measured in measured_models], report.ema)
@@ -254,7 +223,6 @@ def _ranked(
         held_out=Spread.of(as_known(loss, sign) for loss in losses.values()),
         held_out_images=tuple(sorted({measured.images for measured in measured_models if measured.images})),
         below_ema=as_known(below_ema, sign),
-        to_ema=to_ema,
         difference=None if difference is None else difference.shown(sign),
         verdict=verdict,
     )
@@ -284,21 +252,6 @@ def _share_below(losses: Sequence[float], ema: Measurement | None) -> float | No
     if ema.loss == 0 or loss * ema.loss < 0:
         return None
     return (loss - ema.loss) / abs(ema.loss)
-
-
-def _cost_to_reach(studies: Sequence[Standing], target: float) -> dict[str, Reach]:
-    """Axis → what the search spent until its best loss was at most ``target``."""
-    reaches = {}
-    for axis in AXES:
-        costs = [best_so_far(study, axis).first_below(target) for study in studies]
-        reached = [cost for cost in costs if cost is not None]
-        missed = len(costs) - len(reached)
-        median = None
-        if len(reached) > missed:
-            # a seed that did not reach it counts as infinitely expensive
-            median = statistics.median([*reached, *[math.inf] * missed])
-        reaches[axis] = Reach(median, len(reached), len(costs))
-    return reaches
 
 
 def headline(studies: Sequence[Standing]) -> str:

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import Standing, Trials, loss_name
+from lcsc_opt.database.history import Standing, Trials, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
@@ -28,9 +28,8 @@ from lcsc_opt.views.answer import first_line, value_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory
 from lcsc_opt.views.curves import AXES, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.study import own_figures
+from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
-from lcsc_opt.views.figures.trade_off import trade_off_figure
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
 from lcsc_opt.views.study_status import FailureReason, rate, rate_text, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
@@ -42,10 +41,6 @@ _Drawn = dict[str, Any]
 _Shown = tuple[StoredImage, str]
 """An image, and a value of its model as text, which is empty for real images."""
 _NARROW = Path(__file__).parent / "dashboard" / "static" / "narrow.js"
-_SECTION_TITLES = {
-    "coefficients": "Coefficients",
-    "times": "Time per trial",
-}
 
 
 def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
@@ -75,12 +70,11 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         headline=first_line(studies),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
-        ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
+        ranking=_ranking_table(ranked),
         metrics=comparison_tables(held_out, metric),
         confidence=f"{CONFIDENCE:.0%}",
         curves=_curves(studies),
         summaries=studies_table(studies),
-        trade_off=_trade_off(studies),
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,
@@ -113,23 +107,15 @@ def _opening(report: Report | None, images: Sequence[StoredImage]) -> list[_Show
     return shown
 
 
-def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> _Table:
-    axes = ["evaluations"]
-    if sampled:
-        axes.insert(0, "images")
-    header = ["optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict"]
-    header += [f"{axis} to EMA*" for axis in axes]
+def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
+    header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     rows: list[list[object]] = []
     for row in ranked:
         difference = UNKNOWN if row.difference is None else row.difference.text
         cells: list[object] = [row.label, row.seeds or UNKNOWN, spread_text(row.held_out), spread_text(row.searched)]
-        cells += [percent(row.below_ema), difference, row.verdict]
-        for axis in axes:
-            reach = row.to_ema.get(axis)
-            cells.append("" if reach is None else reach.text)
-        rows.append(cells)
+        rows.append([*cells, percent(row.below_ema), difference, row.verdict])
     has_best = bool(ranked) and ranked[0].optimizer == ANSWER
-    return tuple(header), rows, 0 if has_best else None
+    return header, rows, 0 if has_best else None
 
 
 def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
@@ -139,26 +125,18 @@ def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
     return [(AXES[axis], _drawn(comparison_figure(studies, axis))) for axis in axes]
 
 
-def _trade_off(studies: Sequence[Standing]) -> _Drawn | None:
-    """Two metrics of the report; ``None`` where no two were measured."""
-    figure = trade_off_figure(studies)
-    if figure is None:
-        return None
-    return _drawn(figure)
-
-
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:
     """Of one study: its state, what was measured of its answer, its figures and failures."""
     metrics: list[tuple[str | None, TextTable]] = []
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
-    figures = own_figures(reader, study, studies, _SECTION_TITLES)
+    coefficients = coefficients_figure(reader, study, ema_grid(studies))
     failures = FailureReason.of(reader.failures(study))
     return {
         "name": study.study,
         "state": _state(study, reader.trials(study)),
         "metrics": metrics,
-        "figures": [(_SECTION_TITLES[name], _drawn(figure)) for name, figure in figures.items() if figure.data],
+        "coefficients": _drawn(coefficients) if coefficients.data else None,
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
     }
 

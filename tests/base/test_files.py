@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from lcsc_opt.base.errors import LcscError, MetricError
 from lcsc_opt.base.files import (
-    NoLocksError,
     is_pending,
     only_process,
     replacing,
@@ -149,20 +146,6 @@ def test_who_holds_a_lock_whose_file_was_removed_leaves_the_next_ones_file(tmp_p
     lock.release()
     assert other_lock.is_in_place
     other_lock.release()
-
-
-def test_without_locks_a_lock_is_refused_and_work_that_may_be_done_twice_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: FileLock, **_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(NoLocksError):
-        try_lock(tmp_path / "lock")
-    with only_process(tmp_path / "out"), only_process(tmp_path / "out"):
-        pass
-    assert names(tmp_path) == []
 
 
 def test_who_comes_second_is_told_and_waits_or_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

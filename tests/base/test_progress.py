@@ -15,16 +15,6 @@ from lcsc_opt.base.machine import WAITING
 from lcsc_opt.base.progress import each_notice_once, messages_on_stderr, notice, progress, said_if_slow
 
 
-class Clock:
-    """A clock that tests set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Called by a test itself, since pytest puts its own stderr back after the fixtures."""
     stream = io.StringIO()
@@ -34,20 +24,18 @@ def become_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
-def test_a_log_gets_a_line_every_ten_seconds_with_rate_and_time_left(
+def test_a_log_gets_lines_with_rate_and_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    with progress("search", 40) as advance:
-        for _ in range(30):
-            clock.now += 0.5
-            advance()
-    assert capsys.readouterr() == ("", "search:  50% 20/40 [00:10<00:10,  2.00it/s]\n")
-    with progress("search", 100, done=80) as advance:  # by an earlier process: that is no speed
-        clock.now += 20
+    with progress("search", 40, done=10) as advance:
         advance(10)
-    assert capsys.readouterr().err == "search:  90% 90/100 [00:20<00:20,  2.00s/it]\n"
+    assert capsys.readouterr().err == "", "of a short loop"
+    monkeypatch.setattr(module, "_LINE_SECONDS", 1e-9)
+    with progress("search", 40, done=10) as advance:
+        advance(10, note="best 1.25")
+        advance(0)
+    first, _ = capsys.readouterr().err.splitlines()
+    assert re.match(r"search:  50% 20/40 \[.*, best 1.25\]$", first)
 
 
 def test_an_error_inside_comes_out_of_a_log_and_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from lcsc_opt.base.settings import parse_yaml
 from lcsc_opt.views.report import write_report
 from tests import study_examples
 from tests.dashboard_site import Site
-from tests.processes import finished_trials, lcsc_process
+from tests.processes import lcsc_process
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 SCORE = """
@@ -97,59 +95,13 @@ def ran(ran_once: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return ran_once
 
 
-def without(*names: str) -> None:
-    """Start as Python does without these streams."""
-    for name in names:
-        os.close(("stdin", "stdout", "stderr").index(name))
-        setattr(sys, name, None)
-
-
 def encoded_in(encoding: str) -> None:
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        setattr(sys, name, Path(f"/dev/fd/{descriptor}").open("w", encoding=encoding))  # noqa: SIM115
+    """As Python opens them where this is the locale's encoding."""
+    sys.stdout = Path("/dev/fd/1").open("w", encoding=encoding)  # noqa: SIM115
+    sys.stderr = Path("/dev/fd/2").open("w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
 
 
-# missing, closed and narrow streams
-
-
-def test_lcsc_starts_and_searches_without_any_stream(study: Path) -> None:
-    """As some daemons start it."""
-    program = "from lcsc_opt.cli import main; main(['run', 'function.yaml'])"
-    command = f"{sys.executable} -c {shlex.quote(program)} >&- 2>&- <&-"
-    assert subprocess.run(command, shell=True, check=False).returncode == 0
-    assert finished_trials() == 4
-
-
-def test_a_score_of_weights_is_searched_without_any_stream(study: Path) -> None:
-    ended = lcsc_process("run", "tiny.yaml", first=functools.partial(without, "stdin", "stdout", "stderr"))
-    assert ended.status == 0
-    assert finished_trials() == 4
-
-
-@pytest.mark.parametrize("command", ["list --catalog", "list --catalog --format json", "run --help", "--version"])
-@pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_commands_that_print_end_well_without_a_stream(workplace: Path, command: str, name: str) -> None:
-    found = lcsc_process(*command.split(), first=functools.partial(without, name))
-    assert (found.status, found.err) == (0, "")
-
-
-def test_a_question_without_standard_input_names_the_option(ran: Path) -> None:
-    found = lcsc_process("delete", "tiny/LCSC/0", first=functools.partial(without, "stdin"))
-    assert found.status == 2
-    assert found.err.endswith("There is no terminal to ask on; pass --yes\n")
-
-
-def nobody_reads_messages() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    os.dup2(writing, 2)
-
-
-def test_a_search_goes_on_when_nobody_reads_its_messages(study: Path) -> None:
-    """As behind ``2>&1 | head``."""
-    Path("printing.py").write_text(SCORE.replace("os.write(1, ", "print("))
-    assert lcsc_process("run", "tiny.yaml", first=nobody_reads_messages).status == 0
-    assert finished_trials() == 4
+# narrow streams
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

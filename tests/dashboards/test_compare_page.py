@@ -70,12 +70,11 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     assert shown["headline"]["children"] == line
     answer, first, second = shown["ranking"]["rowData"]
     assert (answer["optimizer"], answer["held_out"]) == ("answer: LCSC (seed 2), trial 0", 1.1)
-    assert (answer["seeds_text"], answer["to_ema_text"]) == ("–", "")
+    assert answer["seeds_text"] == "–"
     assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
     assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
     assert second["held_out"] == pytest.approx(8.1)
     assert second["difference_text"].startswith("+6.9 [")
-    assert first["to_ema_text"] == "3"
 
 
 def test_metrics_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
@@ -169,14 +168,3 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
     text = as_csv([{"optimizer": "=HYPERLINK(1)", "below_ema_percent": -3.0}])
     assert list(csv.reader(io.StringIO(text)))[1] == ["'=HYPERLINK(1)", "-3.0"]
     assert as_csv([]) == "\r\n"
-
-
-def test_the_trade_off_is_of_the_metrics_that_were_chosen(site: Site, url: str) -> None:
-    write_study(url, "new/LCSC/0")
-    for experiment, said in (("new", "No report yet"), ("digits", "No two held-out metrics")):
-        assert said in json.dumps(draw(site, experiment=experiment)["trade-off-new"]["data"])
-    write_report(written(url), report_of({"digits/LCSC/0": measured(3.0, fid=3.0, precision=0.5, recall=0.25)}))
-    shown = draw(site, across="recall", up="nothing")
-    assert shown["trade-off-new"]["data"]["layout"]["xaxis"]["title"]["text"] == "held-out recall"
-    assert shown["trade-off-new"]["data"]["layout"]["yaxis"]["title"]["text"] == "held-out fid"
-    assert shown["across"]["options"] == ["precision", "recall", "fid", "loss"]

@@ -1,29 +1,23 @@
 from __future__ import annotations
 
-import base64
-import dataclasses
 import json
-import platform
-import time
 from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.records import Candidate, Cost, Evaluation, NodeWork, Noise, ReportedMetrics
-from lcsc_opt.database.history import NODES
+from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise, ReportedMetrics
 from lcsc_opt.database.names import LAST_CHECKPOINT
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.figures.study import MOST_BARS
 from tests.dashboard_site import Site, write_study, written
 from tests.history_examples import measured, report_of
 from tests.study_examples import add_result, write_report
 
 NAME = "digits/LCSC/0"
-FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "times")}
+FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients")}
 
 
 def draw(site: Site, study: str = NAME, **values: Any) -> dict[str, Any]:
-    return site.call("study", "times-new.data", **{"study": study, "theme": "light", **values})
+    return site.call("study", "best_so_far-new.data", **{"study": study, "theme": "light", **values})
 
 
 def chosen(site: Site, search: str) -> Any:
@@ -57,15 +51,6 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
-def test_times_of_many_trials_are_means_of_consecutive_ones(url: str) -> None:
-    write_study(url, NAME, [4.0, None, 3.0, 2.0] + [2.5] * (MOST_BARS - 3), ended=False)
-    shown = draw(Site(url))
-    times = shown["times-new"]["data"]
-    bars = np.frombuffer(base64.b64decode(times["data"][0]["x"]["bdata"]), np.int8)
-    assert bars.tolist() == list(range(0, MOST_BARS + 1, 2))
-    assert "trial (mean of 2)" in json.dumps(times["layout"])
-
-
 def test_what_was_measured_of_the_best_trial_is_a_table(url: str) -> None:
     write_study(url, NAME, [4.0, 2.0])
     assert draw(Site(url))["metrics"]["children"] == ""
@@ -97,33 +82,13 @@ def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> Non
     assert shown["tick"]["interval"] == 2000
 
 
-def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -> None:
-    study = write_study(url, NAME, [4.0], ended=False)
-    site = Site(url)
-    with study.hold():
-        alone = json.dumps(draw(site)["nodes"]["children"])
-        assert "1 of 1 workers answer." in alone
-        assert json.dumps(platform.node()) in alone
-        study.set_attribute("specification", {"workers": 4})
-        nodes = [dataclasses.asdict(node) for node in (NodeWork("gpu-<b>one", 2, 0), NodeWork("", 0, 3))]
-        study.set_attribute(NODES, {"seen_at": time.time() - 90, "nodes": nodes})
-        before = draw(Site(url))
-        study.set_attribute(NODES, {"seen_at": time.time() + 1, "nodes": nodes})
-        shown = json.dumps(draw(Site(url))["nodes"]["children"])
-    assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
-    assert "2 of 4 workers answer." in shown
-    for cell in ("gpu-<b>one", "before they began", 3):
-        assert json.dumps(cell) in shown
-    assert draw(Site(url))["nodes"]["children"] == ""
-
-
 def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:
     study = write_study(url, NAME, [4.0, 2.0], ended=False)
     site = Site(url)
     seen = draw(site)["seen"]["data"]
     add_result(study, 2, 3.0)
     worse = draw(site, triggered="refresh", seen=seen)
-    assert FIGURES.intersection(worse) == {"best_so_far-new", "times-new"}
+    assert FIGURES.intersection(worse) == {"best_so_far-new"}
     add_result(study, 3, 1.0)
     better = draw(site, triggered="refresh", seen=worse["seen"]["data"])
     assert FIGURES.intersection(better) == FIGURES
@@ -147,4 +112,4 @@ def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str) -> None:
     for name, said in (("digits/<script>alert(1)/0", no_such), ("digits", not_ours), ("../../etc/passwd", not_ours)):
         shown = draw(site, name)
         assert shown["problem"]["children"].startswith(f"{name}: {said}")
-        assert "<script>" not in json.dumps(shown.get("times-new"))
+        assert "<script>" not in json.dumps(shown.get("best_so_far-new"))

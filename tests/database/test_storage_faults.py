@@ -159,32 +159,6 @@ def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failur
     return attempts
 
 
-def test_a_moved_database_is_called_moved(tmp_path: Path) -> None:
-    study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
-    (tmp_path / "studies.db").rename(tmp_path / "kept.db")
-    with pytest.raises(StudyStoreError, match=r"was moved or deleted .* move it back"):
-        study.set_attribute("a", 1)
-    (tmp_path / "kept.db").rename(tmp_path / "studies.db")
-    study.set_attribute("a", 2)
-    assert study.attributes["a"] == 2
-
-
-def test_a_deleted_database_is_called_deleted(tmp_path: Path) -> None:
-    study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
-    (tmp_path / "studies.db").unlink()
-    with pytest.raises(StudyStoreError, match="was moved or deleted"):
-        study.set_attribute("a", 1)
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 does not say so before Python 3.11")
-def test_a_database_in_whose_place_another_one_stands_is_called_moved(tmp_path: Path) -> None:
-    study = open_study(f"sqlite:///{tmp_path / 'studies.db'}")
-    (tmp_path / "studies.db").rename(tmp_path / "kept.db")
-    open_study(f"sqlite:///{tmp_path / 'studies.db'}")
-    with pytest.raises(StudyStoreError, match="was moved or deleted"):
-        study.set_attribute("a", 1)
-
-
 @pytest.mark.usefixtures("impatient")
 def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storages.RDBStorage, capfd: Any) -> None:
     assert attempts_of(storage, LOST, failures=2) == 3

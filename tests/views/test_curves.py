@@ -34,7 +34,6 @@ def test_only_improvements_are_kept() -> None:
     assert improvements(np.array([np.nan, 5, 6, 5, np.nan, 4, 4, 1])).tolist() == [1, 5, 7]
     steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
     assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
-    assert (steps.first_below(4.5), steps.first_below(4.0), steps.first_below(3.9)) == (4, 4, None)
 
 
 # over seeds

@@ -11,7 +11,7 @@ import scipy.stats
 from lcsc_opt.base.records import ReportedMetrics
 from lcsc_opt.database.names import EMA, LAST_CHECKPOINT, TRAINER_EMA
 from lcsc_opt.views.answer import answer_line
-from lcsc_opt.views.ranking import ANSWER, Difference, Reach, headline, ranking
+from lcsc_opt.views.ranking import ANSWER, Difference, headline, ranking
 from tests.history_examples import history, in_one_report, measured, report_of
 
 # difference
@@ -78,25 +78,6 @@ def test_over_seeds_are_means_and_sample_standard_deviations_of_what_is_known() 
     assert (row.seeds, row.evaluations, row.images, row.seconds, row.below_ema) == (3, 4.0, 40.0, 2.0, None)
     _, two = ranking(in_one_report([history([2.0], held_out=3.0), history([None], seed=1)]))
     assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
-
-
-def test_the_cost_of_being_as_good_as_ema_is_the_median_over_seeds() -> None:
-    grid = history([7.0, 5.0], optimizer="EMAGrid")
-    studies = [history([9.0, 5.0, 3.0], seed=0), history([4.0, 6.0], seed=1), history([9.0, 9.0, 9.0, 4.5], seed=2)]
-    [found] = [row.to_ema for row in ranking([grid, *studies]) if row.optimizer == "LCSC"]
-    costs = {"evaluations": 2, "images": 20, "model_calls": 40, "seconds": 2}
-    assert found == {axis: Reach(cost, 3, 3) for axis, cost in costs.items()}
-
-
-@pytest.mark.parametrize(
-    ("ema", "reach", "text"),
-    [(5.0, Reach(2, 2, 3), "2 (not reached 1 of 3)"), (4.0, Reach(None, 1, 3), "not reached 2 of 3")],
-)
-def test_seeds_that_did_not_reach_it_are_counted(ema: float, reach: Reach, text: str) -> None:
-    grid = history([ema], optimizer="EMAGrid")
-    studies = [history([9.0, 5.0], seed=0), history([4.0], seed=1), history([9.0], seed=2)]
-    [found] = [row.to_ema["evaluations"] for row in ranking([grid, *studies]) if row.optimizer == "LCSC"]
-    assert (found, found.text) == (reach, text)
 
 
 @pytest.mark.parametrize(

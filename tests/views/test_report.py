@@ -71,7 +71,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
         assert shown.count(f"digits/{study}") >= 2
     assert "broken" in shown, "the reason of a failure"
     figures = page.figures()
-    assert len(figures) == 4 + 5 * 2, "comparisons, two for each study"
+    assert len(figures) == 4 + 5, "comparisons, one for each study"
     labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("role") == "figure"]
     assert len(labels) == len(figures)
     assert all(labels)
@@ -114,8 +114,6 @@ def test_a_report_has_what_was_measured_of_the_answer_and_of_each_search(storage
     assert shown.count(f"{HOSTILE} ↑ 0.557 0.62 -0.063 (worse) 0.9") == 2
     assert "Warning: it lost." in shown
     assert "it saw nothing." in shown
-    titles = [figure["layout"].get("xaxis", {}).get("title", {}).get("text") for figure in page.figures()]
-    assert titles.count("held-out precision") == 1
     assert "No result yet." in write_report(storage, "other", tmp_path / "other.html").read_text()
 
 

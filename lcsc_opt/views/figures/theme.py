@@ -59,8 +59,6 @@ CONFIG: dict[str, Any] = {
 }
 """Options of plotly.js on every page: no link to its maker, and no button that uploads a figure's data."""
 
-PART_COLOURS = {"merge": BLUE, "sample": ORANGE, "features": GREEN, "metric": PURPLE, "evaluation": SKY, "other": GREY}
-
 LIGHT = {"paper": "#FFFFFF", "text": "#1F2328", "grid": "#E3E6EA", "line": "#8C959F", "middle": "#F7F7F7"}
 DARK = {"paper": "#14171A", "text": "#E6EAEE", "grid": "#2C3238", "line": "#7D8590", "middle": "#22272C"}
 

@@ -92,7 +92,7 @@ def test_reading_pages_changes_nothing_and_whatever_else_is_refused(finished: tu
     site, database = finished
     before = database.read_bytes()
     site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
-    site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
+    site.call("study", "best_so_far-new.data", study="digits/LCSC/0", theme="dark")
     for method in ("POST", "PUT", "DELETE"):
         assert site.request("/lcsc/study", method, json={}).status_code == 403
     assert database.read_bytes() == before

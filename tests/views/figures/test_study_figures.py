@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,34 +11,21 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import sum_abs
-from lcsc_opt.database.history import Standing, Trials
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.study import (
-    coefficients_figure,
-    own_figures,
-)
+from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import empty_figure, inert
-from tests.history_examples import measured, standing, trial_array
+from tests.history_examples import measured
 from tests.study_examples import STEPS, coefficients, write_study
 
-NAMES = ("best_so_far", "coefficients", "times")
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
 
 def read(storage: RDBStorage, experiment: str = "digits") -> tuple[HistoryReader, tuple[Standing, ...]]:
     reader = HistoryReader(storage)
     return reader, reader.read(experiment)
-
-
-def drawn(reader: Any, name: str, study: Standing) -> go.Figure:
-    return own_figures(reader, study, [study], [name])[name]
-
-
-def times(trials: Trials) -> go.Figure:
-    """The figure of a study of these trials."""
-    return drawn(mock.Mock(trials=lambda _: trials), "times", standing(trials))
 
 
 def texts(figure: go.Figure) -> str:
@@ -55,25 +40,14 @@ def test_coefficients_are_bars_over_the_training_that_they_stand_for(storage: RD
     made = coefficients_figure(reader, study, ema)
     bars, line = made.data
     assert (list(bars.x), list(bars.width), list(bars.offset)) == ([100, 200, 400], [100, 100, 200], [-100, -100, -200])
-    assert list(bars.customdata) == coefficients(1).tolist()
+    assert list(bars.y) == coefficients(1).tolist()
     assert (line.name, line.mode) == ("EMA*", "lines")
-    assert made.layout.yaxis.title.text == "coefficient per training step"
+    assert made.layout.yaxis.title.text == "coefficient"
     assert f"2.75 held out, Σ|a| = {sum_abs(coefficients(1)):.2f}" in texts(made)
     assert len(coefficients_figure(reader, ema, ema).data) == 1, "EMA* is not drawn over itself"
 
 
-def test_bars_are_as_wide_as_the_intervals_between_checkpoints(storage: RDBStorage) -> None:
-    stored = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
-    ends = [120, 180, 260]
-    stored.set_attribute("steps", ends)
-    reader, (study,) = read(storage)
-    (bars,) = coefficients_figure(reader, study).data
-    np.testing.assert_allclose(np.array(bars.x) + bars.offset, (60, 120, 180))
-    np.testing.assert_allclose(np.array(bars.x) + bars.offset + bars.width, ends)
-    np.testing.assert_allclose(np.array(bars.y) * bars.width, coefficients(1))  # areas
-
-
-def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) -> None:
+def test_rows_are_a_heat_map(storage: RDBStorage) -> None:
     names = ["conv_in", "conv_out", "down.9.norm", "down.10.norm", "mid_block.to_out", "time_embedding", "up_blocks.0"]
     found = np.stack([coefficients(number) for number in range(len(names))])
     known = {"steps": STEPS, "layer_groups": names}
@@ -87,8 +61,8 @@ def test_rows_are_a_heat_map_in_the_order_of_the_network(storage: RDBStorage) ->
         study.set_attribute("search_ended", {"evaluations": 1, "exhausted": False})
     reader, studies = read(storage)
     bars, ema, heat = coefficients_figure(reader, studies[0], studies[2]).data
-    assert list(heat.y) == [names[row] for row in (0, 5, 2, 3, 4, 6, 1)]
-    np.testing.assert_allclose(heat.z, found[[0, 5, 2, 3, 4, 6, 1]])
+    assert list(heat.y) == names
+    np.testing.assert_allclose(heat.z, found)
     assert (list(heat.x), heat.zmin) == ([0, *STEPS], -heat.zmax)
     np.testing.assert_allclose([bars.y, ema.y], [found.mean(axis=0), found[0]])
 
@@ -104,29 +78,10 @@ def test_the_lines_of_a_title_fit_a_phone(storage: RDBStorage, name: str) -> Non
     assert made.layout.margin.t >= 17 * len(lines)
 
 
-def test_time_per_trial_is_stacked_by_part() -> None:
-    columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
-    made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
-    shown = {trace.name: list(trace.y) for trace in made.data}
-    assert shown == {"merge": [0.25] * 3, "sample": [0.5] * 3, "other": [0.25] * 3}
-    assert made.layout.barmode == "stack"
-    made = times(trial_array([3.0, 2.0, 1.0], seconds=1.0, gap=0.5))
-    shown = {trace.name: list(trace.y) for trace in made.data}
-    assert shown == {"evaluation": [1.0] * 3}, "no part has a name"
-
-
-def test_many_trials_are_averaged_and_none_is_lost() -> None:
-    made = times(trial_array([1.0] * 1001, seconds=2.0, gap=0.0, running=1))
-    assert list(made.data[0].x[:3]) == [0, 9, 18]
-    assert (made.data[0].width, len(made.data[0].y)) == (9, 112)
-    np.testing.assert_allclose(made.data[0].y, 2.0)
-
-
 def test_figures_without_data_say_what_to_run(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [], ended=False)
     reader, (study,) = read(storage)
-    found = own_figures(reader, study, [study], NAMES)
-    for made in (*found.values(), comparison_figure([])):
+    for made in (coefficients_figure(reader, study), comparison_figure([study]), comparison_figure([])):
         assert not made.data
         (sentence,) = made.layout.annotations
         assert "lcsc r" in sentence.text
@@ -139,16 +94,5 @@ def test_markup_in_names_is_text(storage: RDBStorage) -> None:
     for seed in range(2):
         write_study(storage, f"digits/{name}/{seed}", [2.0, None, 1.0], metric=HOSTILE)
     reader, studies = read(storage)
-    found: Any = own_figures(reader, studies[0], studies, NAMES).values()
-    for made in (*found, comparison_figure(studies), empty_figure(HOSTILE)):
+    for made in (coefficients_figure(reader, studies[0]), comparison_figure(studies), empty_figure(HOSTILE)):
         assert not any(tag in texts(made) for tag in ("<script", "<a"))
-
-
-def test_the_figures_of_a_study_are_drawn_with_emas(storage: RDBStorage) -> None:
-    write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
-    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out=measured(2.5, trial=2))
-    reader, studies = read(storage)
-    found = own_figures(reader, studies[-1], studies, NAMES)
-    assert tuple(found) == NAMES
-    assert {trace.name for trace in found["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
-    assert len(found["coefficients"].data) == 2
