@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -114,7 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(number, _end_once)
     if arguments is None:
         arguments = sys.argv[1:]
-    sys.exit(run(arguments))
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # nobody reads on, as of `| head`; of that, click makes the latter
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter writes again at its exit
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def _end_once(*_: Any) -> None:
@@ -136,6 +144,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
+        _check_working_folder()
         with each_notice_once():
             status = int(_commands().main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
     except LcscError as error:
@@ -154,3 +163,15 @@ def _run(arguments: Sequence[str]) -> int:
     if status == _INTERRUPTED:  # raised as an exception, or returned by some versions of typer
         notice("interrupted; what finished is kept; run the same command to continue (lcsc train: with --resume)")
     return status
+
+
+def _check_working_folder() -> None:
+    """Refuse to begin in a folder that was removed.
+
+    Raises:
+        LcscError: so it was.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise LcscError("the working folder was removed: go to another one (cd)") from error

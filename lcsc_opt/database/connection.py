@@ -26,6 +26,7 @@ from lcsc_opt.database.urls import is_there, masked, parse_url, sqlite_file, wit
 
 BUSY_SECONDS = 3.0  # how long SQLite waits for a lock before a notice
 _FIRST_TABLE = "version_info"  # that Optuna looks for
+_OPTUNAS_TABLES = {"studies", _FIRST_TABLE}  # another program may have the first, too
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 _CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
@@ -115,7 +116,8 @@ def open_existing(url: str) -> RDBStorage | None:
     if is_there(url):
         return open_storage(url, write=True)
     file = Path(str(parse_url(url).database))
-    if not os.access(file.absolute().parent, os.W_OK):
+    folder = file.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise StudyStoreError(f"{from_here(file)}: its folder does not exist, or cannot be written")
     return None
 
@@ -129,7 +131,16 @@ def _connect_args(url: sa.URL) -> dict[str, Any]:
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any], *, write: bool) -> RDBStorage:
-    """Connect; who writes creates Optuna's missing tables, again when another process creates them at the same time."""
+    """Connect; who writes creates Optuna's missing tables, again when another process creates them at the same time.
+
+    Raises:
+        StudyStoreError: the tables that are there are another program's.
+    """
+    if write:
+        engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=engine_kwargs["connect_args"])
+        tables = set(sa.inspect(engine).get_table_names())
+        if tables and not tables >= _OPTUNAS_TABLES:
+            raise StudyStoreError(f"{masked(url)}: holds the tables of another program; give another --storage")
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
     with quiet_optuna():
         for pause in _CREATION_SECONDS:

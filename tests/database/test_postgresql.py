@@ -37,11 +37,17 @@ def test_a_url_without_a_driver_is_opened_with_psycopg(scheme: str, postgresql_u
     assert storage.engine.url.drivername == "postgresql+psycopg"
 
 
-def test_readers_make_no_tables(postgresql_url: str) -> None:
+def test_readers_make_no_tables_and_nobody_makes_them_beside_those_of_another_program(postgresql_url: str) -> None:
     engine = sa.create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:", 1))
     with pytest.raises(StudyStoreError, match="holds no studies"):
         open_storage(postgresql_url, write=False)
     assert sa.inspect(engine).get_table_names() == []
+    with engine.begin() as begun:
+        begun.exec_driver_sql("CREATE TABLE studies (name TEXT)")
+    for write in (True, False):
+        with pytest.raises(StudyStoreError, match="another program" if write else "holds no studies"):
+            open_storage(postgresql_url, write=write)
+    assert sa.inspect(engine).get_table_names() == ["studies"]
     engine.dispose()
 
 

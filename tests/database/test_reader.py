@@ -22,6 +22,7 @@ from lcsc_opt.database.history import COSTS
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import url_of_file
 from tests.history_examples import measured, report_of, reported
 from tests.study_examples import STEPS, add_result, coefficients, write_experiment, write_report, write_study
 
@@ -240,6 +241,27 @@ def test_a_file_that_was_replaced_is_refused_each_time(
 def tables(file: Path) -> set[str]:
     with contextlib.closing(sqlite3.connect(file)) as connection:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE studies (id INTEGER PRIMARY KEY, title TEXT)"],
+        ["CREATE TABLE alembic_version (version_num TEXT)", "CREATE TABLE experiments (name TEXT)"],
+    ],
+    ids=["a table of Optuna's name", "another program's migrations"],
+)
+def test_the_database_of_another_program_is_refused_and_gets_no_table(statements: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "others.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    before = tables(file)
+    with pytest.raises(StudyStoreError, match="holds no studies"):
+        open_storage(url_of_file(file), write=False)
+    with pytest.raises(StudyStoreError, match="holds the tables of another program"):
+        Database(url_of_file(file))
+    assert tables(file) == before
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://me@host/studies"])
