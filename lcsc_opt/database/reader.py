@@ -123,7 +123,7 @@ class HistoryReader:
         return list(dict.fromkeys(split_name(name)[0] for name in self.names()))
 
     def read(self, experiment: str) -> tuple[Standing, ...]:
-        """The searches of an experiment as they are now, in order of creation.
+        """How the searches of an experiment stand now, without their trials, in order of creation.
 
         Raises:
             StudyStoreError: there is no such experiment, and the message lists all.

@@ -143,7 +143,7 @@ def _take_standard_input() -> Connection:
 
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
-    """Load the objective, then answer jobs until the coordinator is gone."""
+    """Load the objective, then answer jobs until :func:`_receive` ends this process, as the coordinator is gone."""
     sending = threading.Lock()
 
     def send(answer: Answer) -> None:

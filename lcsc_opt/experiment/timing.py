@@ -102,7 +102,7 @@ def _at_once(spec: StudySpec, objective: Objective) -> int:
 
 
 def _search_seconds(spec: StudySpec, objective: Objective, pace: Pace) -> float:
-    """How long one search takes with one worker; its budget is no time."""
+    """How long one search takes with one worker, for a budget in evaluations or images; plain ones have all images."""
     budget = usable_budget(spec, objective)
     images = objective.samples.per_evaluation
     if not configure(spec.optimizer).needs_gradient:

@@ -49,8 +49,8 @@ class ObjectiveLoader:
 
         Args:
             spec: of the study file.
-            rows: of coefficients.
-            checkpoints: those that the experiment began with.
+            rows: the layer groups with coefficients of their own; ``None`` if all layers have the same.
+            checkpoints: those that the experiment began with; ``None`` for a new one, or if it chooses others now.
 
         Raises:
             LcscError: it cannot be loaded.

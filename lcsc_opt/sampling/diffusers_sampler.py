@@ -346,7 +346,7 @@ class DiffusersSampler(NetworkSampler):
             if hasattr(self.scheduler, "scale_model_input"):
                 scaled = self.scheduler.scale_model_input(images, timestep)
             is_last = step == len(timesteps) - 1
-            output = self._predict(scaled, timestep, labels, again=not is_last)
+            output = self._predict(scaled, timestep, labels, recompute=not is_last)
             with self._clipping(is_last=is_last):
                 images = self.scheduler.step(output, timestep, images, **options).prev_sample
         self._timesteps()  # multistep schedulers hold outputs, and with them the graph
@@ -395,7 +395,7 @@ class DiffusersSampler(NetworkSampler):
         timestep: Tensor,
         labels: Tensor | None,
         *,
-        again: bool,
+        recompute: bool,
     ) -> Tensor:
         """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
         is_guided = self._is_guided(timestep)
@@ -405,11 +405,11 @@ class DiffusersSampler(NetworkSampler):
             timestep = timestep * self._timestep_scale
         times = timestep.to(images.device).expand(len(images))
         if labels is None:
-            output = self._network(images, times, again=again)
+            output = self._network(images, times, recompute=recompute)
         elif self._guidance is None or not is_guided:
-            output = self._network(images, times, class_labels=labels, again=again)
+            output = self._network(images, times, class_labels=labels, recompute=recompute)
         else:
-            output = self._guided_output(images, times, labels, self._guidance, again=again)
+            output = self._guided_output(images, times, labels, self._guidance, recompute=recompute)
         if self._uses_variance:
             return output
         return output[:, : self.image_shape[0]]
@@ -421,12 +421,14 @@ class DiffusersSampler(NetworkSampler):
         labels: Tensor,
         guidance: tuple[float, int],
         *,
-        again: bool,
+        recompute: bool,
     ) -> Tensor:
         """Classifier-free guidance: conditional and unconditional outputs from one call on twice as many images."""
         scale, null_label = guidance
         labels_and_null = torch.cat([labels, torch.full_like(labels, null_label)])
-        outputs = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, again=again)
+        outputs = self._network(
+            images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=labels_and_null, recompute=recompute
+        )
         conditional, unconditional = outputs.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         difference = conditional[:, :channels] - unconditional[:, :channels]

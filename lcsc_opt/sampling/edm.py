@@ -205,12 +205,12 @@ class HeunSampler(NetworkSampler):
             raised = self._denoiser.rounded(self.schedule.raised(sigma))
             if raised > sigma:
                 x = x + self.schedule.s_noise * math.sqrt(raised**2 - sigma**2) * draw(1 + step)
-            derivative = self._derivative(x, raised, labels, again=lower > 0)
+            derivative = self._derivative(x, raised, labels, recompute=lower > 0)
             euler = x + (lower - raised) * derivative
             if lower == 0:  # the last step is Euler's
                 x = euler
             else:
-                derivative_at_euler = self._derivative(euler, lower, labels, again=True)
+                derivative_at_euler = self._derivative(euler, lower, labels, recompute=True)
                 x = x + (lower - raised) * (derivative + derivative_at_euler) / 2
         return self._decoded(x.to(self._network.dtype))
 
@@ -234,13 +234,13 @@ class HeunSampler(NetworkSampler):
         sigma: float,
         labels: Tensor | None,
         *,
-        again: bool,
+        recompute: bool,
     ) -> Tensor:
         """dx/dsigma."""
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
         if labels is None:
-            denoised = self._network(x.to(dtype), level, again=again)
+            denoised = self._network(x.to(dtype), level, recompute=recompute)
         else:
-            denoised = self._network(x.to(dtype), level, labels, again=again)
+            denoised = self._network(x.to(dtype), level, labels, recompute=recompute)
         return (x - denoised.to(self._dtype)) / sigma

@@ -151,16 +151,16 @@ class PreparedNetwork:
         self,
         images: Tensor,
         *arguments: Any,
-        again: bool = False,
+        recompute: bool = False,
         **keywords: Any,
     ) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
-        With ``again``, a backward pass repeats this call instead of keeping its activations; that is worth it for all
+        With ``recompute``, a backward pass repeats this call instead of keeping its activations; worth it for all
         calls but the last of a batch.
         """
         with self.arithmetic():
-            if again:
+            if recompute:
                 output = recomputed(network_output, self.module, images, *arguments, **keywords)
             else:
                 output = network_output(self.module, images, *arguments, **keywords)

@@ -76,7 +76,7 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     if is_packed(partial):
         metadata = Manifest.load(partial).metadata
     else:
-        metadata = {PACKED: fingerprint, **_begun(request, sources, out)}
+        metadata = {PACKED: fingerprint, **_first_metadata(request, sources, out)}
     key = metadata["key"]
     with contextlib.closing(MatrixWriter(partial, metadata=metadata, dtype=request.stored)) as writer:
         _write_rows(writer, sources, key, stored_dtype(request.stored))
@@ -93,8 +93,8 @@ def pack_sources(request: PackRequest, sources: Sources, out: Path) -> Trajector
     return Trajectory.open(out)
 
 
-def _begun(request: PackRequest, sources: Sources, out: Path) -> dict[str, str]:
-    """Say what is packed, or refuse if there is no room for it. Gives the key, and what belongs to all rows."""
+def _first_metadata(request: PackRequest, sources: Sources, out: Path) -> dict[str, str]:
+    """Say what is packed, and give the metadata of all rows: key, :func:`side_data`, prefix. Refuses without room."""
     paths = [*sources.values()]
     first = read_checkpoint(paths[0], key=request.key or searched_key(*paths))
     size = check_room(out, first, len(paths), request.stored)

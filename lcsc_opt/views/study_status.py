@@ -190,7 +190,7 @@ def seconds_per_trial(study: Standing) -> dict[str, float]:
 
 
 def shares_of_time(study: Standing) -> str:
-    """Where the time of a search went, the largest share first: ``sampling 61 %, features 30 %``.
+    """Where the time of evaluations with a loss went, the largest share first: ``sampling 61 %, features 30 %``.
 
     Shares below one percent are left out.
     """

@@ -38,7 +38,7 @@ class ConsistencySampler(NetworkSampler):
             noisy = sigma * z
             if images is not None:
                 noisy = images.clamp(-1, 1) + (sigma**2 - self.function.sigma_min**2) ** 0.5 * z
-            images = self._network(noisy, torch.full_like(z[:, 0, 0, 0], sigma), again=draw < self.nfe - 1)
+            images = self._network(noisy, torch.full_like(z[:, 0, 0, 0], sigma), recompute=draw < self.nfe - 1)
         assert images is not None
         return images
 

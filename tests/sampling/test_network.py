@@ -42,7 +42,7 @@ def test_a_compiled_network_stays_compiled_for_the_next_candidate(monkeypatch: p
     exact = _Small(12)
     for module in (network, exact):
         leaf = x.clone().requires_grad_()
-        module(leaf, **({"again": True} if module is network else {})).square().sum().backward()
+        module(leaf, **({"recompute": True} if module is network else {})).square().sum().backward()
     torch.testing.assert_close(network.module.layer.weight.grad, exact.layer.weight.grad, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 

@@ -107,7 +107,7 @@ class ReferenceSettings(FrozenModel):
 
     def is_set_of_images(self, most: int, folder: Path) -> bool:
         """Whether these are at most so many images, whose features are kept: errors count them, too."""
-        images = _image_set(self.train, folder)
+        images = _image_set(self.train, folder)  # None of a file, also of one that holds images, as ADM's
         return images is not None and images.count <= most
 
     def images(self, folder: Path) -> ImageSet:
@@ -133,7 +133,7 @@ class ReferenceSettings(FrozenModel):
         batch_size: int,
         folder: Path,
     ) -> Reference:
-        """The reference in the features of ``extractor``.
+        """The reference in the features of ``extractor``; unseen images always have features, which halve them.
 
         Args:
             alias: the extractor's name in metrics.
@@ -148,7 +148,7 @@ class ReferenceSettings(FrozenModel):
         """
         self.check()
         builder = _Builder(alias, extractor, batch_size, folder)
-        images = _image_set(self.train, folder)
+        images = _image_set(self.train, folder)  # None of a file, also of one that holds images, as ADM's
         if images is None and self.held_out_fraction:
             raise MetricError(
                 f"reference: {self.train} is not a folder, .zip or data set, so no fraction of it can be held out; "
