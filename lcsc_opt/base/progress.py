@@ -142,17 +142,16 @@ def progress(description: str, total: int, *, done: int = 0, after: float = 0.0)
     """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
     It yields ``advance(steps=1, *, note=None)``, which counts more steps as done; a note replaces the text after the
-    bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown,
-    loops that begin inside it or in other threads show nothing. Nothing is shown where notices are silenced, and of a
-    loop that ends within ``after`` seconds; in a log, within ten.
+    bar. On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds, or every ``after`` seconds.
+    While one loop is shown, loops that begin inside it or in other threads show nothing. Nothing is shown where notices
+    are silenced, and of a loop that ends within ``after`` seconds; in a log, before its first line.
     """
     is_silenced = log.level > logging.INFO
     if is_silenced or not _showing.acquire(blocking=False):
         yield lambda *_, **__: None
         return
     try:
-        bar_class, options = _way_to_show()
-        options.setdefault("delay", after)
+        bar_class, options = _way_to_show(after)
         with bar_class(total=total, initial=done, desc=description, **options) as bar:
 
             def advance(steps: int = 1, *, note: str | None = None) -> None:
@@ -177,13 +176,13 @@ class _Lines(tqdm):  # type: ignore[misc]
         return lambda line: write_message(f"{line}\n")
 
 
-def _way_to_show() -> tuple[Any, dict[str, Any]]:
+def _way_to_show(after: float) -> tuple[Any, dict[str, Any]]:
     """A bar in a notebook or a terminal, elsewhere lines; and the options of it."""
     if "ipykernel" in sys.modules:
         from tqdm.auto import tqdm as bar_of_notebook
 
-        return bar_of_notebook, {}
+        return bar_of_notebook, {"delay": after}
     if is_terminal(sys.stderr):
-        return tqdm, {"file": sys.stderr, "dynamic_ncols": True}
-    lines = {"file": io.StringIO(), "ncols": 0, "mininterval": _LINE_SECONDS, "miniters": 1}
-    return _Lines, {**lines, "delay": _LINE_SECONDS}
+        return tqdm, {"file": sys.stderr, "dynamic_ncols": True, "delay": after}
+    every = after or _LINE_SECONDS
+    return _Lines, {"file": io.StringIO(), "ncols": 0, "mininterval": every, "miniters": 1, "delay": every}

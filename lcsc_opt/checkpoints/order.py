@@ -61,7 +61,7 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     """
     named = read_names(paths)
     counters = []
-    with progress("read steps", len(paths), after=0.5) as advance:
+    with progress("read steps", len(paths), after=2.0) as advance:
         for path in paths:
             counters.append(read_counters(path))
             advance()
