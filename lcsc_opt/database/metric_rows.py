@@ -10,7 +10,7 @@ from lcsc_opt.base.jackknife import GROUPS, error_of_mean, half_width
 from lcsc_opt.base.records import STANDARD_ERROR, ReportedMetrics
 from lcsc_opt.database.measurement import UNSEEN, Measurement
 
-SINGLE_GROUP_NOISE = 0.02  # of the value; one group has no spread, and a smaller change counts as noise
+SINGLE_GROUP_NOISE = 0.02  # of the value; a smaller change counts as noise where no interval is known
 _TOLERATED = {"outside": 1.0}  # metric → by how much it may get worse: nobody sees one grey level of 255
 
 Interval = tuple[float, float]
@@ -25,14 +25,9 @@ class MetricRow:
         metric: its name; ``loss`` is the loss.
         sign: 1 if lower is better, -1 if higher is; ``None`` if the objective does not say.
         value: mean over the groups of noise.
-        spread: the sample standard deviation over the groups; for one group, or where all have the same value, the
-            standard error that was measured with it, or ``None``.
         against: the name of the baseline; ``None`` if it was not measured.
         baseline: the baseline's value.
-        baseline_spread: the same of the baseline's.
         gain: how much better the model is than the baseline, in the metric's unit; negative if it is worse.
-        gain_spread: the sample standard deviation of the gain over the groups of noise; for one group, or where it is
-            the same in all, the root of both squared standard errors, or ``None``.
         lost: whether the model is worse by more than the error: ``gain_interval`` is below zero; if that is not known,
             it is worse by more than 2 % of the baseline's value.
         real_halves: the value of held-out real images; ``None`` if none are held out.
@@ -45,12 +40,9 @@ class MetricRow:
     metric: str
     sign: int | None
     value: float
-    spread: float | None = None
     against: str | None = None
     baseline: float | None = None
-    baseline_spread: float | None = None
     gain: float | None = None
-    gain_spread: float | None = None
     lost: bool = False
     real_halves: float | None = None
     cross_check: bool = False
@@ -104,7 +96,6 @@ def metric_rows(
             metric=metric,
             sign=direction,
             value=_mean(model, metric),
-            spread=_spread(model, metric),
             real_halves=reported.real_halves.get(metric),
             cross_check=metric == reported.cross_check,
             interval=_interval(model, metric),
@@ -164,14 +155,13 @@ def _subtracted(values: tuple[float, ...], others: tuple[float, ...]) -> tuple[f
 
 
 def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> MetricRow:
-    """The row with the baseline and the gain; :func:`_difference` gives the spread and the interval of the gain."""
+    """The row with the baseline and the gain; :func:`_difference` gives the interval of the gain."""
     metric = row.metric
     value = _mean(baseline, metric)
     row = dataclasses.replace(
         row,
         against=baseline.model.name,
         baseline=value,
-        baseline_spread=_spread(baseline, metric),
         baseline_interval=_interval(baseline, metric),
     )
     if row.sign is None:
@@ -188,7 +178,6 @@ def _against(row: MetricRow, baseline: Measurement, difference: Measurement) -> 
     return dataclasses.replace(
         row,
         gain=gain,
-        gain_spread=_spread(difference, metric),
         gain_interval=interval,
         lost=is_worse and not is_tolerated,
     )
@@ -204,22 +193,6 @@ def _deviation(measured: Measurement, metric: str) -> float | None:
     if len(values) > 1:
         return statistics.stdev(values)
     return None
-
-
-def _spread(measured: Measurement, metric: str) -> float | None:
-    """The deviation over the groups of noise; the standard error where there is one group, or all are alike.
-
-    Where that is not known, it is zero for groups that are alike, and ``None`` for one group.
-    """
-    deviation = _deviation(measured, metric)
-    if deviation:
-        return deviation
-    error = measured.value(metric + STANDARD_ERROR)
-    if error is None:
-        error = _jackknife_error(measured, metric)
-    if error is None:
-        return deviation
-    return error
 
 
 def _jackknife_error(measured: Measurement, metric: str) -> float | None:

@@ -50,9 +50,9 @@ def report_table(report: Report, name: str, *, part: int = 0) -> TextTable:
         header.append("real images")
     texts = []
     for row in rows:
-        cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval, row.spread)]
+        cells = [with_arrow(row.metric, row.sign), with_interval(row.value, row.interval)]
         if against is not None:
-            cells += [with_interval(row.baseline, row.baseline_interval, row.baseline_spread), _gain(row)]
+            cells += [with_interval(row.baseline, row.baseline_interval), _gain(row)]
         cells += [number(measured.value(row.metric)) for measured in others_shown]
         if has_real_images:
             cells.append(number(row.real_halves))
@@ -73,18 +73,16 @@ def with_arrow(metric: str, sign: int | None) -> str:
 
 
 def _gain(row: MetricRow) -> str:
-    gain = with_interval(row.gain, row.gain_interval, row.gain_spread, "+.3g")
+    gain = with_interval(row.gain, row.gain_interval, "+.3g")
     if row.lost:
         return f"{gain} (worse)"
     return gain
 
 
-def with_interval(
-    value: float | None, interval: Interval | None, deviation: float | None = None, form: str = ".4g"
-) -> str:
-    """A number with its 95 % interval, ``2.015 [1.93, 2.1]``; without one, with its deviation over groups of noise."""
+def with_interval(value: float | None, interval: Interval | None, form: str = ".4g") -> str:
+    """A number with its 95 % interval, ``2.015 [1.93, 2.1]``, as far as that is known."""
     if value is None or interval is None:
-        return number(value, deviation, form)
+        return number(value, form=form)
     low, high = interval
     return f"{signed(value, form)} [{signed(low, form)}, {signed(high, form)}]"
 

@@ -57,7 +57,7 @@ def test_gains_are_positive_where_the_answer_is_better() -> None:
     ("precision", "near", "expected"),
     [(0.557, 3.05, ["precision", "near"]), (0.61, 2.9, []), (0.70, 2.5, []), (0.60, 2.87, ["precision"])],
 )
-def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
+def test_without_an_interval_two_per_cent_are_noise(precision: float, near: float, expected: list[str]) -> None:
     found = rows(model([2.5], precision=[precision], near=[near]))
     assert lost(found) == expected
 
@@ -65,11 +65,9 @@ def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, 
 def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
     ema = model([28.0, 29.0], precision=[0.62, 0.64], near=[2.87, 2.80])
     _, precision, near = rows(model([2.5, 2.6], precision=[0.61, 0.63], near=[2.97, 2.70]), ema)
-    assert (precision.gain, precision.gain_spread) == (pytest.approx(-0.01), pytest.approx(0, abs=1e-12))
+    assert (precision.gain, precision.gain_interval) == (pytest.approx(-0.01), pytest.approx((-0.01, -0.01)))
     assert precision.lost, "a small loss, but on the same noise a certain one"
     assert (near.gain, near.lost) == (pytest.approx(0), False)
-    assert near.spread == pytest.approx(statistics.stdev([2.97, 2.70]))
-    assert near.baseline_spread == pytest.approx(statistics.stdev([2.87, 2.80]))
 
 
 def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_no_row() -> None:
@@ -79,23 +77,15 @@ def test_a_metric_of_unknown_direction_has_no_gain_and_the_loss_under_its_name_n
     assert found == [("loss", 1, 28.0, 25.5), ("kid", None, 0.2, None)]
 
 
-def test_standard_errors_are_the_spread_of_one_group_and_have_no_rows() -> None:
+def test_standard_errors_give_intervals_and_have_no_rows() -> None:
     answer, ema = (model([-hits], hits=[hits], hits_stderr=[error]) for hits, error in ((0.9, 0.03), (0.8, 0.04)))
     loss, hits = rows(answer, ema)
-    assert (loss.metric, loss.spread, loss.baseline_spread) == ("loss", 0.03, 0.04)
+    assert loss.metric == "loss"
+    assert loss.interval == pytest.approx((-0.9 - 1.95996 * 0.03, -0.9 + 1.95996 * 0.03))
     assert (hits.metric, hits.sign) == ("hits", -1), "it is the loss times -1"
     for row in (loss, hits):
-        assert (row.gain, row.gain_spread) == (pytest.approx(0.1), pytest.approx(0.05))
+        assert row.gain_interval == pytest.approx((0.1 - 1.95996 * 0.05, 0.1 + 1.95996 * 0.05), abs=1e-5)
     assert [row.lost for row in rows(ema, answer)] == [True, True]
-
-
-def test_groups_of_noise_that_are_all_alike_are_one() -> None:
-    answer = model([0.9, 0.9], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
-    [loss] = rows(answer, model([1.0, 1.0], error=[1.0, 1.0], error_stderr=[0.04, 0.04]))
-    assert (loss.spread, loss.gain_spread) == (pytest.approx(0.03), pytest.approx(0.05))
-    answer = model([0.9, 0.8], error=[0.9, 0.9], error_stderr=[0.03, 0.03])
-    [loss, _] = rows(answer, model([1.0, 0.9], error=[1.0, 0.9], error_stderr=[0.04, 0.04]))
-    assert (loss.spread, loss.gain_spread) == (pytest.approx(statistics.stdev([0.9, 0.8])), pytest.approx(0, abs=1e-12))
 
 
 def resampled(loss: float, without: list[float]) -> Evaluation:
@@ -108,7 +98,6 @@ def test_an_interval_is_of_the_images_noise_and_that_of_the_gain_of_differences_
     ema = on_groups([resampled(3.5, [value + 1 for value in without])])
     [loss] = metric_rows(answer, ema, reported=NOTHING)
     error = statistics.pstdev(without) * 3  # the root of (G − 1) times their variance
-    assert loss.spread == loss.baseline_spread == pytest.approx(error)
     assert loss.interval == pytest.approx((2.5 - 2.262157 * error, 2.5 + 2.262157 * error))
     assert loss.baseline_interval == pytest.approx((3.5 - 2.262157 * error, 3.5 + 2.262157 * error))
     assert loss.gain_interval == pytest.approx((1.0, 1.0)), "both models have the same noise"

@@ -121,7 +121,7 @@ def grid(storage: RDBStorage) -> StoredStudy:
 Making = Callable[..., Report]
 
 
-def test_all_models_have_the_same_noise_that_chose_nothing_and_several_groups_a_spread(
+def test_all_models_have_the_same_noise_that_chose_nothing_and_several_groups_a_mean(
     report: Making, storage: RDBStorage
 ) -> None:
     grid(storage)
@@ -141,7 +141,7 @@ def test_all_models_have_the_same_noise_that_chose_nothing_and_several_groups_a_
     losses = made.of_answer.values["loss"]
     assert made.of_answer.loss == pytest.approx(statistics.fmean(losses))
     loss, kid, *_ = made.rows(BEST, EMA)
-    assert (loss.spread, kid.value) == (pytest.approx(statistics.stdev(losses)), pytest.approx(loss.value / 2))
+    assert kid.value == pytest.approx(loss.value / 2)
     assert made.selection.keys() >= {LAST_CHECKPOINT, EMA, BEST, "LCSC, trial 4"}
     assert Report.from_json(made.to_json()) == made
 
