@@ -290,7 +290,7 @@ def _studies(studies: Sequence[Standing]) -> Any:
 def _study(study: Standing) -> list[Any]:
     return [
         parts.study_link(study),
-        study.progress_state,
+        study.state,
         f"{count(study.budget_spent, study.budget_total)} {study.budget_unit}",
         study.summary.failed,
         number(study.reported),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import dash
 from dash import Output, dcc, html, no_update
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 
-from lcsc_opt.database.history import Standing, Trials, ema_grid
-from lcsc_opt.database.reader import Failures
-from lcsc_opt.database.summary import is_finished
+from lcsc_opt.database.history import Standing, ema_grid
+from lcsc_opt.database.reader import FailureReason
 from lcsc_opt.views import UNKNOWN, count, number
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import Theme, empty_figure
-from lcsc_opt.views.study_status import FailureReason, duration, rate, rate_text, seconds_left
+from lcsc_opt.views.study_status import duration, rate, rate_text, seconds_left
 from lcsc_opt.views.tables import report_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -96,7 +97,7 @@ def _content() -> list[Any]:
 
 def _headline(study: Standing, per_second: float | None) -> str:
     """The state of a study, in one line."""
-    state = f"{study.study} is {study.progress_state}"
+    state = f"{study.study} is {study.state}"
     left = seconds_left(study, per_second)
     if left is not None:
         state += f", {duration(left)} left"
@@ -144,11 +145,11 @@ def _signatures(study: Standing, ema: Standing | None, theme: Theme) -> dict[str
     }
 
 
-def _progress(study: Standing, trials: Trials, per_second: float | None) -> list[Any]:
+def _progress(study: Standing, trials: Sequence[FrozenTrial], per_second: float | None) -> list[Any]:
     """The state of a study in numbers, and what it is evaluating."""
     left = seconds_left(study, per_second)
     tiles = {
-        "State": study.progress_state,
+        "State": study.state,
         study.budget_unit.capitalize(): count(study.budget_spent, study.budget_total),
         "Rate": rate_text(study, per_second) or UNKNOWN,
         "Time left": UNKNOWN if left is None else duration(left),
@@ -173,23 +174,27 @@ def _failed_trials(study: Standing) -> str:
     return f"{failed}, {study.summary.retried} tried again" if study.summary.retried else failed
 
 
-def _evaluating(study: Standing, trials: Trials) -> list[Any]:
+def _evaluating(study: Standing, trials: Sequence[FrozenTrial]) -> list[Any]:
     """Which trials have no result yet, the one that was asked first in front."""
-    unfinished = trials[~is_finished(trials)]
-    waiting = sorted((float(trial["started"]), int(trial["number"])) for trial in unfinished)[:MOST_WAITING]
+    waiting = [trial for trial in trials if not trial.state.is_finished()][:MOST_WAITING]
     if not waiting:
         return []
     if not study.running:
-        numbers = ", ".join(str(trial) for _, trial in waiting)
+        numbers = ", ".join(str(trial.number) for trial in waiting)
         return [html.P(f"No result of trial {numbers} yet; lcsc run evaluates it again.", className="note")]
-    now = time.time()
-    ages = ", ".join(f"trial {trial} for {duration(max(now - started, 0.0))}" for started, trial in waiting)
-    return [html.P(f"Evaluating {ages}.", className="note")]
+    ages = [f"trial {trial.number} for {duration(_age(trial))}" for trial in waiting]
+    return [html.P(f"Evaluating {', '.join(ages)}.", className="note")]
 
 
-def _failures(found: Failures) -> Any:
+def _age(trial: FrozenTrial) -> float:
+    """For how many seconds a trial has been evaluated."""
+    if trial.datetime_start is None:
+        return 0.0
+    return max(time.time() - trial.datetime_start.timestamp(), 0.0)
+
+
+def _failures(failures: Sequence[FailureReason]) -> Any:
     """The most frequent reasons of failures, with their tracebacks."""
-    failures = FailureReason.of(found)
     if not failures:
         return ""
     shown = failures[:MOST_REASONS]

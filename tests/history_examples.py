@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.base.study_spec import EMA_GRID
-from lcsc_opt.database.history import TRIAL, Standing, Trials
+from lcsc_opt.database.history import Standing
 from lcsc_opt.database.measurement import Measurement, Model
 from lcsc_opt.database.names import EMA, split_name
 from lcsc_opt.database.report import Part, Report
 from lcsc_opt.database.summary import Summary
 from lcsc_opt.experiment.finalists import name_of_search
-
-RUNNING, COMPLETE, FAIL = 0, 1, 3
 
 
 def measured(
@@ -83,38 +83,46 @@ def in_one_report(studies: Sequence[Standing], *had: Measurement, **more: Any) -
     return [dataclasses.replace(study, report=report) for study in studies]
 
 
-def trial_array(
+START = datetime.datetime(2026, 1, 1)
+
+
+def trials_of(
     losses: Sequence[float | None],
     *,
-    images: float = 10.0,
+    images: int = 10,
     seconds: float = 1.0,
     gap: float = 0.5,
     running: int = 0,
-    columns: Mapping[str, Any] | None = None,
-) -> Trials:
+    cost: Mapping[str, float] | None = None,
+    **attributes: Any,
+) -> list[FrozenTrial]:
     """A trial for each loss, one after the other with a gap between them; ``None`` stands for one that failed."""
-    trials = np.zeros(len(losses) + running, dtype=TRIAL)
-    trials["number"] = np.arange(len(trials))
-    trials["loss"] = np.nan
-    trials["started"] = 1000 + np.arange(len(trials)) * (seconds + gap)
-    trials["ended"] = np.nan
-    done = slice(0, len(losses))
-    trials["loss"][done] = [np.nan if loss is None else loss for loss in losses]
-    trials["state"][done] = [FAIL if loss is None else COMPLETE for loss in losses]
-    trials["ended"][done] = trials["started"][done] + seconds
-    trials["seconds"][done], trials["images"][done], trials["model_calls"][done] = seconds, images, 2 * images
-    for name, value in (columns or {}).items():
-        trials[name] = value
+    trials = []
+    for number, loss in enumerate([*losses, *[None] * running]):
+        begin = START + datetime.timedelta(seconds=number * (seconds + gap))
+        is_running = number >= len(losses)
+        trial = create_trial(
+            state=TrialState.RUNNING if is_running else TrialState.FAIL if loss is None else TrialState.COMPLETE,
+            value=loss,
+            user_attrs=dict(attributes),
+        )
+        trial.number, trial.datetime_start = number, begin
+        trial.datetime_complete = None if is_running else begin + datetime.timedelta(seconds=seconds)
+        if not is_running:
+            spent = {"images": images, "model_calls": 2 * images, "seconds": seconds}
+            trial.user_attrs["cost"] = {**spent, **(cost or {})}
+        trials.append(trial)
     return trials
 
 
-def standing(trials: Trials, *, optimizer: str = "LCSC", seed: int = 0, **changes: Any) -> Standing:
+def standing(trials: Sequence[FrozenTrial], *, optimizer: str = "LCSC", seed: int = 0, **changes: Any) -> Standing:
     """A study of these trials."""
+    ended = sum(trial.state.is_finished() for trial in trials)
     return Standing(
         **{
             **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
             **{"seed": seed, "summary": Summary.of(trials), "ended": True, "metric": "FID", "steps": (100, 200, 300)},
-            **{"budget": {"evaluations": np.isfinite(trials["ended"]).sum()}, **changes},
+            **{"budget": {"evaluations": ended}, **changes},
         }
     )
 
@@ -125,14 +133,14 @@ def history(
     optimizer: str = "LCSC",
     seed: int = 0,
     held_out: float | None = None,
-    images: float = 10.0,
+    images: int = 10,
     seconds: float = 1.0,
     gap: float = 0.5,
     running: int = 0,
-    columns: Mapping[str, Any] | None = None,
+    cost: Mapping[str, float] | None = None,
     **changes: Any,
 ) -> Standing:
-    """A study of a :func:`trial_array`, with a report of its own."""
-    trials = trial_array(losses, images=images, seconds=seconds, gap=gap, running=running, columns=columns)
+    """A study of :func:`trials_of`, with a report of its own."""
+    trials = trials_of(losses, images=images, seconds=seconds, gap=gap, running=running, cost=cost)
     report = None if held_out is None else reported(held_out, study=f"digits/{optimizer}/{seed}")
     return standing(trials, optimizer=optimizer, seed=seed, **{"report": report, **changes})

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.database.history import Trials
-from lcsc_opt.database.summary import compared_losses, is_finished
+from lcsc_opt.database.summary import cost_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,18 @@ class Measured:
     cross_check: float | None
 
 
-def answers(trials: Trials, limits: Sequence[int]) -> list[Answer]:
+def answers(trials: Sequence[FrozenTrial], limits: Sequence[int]) -> list[Answer]:
     """An answer for each limit, up to the first that holds the whole search; none for limits before the first answer.
 
     Args:
-        trials: of the study, in the order of tells; :mod:`lcsc_opt.database.names` says which losses compare.
+        trials: of the study, in the order of tells.
         limits: increasing numbers of images.
     """
-    trials = trials[is_finished(trials)]
-    losses = compared_losses(trials)
-    images, calls, seconds = (np.cumsum(trials[name]) for name in ("images", "model_calls", "seconds"))
+    trials = [trial for trial in trials if trial.state.is_finished()]
+    losses = np.array([trial.value if trial.state == TrialState.COMPLETE else np.nan for trial in trials])
+    costs = [cost_of(trial) for trial in trials]
+    images, calls = (np.cumsum([getattr(cost, name) for cost in costs]) for name in ("images", "model_calls"))
+    seconds = np.cumsum([cost.seconds for cost in costs])
     found: list[Answer] = []
     for limit in limits:
         within = int(np.searchsorted(images, limit, side="right"))
@@ -61,7 +63,7 @@ def answers(trials: Trials, limits: Sequence[int]) -> list[Answer]:
             found.append(
                 Answer(
                     limit=limit,
-                    trial=int(trials["number"][best]),
+                    trial=trials[best].number,
                     images=int(images[last]),
                     model_calls=int(calls[last]),
                     seconds=float(seconds[last]),

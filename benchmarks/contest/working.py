@@ -18,6 +18,7 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_spec import StudySpec
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import is_searched
@@ -118,10 +119,11 @@ def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
     reader = HistoryReader(study.storage)
     [history] = reader.read_studies([study.name])
     known = known_results(study, cell)
-    numbers = dict.fromkeys(answer.trial for answer in answers(reader.trials(history), cell.limits))
-    missing = [number for number in numbers if str(number) not in known]
-    for number, coefficients in zip(missing, reader.coefficients(history, missing), strict=True):
-        outcome = evaluate_safely(objective, Candidate(coefficients, images=cell.held_out, noise=UNSEEN))
+    trials = {trial.number: trial for trial in reader.trials(history)}
+    numbers = dict.fromkeys(answer.trial for answer in answers(list(trials.values()), cell.limits))
+    for number in [number for number in numbers if str(number) not in known]:
+        candidate = Candidate(coefficients_of(trials[number]), images=cell.held_out, noise=UNSEEN)
+        outcome = evaluate_safely(objective, candidate)
         if isinstance(outcome, Failure):
             raise SearchFailedError(f"{study.name}: trial {number} on held-out noise: {outcome.reason}")
         metric = objective.reported_metrics().cross_check

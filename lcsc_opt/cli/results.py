@@ -55,8 +55,7 @@ def compare(
     if plot is not None:
         _check_plot(plot, axis)
     reader = HistoryReader(open_database(storage, database_of=experiment))
-    with reader.at_one_moment():
-        studies = reader.read(experiment)
+    studies = reader.read(experiment)
     report = studies[0].report
     if output == "json":
         print_json(comparison_rows(studies))

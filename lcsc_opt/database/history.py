@@ -1,4 +1,4 @@
-"""A study as plain data: how it stands, and its trials as an array, without coefficients."""
+"""A study as plain data: how it stands, without its trials."""
 
 from __future__ import annotations
 
@@ -14,28 +14,9 @@ from lcsc_opt.database.measurement import Measurement
 from lcsc_opt.database.metric_rows import MetricRow
 from lcsc_opt.database.names import BASELINES, EMA, label
 from lcsc_opt.database.report import Report
-from lcsc_opt.database.summary import PARTS, Summary
+from lcsc_opt.database.summary import Summary
 
 Floats = npt.NDArray[np.float64]
-Trials = npt.NDArray[np.void]
-
-COSTS = ("images", "model_calls", "seconds", *PARTS)
-TRIAL = np.dtype(
-    [
-        ("number", np.int64),
-        ("state", np.int8),
-        ("retried", np.bool_),
-        ("started", np.float64),
-        ("ended", np.float64),
-        ("loss", np.float64),
-        ("asked", np.float64),
-        *((name, np.float64) for name in COSTS),
-    ]
-)
-"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``retried`` is whether it succeeded after failed
-attempts; ``started`` and ``ended`` are seconds since 1970, NaN where unknown; ``loss`` is NaN unless the trial
-succeeded; ``asked`` is how many images a failed trial was asked for, zero where no number was named; costs are zero
-where they are not known."""
 
 
 def sign_of(attributes: Mapping[str, Any]) -> int:
@@ -78,7 +59,6 @@ class Standing:
         holds_out: whether the experiment's objective can report.
         keeps: whether a setting keeps a metric at a bound, so that a loss may have a penalty.
         holder: the machine whose process runs it now; ``None`` if none does.
-        revision: new with every change of anything above but ``holder``, and where a study is made anew.
     """
 
     study_id: int
@@ -103,7 +83,6 @@ class Standing:
     holds_out: bool = True
     keeps: bool = False
     holder: str | None = None
-    revision: int = 0
 
     @property
     def label(self) -> str:
@@ -115,15 +94,6 @@ class Standing:
 
     @property
     def state(self) -> str:
-        """``finished``, ``unfinished`` or ``empty``."""
-        if self.ended:
-            return "finished"
-        if self.summary.trials:
-            return "unfinished"
-        return "empty"
-
-    @property
-    def progress_state(self) -> str:
         """``running``, ``finished``, ``interrupted`` or ``empty``."""
         if self.ended:
             return "finished"
@@ -151,7 +121,7 @@ class Standing:
         evaluations.
         """
         if self.budget_unit == "images":
-            return int(self.summary.charged_images)
+            return self.summary.charged_images
         if self.budget_unit == "seconds":
             return round(self.seconds)
         return self.evaluations
@@ -194,12 +164,12 @@ class Standing:
     @property
     def images(self) -> int:
         """How many images the search sampled."""
-        return int(self.summary.images)
+        return self.summary.cost.images
 
     @property
     def seconds(self) -> float:
         """How many seconds the search spent in evaluations."""
-        return round(self.summary.seconds, 3)
+        return round(self.summary.cost.seconds, 3)
 
     @property
     def running(self) -> bool:

@@ -60,7 +60,6 @@ from lcsc_opt.database.connection import in_database, one_transaction, quiet_opt
 from lcsc_opt.database.history import sign_of
 from lcsc_opt.database.lock import Coordinator
 from lcsc_opt.database.report import REPORT, Report
-from lcsc_opt.database.rows import summary_of
 from lcsc_opt.database.states import SUCCEEDED, compared_trials, forgotten_trials, shown_trials
 from lcsc_opt.database.summary import SUMMARY, Summary
 from lcsc_opt.database.urls import masked
@@ -268,7 +267,7 @@ class StoredStudy:
     @property
     def summary(self) -> Summary:
         """The stored summary; while a search runs, and after a kill, there is none, and all trials are read."""
-        return Summary.stored(self.attributes) or summary_of(self.trials())
+        return Summary.stored(self.attributes) or Summary.of(self.trials())
 
     # who may write
 

@@ -8,28 +8,28 @@ runs, and after a kill, there is none, and readers make it from the trials.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pydantic
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+
+from lcsc_opt.base.records import Cost, metric_of_loss
+from lcsc_opt.database.names import short_metric
+from lcsc_opt.database.states import SUCCEEDED
 
 SUMMARY = "summary"  # the attribute of a study
-PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")  # of an evaluation
-
-Floats = npt.NDArray[np.float64]
-Trials = npt.NDArray[np.void]
+_ABBREVIATIONS = ("fid", "kid")
 
 
 class Improvement(NamedTuple):
     """A trial with a lower loss than all before it, and what the search had spent when it was told of it."""
 
     number: int
-    evaluations: float
-    images: float
-    model_calls: float
+    evaluations: int
+    images: int
+    model_calls: int
     seconds: float
     loss: float
 
@@ -43,14 +43,9 @@ class Summary:
         evaluations: trials that have ended.
         failed: trials that failed.
         retried: trials with a loss that had failed before.
-        compared: trials whose loss compares.
-        with_loss: trials with a loss, whether it compares or not.
-        images: how many were sampled.
         charged_images: images of trials; a failed one is charged those that it had asked for, and if it named no
             number, as many as the largest trial whose loss compares.
-        model_calls: how many were made.
-        seconds: spent in evaluations.
-        part_seconds: spent in each of :data:`PARTS` by trials with a loss.
+        cost: of all trials.
         metric: what the loss is called.
         improvements: in the order in which the optimizer was told of them.
     """
@@ -59,13 +54,8 @@ class Summary:
     evaluations: int = 0
     failed: int = 0
     retried: int = 0
-    compared: int = 0
-    with_loss: int = 0
-    images: float = 0.0
-    charged_images: float = 0.0
-    model_calls: float = 0.0
-    seconds: float = 0.0
-    part_seconds: tuple[float, ...] = (0.0,) * len(PARTS)
+    charged_images: int = 0
+    cost: Cost = dataclasses.field(default_factory=Cost)
     metric: str = "loss"
     improvements: tuple[Improvement, ...] = ()
 
@@ -83,30 +73,35 @@ class Summary:
         return stored
 
     @classmethod
-    def of(cls, trials: Trials, *, metric: str = "loss") -> Summary:
-        """The summary of trials by number, the order in which the optimizer was told of them."""
-        ended = trials[is_finished(trials)]
-        is_failed = ended["state"] == TrialState.FAIL.value
-        has_loss = ~np.isnan(ended["loss"])
-        losses = compared_losses(ended)
-        is_compared = ~np.isnan(losses)
-        largest_images = ended["images"][is_compared].max(initial=0.0)
-        asked_images = np.where(ended["asked"] == 0, largest_images, ended["asked"])
-        charged_images = np.where(is_failed, asked_images, ended["images"])
+    def of(cls, trials: Sequence[FrozenTrial]) -> Summary:
+        """The summary of trials by number, the order in which the optimizer was told of them; values are losses."""
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        failed = [trial for trial in ended if trial.state == TrialState.FAIL]
+        total = Cost()
+        lowest = math.inf
+        most_images = 0  # of a trial whose loss compares
+        metric = "loss"
+        improvements = []
+        for evaluations, trial in enumerate(ended, start=1):
+            cost = cost_of(trial)
+            total += cost
+            if trial.state != TrialState.COMPLETE or trial.value is None:
+                continue
+            most_images = max(most_images, cost.images)
+            if trial.value < lowest:
+                lowest = trial.value
+                metric = name_of_loss(trial.user_attrs.get("metrics") or {}, lowest)
+                spent = (total.images, total.model_calls, total.seconds)
+                improvements.append(Improvement(trial.number, evaluations, *spent, lowest))
         return cls(
             trials=len(trials),
             evaluations=len(ended),
-            failed=int(is_failed.sum()),
-            retried=int(ended["retried"].sum()),
-            compared=int(is_compared.sum()),
-            with_loss=int(has_loss.sum()),
-            images=float(ended["images"].sum()),
-            charged_images=float(charged_images.sum()),
-            model_calls=float(ended["model_calls"].sum()),
-            seconds=float(ended["seconds"].sum()),
-            part_seconds=tuple(float(ended[part][has_loss].sum()) for part in PARTS),
+            failed=len(failed),
+            retried=sum(trial.state in SUCCEEDED and bool(trial.user_attrs.get("attempts")) for trial in ended),
+            charged_images=total.images + sum(trial.user_attrs.get("images") or most_images for trial in failed),
+            cost=total,
             metric=metric,
-            improvements=tuple(_improvements(ended, losses)),
+            improvements=tuple(improvements),
         )
 
     @property
@@ -124,38 +119,21 @@ class Summary:
         return None
 
 
-def _improvements(trials: Trials, losses: Floats) -> list[Improvement]:
-    images = np.cumsum(trials["images"])
-    model_calls = np.cumsum(trials["model_calls"])
-    seconds = np.cumsum(trials["seconds"])
-    return [
-        Improvement(
-            number=int(trials["number"][index]),
-            evaluations=float(index + 1),
-            images=float(images[index]),
-            model_calls=float(model_calls[index]),
-            seconds=float(seconds[index]),
-            loss=float(losses[index]),
-        )
-        for index in improvements(losses)
-    ]
-
-
 _SUMMARY = pydantic.TypeAdapter(Summary)
 
 
-def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
-    """``[n]``, whether each trial has ended."""
-    unfinished = [state.value for state in TrialState if not state.is_finished()]
-    return ~np.isin(trials["state"], unfinished)
+def cost_of(trial: FrozenTrial) -> Cost:
+    """What a trial cost, as far as that is known."""
+    return Cost(**trial.user_attrs.get("cost", {}))
 
 
-def compared_losses(trials: Trials) -> Floats:
-    """``[n]``, the loss of each trial; NaN where it does not compare with others."""
-    return np.where(trials["state"] == TrialState.COMPLETE.value, trials["loss"], np.nan)
-
-
-def improvements(losses: Floats) -> npt.NDArray[np.intp]:
-    """The indices at which a loss is lower than all before it; NaN is not."""
-    lowest_before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
-    return np.flatnonzero(losses < lowest_before)
+def name_of_loss(metrics: Mapping[str, float], loss: float) -> str:
+    """``FID`` for the metric ``fid``; ``loss`` if the loss is no metric, one times −1, or a metric of that name."""
+    name = metric_of_loss(metrics, loss)
+    # a function's metric "loss" has the function's name before it
+    if name is None or metrics[name] != loss or name.endswith(".loss"):
+        return "loss"
+    formula, at, extractor = short_metric(name).partition("@")
+    if formula in _ABBREVIATIONS:
+        formula = formula.upper()
+    return f"{formula}{at}{extractor}"

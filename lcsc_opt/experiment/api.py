@@ -106,7 +106,7 @@ class Study:
 
     @property
     def state(self) -> str:
-        """``finished`` once the search has ended, whether or not it is reported; else ``unfinished`` or ``empty``."""
+        """``finished`` once the search has ended, reported or not; else ``running``, ``interrupted`` or ``empty``."""
         return self._summary.state
 
     @property

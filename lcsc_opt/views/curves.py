@@ -119,8 +119,8 @@ def best_so_far(study: Standing, axis: str) -> _Steps:
     summary = study.summary
     positions = [getattr(point, axis) for point in summary.improvements]
     losses = [point.loss for point in summary.improvements]
-    end = float(getattr(summary, axis))
-    return _Steps(np.array(positions, dtype=np.float64), np.array(losses, dtype=np.float64), end=end)
+    end = summary.evaluations if axis == "evaluations" else getattr(summary.cost, axis)
+    return _Steps(np.array(positions, dtype=np.float64), np.array(losses, dtype=np.float64), end=float(end))
 
 
 def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray[Any]:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from lcsc_opt.coefficients.layer_groups import mean_of_rows
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Floats, Plane, plane_grid
+from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -33,7 +34,8 @@ def landscape_figure(
     options = study.settings["optimizer"]["options"]
     plane = Plane.through(options.get("corners"), study.steps)
     axis, points = plane_grid(options.get("size", DEFAULT_SIZE))
-    loss_at = dict(zip(points, reader.trials(study)["loss"], strict=False))  # the last ones may not be asked for yet
+    values = [math.nan if trial.value is None else trial.value for trial in reader.trials(study)]
+    loss_at = dict(zip(points, values, strict=False))  # the last ones may not be asked for yet
     losses = np.array([[loss_at.get((x, y), math.nan) for x in axis.tolist()] for y in axis.tolist()])
     if np.isnan(losses).all():
         return empty_figure(f"{study.study} has no value yet", theme)
@@ -80,13 +82,10 @@ def _contours(study: Standing, axis: Floats, losses: Floats) -> go.Contour:
 
 def _trials(reader: HistoryReader, search: Standing, plane: Plane) -> go.Scatter:
     """Some trials of a search, chosen evenly, and its answer as a large mark."""
-    trials = reader.trials(search)
-    trials = trials[~np.isnan(trials["loss"])]
-    is_answer = trials["number"] == search.chosen
-    shown = np.union1d(thinned(np.arange(len(trials)), MOST_TRIALS), np.flatnonzero(is_answer))
-    trials = trials[shown]
-    coefficients = reader.coefficients(search, trials["number"].tolist())
-    positions = plane.project(np.stack([mean_of_rows(each) for each in coefficients]))
+    trials = [trial for trial in reader.trials(search) if trial.value is not None]
+    chosen = [index for index, trial in enumerate(trials) if trial.number == search.chosen]
+    shown = [trials[index] for index in np.union1d(thinned(np.arange(len(trials)), MOST_TRIALS), chosen).astype(int)]
+    positions = plane.project(np.stack([mean_of_rows(coefficients_of(trial)) for trial in shown]))
     look = style(search.optimizer)
     return go.Scatter(
         x=positions[:, 0],
@@ -95,11 +94,11 @@ def _trials(reader: HistoryReader, search: Standing, plane: Plane) -> go.Scatter
         name=inert(f"{search.label}/{search.seed}"),
         marker={
             "symbol": look.marker,
-            "size": np.where(is_answer[shown], 15, 5),
+            "size": [15 if trial.number == search.chosen else 5 for trial in shown],
             "opacity": 0.6,
             "color": look.colour,
         },
-        text=[f"trial {trial['number']}: {search.sign * trial['loss']:.4g}" for trial in trials],
+        text=[f"trial {trial.number}: {search.sign * (trial.value or 0.0):.4g}" for trial in shown],
     )
 
 

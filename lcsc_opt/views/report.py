@@ -14,12 +14,13 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.database.history import Standing, Trials, ema_grid, loss_name
+from lcsc_opt.database.history import Standing, ema_grid, loss_name
 from lcsc_opt.database.names import short_metric
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.report import Report
@@ -31,7 +32,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
-from lcsc_opt.views.study_status import FailureReason, rate, rate_text, studies_table
+from lcsc_opt.views.study_status import rate, rate_text, studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -131,7 +132,7 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     if study.report is not None and study.found is not None:
         metrics = _tables(study.report, study.found.model.name)
     coefficients = coefficients_figure(reader, study, ema_grid(studies))
-    failures = FailureReason.of(reader.failures(study))
+    failures = reader.failures(study)
     return {
         "name": study.study,
         "state": _state(study, reader.trials(study)),
@@ -146,9 +147,9 @@ def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
     return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
-def _state(study: Standing, trials: Trials) -> str:
+def _state(study: Standing, trials: Sequence[FrozenTrial]) -> str:
     """A study's progress as a sentence."""
-    state = f"{study.progress_state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
+    state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
     pace = rate_text(study, rate(study, trials))
     if pace is not None:
         state += f", {pace}"

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.records import Coefficients, Yardstick
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.experiment import search_yardstick
-from lcsc_opt.database.history import Standing, Trials
-from lcsc_opt.database.reader import Failures, HistoryReader
+from lcsc_opt.database.history import Standing
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, our_studies
-from lcsc_opt.database.summary import PARTS, is_finished
+from lcsc_opt.database.summary import cost_of
 from lcsc_opt.views import number
 
-EVALUATION = "evaluation"  # the part that stands for all of a trial whose objective names none
 RECENT = 50  # trials that the rate is computed from
 SHORTEST_INTERRUPTION = 30.0  # seconds without an evaluation
 
 
-def rate(study: Standing, trials: Trials) -> float | None:
+def rate(study: Standing, trials: Sequence[FrozenTrial]) -> float | None:
     """Units of the budget per second over the last trials; ``None`` until time has passed between two of them."""
-    ended = trials[is_finished(trials)]
-    gaps = np.diff(np.sort(ended["ended"])[-RECENT:])
+    moments = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete is not None]
+    gaps = np.diff(np.sort(moments)[-RECENT:])
     if len(gaps):
-        gaps = gaps[gaps <= max(SHORTEST_INTERRUPTION, 3 * np.median(ended["seconds"]))]
+        longest = 3 * statistics.median(cost_of(trial).seconds for trial in trials if trial.state.is_finished())
+        gaps = gaps[gaps <= max(SHORTEST_INTERRUPTION, longest)]
     if not gaps.sum() > 0:
         return None
     return float(study.budget_spent / study.evaluations * len(gaps) / gaps.sum())
@@ -43,7 +43,7 @@ def rate_text(study: Standing, per_second: float | None) -> str | None:
 
 def seconds_left(study: Standing, per_second: float | None) -> float | None:
     """The time that a running study still needs at this rate."""
-    if study.progress_state != "running" or not study.budget_total or not per_second:
+    if study.state != "running" or not study.budget_total or not per_second:
         return None
     return max((study.budget_total - study.budget_spent) / per_second, 0.0)
 
@@ -59,31 +59,6 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} days {hours % 24} h"
-
-
-@dataclasses.dataclass(frozen=True)
-class FailureReason:
-    """One reason, how often it came up, and how many of these trials were lost; the others succeeded later.
-
-    ``traceback`` is Python's text of the last exception with this reason; empty if there was none.
-    """
-
-    reason: str
-    attempts: int
-    lost: int
-    traceback: str = ""
-
-    @classmethod
-    def of(cls, failures: Failures) -> list[FailureReason]:
-        """Why attempts of a study failed, the most frequent reason first."""
-        attempts = Counter(reason for reasons in failures.reasons.values() for reason in reasons)
-        lost: Counter[str] = Counter()
-        for trial in failures.failed:
-            lost.update(set(failures.reasons.get(trial, ())))
-        return [
-            cls(reason, count, lost[reason], failures.tracebacks.get(reason, ""))
-            for reason, count in attempts.most_common()
-        ]
 
 
 def studies_table(studies: Sequence[Standing]) -> tuple[tuple[str, ...], list[list[object]]]:
@@ -118,8 +93,6 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     space = specification.get("space", {})
     options = specification.get("optimizer", {}).get("options", {})
     defaults = attributes.get("optimizer_defaults", {})  # with which the study began besides
-    # a trial counts with the reason of its last attempt
-    last_reasons = Counter(failures.reasons[trial][-1] for trial in failures.failed)
     yardstick = search_yardstick(attributes)
     measured = standing.found
     return {
@@ -133,15 +106,14 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "code_changes": attributes.get("changes", []),
         "relative_to": None if yardstick is None else dict(yardstick.metrics),
         "keeps": None if yardstick is None or yardstick.kept is None else _described_bound(yardstick),
-        "compared_trials": standing.summary.compared,
         "best_trial": standing.best,
         "chosen_trial": standing.chosen if measured is None else measured.model.trial,
         "chosen_model": None if measured is None else measured.model.name,
         "ended": (attributes.get("search_ended") or {}).get("how"),
         **_coefficients(standing, reader.answer(standing), space),
         "failed": standing.summary.failed,
-        "failure_reasons": dict(last_reasons.most_common()),
-        "tracebacks": dict(failures.tracebacks),
+        "failure_reasons": {failure.reason: failure.lost for failure in failures if failure.lost},
+        "tracebacks": {failure.reason: failure.traceback for failure in failures if failure.traceback},
         "seconds_per_trial": seconds_per_trial(standing),
         "shares_of_time": shares_of_time(standing),
     }
@@ -172,21 +144,17 @@ _ACTIVITIES = {"merge": "merging", "sample": "sampling", "metric": "metrics"}
 
 
 def seconds_per_trial(study: Standing) -> dict[str, float]:
-    """Mean seconds of a trial, by part.
-
-    Parts are means over the trials with a loss, since only these record them. Without parts, there is the mean
-    ``evaluation`` of all trials.
-    """
+    """Mean seconds of a trial with a loss, by part; without parts, there is the mean ``evaluation`` of all trials."""
     summary = study.summary
-    if not summary.with_loss:
+    with_loss = summary.evaluations - summary.failed
+    if not with_loss:
         return {}
     mean_seconds = {}
-    for part, seconds in zip(PARTS, summary.part_seconds, strict=True):
+    for part in ("merge", "sample", "features", "metric"):
+        seconds = getattr(summary.cost, f"{part}_seconds")
         if seconds:
-            mean_seconds[part.removesuffix("_seconds")] = seconds / summary.with_loss
-    if not mean_seconds:
-        mean_seconds[EVALUATION] = summary.seconds / summary.evaluations
-    return mean_seconds
+            mean_seconds[part] = seconds / with_loss
+    return mean_seconds or {"evaluation": summary.cost.seconds / summary.evaluations}
 
 
 def shares_of_time(study: Standing) -> str:

@@ -127,14 +127,6 @@ def test_a_database_that_was_deleted_and_made_anew_is_shown(site: Site, tmp_path
     assert [row["searched"] for row in news["ranking"]["rowData"]] == [None, 0.25]
 
 
-def test_a_copy_from_before_that_took_the_place_of_the_database_is_shown(site: Site, url: str, tmp_path: Path) -> None:
-    shutil.copy(tmp_path / "studies.db", tmp_path / "before.db")
-    add_result(write_study(url, "digits/LCSC/0", [], ended=False), 3, 0.5)
-    assert draw(site)["ranking"]["rowData"][1]["searched"] < 1.0
-    (tmp_path / "before.db").replace(tmp_path / "studies.db")
-    assert draw(site)["ranking"]["rowData"][1]["searched"] == pytest.approx(1.1)
-
-
 def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'empty.db'}"
     written(url)

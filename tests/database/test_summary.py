@@ -16,7 +16,6 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import Standing
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.rows import summary_of
 from lcsc_opt.database.store import StoredStudy, our_studies
 from lcsc_opt.database.summary import SUMMARY, Summary
 from tests.history_examples import history
@@ -59,7 +58,7 @@ def test_a_summary_says_what_the_trials_do_and_none_of_them_is_read(any_storage:
     queries = queries_of_trials(any_storage)
     found = read(any_storage)
     assert not queries
-    assert found.summary == summary_of(study.trials())
+    assert found.summary == Summary.of(study.trials())
     assert (found.evaluations, found.summary.failed, found.summary.trials) == (5, 1, 5)
     assert (found.best, found.searched, found.metric) == (4, 2.5, "FID")
     study.set_attribute(SUMMARY, None)
@@ -81,7 +80,7 @@ def test_while_a_search_runs_there_is_no_summary_and_trials_are_read_as_they_are
         study.fail(key, [{"reason": "broken", "seconds": 1.0}])
         assert (reader.read_study(NAME).summary.failed, read(any_storage).summary.failed) == (2, 2)
     assert study.attributes[SUMMARY]["failed"] == 2
-    assert reader.read_study(NAME).summary == summary_of(study.trials())
+    assert reader.read_study(NAME).summary == Summary.of(study.trials())
 
 
 def test_an_interrupted_search_leaves_the_summary_of_all_trials(storage: RDBStorage) -> None:
@@ -96,7 +95,7 @@ def test_an_interrupted_search_leaves_the_summary_of_all_trials(storage: RDBStor
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     found = Summary.stored(study.attributes)
-    assert found == summary_of(study.trials())
+    assert found == Summary.of(study.trials())
     assert found is not None
     assert (found.trials, found.evaluations, found.loss) == (3, 2, 1.0)
 
@@ -131,10 +130,10 @@ def test_a_kill_before_any_write_leaves_what_the_trials_say(any_url: str, last: 
     process.join()
     assert process.exitcode == (9 if last < 6 else 0)
     assert (study.attributes[SUMMARY] is None) == (0 < last < 6)
-    assert read(storage).summary == summary_of(study.trials())
+    assert read(storage).summary == Summary.of(study.trials())
     with study.hold():
         pass
-    assert Summary.stored(study.attributes) == summary_of(study.trials()), "the next process stores it"
+    assert Summary.stored(study.attributes) == Summary.of(study.trials()), "the next process stores it"
 
 
 def test_a_process_that_writes_no_trial_reads_none(storage: RDBStorage) -> None:
@@ -155,7 +154,7 @@ def test_a_study_that_is_deleted_while_it_is_held_leaves_nothing(storage: RDBSto
     assert our_studies(storage) == {}
 
 
-@pytest.mark.parametrize("field", ["part_seconds", "unheard_of"])
+@pytest.mark.parametrize("field", ["cost", "unheard_of"])
 def test_a_summary_of_another_version_is_not_read_and_is_made_anew_by_the_next_process(
     storage: RDBStorage, field: str
 ) -> None:
@@ -187,20 +186,7 @@ def test_forgotten_trials_are_in_no_summary(storage: RDBStorage) -> None:
 def test_trials_that_plain_optuna_adds_are_nothing_of_ours(storage: RDBStorage) -> None:
     study = searched(storage)
     optuna.load_study(study_name=NAME, storage=storage).add_trial(create_trial(value=0.5))
-    assert read(storage).summary == summary_of(study.trials()) == Summary.stored(study.attributes)
-
-
-def test_a_refresh_has_a_new_revision_only_after_a_change(storage: RDBStorage) -> None:
-    study = searched(storage)
-    reader = HistoryReader(storage)
-    first = reader.read_study(NAME).revision
-    assert reader.read_study(NAME).revision == first
-    with study.hold():
-        assert reader.read_study(NAME).revision == first
-        add_result(study, 5, 1.0)
-        second = reader.read_study(NAME).revision
-        assert second > first
-        assert reader.read_study(NAME).revision == second
+    assert read(storage).summary == Summary.of(study.trials()) == Summary.stored(study.attributes)
 
 
 def test_a_refresh_fetches_only_new_trials(any_storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,49 +209,13 @@ def test_a_refresh_fetches_only_new_trials(any_storage: RDBStorage, monkeypatch:
         found = reader.read_study(NAME)
         assert (found.evaluations, found.searched) == (7, 1.0)
         assert len(reader.trials(found)) == 7
-        assert reader.failures(found).failed == (1, 5)
-        assert reader.coefficients(found, [0, 6]).shape == (2, 3)
+        assert [failure.lost for failure in reader.failures(found)] == [2]
         assert fetched == [[0, 1, 2, 3, 4, 5], [5, 6], [], []]
 
 
 def test_a_summary_is_json() -> None:
     summary = history([5.0, None, 4.0, 4.5, 3.0, None, 2.0]).summary
     assert Summary.stored({SUMMARY: summary.to_json()}) == summary
-    assert (summary.compared, summary.best, summary.loss) == (5, 6, 2.0)
+    assert (summary.best, summary.loss) == (6, 2.0)
     empty = history([]).summary
     assert (empty.best, empty.loss, Summary.stored({SUMMARY: empty.to_json()})) == (None, None, empty)
-
-
-def test_a_moments_names_and_attributes_are_read_once(storage: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = write_study(storage, NAME, LOSSES, ended=False)
-    reader = HistoryReader(storage)
-    reads = []
-    read = RDBStorage.get_all_studies
-
-    def counted(of: RDBStorage) -> Any:
-        reads.append(of)
-        return read(of)
-
-    monkeypatch.setattr(RDBStorage, "get_all_studies", counted)
-    with reader.at_one_moment():
-        with reader.at_one_moment():
-            assert reader.experiments() == ["digits"]
-        [before] = reader.read("digits")
-        add_result(study, 5, 1.0)
-        [after] = reader.read("digits")
-    assert len(reads) == 1
-    assert (before.searched, after.searched) == (2.5, 1.0), "trials are always read as they are"
-    reader.experiments()
-    assert len(reads) == 2
-
-
-def test_a_study_without_a_summary_that_has_ended_costs_a_refresh_no_query(storage: RDBStorage) -> None:
-    study = write_study(storage, NAME, LOSSES)
-    reader = HistoryReader(storage)
-    reader.read("digits")
-    queries = queries_of_trials(storage)
-    assert reader.read_study(NAME).evaluations == 5
-    assert not queries
-    study.set_attribute("search_ended", None)
-    reader.read("digits")
-    assert queries

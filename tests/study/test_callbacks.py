@@ -117,7 +117,7 @@ def test_stop_ends_the_search_and_the_next_run_continues_it(
     recorder = Recorder()
     study = run(stop_after(2), recorder)
     assert recorder.numbers == [0, 1, 2]
-    assert study.state == "unfinished"
+    assert study.state == "interrupted"
     assert "a callback has stopped the search" in capsys.readouterr().err
     run(recorder)
     assert recorder.numbers == list(range(8))

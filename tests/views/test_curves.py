@@ -4,7 +4,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.database.summary import improvements
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
@@ -31,7 +30,6 @@ def test_best_so_far_is_the_minimum_of_all_that_was_told(values: list[float | No
 
 
 def test_only_improvements_are_kept() -> None:
-    assert improvements(np.array([np.nan, 5, 6, 5, np.nan, 4, 4, 1])).tolist() == [1, 5, 7]
     steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
     assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
 

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import describe_coefficients
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.reader import Failures
+from lcsc_opt.database.reader import FailureReason
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import SUMMARY
 from lcsc_opt.views.study_status import (
-    FailureReason,
     overview,
     rate,
     rate_text,
@@ -22,7 +23,7 @@ from lcsc_opt.views.study_status import (
     seconds_per_trial,
     shares_of_time,
 )
-from tests.history_examples import history, measured, reported, standing, trial_array
+from tests.history_examples import history, measured, reported, standing, trials_of
 from tests.study_examples import coefficients, write_report, write_study
 
 ALIVE = "node1"
@@ -30,7 +31,7 @@ ALIVE = "node1"
 
 def left(losses: Sequence[float | None], *, running: int = 0, **changes: Any) -> tuple[float | None, float | None]:
     """The rate, and the time left, of a study of these trials."""
-    trials = trial_array(losses, running=running)
+    trials = trials_of(losses, running=running)
     study = standing(trials, **changes)
     per_second = rate(study, trials)
     return per_second, seconds_left(study, per_second)
@@ -55,17 +56,21 @@ def test_a_budget_in_images_is_counted_in_images() -> None:
     ],
 )
 def test_a_rate_has_its_unit_and_time_has_none(budget: dict[str, float], text: str | None) -> None:
-    trials = trial_array([3.0, 2.0, 1.0])
+    trials = trials_of([3.0, 2.0, 1.0])
     study = standing(trials, ended=False, budget=budget)
     assert rate_text(study, rate(study, trials)) == text
 
 
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     """As the runner counts them: it may ask for 40 images, and they are gone when none comes."""
-    columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "state": [1, 3, 3, 2]}
-    study = history([3.0, None, None, 2.0], ended=False, holder=ALIVE, budget={"images": 100}, columns=columns)
+    trials = trials_of([3.0, None, None, 2.0])
+    for trial, images in zip(trials, (10, 0, 0, 4), strict=True):
+        trial.user_attrs["cost"]["images"] = images
+    trials[2].user_attrs["images"] = 40
+    trials[3].state = TrialState.PRUNED
+    study = standing(trials, ended=False, holder=ALIVE, budget={"images": 100})
     assert study.budget_spent == 10 + 10 + 40 + 4
-    assert history([None, None], images=0.0, budget={"images": 100}).budget_spent == 0, "nobody knows how many"
+    assert history([None, None], images=0, budget={"images": 100}).budget_spent == 0, "nobody knows how many"
 
 
 def test_a_study_that_does_not_run_has_no_time_left_and_an_empty_one_no_rate() -> None:
@@ -75,22 +80,25 @@ def test_a_study_that_does_not_run_has_no_time_left_and_an_empty_one_no_rate() -
 
 
 def test_the_rate_is_that_of_the_last_trials_and_of_no_interruption() -> None:
-    trials = trial_array([1.0] * 100, seconds=3, gap=0)
-    for column in ("started", "ended"):
-        trials[column][75:] += 9 * 3600
+    trials = trials_of([1.0] * 100, seconds=3, gap=0)
+    for trial in trials[75:]:
+        assert trial.datetime_complete is not None
+        trial.datetime_complete += datetime.timedelta(hours=9)
     study = standing(trials, ended=False, holder=ALIVE, budget={"evaluations": 200})
     assert rate(study, trials) == pytest.approx(1 / 3)
 
 
 def test_failures_are_grouped_by_reason() -> None:
-    reasons = {0: ("memory", "memory"), 1: ("memory",), 2: ("not finite",)}
-    failures = Failures((0, 2), reasons, {})
-    assert FailureReason.of(failures) == [FailureReason("memory", 3, 1), FailureReason("not finite", 1, 1)]
-    assert FailureReason.of(Failures((), {}, {})) == []
+    trials = trials_of([None, 2.0, None])
+    for trial, reasons in zip(trials, (["memory", "memory"], ["memory"], ["not finite"]), strict=True):
+        trial.user_attrs["attempts"] = [{"reason": reason, "seconds": 1.0} for reason in reasons]
+    assert FailureReason.of(trials) == [FailureReason("memory", 3, 1), FailureReason("not finite", 1, 1)]
+    assert FailureReason.of([]) == []
 
 
 def test_a_trial_that_is_tried_again_counts_as_retried_once_it_has_a_loss() -> None:
-    trials = trial_array([3.0, 2.0], running=1, columns={"retried": [0, 1, 0]})
+    trials = trials_of([3.0, 2.0], running=1)
+    trials[1].user_attrs["attempts"] = [{"reason": "broken", "seconds": 1.0}]
     assert standing(trials).summary.retried == 1
 
 
@@ -113,14 +121,6 @@ def test_everything_about_a_study_is_json(url: str) -> None:
         "best_coefficients": describe_coefficients(coefficients(0), (100, 200, 300)),
     }
     assert {key: found[key] for key in expected} == expected
-
-
-def test_a_trial_counts_with_the_reason_of_its_last_attempt(url: str) -> None:
-    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [])
-    for reasons in (["memory", "not finite"], ["memory"], ["not finite"]):
-        number = study.add_candidate(Candidate(coefficients(0)))
-        study.fail(number, [{"reason": reason, "seconds": 1.0} for reason in reasons])
-    assert list(overview(study)["failure_reasons"].items()) == [("not finite", 2), ("memory", 1)]
 
 
 def searched_with_failures(url: str) -> StoredStudy:
@@ -149,7 +149,7 @@ def test_an_overview_says_of_a_summary_what_it_says_of_the_trials(any_url: str) 
     assert study.attributes[SUMMARY]["retried"] == 1
     study.set_attribute(SUMMARY, None)
     assert overview(study) == short
-    expected = {"failed": 2, "compared_trials": 3, "chosen_trial": 4, "failure_reasons": {"broken 0": 2}}
+    expected = {"failed": 2, "chosen_trial": 4, "failure_reasons": {"broken 0": 2}}
     expected["tracebacks"] = {"broken 0": "Traceback 3", "broken 2": "Traceback 5"}
     assert {name: short[name] for name in expected} == expected
     assert "merging" in short["shares_of_time"]
@@ -164,14 +164,13 @@ def test_an_answer_that_is_no_trial_is_one_error(url: str) -> None:
 
 
 def test_seconds_per_trial_are_means() -> None:
-    trials = trial_array([4.0, None, 2.0, 1.0], seconds=1.0, columns={"merge_seconds": [0.2, 0.0, 0.3, 0.4]})
-    assert seconds_per_trial(standing(trials)) == {"merge": pytest.approx(0.3)}
+    assert seconds_per_trial(history([4.0, 2.0, 1.0], cost={"merge_seconds": 0.3})) == {"merge": pytest.approx(0.3)}
     assert seconds_per_trial(history([None])) == {}
     assert seconds_per_trial(history([4.0, 2.0], seconds=1.0)) == {"evaluation": pytest.approx(1.0)}
 
 
 def test_the_shares_of_a_search_s_time_are_in_words_the_largest_first() -> None:
     parts = {"merge_seconds": 0.2, "sample_seconds": 0.5, "features_seconds": 0.1, "metric_seconds": 0.001}
-    study = history([4.0, 2.0], seconds=0.8, columns=parts)
+    study = history([4.0, 2.0], seconds=0.8, cost=parts)
     assert shares_of_time(study) == "sampling 62 %, merging 25 %, features 12 %"
     assert shares_of_time(history([None])) == ""

@@ -6,7 +6,9 @@ and sends a figure only when what it is drawn from has changed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs, urlencode
@@ -117,7 +119,6 @@ class Page:
             State(first, "value"),
             State(first, "options"),
         )
-        @self._at_one_moment
         def fill(search: str | None, _: int, chosen: str | None, shown: list[str] | None) -> tuple[Any, ...]:
             options = options_now()
             page_class = "" if options else "nothing"
@@ -160,7 +161,7 @@ class Page:
         and the ``states``. It returns the problem, the headline, the outputs, the milliseconds until the next refresh,
         and the signature of what is shown then.
         """
-        callback: _Decorator = self.app.callback(
+        decorator: _Decorator = self.app.callback(
             *(Output(name, "children") for name in ("problem", "headline")),
             *outputs,
             Output("tick", "interval"),
@@ -171,17 +172,7 @@ class Page:
             State("seen", "data"),
             *states,
         )
-        return lambda draw: callback(self._at_one_moment(draw))
-
-    def _at_one_moment(self, callback: _Callback) -> _Callback:
-        """The same callback, during which the names and attributes of all studies are read once."""
-
-        @functools.wraps(callback)
-        def called(*arguments: Any) -> tuple[Any, ...]:
-            with self.reader.at_one_moment():
-                return callback(*arguments)
-
-        return called
+        return decorator
 
     def drawn(self, name: str) -> Output:
         """Where a callback puts the figure of a :func:`graph`, so that a refresh leaves a reader's zoom as it is."""
@@ -198,7 +189,8 @@ def refresh_interval(studies: Iterable[Standing]) -> int:
 
 def signature(studies: Iterable[Standing], *more: object) -> str:
     """Changes when anything that is drawn from these studies does."""
-    return repr(([(study.study, study.study_id, study.revision) for study in studies], more))
+    shown = repr(([dataclasses.replace(study, holder=None) for study in studies], more))
+    return hashlib.sha256(shown.encode()).hexdigest()
 
 
 def field(label: str, control: Any, *, group: bool = False) -> Content:
