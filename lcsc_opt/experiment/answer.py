@@ -4,11 +4,11 @@ The user had models already: the last checkpoint, perhaps an average of the trai
 trials, means of the iterates of those that follow a path, and points on the straight way to the best of them: a shorter
 step is often safer where the data are few.
 
-Three rules decide. Along a search's path, the earliest model is taken that is not certainly worse than the best: the
-longer a search, the more it fits the real images that it sees (the one-standard-error rule of Breiman et al. 1984,
-Section 3.4.3). The answer is the best of what the user had, unless something found is *certainly* better. What is
-certainly worse in features that are not in the loss is no answer. All go by the paired error of a difference, over the
-images of both models and over the real images that both are compared with.
+Three rules decide. Along a search's path, the earliest model is taken that is behind the best by no more than one
+standard error: the longer a search, the more it fits the real images that it sees (Breiman et al. 1984, Section 3.4.3).
+The answer is the best of what the user had, unless something found is *certainly* better. What is certainly worse in
+features that are not in the loss is no answer. All go by the paired error of a difference, over the images of both
+models and over the real images that both are compared with.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Gain:
     error: float
 
     @property
+    def exceeds_error(self) -> bool:
+        """Whether it is more than one standard error."""
+        return self.value > self.error
+
+    @property
     def is_certain(self) -> bool:
         """Whether it is more than chance."""
         return self.value > CERTAIN * self.error
@@ -80,8 +85,8 @@ def best_of(models: Sequence[Measurement], path: Sequence[Measurement]) -> Measu
     if not path:
         return best
     end = lowest(path)
-    earliest = next(model for model in path if not gain(model, end).is_certain)
-    if gain(earliest, best).is_certain:
+    earliest = next(model for model in path if not gain(model, end).exceeds_error)
+    if gain(earliest, best).exceeds_error:
         return best
     return earliest
 
