@@ -134,9 +134,6 @@ class FeatureMetrics:
                 return float(tones(self._samples(self._all_rows()), self.reference.unseen))
             case "reward" | "held_out_reward" | "outside":
                 return float(self._merged_moments().mean[0])
-            case "spread":  # from the mean image, root mean square over pixels
-                moments = self._merged_moments()
-                return math.sqrt(float(np.trace(moments.scatter)) / moments.count / len(moments.mean))
             case "kid":
                 distance, _ = self._kernel_distance(self._all_rows())
                 return distance

@@ -57,7 +57,6 @@ class ScoreSettings(FrozenModel):
         reward: ``module:function``, images [N, C, H, W] and perhaps prompts → scores [N]. It is the metric ``reward``.
             If the loss contains it, reports have the default metrics in addition to ``held_out_metrics``.
         held_out_reward: another reward, which only held-out reports use.
-        unguarded: whether the loss may be a reward without a distance between distributions.
     """
 
     loss: str | dict[str, float | list[str]] = "fdr"
@@ -66,7 +65,6 @@ class ScoreSettings(FrozenModel):
     keep: str | dict[str, float] | None = None
     reward: str | None = None
     held_out_reward: str | None = None
-    unguarded: bool = False
 
     @property
     def rewards(self) -> dict[str, str]:
@@ -76,7 +74,7 @@ class ScoreSettings(FrozenModel):
 
     def parsed_loss(self) -> Loss:
         """The loss, with the metric that is kept. Raises MetricError as :meth:`Loss.parse`."""
-        return Loss.parse(self.loss, self.keep, unguarded=self.unguarded)
+        return Loss.parse(self.loss, self.keep)
 
     def suite_metrics(self, loss: Loss) -> SuiteMetrics:
         """The metrics of searches and reports beside this loss. Raises MetricError as :meth:`SuiteMetrics.of`."""
@@ -299,8 +297,6 @@ class ScoreSources:
             name = CROSS_CHECK
             notice(f"cross-check: {missing}, is not measured: {reason}. {MetricName('fid', name)} takes its place")
             reference = self._built_cross_check(name)
-        if self.metrics.is_reward_alone and reference.features is None:
-            _notice_too_many(name, reference.count or 0)
         return {name: reference}
 
     def _built_cross_check(self, name: str) -> Reference:
@@ -312,7 +308,7 @@ class ScoreSources:
             extractor = SecondFeatures(images.evenly_spaced(1).shape[1:], self._device)
         else:
             extractor = self._found(name)()
-        features = images.count <= MOST_IMAGES  # for its error; and beside a reward alone, for the other metrics
+        features = images.count <= MOST_IMAGES  # for its error
         return self._built(settings, name, extractor, features=features, held_out=True)
 
     def _image_settings(self, name: str) -> ReferenceSettings:

@@ -11,7 +11,6 @@ that of the samples: ten decompositions of large matrices for each model would s
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -88,9 +87,6 @@ def _without_samples(formula: Formula, samples: Tensor, reference: Reference) ->
             return _means(precise, labels)
         case "recall":
             return _recall(samples, labels, reference)
-        case "spread":
-            pixels = samples.cpu().double().numpy()
-            return np.array([_spread(pixels[labels != group]) for group in range(GROUPS)])
         case "tones":
             return _tones(samples, labels, reference)
         case "tones_held_out":
@@ -202,8 +198,3 @@ def _real_tones(samples: Tensor, reference: Reference) -> Array:
     ordered = interpolated(by_distribution(samples).sort(dim=1).values, LEVELS)
     without = reference.once("quantiles without groups", samples.device, quantiles)
     return np.array([float(distance_of_sorted(ordered, of_others)) for of_others in without])
-
-
-def _spread(pixels: Array) -> float:
-    """The root mean square deviation from the mean image, over pixels."""
-    return math.sqrt(float(pixels.var(axis=0).mean()))

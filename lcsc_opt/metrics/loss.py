@@ -93,20 +93,19 @@ class Loss:
     constraint: Constraint | None = None
 
     @classmethod
-    def parse(cls, loss: LossSetting, keep: Kept | None = None, *, unguarded: bool = True) -> Loss:
+    def parse(cls, loss: LossSetting, keep: Kept | None = None) -> Loss:
         """The loss of settings.
 
         Args:
             loss: a metric, metric → weight, ``fdr``, or ``{fdr: [representations]}``.
             keep: a metric, or metric → bound.
-            unguarded: allow a reward without a distance between distributions, although it collapses diversity.
 
         Raises:
             MetricError: a metric is unknown, or cannot be in a loss or be kept.
         """
         representations = _representations(loss)
         if representations is None:
-            weights = _weights_of_sum(loss, unguarded=unguarded)
+            weights = _weights_of_sum(loss)
         else:
             weights = {_distance_in(name): 1 / len(representations) for name in representations}
         # The features of the first metric order image pairs, and metrics of single images are in them.
@@ -250,7 +249,7 @@ def _representations(loss: LossSetting) -> tuple[str, ...] | None:
     return tuple(extractors)
 
 
-def _weights_of_sum(loss: LossSetting, *, unguarded: bool) -> dict[MetricName, float]:
+def _weights_of_sum(loss: LossSetting) -> dict[MetricName, float]:
     """One metric with the weight 1, or the metrics of a weighted sum.
 
     Metrics where higher is better are subtracted, whether their weight is written with its minus or without.
@@ -273,10 +272,10 @@ def _weights_of_sum(loss: LossSetting, *, unguarded: bool) -> dict[MetricName, f
     if not weights:
         raise MetricError("loss: names no metric; the default is fdr")
     formulas = {metric.formula for metric in weights}
-    if REWARD in formulas and not unguarded and formulas.isdisjoint(DISTANCES):
+    if REWARD in formulas and formulas.isdisjoint(DISTANCES):
         raise MetricError(
             "loss: a reward alone collapses diversity; add a distance between distributions, as loss: "
-            "{reward: -1, fid: 1}, or write unguarded: true"
+            "{reward: -1, fid: 1}"
         )
     return weights
 

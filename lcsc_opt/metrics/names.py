@@ -26,24 +26,22 @@ FORMULAS: tuple[Formula, ...] = (
     "fid_held_out",
     "reward",
     "held_out_reward",
-    "spread",
     "outside",
     "tones",
 )
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "reward", "held_out_reward", "spread"})
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "reward", "held_out_reward"})
 PIXELS = "pixels"
 THUMBNAILS = "thumbnails"
 TONES = "tones"
 OWN_FEATURES: Mapping[Formula, str] = {
     "reward": "reward",
     "held_out_reward": "held_out_reward",
-    "spread": THUMBNAILS,
     "outside": "outside",
     TONES: TONES,
 }
 WITHOUT_NETWORK: Mapping[str, Formula] = {PIXELS: "fid", TONES: TONES}
 """In place of an extractor: representations of images without a network → the distance that compares them."""
-WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "spread", "outside"})
+WITHOUT_REFERENCE: frozenset[Formula] = frozenset({"is", "reward", "held_out_reward", "outside"})
 # Those for which mean and covariance of the reference are not enough.
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", *WITHOUT_REFERENCE}
 FID_HELD_OUT: Final = "fid_held_out"  # to real images that no search saw: never in a loss
@@ -145,7 +143,7 @@ class MetricName:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares with real images; the Inception Score, rewards and the spread do not."""
+        """Whether it compares with real images; the Inception Score and rewards do not."""
         return self.formula not in WITHOUT_REFERENCE
 
     @property

@@ -22,14 +22,13 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Yardstick
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
-from lcsc_opt.metrics.extractors.pixels import Outside, Thumbnails
+from lcsc_opt.metrics.extractors.pixels import Outside
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.image_metrics import ImageMetrics, extractor_for
 from lcsc_opt.metrics.names import (
     FID_HELD_OUT,
     OUTSIDE,
     REWARD,
-    THUMBNAILS,
     TO_HELD_OUT,
     WITHOUT_NETWORK,
     Formula,
@@ -76,8 +75,7 @@ class MetricSuite:
         self._metrics = metrics
         self._device = device
         self._build_report_references = report_references
-        self.references: dict[str, Reference] = {THUMBNAILS: Reference(Thumbnails()), OUTSIDE: Reference(Outside())}
-        self.references |= references
+        self.references: dict[str, Reference] = {OUTSIDE: Reference(Outside()), **references}
         for metric in metrics.reported:
             if metric.extractor not in self.references:
                 raise MetricError(f"no extractor {metric.extractor!r} was given, which a metric names")
@@ -86,11 +84,8 @@ class MetricSuite:
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """The extractor of the loss's first metric; it orders image pairs. A reward alone leaves that to pixels."""
-        name = self.loss.extractors[0]
-        if name == REWARD:
-            name = THUMBNAILS
-        return self.references[name].extractor
+        """The extractor of the loss's first metric; it orders image pairs."""
+        return self.references[self.loss.extractors[0]].extractor
 
     @property
     def dimension(self) -> int:
@@ -224,8 +219,6 @@ class MetricSuite:
 
     def _compared_extractors(self) -> Sequence[str]:
         """The extractors whose features reports compare with those of real images."""
-        if self._metrics.is_reward_alone:
-            return list(self._report_references)[:1]
         return [name for name in self.loss.extractors if name not in WITHOUT_NETWORK] or self.loss.extractors
 
     @property

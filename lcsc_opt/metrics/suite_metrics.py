@@ -13,7 +13,6 @@ from lcsc_opt.metrics.names import (
     EXTRACTORS,
     HELD_OUT_REWARD,
     REWARD,
-    THUMBNAILS,
     TRAINED,
     MetricName,
 )
@@ -60,8 +59,6 @@ class SuiteMetrics:
         further = loss.parse_beside(metrics)
         held_out = loss.parse_beside(held_out_metrics or ())
         searches_reward = REWARD in loss.extractors
-        if searches_reward:  # a reward collapses diversity: report how images vary
-            held_out.append(MetricName("spread", THUMBNAILS))
         if REWARD in rewards:
             further.append(MetricName(REWARD, REWARD))
         if HELD_OUT_REWARD in rewards:
@@ -74,11 +71,6 @@ class SuiteMetrics:
                 raise MetricError(f"{metric} is a metric here, so give {metric}: module:function")
         adds_defaults = held_out_metrics is None or searches_reward
         return cls(loss, searched, reported, adds_defaults, adds_cross_check=adds_defaults or bool(held_out_metrics))
-
-    @property
-    def is_reward_alone(self) -> bool:
-        """Whether the loss compares with no images."""
-        return self.loss.extractors == (REWARD,)
 
     @property
     def named_cross_check(self) -> MetricName | None:
@@ -99,8 +91,8 @@ class SuiteMetrics:
         for name in TRAINED:
             if name in used and f"{name}2" not in used:
                 return f"{name}2"
-        # these networks see natural images: they suit only if the loss uses one of them, or is a reward alone
-        if self.is_reward_alone or not set(used).isdisjoint(EXTRACTORS):
+        # these networks see natural images: they suit only if the loss uses one of them
+        if not set(used).isdisjoint(EXTRACTORS):
             for name in EXTRACTORS:
                 if name not in used:
                     return name

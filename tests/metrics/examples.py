@@ -115,7 +115,7 @@ class Explosive:
 
 
 def build_scores(*, cache, batch_size=250, device="cpu", **settings):
-    given = ReferenceScoreSettings(**{"held_out_metrics": [], "unguarded": True, **settings})
+    given = ReferenceScoreSettings(**{"held_out_metrics": [], **settings})
     return ScoreSources(given, BuildContext(files=cache), device=device, batch_size=batch_size).suite()
 
 

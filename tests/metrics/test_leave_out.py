@@ -24,7 +24,6 @@ EXACT: tuple[Formula, ...] = (
     "precision",
     "near",
     "hinge",
-    "spread",
     "reward",
 )
 

@@ -128,13 +128,12 @@ def test_held_out_images_are_compared_with_and_have_values_of_their_own() -> Non
         ("fid@clip", None, "inception"),
         ("fid@digits", None, "digits2"),
         ("fid@digits2", None, "cross_check"),
-        ("reward", None, "inception"),
     ],
 )
 def test_the_default_cross_check_is_in_features_that_decide_nothing(loss: str, keep: str | None, expected: str) -> None:
     parsed = Loss.parse(loss, keep)
     assert SuiteMetrics.of(parsed, held_out_metrics=None, rewards=["reward"]).default_cross_check == expected
-    assert SuiteMetrics.of(parsed, rewards=["reward"]).default_cross_check == (expected if loss == "reward" else None)
+    assert SuiteMetrics.of(parsed, rewards=["reward"]).default_cross_check is None
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import MetricSuite, Reference
 from lcsc_opt.metrics.extractors.by_name import PUBLISHED
 from lcsc_opt.metrics.extractors.rewards import Reward
-from lcsc_opt.metrics.from_settings import MOST_IMAGES
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from tests.metrics.examples import (
@@ -68,32 +67,16 @@ def test_gradient_in_the_images_is_that_of_central_differences() -> None:
     np.testing.assert_allclose(gradient.numpy(), differences(loss, batch.numpy()), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("loss", "guarded"),
-    [
-        ({"reward": -1, "fid": 1}, True),
-        ({"reward": -1, "near": 1}, False),
-        ({"reward": -1, "fid": 0}, False),
-        ("reward", False),
-    ],
-)
-def test_a_reward_needs_a_distance_between_distributions_or_the_word_of_the_user(loss: Any, guarded: bool) -> None:
-    if guarded:
-        Loss.parse(loss, unguarded=False)
-    else:
-        with pytest.raises(MetricError, match=r"add a distance .* or write unguarded: true"):
-            Loss.parse(loss, unguarded=False)
-    assert MetricName("reward", "reward") in Loss.parse(loss, unguarded=True).weights
+@pytest.mark.parametrize("loss", [{"reward": -1, "near": 1}, {"reward": -1, "fid": 0}, "reward"])
+def test_a_reward_needs_a_distance_between_distributions(loss: Any) -> None:
+    assert MetricName("reward", "reward") in Loss.parse({"reward": -1, "fid": 1}).weights
+    with pytest.raises(MetricError, match="add a distance between distributions"):
+        Loss.parse(loss)
 
 
-def test_spread_is_that_of_pixels_and_falls_to_nothing_where_all_images_are_one() -> None:
-    scores = suite(rewards(reward=bright), loss={"reward": -1})
-    upscaled = images(300).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    expected = float(upscaled.double().var(dim=0, correction=0).mean().sqrt())
-    for count in (300, 10):  # as moments, and as rows
-        metrics = fill(scores.image_metrics(count, group="held-out"), upscaled).compute()[1]
-        assert metrics["spread"] == pytest.approx(expected, rel=1e-5)
-    assert score(scores, images(1).repeat(50, 1, 1, 1), held_out=True)[1]["spread"] == pytest.approx(0, abs=1e-6)
+def test_what_is_held_out_decides_nothing() -> None:
+    with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
+        Loss.parse("held_out_reward")
 
 
 def test_the_parts_of_a_loss_with_a_reward_are_compared_one_by_one() -> None:
@@ -110,7 +93,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Classifier()))
     write_folder(tmp_path / "real", pixels(30, 4, 4)[..., :1].repeat(3, -1))
     names = {"reward": "own_rewards:bright", "held_out_reward": "own_rewards:other"}
-    return {**names, "cache": tmp_path / "cache", "unguarded": False}
+    return {**names, "cache": tmp_path / "cache"}
 
 
 class Grey(Classifier):
@@ -119,7 +102,7 @@ class Grey(Classifier):
 
 
 @pytest.mark.parametrize("held_out_metrics", [None, [], ["near"]])
-def test_reports_have_recall_spread_and_the_unsearched_reward_whatever_else_is_named(
+def test_reports_have_recall_and_the_unsearched_reward_whatever_else_is_named(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out_metrics: Any
 ) -> None:
     monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
@@ -127,24 +110,5 @@ def test_reports_have_recall_spread_and_the_unsearched_reward_whatever_else_is_n
     scores = build_scores(loss=loss, reference=str(tmp_path / "real"), held_out_metrics=held_out_metrics, **own)
     assert list(score(scores)[1]) == ["fid", "reward"]
     found = score(scores, held_out=True)[1]
-    assert {"recall", "precision", "spread", "held_out_reward", "reward", "fid"} <= found.keys()
+    assert {"recall", "precision", "held_out_reward", "reward", "fid"} <= found.keys()
     assert found["held_out_reward"] == -found["reward"]
-
-
-def test_a_reward_alone_asks_for_no_real_images_and_compares_with_those_that_are_given(
-    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own["unguarded"], alone = True, {"loss": "reward", "held_out_metrics": None}
-    loss, metrics = score(build_scores(**alone, **own), held_out=True)
-    assert list(metrics) == ["reward", "spread", "held_out_reward", "outside"]
-    assert loss == -metrics["reward"]
-    monkeypatch.setitem(PUBLISHED, "inception", Mock(side_effect=lambda *_, **__: Grey()))
-    compared = score(build_scores(**alone, **own, reference=str(tmp_path / "real")), held_out=True)[1]
-    assert {"fid", "precision", "recall", "spread", "held_out_reward"} <= compared.keys()
-    np.savez(tmp_path / "many.npz", np.broadcast_to(pixels(1, 4, 4), (MOST_IMAGES + 1, 4, 4, 3)))
-    lean = score(build_scores(**alone, **own, reference=str(tmp_path / "many.npz")), held_out=True)[1]
-    assert "fid" in lean
-    assert "precision" not in lean
-    assert "the reference has 100,001 images and more than 100,000 take long" in capsys.readouterr().err
-    with pytest.raises(MetricError, match="held_out_reward is held out, and decides nothing"):
-        Loss.parse("held_out_reward")
