@@ -21,12 +21,6 @@ NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 ZOOM = (100, 600)  # percent of the pane's width
 
 
-def is_empty(storage: RDBStorage) -> bool:
-    """Whether no experiment has images."""
-    folder = artifact_directory(storage.url)
-    return not folder.is_dir() or not any(folder.iterdir())
-
-
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Images", storage, _content())

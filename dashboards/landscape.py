@@ -16,11 +16,6 @@ from lcsc_opt.views.landscape import landscape_figure, landscapes
 NOTHING = "No landscape in this database yet: lcsc run FILE 'optimizers=[Landscape]'"
 
 
-def is_empty(storage: RDBStorage) -> bool:
-    """Whether no landscape is in the database."""
-    return not landscapes(parts.shared_reader(storage))
-
-
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
     page = parts.Page(__name__, "Landscape", storage, _content())

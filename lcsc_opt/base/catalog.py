@@ -52,8 +52,8 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         study_folder: the folder of the study file that asks.
 
     Raises:
-        StudySpecError: there is no such file; the message lists the folders that were searched, and all names. Or what
-            was given as a study is a script, a folder or any other file. Or the system refuses the name.
+        StudySpecError: there is no such file; the message lists the folders that were searched, and all names. Or the
+            system refuses the name.
     """
     path = expanded_path(name, error=StudySpecError)
     folders = [SHIPPED / kind]
@@ -64,18 +64,11 @@ def find(kind: Kind, name: str, *, study_folder: Path | None = None) -> Path:
         for candidate in _candidates(kind, path):
             if (folder / candidate).is_file():
                 return (folder / candidate).resolve()
-    if kind == "studies" and path.exists():
-        advice = "lcsc init KIND FOLDER writes one"
-        if path.is_dir():
-            advice = f"lcsc init KIND {path} writes one"
-        elif path.suffix == ".py":
-            advice = f"python {path} runs a script"
-        raise StudySpecError(f"{path}: expected a study file, which ends in {' or '.join(SUFFIXES[kind])}; {advice}")
     names = list(entries(kind, study_folder=study_folder))
     searched = ", ".join(str(folder) for folder in folders)
     raise StudySpecError(
-        f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked in {searched}; "
-        f"known names: {', '.join(names) or 'none'}"
+        f"{name}: no such file in {kind}{near_miss(path.stem, names)}; looked for {' and '.join(SUFFIXES[kind])} in "
+        f"{searched}; known names: {', '.join(names) or 'none'}"
     )
 
 
@@ -136,16 +129,8 @@ def _run_as_module(name: str, path: Path, content: bytes) -> ModuleType:
     except (Exception, SystemExit) as error:  # a script may parse arguments when it is loaded
         del sys.modules[name]
         raised = f"{type(error).__name__} while loading it: {error}"
-        raise StudySpecError(f"{path}: {raised}{advice_on_name(path)}") from error
+        raise StudySpecError(f"{path}: {raised}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        raise StudySpecError(f"{path}: defines no function build{advice_on_name(path)}")
+        raise StudySpecError(f"{path}: defines no function build")
     return module
-
-
-def advice_on_name(path: Path) -> str:
-    """``; if the score.py of lcsc_opt is meant, rename this one``, of another file with that name; else empty."""
-    shipped = SHIPPED / "objectives" / path.name
-    if not shipped.is_file() or shipped.samefile(path):
-        return ""
-    return f"; if the {path.name} of lcsc_opt is meant, rename this one"

@@ -34,7 +34,6 @@ from lcsc_opt.base.study_spec import (
 
 FILL_IN = "FILL IN"  # a value that the user must replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
-_SETTINGS_OF_A_SPACE = ("rows", "origin")
 
 
 class StudyFile(FrozenModel):
@@ -73,32 +72,10 @@ class StudyFile(FrozenModel):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, value: Any) -> Any:
-        """``convex`` is short for ``{kind: convex}``; ``{convex: {origin: 0.99}}`` is allowed.
-
-        ``{rows: layers}`` is affine in each row; ``{rows: layers, convex: {}}`` is convex. What has another form is
-        returned as it is, and pydantic refuses it.
-
-        Raises:
-            ValueError: a setting stands beside the kind and inside it.
-        """
+        """``convex`` is short for ``{kind: convex}``."""
         if isinstance(value, str):
             return {"kind": value}
-        if not isinstance(value, Mapping) or "kind" in value:
-            return value
-        space = {key: setting for key, setting in value.items() if key in _SETTINGS_OF_A_SPACE}
-        kinds = [key for key in value if key not in _SETTINGS_OF_A_SPACE]
-        if len(kinds) != 1:
-            return value
-        space["kind"] = kinds[0]
-        settings = value[kinds[0]]
-        if settings is None:
-            return space
-        if not isinstance(settings, Mapping):
-            return value
-        twice = sorted(space.keys() & settings.keys())
-        if twice:
-            raise ValueError(f"{', '.join(map(str, twice))}: given twice, beside {kinds[0]} and in it")
-        return {**space, **settings}
+        return value
 
     @pydantic.model_validator(mode="after")
     def _no_study_twice(self) -> StudyFile:

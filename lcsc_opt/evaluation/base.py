@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -139,43 +139,25 @@ def _plain(answer: object) -> Evaluation:
     """An objective's answer in Python's own numbers: those of numpy and torch cannot be stored as JSON.
 
     Raises:
-        ObjectiveError: it is no evaluation, or something else stands where a number should be.
+        ObjectiveError: it is no evaluation.
+        TypeError, ValueError: something else stands where a number should be.
     """
     if not isinstance(answer, Evaluation):
         raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
     gradient = answer.gradient
     if gradient is not None:
         gradient = np.asarray(gradient, dtype=np.float64)
-    losses = {"loss": answer.loss}
-    for name in ("violation", "unseen"):
-        if getattr(answer, name) is not None:
-            losses[name] = getattr(answer, name)
-    plain_losses = {name: float(number) for name, number in _plain_numbers("", losses).items()}
-    without_groups = {}
-    for name, values in answer.without_groups.items():
-        plain_values = _plain_numbers(f"without_groups.{name}.", dict(enumerate(values)))
-        without_groups[name] = tuple(map(float, plain_values.values()))
+    optional = {name: getattr(answer, name) for name in ("violation", "unseen") if getattr(answer, name) is not None}
+    cost = dataclasses.asdict(answer.cost)
     return dataclasses.replace(
         answer,
-        **plain_losses,
-        metrics=_plain_numbers("metrics.", answer.metrics),
-        cost=Cost(**_plain_numbers("cost.", dataclasses.asdict(answer.cost))),
+        loss=float(answer.loss),
+        **{name: float(value) for name, value in optional.items()},
+        metrics={name: float(value) for name, value in answer.metrics.items()},
+        cost=Cost(**{name: value.item() if hasattr(value, "item") else value for name, value in cost.items()}),
         gradient=gradient,
-        without_groups=without_groups,
+        without_groups={name: tuple(map(float, values)) for name, values in answer.without_groups.items()},
     )
-
-
-def _plain_numbers(prefix: str, values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """These numbers as Python's own; ``prefix`` is what an error says before a name."""
-    numbers = {}
-    for name, value in values.items():
-        number = value
-        if hasattr(value, "item"):  # of numpy or torch
-            number = value.item()
-        if not isinstance(number, (int, float)):
-            raise ObjectiveError(f"{prefix}{name}: expected a number, got {value!r}")
-        numbers[name] = number
-    return numbers
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:

@@ -49,8 +49,8 @@ class _Machines(Protocol):
     def start(self, settings: WorkerSettings) -> _Link:
         """Ask for a worker, which starts when there is room. Raises OSError if that fails."""
 
-    def refused(self, link: _Link, error: LcscError) -> LcscError | None:
-        """The error for the jobs of a worker that could not load the objective; ``None`` to start it elsewhere."""
+    def refused(self, link: _Link, error: LcscError) -> LcscError:
+        """The error for the jobs of a worker that could not load the objective."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -286,23 +286,19 @@ class _Worker:
                 notice(answer.value)
             elif answer.number != READY:
                 self._take(answer)
-            elif self._begin(link, answer):
-                self.ready = True
             else:
-                link.terminate()
-                break
+                self._begin(link, answer)
             self._changed()
         self._bury(link)
         self._changed()
 
-    def _begin(self, link: _Link, answer: Answer) -> bool:
-        """Whether a worker that tried to load the objective stays: it then accepts jobs, or refuses them all."""
-        if not answer.content:
-            return True
-        self._refusal = answer.value
-        if self._machines is not None:
-            self._refusal = self._machines.refused(link, self._refusal)
-        return self._refusal is not None
+    def _begin(self, link: _Link, answer: Answer) -> None:
+        """A worker that has loaded the objective accepts jobs; one that could not refuses them all."""
+        self.ready = True
+        if answer.content:
+            self._refusal = answer.value
+            if self._machines is not None:
+                self._refusal = self._machines.refused(link, answer.value)
 
     def _take(self, answer: Answer) -> None:
         """Give the answer to whoever waits for it."""

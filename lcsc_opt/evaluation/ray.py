@@ -31,7 +31,6 @@ from lcsc_opt.objective.contract import Objective
 _CONNECT_SECONDS = 5.0
 _START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
 _LOG_FILTER = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
-_NODE_ID = "ray.io/node-id"  # a label that every node has
 _CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
 _NODE_SECONDS = 1.0  # until Ray reports that a node went away
 
@@ -94,7 +93,6 @@ class _Cluster:
     def __init__(self, ray: Any, settings: RayWorkers, spec: ObjectiveSpec) -> None:
         self._ray = ray
         self._settings = settings
-        self._avoided_nodes: set[str] = set()  # ids of nodes where the objective could not be loaded
         self.gpus = settings.gpus
         if settings.gpus is None:
             has_gpus = any(_amount(node, "GPU") for node in self._nodes().values())
@@ -134,25 +132,15 @@ class _Cluster:
             "max_task_retries": 0,
             "scheduling_strategy": "SPREAD",
         }
-        if self._avoided_nodes:
-            options["label_selector"] = {_NODE_ID: f"!in({','.join(self._avoided_nodes)})"}
         try:
             actor = self._ray.remote(_RayWorker).options(**options).remote(settings)
             return _RayLink(self._ray, actor)
         except self._ray.exceptions.RayError as error:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
-    def refused(self, link: Any, error: LcscError) -> LcscError | None:
-        """Avoid the node of this worker from now on, if there are others; else give the error with its name."""
-        error_of_node = type(error)(f"node {link.machine}: {error}")
-        is_new = link.node not in self._avoided_nodes
-        self._avoided_nodes.add(link.node)
-        remaining = [node for name, node in self._nodes().items() if name not in self._avoided_nodes]
-        if not any(self._most_workers(node) for node in remaining):
-            return error_of_node
-        if is_new:
-            notice(f"{error_of_node}; the search continues without it")
-        return None
+    def refused(self, link: Any, error: LcscError) -> LcscError:
+        """The error of a worker that could not load the objective, with the name of its node."""
+        return type(error)(f"node {link.machine}: {error}")
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
         """The nodes that are alive, by id, as Ray describes them."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.catalog import advice_on_name, find, load_file
+from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import code_of_settings
 from lcsc_opt.base.errors import LcscError, StudySpecError, one_line
 from lcsc_opt.base.files import same_working_folder
@@ -63,7 +63,7 @@ def load_objective(
         objective = _call(path, module.build, dict(spec.settings), context=context)
     if not isinstance(objective, Objective):
         returned = type(objective).__name__
-        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective{advice_on_name(path)}")
+        raise StudySpecError(f"{path}: build returned {returned}, expected an Objective")
     code = {**code_of_settings(path, spec.settings), **code}
     object.__setattr__(objective, "code", dict(sorted(code.items())))  # the objective may be a frozen dataclass
     object.__setattr__(objective, "places", dict(sorted(context.found.items())))
@@ -108,4 +108,4 @@ def _call(path: Path, function: Callable[..., Any], *arguments: Any, context: Bu
     except LcscError:
         raise
     except Exception as error:
-        raise StudySpecError(f"{path}: {function.__name__} raised {one_line(error)}{advice_on_name(path)}") from error
+        raise StudySpecError(f"{path}: {function.__name__} raised {one_line(error)}") from error

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
-import numpy as np
 import pydantic
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
@@ -37,8 +36,6 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 }
 
 _STEP_SIZE = "step_size"  # an option that we add to every optimizer of Nevergrad's
-_TRIED_DIMENSION = 20
-_TRIED_ASKS = 50  # more than one generation of most optimizers: CMA 12, DE 30, PSO 40
 _StepSize = pydantic.create_model("_StepSize", __base__=FrozenModel, step_size=(Positive, DEFAULT_STEP_SIZE))
 
 
@@ -156,22 +153,9 @@ def _configure_nevergrads(name: str, options: Mapping[str, Any]) -> Any:
     if family is None or not options:
         return registry[name]
     try:
-        configured = family(**{**defaults, **options})
-        _try_out(configured)
+        return family(**{**defaults, **options})
     except Exception as error:  # whatever the code of an optimizer runs into
         raise StudySpecError(f"optimizers.{name}: {excerpt(options)} does not work: {one_line(error)}") from error
-    return configured
-
-
-def _try_out(configured: ConfiguredOptimizer) -> None:
-    """A short search, since most of Nevergrad's optimizers use their options unchecked, some in later generations."""
-    array = ng.p.Array(shape=(_TRIED_DIMENSION,))
-    array.random_state = np.random.RandomState(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optimizer = configured(array, budget=2 * _TRIED_ASKS, num_workers=1)
-        for loss in range(_TRIED_ASKS):
-            optimizer.tell(optimizer.ask(), float(loss))
 
 
 def _family_of(name: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:

@@ -611,7 +611,7 @@ def search_images(checkpoints: Any = None, **changed: Any) -> Any:
         ({"reference": "nowhere"}, "nowhere does not exist"),
         (
             {"reference": torch.zeros(4, 3, 8, 8)},
-            r"reference: Input should be a valid string or a valid dictionary, got tensor\(\[\[\[\[0",
+            r"reference\.str: Input should be a valid string, got tensor\(\[\[\[\[0",
         ),
         ({"image_shape": 8}, "image_shape: Input should be a valid list, got 8"),
         ({"held_out": 0}, "images: Input should be greater than or equal to 2, got 0"),
@@ -632,7 +632,7 @@ def test_images_that_cannot_be_searched_are_refused_in_one_line(changed: dict[st
         (["EMAGrid", "LCSCGradient"], {"space": "convex"}, (1, 3)),
         (None, {"rows": None}, (3,)),
         (None, {"space": {"rows": None}}, (3,)),
-        (["EMAGrid", "LCSCGradient"], {"space": {"convex": {"rows": None}}}, (3,)),
+        (["EMAGrid", "LCSCGradient"], {"space": {"kind": "convex", "rows": None}}, (3,)),
         (["EMAGrid", "LCSCGradient", "CMA"], {}, (1, 3)),
     ],
 )

@@ -1,8 +1,6 @@
 """The pages of the dashboard: each file of ``dashboards/`` at its address, with a menu of all of them.
 
-A file's ``build(storage)`` gives a ``dash.Dash`` app, which gets the menu and the look, or any WSGI application. While
-its ``is_empty(storage)``, if it has one, is true, no menu leads there. A file that cannot be loaded leaves a line that
-says why, on its own page; the others work.
+A file's ``build(storage)`` gives a ``dash.Dash`` app, which gets the menu and the look.
 """
 
 from __future__ import annotations
@@ -23,9 +21,6 @@ from werkzeug.middleware.shared_data import SharedDataMiddleware
 from werkzeug.wrappers import Request, Response
 
 from lcsc_opt.base.catalog import entries, load_file
-from lcsc_opt.base.errors import LcscError, one_line
-from lcsc_opt.base.progress import notice
-from lcsc_opt.base.streams import printable
 from lcsc_opt.database.urls import masked
 
 if TYPE_CHECKING:
@@ -60,7 +55,7 @@ def site(storage: RDBStorage) -> Application:
     menu = {name: f"{HOME}{quote(name)}" for name in names}
     mounts: dict[str, Any] = {}
     for name, path in menu.items():
-        header = functools.partial(_header, storage, files, menu, name)
+        header = functools.partial(_header, storage, menu, name)
         mounts[path] = _page(storage, name, files[name], header)
     first_page = next(iter(menu.values()))
     static_files = {"/_static": str(Path(__file__).parent / "static")}
@@ -74,19 +69,15 @@ def _title(name: str) -> str:
 
 
 def _page(storage: RDBStorage, name: str, file: Path, header: Callable[[], str]) -> Application:
-    """One page of ours; a file that fails becomes a page that says so."""
-    try:
-        with _mounted_at(name):
-            built = load_file(file).build(storage)
-        server = built
-        if hasattr(built, "index_string"):  # a dash.Dash, which is imported only by files that need it
-            server = _with_menu(built, name, header)
-        if not callable(server):
-            return _broken(header(), name, f"{file}: build(storage) gave {type(built).__name__}, expected a dash.Dash")
-    except LcscError as error:
-        return _broken(header(), name, str(error))
-    except Exception as error:
-        return _broken(header(), name, f"{file}: build(storage) raised {one_line(error)}")
+    """One page of ours.
+
+    Raises:
+        StudySpecError: the file cannot be loaded.
+        Exception: what its ``build`` raises.
+    """
+    with _mounted_at(name):
+        built = load_file(file).build(storage)
+    server = _with_menu(built, name, header)
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer at the page's address with a slash at its end, and without."""
@@ -129,17 +120,14 @@ def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Applicat
 
     def protect(answer: Any) -> Any:
         scripts = " ".join(["'self'", *app.csp_hashes()])
-        answer.headers.setdefault("Content-Security-Policy", _policy(scripts))
+        directives = {**_POLICY, "script-src": scripts}
+        policy = "; ".join(f"{name} {value}" for name, value in directives.items())
+        answer.headers.setdefault("Content-Security-Policy", policy)
         return answer
 
     server.after_request(protect)
     application: Application = server
     return application
-
-
-def _policy(scripts: str = "'self'") -> str:
-    directives = {**_POLICY, "script-src": scripts}
-    return "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
 def _head() -> str:
@@ -150,13 +138,11 @@ def _head() -> str:
     )
 
 
-def _header(storage: RDBStorage, files: Mapping[str, Path], menu: Mapping[str, str], current: str) -> str:
+def _header(storage: RDBStorage, menu: Mapping[str, str], current: str) -> str:
     """The menu: real links, the current page marked, and the switch between light and dark."""
     source = masked(storage.url)
     links = ""
     for name, path in menu.items():
-        if name != current and _is_empty(storage, files[name]):
-            continue
         attributes = f'href="{path}" data-page'
         if name == current:
             attributes += " aria-current=page"
@@ -168,29 +154,6 @@ def _header(storage: RDBStorage, files: Mapping[str, Path], menu: Mapping[str, s
         '<button type="button" id="theme-switch">Dark</button></header>'
         '<p id="ended" role="alert"></p>'
     )
-
-
-def _is_empty(storage: RDBStorage, file: Path) -> bool:
-    """Whether a page says that it has nothing to show; one that cannot say it has something: its problem."""
-    try:
-        return bool(load_file(file).is_empty(storage))
-    except Exception:
-        return False
-
-
-def _broken(header: str, name: str, problem: str) -> Application:
-    """A page that says what is wrong with its file."""
-    line = printable(" ".join(problem.split()))
-    notice(f"dashboard: {line}")
-    title = html.escape(_title(name))
-    text = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title} · lcsc</title>'
-        f'{_head()}</head><body>{header}<main id="content"><h1>{title}</h1>'
-        f'<p class="problem" role="alert">{html.escape(line)}</p>'
-        "<p>The other pages work. Correct the file, and start lcsc dashboard again.</p></main></body></html>"
-    )
-    headers = {"Content-Security-Policy": _policy()}
-    return Response(text, HTTPStatus.INTERNAL_SERVER_ERROR, headers, mimetype="text/html")
 
 
 def _redirect(path: str) -> Application:

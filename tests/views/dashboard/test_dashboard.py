@@ -51,7 +51,6 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
     assert site.request("/lcsc/").headers["Location"] == "/lcsc/compare"
     pages = sorted(entries("dashboards"))
     assert {"compare", "study", "images"} <= set(pages)
-    with_content = {"compare", "study"}  # no images or landscape is there
     for page in pages:
         answer = site.request(f"/lcsc/{page}")
         text, policy = answer.text, answer.headers["Content-Security-Policy"]
@@ -59,8 +58,7 @@ def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Pa
         assert "<noscript><p>This page needs JavaScript." in text
         assert "unsafe" not in policy.partition("script-src")[2]
         assert "http" not in policy
-        linked = {name for name in pages if f'href="/lcsc/{name}"' in text}
-        assert linked == {page, *with_content}
+        assert all(f'href="/lcsc/{name}"' in text for name in pages)
         assert "aria-current=page" in text
         assert "http://" not in text.replace("http://www.w3.org", "")
         assert "https://" not in text
@@ -131,29 +129,6 @@ def test_a_page_of_ones_own_is_in_the_menu(url: str, workplace: Path) -> None:
     assert all(part in text for part in ("My page", 'href="/lcsc/compare"', "/lcsc/my_page/_dash-component-suites/"))
     assert "mine" in site.get("/lcsc/my_page/_dash-layout")
     assert 'href="/lcsc/my_page"' in site.get("/lcsc/compare")
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "problem"),
-    [
-        ("raises", f"raise ValueError('{SCRIPT}')", "&lt;script&gt;"),
-        ("tired", "def build(storage): raise RuntimeError('too tired')", "too tired"),
-        ("three", "def build(storage): return 3", "gave int, expected a dash.Dash"),
-    ],
-)
-def test_a_broken_page_of_ones_own_says_so_and_the_rest_works(
-    url: str, workplace: Path, name: str, code: str, problem: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_study(url, "digits/LCSC/0")
-    write_page(name, code)
-    site = Site(url)
-    answer = site.request(f"/lcsc/{name}")
-    assert answer.status_code == 500
-    assert problem in answer.text
-    assert not any(text in answer.text for text in (SCRIPT, "Traceback"))
-    assert 'href="/lcsc/compare"' in answer.text
-    assert capsys.readouterr().err.count("\n") == 1
-    site.get("/lcsc/compare")
 
 
 def test_a_password_never_reaches_a_page(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
