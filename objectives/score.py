@@ -24,7 +24,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_dotted, import_extra
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import parse_settings
@@ -167,7 +167,7 @@ def _transformers_factory(folder: Path, architecture: str | None, model: str) ->
         )
 
     def make() -> Any:
-        with collected_messages():
+        with quiet_libraries():
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             return network_class(config)
 

@@ -32,18 +32,12 @@ def same_working_folder() -> Iterator[None]:
 
 
 def shown_size(count: float) -> str:
-    """A number of bytes for people, with three digits: ``320 B``, ``6.91 KB``, ``8.00 GB``; a KB is 1,000 bytes."""
-    if count < 1000:
-        return f"{count:.0f} B"
+    """A number of bytes for people, with three digits: ``320 B``, ``6.91 KB``, ``8 GB``; a KB is 1,000 bytes."""
     unit = 0
     while count >= 999.5 and unit < len(_UNITS) - 1:
         count /= 1000
         unit += 1
-    if count < 9.995:
-        return f"{count:.2f} {_UNITS[unit]}"
-    if count < 99.95:
-        return f"{count:.1f} {_UNITS[unit]}"
-    return f"{count:.0f} {_UNITS[unit]}"
+    return f"{count:.3g} {_UNITS[unit]}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, in_order_of, open_database, studies_that_begin_with
+from lcsc_opt.cli.options import Steps, Storage, in_order_of, open_database
 from lcsc_opt.cli.output import say
 from lcsc_opt.views import number
 
@@ -32,10 +32,7 @@ _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existi
 def export(
     study: Annotated[
         str,
-        typer.Argument(
-            help="An experiment, whose answer is written; or experiment/optimizer/seed.",
-            autocompletion=studies_that_begin_with,
-        ),
+        typer.Argument(help="An experiment, whose answer is written; or experiment/optimizer/seed."),
     ],
     out: _Out,
     form: _Form = None,

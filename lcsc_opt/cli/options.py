@@ -18,18 +18,6 @@ if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a d
     from lcsc_opt.database.store import StoredStudy
 
 
-def studies_that_begin_with(context: typer.Context, incomplete: str) -> list[str]:
-    """The names of experiments and studies that a shell proposes; none, rather than an error, without a database."""
-    from lcsc_opt.base.errors import LcscError
-    from lcsc_opt.database.store import read_contents
-
-    try:
-        contents = read_contents(open_database(context.params.get("storage")))
-    except LcscError:
-        return []
-    return [name for name in (*contents.experiments, *contents.studies) if name.startswith(incomplete)]
-
-
 Experiment = Annotated[str, typer.Argument(help="The name of a study file, such as digits.")]
 Storage = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,8 +32,7 @@ def compare(
         Path | None, typer.Option(help="Also draw the comparison, to this file: .html, .png, .svg, .pdf or .json.")
     ] = None,
     axis: Annotated[
-        str | None,
-        typer.Option(help="X axis of the curves: evaluations, images, model_calls or seconds."),
+        Literal["evaluations", "images", "model_calls", "seconds"] | None, typer.Option(help="X axis of the curves.")
     ] = None,
     all_metrics: Annotated[
         bool, typer.Option("--all", help="All held-out metrics; by default FID on unseen images, precision and recall.")
@@ -50,10 +49,10 @@ def compare(
     from lcsc_opt.views.answer import answer_line
     from lcsc_opt.views.tables import comparison_rows, comparison_tables
 
-    if plot is None and axis is not None:
-        raise typer.BadParameter("--axis belongs to a figure; give --plot, too")
     if plot is not None:
-        _check_plot(plot, axis)
+        from lcsc_opt.views.figures.writing import check_suffix
+
+        check_suffix(plot)  # before the tables are printed
     reader = HistoryReader(open_database(storage, database_of=experiment))
     studies = reader.read(experiment)
     report = studies[0].report
@@ -96,16 +95,6 @@ def _print_ranking(title: str, studies: Sequence[Standing]) -> None:
         cells += [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}", spread_text(row.searched)]
         rows.append(cells)
     print_table(header, rows, title=title, optional=_OPTIONAL)
-
-
-def _check_plot(path: Path, axis: str | None) -> None:
-    """Refuse what cannot be drawn, before the tables are printed."""
-    from lcsc_opt.views.curves import AXES
-    from lcsc_opt.views.figures.writing import check_suffix
-
-    check_suffix(path)
-    if axis is not None and axis not in AXES:
-        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
 
 
 def _draw(studies: Sequence[Standing], axis: str | None, path: Path) -> None:

@@ -26,7 +26,6 @@ from lcsc_opt.cli.options import (
     in_order_of,
     open_database,
     report_of,
-    studies_that_begin_with,
 )
 from lcsc_opt.cli.output import print_described, print_json, print_line, print_report, print_table, say
 
@@ -243,10 +242,7 @@ def _print_catalog(output: str) -> None:
 def show(
     study: Annotated[
         str,
-        typer.Argument(
-            help="experiment/optimizer/seed; or an exported model, or its recipe.",
-            autocompletion=studies_that_begin_with,
-        ),
+        typer.Argument(help="experiment/optimizer/seed; or an exported model, or its recipe."),
     ],
     storage: Storage = None,
     output: Output = "table",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, lora_flavour, lora_modules
 from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.coefficients.layer_groups import LORA_FACTORS
@@ -102,7 +102,7 @@ class LoraAdapter:
                 dtypes[component] = self._component_of(name).dtype
             copies[name] = factor.to(dtypes[component], copy=True)
         try:
-            with collected_messages():
+            with quiet_libraries():
                 self._pipeline.load_lora_weights(copies, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -216,7 +216,7 @@ def _converted_by(pipeline_name: str, weights: Mapping[str, Tensor], alphas: Lor
             scaled[_expected_name(module.alpha)] = torch.tensor(float(len(down)))
     pipeline_class = getattr(import_extra("diffusers"), pipeline_name)
     try:
-        with collected_messages():
+        with quiet_libraries():
             converted: dict[str, Tensor] = pipeline_class.lora_state_dict(scaled)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

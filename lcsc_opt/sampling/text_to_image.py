@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.lora import LoraAlphas
@@ -72,7 +72,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     device = settings.torch_device()
     loader = import_extra("diffusers").DiffusionPipeline
     try:
-        with collected_messages():
+        with quiet_libraries():
             index = loader.load_config(name)
             _check_index(name, index)
             without = {component: None for component in UNUSED if component in index}
@@ -305,7 +305,7 @@ class LatentDiffusionSampler:
         if torch.is_grad_enabled():
             call = inspect.unwrap(call)  # without the decorator torch.no_grad
         with contextlib.ExitStack() as stack:
-            stack.enter_context(collected_messages())
+            stack.enter_context(quiet_libraries())
             if not self._trains_text_encoder:
                 stack.enter_context(self.encoded_prompts.answering(self.pipeline))
             if self.recomputed:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
 from lcsc_opt.training.recipes.base import Denoiser, Kind
@@ -58,7 +58,7 @@ class TrainedModel:
         if (folder.path / _UNET / "config.json").is_file():
             component = folder.path / _UNET
         try:
-            with collected_messages():
+            with quiet_libraries():
                 loaded: nn.Module = cast("Any", type(network)).from_pretrained(
                     component, local_files_only=True, use_safetensors=True
                 )

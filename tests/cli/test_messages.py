@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from lcsc_opt.cli.options import studies_that_begin_with
 from tests.commands import Typed
 
 STUDY = """
@@ -53,16 +50,6 @@ def test_a_study_without_its_seed_is_told_which_seeds_there_are(study_file: str,
     study = "said/Grid/0"
     said = typed("show", study.rpartition("/")[0], status=2).err
     assert said.endswith(f"its studies are: {study}\n")
-
-
-def test_a_shell_completes_the_names_of_studies(study_file: str, monkeypatch: pytest.MonkeyPatch, typed: Typed) -> None:
-    typed("run", study_file)
-    typed("run", study_file, "name=another")
-    context: Any = SimpleNamespace(params={})
-    assert studies_that_begin_with(context, "ano") == ["another", "another/Grid/0"]
-    assert len(studies_that_begin_with(context, "")) == 4
-    monkeypatch.setenv("LCSC_STORAGE", "sqlite:///nowhere.db")
-    assert studies_that_begin_with(context, "") == []
 
 
 @pytest.mark.parametrize("group", ["", "trajectory"])

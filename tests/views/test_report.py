@@ -71,7 +71,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
         assert shown.count(f"digits/{study}") >= 2
     assert "broken" in shown, "the reason of a failure"
     figures = page.figures()
-    assert len(figures) == 4 + 5, "comparisons, one for each study"
+    assert len(figures) == 1 + 5, "the comparison, one for each study"
     labels = [attributes["aria-label"] for _, attributes in page.elements if attributes.get("role") == "figure"]
     assert len(labels) == len(figures)
     assert all(labels)

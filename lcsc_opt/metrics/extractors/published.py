@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.imports import import_extra
-from lcsc_opt.base.libraries import collected_messages
+from lcsc_opt.base.libraries import quiet_libraries
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -286,7 +286,7 @@ def pretrained(kind: Any, folder: Path, setting: str, published: str) -> Any:
     """
     options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     try:
-        with collected_messages():
+        with quiet_libraries():
             network, loading = kind.from_pretrained(str(folder), dtype=torch.float32, **options)
     except Exception as error:  # torn weights and wrong configurations have exceptions of their own libraries
         reason = str(error).partition("\n")[0]

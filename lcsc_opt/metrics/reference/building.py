@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from lcsc_opt.base.errors import MetricError
@@ -21,16 +21,16 @@ from lcsc_opt.base.paths import expanded_path
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_in_parts
-from lcsc_opt.metrics.frechet import FrechetReference, Moments
-from lcsc_opt.metrics.reference.files import SUFFIXES, Rows, has_images, read_reference_file
+from lcsc_opt.metrics.frechet import Moments
+from lcsc_opt.metrics.reference.files import SUFFIX, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import DATASETS, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 
-ROWS = 4096  # of a file of features, whose moments are added at once
 DEFAULT_FRACTION = 0.2
 LARGE_ENOUGH = 1_000  # images, of which a part is held out by default
 
 ReferenceSetting = str | Mapping[str, Any]
+Rows = npt.NDArray[np.float32]
 
 
 class ReferenceSettings(FrozenModel):
@@ -118,7 +118,7 @@ class ReferenceSettings(FrozenModel):
         """
         image_set = _image_set(self.train, folder)
         if image_set is None:
-            _, _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
+            _, image_set = read_reference_file(expanded_path(self.train, error=MetricError), "", images=True)
         if image_set is None:
             raise MetricError(f"reference: {self.train} holds no images")
         return image_set
@@ -198,8 +198,8 @@ def _path(source: str) -> Path | None:
         if source.lower() in DATASETS:
             return None
         raise MetricError(f"reference: {path} does not exist, and is not a data set; known: {', '.join(DATASETS)}")
-    if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
-        raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
+    if not (path.is_dir() or path.suffix.lower() in (".zip", SUFFIX)):
+        raise MetricError(f"{path}: is not a reference; expected a folder of images, .zip or {SUFFIX}")
     return path
 
 
@@ -243,9 +243,7 @@ class _Builder:
         if images is not None:
             return self.of_images(images, features=features)
         path = expanded_path(source, error=MetricError)
-        statistics, rows, pixels = read_reference_file(path, self.alias, images=features)
-        if rows is not None:
-            return self._of_rows(rows)
+        statistics, pixels = read_reference_file(path, self.alias, images=features)
         if statistics is not None:
             self._check_extractor(path, statistics.extractor)
         if pixels is None:
@@ -269,15 +267,6 @@ class _Builder:
                 "give the images, or statistics of the same extractor"
             )
 
-    def _of_rows(self, rows: Rows) -> Reference:
-        """The reference of the features ``[M, D]`` of a file."""
-        moments = Moments()
-        for first in range(0, len(rows), ROWS):
-            moments.update(torch.from_numpy(rows[first : first + ROWS]))
-        identity = _digest(hashlib.sha256(rows.tobytes()).hexdigest(), self.extractor.name)
-        gaussian = FrechetReference(moments.mean, moments.covariance)
-        return Reference(self.extractor, gaussian, moments.count, identity, rows)
-
     def of_images(self, images: ImageSet, *, features: bool) -> Reference:
         """The reference of images, whose statistics and features are kept."""
         if images.count < 2:
@@ -293,7 +282,7 @@ class _Builder:
             self._compute(images, statistics_file, features_file if features else None)
             if features:
                 rows = _mapped(features_file)
-        statistics, _, _ = read_reference_file(statistics_file, self.alias, images=False)
+        statistics, _ = read_reference_file(statistics_file, self.alias, images=False)
         assert statistics is not None  # written by _compute
         return Reference(self.extractor, statistics.gaussian, statistics.count, identity, rows, images.size)
 

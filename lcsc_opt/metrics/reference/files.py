@@ -1,10 +1,6 @@
-"""Reads files about reference images: statistics, features, or the images as an array.
+"""Reads files about reference images: ``.npz`` with statistics, the images as an array, or both.
 
-::
-
-    .npz   mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
-    .npy   features [N, D]
-
+They are mu and sigma of pytorch-fid, clean-fid and EDM; and ADM's, with the images as arr_0.
 Pickles are not read, so nothing in a file is executed.
 """
 
@@ -17,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.frechet import FrechetReference, check_covariance
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageSet
 
-SUFFIXES = (".npz", ".npy")
+SUFFIX = ".npz"
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
-
-Rows = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,36 +32,27 @@ class Statistics:
     extractor: str | None
 
 
-def read_reference_file(
-    path: Path, extractor: str, *, images: bool
-) -> tuple[Statistics | None, Rows | None, ImageSet | None]:
-    """The content of ``path`` for one extractor: statistics, features ``[N, D]``, images; at least one of these.
+def read_reference_file(path: Path, extractor: str, *, images: bool) -> tuple[Statistics | None, ImageSet | None]:
+    """The content of ``path`` for one extractor: statistics, images; at least one of these.
 
     Args:
-        path: a file in one of the formats above.
+        path: the file.
         extractor: its name in metrics, such as ``inception``.
         images: whether raw images are read even if the file has statistics for the extractor, too.
 
     Raises:
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
-    with _named(path):
-        if path.suffix.lower() == ".npy":
-            # mapped first: a header that promises more than the file has fails before memory is allocated
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return None, _features(np.array(array)), None  # copied, since the file may be replaced later
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            # ADM's files have images, and the statistics of their Inception features
-            has_inception_statistics = extractor == INCEPTION and "mu" in archive
-            if IMAGES in archive and (images or not has_inception_statistics):
-                pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
-                statistics = None
-                if has_inception_statistics:
-                    statistics = _statistics(archive)
-                return statistics, None, pixels
-            if "features" in archive:
-                return None, _features(archive["features"]), None
-            return _statistics(archive), None, None
+    with _named(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        # ADM's files have images, and the statistics of their Inception features
+        has_inception_statistics = extractor == INCEPTION and "mu" in archive
+        if IMAGES in archive and (images or not has_inception_statistics):
+            pixels = ImageSet.of_array(archive[IMAGES], source=str(path))
+            statistics = None
+            if has_inception_statistics:
+                statistics = _statistics(archive)
+            return statistics, pixels
+        return _statistics(archive), None
 
 
 def has_images(path: Path) -> bool:
@@ -98,7 +82,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     if not {"mu", "sigma"} <= set(arrays):
-        raise MetricError("holds no mu and sigma; expected pytorch-fid statistics, features or images")
+        raise MetricError("holds no mu and sigma; expected pytorch-fid statistics or images")
     count = None
     if "count" in arrays:
         count = int(arrays["count"])
@@ -110,12 +94,3 @@ def _statistics(arrays: Mapping[str, Any]) -> Statistics:
     gaussian = FrechetReference(arrays["mu"], arrays["sigma"])
     check_covariance(arrays["sigma"], "sigma")
     return Statistics(gaussian, count, extractor)
-
-
-def _features(array: npt.NDArray[Any]) -> Rows:
-    if array.ndim != 2 or len(array) < 2 or array.dtype.kind != "f":
-        raise MetricError(f"expected features [N, D] with N at least 2, got {list(array.shape)} in {array.dtype}")
-    features = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(features).all():
-        raise MetricError("holds features that are not finite")
-    return features

@@ -170,5 +170,5 @@ class Reference:
 
 NO_FEATURES = (
     "this metric compares features, and the reference holds mean and covariance only; "
-    "give the images themselves (a folder, a .zip, ADM's .npz) or saved features [N, D]"
+    "give the images themselves (a folder, a .zip, ADM's .npz)"
 )

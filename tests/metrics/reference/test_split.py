@@ -90,9 +90,9 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     for fraction, message in ((1e-6, "20 of 20 .* and 0 .* a larger fraction"), (0.999, "0 of 20 .* a smaller")):
         with pytest.raises(MetricError, match=message):
             build({"train": str(images), "held_out_fraction": fraction}, tmp_path)
-    np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(MetricError, match=r"not a folder, \.zip or data set"):
-        build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
+        build({"train": str(tmp_path / "statistics.npz"), "held_out_fraction": 0.2}, tmp_path)
 
 
 def test_a_part_of_a_part_holds_images_of_that_part() -> None:
