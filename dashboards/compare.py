@@ -27,8 +27,7 @@ from lcsc_opt.views.study_status import duration
 from lcsc_opt.views.tables import comparison_tables
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "only", "scale")
-SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
+CONTROLS = ("experiment", "axis", "only")
 COLUMN = {
     "sortable": True,
     "resizable": True,
@@ -57,7 +56,6 @@ def build(storage: RDBStorage) -> dash.Dash:
         experiment: str | None,
         axis: str,
         only: Sequence[str] | None,
-        scale: Sequence[str],
         seen: str,
         columns: Any,
     ) -> tuple[Any, ...]:
@@ -67,7 +65,7 @@ def build(storage: RDBStorage) -> dash.Dash:
             return "", nothing, blank, [], [], "", [], "", parts.RUNNING_MS, ""
         shown = Shown.read(reader, experiment, only or ())
         interval = parts.refresh_interval(shown.studies)
-        controls = (axis, scale, shown.optimizers)
+        controls = (axis, shown.optimizers)
         signature = parts.signature(shown.studies, theme, *controls)
         if signature == seen:
             return *[no_update] * 8, interval, no_update
@@ -78,7 +76,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         return (
             "",
             first_line(shown.studies),
-            comparison_figure(shown.studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme),
+            comparison_figure(shown.studies, axis, theme=theme),
             new_columns,
             [_row(row) for row in ranked],
             _metrics(shown),
@@ -146,8 +144,7 @@ def _chosen(reader: HistoryReader, query: Mapping[str, str]) -> tuple[Any, ...]:
         studies = reader.read(experiment) if experiment in experiments else ()
         axis = default_axis(studies)
     only = [name for name in query.get("only", "").split(",") if name]
-    scale = [name for name in query.get("scale", "y").split(",") if name in SCALES]
-    return experiment, axis, only, scale
+    return experiment, axis, only
 
 
 def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[Standing, ...]:
@@ -159,7 +156,6 @@ def _of_optimizers(studies: Sequence[Standing], names: Sequence[str]) -> tuple[S
 
 def _content() -> list[Any]:
     axes = [{"label": title, "value": axis} for axis, title in AXES.items()]
-    scales = [{"label": title, "value": name} for name, title in SCALES.items()]
     return [
         html.H1("Compare optimizers"),
         html.Div(id="headline", className="headline", role="status"),
@@ -170,7 +166,6 @@ def _content() -> list[Any]:
                     "Only these and EMA*", dcc.Checklist(id="only", className="choices", inline=True), group=True
                 ),
                 parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
-                parts.field("Scale", dcc.Checklist(scales, id="scale", className="choices", inline=True), group=True),
             ],
             className="controls",
         ),

@@ -42,8 +42,12 @@ def delete(
         raise StudyStoreError(f"still running: {', '.join(sorted(running))}; wait for them, or stop them")
     for study in chosen:
         say(f"{study.name}: {study.summary.trials} trials")
-    if not _confirmed(f"Delete {len(chosen)} of the studies of {masked(database.url)}?", yes=yes):
-        return
+    if not yes:
+        question = f"Delete {len(chosen)} of the studies of {masked(database.url)}?"
+        if not sys.stdin.isatty():
+            raise StudySpecError(f"{question} There is no terminal to ask on; pass --yes")
+        if not typer.confirm(question, err=True):
+            return
     of_studies = {split_name(name)[0] for name in studies}
     experiments = of_studies.union(names) & contents.experiments.keys()
     for experiment in experiments:
@@ -81,12 +85,3 @@ def _delete_rest(database: RDBStorage, name: str) -> None:
     for file in files:
         file.unlink(missing_ok=True)
     say(f"deleted: {name}, with what was measured, and {len(files)} images")
-
-
-def _confirmed(question: str, *, yes: bool) -> bool:
-    """Whether the user answers yes at the terminal, or gave ``--yes``."""
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise StudySpecError(f"{question} There is no terminal to ask on; pass --yes")
-    return typer.confirm(question, err=True)

@@ -6,7 +6,6 @@ The user's own code, which is the objective's file and the modules that this imp
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import sys
@@ -146,15 +145,6 @@ def _copy_module(name: str, path: Path, copies: Path) -> None:
 
 
 def _software() -> dict[str, Any]:
-    """JSON-able: versions, BLAS, and a digest of this library's own code, which may change without its version."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    """JSON-able: versions, and BLAS."""
     current = environment()
-    return {
-        **current["packages"],
-        "machine": current["machine"],
-        "blas": current["blas"],
-        "lcsc_opt's code": digest.hexdigest()[:12],
-    }
+    return {**current["packages"], "machine": current["machine"], "blas": current["blas"]}

@@ -14,7 +14,6 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base import VERSION
@@ -32,7 +31,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.theme import CONFIG, template
 from lcsc_opt.views.ranking import ANSWER, CONFIDENCE, Ranked, ranking, spread_text
-from lcsc_opt.views.study_status import rate, rate_text, studies_table
+from lcsc_opt.views.study_status import studies_table
 from lcsc_opt.views.tables import TextTable, comparison_tables, report_table
 
 _Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -129,7 +128,7 @@ def _study(reader: HistoryReader, study: Standing, studies: Sequence[Standing]) 
     failures = reader.failures(study)
     return {
         "name": study.study,
-        "state": _state(study, reader.trials(study)),
+        "state": _state(study),
         "metrics": metrics,
         "coefficients": _drawn(coefficients) if coefficients.data else None,
         "failures": [[failure.reason, failure.attempts, failure.lost] for failure in failures],
@@ -141,12 +140,9 @@ def _tables(report: Report, name: str) -> list[tuple[str | None, TextTable]]:
     return [(part.sampler, report_table(report, name, part=index)) for index, part in enumerate(report.parts)]
 
 
-def _state(study: Standing, trials: Sequence[FrozenTrial]) -> str:
+def _state(study: Standing) -> str:
     """A study's progress as a sentence."""
     state = f"{study.state}: {count(study.budget_spent, study.budget_total)} {study.budget_unit}"
-    pace = rate_text(study, rate(study, trials))
-    if pace is not None:
-        state += f", {pace}"
     if study.summary.failed:
         state += f", {study.summary.failed} trials failed"
     return f"{state}."

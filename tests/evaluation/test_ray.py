@@ -192,7 +192,6 @@ def test_addresses_where_no_cluster_is_are_one_line(
     [
         ({"python": "2.7", "cores": 999}, None),
         ({"blas": []}, "has other software than the coordinator: blas "),
-        ({"lcsc_opt's code": "another"}, "has other software than the coordinator: lcsc_opt's code "),
     ],
 )
 def test_other_software_is_what_changes_results(own_files: Path, coordinator: dict[str, Any], said: str | None) -> None:

@@ -58,8 +58,6 @@ class Reward:
             raise MetricError(
                 f"reward {self.name}: returned {repr(result)[:40]}, expected {count} scores, [{count}]"
             ) from error
-        if scores.is_complex():
-            raise MetricError(f"reward {self.name}: returned complex numbers, expected {count} real scores, [{count}]")
         if scores.shape != (count,):
             raise MetricError(
                 f"reward {self.name}: returned the shape {list(scores.shape)}, expected {count} scores, [{count}]"

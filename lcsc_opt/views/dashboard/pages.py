@@ -39,11 +39,6 @@ _POLICY = {
     "frame-ancestors": "'self'",
 }
 
-_NO_SCRIPT = (
-    "<noscript><p>This page needs JavaScript. Without it, the commands lcsc compare and lcsc report show the same."
-    "</p></noscript>"
-)
-
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -112,7 +107,7 @@ def _with_menu(app: dash.Dash, name: str, header: Callable[[], str]) -> Applicat
     app.title = f"{app.title} · lcsc"
     page = app.index_string.replace("<html>", '<html lang="en">', 1)
     page = page.replace("</head>", f"{_head()}</head>", 1)
-    app.index_string = page.replace("<body>", f"<body>{{%menu%}}<div id='content' tabindex='-1'></div>{_NO_SCRIPT}", 1)
+    app.index_string = page.replace("<body>", "<body>{%menu%}<div id='content' tabindex='-1'></div>", 1)
     untyped: Any = app
     fill = untyped.interpolate_index
     untyped.interpolate_index = lambda **content: fill(**content).replace("{%menu%}", header(), 1)

@@ -20,8 +20,6 @@ def comparison_figure(
     studies: Sequence[Standing],
     axis: str | None = None,
     *,
-    log_x: bool = False,
-    log_y: bool = True,
     theme: Theme = "light",
 ) -> go.Figure:
     """Best so far of each optimizer: mean and range over its seeds, EMA* as a line.
@@ -41,22 +39,22 @@ def comparison_figure(
     if ema is not None and ema.searched is not None:
         level = Level(ema.searched, "EMA*")
         lowest = min(lowest, level.y)
-    log_y = log_y and lowest > 0
+    is_logarithmic = lowest > 0
     traces: list[go.Scatter] = []
     for line in lines:  # under all lines
         traces += _range_traces(line)
     for line in lines:
         traces.append(_line_trace(line))
     x_options: dict[str, Any] = {}
-    if axis == "evaluations" and not log_x and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
+    if axis == "evaluations" and max(line.positions[-1] for line in lines) < _FEW_EVALUATIONS:
         x_options["dtick"] = 1  # no ticks between whole numbers
     panel = Panel(
         traces,
-        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=log_y, tick_format="~g"),
+        y=Axis(f"best {inert(loss_name(studies))} so far", logarithmic=is_logarithmic, tick_format="~g"),
         level=level,
     )
-    view = f"comparison/{studies[0].experiment}/{axis}/{log_x}/{log_y}"
-    x = Axis(AXES[axis], logarithmic=log_x, tick_format="~s", options=x_options)
+    view = f"comparison/{studies[0].experiment}/{axis}"
+    x = Axis(AXES[axis], tick_format="~s", options=x_options)
     return draw([panel], x=x, theme=theme, view=view, hovermode="x unified")
 
 

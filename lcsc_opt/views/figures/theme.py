@@ -9,8 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import plotly.graph_objects as go
 
-from lcsc_opt.database.names import LAST_CHECKPOINT, TRAINER_EMA
-
 Theme = Literal["light", "dark"]
 
 
@@ -38,12 +36,6 @@ STYLES = {
     "LCSCGradient": Style(ORANGE, "solid", "star"),
     "CMA": Style(BLUE, "solid", "circle"),
     "LCSCQuadratic": Style(GREEN, "solid", "hexagon"),
-    "DE": Style(GREEN, "dashdot", "triangle-up"),
-    "OnePlusOne": Style(PURPLE, "solid", "triangle-down"),
-    "PSO": Style(SKY, "solid", "cross"),
-    "RandomSearch": Style(GREY, "dot", "x"),
-    LAST_CHECKPOINT: Style(GREY, "solid", "circle-open"),
-    TRAINER_EMA: Style(GREY, "dashdot", "square-open"),
 }
 _TITLE_CHARACTERS = 36
 _OTHER_COLOURS = (ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from lcsc_opt.database.names import TRAINED
 from lcsc_opt.views.curves import AXES
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.theme import STYLES, style
@@ -16,8 +15,6 @@ def test_an_optimizer_looks_the_same_in_every_process_and_unlike_others() -> Non
     others = {style(f"other {number}") for number in range(300)}
     assert "solid" not in {drawn.dash for drawn in others}
     assert len(others) > 100
-    for name in TRAINED:
-        assert style(name).colour == style("EMAGrid").colour, "what was not searched is grey"
 
 
 # comparison
@@ -49,6 +46,4 @@ def test_a_comparison_draws_mean_and_band() -> None:
 def test_logarithmic_axes_are_kept_for_positive_losses() -> None:
     positive, negative = [history([3.0, 2.0])], [history([3.0, -2.0])]
     assert comparison_figure(positive).layout.yaxis.type == "log"
-    other = comparison_figure(positive, log_y=False, log_x=True)
-    assert (other.layout.xaxis.type, other.layout.yaxis.type) == ("log", "linear")
     assert comparison_figure(negative).layout.yaxis.type == "linear"
