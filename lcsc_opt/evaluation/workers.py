@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.machine import cores
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective
+
+_MOST_A_CORE = 8  # processes that evaluate: those that wait for a GPU need little of one
 
 
 def worker_environments(spec: StudySpec) -> list[Mapping[str, str]]:
@@ -44,7 +48,7 @@ def open_workers(
 
     Raises:
         ObjectiveError: a worker's device is not there.
-        StudySpecError: the Ray cluster has no room.
+        StudySpecError: the Ray cluster has no room, or this machine is too small for so many.
     """
     expected = objective.fingerprint()
     if spec.ray is not None:
@@ -57,6 +61,12 @@ def open_workers(
     elif spec.worker_count == 1 and not spec.devices:
         yield None
     else:
+        most = _MOST_A_CORE * cores()
+        if spec.worker_count > most:
+            raise StudySpecError(
+                f"workers: {spec.worker_count} processes on {cores()} cores; expected at most {most}, or auto: one for "
+                "each GPU"
+            )
         pool = WorkerPool(loader, spec.worker_count, expected=expected, environments=worker_environments(spec))
         with contextlib.closing(pool):
             yield pool
