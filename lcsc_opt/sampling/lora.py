@@ -132,14 +132,8 @@ class LoraAdapter:
         raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(component).__name__}")
 
 
-_NATIVE_NAMES: Mapping[str, re.Pattern[str]] = {
-    "FluxPipeline": re.compile(r"(lora_unet_|(.*\.)?)(double|single)_blocks[._]\d+[._]"),
-    "QwenImagePipeline": re.compile(r"(lora_unet_|diffusion_model\.)transformer_blocks[._]\d+[._]"),
-    "WanPipeline": re.compile(r"(lora_unet_|(diffusion_model\.)?)blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]"),
-}
-"""Pipeline → how module names begin that its ``lora_state_dict`` translates: those of the model's first code, and of
-trainers such as kohya's sd-scripts and musubi-tuner, ai-toolkit and ComfyUI. Diffusers' own names begin otherwise.
-"""
+_NOT_OF_DIFFUSERS = re.compile(r"(diffusion_model|double_blocks|single_blocks)\.|blocks\.\d+\.(self|cross)_attn")
+"""How modules are called in the first code of FLUX, Qwen-Image and Wan: ``load_lora_weights`` translates such files."""
 _TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.")  # no U-Net begins with these
 _UNET_BLOCKS = (
     "down_blocks_",
@@ -164,7 +158,7 @@ def to_diffusers(
     """A LoRA of any flavour under the names that a pipeline's ``load_lora_weights`` loads.
 
     alpha / rank is multiplied into ``up``, since these names have no place for alpha: they mean alpha = rank. kohya's
-    names are converted by diffusers itself, which knows the U-Nets of Stable Diffusion and SDXL.
+    names of Stable Diffusion and SDXL are converted by diffusers itself.
 
     Args:
         weights: the LoRA.
@@ -177,9 +171,6 @@ def to_diffusers(
             take for others without ``unet_config``.
     """
     alphas = alphas or LoraAlphas()
-    pipeline_name = _pipeline_of_native_names(weights)
-    if pipeline_name is not None:
-        return _converted_by(pipeline_name, weights, alphas)
     named = _diffusers_names(weights, component=component, unet_config=unet_config)
     converted: dict[str, Tensor] = {}
     for name, (module, checkpoint_name) in named.items():
@@ -191,50 +182,6 @@ def to_diffusers(
     return converted
 
 
-def _pipeline_of_native_names(names: Iterable[str]) -> str | None:
-    """The pipeline of diffusers that translates these names; ``None`` where all are known here."""
-    listed = list(names)
-    for pipeline_name, pattern in _NATIVE_NAMES.items():
-        if any(pattern.match(name) for name in listed):
-            return pipeline_name
-    return None
-
-
-def _converted_by(pipeline_name: str, weights: Mapping[str, Tensor], alphas: LoraAlphas) -> dict[str, Tensor]:
-    """The LoRA as a pipeline's ``lora_state_dict`` translates it, fused projections divided and alphas multiplied in.
-
-    Raises:
-        TrajectoryError: it does not know some of the names, or refuses them.
-    """
-    modules = lora_modules(weights)
-    scaled: dict[str, Tensor] = {}
-    for module in modules:
-        down, up, scale = module.factors(weights, alphas)
-        scaled[_expected_name(module.down)] = down
-        scaled[_expected_name(module.up)] = (up.double() * scale).to(up.dtype)
-        if module.alpha is not None:  # the scale is 1 then: some of the converters leave alphas out
-            scaled[_expected_name(module.alpha)] = torch.tensor(float(len(down)))
-    pipeline_class = getattr(import_extra("diffusers"), pipeline_name)
-    try:
-        with quiet_libraries():
-            converted: dict[str, Tensor] = pipeline_class.lora_state_dict(scaled)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrajectoryError(
-            f"{pipeline_name} of diffusers does not know the names of this LoRA, such as {modules[0].down!r}: {reason} "
-            "Without --as lora it keeps its own names."
-        ) from error
-    return {name: tensor.clone() for name, tensor in converted.items()}  # fused projections share a factor
-
-
-def _expected_name(name: str) -> str:
-    """A native name as pipelines expect it: without PEFT's adapter, and Wan's with the prefix of ComfyUI."""
-    name = name.replace(".default.", ".")
-    if name.startswith("blocks."):
-        return f"diffusion_model.{name}"
-    return name
-
-
 def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) -> dict[str, tuple[LoraModule, str]]:
     """A factor's name in diffusers → its module, and its name in the checkpoint."""
     modules = lora_modules(names)
@@ -243,6 +190,8 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
     else:
         places = {}
         for module in modules:
+            if _NOT_OF_DIFFUSERS.match(module.path):
+                raise _unknown_names(module)
             place = module.component or component
             if not module.component and module.path.startswith(_TRANSFORMER_BLOCKS):
                 place = "transformer"
@@ -258,14 +207,18 @@ def _diffusers_names(names: Iterable[str], *, component: str, unet_config: Any) 
     return named
 
 
+def _unknown_names(module: LoraModule) -> TrajectoryError:
+    return TrajectoryError(
+        f"{module.down!r} is no name of diffusers: without --as lora the file keeps its names, which load_lora_weights "
+        "translates."
+    )
+
+
 def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
     """Name of each module → its component and path in a pipeline of diffusers."""
     for module in modules:
         if module.component == "unet" and not module.path.startswith(_UNET_BLOCKS):
-            raise TrajectoryError(
-                f"diffusers does not know the names of this LoRA, such as {module.down!r}. Without --as lora it keeps "
-                "them."
-            )
+            raise _unknown_names(module)
         is_sdxl = module.component == "unet" and module.path.startswith(SDXL_BLOCKS)
         if is_sdxl and unet_config is None:
             raise TrajectoryError(
