@@ -10,7 +10,7 @@ import datetime
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 
@@ -68,36 +68,20 @@ class ObjectiveSpec(FrozenModel):
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
-LAYERS = "layers"
-"""The rule for rows that needs no patterns, see :mod:`lcsc_opt.coefficients.layer_groups`."""
-AUTO = "auto"
+LAYERS: Final = "layers"
+"""The rule for rows, see :mod:`lcsc_opt.coefficients.layer_groups`."""
+AUTO: Final = "auto"
 """Rows that :mod:`lcsc_opt.experiment.defaults` chooses for each optimizer."""
 
-_ROWS_EXAMPLE = "names with patterns of tensors, as in {attention: ['*.to_q.*', '*.to_k.*']}"
 
-
-def _check_rows(value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value in (LAYERS, AUTO)):
-        return value
-    has_names = isinstance(value, Mapping)
-    if not has_names:
-        raise ValueError(f"expected {LAYERS}, {AUTO} or {_ROWS_EXAMPLE}, got {excerpt(value)}")
-    for name, patterns in value.items():
-        listed = patterns if isinstance(patterns, list) else [patterns]
-        if not all(isinstance(text, str) for text in (name, *listed)):
-            raise ValueError(f"expected {_ROWS_EXAMPLE}, got {excerpt(dict(value))}")
-    return dict(value)
-
-
-Rows = Annotated[str | dict[str, str | list[str]] | None, pydantic.BeforeValidator(_check_rows)]
+Rows = Literal["layers", "auto"] | None
 
 
 class SpaceSpec(FrozenModel):
     """Which coefficients are searched, and from where.
 
     ``kind`` is ``affine`` or ``convex``. ``origin`` is an EMA rate per training step; by default it is the middle one
-    of the window's EMA rates. ``rows`` gives each group of layers coefficients of its own: ``layers``, or names with
-    patterns; ``None`` is one row for all.
+    of the window's EMA rates. ``rows: layers`` gives each layer coefficients of its own; ``None`` is one row for all.
     """
 
     kind: Literal["affine", "convex"] = "affine"

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_spec import LAYERS
 
-OTHER = "other"
-"""The group of the tensors that no pattern matches."""
-
-Rule = str | Mapping[str, str | Sequence[str]]
-"""``layers``; or a group's name → a pattern, or several, of tensor names, as in ``down.*``."""
+Rule = str
+"""How tensors are divided: by ``layers``."""
 
 LORA_FACTORS = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -35,7 +29,6 @@ _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
 _MANY_CHECKPOINTS = 64
-_MOST_NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,26 +52,20 @@ class LayerGroups:
     def by(cls, rule: Rule, tensors: Collection[str], tied: Mapping[str, str] | None = None) -> LayerGroups:
         """Divide tensors by a rule.
 
-        * ``layers``: the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors.
-        * a mapping: the tensors whose names match a pattern, with ``*`` and ``?`` as in file names. All other tensors
-          are the group ``other``, with a notice.
+        A layer is the name up to the last dot, so a weight and its bias are one group; of a LoRA both factors are.
 
         Args:
-            rule: one of these.
+            rule: ``layers``.
             tensors: their names.
-            tied: a further name of a tensor → its first name. A tensor has one group: that of its first name, or that
-                of the pattern which matches any of its names.
+            tied: a further name of a tensor → its first name, whose group it has.
 
         Raises:
-            StudySpecError: an unknown rule; or a pattern that matches no tensor, or one of another group.
+            StudySpecError: an unknown rule.
         """
         tied = tied or {}
-        if rule == LAYERS:
-            group_of = {name: _layer(name) for name in tensors if name not in tied}
-        elif isinstance(rule, str):
-            raise StudySpecError(f"space.rows: expected {LAYERS} or a mapping from names to patterns, got {rule!r}")
-        else:
-            group_of = _matched_groups(rule, tensors, tied)
+        if rule != LAYERS:
+            raise StudySpecError(f"space.rows: expected {LAYERS}, got {rule!r}")
+        group_of = {name: _layer(name) for name in tensors if name not in tied}
         group_of |= {name: group_of[first_name] for name, first_name in tied.items()}
         names = tuple(sorted(set(group_of.values()), key=_natural))
         rows = {name: row for row, name in enumerate(names)}
@@ -109,35 +96,6 @@ def _natural(name: str) -> list[object]:
     """A key that sorts layer.9 before layer.10."""
     texts_and_numbers = re.split("([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
-
-
-def _matched_groups(
-    rule: Mapping[str, str | Sequence[str]], tensors: Collection[str], tied: Mapping[str, str]
-) -> dict[str, str]:
-    """First name of a tensor → the group whose pattern matches one of its names, or :data:`OTHER`, with a notice."""
-    group_of: dict[str, str] = {}
-    for group, patterns in rule.items():
-        if isinstance(patterns, str):
-            patterns = [patterns]
-        for pattern in patterns:
-            matches = fnmatch.filter(tensors, pattern)
-            if not matches:
-                guess = near_miss(pattern, list(tensors)) or f", as in {next(iter(tensors), '')!r}"
-                raise StudySpecError(f"space.rows.{group}: {pattern!r} matches no tensor that varies{guess}")
-            for name in matches:
-                first_name = tied.get(name, name)
-                other_group = group_of.setdefault(first_name, group)
-                if other_group != group:
-                    if first_name != name:
-                        name = f"{name}, which is tied to {first_name},"
-                    raise StudySpecError(f"space.rows: {name} matches {other_group} and {group}; it needs one row")
-    unmatched = sorted(set(tensors) - set(tied) - set(group_of))
-    if unmatched:
-        shown = ", ".join(unmatched[:_MOST_NAMED])
-        if len(unmatched) > _MOST_NAMED:
-            shown += f" and {len(unmatched) - _MOST_NAMED} more"
-        notice(f"space.rows: no pattern matches {shown}; they are merged with the row {OTHER!r}")
-    return group_of | dict.fromkeys(unmatched, OTHER)
 
 
 def advice_on_checkpoints(count: int) -> str | None:

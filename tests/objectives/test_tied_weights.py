@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lcsc_opt
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import LayerGroups
@@ -136,20 +135,11 @@ def test_the_gradient_reaches_the_row_of_both_names(folder: Path, network: type[
     assert abs(ahead - behind) > 1e-4
 
 
-def test_a_tensor_with_two_names_has_the_group_of_either() -> None:
-    names = ("head.weight", "head.bias", "wte.weight", "wpe.weight")
+def test_a_tensor_with_two_names_has_one_group() -> None:
     tied = {"wte.weight": "head.weight"}
-    assert LayerGroups.by("layers", names, tied).row_of == {
-        "head.weight": 0,
-        "head.bias": 0,
-        "wte.weight": 0,
-        "wpe.weight": 1,
-    }
-    by_second_name = LayerGroups.by({"embedding": "w*", "rest": "*.bias"}, names, tied)
-    assert by_second_name.names == ("embedding", "rest")
-    assert by_second_name.row_of["head.weight"] == by_second_name.row_of["wte.weight"] == 0
-    with pytest.raises(StudySpecError, match=r"wte.weight, which is tied to head.weight, matches head and embedding"):
-        LayerGroups.by({"head": "head.*", "embedding": "wte.*"}, names, tied)
+    groups = LayerGroups.by("layers", ("head.weight", "wte.weight", "last.weight"), tied)
+    assert groups.names == ("head", "last")
+    assert groups.row_of["head.weight"] == groups.row_of["wte.weight"] == 0
 
 
 def test_only_weights_that_are_equal_in_all_checkpoints_are_one(folder: Path) -> None:

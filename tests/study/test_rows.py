@@ -61,17 +61,3 @@ def test_it_starts_at_one_row_and_is_exported_as_one_model(study_file: Path, typ
     merged = study.merge()
     for name, tensor in load_file("merged.safetensors").items():
         torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-6)
-
-
-def test_rows_by_several_patterns_run_and_resume_from_a_study_file(workplace: Path, typed: Typed) -> None:
-    rows = {"first": ["conv.*", "norm.*"], "rest": "steps*"}
-    study_file = write_model_study(workplace, space={"rows": rows}, optimizers=["LCSC"], budget={"evaluations": 4})
-    typed("run", str(study_file))
-    assert lcsc_opt.load_study("small/LCSC/0").layer_groups == ("first", "rest")
-    said = typed("run", str(study_file), "name=more", "start=small/LCSC/0", "space.rows=layers", status=2).err
-    assert "start: small/LCSC/0 has space.rows {'first': ['conv.*', 'norm.*'], 'rest': 'steps*'}; give" in said
-    typed("run", str(study_file), "name=more", "start=small/LCSC/0")
-    assert lcsc_opt.load_study("more/LCSC/0").coefficients.shape == (2, 5)
-    typed("run", str(study_file), "--budget", "6")
-    typed("run", "small/LCSC/0", "--budget", "8")
-    assert len(lcsc_opt.load_study("small/LCSC/0").trials) == 8

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.trajectory import Trajectory
 from tests.trajectory.test_project import dense, gradients_like
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, same_bits, state_dict
 
-GROUPS = {"first": ["weight", "double", "batches"], "second": "b*", "third": ["scale", "half", "index"]}
 ROWS = np.array([[0.9, -0.4, 0.2, 0.1, 0.2], [0.0, 1.5, 0.0, -0.5, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
 ROW_OF = {"weight": 0, "double": 0, "batches": 0, "bias": 1, "bfloat": 1, "scale": 2, "half": 2, "index": 2}
 
 
 @pytest.fixture
 def grouped(trajectory: Trajectory, small_tiles: None) -> Trajectory:
-    return trajectory.in_rows({"first": ["weight", "double", "batches"], "second": "b[if]*", "third": GROUPS["third"]})
+    return trajectory.in_groups(LayerGroups(("first", "second", "third"), ROW_OF, "layers"))
 
 
 @pytest.mark.parametrize("how", ["mapped", "streamed"])
