@@ -24,9 +24,7 @@ and ``also: null`` leaves it out:
     sampler: {name: ddim, steps: 10, also: {steps: 50}}
 
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
-one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance; with ``low: 0.2``
-and ``high: 0.8`` only between these shares of the training's timesteps. ``guidance: {scale: 1.5, weak: ema:0.99}`` is
-autoguidance by an average, or by an earlier checkpoint, ``weak: 20000``, also without classes. A model of latents
+one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
 needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``.
 """
 
@@ -35,18 +33,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings, second_of
-from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
-from lcsc_opt.objective.weak import WeakSetting, with_weak_weights
 from lcsc_opt.sampling import (
-    ALWAYS,
-    Autoguidance,
     ClassLabels,
     DecoderSettings,
     DiffusersFolder,
@@ -59,30 +53,15 @@ from lcsc_opt.sampling import (
 
 
 class GuidanceSettings(FrozenModel):
-    """Classifier-free guidance, which needs a null label, or autoguidance, which needs a weak model.
+    """Classifier-free guidance.
 
     Attributes:
         scale: 1 is the model alone.
         null_label: the class that stands for no class.
-        low, high: classifier-free guidance acts between these shares of the training's timesteps.
-        weak: a checkpoint's step or ``ema:RATE``.
     """
 
     scale: float
-    null_label: Annotated[int, Field(ge=0)] | None = None
-    low: Annotated[float, Field(ge=0, le=1)] = 0.0
-    high: Annotated[float, Field(ge=0, le=1)] = 1.0
-    weak: WeakSetting | None = None
-
-    @model_validator(mode="after")
-    def _of_one_kind(self) -> GuidanceSettings:
-        if (self.null_label is None) == (self.weak is None):
-            raise ValueError("expected either null_label (classifier-free guidance) or weak (autoguidance)")
-        if self.weak is not None and not {"low", "high"}.isdisjoint(self.model_fields_set):
-            raise ValueError("low and high are those of classifier-free guidance; leave them out with weak")
-        if self.low >= self.high:
-            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
-        return self
+    null_label: Annotated[int, Field(ge=0)]
 
 
 class Settings(ImageObjectiveSettings):
@@ -102,7 +81,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     checked.check(context)
     folder = DiffusersFolder.read(context.path(checked.model))
     trajectory = checked.trajectory(context)
-    sampler_of = _samplers(checked, folder, trajectory, context)
+    sampler_of = _samplers(checked, folder, context)
     second = _second(checked.sampler, folder)
     also = None if second is None else sampler_of(second)
     return checked.objective(sampler_of(checked.sampler), trajectory, context, also=also)
@@ -120,7 +99,7 @@ def _second(settings: SchedulerSettings, folder: DiffusersFolder) -> SchedulerSe
 
 
 def _samplers(
-    checked: Settings, folder: DiffusersFolder, trajectory: Mergeable, context: BuildContext
+    checked: Settings, folder: DiffusersFolder, context: BuildContext
 ) -> Callable[[SchedulerSettings], DiffusersSampler]:
     """What makes samplers of one network: settings → sampler."""
     settings = checked.sampler
@@ -135,18 +114,10 @@ def _samplers(
         decoder = checked.decoder.build(image_shape[0], context)
     noise = checked.noise()
     network = folder.network()
-    module = network
-    interval = ALWAYS
-    guidance = checked.guidance
-    if guidance is not None:
-        interval = (guidance.low, guidance.high)
-        if guidance.weak is not None:
-            weak = with_weak_weights(folder.network(), guidance.weak, trajectory)
-            module = Autoguidance(network, weak, guidance=guidance.scale)
 
     def sampler_of(settings: SchedulerSettings) -> DiffusersSampler:
         return DiffusersSampler(
-            module,
+            network,
             build_scheduler(settings.name, folder.scheduler, settings.scheduler),
             steps=settings.steps,
             timesteps=settings.timesteps,
@@ -157,9 +128,6 @@ def _samplers(
             timestep_scale=folder.timestep_scale,
             step_options=settings.step,
             settings=checked,
-            trained=network,
-            calls=getattr(module, "calls", 1),
-            guidance_interval=interval,
         )
 
     return sampler_of
@@ -168,6 +136,6 @@ def _samplers(
 def _labels(checked: Settings, folder: DiffusersFolder, noise: ImageNoise) -> ClassLabels | None:
     """The class of each image; ``None`` if the model has no classes."""
     guidance = None
-    if checked.guidance is not None and checked.guidance.null_label is not None:
+    if checked.guidance is not None:
         guidance = (checked.guidance.scale, checked.guidance.null_label)
     return ClassLabels.choose(checked.labels, classes=folder.classes, noise=noise, guidance=guidance)

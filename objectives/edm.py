@@ -1,11 +1,11 @@
-"""EDM and EDM2 networks (Karras et al. 2022 and 2024), sampled by Heun's method or DPM-Solver++.
+"""EDM and EDM2 networks (Karras et al. 2022 and 2024), sampled by Heun's method.
 
     objective:
       file: edm.py
       settings:
         checkpoints: training-runs/00012/network-snapshot-*.pkl
         network: training.networks:EDMPrecond      # your copy of the class; EDM2: training.networks_edm2:Precond
-        sampler: {name: heun, steps: 18}
+        sampler: {steps: 18}
         labels: balanced
         reference: fid-refs/cifar10-32x32.npz
 
@@ -15,30 +15,25 @@ arguments: name a snapshot in ``arguments_from``, or write them all into ``argum
 
     arguments: {img_resolution: 32, img_channels: 3, label_dim: 10, model_type: SongUNet}
 
-Samplers, with NVlabs' defaults for the noise levels:
+The sampler, with NVlabs' defaults for the noise levels:
 
-    sampler: {name: heun, steps: 18, sigma_min: 0.002, sigma_max: 80, rho: 7}
-    sampler: {name: heun, steps: 256, s_churn: 40, s_min: 0.05, s_max: 50, s_noise: 1.003}    # stochastic
-    sampler: {name: dpm-solver++, steps: 10, scheduler: {solver_order: 3}}
+    sampler: {steps: 18, sigma_min: 0.002, sigma_max: 80, rho: 7}
 
 ``also: {steps: 18}`` in it is a second sampler with other settings, in which reports measure the answer once more.
 
 A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
-or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network,
-``guide: {weak: ema:0.99, scale: 1.7}`` from an average of the checkpoints, or from one of them, by its step. With
-``low: 0.3`` and ``high: 3`` it acts between these noise levels only.
+or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network.
 Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
 network's own ``use_fp16``, which acts on a GPU.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
@@ -49,82 +44,47 @@ from lcsc_opt.base.settings import AlsoSettings, FrozenModel, parse_settings, se
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.reading import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.weights import difference, weights_sha256
-from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
-from lcsc_opt.objective.weak import WeakSetting, with_weak_weights
 from lcsc_opt.sampling import (
     ClassLabels,
     DecoderSettings,
-    DiffusersSampler,
     EdmDenoiser,
     HeunSampler,
     HeunSchedule,
     Labels,
     LatentDecoder,
-    RawOutput,
     Sampler,
-    build_scheduler,
     load_weights,
 )
 
 Arguments = dict[str, JsonValue]
 NonNegative = Annotated[float, Field(ge=0)]
-STOCHASTIC = ("s_churn", "s_min", "s_max", "s_noise")
 
 
 class SamplerSettings(AlsoSettings):
-    """Noise levels of Karras et al. 2022, Eq. 5. ``s_*`` (Algorithm 2) are heun's, ``scheduler`` is dpm-solver++'s."""
+    """Noise levels of Karras et al. 2022, Eq. 5."""
 
-    name: Literal["heun", "dpm-solver++"] = "heun"
     steps: Annotated[int, Field(ge=1)] = 18
     sigma_min: NonNegative = 0.002
     sigma_max: NonNegative = 80.0
     rho: float = 7.0
-    s_churn: NonNegative = 0.0
-    s_min: NonNegative = 0.0
-    s_max: NonNegative | None = None
-    s_noise: NonNegative = 1.0
-    scheduler: dict[str, JsonValue] = Field(default={})
-
-    @model_validator(mode="after")
-    def _of_this_sampler(self) -> SamplerSettings:
-        unused = STOCHASTIC if self.name == "dpm-solver++" else ("scheduler",)
-        for name in unused:
-            if name in self.model_fields_set:
-                raise ValueError(f"{self.name} has no {name}")
-        return self
 
 
 class GuideSettings(FrozenModel):
-    """What guidance leads away from: another network, or a weak model of the checkpoints.
+    """The network that guidance leads away from.
 
     Attributes:
         scale: 1 is no guidance.
         checkpoint: of another network.
         key, network, arguments: of that checkpoint; missing arguments are those of its snapshot.
-        weak: a checkpoint's step or ``ema:RATE``.
-        low, high: noise levels between which guidance acts.
     """
 
-    checkpoint: str | None = None
-    weak: WeakSetting | None = None
+    checkpoint: str
     scale: float
-    low: NonNegative = 0.0
-    high: NonNegative | None = None
     key: str | None = None
     network: str | None = None
     arguments: Arguments = Field(default={})
-
-    @model_validator(mode="after")
-    def _checkpoint_or_weak(self) -> GuideSettings:
-        if (self.checkpoint is None) == (self.weak is None):
-            raise ValueError("expected either checkpoint or weak")
-        if self.weak is not None and not {"key", "network", "arguments"}.isdisjoint(self.model_fields_set):
-            raise ValueError("weak is a model of the checkpoints themselves; leave key, network and arguments out")
-        if self.high is not None and self.low >= self.high:
-            raise ValueError(f"expected low < high, got low {self.low:g} and high {self.high:g}")
-        return self
 
 
 class Settings(ImageObjectiveSettings):
@@ -145,7 +105,7 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     checked.check(context)
     import_dotted(checked.network, setting="network")
     trajectory = checked.trajectory(context)
-    denoiser = _denoiser(checked, trajectory, context)
+    denoiser = _denoiser(checked, context)
     noise = checked.noise()
     labels = ClassLabels.choose(checked.labels, classes=denoiser.label_dim or None, noise=noise)
     decoder = _decoder(checked, denoiser.network, context)
@@ -163,46 +123,24 @@ def _sampler(
     decoder: LatentDecoder | None,
 ) -> Sampler:
     network = denoiser.network
-    shared: dict[str, Any] = {
-        "image_shape": _image_shape(network),
-        "noise": checked.noise(),
-        "labels": labels,
-        "decoder": decoder,
-        "settings": checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic
-    }
-    # the network may be limited to fewer noise levels
-    levels: dict[str, float] = {
-        "sigma_min": max(settings.sigma_min, float(getattr(network, "sigma_min", 0))),
-        "sigma_max": min(settings.sigma_max, float(getattr(network, "sigma_max", "inf"))),
-        "rho": settings.rho,
-    }
-    if settings.name == "heun":
-        schedule = HeunSchedule(
-            settings.steps,
-            **levels,
-            s_churn=settings.s_churn,
-            s_min=settings.s_min,
-            s_max=float("inf") if settings.s_max is None else settings.s_max,
-            s_noise=settings.s_noise,
-        )
-        return HeunSampler(denoiser, schedule=schedule, **shared)
-    sigma_data = float(getattr(network, "sigma_data", 0.5))
-    scheduler = build_scheduler(
-        None,
-        {"_class_name": "EDMDPMSolverMultistepScheduler"},
-        {**levels, "sigma_data": sigma_data, **settings.scheduler},
+    schedule = HeunSchedule(  # the network may be limited to fewer noise levels
+        settings.steps,
+        sigma_min=max(settings.sigma_min, float(getattr(network, "sigma_min", 0))),
+        sigma_max=min(settings.sigma_max, float(getattr(network, "sigma_max", "inf"))),
+        rho=settings.rho,
     )
-    return DiffusersSampler(
-        RawOutput(denoiser, sigma_data=sigma_data),
-        scheduler,
-        steps=settings.steps,
-        trained=denoiser.network,
-        calls=denoiser.calls,
-        **shared,
+    return HeunSampler(
+        denoiser,
+        schedule=schedule,
+        image_shape=_image_shape(network),
+        noise=checked.noise(),
+        labels=labels,
+        decoder=decoder,
+        settings=checked.model_copy(update={"dtype": "fp32"}),  # EDM's networks choose their arithmetic
     )
 
 
-def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -> EdmDenoiser:
+def _denoiser(checked: Settings, context: BuildContext) -> EdmDenoiser:
     snapshot = _first_snapshot(checked, context)
     arguments: Mapping[str, Any] = {}
     if snapshot is not None:
@@ -214,22 +152,10 @@ def _denoiser(checked: Settings, trajectory: Mergeable, context: BuildContext) -
     settings = checked.guide
     if settings is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
-    if settings.weak is not None:
-        copy = _network(checked.network, arguments, checked.arguments)
-        guide = with_weak_weights(copy, settings.weak, trajectory)
-    else:
-        guide = _guide(settings, checked.network, context)
+    guide = _guide(settings, checked.network, context)
     _use_fp16(guide, checked.dtype)
     config["guide"] = weights_sha256(guide.state_dict())
-    interval = (settings.low, math.inf if settings.high is None else settings.high)
-    return EdmDenoiser(
-        network,
-        label_dim=label_dim,
-        guide=guide,
-        guidance=settings.scale,
-        interval=interval,
-        config=config,
-    )
+    return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=settings.scale, config=config)
 
 
 def _first_snapshot(checked: Settings, context: BuildContext) -> Path | None:
@@ -265,7 +191,6 @@ def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Mod
 
 def _guide(guide: GuideSettings, network: str, context: BuildContext) -> nn.Module:
     """The network that guidance leads away from, with its weights."""
-    assert guide.checkpoint is not None
     path = context.path(guide.checkpoint)
     stored: Mapping[str, Any] = {}
     if path.suffix == ".pkl":

@@ -26,7 +26,7 @@ from lcsc_opt.objective.of_study import CHECKPOINTS
 
 _REPORTED = frozenset(("metrics", "held_out_metrics", "held_out"))  # settings
 _SECOND_SAMPLER = "also"  # a setting of reports that stands inside of others
-_MACHINE = frozenset(("batch_size", "gradient_batch_size", "device", "compile"))
+_MACHINE = frozenset(("batch_size", "gradient_batch_size", "device"))
 _REFERENCE = "reference"  # whose own ``held_out`` says which real images the loss does not see
 _SEARCH = ("optimizer", "space", "start")  # what of a specification decides the candidates of a search
 _ENVIRONMENT = ("packages", "blas", "machine")  # Python's version and the number of cores change no results

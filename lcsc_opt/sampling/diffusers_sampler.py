@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import import_extra
+from lcsc_opt.base.imports import has_parameter, import_extra
 from lcsc_opt.base.records import Noise
 from lcsc_opt.base.settings import AlsoSettings, near_miss
 from lcsc_opt.sampling.diffusers_folder import find_diffusers_class
@@ -53,7 +53,6 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
 _DPM_SOLVER = "DPMSolverMultistepScheduler"
 _FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 _VARIANCE_PRESERVING = (
-    "CogVideoX",
     "DDIM",
     "DDPMParallel",
     "DDPMScheduler",
@@ -66,7 +65,6 @@ _VARIANCE_PRESERVING = (
     "LCM",
     "LMSDiscrete",
     "PNDM",
-    "RePaint",
     "SASolver",
     "TCD",
     "UniPC",
@@ -98,10 +96,6 @@ _FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
 other classes predict is not known, so they are refused, but for those that are alone in their family."""
 
 _CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
-
-_STEP_ARGUMENTS = 3  # model_output, timestep, sample
-ALWAYS = (0.0, 1.0)
-"""The interval of guidance that acts at all timesteps."""
 
 
 class SchedulerSettings(AlsoSettings):
@@ -252,14 +246,11 @@ class DiffusersSampler(NetworkSampler):
         steps: how many steps of the scheduler; ``None`` with ``timesteps``.
         timesteps: the steps themselves, for schedulers that accept them, such as those of consistency models.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
-        calls: how many model calls one call of the network counts as.
         timestep_scale: the network is told the scheduler's timesteps times this.
-        guidance_interval: classifier-free guidance acts between these shares of the training's timesteps, 0 being no
-            noise (Kynkäänniemi et al. 2024); elsewhere the network is called once, with the classes.
-        image_shape, noise, labels, decoder, settings, trained: as of :class:`NetworkSampler`.
+        image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
 
     Raises:
-        ObjectiveError: the scheduler does not accept these steps or options; no such device.
+        ObjectiveError: the scheduler does not accept these steps; no such device.
     """
 
     def __init__(
@@ -275,15 +266,11 @@ class DiffusersSampler(NetworkSampler):
         decoder: LatentDecoder | None = None,
         step_options: Mapping[str, Any] | None = None,
         settings: NetworkSettings | None = None,
-        trained: nn.Module | None = None,
-        calls: int = 1,
         timestep_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = ALWAYS,
     ) -> None:
         super().__init__(
             network,
             settings,
-            trained=trained,
             image_shape=image_shape,
             noise=noise,
             labels=labels,
@@ -298,38 +285,10 @@ class DiffusersSampler(NetworkSampler):
         self._guidance: tuple[float, int] | None = None
         if labels is not None:
             self._guidance = labels.guidance
-        self._interval = guidance_interval
-        # EDM's schedulers give the network ln(sigma) / 4, which is no share of the training's timesteps
-        if guidance_interval != ALWAYS and type(scheduler).__name__.startswith("EDM"):
-            raise ObjectiveError(
-                f"guidance_interval: {type(scheduler).__name__} has no timesteps to give it in; leave it out, or "
-                "choose another sampler"
-            )
-        step_parameters = inspect.signature(scheduler.step).parameters
-        for parameter in list(step_parameters.values())[_STEP_ARGUMENTS:]:
-            is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-            if is_needed and parameter.name not in self._step_options:
-                raise ObjectiveError(
-                    f"sampler: a step of {type(scheduler).__name__} needs {parameter.name}, which no sampling from "
-                    "noise has; name another"
-                )
-        for option in self._step_options:
-            if option not in step_parameters:
-                raise ObjectiveError(f"sampler.step: {type(scheduler).__name__} has no {option!r}")
-        self._takes_generator = "generator" in step_parameters
-        network_calls = [calls * (1 + self._is_guided(timestep)) for timestep in self._timesteps()]
-        self.nfe = sum(network_calls)
-        self.recomputed = sum(network_calls[:-1])
-
-    def _is_guided(self, timestep: Tensor) -> bool:
-        """Whether classifier-free guidance acts at this timestep."""
-        if self._guidance is None:
-            return False
-        if self._interval == ALWAYS:
-            return True
-        low, high = self._interval
-        share = float(timestep) / float(self.scheduler.config.num_train_timesteps)
-        return low <= share <= high
+        self._takes_generator = has_parameter(scheduler.step, "generator")
+        calls_of_step = 1 if self._guidance is None else 2
+        self.nfe = calls_of_step * len(self._timesteps())
+        self.recomputed = self.nfe - calls_of_step
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
@@ -365,8 +324,6 @@ class DiffusersSampler(NetworkSampler):
         }
         if self._timestep_scale != 1:
             described["timestep_scale"] = self._timestep_scale
-        if self._interval != ALWAYS:
-            described["guidance_interval"] = list(self._interval)
         return described
 
     @contextlib.contextmanager
@@ -398,7 +355,6 @@ class DiffusersSampler(NetworkSampler):
         recompute: bool,
     ) -> Tensor:
         """What the scheduler's ``step`` expects of the network: ``[N, C, H, W]``."""
-        is_guided = self._is_guided(timestep)
         if timestep.is_floating_point():
             timestep = timestep.to(self._network.dtype)
         if self._timestep_scale != 1:
@@ -406,7 +362,7 @@ class DiffusersSampler(NetworkSampler):
         times = timestep.to(images.device).expand(len(images))
         if labels is None:
             output = self._network(images, times, recompute=recompute)
-        elif self._guidance is None or not is_guided:
+        elif self._guidance is None:
             output = self._network(images, times, class_labels=labels, recompute=recompute)
         else:
             output = self._guided_output(images, times, labels, self._guidance, recompute=recompute)

@@ -1,10 +1,9 @@
-"""EDM and EDM2 networks (Karras et al. 2022, 2024): denoisers D(x; sigma), Heun's method and DPM-Solver++ on them."""
+"""EDM and EDM2 networks (Karras et al. 2022, 2024): denoisers D(x; sigma), and Heun's method on them."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +18,6 @@ from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings
 from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
-EVERYWHERE = (0.0, math.inf)
-"""The interval of guidance that acts at all noise levels."""
-
 
 class EdmDenoiser(nn.Module):
     """D(x; sigma), as a network called ``network(x, sigma, class_labels)``, with labels in one-hot rows.
@@ -32,7 +28,6 @@ class EdmDenoiser(nn.Module):
         guide: another network; guidance leads the result away from it (Karras et al. 2024, autoguidance; a guide
             without classes gives classifier-free guidance).
         guidance: 1 is the network alone; D = D_guide + guidance (D_network − D_guide).
-        interval: noise levels between which guidance acts (Kynkäänniemi et al. 2024); elsewhere D is the network's.
         config: what the networks were made with, for the study's fingerprint.
     """
 
@@ -43,7 +38,6 @@ class EdmDenoiser(nn.Module):
         label_dim: int = 0,
         guide: nn.Module | None = None,
         guidance: float = 1.0,
-        interval: tuple[float, float] = EVERYWHERE,
         config: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
@@ -51,12 +45,9 @@ class EdmDenoiser(nn.Module):
         self.guide = guide
         self.label_dim = label_dim
         self.guidance = guidance
-        self.interval = interval
         self.config: dict[str, object] = {"class": type(network).__name__, "guidance": None}
         if guide is not None:
             self.config["guidance"] = guidance
-            if interval != EVERYWHERE:
-                self.config["interval"] = [str(level) for level in interval]
         self.config |= config or {}
 
     @property
@@ -83,61 +74,24 @@ class EdmDenoiser(nn.Module):
         if self.guide is None:
             return denoised
         denoised_by_guide: Tensor = self.guide(x, sigma, one_hot)
-        guided = denoised_by_guide + self.guidance * (denoised - denoised_by_guide)
-        if self.interval == EVERYWHERE:
-            return guided
-        low, high = self.interval
-        is_guided = ((sigma >= low) & (sigma <= high))[:, None, None, None]
-        return torch.where(is_guided, guided, denoised)
-
-
-class RawOutput(nn.Module):
-    """What diffusers' EDM schedulers expect of a network: F(c_in x, c_noise), where D = c_skip x + c_out F.
-
-    The coefficients are those of Karras et al. 2022, Table 1, last column. Networks that were made with other ones work
-    as well: the scheduler undoes these coefficients with the same numbers.
-    """
-
-    def __init__(self, denoiser: EdmDenoiser, *, sigma_data: float) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.sigma_data = sigma_data
-        self.config = denoiser.config
-
-    def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """``[N, C, H, W]``, ``[N]``, ``[N]`` → ``[N, C, H, W]``."""
-        sigma = (4 * c_noise).exp()
-        s = sigma[:, None, None, None]
-        norm = (s**2 + self.sigma_data**2).sqrt()  # 1 / c_in
-        x = scaled * norm
-        skipped = self.sigma_data**2 / norm**2 * x  # c_skip x
-        denoised: Tensor = self.denoiser(x, sigma, class_labels)
-        return (denoised - skipped) * norm / (s * self.sigma_data)
+        return denoised_by_guide + self.guidance * (denoised - denoised_by_guide)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeunSchedule:
-    """Karras et al. 2022: the noise levels of Eq. 5, and the stochasticity of Algorithm 2 (none: Algorithm 1).
+    """Karras et al. 2022: the noise levels of Eq. 5.
 
     Attributes:
         steps: N; a network is called 2 N − 1 times.
         sigma_min: the last noise level before zero.
         sigma_max: the first noise level.
         rho: how much the levels crowd at the low end.
-        s_churn: how much noise is added in all, 0 for none.
-        s_min: the lowest noise level at which noise is added.
-        s_max: the highest one.
-        s_noise: standard deviation of the added noise.
     """
 
     steps: int = 18
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-    s_churn: float = 0.0
-    s_min: float = 0.0
-    s_max: float = math.inf
-    s_noise: float = 1.0
 
     def levels(self) -> list[float]:
         """``[steps + 1]`` noise levels, decreasing to zero."""
@@ -146,20 +100,13 @@ class HeunSchedule:
         rising = noise_levels(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
         return [*rising.flip(0).tolist(), 0.0]
 
-    def raised(self, sigma: float) -> float:
-        """The noise level after noise is added, before a step from ``sigma`` (Algorithm 2, lines 3 to 5)."""
-        if not self.s_min <= sigma <= self.s_max:
-            return sigma
-        gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
-        return sigma * (1 + gamma)
-
 
 class HeunSampler(NetworkSampler):
-    """Heun's second-order method on dx/dsigma = (x − D(x; sigma)) / sigma (Karras et al. 2022, Algorithms 1 and 2).
+    """Heun's second-order method on dx/dsigma = (x − D(x; sigma)) / sigma (Karras et al. 2022, Algorithm 1).
 
     Args:
         denoiser: its ``network`` gets the merged weights.
-        schedule: noise levels and stochasticity.
+        schedule: noise levels.
         image_shape, noise, labels, decoder, settings: as of :class:`NetworkSampler`.
     """
 
@@ -194,24 +141,17 @@ class HeunSampler(NetworkSampler):
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1]."""
         labels = self._labels(noise, start, stop)
-
-        def draw(index: int) -> Tensor:
-            z = self.noise.batch(noise, start, stop, self.image_shape, draw=index)
-            return z.to(self._network.device).to(self._dtype)
-
+        z = self.noise.batch(noise, start, stop, self.image_shape)
         levels = self._levels()
-        x = levels[0] * draw(0)
-        for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-            raised = self._denoiser.rounded(self.schedule.raised(sigma))
-            if raised > sigma:
-                x = x + self.schedule.s_noise * math.sqrt(raised**2 - sigma**2) * draw(1 + step)
-            derivative = self._derivative(x, raised, labels, recompute=lower > 0)
-            euler = x + (lower - raised) * derivative
+        x = levels[0] * z.to(self._network.device).to(self._dtype)
+        for sigma, lower in itertools.pairwise(levels):
+            derivative = self._derivative(x, sigma, labels, recompute=lower > 0)
+            euler = x + (lower - sigma) * derivative
             if lower == 0:  # the last step is Euler's
                 x = euler
             else:
                 derivative_at_euler = self._derivative(euler, lower, labels, recompute=True)
-                x = x + (lower - raised) * (derivative + derivative_at_euler) / 2
+                x = x + (lower - sigma) * (derivative + derivative_at_euler) / 2
         return self._decoded(x.to(self._network.dtype))
 
     def _levels(self) -> list[float]:

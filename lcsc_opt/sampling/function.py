@@ -80,11 +80,8 @@ class FunctionSampler(NetworkSampler):
 
     @property
     def recomputed(self) -> int:  # type: ignore[override]
-        """With one call, recomputing saves no memory; torch.compile would trace the calls that are repeated."""
-        recomputes = self.nfe > 1 and not self._network.settings.compile
-        if recomputes:
-            return self.nfe
-        return 0
+        """With one call, recomputing saves no memory."""
+        return self.nfe if self.nfe > 1 else 0
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images, nominally in [-1, 1].
@@ -149,8 +146,7 @@ class FunctionSampler(NetworkSampler):
 
         hooks = [module.register_forward_pre_hook(count) for module in calls]
         try:
-            with self._eager():
-                self._returned(SEARCH, 0, 1)
+            self._returned(SEARCH, 0, 1)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ObjectiveError(
@@ -164,13 +160,6 @@ class FunctionSampler(NetworkSampler):
             return 1
         largest = max(called, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
         return calls[largest]
-
-    def _eager(self) -> contextlib.AbstractContextManager[object]:
-        """While this is open, a compiled network runs as it was written: hooks would be traced."""
-        if not self._network.settings.compile:
-            return contextlib.nullcontext()  # torch's needs seconds to import
-        stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-        return stance
 
     def _checked(self, images: Any, count: int) -> Tensor:
         """What the function returned, if it can be ``count`` images."""

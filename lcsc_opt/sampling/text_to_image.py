@@ -57,7 +57,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
 
     Args:
         name: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
-        settings: where and how it runs; ``compile`` is for the U-Net or transformer.
+        settings: where and how it runs.
         lora: whether LoRAs will be loaded into it.
 
     Raises:
@@ -89,7 +89,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     pipeline.to(device)
     PreparedNetwork(_denoiser(pipeline), settings)
     if getattr(pipeline, "vae", None) is not None:
-        PreparedNetwork(pipeline.vae, settings.model_copy(update={"compile": False}))
+        PreparedNetwork(pipeline.vae, settings)
     return pipeline
 
 
@@ -257,8 +257,7 @@ class LatentDiffusionSampler:
         if self._guided:
             self.nfe *= 2
         self.recomputed = self.nfe
-        is_compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
-        if self.nfe == 1 or is_compiled:  # a compiler would see the repeated calls
+        if self.nfe == 1:
             self.recomputed = 0
 
     def load(self, weights: Mapping[str, Tensor]) -> None:

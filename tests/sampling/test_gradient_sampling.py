@@ -76,7 +76,7 @@ def diffusers(network: nn.Module, name: Any, steps: int = 4, *, guided: bool = F
 
 
 def heun(network: nn.Module, steps: int = 3, **options: Any) -> HeunSampler:
-    schedule = HeunSchedule(steps=steps, sigma_max=3.0, s_churn=0.5)
+    schedule = HeunSchedule(steps=steps, sigma_max=3.0)
     denoiser = EdmDenoiser(network, label_dim=3, **options)
     labels = ClassLabels(3, "balanced", noise=ImageNoise(0))
     return HeunSampler(denoiser, schedule=schedule, image_shape=SHAPE, noise=ImageNoise(0), labels=labels, settings=CPU)

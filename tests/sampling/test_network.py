@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,26 +23,6 @@ def test_half_precision_is_close_and_not_equal(dtype: Any, tolerance: float) -> 
     )
     assert half.dtype == torch.float32
     assert 1e-5 < float(((half - exact).norm() / exact.norm()).detach()) < tolerance
-
-
-def test_a_compiled_network_stays_compiled_for_the_next_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With graphs forward and backward as for users, without the C++ of them, which takes a compiler ten seconds."""
-    compiled = functools.partialmethod(nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(nn.Module, "compile", compiled)
-    network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu", compile=True))
-    x = torch.linspace(-1, 1, 12).reshape(3, 1, 2, 2)
-    with torch.inference_mode():
-        for seed in (0, 1, 2):
-            load_weights(network.trained, _Small(seed).state_dict())
-            assert torch.allclose(network(x), _Small(seed)(x), atol=1e-6)
-            with torch.compiler.set_stance("fail_on_recompile"):
-                load_weights(network.trained, _Small(seed + 10).state_dict())
-                assert torch.allclose(network(x), _Small(seed + 10)(x), atol=1e-6)
-    exact = _Small(12)
-    for module in (network, exact):
-        leaf = x.clone().requires_grad_()
-        module(leaf, **({"recompute": True} if module is network else {})).square().sum().backward()
-    torch.testing.assert_close(network.module.layer.weight.grad, exact.layer.weight.grad, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 
 class _Small(nn.Module):
