@@ -10,13 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import Inventory
-from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, post_hoc_step
-from lcsc_opt.checkpoints.pickles import Record, Span
+from lcsc_opt.checkpoints.names import TORCH_SUFFIXES
 from lcsc_opt.checkpoints.reading import read_metadata
 from lcsc_opt.checkpoints.torch_files import TensorRef, map_tensors, read_content
 
@@ -69,8 +66,6 @@ def _read_once(path: Path, _size: int, _changed_at: int) -> Counters:
     with contextlib.suppress(Exception):  # a damaged file can raise anything
         entries = Inventory(read_content(path)).entries
         step = _first_number((entries.get(name) for name in _STEP_KEYS), path)
-        if step is None and "initted" in entries:  # of PostHocEMA: rounded to float16 inside, but not in the name
-            step = post_hoc_step(path)
         return Counters(step, _first_number((entries.get(name) for name in _EPOCH_KEYS), path))
     return Counters()
 
@@ -92,30 +87,13 @@ def step_in_metadata(path: Path) -> int | None:
 
 
 def _first_number(values: Iterable[Any], path: Path) -> int | None:
-    """The first whole number from 0 among values of Python, NumPy and torch out of the file ``path``."""
+    """The first whole number from 0 among values of Python and torch out of the file ``path``."""
     for value in values:
         number = value
         if isinstance(value, TensorRef) and value.shape == () and str(value.dtype).startswith(_EXACT_DTYPES):
             number = map_tensors(path, {"": value})[""].item()
-        elif isinstance(value, Record) and value.name.endswith(".multiarray.scalar"):
-            number = _numpy_number(value, path)
         if type(number) is float and number.is_integer():
             number = int(number)
         if type(number) is int and 0 <= number < _MAX_NUMBER:
             return number
     return None
-
-
-def _numpy_number(scalar: Record, path: Path) -> Any:
-    """The value of a scalar of NumPy, whose bytes are text in old pickles, and in the file in new ones."""
-    dtype, content = scalar.args
-    if isinstance(content, Record):  # _codecs.encode(text, "latin1")
-        content = content.args[0].encode("latin1")
-    elif isinstance(content, Span):
-        with path.open("rb") as file:
-            file.seek(content.start)
-            content = file.read(min(content.size, 8))
-    code = str(dtype.args[0])
-    if code[:1] not in "iuf":
-        return None
-    return np.frombuffer(content, code).item()

@@ -22,7 +22,6 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.left_out import shown_left_out, why_left_out
 from lcsc_opt.checkpoints.names import (
     CHECKPOINT_SUFFIXES,
-    ZIP,
     is_numbered,
     is_numbered_folder,
     is_state_file,
@@ -155,9 +154,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         return [*checkpoints, *_unnumbered(entries, key)]
     if _why_no_checkpoint(folder, key, may_be_alone=False) is None:
         return [folder]
-    files = [path for path in entries if is_weights_file(path)] or [
-        path for path in entries if path.suffix == ZIP and not path.is_dir()
-    ]
+    files = [path for path in entries if is_weights_file(path)]
     inner = folder / _INNER_FOLDER
     if inner.is_dir() and not any(map(is_numbered, files)):
         try:
@@ -167,14 +164,6 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
                 raise
     if files:
         return files
-    dated = [
-        path
-        for path in entries
-        if path.is_dir() and is_numbered(path) and not is_packed(path) and path not in reasons
-        if _why_no_checkpoint(path, key) is None
-    ]
-    if dated:
-        return [*dated, *_unnumbered(entries, key)]
     for path, reason in reasons.items():
         raise TrajectoryError(f"{path} {reason}")
     names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.distributed import METADATA
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_numbered, is_plain_name, is_weights_file
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, is_plain_name, is_weights_file
 from lcsc_opt.checkpoints.pickles import shown
 
 _COMPONENTS = (  # running averages come before raw weights
@@ -99,32 +99,25 @@ def _components(folder: Path) -> FolderWeights | None:
 
 
 def _only_file(folder: Path) -> Path | None:
-    """The only file of weights in a folder, whatever its name is; of several the one called ``model``.
+    """The only file of weights in a folder, whatever its name is.
 
     Raises:
         TrajectoryError: there are several, as variants of diffusers.
     """
     files = [path for path in folder.glob("*") if is_weights_file(path)]
-    if len(files) > 1:  # speechbrain keeps counters and statistics beside it
+    if len(files) > 1:
         names = ", ".join(sorted(path.name for path in files)[:4])
-        files = [path for path in files if path.stem == "model"]
-        if not files:
-            raise TrajectoryError(
-                f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
-            )
+        raise TrajectoryError(
+            f"holds several variants of its weights ({names} in {folder.name}): name one of these files."
+        )
     return next(iter(files), None)
 
 
 def _others_beside(file: Path) -> tuple[str, ...]:
-    """Further models beside a file of weights: Accelerate's ``model_1``, and folders of sentence-transformers."""
+    """Further models beside a file of weights, as Accelerate's ``model_1``."""
     stem, _, suffix = file.name.partition(".")
     further = [path.name.removesuffix(f".{suffix}") for path in file.parent.glob(f"{stem}_[0-9]*.{suffix}")]
-    return (*sorted(further), *(part.name for part in parts_with_weights(file.parent)))
-
-
-def parts_with_weights(folder: Path) -> list[Path]:
-    """The folders in a checkpoint's folder that hold weights of their own, in order."""
-    return sorted(part for part in folder.iterdir() if part.is_dir() and is_numbered(part) and _weights_file(part))
+    return tuple(sorted(further))
 
 
 def _weights_under_key(folder: Path, key: str) -> FolderWeights | None:

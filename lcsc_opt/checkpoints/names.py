@@ -17,41 +17,35 @@ from lcsc_opt.base.paths import WEIGHTS
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pth.tar", ".pt.tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 OBJECTS_OF_ACCELERATE = "custom_checkpoint"  # how its files of objects begin that a trainer has registered
-ZIP = ".zip"  # of stable-baselines3, with files of torch in it
 
 _NUMBER = r"(?P<digits>[0-9]{1,12}(?:\.[0-9]{1,9})?[kKmM](?![A-Za-z0-9])|[0-9]{1,18}(?![0-9]|\.[0-9]))"  # 20000, 1.5M
 # "removed" is what a series' name does not have
 _STEP_WITH_WORD = re.compile(rf"(?P<removed>(?:step|iter|iteration)s?[=_-]?{_NUMBER})", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(rf"(?<![0-9])(?P<removed>{_NUMBER})")
-_WIDTH_AND_STEP = re.compile(
-    r"[0-9]{1,3}(?P<removed>\.(?P<digits>[1-9][0-9]{0,17}))"  # 0.50.pt of ema-pytorch's PostHocEMA
-)
 _SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
 _EPOCH = r"(?<![A-Za-z])(?:epochs?|ep)[=_-]?[0-9]+"
 _METRIC = (
     r"(?<![A-Za-z])(?:fid|kid|loss|acc|accuracy|top[15]|psnr|ssim|lpips|mse|mae|rmse|bleu|ppl|auc|miou|iou|f1|"
     r"reward|wer|cer)[=_-]?-?[0-9.]+[kKmM]?"
 )
-_TOKENS = r"tokens[0-9.]+[KMBT]?"  # step10000-tokens21B of OLMo
 _DATE = (
     r"(?<![0-9])20[0-9]{2}(?P<dash>[-_.]?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12][0-9]|3[01])"
     r"(?:[-_T +]*[0-9]{2}[-_.:]?[0-9]{2}[-_.:]?[0-9]{2}(?:\+[0-9]{2})?)?(?![0-9])"
 )
 _PRECISION = r"(?:fp|bf|float)[0-9]+"
 _DECIMAL = r"[0-9]+\.[0-9]+(?![0-9kKmM])"  # 0.9999
-_NO_STEP = re.compile(f"{_METRIC}|{_TOKENS}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
+_NO_STEP = re.compile(f"{_METRIC}|{_DATE}|{_PRECISION}|{_DECIMAL}", re.IGNORECASE)
 _NO_STEP_NOR_EPOCH = re.compile(f"{_NO_STEP.pattern}|{_EPOCH}", re.IGNORECASE)
-_ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_TOKENS}|{_DATE}", re.IGNORECASE)  # what changes with the step
-_ASIDE_OR_DECIMAL = re.compile(f"{_ASIDE.pattern}|-?{_DECIMAL}", re.IGNORECASE)
+_ASIDE = re.compile(f"{_SETTING}|{_EPOCH}|{_METRIC}|{_DATE}", re.IGNORECASE)  # what changes with the step
 _EPOCH_NUMBER = re.compile(f"{_EPOCH}|(?<![A-Za-z])epochs?=[0-9]+", re.IGNORECASE)
 _FOLDER_WORDS = r"(?:checkpoint|ckpt|global_step|step|iter|iteration|epoch|ep)"
 _NUMBERED_FOLDER = re.compile(rf"(?:{_FOLDER_WORDS}[-_=]?){{0,2}}([0-9]{{1,18}})(?:\.ckpt)?", re.IGNORECASE)
 # names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
-# DeepSpeed, NVlabs, Lightning and stable-baselines3
+# DeepSpeed, NVlabs and Lightning
 _STATE_FILES = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
     r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
-    r"sampler([-_.0-9].*)?|dl_state.*|pytorch_variables",
+    r"sampler([-_.0-9].*)?|dl_state.*",
     re.IGNORECASE,
 )
 
@@ -61,18 +55,16 @@ class Named(NamedTuple):
 
     Attributes:
         numbers: those that may be its training step: one as a rule, none, or several that differ between the names.
-        series: the name without step, epoch, date, tokens and metrics. Only checkpoints of one series make a
+        series: the name without step, epoch, date and metrics. Only checkpoints of one series make a
             trajectory.
         glob: the path with ``*`` in place of these.
         epoch: the number behind "epoch".
-        date: the date and time.
     """
 
     numbers: tuple[int, ...]
     series: str
     glob: str
     epoch: int | None = None
-    date: str | None = None
 
 
 def read_names(paths: Sequence[Path]) -> list[Named]:
@@ -81,10 +73,10 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
     The step is the number behind "step" or "iter"; else the only whole number that differs between names that are
     otherwise the same, but for epochs, if there is another, metrics and dates; else N of one of the two folders around
     the file: ``checkpoint-N``, ``step_N``, or a bare ``N``. Of one name alone it is the last whole number. A name such
-    as ``0.999.pt`` tells none: that may be an EMA's rate, and the files of PostHocEMA hold their step.
+    as ``0.999.pt`` tells none: that is an EMA's rate.
 
     ``ema_0.9999_012345.pt`` is of the series ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
-    ``network-snapshot-0.050``, ``0.5000.pt`` of ``0``, ``checkpoint-500/unet`` of ``checkpoint/unet``.
+    ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``.
     """
     parts = [_StepPart.of_file(path) for path in paths]
     for alike in _alike(parts):
@@ -93,24 +85,12 @@ def read_names(paths: Sequence[Path]) -> list[Named]:
         if len(values) == 1 and not is_one_number:  # no number differs: that of the folder may
             for place in alike:
                 parts[place] = _StepPart.of_folder(paths[place]) or parts[place]
-    for places in _alike([part._replace(has_metric=True) for part in parts]):
-        if _is_metric([parts[place] for place in places]):
-            for place in places:
-                parts[place] = parts[place]._replace(has_metric=True)
     named: dict[int, Named] = {}
     for alike in _alike(parts):
         steps = _which_are_steps([parts[place].values for place in alike])
         for place in alike:
             named[place] = parts[place].named(paths[place], steps)
     return [named[place] for place in range(len(paths))]
-
-
-def post_hoc_step(path: Path) -> int | None:
-    """The step in a name as of ema-pytorch's PostHocEMA, ``0.5000.pt``: which width, and the step; or ``None``."""
-    width_and_step = _WIDTH_AND_STEP.fullmatch(without_suffix(path.name))
-    if width_and_step is None:
-        return None
-    return int(width_and_step["digits"])
 
 
 def torch_suffix(path: Path) -> str:
@@ -157,7 +137,6 @@ class _StepPart(NamedTuple):
     depth: int
     text: str
     numbers: tuple[re.Match[str], ...]
-    has_metric: bool = False  # that a decimal is what changes with the step, and not the rate of an average
 
     @classmethod
     def of_file(cls, path: Path) -> _StepPart:
@@ -182,20 +161,7 @@ class _StepPart(NamedTuple):
     @property
     def skeleton(self) -> tuple[int, str]:
         """What is the same in names that differ in their numbers alone."""
-        return self.depth, self._aside.sub("", self._without(self.numbers, "*"))
-
-    @property
-    def decimals(self) -> tuple[str, ...]:
-        """Its decimals, as 0.25 and 0.9999."""
-        if _WIDTH_AND_STEP.fullmatch(self.text):
-            return ()
-        return tuple(re.findall(_DECIMAL, self.text))
-
-    @property
-    def _aside(self) -> re.Pattern[str]:
-        if self.has_metric and self.decimals:
-            return _ASIDE_OR_DECIMAL
-        return _ASIDE
+        return self.depth, _ASIDE.sub("", self._without(self.numbers, "*"))
 
     def _without(self, numbers: Sequence[re.Match[str]], mark: str) -> str:
         """The text with ``mark`` in place of these numbers; without a mark, the word before each goes with it."""
@@ -209,22 +175,17 @@ class _StepPart(NamedTuple):
         """What is told by the numbers at the places ``steps``."""
         numbers = [self.numbers[place] for place in steps]
         values = tuple(_value(number["digits"]) for number in numbers)
-        if _WIDTH_AND_STEP.fullmatch(self.text):  # only the content tells it from an EMA's rate
-            values = ()
         named = Named(values, self._series(path, numbers), self._glob(path, numbers))
         epoch = _EPOCH_NUMBER.search(self.text)
         if epoch is not None:
             named = named._replace(epoch=int(re.sub("[^0-9]", "", epoch[0])))
-        date = re.search(_DATE, "/".join(path.parts[-2:]))
-        if date is not None:
-            named = named._replace(date=date[0])
         return named
 
     def _series(self, path: Path, numbers: Sequence[re.Match[str]]) -> str:
         """The name without these numbers and what changes with them, and the folders down to the file."""
         series = self.text
         if numbers:
-            series = self._aside.sub("", self._without(numbers, ""))
+            series = _ASIDE.sub("", self._without(numbers, ""))
             series = re.sub(r"([-_. ])[-_. ]+", r"\1", series).strip("-_. ") or "step"
         if self.depth:
             series = "/".join((series, *path.absolute().parts[-self.depth : -1], without_suffix(path.name)))
@@ -236,7 +197,7 @@ class _StepPart(NamedTuple):
             path = path.absolute()
         pattern = self._without(numbers, "\0")
         if numbers:
-            pattern = self._aside.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
+            pattern = _ASIDE.sub(lambda aside: re.sub("-?[0-9].*", "\0", aside[0]), pattern)
         parts = list(path.parts)
         place = len(parts) - 1 - self.depth
         parts[place] = pattern + parts[place].removeprefix(self.text)
@@ -249,14 +210,6 @@ def _alike(parts: Sequence[_StepPart]) -> list[list[int]]:
     for place, part in enumerate(parts):
         places.setdefault(part.skeleton, []).append(place)
     return list(places.values())
-
-
-def _is_metric(parts: Sequence[_StepPart]) -> bool:
-    """Whether the decimals of names are a metric: rates of averages are the same at several steps, or in all names."""
-    decimals = [part.decimals for part in parts]
-    steps = [part.values[-1:] for part in parts]
-    differ = len(set(decimals)) > max(1, len(decimals) / 2)
-    return differ and all(decimals) and len(set(steps)) == len(steps)
 
 
 def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
@@ -272,9 +225,6 @@ def _which_are_steps(values: Sequence[tuple[int, ...]]) -> list[int]:
 
 def _possible_steps(name: str) -> list[re.Match[str]]:
     """The numbers in a name without its suffix that may be its step."""
-    width_and_step = _WIDTH_AND_STEP.fullmatch(name)
-    if width_and_step is not None:
-        return [width_and_step]
     without_epoch = _blanked(name, _NO_STEP_NOR_EPOCH)
     with_word = list(_STEP_WITH_WORD.finditer(without_epoch))
     if with_word:
@@ -296,6 +246,6 @@ def _value(digits: str) -> int:
 
 def without_suffix(name: str) -> str:
     """A file's name without what tells its format."""
-    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json", ZIP):
+    for suffix in (*reversed(CHECKPOINT_SUFFIXES), ".index.json"):
         name = name.removesuffix(suffix)
     return name

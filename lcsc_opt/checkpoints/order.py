@@ -52,8 +52,8 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     """The training step of each checkpoint of a run; no weights are read.
 
     It is the first of these that all files have and that varies: the step in the metadata of safetensors or inside a
-    torch file (:func:`read_counters`); the number in the names (:func:`read_names`); the epoch inside, or in the names;
-    the order of dates in the names. Times of files tell nothing: a copy has others.
+    torch file (:func:`read_counters`); the number in the names (:func:`read_names`); the epoch inside, or in the names.
+    Times of files tell nothing: a copy has others.
 
     Raises:
         TrajectoryError: there is nothing of this; it is not clear which number in the names is the step; or two of
@@ -69,10 +69,7 @@ def checkpoint_steps(paths: Sequence[Path]) -> list[int]:
     epochs_inside = _Clue("the epochs inside the files", tuple(each.epoch for each in counters))
     epochs_in_names = _Clue("the epochs in the names", tuple(name.epoch for name in named))
     in_names = _step_in_names(paths, named, (inside, epochs_inside, epochs_in_names))
-    dates = sorted({name.date for name in named if name.date is not None})
-    number_of_date: dict[str | None, int] = {date: number for number, date in enumerate(dates, start=1)}
-    in_dates = _Clue("the dates in the names", tuple(number_of_date.get(name.date) for name in named))
-    clues = (inside, in_names, epochs_inside, epochs_in_names, in_dates)
+    clues = (inside, in_names, epochs_inside, epochs_in_names)
     complete = next((clue for clue in clues if clue.is_complete), None)
     if complete is not None:
         against = next((clue for clue in clues if complete.contradicts(clue)), None)

@@ -20,9 +20,9 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.inventory import CHOOSE, Inventory
 from lcsc_opt.checkpoints.matching import unwrapped, without_data_parallel
 from lcsc_opt.checkpoints.modules import init_arguments_of
-from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, ZIP, is_plain_name
+from lcsc_opt.checkpoints.names import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES, is_plain_name
 from lcsc_opt.checkpoints.pickles import MALFORMED, shown
-from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content, torch_file_in_zip
+from lcsc_opt.checkpoints.torch_files import TensorRef, kind, map_tensors, read_content
 from lcsc_opt.checkpoints.watched import size_and_time
 from lcsc_opt.checkpoints.weights import sampled
 
@@ -260,9 +260,6 @@ def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
         return read_distributed(path), {}
     if path.name.endswith(TORCH_SUFFIXES):
         return read_content(path), {}
-    if path.suffix == ZIP:
-        place = torch_file_in_zip(path)
-        return read_content(path, start=place.start, stop=place.start + place.size), {}
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 
 

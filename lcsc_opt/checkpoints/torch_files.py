@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.names import TORCH_SUFFIXES, is_state_file
 from lcsc_opt.checkpoints.pickles import (
     MALFORMED,
     MAX_OPCODES,
@@ -145,23 +144,6 @@ def read_content(path: Path, *, start: int = 0, stop: int = 0, max_opcodes: int 
     if _is_legacy_magic(content):
         return _read_legacy(source)
     return content
-
-
-def torch_file_in_zip(path: Path) -> Span:
-    """Where in an archive of files the only one of weights is, as stable-baselines3 saves a policy.
-
-    Raises:
-        TrajectoryError: there is none, or several, or it is compressed.
-    """
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        names = [Path(info.filename) for info in archive.infolist()]
-        weights = [name for name in names if name.name.endswith(TORCH_SUFFIXES) and not is_state_file(name)]
-        if len(weights) != 1:
-            listed = ", ".join(shown(name) for name in names[:4])
-            raise TrajectoryError(f"is a zip with {len(weights)} files of weights ({listed}): unpack it.")
-        entry = archive.getinfo(str(weights[0]))
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _stored_entry(memoryview(mapped), entry)
 
 
 def map_tensors(path: Path, refs: Mapping[str, TensorRef | Tensor], *, in_memory: bool = False) -> dict[str, Tensor]:

@@ -17,9 +17,6 @@ from lcsc_opt.base.errors import TrajectoryError
 _MOST_PREFIXES = 16
 _SAMPLED_TENSORS = 512
 _SAMPLED_OF_TENSOR = 1024
-_QUANTIZED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
-_SCALES = (".absmax", "_scale", "_scales", "_scale_inv")  # behind the name of a quantized tensor
-_SCALES_BESIDE = ("SCB", "scale", "scales", "weight_scale")  # of bitsandbytes, GPTQ, AWQ, torchao
 # spectral norm's singular vectors beside the weight that they were computed from: of torch, old and new, and BigGAN
 _DERIVED = (
     (re.compile(r"_[uv]$"), "_orig"),
@@ -51,21 +48,12 @@ def check_weights(tensors: Mapping[str, Any]) -> None:
     """Refuse what has no linear combinations that are weights.
 
     Raises:
-        TrajectoryError: something else than a tensor, or an integer-quantized one beside its scales.
+        TrajectoryError: something else than a tensor.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             advice = f"; if it is the state dict itself, give state[{name!r}]" if isinstance(tensor, Mapping) else ""
             raise TrajectoryError(f"{name} is a {type(tensor).__name__}, not a tensor{advice}.")
-        if tensor.dtype in _QUANTIZED and tensor.dim() > 1:
-            beside = name.rpartition(".")[0]
-            scales = [f"{name}{ending}" for ending in _SCALES] + [f"{beside}.{ending}" for ending in _SCALES_BESIDE]
-            scale = next((scale for scale in scales if scale in tensors), None)
-            if scale is not None:
-                raise TrajectoryError(
-                    f"Tensor {name!r} is quantized ({tensor.dtype}, with the scales {scale!r}), so its numbers cannot "
-                    "be combined: save the weights dequantized, as bfloat16."
-                )
 
 
 def derived_buffers(names: Collection[str]) -> set[str]:

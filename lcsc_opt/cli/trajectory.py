@@ -72,11 +72,8 @@ def show(
     if output == "json":
         print_json(described)
         return
-    norms = described.pop("difference_norms")
     warnings = described.pop("warnings")
     del described["steps"]  # too many for a table
-    if norms:
-        described["moved"] = f"{min(norms):.3g} to {max(norms):.3g} between checkpoints"
     print_described("trajectory", described)
     for warning in warnings:
         print_line(f"warning: {warning}")

@@ -8,12 +8,10 @@ from lcsc_opt.base.study_spec import StudySpec
 from lcsc_opt.database.opened import Database
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.states import Attributes
-from lcsc_opt.database.urls import files_directory
-from lcsc_opt.objective.checkpoints_alone import new_checkpoints
 
 
 def outcome_of_finished(database: Database, spec: StudySpec) -> str:
-    """The result of a search that had finished, from when it is, and what lies beside its checkpoints by now."""
+    """The result of a search that had finished, and from when it is."""
     study = HistoryReader(database.existing()).read_study(spec.name)
     stored = database.contents.studies[spec.name]
     best = "no comparable trial" if study.searched is None else f"best {study.searched:.4g}"
@@ -21,11 +19,6 @@ def outcome_of_finished(database: Database, spec: StudySpec) -> str:
     how = stored["search_ended"].get("how")
     if how:
         line += f"; {how}"
-    if spec.is_grid:  # what follows is advice for searches
-        return line
-    new = new_checkpoints(database.contents.experiments[spec.experiment], spec.name, files_directory(database.url))
-    if new:
-        return f"{line}; {new}"
     return line
 
 

@@ -1,7 +1,7 @@
 """The results of a search: images, the merged model as a file, and the recipe to make it again elsewhere.
 
 ``recipe`` says how a model was merged, ``merging`` makes models (of a study, of a recipe, without a study) in the forms
-of ``writing``, a folder with its ``model_card``, and ``images`` keeps images with the study.
+of ``writing``, and ``images`` keeps images with the study.
 """
 
 from lcsc_opt.exports.recipe import Recipe

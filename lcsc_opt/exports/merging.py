@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.paths import BuildContext
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.folders import find_weights, folder_of_weights, parts_with_weights
+from lcsc_opt.base.study_spec import LAYERS
+from lcsc_opt.checkpoints.folders import folder_of_weights
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.names import torch_suffix
 from lcsc_opt.checkpoints.rewriting import Document, with_weights
@@ -44,8 +44,6 @@ _MOST_NAMED = 8  # of what is left out, in a message
 def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
     """Write a model of an experiment. The database is not written: a search may be running meanwhile.
 
-    A model's folder gets a model card, too.
-
     Returns:
         The recipe inside the model.
 
@@ -66,12 +64,7 @@ def export(chosen: Chosen, objective: Objective, to: Destination) -> Recipe:
         named = {trajectory.renaming.undone(name): tensor for name, tensor in statistics.items()}
         changes["statistics"] = save(_cast(named, to.dtype)).hex()
     recipe = recipe.model_copy(update=changes)
-    card = None
-    if config is not None:
-        from lcsc_opt.exports.model_card import model_card  # which imports what draws figures
-
-        card = model_card(to.path.absolute().name, chosen, objective, recipe, library=config.library.name)
-    return _write(trajectory, recipe, to, config, card=card)
+    return _write(trajectory, recipe, to, config)
 
 
 def needs_network(chosen: Chosen, objective: Objective, to: Destination) -> bool:
@@ -217,7 +210,6 @@ def _write(
     to: Destination,
     config: ModelConfig | None,
     *,
-    card: str | None = None,
     prefix: str = "",
 ) -> Recipe:
     """Merge by a recipe and write the model, in a file under its names after ``prefix``. Returns the recipe."""
@@ -229,12 +221,11 @@ def _write(
     folder = _last_folder(trajectory)
     if config is not None and folder is not None and config.folder == folder:  # it goes with the names in its file
         weights = {trajectory.renaming.undone(name): tensor for name, tensor in weights.items()}
-        _check_parts(trajectory, folder, to)
     document = _document(trajectory, weights, to)
     if to.form in ("safetensors", "pt"):
         weights = {prefix + name: tensor for name, tensor in weights.items()}
     header = json.loads(trajectory.metadata.get(HEADER, "{}"))
-    to.write(Content(weights, recipe, config, card, document, header))
+    to.write(Content(weights, recipe, config, document, header))
     return recipe
 
 
@@ -258,24 +249,6 @@ def _check_form(trajectory: Trajectory, to: Destination, config: ModelConfig | N
         )
     if to.form in ("safetensors", "pt") and flavour in ("diffusers", "peft"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
-
-
-def _check_parts(trajectory: Trajectory, folder: Path, to: Destination) -> None:
-    """Refuse a model's folder without a further part that was trained, too, as the Dense of sentence-transformers.
-
-    Raises:
-        ObjectiveError: there is one; the message names it.
-    """
-    first = Path(trajectory.sources[0]) if trajectory.sources[0] else folder
-    for part in parts_with_weights(folder):
-        file = find_weights(part, None).file
-        earlier = (first if first.is_dir() else first.parent) / part.name / file.name
-        if not earlier.is_file() or not filecmp.cmp(file, earlier, shallow=False):
-            raise ObjectiveError(
-                f"{to.path}: a further part, {part.name}, was trained, too, and would not be merged: "
-                f"write each part into a file (-o {part.name}.safetensors --key {part.name}), and put them into a copy "
-                f"of {folder}"
-            )
 
 
 def _document(trajectory: Trajectory, weights: Mapping[str, Tensor], to: Destination) -> Mapping[Any, Any] | None:
@@ -326,7 +299,7 @@ def merge(trajectory: Trajectory, recipe: Recipe) -> dict[str, Tensor]:
     groups = None
     if recipe.rows:
         row_of = {name: row_of.get(trajectory.renaming.undone(name), 0) for name in trajectory.names}
-        groups = LayerGroups(tuple(recipe.rows), row_of, recipe.rows)
+        groups = LayerGroups(tuple(recipe.rows), row_of, LAYERS)
     merged = trajectory.in_groups(groups).merge(placed[0] if groups is None else placed)
     return _cast(merged, recipe.dtype)
 

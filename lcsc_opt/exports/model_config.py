@@ -20,8 +20,6 @@ from lcsc_opt.checkpoints.weights import difference
 from lcsc_opt.objective.model_files import PROCESSING_FILES
 
 CONFIG = "config.json"
-_MODULES = "modules.json"  # of sentence-transformers, which has parts such as 1_Pooling
-_PIPELINE_FILES = (_MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 _DTYPES = ("dtype", "torch_dtype")  # of transformers 5, and of those before it
 
 
@@ -95,7 +93,7 @@ class ModelConfig:
         return self.library.name == "peft"
 
     def write(self, folder: Path, dtype: str | None) -> None:
-        """Write it into a new folder, with what lies beside it: tokenizers, and further modules.
+        """Write it into a new folder, with what lies beside it, such as tokenizers.
 
         It names the ``dtype``, by which transformers loads the weights.
         """
@@ -104,14 +102,10 @@ class ModelConfig:
         (folder / self.library.file).write_text(f"{text}\n", encoding="utf-8")
         if self.folder is None:
             return
-        for pattern in (*PROCESSING_FILES, *_PIPELINE_FILES):
+        for pattern in PROCESSING_FILES:
             for file in self.folder.glob(pattern):
                 if file.is_file():
                     shutil.copyfile(file, folder / file.name)
-        if (self.folder / _MODULES).is_file():
-            for part in self.folder.glob("[0-9]*_*"):
-                if part.is_dir():
-                    shutil.copytree(part, folder / part.name)
 
     def check_fits(self, weights: Mapping[str, Tensor]) -> None:
         """Refuse weights that do not fit the model: a library would fill gaps with random numbers.

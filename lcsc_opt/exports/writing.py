@@ -25,9 +25,7 @@ from lcsc_opt.exports.recipe import ENTRY, FILE, TORCH_ENTRY, Dtype, LoraNaming,
 from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
-CARD = "README.md"
 SHARD_BYTES = 5_000_000_000  # of a file in a folder, as transformers wrote them
-_SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files name them
 
 
 class Content(NamedTuple):
@@ -37,7 +35,6 @@ class Content(NamedTuple):
         weights: name → tensor.
         recipe: how they were merged.
         config: the configuration of a model's folder.
-        card: the model card of a folder, if it has one.
         document: the content of a file of torch, with the weights in it; ``None`` is their state dict.
         header: texts of the checkpoints' headers, for a file of safetensors.
     """
@@ -45,7 +42,6 @@ class Content(NamedTuple):
     weights: dict[str, Tensor]
     recipe: Recipe
     config: ModelConfig | None
-    card: str | None
     document: Mapping[Any, Any] | None
     header: Mapping[str, str]
 
@@ -86,7 +82,6 @@ class Destination:
             form = _form_of(path)
         _check_choice("--as", form, get_args(Form))
         if dtype is not None:
-            dtype = _SHORT_DTYPES.get(dtype, dtype)
             _check_choice("--dtype", dtype, get_args(Dtype))
         if path.exists() and not overwrite:
             raise StudySpecError(f"{path}: exists already; give another name, or pass --overwrite")
@@ -124,8 +119,6 @@ class Destination:
             content.config.write(path, self.dtype)
             (path / FILE).write_text(recipe, encoding="utf-8")
             _write_shards(content.weights, path, content.config.library.stem, texts)
-            if content.card is not None:
-                (path / CARD).write_text(content.card, encoding="utf-8", errors="backslashreplace")
         elif self.form == "pt":
             with path.open("w+b") as file:  # given a path, torch would write its name into the file
                 torch.save(content.document or content.weights, file)

@@ -19,7 +19,7 @@ from lcsc_opt.database.states import Attributes
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import make_importable
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.continuing import changes_at, find_packed, start_on_all
+from lcsc_opt.trajectory.continuing import changes_at, find_packed
 from lcsc_opt.trajectory.packing import open_request
 from lcsc_opt.trajectory.sources import PackRequest
 
@@ -95,21 +95,6 @@ def checkpoints_written_again(experiment: Attributes, files: Path) -> bool:
     """Whether the files of an experiment's checkpoints are others by now, by their sizes and times."""
     begun_with = _known_request(experiment, files)
     return begun_with is not None and changes_at(*begun_with).written_again
-
-
-def new_checkpoints(experiment: Attributes, study: str, files: Path) -> str:
-    """What the place of the checkpoints holds by now, after the last one, and the command that searches it, too.
-
-    Empty if there is nothing new, or the experiment names no checkpoints.
-    """
-    begun_with = _known_request(experiment, files)
-    if begun_with is None:
-        return ""
-    request, checkpoints = begun_with
-    steps = changes_at(request, checkpoints).later_steps
-    if not steps:
-        return ""
-    return f"new checkpoints ({len(steps)}, up to step {steps[-1]}) are searched by: {start_on_all(request, study)}"
 
 
 def _known_request(experiment: Attributes, files: Path) -> tuple[PackRequest, KnownCheckpoints] | None:

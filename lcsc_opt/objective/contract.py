@@ -28,7 +28,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,75 +52,11 @@ from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
-    from torch import Tensor
-
     from lcsc_opt.sampling import Sampler
+    from lcsc_opt.trajectory import Trajectory
 
 stop_flag: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop_flag", default=None)
 """Once the event is set, evaluations in this thread end at their next :func:`stop_if_told`."""
-
-
-class Mergeable(Protocol):
-    """Checkpoints that can be merged: a trajectory, or anything else that merges linearly in the coefficients.
-
-    Coefficients and gradients have the shape ``[K]``; after :meth:`in_rows` also ``[S, K]``, a row for each of S layer
-    groups.
-    """
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps."""
-
-    @property
-    def sha256(self) -> str:
-        """Identifies the checkpoints, and how they are merged."""
-
-    @property
-    def touched(self) -> bool:
-        """Whether the weights were written again after :attr:`sha256` was computed."""
-
-    @property
-    def layer_groups(self) -> LayerGroups | None:
-        """The S groups of tensors with a row of coefficients each; ``None`` for one row."""
-
-    def in_rows(self, rule: Rule | None) -> Mergeable:
-        """The same checkpoints, merged by layer groups; ``None`` goes back to one row.
-
-        Raises:
-            StudySpecError: the rule does not fit the tensors.
-        """
-
-    def verify(self) -> None:
-        """Compare the weights with the hashes behind :attr:`sha256`.
-
-        Raises:
-            TrajectoryError: they differ.
-        """
-
-    def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
-        """The linear combination, name → tensor, for coefficients that sum to one in each row.
-
-        ``[0, …, 0, 1]`` of K + 1 numbers is the trainer's own average.
-        """
-
-    @property
-    def merges_averages(self) -> bool:
-        """Whether the checkpoints are running averages of their trainer."""
-
-    @property
-    def trainer_ema_sha256(self) -> str | None:
-        """Identifies the trainer's own average of the weights at the last checkpoint; ``None`` without one.
-
-        Raises:
-            TrajectoryError: the one that the user named cannot be read, or is of another model.
-        """
-
-    @property
-    def varying(self) -> frozenset[str]:
-        """The names of the tensors that differ between checkpoints."""
-
-    def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """The gradient in the coefficients, from that in the merged tensors, name → gradient."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +108,7 @@ class Objective(abc.ABC):
         is_random: whether one model may have several scores, which its author has averaged.
     """
 
-    trajectory: Mergeable | None = None
+    trajectory: Trajectory | None = None
     sampler: Sampler | None = None
     samples: Samples = Samples()
     code: Mapping[str, CodeFile] = types.MappingProxyType({})

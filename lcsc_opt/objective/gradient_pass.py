@@ -10,11 +10,12 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.metrics.image_metrics import ImageMetrics
 from lcsc_opt.objective.batch_sizes import BatchSizes
-from lcsc_opt.objective.contract import Mergeable, stop_if_told
+from lcsc_opt.objective.contract import stop_if_told
 from lcsc_opt.objective.gradient import WeightGradient
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
 from lcsc_opt.sampling import DifferentiableSampler
+from lcsc_opt.trajectory import Trajectory
 
 
 class GradientPass:
@@ -38,7 +39,7 @@ class GradientPass:
     def __init__(
         self,
         stages: ImageStages,
-        trajectory: Mergeable,
+        trajectory: Trajectory,
         candidate: Candidate,
         first: int,
         last: int,

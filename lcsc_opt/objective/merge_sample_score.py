@@ -30,7 +30,7 @@ from lcsc_opt.metrics.frechet import effective_dimension
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.objective.batch_sizes import BatchSizes, Size, images_at_once
-from lcsc_opt.objective.contract import Mergeable, Samples, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Samples, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient_pass import GradientPass
 from lcsc_opt.objective.image_stages import FeatureGradients, ImageStages
 from lcsc_opt.objective.stopwatch import Stopwatch
@@ -56,8 +56,8 @@ Sampled = tuple[ImageState, Cost]
 class _Placed(NamedTuple):
     """A trajectory, and the same one on the device of the model if it can be merged there."""
 
-    trajectory: Mergeable
-    on_device: Mergeable
+    trajectory: Trajectory
+    on_device: Trajectory
 
 
 class MergeSampleScore(StagedObjective):
@@ -82,12 +82,12 @@ class MergeSampleScore(StagedObjective):
             where there are none.
     """
 
-    trajectory: Mergeable
+    trajectory: Trajectory
     sampler: Sampler
 
     def __init__(
         self,
-        trajectory: Mergeable,
+        trajectory: Trajectory,
         sampler: Sampler,
         scores: MetricSuite,
         *,
@@ -318,14 +318,11 @@ class MergeSampleScore(StagedObjective):
         return ImageStages(sampler, self.scores, self._batch_norm)
 
     @property
-    def _placed_trajectory(self) -> Mergeable:
+    def _placed_trajectory(self) -> Trajectory:
         """The trajectory, on the model's device if it can be merged there."""
         placed = self._placed
         if placed is None or placed.trajectory is not self.trajectory:
-            on_device = self.trajectory
-            if isinstance(on_device, Trajectory):
-                on_device = on_device.on(self.device)
-            placed = _Placed(self.trajectory, on_device)
+            placed = _Placed(self.trajectory, self.trajectory.on(self.device))
             self._placed = placed
         return placed.on_device
 

@@ -14,7 +14,6 @@ from lcsc_opt.coefficients.profiles import last_alone
 from lcsc_opt.metrics import MetricSuite
 from lcsc_opt.metrics.from_settings import ReferenceScoreSettings, ScoreSources
 from lcsc_opt.objective.batch_sizes import AUTO, DEFAULT_BATCH, Size, images_at_once
-from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
@@ -143,7 +142,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
     def objective(
         self,
         sampler: Sampler,
-        trajectory: Mergeable,
+        trajectory: Trajectory,
         context: BuildContext,
         *,
         also: Sampler | None = None,
@@ -159,7 +158,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
         """
-        if isinstance(trajectory, Trajectory) and isinstance(sampler, DifferentiableSampler):
+        if isinstance(sampler, DifferentiableSampler):
             trajectory = trajectory.fitting(sampler.weights.state)
         sampler.load(trajectory.merge(last_alone(len(trajectory.steps))))
         return MergeSampleScore(

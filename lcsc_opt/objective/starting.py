@@ -210,14 +210,12 @@ def _of_lora(run: _Run) -> Facts:
 
 
 def _of_score(run: _Run) -> Facts:
-    """The folder of a model of transformers, unless it is one of several modules; the base model of an adapter."""
+    """The folder of a model of transformers; the base model of an adapter."""
     _, adapter = _config(run, ADAPTER_CONFIG)
     base = adapter.get("base_model_name_or_path")
     if base:
         return {"model": f"{FILL_IN}  # e.g. my_module:build, which returns {base} with this adapter"}
     folder, config = _config(run, "config.json")
-    if folder is not None and (folder / "modules.json").is_file():
-        return {"model": f"{FILL_IN}  # e.g. my_module:build, which returns the SentenceTransformer"}
     if config.get("model_type"):
         return {"model": _as_yaml(str(folder))}
     return {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import is_saved
-from lcsc_opt.objective.contract import Mergeable, Objective, Samples, stop_if_told
+from lcsc_opt.objective.contract import Objective, Samples, stop_if_told
 from lcsc_opt.objective.network_scorer import NetworkScorer
 from lcsc_opt.objective.scorer import Draw
 from lcsc_opt.trajectory import Trajectory
@@ -27,11 +27,11 @@ class WeightScore(Objective):
         size: the number of items of an evaluation of a search; ``None`` leaves it to the score.
     """
 
-    trajectory: Mergeable
+    trajectory: Trajectory
 
     def __init__(
         self,
-        trajectory: Mergeable,
+        trajectory: Trajectory,
         scorer: NetworkScorer,
         *,
         maximize: bool = False,
@@ -128,7 +128,7 @@ class WeightScore(Objective):
 
     def _merged(self, coefficients: Coefficients) -> dict[str, Tensor]:
         """The merged weights, on the scorer's device if the trajectory can be merged there."""
-        if not self._on_device and isinstance(self.trajectory, Trajectory):
+        if not self._on_device:
             self.trajectory = self.trajectory.on(self.scorer.device)
         self._on_device = True
         return self.trajectory.merge(coefficients)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.paths import MANIFEST, KnownCheckpoints, expanded_path
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
+from lcsc_opt.checkpoints.finding import find_checkpoints
 from lcsc_opt.trajectory.filling import pack_once
 from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.sources import PackRequest, Sources
@@ -100,14 +100,6 @@ def changes_at(request: PackRequest, checkpoints: KnownCheckpoints) -> Changes:
         is_other = is_complete and Trajectory.holding(request.path_of(study_sources), checkpoints) is None
     last_step = request.selection.last_step or max(steps, default=0)
     return Changes(is_other, tuple(step for step in steps if checkpoints.steps[-1] < step <= last_step))
-
-
-def start_on_all(request: PackRequest, study: str) -> str:
-    """The command that searches all checkpoints that are there by now, from the best coefficients of a study."""
-    command = f"lcsc run {study} name=NEW start={study}"
-    if request.selection != Selection():  # it may leave out some of the study's, or the new ones
-        command += " '~objective.settings.select'"
-    return command
 
 
 def _came_after(request: PackRequest, packed: Path) -> bool:

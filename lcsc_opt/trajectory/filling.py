@@ -27,7 +27,7 @@ from lcsc_opt.checkpoints.reading import Checkpoint, read_checkpoint, searched_k
 from lcsc_opt.checkpoints.watched import FileState
 from lcsc_opt.checkpoints.weights import completed
 from lcsc_opt.trajectory.layout import Layout, stored_dtype
-from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files, source_text
+from lcsc_opt.trajectory.manifest import PACKED, PREFIX, Manifest, foreign_files
 from lcsc_opt.trajectory.matrix import MatrixWriter
 from lcsc_opt.trajectory.neighbours import check_neighbours
 from lcsc_opt.trajectory.side_data import check_alphas, side_data
@@ -175,7 +175,7 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
                 path = sources[step]
                 try:
                     layout = writer.check(row.tensors)
-                    writer.write(step, layout, row.content, source=source_text(path))
+                    writer.write(step, layout, row.content, source=_as_text(path))
                 except TrajectoryError as error:
                     raise TrajectoryError(f"{path}: {error}") from error
                 if step == steps[-1] or time.monotonic() - committed_at > _COMMIT_SECONDS:
@@ -184,6 +184,11 @@ def _write_rows(writer: MatrixWriter, sources: Sources, key: str, stored: str | 
                 advance(note=f"step {step}")
     finally:
         writer.commit()
+
+
+def _as_text(path: Path) -> str:
+    """A path as a manifest has it, whose text is UTF-8."""
+    return str(path.absolute()).encode(errors="replace").decode()
 
 
 def _read_ahead(paths: Sequence[Path], key: str, stored: str | None) -> Iterator[_Row]:
@@ -229,7 +234,7 @@ def _write_trainer_ema(writer: MatrixWriter, sources: Sources, key: str) -> None
         file = FileState(average.path)
         weights = completed(average.tensors, read_checkpoint(last, key=key).tensors)
         row = writer.check(weights).row_of(weights, copy=file.copy)
-        writer.write_trainer_ema(row, source=source_text(average.path))
+        writer.write_trainer_ema(row, source=_as_text(average.path))
     except TrajectoryError as error:
         notice(f"{last}: the trainer's EMA is left out: {error}")
         return

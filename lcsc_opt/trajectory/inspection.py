@@ -27,7 +27,6 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
         * ``dtypes`` that occur, each once; ``stored``: ``exact``, or what floating-point weights were rounded to;
         * ``bytes``: size of the tensors of all checkpoints; ``verified``: whether all were compared with their hashes;
         * ``first_step``, ``last_step``, and ``intervals`` between steps that occur; ``steps``: ``[K]``;
-        * ``difference_norms``: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it;
         * ``warnings``: one line each.
 
     Raises:
@@ -46,7 +45,6 @@ def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
         "bytes": trajectory.nbytes,
         "sha256": trajectory.sha256,
         "verified": verify,
-        "difference_norms": trajectory.difference_norms().tolist(),
         "dtypes": list(dict.fromkeys(spec.dtype for spec in trajectory.tensors)),
         "series": sorted({named.series for named in read_names(sources)}),
         "parameters": trajectory.parameters,

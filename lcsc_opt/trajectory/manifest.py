@@ -6,7 +6,6 @@ import itertools
 import math
 import mmap
 import os
-import urllib.parse
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -31,30 +30,13 @@ _MOST_SCALARS = 2**48  # of one tensor
 _Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
-def source_text(path: Path) -> str:
-    """A path as a manifest has it, whose text is UTF-8: a name that is not is written as its URI."""
-    path = path.absolute()
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return path.as_uri()
-    return str(path)
-
-
-def source_path(text: str) -> str:
-    """The path that :func:`source_text` wrote; empty for none."""
-    if not text.startswith("file:"):
-        return text
-    return os.fsdecode(urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(text).path))
-
-
 class _SavedCheckpoint(pydantic.BaseModel):
     """One row: its training step, its place, where it came from, and its SHA-256.
 
     Attributes:
         step: the training step.
         slot: the row of ``weights.bin``.
-        source: the file that it was made from, as :func:`source_text` writes it; or empty text.
+        source: the path of the file that it was made from; or empty text.
         sha256: of the bytes of the row.
     """
 

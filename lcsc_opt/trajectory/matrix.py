@@ -313,10 +313,11 @@ def _check_finite(content: Tensor, spec: TensorSpec, step: int, stored: str | No
 
 
 def _check_mergeable(spec: TensorSpec) -> None:
-    if spec.dtype in UNMERGEABLE:
+    is_matrix_of_integers = not spec.merged and len(spec.shape) > 1  # quantized weights
+    if spec.dtype in UNMERGEABLE or is_matrix_of_integers:
         raise TrajectoryError(
             f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, bfloat16 "
-            "and float16 can be merged: save it as one of them."
+            "and float16 can be merged: save it as one of them, and quantized weights dequantized."
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -114,21 +114,6 @@ class Merger:
                 projected += of_rows
         by_checkpoint: npt.NDArray[np.float64] = projected.cpu()[:, self.slots].numpy()
         return by_checkpoint[0] if self._groups is None else by_checkpoint
-
-    def float64_tiles(self) -> Generator[Tensor]:
-        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
-        device = self.source.device
-        order = torch.tensor(self.slots, device=device)
-
-        def width(dtype: torch.dtype) -> int:
-            column = 2 * len(self.slots) * accumulator(dtype, device).itemsize  # one of float64
-            return columns_of(merge_tile_bytes(device), column)
-
-        blocks = tiled_blocks(self.source, self.segments, self.slots, groups=self._groups, width=width)
-        with contextlib.closing(blocks):
-            for _, tiles in blocks:
-                for tile in tiles:
-                    yield tile.columns.index_select(0, order).double()
 
     def _combine(self, coefficients: npt.NDArray[np.float64]) -> StateDict:
         """The combination of ``[K]`` or ``[S, K]``: products where tensors vary, copies of all others."""

@@ -36,7 +36,7 @@ from lcsc_opt.checkpoints.weights import Renaming, completed, difference, renami
 from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, trainer_ema
 from lcsc_opt.trajectory.layout import Layout, TensorSpec
-from lcsc_opt.trajectory.manifest import Manifest, source_path
+from lcsc_opt.trajectory.manifest import Manifest
 from lcsc_opt.trajectory.merge import Merger, StateDict
 from lcsc_opt.trajectory.placement import ColumnsInMemory, ColumnSource, Placement, place
 
@@ -88,7 +88,7 @@ class Trajectory:
         checkpoints = manifest.checkpoints
         self.path = path
         self.steps = tuple(saved.step for saved in checkpoints)
-        self.sources: tuple[str, ...] = tuple(source_path(saved.source) for saved in checkpoints)
+        self.sources: tuple[str, ...] = tuple(saved.source for saved in checkpoints)
         self.checkpoint_sha256: tuple[str, ...] = tuple(saved.sha256 for saved in checkpoints)
         self.sha256 = manifest.sha256_of(self.steps)
         self.tensors = manifest.tensors
@@ -394,14 +394,6 @@ class Trajectory:
                 beginnings = [spec.of_row(self._rows[slot])[:_COMPARED_BYTES].view(spec.torch_dtype) for spec in specs]
                 rows.append(torch.cat([torch.zeros(1, dtype=torch.float64), *(part.double() for part in beginnings)]))
         return torch.stack(rows)
-
-    def difference_norms(self) -> npt.NDArray[np.float64]:
-        """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
-        squares = np.zeros(len(self) - 1)
-        with self._unchanged(), contextlib.closing(self._merger.float64_tiles()) as tiles:
-            for tile in tiles:
-                squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
-        return np.sqrt(squares)
 
     def identical(self) -> list[str]:
         """Warnings of checkpoints with the same bytes."""

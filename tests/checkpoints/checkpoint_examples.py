@@ -125,16 +125,6 @@ def imagen(folder: Path, step: int) -> Weights:
     return prefixed("unets.0.", step)
 
 
-def post_hoc_ema(folder: Path, step: int) -> Weights:
-    """Two widths of the average, in half precision, in which the step is rounded, too."""
-    for width in (0, 1):
-        averaged = {name: tensor.clone() for name, tensor in net(step + 1 - width).half().state_dict().items()}
-        content: dict[str, Tensor] = {"initted": torch.tensor(1.0).half(), "step": torch.tensor(step + 0.5).half()}
-        content |= {f"ema_model.{name}": tensor for name, tensor in averaged.items()}
-        torch.save(content, folder / f"{width}.{step}.pt")
-    return averaged
-
-
 def jit(folder: Path, step: int) -> Weights:
     """As ``util/misc.py`` of JiT saves it, and the code bases that began with it; numbers in names are epochs."""
     model = {"model": prefixed("net.", step + 1), "optimizer": optimizer_state(), "epoch": step}
@@ -354,7 +344,6 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "score_sde, torch-ema": score_sde,
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
     "imagen-pytorch": imagen,
-    "PostHocEMA of ema-pytorch": post_hoc_ema,
     "JiT, RiT, JLT": jit,
     "icefall": icefall,
     "latent-diffusion (CompVis)": compvis,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.finding import find_checkpoints
-from lcsc_opt.checkpoints.reading import read_checkpoint
 from lcsc_opt.trajectory.packing import open_or_pack
 from tests.checkpoints.checkpoint_examples import saved, write_distributed
 from tests.trajectory.trajectory_examples import make_trajectory
@@ -67,17 +65,6 @@ def test_several_rates_are_told_apart(tmp_path):
         assert len(find_checkpoints(pattern)) == 3
 
 
-def post_hoc_ema(folder: Path) -> None:
-    """What PostHocEMA of ema-pytorch leaves: index of the width, step; half precision except for the step."""
-    folder.mkdir()
-    for width in (0, 1):
-        for step in (50, 100, 1000):
-            weights = {"w": torch.full((2,), width + step / 1000).half()}
-            averaged = {f"ema_model.{name}": tensor for name, tensor in weights.items()}
-            content = {"initted": torch.tensor(True), "step": torch.tensor(step), **averaged}
-            torch.save(content, folder / f"{width}.{step}.pt")
-
-
 def test_several_widths_of_edm2_are_refused_with_their_patterns(tmp_path):
     for step in (100, 200):
         for width in ("0.050", "0.100"):
@@ -87,19 +74,6 @@ def test_several_widths_of_edm2_are_refused_with_their_patterns(tmp_path):
     patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
     assert patterns == [str(tmp_path / f"network-snapshot-*-{width}.pkl") for width in ("0.050", "0.100")]
     assert len(find_checkpoints(patterns[0])) == 2
-
-
-def test_one_width_of_a_post_hoc_ema_is_a_trajectory_and_several_are_refused_with_their_patterns(tmp_path):
-    folder = tmp_path / "post-hoc-ema-checkpoints"
-    post_hoc_ema(folder)
-    with pytest.raises(TrajectoryError, match=r"several series.* 0 \(3\), 1 \(3\)\. Choose one: ") as refusal:
-        find_checkpoints(folder)
-    patterns = str(refusal.value).split("Choose one: ")[1].split(" or ")
-    assert patterns == [str(folder / "0.*.pt"), str(folder / "1.*.pt")]
-    assert found(patterns[1], folder) == ["1.50.pt", "1.100.pt", "1.1000.pt"]
-    trajectory = open_or_pack([patterns[1]], folder=tmp_path)
-    assert trajectory.steps == (50, 100, 1000)
-    assert trajectory.merge([0, 1, 0])["w"].tolist() == torch.tensor([1.1, 1.1]).half().tolist()
 
 
 def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):
@@ -153,11 +127,9 @@ def test_packed_trajectory_is_no_checkpoint(tmp_path):
         (["checkpoint_epoch_1", "checkpoint_epoch_2", "checkpoint_epoch_10"], "model.pt"),  # of pythae
         (["step-00000100", "step-00000200"], "lit_model.pth"),  # of litgpt
         (["epoch_0", "epoch_1"], "model.safetensors"),  # of torchtune
-        (["CKPT+2026-01-01+10-00-00+00", "CKPT+2026-01-01+10-00-10+00"], "model.ckpt"),  # of speechbrain
-        (["save7", "save8"], "anything.bin"),
     ],
 )
-def test_numbered_and_dated_folders_with_one_file_of_weights(tmp_path, names, file):
+def test_numbered_folders_with_one_file_of_weights(tmp_path, names, file):
     for number, name in enumerate(names):
         content = {"w": torch.full((2,), float(number))}
         saved(tmp_path / name / file, content if file.endswith("safetensors") else {"model": content})
@@ -166,32 +138,6 @@ def test_numbered_and_dated_folders_with_one_file_of_weights(tmp_path, names, fi
     assert found(tmp_path, tmp_path) == names
     trajectory = open_or_pack([tmp_path], folder=tmp_path.parent / "files")
     assert trajectory.merge([0] * (len(names) - 1) + [1])["w"].tolist() == [len(names) - 1] * 2
-
-
-def test_the_file_called_model_is_taken_beside_counters_and_statistics(tmp_path):
-    names = ["CKPT+2026-01-01+10-00-00+00", "CKPT+2026-01-01+10-00-10+00"]  # of speechbrain
-    for name in names:
-        for file in ("model.ckpt", "normalizer.ckpt", "optimizer.ckpt"):
-            saved(tmp_path / name / file, {file: torch.ones(2)})
-        (tmp_path / name / "counter.ckpt").write_text("20")
-    assert found(tmp_path, tmp_path) == names
-    assert read_checkpoint(tmp_path / names[0]).tensors.keys() == {"model.ckpt"}
-    assert read_checkpoint(tmp_path / names[0], key="normalizer").tensors.keys() == {"normalizer.ckpt"}
-
-
-@pytest.mark.parametrize("archive", ["rl_model_{}_steps.zip", "{}.zip"])
-def test_zips_of_stable_baselines(tmp_path, archive):
-    for step in (1000, 2000):
-        for name in ("policy", "policy.optimizer", "pytorch_variables"):
-            saved(tmp_path / "parts" / f"{name}.pth", {"w": torch.full((2,), float(step))})
-        with zipfile.ZipFile(tmp_path / archive.format(step), "w") as packed:
-            packed.writestr("data", "{}")
-            for part in sorted((tmp_path / "parts").iterdir()):
-                packed.write(part, part.name)
-    shutil.rmtree(tmp_path / "parts")
-    trajectory = open_or_pack([tmp_path], folder=tmp_path / "files")
-    assert trajectory.steps == (1000, 2000)
-    assert trajectory.merge([0.5, 0.5])["w"].tolist() == [1500.0, 1500.0]
 
 
 def test_torchs_own_recipe_of_distributed_checkpoints(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -72,14 +71,14 @@ def test_step_inside_the_file_is_believed_whatever_the_name_is(tmp_path):
 
 @pytest.mark.parametrize(
     "step",
-    [torch.tensor(70), torch.tensor(70, dtype=torch.int32), torch.tensor(70.0), 70.0, np.int64(70), np.float32(70)],
+    [torch.tensor(70), torch.tensor(70, dtype=torch.int32), torch.tensor(70.0), 70.0],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_step_inside_may_be_a_whole_number_of_any_type(tmp_path, step, protocol):
     content = {"step": step, "initted": torch.tensor(True), **state_dict(1)}
     torch.save(content, tmp_path / "model5.pt", pickle_protocol=protocol)
     assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 70
-    for value in (torch.tensor(70.5), torch.tensor(True), torch.tensor([70]), torch.tensor(-3), np.bool_(1)):
+    for value in (torch.tensor(70.5), torch.tensor(True), torch.tensor([70]), torch.tensor(-3)):
         torch.save({"step": value, **state_dict(1)}, tmp_path / "model5.pt")
         assert checkpoint_steps([tmp_path / "model5.pt"])[0] == 5
 
@@ -95,9 +94,6 @@ def test_step_inside_may_be_a_whole_number_of_any_type(tmp_path, step, protocol)
         ("checkpoint-500/unet", "checkpoint/unet"),
         ("checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors", "checkpoint/unet_ema/diffusion_pytorch_model"),
         ("5000.ckpt/nnet_ema.pth", "step/nnet_ema"),
-        ("0.5000.pt", "0"),
-        ("1.100.pt", "1"),
-        ("stage1-step10000-tokens21B", "stage1"),
         ("stage1-step-40000", "stage1"),
         ("0.9999/model50.pt", "model"),
     ],
@@ -121,12 +117,10 @@ def test_a_name_tells_the_same_from_within_its_numbered_folder(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("name", "pattern"),
     [
-        ("0.5000.pt", "0.*.pt"),
         ("ema_0.9999_012345.pt", "ema_0.9999_*.pt"),
         ("network-snapshot-0002500-0.050.pkl", "network-snapshot-*-0.050.pkl"),
         ("epoch=4-step=3000-val_loss=0.25.ckpt", "epoch=*-step=*-val_loss=*.ckpt"),
         ("checkpoint-500/unet_ema/diffusion_pytorch_model.bin", "checkpoint-*/unet_ema/diffusion_pytorch_model.bin"),
-        ("stage1-step10000-tokens21B", "stage1-step*-tokens*"),
         ("final.pt", "final.pt"),
     ],
 )
@@ -236,7 +230,7 @@ def test_series_of_a_list_are_told_apart_as_those_of_a_folder_are(tmp_path, othe
         {f"epoch{epoch}_step{step}.pt": {} for epoch, step in ((1, 300), (1, 900), (2, 200), (2, 500))},
         {f"save_{place}.pt": {"epoch": 1 + place // 2, "step": (300, 900, 200)[place]} for place in range(3)},
         {f"epoch_{epoch}.pt": {"epoch": epoch, "step": step} for epoch, step in ((1, 100), (2, 98), (3, 101))},
-        {f"save_{place}.pt": {"step": np.int64(step)} for place, step in enumerate((300, 900, 200))},
+        {f"save_{place}.pt": {"step": torch.tensor(step)} for place, step in enumerate((300, 900, 200))},
     ],
     ids=["in the names", "inside", "batches of an epoch", "of a restart"],
 )
@@ -253,26 +247,3 @@ def test_a_counter_that_is_the_same_in_all_files_tells_nothing(tmp_path):
     assert checkpoint_steps(_written(tmp_path, contents)) == [10, 20]
     by_epoch = {f"{name}.pt": {"step": 7, "epoch": epoch} for name, epoch in (("first", 1), ("second", 2))}
     assert checkpoint_steps(_written(tmp_path, by_epoch)) == [1, 2]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["m_100_0.25.pth", "m_200_0.21.pth", "m_300_0.19.pth"],
-        ["m_100_0.25.pth", "m_200_0.25.pth", "m_300_0.19.pth"],
-        ["epoch_1_0.25.pth", "epoch_2_0.25.pth", "epoch_10_-0.19.pth"],
-    ],
-)
-def test_a_metric_without_a_word_is_not_part_of_the_series(tmp_path, names, capsys):
-    paths = _written(tmp_path, {name: {} for name in [*names, "last.pth"]})
-    found = find_checkpoints(tmp_path)
-    assert [path.name for path in found] == names
-    assert checkpoint_steps(found) == sorted(checkpoint_steps(found))
-    assert len({named.series for named in read_names(found)}) == 1
-    assert "last.pth" in capsys.readouterr().err
-    assert paths[-1] not in found
-
-
-def test_checkpoints_with_nothing_but_a_date_are_numbered(tmp_path):
-    names = [f"CKPT+2026-01-01+10-00-{second}+00/model.ckpt" for second in ("10", "20", "03")]
-    assert checkpoint_steps(_written(tmp_path, {name: {} for name in names})) == [2, 3, 1]

@@ -216,10 +216,7 @@ def test_checkpoints_that_were_left_out_are_no_news(typed: Typed) -> None:
 def test_a_start_begins_on_a_longer_trajectory_from_the_found_coefficients(begun: None, typed: Typed) -> None:
     save(5, 40)
     found = load_study(NAME).coefficients
-    _, advice, command = typed(*RUN).err.partition("are searched by: lcsc ")
-    assert advice
-    command = command.splitlines()[0]
-    typed(*command.split(), "--budget", "3")
+    typed(*RUN, "name=NEW", f"start={NAME}", "--budget", "3")
     longer = load_study("NEW/LCSC/0")
     assert longer.steps == (5, 10, 20, 30, 40)
     assert len(longer.trials) == 3

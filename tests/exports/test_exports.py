@@ -267,7 +267,7 @@ def test_a_disk_that_refuses_is_told_as_the_system_says_it(finished: Path, typed
     """Torch's writer only knows where it stands then: ``unexpected pos 704 vs 598``."""
     typed("export", STUDY, "-o", "recipe.json")
     recipe = Recipe.read(Path("recipe.json"))
-    content = Content({"w": torch.zeros(100_000)}, recipe, config=None, card=None, document=None, header={})
+    content = Content({"w": torch.zeros(100_000)}, recipe, config=None, document=None, header={})
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -296,22 +296,6 @@ def test_rows_are_shown_exported_begun_at_one_and_merged_again(workplace: Path, 
     source, more = (optuna.load_study(study_name=f"{name}/LCSC/0", storage=STORAGE) for name in ("alike", "more"))
     assert [coefficients_of(trial).shape for trial in more.trials] == [(3, 5)] * 3, "it starts at its source's answer"
     assert more.best_value <= 1.1 * source.best_value
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ("{a: 'nothing*'}", "space.rows.a: 'nothing*' matches no tensor that varies"),
-        ("{a: 'conv*', b: '*.weight'}", "conv.weight matches a and b; it needs one row"),
-    ],
-)
-def test_rows_that_do_not_divide_the_model_are_one_line(rows: str, message: str, workplace: Path, typed: Typed) -> None:
-    file = write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 2})
-    assert message in typed.refused("run", str(file), f"space.rows={rows}")
-    assert not Path("studies.db").exists()
-    said = typed("run", str(file), "space.rows={a: 'conv*'}").err
-    assert "no pattern matches norm.weight, steps; they are merged with the row 'other'" in said
-    assert typed.json("show", STUDY)["layer_groups"]["names"] == ["a", "other"]
 
 
 def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path) -> None:

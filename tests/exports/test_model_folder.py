@@ -184,7 +184,7 @@ def test_a_language_model_is_exported_with_its_tokenizer(chosen: Chosen, tmp_pat
         objective_spec = {"file": "score.py", "settings": {"model": "original"}}
         stored = {**chosen.stored, "objective": objective_spec, "directory": str(tmp_path)}
         chosen = dataclasses.replace(chosen, stored=stored)
-    export(chosen, objective, Destination.of(tmp_path / "best", dtype="bf16", config=given))
+    export(chosen, objective, Destination.of(tmp_path / "best", dtype="bfloat16", config=given))
     described = json.loads((tmp_path / "best" / "config.json").read_text())
     assert {described.get("dtype"), described.get("torch_dtype")} - {None} == {"bfloat16"}
     loader: Any = AutoTokenizer
@@ -196,7 +196,7 @@ def test_a_language_model_is_exported_with_its_tokenizer(chosen: Chosen, tmp_pat
     assert not names & {"optimizer.pt", "trainer_state.json"}
     again = Destination.of(tmp_path / "again", config=tmp_path / "best")  # as lcsc apply names an exported folder
     rebuild(Recipe.read(tmp_path / "best"), [tmp_path / "run.trajectory"], again)
-    assert {path.name for path in again.path.iterdir()} == names - {"README.md"}, "the card is of the study"
+    assert {path.name for path in again.path.iterdir()} == names
 
 
 @pytest.mark.parametrize("with_config", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,16 +54,6 @@ def test_lightning_loads_an_average_of_its_checkpoints(typed: Typed) -> None:
     assert load_file("best.safetensors")["weight"].tolist() == [[2.5] * 4]
 
 
-def test_a_trainers_file_is_found_again_though_its_name_is_not_utf8(typed: Typed) -> None:
-    save_checkpoints("m_{}.pt", optimizer={"exp_avg": torch.ones(3)})
-    Path("runs").rename(os.fsdecode(b"runs\xe9"))
-    typed("trajectory", "pack", os.fsdecode(b"runs\xe9"), "-o", "run.trajectory")
-    typed("apply", "uniform", "run.trajectory", "-o", "best.pt")
-    content = torch.load("best.pt", weights_only=True)
-    assert content["optimizer"]["exp_avg"].tolist() == [1, 1, 1]
-    assert content["state_dict"]["weight"].tolist() == [[2.5] * 4]
-
-
 def test_timm_loads_one_and_what_its_file_has_besides_is_named(typed: Typed) -> None:
     save_checkpoints("checkpoint-{}.pth.tar", arch="resnet18", args=Path("config"))
     said = typed("apply", "uniform", "runs", "-o", "best.pth.tar").err
@@ -98,7 +87,7 @@ def test_a_pickled_network_is_not_written_and_that_is_said(typed: Typed) -> None
     assert torch.load("best.pt", weights_only=True).keys() == {"weight", "bias"}
 
 
-def test_a_finished_study_is_exported_without_its_functions_and_says_what_is_new(typed: Typed) -> None:
+def test_a_finished_study_is_exported_without_its_functions(typed: Typed) -> None:
     save_checkpoints("model-{}.ckpt", **LIGHTNING)
     Path("scores_here.py").write_text(SCORE)
     settings = {"checkpoints": "runs", "model": "scores_here:build", "score": "scores_here:score"}
@@ -110,12 +99,8 @@ def test_a_finished_study_is_exported_without_its_functions_and_says_what_is_new
     }
     Path("small.yaml").write_text(yaml.safe_dump(study))
     typed("run", "small.yaml")
-    assert "new checkpoints" not in typed("run", "small.yaml").err
     torch.save({"global_step": 5, "state_dict": weights(5)}, "runs/model-5.ckpt")
-    [line] = [line for line in typed("run", "small.yaml").err.splitlines() if "small/LCSC/0: finished" in line]
-    said, command = line.split(" are searched by: lcsc ")
-    assert said.endswith("new checkpoints (1, up to step 5)")
-    typed(*command.split())
+    typed("run", "small/LCSC/0", "name=NEW", "start=small/LCSC/0")
     assert len(typed.json("show", "NEW/LCSC/0")["coefficients"]) == 5
     Path("scores_here.py").unlink()
     typed("export", "small/LCSC/0", "-o", "best.ckpt")
@@ -158,31 +143,6 @@ def test_a_trainers_folder_needs_no_config_option(typed: Typed) -> None:
     torch.testing.assert_close(loaded[name], (first[name] + last[name]) / 2)
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_folder_of_several_modules_is_written_whole_or_refused(typed: Typed, trained: bool) -> None:
-    """Of sentence-transformers: modules.json names a pooling without weights, and a layer with some."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
-    for step in (10, 20):
-        folder = Path(f"runs/checkpoint-{step}")
-        BertModel(config).save_pretrained(folder)
-        for part in ("1_Pooling", "2_Dense"):
-            (folder / part).mkdir()
-            (folder / part / "config.json").write_text("{}")
-        save_file({"w": torch.ones(2) * (step if trained else 1)}, folder / "2_Dense" / "model.safetensors")
-        (folder / "modules.json").write_text("[]")
-    if trained:
-        said = typed("apply", "uniform", "runs", "-o", "best", status=2).err
-        assert "a further part, 2_Dense, was trained, too, and would not be merged" in said
-        typed("apply", "uniform", "runs", "--key", "2_Dense", "-o", "2_Dense.safetensors")
-        assert load_file("2_Dense.safetensors")["w"].tolist() == [15.0, 15.0]
-        return
-    assert "there is also 2_Dense" in typed("apply", "uniform", "runs", "-o", "best").err
-    written = {str(path.relative_to("best")) for path in Path("best").rglob("*") if path.is_file()}
-    assert written >= {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
-
-
 MODULES = """
 import torch
 from transformers import AutoConfig, BertModel
@@ -192,7 +152,7 @@ def score(net): return float(net[0].embeddings.LayerNorm.weight.square().sum())
 
 
 def test_a_folder_with_the_checkpoints_configuration_has_the_names_of_their_files(typed: Typed) -> None:
-    """The network that is scored, as of sentence-transformers, has the transformer inside."""
+    """The network that is scored has the transformer inside."""
     from transformers import BertConfig, BertModel
 
     Path("modules_here.py").write_text(MODULES)

@@ -144,15 +144,6 @@ def test_a_model_of_transformers_is_its_own_configuration() -> None:
     assert missing == {"score", "maximize", "size"}
 
 
-def test_a_transformer_that_is_one_of_several_modules_is_not_the_model() -> None:
-    folder = Path("out/checkpoint-100")  # of sentence-transformers
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    (folder / "modules.json").write_text("[]")
-    save_file({"embeddings.weight": torch.ones(5, 5)}, folder / "model.safetensors")
-    assert "model" in init("score", "out")[1]
-
-
 def test_init_and_run_list_the_same_lines(typed: Typed) -> None:
     plain()
     wrote = typed("init", "module", "runs", "model=my:build").err

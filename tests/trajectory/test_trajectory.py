@@ -141,23 +141,12 @@ def test_weights_that_changed_on_the_disk_are_refused(trajectory, change, messag
         Trajectory.open(trajectory.path).verify()
 
 
-@pytest.mark.parametrize("in_small_tiles", [False, True])
-def test_norms_are_those_of_the_stacked_checkpoints(trajectory, request, in_small_tiles):
-    if in_small_tiles:
-        request.getfixturevalue("small_tiles")
-    names = [spec.name for spec in trajectory.tensors if spec.merged]
-    rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
-    expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)
-    np.testing.assert_allclose(trajectory.difference_norms(), expected, rtol=1e-12)
-
-
 def test_slots_are_not_the_order_of_steps(tmp_path):
     trajectory = make_trajectory(tmp_path / "ring", range(1, 10), keep_last=3)
     assert trajectory.steps == (7, 8, 9)
     doubles = torch.stack([state_dict(step)["double"] for step in (7, 8, 9)])
     merged = trajectory.merge([2.0, -0.5, -0.5])
     torch.testing.assert_close(merged["double"], torch.tensor([2.0, -0.5, -0.5]).double() @ doubles)
-    assert (trajectory.difference_norms() >= doubles.diff(dim=0).norm(dim=1).numpy()).all()
 
 
 def merge_one(path):
@@ -293,7 +282,7 @@ def test_a_merge_that_leaves_the_range_of_its_dtype_is_refused_wherever_it_is_ma
             mask = torch.tensor([1.0, -torch.inf])  # infinite constants are no overflow
             writer.append(step, {"w": torch.tensor([1.0, sign * 0.9 * most], dtype=dtype), "mask": mask})
     opened = Trajectory.open(tmp_path / "t")
-    for trajectory in (opened, opened.on("cpu", how="streamed"), opened.in_rows({"all": "w"})):
+    for trajectory in (opened, opened.on("cpu", how="streamed"), opened.in_rows("layers")):
         assert torch.isfinite(trajectory.merge([0.5, 0.5])["w"]).all()
         with pytest.raises(TrajectoryError, match=f"'w' of the merged model is too large for {dtype}"):
             trajectory.merge([3.0, -2.0])
