@@ -52,6 +52,8 @@ from lcsc_opt.coefficients.layer_groups import LayerGroups, Rule
 from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 if TYPE_CHECKING:  # torch is imported by objectives that need it
+    from torch import Tensor
+
     from lcsc_opt.sampling import Sampler
     from lcsc_opt.trajectory import Trajectory
 

@@ -174,7 +174,7 @@ class ImageObjectiveSettings(CheckpointSettings, ReferenceScoreSettings):
             real_images=lambda count: ScoreSources(self, context).real_images(count),
         )
 
-    def _estimated_statistics(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
+    def _estimated_statistics(self, sampler: Sampler, trajectory: Trajectory) -> BatchNormStatistics | None:
         """Estimates statistics that differ between checkpoints: the merged network sees others."""
         if self.merges_statistics or not isinstance(sampler, DifferentiableSampler):
             return None
