@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import math
 import resource
 import shlex
@@ -37,12 +38,15 @@ import torch
 import yaml
 from common import RESULTS, ROOT, machine, markdown, parse
 from real import FLOW_STEPS, SIDE, ImageNetFeatures, UNet, digits
+from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 import lcsc_opt
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -82,6 +86,29 @@ class Unfolded(ImageNetFeatures):
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         """Refuse."""
         raise TypeError
+
+
+class RandomInception(InceptionExtractor):
+    """Inception's network with He normal weights, which preserve the size of signals, always the same ones."""
+
+    label = "inception-random"
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, torch.Tensor]]:  # noqa: ARG002
+
+        class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+            def load_state_dict(self, *_: Any, **__: Any) -> None:
+                pass
+
+        empty = io.BytesIO()
+        torch.save({}, empty)
+        empty.seek(0)
+        network = Unloaded("inception-v3-compat", ["2048", "logits_unbiased"], empty)
+        generator = torch.Generator().manual_seed(0)
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(network.fc.bias)
+        return network, 2048, network.state_dict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +180,9 @@ def cases(work: Path, images: int) -> Mapping[str, Case]:
             gradient=False,
         ),
         "inception": Case(
-            lambda: flow(INCEPTION_SIDE, reference=few, images=images, loss="fid@random"), images, gradient=False
+            lambda: flow(INCEPTION_SIDE, reference=few, images=images, loss="fid@arithmetic:RandomInception"),
+            images,
+            gradient=False,
         ),
         "demo": Case(demo, GRADIENT_IMAGES, gradient=True),
         "photographs": Case(photographs, images, gradient=False),

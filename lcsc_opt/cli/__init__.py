@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
@@ -25,30 +24,12 @@ from lcsc_opt.base.progress import each_notice_once, log, messages_on_stderr, no
 from lcsc_opt.base.streams import results_apart, results_on_a_descriptor_of_their_own
 from lcsc_opt.cli import deleting, exports, results, studies, training, trajectory
 
-GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Start": (training.train, studies.init, studies.run),
-    "Look": (studies.list_, studies.show, results.compare, results.report, results.dashboard),
-    "Use": (results.evaluate, exports.export, exports.apply),
-    "Manage": (deleting.delete,),  # and trajectory
-}
-
-
-class _Grouped(typer.core.TyperGroup):
-    """The commands of ``lcsc --help`` under the headings of :data:`GROUPS`; those of no group under the last one."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - click's signature
-        """Write them, each with the first words of its help."""
-        group_of = {command.__name__.rstrip("_"): group for group, commands in GROUPS.items() for command in commands}
-        width = formatter.width - 6 - max(map(len, self.commands))
-        for group in GROUPS:
-            rows = [
-                (name, command.get_short_help_str(width))
-                for name, command in self.commands.items()
-                if group_of.get(name, "Manage") == group
-            ]
-            with formatter.section(group):
-                formatter.write_dl(rows)
-
+COMMANDS: tuple[Callable[..., None], ...] = (  # and trajectory
+    *(training.train, studies.init, studies.run),
+    *(studies.list_, studies.show, results.compare, results.report, results.dashboard),
+    *(results.evaluate, exports.export, exports.apply),
+    deleting.delete,
+)
 
 HELP = """A linear combination of your saved checkpoints is often better than the last checkpoint and any EMA of them.
 
@@ -60,7 +41,6 @@ Exit status: 0 all is done, 1 a search failed, 2 wrong input, 130 interrupted.
 """
 
 app = typer.Typer(
-    cls=_Grouped,
     name="lcsc",
     help=HELP,
     no_args_is_help=True,
@@ -95,9 +75,8 @@ def _options(
         log.setLevel(logging.ERROR)
 
 
-for _commands_of_group in GROUPS.values():
-    for _command in _commands_of_group:
-        app.command(_command.__name__.rstrip("_"))(results_apart()(_command))
+for _command in COMMANDS:
+    app.command(_command.__name__.rstrip("_"))(results_apart()(_command))
 app.add_typer(trajectory.app, name="trajectory")
 
 _INTERRUPTED = 128 + signal.SIGINT

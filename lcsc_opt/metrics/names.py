@@ -63,7 +63,6 @@ TRAINED = ("digits", "photographs", "mnist")  # classifiers of such images; each
 
 # Short names of factories, for study files and tables: unpublished networks, which need no download.
 MADE = {
-    "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     PIXELS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",  # whose principal components a reference turns them into
     THUMBNAILS: "lcsc_opt.metrics.extractors.pixels:Thumbnails",
     "outside": "lcsc_opt.metrics.extractors.pixels:Outside",

@@ -22,9 +22,8 @@ from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation.pool import WorkerPool
-from lcsc_opt.metrics.extractors.base import image_gradient
-from lcsc_opt.metrics.extractors.by_name import find_extractor
-from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, image_gradient
+from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -280,11 +279,13 @@ def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path, r
 def test_a_published_extractor_has_the_features_and_the_gradient_of_the_cpu(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    built: list[FeatureExtractor]
     if name == "inception":
         monkeypatch.setattr(
             "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE", 80
         )
-        built = [find_extractor("random", weights=None)(device) for device in ("cpu", DEVICE.type)]
+        torch.save(network_files.random_inception().state_dict(), folder / "inception.pth")
+        built = [InceptionExtractor(folder / "inception.pth", device=device) for device in ("cpu", DEVICE.type)]
     elif name == "clip":
         network_files.write_clip(folder / "clip.pt")
         built = [ClipExtractor(folder / "clip.pt", device=device) for device in ("cpu", DEVICE.type)]

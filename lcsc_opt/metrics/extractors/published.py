@@ -157,43 +157,11 @@ class InceptionExtractor(_PublishedNetwork):
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
         module = import_extra("torch_fidelity.feature_extractor_inceptionv3")
         tensors = self._read(weights or self.fetch())
-        # torch-fidelity loads with weights_only=False; it gets a copy of what the safe reader accepted.
-        return self._of(module.FeatureExtractorInceptionV3, tensors), 2048, tensors
-
-    @staticmethod
-    def _of(kind: Any, weights: Mapping[str, Tensor]) -> Any:
-        copy = io.BytesIO()
-        torch.save(dict(weights), copy)
+        copy = io.BytesIO()  # torch-fidelity loads with weights_only=False; it gets what the safe reader accepted
+        torch.save(dict(tensors), copy)
         copy.seek(0)
-        return kind("inception-v3-compat", ["2048", "logits_unbiased"], copy)
-
-
-class RandomInception(InceptionExtractor):
-    """The same network with random weights, always the same ones, for trials without a download.
-
-    FID in its features falls when samples become more realistic, but does not compare with published values.
-    """
-
-    label = "inception-random"
-
-    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
-        """He normal weights, which preserve the size of signals, and normalizations that change nothing."""
-        original: Any = import_extra("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
-
-        class Unloaded(original):  # type: ignore[misc]
-            def load_state_dict(self, *_: Any, **__: Any) -> None:
-                pass
-
-        with torch.device("meta"):  # where layers draw nothing from the global generator
-            network = self._of(Unloaded, {})
-        generator = torch.Generator().manual_seed(0)
-        for module in network.to_empty(device="cpu").modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-            elif isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(network.fc.bias)
-        return network, 2048, network.state_dict()
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], copy)
+        return network, 2048, tensors
 
 
 class ClipExtractor(_PublishedNetwork):

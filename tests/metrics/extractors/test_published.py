@@ -5,7 +5,6 @@ import random
 import shutil
 import urllib.error
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,20 +152,6 @@ def test_features_with_a_graph_are_the_same_and_its_gradient_leads(name, small_e
     with torch.inference_mode():
         ahead, behind = (float((extractor(batch + sign * step) @ weights).double().sum()) for sign in (1, -1))
     assert (ahead - behind) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.1)
-
-
-def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_through(monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
-    state = torch.random.get_rng_state()
-    one, other = (find_extractor("random", weights=None)("cpu") for _ in range(2))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert one.name == other.name
-    assert one.name.startswith("inception-random-2048-")
-    features, logits = one.features_and_logits(images())
-    assert float((features[0] - features[1]).abs().mean()) > 0.01 * float(features.mean()) > 1e-4
-    assert torch.isfinite(logits).all()
-    with pytest.raises(MetricError, match="random needs no file"):
-        find_extractor("random", weights=Path("file"))("cpu")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
