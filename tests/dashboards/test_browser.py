@@ -226,10 +226,6 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     assert [row["optimizer"] for row in rows] == ["CMA", "LCSC", "answer: CMA, trial 0"]
     assert float(rows[0]["held_out"]) == pytest.approx(3.1)
 
-    page.uncheck("text=logarithmic loss")
-    page.wait_for_url("**scale=")
-    page.check("text=logarithmic cost")
-    page.wait_for_url("**scale=x**")
     page.click("#axis")
     page.click("text=images sampled")
     page.wait_for_url("**axis=images**")

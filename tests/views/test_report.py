@@ -76,7 +76,7 @@ def test_a_report_is_one_file_that_loads_nothing_and_shows_every_study(experimen
     assert len(labels) == len(figures)
     assert all(labels)
     assert {
-        "Best so far against evaluations",
+        "Best so far against images sampled",
         "Coefficients, digits/LCSC/0",
     } <= {*labels}
     assert "noscript" in [tag for tag, _ in page.elements]
