@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +51,6 @@ Merged = tuple[dict[str, Tensor], Cost]
 
 Sampled = tuple[ImageState, Cost]
 """What the metrics need to know about some images, picklable, and the cost of these images with merging."""
-
-
-class _Placed(NamedTuple):
-    """A trajectory, and the same one on the device of the model if it can be merged there."""
-
-    trajectory: Trajectory
-    on_device: Trajectory
 
 
 class MergeSampleScore(StagedObjective):
@@ -120,7 +113,7 @@ class MergeSampleScore(StagedObjective):
             samplers=tuple(title_of(each) for each in self._samplers),
             real_per_dimension=_real_images_per_dimension(scores),
         )
-        self._placed: _Placed | None = None
+        self._is_placed = False
         self._gradient_pass: GradientPass | None = None
 
     @property
@@ -319,12 +312,11 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _placed_trajectory(self) -> Trajectory:
-        """The trajectory, on the model's device if it can be merged there."""
-        placed = self._placed
-        if placed is None or placed.trajectory is not self.trajectory:
-            placed = _Placed(self.trajectory, self.trajectory.on(self.device))
-            self._placed = placed
-        return placed.on_device
+        """The trajectory, from the first use on merged on the model's device if that can merge."""
+        if not self._is_placed:
+            self.trajectory = self.trajectory.on(self.device)
+            self._is_placed = True
+        return self.trajectory
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
         """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""
