@@ -17,9 +17,7 @@ estimates, the last one, which is the image, is left to the metrics to clip:
     sampler: {name: ddim, steps: 50, step: {eta: 1.0}, scheduler: {clip_sample: false}}
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
 
-Reports measure the answer, EMA* and the last checkpoint in a second sampler, too: the pipeline's own scheduler with its
-own number of steps (1000 of a ``DDPMPipeline``), where ``model`` is a pipeline's folder. ``also`` names another one,
-and ``also: null`` leaves it out:
+With ``also``, reports measure the answer, EMA* and the last checkpoint in a second sampler, too:
 
     sampler: {name: ddim, steps: 10, also: {steps: 50}}
 
@@ -82,20 +80,9 @@ def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     folder = DiffusersFolder.read(context.path(checked.model))
     trajectory = checked.trajectory(context)
     sampler_of = _samplers(checked, folder, context)
-    second = _second(checked.sampler, folder)
+    second = second_of(checked.sampler)
     also = None if second is None else sampler_of(second)
     return checked.objective(sampler_of(checked.sampler), trajectory, context, also=also)
-
-
-def _second(settings: SchedulerSettings, folder: DiffusersFolder) -> SchedulerSettings | None:
-    """What only reports use: ``also``, else the pipeline's own scheduler with its own number of steps."""
-    if "also" in settings.model_fields_set:
-        return second_of(settings)
-    steps = folder.pipeline_steps()
-    if steps is None or folder.scheduler is None:
-        return None
-    own = SchedulerSettings(steps=min(steps, folder.scheduler.get("num_train_timesteps", steps)))
-    return None if own == settings else own
 
 
 def _samplers(

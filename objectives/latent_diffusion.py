@@ -26,7 +26,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, check_prompts, load_pipeline, read_prompts
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler, load_pipeline, read_prompts
 from lcsc_opt.trajectory import Trajectory
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
@@ -68,19 +68,12 @@ class Settings(ImageObjectiveSettings):
             raise ValueError("lora_alpha is for component: lora")
         return self
 
-    def prompts_of_file(self, context: BuildContext) -> tuple[str, ...]:
-        """The prompts; of a new study, each of them must be sampled."""
-        prompts = read_prompts(context.path(self.prompts))
-        if context.checkpoints is None:  # a study that continues keeps the prompts that it began with
-            check_prompts(prompts, self.images)
-        return prompts
-
 
 def build(settings: dict[str, Any], context: BuildContext) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check(context)
-    prompts = checked.prompts_of_file(context)
+    prompts = read_prompts(context.path(checked.prompts))
     held_out_prompts = None
     if checked.held_out_prompts is not None:
         held_out_prompts = read_prompts(context.path(checked.held_out_prompts))

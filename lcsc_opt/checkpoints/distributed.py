@@ -1,4 +1,4 @@
-"""Folders of ``torch.distributed.checkpoint``, as FSDP, Accelerate, torchtitan and OLMo-core save them.
+"""Folders of ``torch.distributed.checkpoint``, as FSDP, Accelerate and torchtitan save them.
 
 ``.metadata`` is a pickle, which is read without running anything in it. It says which tensors there are, and in which
 bytes of which ``.distcp`` file each of their parts is: a file of ``torch.save`` of its own, or a tensor of safetensors.

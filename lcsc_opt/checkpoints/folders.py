@@ -21,7 +21,6 @@ _COMPONENTS = (  # running averages come before raw weights
     "unet_lora",
     "transformer_lora",
     "pytorch_model_fsdp_0",
-    "model_and_optim",  # of OLMo-core
 )
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model")
 _SAFETENSORS_FILES = [f"{stem}.safetensors" for stem in (*_STEMS, "model")]

@@ -41,13 +41,11 @@ class Checkpoint:
         tensors: name → tensor on the CPU; they may be mapped from the file, so copy before writing to them.
         key: where in the file they were: ``"a.b"`` for nested dicts, the subfolder of a diffusers folder,
             ``""`` when the file is the bare state dict.
-        metadata: the texts of a safetensors header; empty for other formats.
         prefix: what was before all names: that of ``DataParallel``, or of a network whose one part is called so.
     """
 
     tensors: dict[str, Tensor]
     key: str
-    metadata: Mapping[str, str]
     prefix: str = ""
 
 
@@ -223,10 +221,6 @@ def naming(path: Path) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         raise TrajectoryError(f"{path} cannot be read: {reason}.") from error
     except SafetensorError as error:
-        if "UTF-8" in str(error):
-            raise TrajectoryError(
-                f"{path} has a name that is not UTF-8, which safetensors needs: rename it."
-            ) from error
         raise TrajectoryError(f"{path} {MALFORMED}") from error
     except Exception as error:  # a hostile file can raise anything
         raise TrajectoryError(f"{path} {MALFORMED}") from error
@@ -238,8 +232,7 @@ def _say_choice(path: Path, key: str, alternatives: Iterable[str]) -> None:
 
 
 def _read_file(path: Path, key: str | None) -> Checkpoint:
-    value, metadata = _read_value(path)
-    inventory = Inventory(value)
+    inventory = Inventory(_read_value(path))
     if key is None:
         key = inventory.guess()
         other_keys = inventory.others(key)
@@ -247,28 +240,27 @@ def _read_file(path: Path, key: str | None) -> Checkpoint:
             _say_choice(path, key, other_keys)
     tensors = unwrapped(_tensors(path, inventory.state_dict(key), key))
     bare, prefix = without_data_parallel(tensors)
-    return Checkpoint(bare, key, metadata, prefix)
+    return Checkpoint(bare, key, prefix)
 
 
-def _read_value(path: Path) -> tuple[Any, Mapping[str, str]]:
-    """The content of a file, and the texts of its header."""
+def _read_value(path: Path) -> Any:
+    """The content of a file."""
     if _is_index(path):
-        return _read_shards(path), {}
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.name == METADATA:
-        return read_distributed(path), {}
+        return read_distributed(path)
     if path.name.endswith(TORCH_SUFFIXES):
-        return read_content(path), {}
+        return read_content(path)
     raise TrajectoryError(f"is not a checkpoint: expected {', '.join(CHECKPOINT_SUFFIXES)}.")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
         names = file.keys()
         _check_count(names)
-        tensors = {name: file.get_tensor(name) for name in names}
-        return tensors, dict(file.metadata() or {})
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:

@@ -28,7 +28,6 @@ LORA_FACTORS = (
 _FACTOR = re.compile(
     rf"({'|'.join(re.escape(end) for pair in LORA_FACTORS for end in pair)}|\.lora_[AB]\.\w+\.weight)$"
 )
-_MANY_CHECKPOINTS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,16 +95,3 @@ def _natural(name: str) -> list[object]:
     """A key that sorts layer.9 before layer.10."""
     texts_and_numbers = re.split("([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(texts_and_numbers)]
-
-
-def advice_on_checkpoints(count: int) -> str | None:
-    """What to say to a user who keeps ``count`` checkpoints of a training run; ``None`` if there is nothing to say.
-
-    The numbers are those of ``docs/training.md``.
-    """
-    if count <= _MANY_CHECKPOINTS:
-        return None
-    return (
-        f"{count} checkpoints: with a row of coefficients for each layer (space: {{rows: layers}}, LCSCGradient) 16 to "
-        "32 evenly spaced ones are nearly as good; keep more for one row, or without a gradient"
-    )

@@ -108,25 +108,6 @@ def uniform_coefficients(total: int, last: int) -> Coefficients:
     return normalize(np.arange(total, 0, -1) <= last)
 
 
-def decay_coefficients(total: int, last: int) -> Coefficients:
-    """The merge of the last N checkpoints that imitates a 1 - sqrt decay of the learning rate over them.
-
-    Tian et al. 2025 (WSM, arXiv 2507.17634): updates that a decay multiplies by w_1 ≥ … ≥ w_{N-1} are in the merge as
-    often if checkpoint j = 0 … N - 1 of the window has the coefficient c_j = w_j - w_{j+1}, with w_0 = 1 and w_N = 0.
-    With w_j = 1 - √(j / N) the first one weighs most; the linear decay, w_j = 1 - j / N, is the uniform average.
-
-    Args:
-        total: K, the number of checkpoints, which count as equally far apart.
-        last: N.
-
-    Returns:
-        ``[K]``, non-negative, sum to one.
-    """
-    position = np.arange(last + 1)  # j
-    factors = 1 - np.sqrt(position / position[-1])
-    return close_sum(np.pad(factors[:-1] - factors[1:], (total - last, 0)))
-
-
 def extrapolated_average(total: int, last: int, extrapolation: float) -> Coefficients:
     """The uniform average of the last N checkpoints, moved on by what it gained over that of the N before them.
 
@@ -148,7 +129,7 @@ def extrapolated_average(total: int, last: int, extrapolation: float) -> Coeffic
 
 
 def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
-    """``EMA 0.9995``, ``average of the last 10``, ``1-sqrt over the last 8``, a row …, of a baseline's answer.
+    """``EMA 0.9995``, ``average of the last 10``, a row …, of a baseline's answer.
 
     ``None`` for coefficients that no baseline asks at these ``steps``.
 
@@ -169,8 +150,6 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
         if is_used[-count_used:].all():
             return f"average of {last_ones}"
         return f"average of {count_used}"
-    if np.allclose(coefficients, decay_coefficients(len(steps), count_used), atol=_COARSE):
-        return f"1-sqrt over {last_ones}"
     name = _ema_name(coefficients, steps) or _power_ema_name(coefficients, steps)
     return name or _extrapolated_name(coefficients, count_used)
 

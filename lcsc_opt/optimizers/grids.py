@@ -16,7 +16,6 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.plane import DEFAULT_SIZE, Plane, plane_grid
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    decay_coefficients,
     extrapolated_average,
     normalize,
     plain_averages,
@@ -25,7 +24,7 @@ from lcsc_opt.coefficients.profiles import (
 )
 from lcsc_opt.optimizers.parametrization import Numbers, steps_of
 
-ProfileName = Literal["ema", "power", "uniform", "decay", "extrapolated", "single"]
+ProfileName = Literal["ema", "power", "uniform", "extrapolated", "single"]
 Steps = tuple[int, ...]
 
 _EXTRAPOLATIONS = (0.0, 0.25, 0.5, 1.0, 2.0)
@@ -37,12 +36,6 @@ def _powers(steps: Steps, widths: Sequence[float] | None) -> list[Coefficients]:
 
 def _uniforms(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
     return [uniform_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
-
-
-def _decays(steps: Steps, windows: Sequence[float] | None) -> list[Coefficients]:
-    """A linear decay of the learning rate is imitated by the uniform average."""
-    decays = [decay_coefficients(len(steps), window) for window in _windows(windows, len(steps))]
-    return _uniforms(steps, windows) + decays
 
 
 def _windows(windows: Sequence[float] | None, count: int) -> list[int]:
@@ -80,7 +73,6 @@ PROFILES: Mapping[ProfileName, Callable[[Steps, Sequence[float] | None], list[Co
     "ema": plain_averages,
     "power": _powers,
     "uniform": _uniforms,
-    "decay": _decays,
     "extrapolated": _extrapolated,
     "single": _singles,
 }
@@ -117,7 +109,6 @@ class ProfileGrid(ConfiguredOptimizer):  # type: ignore[misc]
               1, 3, 10 … and all checkpoints: on some models one of these is better than any EMA. The best is EMA*.
             * ``power``: the relative width of EDM2's power-function EMA (Karras et al. 2024).
             * ``uniform``: how many of the last checkpoints; 2, 4, 8 … and all.
-            * ``decay``: the same, for merges that imitate a decay of the learning rate (WSM), linear and 1 - sqrt.
             * ``extrapolated``: how far beyond the average of the last N checkpoints, along the line from that of the N
               before them, in distances between the two (Extra-Merge); for N = 1, 2, 4 … and a half.
             * ``single``: the training step of a checkpoint; all of them.

@@ -6,7 +6,6 @@ Only JSON is read. The class that the JSON names must be one of diffusers' own.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +30,6 @@ class DiffusersFolder:
         path: where it was read.
         model: the network's ``config.json``.
         scheduler: the pipeline's ``scheduler_config.json``, if there is one.
-        pipeline: the name of the pipeline's class, if the folder is that of a pipeline.
         timestep_scale: the network is told the scheduler's timesteps times this number. It is not 1 if the network
             was tuned from another kind of model, with other timesteps. A key of the scheduler's configuration.
     """
@@ -40,7 +38,6 @@ class DiffusersFolder:
     model: Config
     scheduler: Config | None
     timestep_scale: float = 1.0
-    pipeline: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> DiffusersFolder:
@@ -60,11 +57,7 @@ class DiffusersFolder:
             if scheduler_config.is_file():
                 scheduler = _read_json(scheduler_config)
                 timestep_scale = float(scheduler.pop(TIMESTEP_SCALE, 1.0))  # `lcsc train` wrote it
-                index = folder / "model_index.json"
-                pipeline = None
-                if index.is_file():
-                    pipeline = str(_read_json(index).get("_class_name"))
-                return cls(path, model, scheduler, timestep_scale, pipeline)
+                return cls(path, model, scheduler, timestep_scale)
         return cls(path, model, None)
 
     def network(self) -> nn.Module:
@@ -88,20 +81,6 @@ class DiffusersFolder:
             reason = " ".join(str(error).split())
             raise ObjectiveError(f"model: {self.path}: {class_name}: {reason}") from error
         return network
-
-    def pipeline_steps(self) -> int | None:
-        """How many steps the pipeline makes where nobody says; ``None`` if that is not known.
-
-        Raises:
-            MissingPackageError: diffusers cannot be imported.
-        """
-        pipeline = find_diffusers_class(self.pipeline or "", import_extra("diffusers").DiffusionPipeline)
-        if pipeline is None:
-            return None
-        parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
-        if parameter is None or not isinstance(parameter.default, int):
-            return None
-        return parameter.default
 
     def image_shape(self) -> tuple[int, int, int]:
         """``[C, H, W]`` of the images that the model was trained on.

@@ -88,12 +88,9 @@ _FAMILIES: dict[str, dict[SchedulerName, tuple[str, dict[str, Any]]]] = {
         "sde-dpm-solver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     },
     "CMStochasticIterative": {"consistency": SCHEDULERS["consistency"]},
-    "IPNDM": {},
-    "LTXEulerAncestralRF": {},
-    "UnCLIP": {},
 }
 """How the classes of a family begin whose networks predict the same → what its schedulers are. What networks of all
-other classes predict is not known, so they are refused, but for those that are alone in their family."""
+other classes predict is not known, so they have no other scheduler than their own."""
 
 _CLIPS = ("clip_sample", "clip_denoised")  # the settings by which schedulers clip their estimate of the image
 
@@ -145,8 +142,6 @@ def build_scheduler(
         changes |= defaults
     changes |= options or {}
     scheduler_class = _scheduler_class(class_name)
-    if name is None:
-        _check_own(class_name)
     parameters = list(inspect.signature(scheduler_class).parameters)
     for option in changes:
         if option not in parameters:
@@ -188,25 +183,6 @@ def _in_family(name: SchedulerName, config: Mapping[str, Any]) -> tuple[str, dic
 
 def _family_of(class_name: str) -> str | None:
     return next((start for start in _FAMILIES if class_name.startswith(start)), None)
-
-
-def _check_own(class_name: str) -> None:
-    """Refuse a pipeline's own scheduler that does not make images of noise as the loop here asks it to.
-
-    Raises:
-        ObjectiveError: naming it.
-    """
-    family = _family_of(class_name)
-    if family is None:
-        raise ObjectiveError(
-            f"sampler: the pipeline's own {class_name} is not one of the schedulers that can sample here, and what its "
-            "network predicts is not known"
-        )
-    if class_name.endswith("InverseScheduler"):
-        names = ", ".join(_FAMILIES[family])
-        raise ObjectiveError(
-            f"sampler.name: the pipeline's own {class_name} makes noise of images; name one of {names}"
-        )
 
 
 def _scheduler_class(class_name: str) -> Any:

@@ -14,11 +14,9 @@ from torch import nn
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import DEFAULT_FILES
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import dump_yaml, near_miss, parse_settings, parse_yaml
 from lcsc_opt.base.study_spec import experiment_name
-from lcsc_opt.coefficients.layer_groups import advice_on_checkpoints
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.training.data import BUNDLED, load_images, write_images
@@ -74,9 +72,6 @@ def run(training: Training, *, resume: bool = False) -> Path:
             _check_unchanged(training)
         else:
             _check_free(training)
-            advice = advice_on_checkpoints(training.steps // training.checkpoint_every)
-            if advice is not None:
-                notice(advice)
         network = _train(training, resume=resume)
         trajectory = Trajectory.open(training.out)
         with torch.no_grad():  # an average of the checkpoints: a good teacher or start

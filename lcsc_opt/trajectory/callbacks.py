@@ -1,6 +1,6 @@
-"""Saving a trajectory from other people's training loops: Lightning, Accelerate, and the Trainer of transformers.
+"""Saving a trajectory from other people's training loops: Lightning and Accelerate.
 
-Each callback saves on one process only. When training continues from a checkpoint older than the last row, it drops the
+Each saves on one process only. When training continues from a checkpoint older than the last row, it drops the
 later rows. It makes sure that the trajectory on the disk is never behind the training's own checkpoints.
 """
 
@@ -15,7 +15,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.imports import import_extra
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
@@ -153,8 +152,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
             self.saver.begin(int(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            saved = _chosen(pl_module, weights)
-            self.saver.step(int(trainer.global_step), saved)
+            self.saver.step(int(trainer.global_step), pl_module if weights is None else weights(pl_module))
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
             self.saver.flush()
@@ -173,52 +171,3 @@ def _lightning_callback_class() -> Any:
         with contextlib.suppress(ImportError):
             return importlib.import_module(name).Callback
     raise TrajectoryError("Lightning cannot be imported: pip install lightning")
-
-
-def transformers_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
-    """A callback for ``Trainer(callbacks=[...])`` of transformers; steps are ``state.global_step``.
-
-    Its arguments are those of :func:`lightning_callback`.
-
-    Raises:
-        MissingPackageError: transformers cannot be imported.
-    """
-    base: Any = import_extra("transformers").TrainerCallback
-
-    class Callback(base):  # type: ignore[misc]
-        """Saves on the process with rank 0."""
-
-        saver = TrajectorySaver(path, every=every, **options)
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver.saves = bool(state.is_world_process_zero)
-            self.saver.begin(int(state.global_step))
-
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
-            saved = _chosen(model, weights)
-            self.saver.step(int(state.global_step), saved)
-            if control.should_save:
-                self.saver.flush()
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if control.should_save:
-                self.saver.flush()
-
-        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver.flush()  # the Trainer decides after this whether it saves the best checkpoint
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver.flush()  # the checkpoint is the best one, or another callback asked for it
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.saver.close()
-
-    return Callback()
-
-
-def _chosen(module: Any, weights: Weights | None) -> nn.Module | Mapping[str, Tensor]:
-    """The weights to save of a trainer's module."""
-    if weights is not None:
-        return weights(module)
-    chosen: nn.Module = module
-    return chosen

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
-import pickle
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -135,13 +130,6 @@ def jit(folder: Path, step: int) -> Weights:
     return prefixed("net.", step)
 
 
-def icefall(folder: Path, step: int) -> Weights:
-    """The weights in ``model``, and in ``model_avg`` the mean of all weights since the training began."""
-    content = {"model": weights(step), "model_avg": weights(step + 1), "optimizer": optimizer_state()}
-    torch.save(content | {"batch_idx_train": step, "cur_epoch": 1}, folder / f"checkpoint-{step}.pt")
-    return weights(step)
-
-
 def compvis(folder: Path, step: int) -> Weights:
     names = prefixed("model.", step + 1)
     names |= {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights(step).items()}
@@ -247,44 +235,6 @@ def distributed(folder: Path, step: int) -> Weights:
     return weights(step)
 
 
-def olmo_core(folder: Path, step: int) -> Weights:
-    """What its ``Checkpointer`` leaves: model and optimizer in one folder, the trainer's state beside it."""
-    states = {name: {"step": torch.tensor(step), "exp_avg": tensor} for name, tensor in weights(step + 1).items()}
-    groups = [{"params": list(weights(step)), "lr": 1e-3}]
-    content = {"model": weights(step), "optim": {"state": states, "param_groups": groups}}
-    checkpoint = folder / f"step{step}"
-    write_distributed(checkpoint / "model_and_optim", content)
-    _name_storages_as_olmo_core(checkpoint / "model_and_optim" / ".metadata")
-    saved(checkpoint / "train" / "rank0.pt", {"global_step": step, "max_steps": 2000})
-    (checkpoint / ".metadata.json").write_text('{"version": "2.3.0"}')
-    (checkpoint / "config.json").write_text("{}")
-    return weights(step)
-
-
-@dataclasses.dataclass
-class _StorageInfo:
-    """OLMo-core's own, in place of torch's."""
-
-    relative_path: str
-    offset: int
-    length: int
-
-
-def _name_storages_as_olmo_core(metadata: Path) -> None:
-    """Give the places of tensors the class that OLMo-core has for them."""
-    described = pickle.loads(metadata.read_bytes())
-    for index, storage in described.storage_data.items():
-        described.storage_data[index] = _StorageInfo(storage.relative_path, storage.offset, storage.length)
-    module = types.ModuleType("olmo_core.distributed.checkpoint.filesystem")
-    module.__dict__["_StorageInfo"] = _StorageInfo
-    packages = itertools.accumulate(module.__name__.split("."), "{}.{}".format)
-    with (
-        mock.patch.dict(sys.modules, dict.fromkeys(packages, module)),
-        mock.patch.object(_StorageInfo, "__module__", module.__name__),
-    ):
-        metadata.write_bytes(pickle.dumps(described))
-
-
 def diffusers_training(folder: Path, step: int) -> Weights:
     """What diffusers' training scripts leave: the model, and its ``EMAModel``, both by their ``save_pretrained``."""
     from diffusers.training_utils import EMAModel
@@ -345,7 +295,6 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "denoising-diffusion-pytorch, ema-pytorch": lucidrains,
     "imagen-pytorch": imagen,
     "JiT, RiT, JLT": jit,
-    "icefall": icefall,
     "latent-diffusion (CompVis)": compvis,
     "NVlabs EDM": edm,
     "NVlabs EDM2": edm2,
@@ -354,7 +303,6 @@ EXAMPLES: dict[str, Callable[[Path, int], Weights]] = {
     "diffusers pipelines": diffusers_pipelines,
     "Weights in several files": sharded,
     "torch.distributed.checkpoint (FSDP, Accelerate, torchtitan, Megatron-LM)": distributed,
-    "OLMo-core": olmo_core,
     "LoRA (diffusers, PEFT, kohya)": lora,
     "safetensors": safetensors,
 }

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import bz2
 import collections
-import gzip
-import lzma
 import os
 import stat
 import sys
@@ -270,14 +267,6 @@ def test_extra_states_that_are_no_tensors_are_left_out(tmp_path, extra):
     content = {**WEIGHTS, "layer._extra_state": extra}
     assert_read(saved(tmp_path / "m.pt", content), "")
     assert_read(saved(tmp_path / "n.pt", {"model": content}), "model")
-
-
-@pytest.mark.parametrize("program", [gzip, bz2, lzma])
-def test_a_compressed_file_says_so(tmp_path, program):
-    saved(tmp_path / "plain.pt", WEIGHTS)
-    (tmp_path / "m.pt").write_bytes(program.compress((tmp_path / "plain.pt").read_bytes()))
-    with pytest.raises(TrajectoryError, match=r"m\.pt is compressed with .*: unpack it"):
-        read_checkpoint(tmp_path / "m.pt")
 
 
 def test_a_file_of_torch_whose_zip_was_compressed_says_so(tmp_path):

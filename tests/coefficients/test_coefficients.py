@@ -21,7 +21,6 @@ from lcsc_opt.coefficients.profiles import (
     check_coefficients,
     check_steps,
     close_sum,
-    decay_coefficients,
     describe_coefficients,
     ema_coefficients,
     extrapolated_average,
@@ -181,8 +180,6 @@ def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() 
     [
         ([0, 1, 0], "step 200"),
         ([0.5, 0, 0.5], "average of 2"),
-        (decay_coefficients(3, 2), "1-sqrt over the last 2"),
-        (decay_coefficients(3, 3), "1-sqrt over all 3"),
         (power_ema_coefficients((100, 200, 300), 0.2), "power EMA 0.2"),
         (power_ema_coefficients((100, 200, 300), 0.0625), "power EMA 0.0625"),
         ([0, -0.5, 1.5], "last checkpoint, extrapolated by 0.5"),

@@ -247,7 +247,7 @@ def test_one_checkpoint_is_no_range_of_steps(typed: Typed) -> None:
     assert "study.yaml: 1 checkpoint, step 3\n" in typed("init", "module", "runs/model3.safetensors").err
 
 
-@pytest.mark.parametrize("name", ["JiT, RiT, JLT", "icefall", "OLMo-core"])
+@pytest.mark.parametrize("name", ["JiT, RiT, JLT"])
 def test_a_folder_of_a_known_trainer_needs_no_options(name: str, typed: Typed) -> None:
     checkpoint_examples.write(name, Path("run"))
     assert "steps 100 to 300" in typed("init", "module", "run").err

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,6 @@ def train(place: Path) -> Path:
     (place / "prompts.txt").write_text("a cat\na dog\na red house\n")
     (place / "other.txt").write_text("a boat\n")
     (place / "empty.txt").write_text("\n  \n")
-    index = json.loads((place / "pipeline" / "model_index.json").read_text())
-    (place / "textless").mkdir()
-    (place / "textless" / "model_index.json").write_text(json.dumps({**index, "text_encoder": [None, None]}))
     (place / "photographs").mkdir()
     for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)):
         Image.fromarray(image).save(place / "photographs" / f"{i}.png")
@@ -233,8 +229,6 @@ def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
         ({"prompts": "empty.txt"}, LcscError, "empty.txt holds no prompt; expected one a line"),
-        ({"images": 2}, LcscError, r"there are more prompts \(3\) than images \(2\), so some"),
-        ({"pipeline": "textless"}, LcscError, "has no text_encoder, so it cannot follow prompts"),
         ({"checkpoints": "whole"}, TrajectoryError, "not a LoRA"),
         ({"component": "unet"}, LcscError, "do not fit the network"),
     ],

@@ -23,12 +23,6 @@ def uniform(*counts: int) -> list[np.ndarray]:
     return [np.repeat([0.0, 1 / count], [20 - count, count]) for count in counts]
 
 
-def decayed(last: int) -> np.ndarray:
-    """The sum of the coefficients from checkpoint j on is what a 1 - √ decay multiplies update j by."""
-    factors = np.concatenate([np.ones(21 - last), 1 - np.sqrt(np.arange(1, last) / last), [0.0]])
-    return factors[:-1] - factors[1:]
-
-
 def extrapolated(*extrapolations: float) -> list[np.ndarray]:
     """By hand: the last ones above 1 / N, those before them below zero."""
     points = []
@@ -62,8 +56,6 @@ def plane_points(corners: Any) -> list[np.ndarray]:
         (ProfileGrid("power", values=(0.2,)), [power_ema_coefficients(STEPS, 0.2)]),
         (ProfileGrid("uniform"), uniform(2, 4, 8, 16, 20)),
         (ProfileGrid("uniform", values=[99, 3]), uniform(3, 20)),
-        (ProfileGrid("decay"), [*uniform(2, 4, 8, 16, 20), *(decayed(last) for last in (2, 4, 8, 16, 20))]),
-        (ProfileGrid("decay", values=[8, 20]), [*uniform(8, 20), decayed(8), decayed(20)]),
         (ProfileGrid("extrapolated"), extrapolated(0, 0.25, 0.5, 1, 2)),
         (ProfileGrid("extrapolated", values=[-0.5, 3]), extrapolated(-0.5, 3)),
         (ProfileGrid("single"), list(np.eye(20))),
@@ -117,7 +109,7 @@ def test_of_two_or_three_checkpoints_the_last_two_are_the_line(count: int) -> No
         ("ema", 1.0, "rate: expected at least 0 and below 1, got 1.0"),
         ("power", 0.9, "sigma_rel: expected above 0"),
         ("uniform", 0, "values: expected whole numbers of checkpoints, got 0"),
-        ("decay", 2.5, "values: expected whole numbers of checkpoints, got 2.5"),
+        ("uniform", 2.5, "values: expected whole numbers of checkpoints, got 2.5"),
         ("single", 7, "values: there is no checkpoint of step 7"),
     ],
 )

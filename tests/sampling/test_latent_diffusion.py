@@ -274,23 +274,6 @@ def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read
         load(tmp_path)
 
 
-def test_a_pipeline_without_its_text_encoder_is_refused_before_its_weights_are_read(
-    folder: Path, tmp_path: Path
-) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    for component in ("text_encoder", "tokenizer"):
-        for missing in ({**index, component: [None, None]}, {n: v for n, v in index.items() if n != component}):
-            (tmp_path / "model_index.json").write_text(json.dumps(missing))
-            with pytest.raises(ObjectiveError, match=f"has no {component}, so it cannot follow prompts"):
-                load(tmp_path)
-    pipeline = tiny_pipelines.stable_diffusion_xl(tmp_path / "xl")
-    pipeline.save_pretrained(tmp_path / "whole")
-    without_first = {**json.loads((tmp_path / "whole" / "model_index.json").read_text())}
-    without_first |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    (tmp_path / "whole" / "model_index.json").write_text(json.dumps(without_first))
-    assert load(tmp_path / "whole").text_encoder is None, "SDXL's second text encoder is enough"
-
-
 def test_wrong_settings_of_a_pipelines_network_are_one_line(folder: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,6 @@ SETUP = """
 import torch
 from torch import nn
 
-
-class Scored(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = nn.Linear(3, 1)
-
-    def forward(self, inputs, labels):
-        return {"loss": (self.network(inputs) - labels).square().mean()}
-
-
-model = Scored()
-dataset = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 64
 network = nn.Linear(3, 1)
 optimizer = torch.optim.Adam(network.parameters())
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(32, 3)), batch_size=4)
@@ -45,13 +31,6 @@ def written(library: str, folder: Path) -> Path:
     script = folder / "script.py"
     script.write_text(SETUP + block)
     return script
-
-
-def test_the_snippet_for_transformers_runs_with_its_imports_in_their_order(tmp_path: Path) -> None:
-    script = written("transformers", tmp_path)
-    ended = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert Trajectory.open(tmp_path / "transformers.trajectory").steps == (2, 4, 6, 8)
 
 
 def test_the_snippet_for_accelerate_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
+from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS = 10
@@ -92,63 +92,11 @@ def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any)
     accelerator.end_training()
 
 
-class Scored(nn.Module):
-    """As the Trainer of transformers wants a model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = network()
-
-    def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": (self.network(inputs) - labels).square().mean()}
-
-
-def transformers(folder: Path, dies_at: int | None, goes_on: bool, *, strategy: str = "steps", **options: Any) -> None:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class Dying(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == dies_at:
-                raise DiedError
-
-    arguments = TrainingArguments(
-        str(folder / "kept"),
-        max_steps=STEPS,
-        save_strategy=strategy,
-        save_steps=SAVED_AT,
-        eval_strategy="epoch" if strategy == "best" else "no",
-        metric_for_best_model="loss",
-        learning_rate=1e-2,
-        per_device_train_batch_size=4,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-    )
-    saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network, **options)
-    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * SAVED_AT)
-    trainer = Trainer(
-        model=Scored(), args=arguments, train_dataset=data, eval_dataset=data, callbacks=[saving, Dying()]
-    )
-    checkpoint = str(folder / "kept" / f"checkpoint-{SAVED_AT}")
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint if goes_on else None)
-    finally:
-        saving.saver.close()  # as the end of the process does
-
-
-def transformers_by_epochs(*arguments: Any, **options: Any) -> None:
-    transformers(*arguments, strategy="epoch", **options)
-
-
-def transformers_by_losses(*arguments: Any, **options: Any) -> None:
-    transformers(*arguments, strategy="best", **options)
-
-
 Train = Callable[..., None]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("train", [lightning, accelerate, transformers, transformers_by_epochs, transformers_by_losses])
+@pytest.mark.parametrize("train", [lightning, accelerate])
 def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     tmp_path: Path, train: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,9 +147,7 @@ def test_every_example_of_a_callback_runs(tmp_path: Path, monkeypatch: pytest.Mo
         "module": lightning_module(),
         "loader": loader(),
         "network": model,
-        "model": Scored(),
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-        "dataset": [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80,
         "steps": 200,
     }
     of_callbacks = PAGE.read_text().partition("\n## Your own training\n")[2]
@@ -210,7 +156,7 @@ def test_every_example_of_a_callback_runs(tmp_path: Path, monkeypatch: pytest.Mo
         exec(compile(block, str(PAGE), "exec"), names)
     rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
     eight = (2, 4, 6, 8)
-    assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
+    assert rows == {"lightning": eight, "accelerate": (*eight, 10)}
 
 
 @pytest.mark.parametrize(
