@@ -383,7 +383,7 @@ def test_an_error_of_the_users_is_theirs(search: Any) -> None:
         (states(), {"optimizers": []}, r"optimizers: expected names, or mappings.*, got \[\]"),
         (states(), {"optimizers": {}}, r"optimizers: expected names, or mappings.*, got \{\}"),
         (states(), {"score": None, "held_out": without_graph}, "give either score, or sample"),
-        (states(), {"rows": "layer"}, "rows: expected layers, auto or "),
+        (states(), {"rows": "layer"}, "rows: Input should be 'layers' or 'auto'"),
         *((states(), {"budget": budget}, "budget: expected a whole number") for budget in BAD_BUDGETS),
         (states(3, 5), {}, "do not fit"),
         (states(), {"build": lambda: 3}, "returned a int"),
