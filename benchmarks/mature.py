@@ -278,7 +278,9 @@ def table(work: Path) -> list[str]:
     lines.append(
         f"Answer ÷ best of EMA*, checks and means: mean {statistics.fmean(ratios):.3f}, worst {max(ratios):.3f}."
     )
-    lines += ["", *_of_variants(work)]
+    variant_files = sorted(work.glob("variant_*.json"))
+    if variant_files:
+        lines += ["", *_of_variants(variant_files)]
     for path in sorted(work.glob("floor_*.json")):
         answers = json.loads(path.read_text())
         better = sum("LCSCGradient" in answer for answer in answers)
@@ -335,10 +337,10 @@ def _details(found: list[dict[str, Any]]) -> list[str]:
     return [*markdown(rows), "", *markdown(costs)]
 
 
-def _of_variants(work: Path) -> list[str]:
+def _of_variants(files: list[Path]) -> list[str]:
     """Each variant against the defaults: the mean over cells and judges of ratios of distances, and their spread."""
     ratios: dict[str, list[float]] = {}
-    for path in sorted(work.glob("variant_*.json")):
+    for path in files:
         judged = json.loads(path.read_text())
         for name, one in judged.items():
             for judge in JUDGES:
