@@ -227,12 +227,13 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     assert float(rows[0]["held_out"]) == pytest.approx(3.1)
 
     page.click("#axis")
-    page.click("text=images sampled")
-    page.wait_for_url("**axis=images**")
+    page.click("text=evaluation time, all workers")
+    page.wait_for_url("**axis=seconds**")
     page.reload()
     compare.drawn("curves")
-    compare.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
-    assert compare.figure("curves")["type"] == "log"
+    shown = "document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text"
+    compare.until(f"{shown}?.startsWith('evaluation time')")
+    assert compare.figure("curves")["y_type"] == "log"
     assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
 
 
