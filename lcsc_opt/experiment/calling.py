@@ -453,8 +453,7 @@ def _space(space: str | Mapping[str, Any] | None, rows: Rule | None) -> dict[str
         return {"rows": rows, "kind": space}
     if not isinstance(space, Mapping):
         raise StudySpecError(f"space: expected a name or a mapping, got {excerpt(space)}")
-    inner = [value for key, value in space.items() if key != "rows" and isinstance(value, Mapping)]
-    if not any("rows" in settings for settings in (space, *inner)):  # inner as in {convex: {rows: layers}}
+    if "rows" not in space:
         return {"rows": rows, **space}
     if rows != AUTO:
         raise StudySpecError("rows: already given by the argument space; leave one of them out")
