@@ -12,7 +12,6 @@ import optuna
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
@@ -276,16 +275,7 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
 
 
 def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
-    training = [
-        "ict",
-        "--data",
-        "digits",
-        "--steps",
-        "12",
-        "--checkpoint-every",
-        "2",
-        "batch_size=4",
-    ]
+    training = ["ict", "--data", "digits", "--steps", "6", "--checkpoint-every", "2", "batch_size=4"]
     assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
     objective = {"file": "trained.py", "settings": {"checkpoints": "ict.trajectory", "images": 65}}
     held_out = {"images": 65, "top": 2}
@@ -315,20 +305,14 @@ def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
     ]
 
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
-    with safe_open("best.safetensors", "pt") as file:
-        recipe = json.loads(file.metadata()["lcsc_recipe"])
-    assert recipe["coefficients"] == coefficients_of(chosen).tolist()
     trajectory = Trajectory.open(workplace / "ict.trajectory")
-    assert recipe["trajectory_sha256"] == trajectory.sha256
-    merged = trajectory.merge(recipe["coefficients"])
-    torch.testing.assert_close(load_file("best.safetensors"), merged)
-    assert "exists already" in typed.refused("export", "small/LCSC/0", "-o", "best.safetensors")
+    torch.testing.assert_close(load_file("best.safetensors"), trajectory.merge(coefficients_of(chosen)))
 
     weights = trajectory.path / "weights.bin"
     changed = bytearray(weights.read_bytes())
-    changed[len(changed) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
+    changed[len(changed) // 2] ^= 1  # in the second of three checkpoints
     weights.write_bytes(changed)
-    assert "the weights of step 6 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
+    assert "the weights of step 4 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
 
 
 def test_h_is_help_for_every_command(typed: Typed) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -172,13 +171,12 @@ def test_the_same_command_writes_over_nothing_and_resume_goes_on_with_its_settin
         assert said.endswith("); move the files of this training, or name another trajectory")
 
 
-@pytest.mark.parametrize(("name", "study"), [("my run (2)", "my-run-2"), ("08", "08")])
-def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, typed: Typed) -> None:
-    said = typed("train", "flow", *SHORT, *options("flow"), "-o", f"{name}.trajectory").err
-    assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in said
-    assert yaml.safe_load(Path(f"{name}.yaml").read_text())["name"] == study
+def test_the_study_file_of_any_name_can_be_run(folder: Path, typed: Typed) -> None:
+    said = typed("train", "flow", *SHORT, *options("flow"), "-o", "my run (2).trajectory").err
+    assert "next: lcsc run 'my run (2).yaml'\n" in said
+    assert yaml.safe_load(Path("my run (2).yaml").read_text())["name"] == "my-run-2"
     few = ("objective.settings.images=6", "objective.settings.batch_size=6", "held_out.images=6")
-    assert lcsc(["run", f"{name}.yaml", f"objective.settings.loss={PIXELS}", *few, "--dry-run"]) == 0
+    assert lcsc(["run", "my run (2).yaml", f"objective.settings.loss={PIXELS}", *few, "--dry-run"]) == 0
 
 
 @pytest.fixture(scope="module")
