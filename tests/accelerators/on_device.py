@@ -38,8 +38,8 @@ from tests.accelerators.device_objective import WithDevice
 from tests.accelerators.pretend import COUNTS, Options, slow
 from tests.accelerators.small_objective import Network, small
 from tests.metrics import network_files
-from tests.objectives import test_diffusers_unconditional, test_edm, test_latent_diffusion_objective
-from tests.objectives.image_objectives import PIXELS, build
+from tests.objectives import test_edm, test_latent_diffusion_objective
+from tests.objectives.image_objectives import PIXELS
 from tests.training.toy_network import IMAGES, ToyNetwork
 from tests.trajectory.trajectory_examples import COMBINED, STEPS, make_trajectory, same_bits, state_dict
 
@@ -225,12 +225,6 @@ def edm(device: str, folder: Path) -> MergeSampleScore:
     return test_edm.edm(folder, sampler={"steps": 2}, device=device)
 
 
-def pipeline(device: str, folder: Path) -> MergeSampleScore:
-    test_diffusers_unconditional.train(folder)
-    how = {"checkpoints": "out/checkpoint-*", "model": "out", "sampler": {"name": "ddim", "steps": 2}}
-    return build("diffusers_unconditional.py", folder, **how, images=8, device=device)
-
-
 def latents(device: str, folder: Path) -> MergeSampleScore:
     place = folder / "latents"
     if not place.exists():
@@ -249,7 +243,7 @@ def scored(device: str, folder: Path) -> Objective:
     return load_objective(ObjectiveSpec(file="score.py", settings=settings), study_folder=folder)
 
 
-@pytest.mark.parametrize("made", [small, edm, pipeline, latents, scored])
+@pytest.mark.parametrize("made", [small, edm, latents, scored])
 def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, made: Any) -> None:
     here, there = made("cpu", folder), made(DEVICE.type, folder)
     first, second = (Candidate(ema_coefficients(here.steps, rate)) for rate in (0.9, 0.5))
@@ -259,12 +253,11 @@ def test_an_objective_has_the_loss_and_the_gradient_of_the_cpu(folder: Path, mad
     assert there.evaluate(second).loss == pytest.approx(here.evaluate(second).loss, rel=1e-4)
 
 
-@pytest.mark.parametrize(("recipe", "nfe"), [("ict", 1), ("ddpm", 2)])
-def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path, recipe: str, nfe: int) -> None:
+def test_a_model_that_was_trained_here_is_searched_on_the_device(folder: Path) -> None:
     out = folder / "run.trajectory"
-    preparing.run(Training(preparing.parse_recipe(recipe, ()), "digits", out, steps=2, checkpoint_every=1))
+    preparing.run(Training(preparing.parse_recipe("ddpm", ()), "digits", out, steps=2, checkpoint_every=1))
     loss = {"fdr": ["inception", "pixels"]}  # few features, so that images would be the larger part
-    settings: dict[str, Any] = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": nfe, "loss": loss}
+    settings: dict[str, Any] = {"checkpoints": str(out), "images": 65, "batch_size": 65, "nfe": 2, "loss": loss}
     objective = load_objective(ObjectiveSpec(file="trained.py", settings=settings))
     first, second = (ema_coefficients(objective.steps, rate) for rate in (0.5, 0.7))
     objective.evaluate(Candidate(first))
@@ -339,16 +332,15 @@ def test_the_automatic_batch_size_follows_the_memory_also_in_the_middle_of_a_sea
 
 
 @pretended
-@pytest.mark.parametrize("given", [None, "auto"])
 def test_batches_grow_with_the_memory_that_is_free_and_losses_stay(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, given: Any
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidate, sizes = Candidate(ema_coefficients((10, 20, 30), 0.8), gradient=True), []
     expected: Any = small("cpu", folder, images=300).evaluate(candidate)
     gc.collect()
     for memory in (2**18, 2**19, 2**24):
         monkeypatch.setattr(Options, "memory", pretend.used(0) + memory)
-        objective = small("pretend", folder, batch_size=given, images=300)
+        objective = small("pretend", folder, batch_size=None, images=300)
         for _ in range(2):
             found: Any = objective.evaluate(candidate)
             assert found.loss == pytest.approx(expected.loss, rel=1e-4)
@@ -507,8 +499,7 @@ def test_a_merge_launches_once_a_segment_whatever_checkpoints_and_tensors_it_has
 
 @pretended
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
-@pytest.mark.parametrize("how", ["resident", "streamed"])
-@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize(("how", "halves"), [("resident", True), ("resident", False), ("streamed", True)])
 def test_rows_of_half_types_are_merged_as_exactly_as_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, how: Any, halves: bool
 ) -> None:
