@@ -231,19 +231,6 @@ def test_a_report_goes_with_a_study_that_is_in_it_and_with_the_last_one_the_expe
     assert optuna.get_all_study_names("sqlite:///studies.db") == []
 
 
-def test_a_plain_function_has_nothing_held_out(tiny: Path, typed: Typed) -> None:
-    write_study(tiny.parent, objective=of("loss", held_out=None))
-    command = ["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "CMA", "--seed", "0", "--budget", "2"]
-    assert typed(*command).err.count("nothing is held out: no held_out function") == 1, "not once a study"
-    assert [line.split()[-5] for line in typed("compare", "tiny").out.splitlines()[2:]] == ["–"] * 2
-    (tiny.parent / "my_losses.py").unlink()
-    typed(*command)  # finished: it is not even loaded
-    (tiny.parent / "my_losses.py").write_text(MODULE)
-    assert "no held_out function was given" in typed.refused("evaluate", "tiny")
-    write_study(tiny.parent)
-    assert "tiny: The answer is " in typed(*command).err, "it is given now"
-
-
 def of(callable_: str, **changes: object) -> dict[str, object]:
     """The objective with another function."""
     settings = STUDY["objective"]["settings"]  # type: ignore[index]
@@ -329,15 +316,3 @@ def test_a_removed_working_folder_is_one_line(tmp_path: Path, typed: Typed, monk
     finally:
         monkeypatch.chdir(tmp_path)  # pytest cannot return to a folder that it has no path of
     assert said == "lcsc: the working folder was removed: go to another one (cd)\n"
-
-
-def test_more_processes_than_the_machine_can_run_are_refused(workplace: Path, typed: Typed) -> None:
-    (workplace / "own.py").write_text(MODULE)
-    study = {
-        "name": "many",
-        "objective": {"file": "function.py", "settings": {"callable": "own:loss", "steps": [1, 2, 3]}},
-        "optimizers": ["LCSC"],
-        "budget": {"evaluations": 2},
-    }
-    (workplace / "many.yaml").write_text(yaml.safe_dump(study))
-    assert "expected at most" in typed("run", "many.yaml", "--dry-run", "workers=10000", status=2).err

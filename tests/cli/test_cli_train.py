@@ -18,10 +18,8 @@ from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
-from lcsc_opt.metrics.extractors.by_name import find_extractor
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.models import TrainedModel
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
@@ -133,12 +131,6 @@ def save_images(sizes: list[tuple[int, int]]) -> None:
     for i, (height, width) in enumerate(sizes):
         pixels = np.random.default_rng(i).integers(0, 255, (height, width), dtype=np.uint8)
         Image.fromarray(pixels).save(f"images/{i}.png")
-
-
-@pytest.mark.parametrize("name", BUNDLED)
-def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
-    for extractor in (name, f"{name}2"):
-        assert callable(find_extractor(extractor, weights=None))
 
 
 def written(folder: Path) -> dict[Path, int]:

@@ -81,17 +81,6 @@ def test_a_terminal_gets_the_columns_that_fit_it_and_the_names_of_the_others(
     assert (dropped == []) == (width >= 143)
 
 
-def test_columns_are_dropped_one_after_the_other(terminal: Terminal) -> None:
-    """A wider terminal never has fewer columns, and what it has uses its width."""
-    header, rows = COMPARED
-    shown = []
-    for width in (60, 80, 120, 200):
-        written = terminal(width)
-        print_table(header, rows, optional=METRICS)
-        shown.append(sum(name in written.getvalue().split() for name in METRICS))
-    assert shown == [1, 3, 6, 8]
-
-
 def test_a_file_gets_every_column_with_each_row_in_a_line(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,20 +126,6 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     assert reader.failures(found) == [FailureReason("out of memory", 1, 0), FailureReason("unknown", 1, 1)]
 
 
-def test_one_attempt_that_failed_is_found_whatever_became_of_its_trial(storage: RDBStorage) -> None:
-    reader = HistoryReader(storage)
-    study = write_study(storage, "digits/LCSC/0", [3.0], ended=False)
-    assert not reader.failures(reader.read_study(study.name))
-    key = study.add_candidate(Candidate(coefficients(1)))
-    study.note_attempts(key, [{"reason": "out of memory", "seconds": 1, "traceback": "Traceback"}])
-    running = reader.failures(reader.read_study(study.name))
-    study.finish(key, Evaluation(1.0, {}, COST))
-    assert reader.failures(reader.read_study(study.name)) == running
-    assert running == [FailureReason("out of memory", 1, 0, "Traceback")]
-    lost = write_study(storage, "digits/LCSC/1", [3.0, None])
-    assert [failure.lost for failure in reader.failures(reader.read_study(lost.name))] == [1]
-
-
 def test_forgotten_trials_are_gone_at_once(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, None], running=1)
     reader = HistoryReader(storage)

@@ -15,7 +15,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 import lcsc_opt
-from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Yardstick
 from lcsc_opt.coefficients.profiles import plain_averages, power_ema_coefficients
 from lcsc_opt.database.connection import open_storage
@@ -230,23 +230,6 @@ def test_it_stays_while_losses_are_relative_to_it_though_what_was_measured_is_fo
     assert yardstick() == before
     assert sampled_images() > sampled + IMAGES + 2 * 70, "what reports measure is measured again"
     assert {name: experiment().attributes[name] for name in held_out} == held_out, "and found to be the same"
-
-
-def test_an_average_that_cannot_be_scored_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-
-    monkeypatch.setattr(MergeSampleScore, "fixed_average", power_ema_coefficients(STEPS, 0.10) * float("inf"))
-    with pytest.raises(ObjectiveError, match=r"this average cannot be scored: .*use loss: fid"):
-        run(specification())
-    assert trials() == []
-
-
-def test_real_images_that_the_average_equals_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcsc_opt.metrics import loss
-
-    monkeypatch.setattr(loss, "LEAST_UNIT", 1.0)  # no unit is above the largest
-    with pytest.raises(ObjectiveError, match=r"at no distance from the real images\. Name the other representations"):
-        run(specification(settings={"loss": {"fdr": ["stored_parts:Means", "pixels"]}}))
 
 
 @pytest.mark.parametrize("images", [REHEARSALS[1] + 30, 8 * IMAGES + 10])

@@ -170,14 +170,6 @@ def test_a_folder_with_the_checkpoints_configuration_has_the_names_of_their_file
     sys.modules.pop("modules_here")
 
 
-def test_a_second_model_of_accelerate_is_mentioned(typed: Typed) -> None:
-    for step in (10, 20):
-        for name in ("model", "model_1"):
-            Path(f"runs/checkpoint_{step}").mkdir(parents=True, exist_ok=True)
-            save_file(weights(step), f"runs/checkpoint_{step}/{name}.safetensors")
-    assert "using 'model.safetensors'; there is also model_1" in typed("apply", "uniform", "runs", "-o", "b.pt").err
-
-
 WRAPPED = """
 import torch
 class Net(torch.nn.Module):

@@ -24,7 +24,6 @@ from tests.objectives.image_objectives import PIXELS
 from tests.unet_examples import unet
 
 OWN = "tests.objective.test_init_runs"
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
 
 pytestmark = pytest.mark.usefixtures("workplace", "few_pairs")

@@ -223,10 +223,6 @@ def test_a_study_file_begins_with_the_commands_that_train_its_models(path: Path)
     assert lines[: len(needed)] == [f"# {MODULE.COMMANDS[name]}" for name in needed]
 
 
-def test_the_makefile_trains_on_mnist_by_the_same_command() -> None:
-    assert MODULE.COMMANDS["mnist"] in (ROOT / "Makefile").read_text(encoding="utf-8")
-
-
 WRONG: list[tuple[dict[str, Any], type[LcscError], str]] = [
     ({"reward": "clip_score"}, MetricError, "reward: expected 'module:function', got 'clip_score'"),
     ({"select": {"window": 1}}, TrajectoryError, "window 1 leaves 1 of 3 checkpoints"),

@@ -332,44 +332,6 @@ def test_a_study_stops_when_trial_after_trial_fails_and_goes_on_with_the_same_co
     assert len(study.trials()) == EVALUATIONS
 
 
-def test_progress_is_shown_while_results_arrive_before_the_one_that_is_waited_for(
-    url: str, objective: Objective
-) -> None:
-    submitted: list[tuple[Future[Any], Candidate]] = []
-    shown = threading.Event()
-    told: list[int] = []
-
-    class FirstComesLast:
-        """Of four candidates, the first is evaluated last; each result waits a little for progress to be shown."""
-
-        def submit(self, candidate: Candidate) -> Future[Any]:
-            submitted.append((Future(), candidate))
-            if len(submitted) == 4:
-                threading.Thread(target=self._evaluate).start()
-            return submitted[-1][0]
-
-        def _evaluate(self) -> None:
-            for future, asked in reversed(submitted):
-                shown.clear()
-                future.set_result(objective.evaluate(asked))
-                shown.wait(0.5)
-
-        def close(self) -> None:
-            pass
-
-    def on_progress(loop: Loop) -> None:
-        told.append(loop.told)
-        shown.set()
-
-    made = optimizer("DE", workers=4)
-    search = Loop(
-        open_study(url), Driver(lambda: made, "a test"), FirstComesLast(), budget=BudgetSpec(evaluations=4), in_flight=4
-    )
-    search.on_progress = on_progress
-    search.run()
-    assert told.count(0) >= 3
-
-
 def test_a_failed_attempt_gives_its_memory_back() -> None:
     class Tensor:
         """Stands for gigabytes."""
