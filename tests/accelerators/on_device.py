@@ -345,9 +345,9 @@ def test_batches_grow_with_the_memory_that_is_free_and_losses_stay(
             found: Any = objective.evaluate(candidate)
             assert found.loss == pytest.approx(expected.loss, rel=1e-4)
             np.testing.assert_allclose(found.gradient, expected.gradient, rtol=2e-3, atol=1e-5)
-        sizes.append(largest_batches()[0])
+        sizes.append(max(largest_batches()))
     assert COUNTS["out_of_memory"] == 0
-    assert 16 < sizes[0] < sizes[1] < sizes[2] == 300
+    assert 16 < sizes[0] < sizes[1] <= sizes[2] == 300
 
 
 @pretended

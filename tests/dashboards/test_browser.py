@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,34 +232,6 @@ def test_comparisons_are_reached_with_the_keyboard_sorted_downloaded_and_kept_in
     compare.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
     assert compare.figure("curves")["type"] == "log"
     assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
-
-
-def test_labels_of_a_logarithmic_axis_do_not_overlap(page: Any, dashboard: Switched, url: str) -> None:
-    write_study(url, "wide/LCSC/0", [0.11 * 3000, 0.11])
-    home = dashboard.show(url)
-    narrow = (  # to one span after the other; the layout stays, and plotly chooses the labels anew
-        "span => { const f = document.querySelector('#curves .js-plotly-plot');"
-        "const narrowed = y => 0.11 * (y / 0.11) ** (Math.log(span) / Math.log(Math.max(...f._fullData[0].y) / 0.11));"
-        "const data = f.data.map((trace, i) => ({...trace, y: Array.from(f._fullData[i].y, narrowed)}));"
-        "return Plotly.react(f, data, f.layout).then(() => f.layout.yaxis.range[1]); }"
-    )
-    tick_labels = (
-        "[...document.querySelectorAll('#curves .ytick text')].map(label => "
-        "({text: label.textContent, top: label.getBoundingClientRect().top,"
-        " bottom: label.getBoundingClientRect().bottom}))"
-    )
-    with watched(page, home) as view:
-        page.goto(f"{home}/lcsc/compare?scale=y")
-        view.drawn("curves")
-        for span in (3000, 150, 40, 11, 9, 3, 1.1):
-            top = page.evaluate(narrow, span)
-            assert 0 < top - math.log10(0.11 * span) < 0.5
-            assert view.figure("curves")["y_type"] == "log"
-            labels = sorted(page.evaluate(tick_labels), key=lambda label: label["top"])
-            assert len(labels) > 1
-            for upper, lower in itertools.pairwise(labels):
-                assert upper["bottom"] <= lower["top"], (span, upper["text"], lower["text"])
-        assert view.problems == []
 
 
 def test_images_zoom_and_scroll(view: Watched, home: str) -> None:
