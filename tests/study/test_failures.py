@@ -22,7 +22,7 @@ from lcsc_opt.objective.contract import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.driver import Driver
 from lcsc_opt.study.loop import Loop
-from lcsc_opt.views.study_status import FailureReason, overview
+from lcsc_opt.views.study_status import overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)
@@ -105,7 +105,7 @@ def test_the_database_keeps_tracebacks_and_the_terminal_says_once_for_each_reaso
     assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
     reader = HistoryReader(study.storage)
     failures = reader.failures(reader.read_study(study.name))
-    assert [failure.traceback for failure in FailureReason.of(failures)] == [text]
+    assert [failure.traceback for failure in failures] == [text]
 
 
 class TestManyInARow:
