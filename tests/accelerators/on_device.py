@@ -17,7 +17,7 @@ import torch
 
 from lcsc_opt.base import accelerator
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.records import CHANNELS_LAST, Candidate, Yardstick
+from lcsc_opt.base.records import Candidate, Yardstick
 from lcsc_opt.base.study_spec import ObjectiveSpec
 from lcsc_opt.coefficients.layer_groups import LayerGroups
 from lcsc_opt.coefficients.profiles import ema_coefficients
@@ -27,7 +27,6 @@ from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling import layout
 from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training import preparing
 from lcsc_opt.training.recipes import RECIPES, Batch
@@ -391,31 +390,6 @@ def test_a_decoder_and_an_extractor_take_as_many_images_as_fit(monkeypatch: pyte
     torch.accelerator.empty_cache()
     image_gradient(Extractor(), images, torch.ones(50, 4))
     assert (seen[0], max(seen[1:])) == (50, 10)
-
-
-@pretended
-def test_layouts_are_compared_on_a_batch_since_a_device_takes_as_long_for_one_image(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, sizes = [0.0], []
-
-    class OneNetwork:
-        networks_to_lay_out = (torch.nn.Conv2d(3, 4, 3).to(DEVICE),)
-
-        def sample(self, _noise: Any, start: int, stop: int) -> torch.Tensor:
-            if stop - start > 100:
-                raise torch.OutOfMemoryError
-            sizes.append(stop - start)
-            weight = self.networks_to_lay_out[0].weight
-            an_image = 0.0005 if weight.is_contiguous(memory_format=torch.channels_last) else 0.001
-            now[0] += max(0.02, (stop - start) * an_image)
-            return self.networks_to_lay_out[0](torch.ones(stop - start, 3, 4, 4, device=DEVICE))
-
-    monkeypatch.setattr(layout, "SECONDS_TO_SHORTEN", 0.3)
-    monkeypatch.setattr(layout, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    found, relative = layout.fastest_layout(OneNetwork(), trial_images=1000, gradient=False)  # type: ignore[arg-type]
-    assert (found, relative) == (CHANNELS_LAST, pytest.approx(0.5))
-    assert max(sizes) == sizes[-1] == 64
 
 
 @pretended

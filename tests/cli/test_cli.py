@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -10,18 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database.arrays import coefficients_of
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.experiment import StoredExperiment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment.api import load_study
-from lcsc_opt.exports.images import attach_images
-from lcsc_opt.trajectory import Trajectory
 from tests.commands import Typed
 
 MODULE = """
@@ -259,47 +253,6 @@ def test_a_wrong_command_is_one_line(command: str, message: str, tiny: Path, typ
     said = typed.refused("run", "tiny.yaml", *command.split())
     assert message in said
     assert not Path("studies.db").exists() or optuna.get_all_study_names("sqlite:///studies.db") == []
-
-
-def test_a_real_model_end_to_end(workplace: Path, typed: Typed) -> None:
-    training = ["ict", "--data", "digits", "--steps", "6", "--checkpoint-every", "2", "batch_size=4"]
-    assert lcsc(["train", *training, "-o", "ict.trajectory"]) == 0
-    objective = {"file": "trained.py", "settings": {"checkpoints": "ict.trajectory", "images": 65}}
-    held_out = {"images": 65, "top": 2}
-    write_study(workplace, name="small", objective=objective, seeds=[0], budget={"images": 260}, held_out=held_out)
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--optimizer", "LCSC"]) == 0
-    study = stored("small/LCSC/0")
-    assert len(study.trials) == 4  # 260 images, 65 each
-    assert study.best_trial.user_attrs["cost"]["images"] == 65
-    assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
-    chosen = study.trials[typed.json("show", "small/LCSC/0")["chosen_trial"]]
-    experiment = StoredExperiment.open(open_storage("sqlite:///studies.db", write=True), "small")
-    report = experiment.report
-    assert report is not None
-    assert not report.is_found
-    assert not experiment.record.artifacts(), "an answer that was there before is compared with nothing"
-    report = dataclasses.replace(report, answer=report.found["small/LCSC/0"])
-    attach_images(experiment, load_study("small/LCSC/0").objective, report)
-    artifacts = optuna.artifacts.get_all_artifact_meta(
-        stored("small"), storage=open_storage("sqlite:///studies.db", write=False)
-    )
-    assert sorted(meta.filename for meta in artifacts) == [
-        "images_1_before.png",
-        "images_2_answer.png",
-        "samples_1_before.png",
-        "samples_2_answer.png",
-        "samples_3_real.png",
-    ]
-
-    assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
-    trajectory = Trajectory.open(workplace / "ict.trajectory")
-    torch.testing.assert_close(load_file("best.safetensors"), trajectory.merge(coefficients_of(chosen)))
-
-    weights = trajectory.path / "weights.bin"
-    changed = bytearray(weights.read_bytes())
-    changed[len(changed) // 2] ^= 1  # in the second of three checkpoints
-    weights.write_bytes(changed)
-    assert "the weights of step 4 are damaged" in typed.refused("run", "small/LCSC/0", "--budget", "1200")
 
 
 def test_h_is_help_for_every_command(typed: Typed) -> None:

@@ -191,33 +191,6 @@ def test_a_reward_on_prompts_is_searched_and_a_worse_one_that_no_search_saw_is_r
     assert rows["fid@tests.tiny_pipelines:Colours"].gain is not None, "the guard is compared, too"
 
 
-def test_a_report_that_would_leave_out_prompts_is_refused_before_the_search(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    settings = {
-        **{"pipeline": "pipeline", "component": "lora", "sampler": {"name": "lcm", "steps": 1}},
-        **{"checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors"},
-        **{"prompts": "other.txt", "held_out_prompts": "prompts.txt"},
-        **{"loss": "fid@tests.tiny_pipelines:Colours", "reference": "photographs", "held_out_metrics": []},
-        **{"images": 4, "device": "cpu"},
-    }
-    study_file = {
-        "name": "few",
-        "objective": {"file": "latent_diffusion.py", "settings": settings},
-        "optimizers": ["CMA"],
-        "budget": {"evaluations": 2},
-        "held_out": {"images": 2},
-        "storage": "sqlite:///few.db",
-    }
-    one_line(
-        StudySpecError,
-        r"held_out\.images: there are more prompts \(3\) than images \(2\)",
-        lambda: lcsc_opt.run(study_file),
-    )
-    assert not Path("few.db").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
